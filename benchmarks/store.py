@@ -76,7 +76,7 @@ class Payer:
         self.now_ms = SystemClock().now_ms()
         began_s = self.now_ms // 1000 - 1_000_000
         tip = Tip(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
-        self.chain = ChainView(NETWORK, SlotClock(0, began_s), tip, problem=None)
+        self.chain = ChainView(NETWORK, SlotClock(0, began_s), tip, problem=None, is_compared=True)
         wallet, one = limits_of(LOVELACE, WINDOWS), limits_of(LOVELACE, WINDOWS, Scope(APP, ORIGIN))
         self.terms = Terms(
             network=NETWORK,

@@ -182,13 +182,14 @@ def _put_up_fence(
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
-    """Keep this process from the secrets, for good.
+    """Keep this process from the secrets, and from having other programs get at them, for good.
 
     Behind the fence a file that is made in a folder above the keystore cannot be read: so temporary files are made
     elsewhere.
     """
     tell = log.warning if plan.open else log.info
     tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
+    fence.close_ways_out()
     if not plan.hidden:
         return
     folder = Path(tempfile.gettempdir()).resolve()

@@ -1,23 +1,30 @@
-"""fence: what the daemon's process can open for the rest of its life, by Landlock: not what leads to the key.
+"""fence: what the daemon's process cannot do for the rest of its life: get at what leads to the key.
+
+`put_up` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon could
+type commands into the terminal that it runs in, or give them to tmux or the like by its Unix socket.
 
 The signer and the daemon are of one user, so that file modes keep nothing of the one from the other. Landlock
 (Linux 5.13) does, and nobody takes it off again, whoever has the process; nor can who is behind it read the memory
 of who is not. It knows no "all but": what may be read is listed, file by file in the folders above what is hidden,
 and elsewhere by whole folders. In those few folders a file that is new cannot be read.
 
-May import: the standard library. Never: is put up while other threads run; says that something is hidden which a
-second name still shows.
+May import: the standard library, seccomp. Never: is put up while other threads run; says that something is hidden
+which a second name still shows.
 """
 
 import ctypes
 import os
 import resource
+import socket
 import tempfile
+import termios
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from payagent import seccomp
 
 ROTATING = Path("/etc")
 """Files that every program must see anew are replaced here, such as resolv.conf: none in there can be hidden."""
@@ -30,7 +37,12 @@ _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
 _REMOVE_FILE = 1 << 5
 _MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
 _TRUNCATE_SINCE = 3
+_SCOPES_SINCE, _SCOPE_ABSTRACT_UNIX_SOCKET = 6, 1
 _DEVICES = (Path("/dev/null"), Path("/dev/tty"))
+
+# ioctl, socket, socketpair, io_uring_setup
+_CALLS = {"x86_64": (16, 41, 53, 425), "aarch64": (29, 198, 199, 425)}
+_TIOCLINUX = 0x541C  # pastes into a console
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,6 +113,33 @@ def keep_to_itself() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def close_ways_out() -> None:
+    """From now on no call types into a terminal, and none makes a Unix socket that could be connected.
+
+    A filter does not see where `connect` leads, so the socket itself is denied. asyncio gets its pair of streams:
+    these are connected to each other for good. io_uring is denied because it makes sockets without a call.
+    For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
+    """
+    _require_one_thread()
+    ioctl, make, make_pair, io_uring_setup = seccomp.here(_CALLS)
+    streams = (socket.SOCK_STREAM | socket.SOCK_CLOEXEC,)
+    seccomp.install(
+        [
+            *seccomp.when(ioctl, 1, (termios.TIOCSTI, _TIOCLINUX), seccomp.DENY, seccomp.ALLOW),
+            *seccomp.when(make, 0, (socket.AF_UNIX,), seccomp.DENY, seccomp.ALLOW),
+            *seccomp.when(make_pair, 1, streams, seccomp.ALLOW, seccomp.DENY),
+            (seccomp.JUMP_IF_EQUAL, 0, 1, io_uring_setup),
+            (seccomp.RETURN, 0, 0, seccomp.DENY),
+            (seccomp.RETURN, 0, 0, seccomp.ALLOW),
+        ]
+    )
+
+
+def _require_one_thread() -> None:
+    if threading.active_count() != 1:
+        raise RuntimeError("a thread that runs already would stay outside")
+
+
 def temporary(hidden: Iterable[Path]) -> list[Path]:
     """Where Python, first, and SQLite make temporary files: of those folders the ones that hold nothing hidden."""
     places = (Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  places, not files
@@ -114,12 +153,12 @@ def put_up(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iterable[Pa
 
     For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
     """
-    if threading.active_count() != 1:
-        raise RuntimeError("a thread that runs already would stay outside")
+    _require_one_thread()
     hidden, kernel = frozenset(hidden), version()
     writing = _WRITE_FILE | _MAKE_AND_REMOVE | (_TRUNCATE if kernel >= _TRUNCATE_SINCE else 0)
-    handled = ctypes.c_uint64(_READ_FILE | writing)
-    rules = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0)))
+    handled = (ctypes.c_uint64 * 3)(_READ_FILE | writing, 0, _SCOPE_ABSTRACT_UNIX_SOCKET)  # files, ports, scopes
+    size = ctypes.c_size_t(24 if kernel >= _SCOPES_SINCE else 8)
+    rules = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(handled), size, ctypes.c_uint32(0)))
     try:
         _let_read(rules, Path("/"), _above(hidden), hidden)
         for folder in folders:

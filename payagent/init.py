@@ -16,6 +16,7 @@ from payagent.agent.ports import Ports
 from payagent.api.tokens import hash_token, new_token
 from payagent.core.bounds import SCOPES
 from payagent.core.network import NETWORKS
+from payagent.core.origin import is_t_backend
 from payagent.core.problem import Refused
 from payagent.settings.loading import load_settings
 from payagent.settings.places import (
@@ -138,7 +139,7 @@ def _require_own(path: Path) -> None:
 
 
 def config_text(choices: Choices) -> str:
-    """The config file: what was decided, and nothing that is a default."""
+    """The config file: the choices and no defaults; for the T Backend also how its splits are read."""
     lines = [
         "# payagent's configuration, made by `payagent init`. config/payagent.example.toml explains every key.",
         "",
@@ -158,6 +159,15 @@ def config_text(choices: Choices) -> str:
         lines += ["", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"]
         if name in choices.partners:
             lines += ["# Sent as X-Partner.", f"partner = {_quote(choices.partners[name])}"]
+        if is_t_backend(origin):
+            lines += [
+                "# A revenue share in a 402 that states no mode is paid on top of the amount, not out of it.",
+                'split_mode = "additional"',
+            ]
+        lines += [
+            f"# If you add [merchants.{_key(name)}.topup] with `below`, the first top-up can be paid as soon as",
+            "# the daemon reads it: a balance that was never bought counts as 0 left.",
+        ]
     if choices.passphrase_file is not None:
         lines += ["", "[keystore]", "# Read when the daemon starts; for its owner alone (chmod 600)."]
         lines.append(_path("passphrase_file", choices.passphrase_file))

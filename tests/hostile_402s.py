@@ -224,6 +224,7 @@ def hostile_402s(network: Network, pay_to: str, own: str, now_ms: int) -> list[H
 NOT = "amount_not_understood"
 RANGE = "amount_out_of_range"
 SPLIT = "split_not_understood"
+TERMS = "terms_not_understood"
 STRICT = "json_not_understood"
 UNITS = '"amountUnits": "10000000"'
 
@@ -539,7 +540,7 @@ def _flux(t: _Table) -> None:
         t.drop(f"E6-flux-without-{key}", "invoice_incomplete", "flux_bare", key)
     t.set("E6-flux-amountUnits", "mixed_dialects", "flux", "amountUnits", "10000000")
     t.set("E6-flux-extra", "mixed_dialects", "flux", "extra", {"outputs": []})
-    t.set("E6-flux-fee", SPLIT, "flux", "platformFee", "1000000")
+    t.set("E6-flux-fee", TERMS, "flux", "platformFee", "1000000")
     t.set("E6-flux-accepts", "mixed_dialects", "flux", "accepts", [])
     t.set("E5-flux-status", "not_an_invoice", "flux", "status", "submitted")
 
@@ -651,26 +652,11 @@ def _other_shapes(t: _Table) -> None:
     t.set("E5-payment-beside", "mixed_dialects", "plain", "payment", wrapped)
 
 
-_TERMS_BY_NAME = dict.fromkeys(
-    (
-        *("percentage", "lovelaceOnTop", "currencies", "revenues", "surcharge", "commission", "changeAddress"),
-        *(
-            "paytoAlso",
-            "beneficiary",
-            "inclusive",
-            "additional",
-            "paid",
-            "state",
-            "listFees",
-            "perUnit",
-            "inUnits",
-        ),
-        *("listPrice", "cost", "total", "ourShare", "shares", "tax", "bps", "forwardTo", "payNow"),
-    ),
-    SPLIT,
-) | dict.fromkeys(
-    ("deadline", "chainId", "policyId", "decimalPlaces", "timeoutMs", "parentInvoiceId", "parent_invoice_id"),
-    "body_not_understood",
+_TERMS_BY_NAME = (
+    *("percentage", "lovelaceOnTop", "currencies", "revenues", "surcharge", "commission", "changeAddress"),
+    *("paytoAlso", "beneficiary", "inclusive", "additional", "paid", "state", "listFees", "perUnit", "inUnits"),
+    *("listPrice", "cost", "total", "ourShare", "shares", "tax", "bps", "forwardTo", "payNow"),
+    *("deadline", "chainId", "policyId", "decimalPlaces", "timeoutMs", "parentInvoiceId", "parent_invoice_id"),
 )
 """Fields that no document has and that change what is asked, whatever words they hold."""
 
@@ -682,28 +668,27 @@ def _fields(t: _Table) -> None:
         ("splits", "mixed_dialects"),
         ("splitMode", "mixed_dialects"),
         ("expiresAt", "mixed_dialects"),
-        ("outputs", SPLIT),
-        ("split", SPLIT),
-        ("fee", SPLIT),
-        ("platform_fee", SPLIT),
-        ("AmountUnits", SPLIT),
-        ("pay_to", SPLIT),
-        ("recipients", SPLIT),
-        ("totalPrice", SPLIT),
-        ("revenueShare", SPLIT),
-        ("expires_at", "body_not_understood"),
-        ("network", "body_not_understood"),
-        ("assetName", "body_not_understood"),
+        ("outputs", TERMS),
+        ("split", TERMS),
+        ("fee", TERMS),
+        ("platform_fee", TERMS),
+        ("AmountUnits", TERMS),
+        ("pay_to", TERMS),
+        ("recipients", TERMS),
+        ("totalPrice", TERMS),
+        ("revenueShare", TERMS),
+        ("expires_at", TERMS),
+        ("network", TERMS),
+        ("assetName", TERMS),
     ]:
         t.set(f"E6-detail-{key}", code, "plain", f"detail.{key}", "1")
     for key in ("splits", "splitMode", "fee", "TXFee", "recipients", "payTo", "amountUnits", "tip", "royalties"):
-        t.set(f"E6-extra-{key}", SPLIT, "plain", f"detail.extra.{key}", "1")
-    for key, code in _TERMS_BY_NAME.items():
-        t.set(f"E6-named-{key}", code, "plain", f"detail.{key}", "see our terms")
-    for name, note in {"address": "ADDR_TEST1QZ", "amount": "another 2500"}.items():
-        t.set(f"E6-note-with-{name}", SPLIT, "plain", "detail.greeting", note)
+        t.set(f"E6-extra-{key}", TERMS, "plain", f"detail.extra.{key}", "1")
+    for key in _TERMS_BY_NAME:
+        t.set(f"E6-named-{key}", TERMS, "plain", f"detail.{key}", "see our terms")
+    t.set("E6-note-with-address", TERMS, "plain", "detail.greeting", "ADDR_TEST1QZ")
     t.set("E6-beside-splits", "mixed_dialects", "plain", "splits", [])
-    t.set("E6-beside-fee", SPLIT, "plain", "fee", "1")
+    t.set("E6-beside-fee", TERMS, "plain", "fee", "1")
     t.set("E6-babel", "body_not_understood", "plain", "detail.extra.babel", True)
     t.set("E6-babel-text", "body_not_understood", "plain", "detail.extra.babel", "false")
     t.set("E6-version", "body_not_understood", "plain", "detail.version", "0.2")
@@ -744,5 +729,5 @@ def _ids(t: _Table) -> None:
         "mode": "inclusive",
         "vat": 190_000,
     }.items():
-        t.set(f"E6-detail-{name}", SPLIT, "plain", f"detail.{name}", value)
-        t.set(f"E6-extra-{name}", SPLIT, "plain", f"detail.extra.{name}", value)
+        t.set(f"E6-detail-{name}", TERMS, "plain", f"detail.{name}", value)
+        t.set(f"E6-extra-{name}", TERMS, "plain", f"detail.extra.{name}", value)

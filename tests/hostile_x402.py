@@ -13,10 +13,10 @@ from hostile_402s import BYRON, JSON, OTHER_POLICY, Base, Hostile, address
 from payagent.core.network import Network
 
 HEADER = "PAYMENT-REQUIRED"
-NOT, RANGE, SPLIT, STRICT = (
+NOT, RANGE, TERMS, STRICT = (
     "amount_not_understood",
     "amount_out_of_range",
-    "split_not_understood",
+    "terms_not_understood",
     "json_not_understood",
 )
 SHAPE, METHOD, ASSET = "body_not_understood", "transfer_method_refused", "asset_not_understood"
@@ -141,10 +141,10 @@ def _wholes(terms: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     commitment = {"cardano-request-commitment": {"info": {"required": True, "profile": "http:1"}}}
     yield "X2-commitment-required", "extension_required", {"extensions": commitment}
     yield "X2-echo-long", "invoice_too_big", {"extensions": {"x": {"info": "x" * 9_000}}}
-    yield "X2-splits", SPLIT, {"splits": []}
-    yield "X2-fee", SPLIT, {"platformFee": "1"}
-    yield "X2-pay-to", SPLIT, {"payTo": entry["payTo"]}
-    yield "X2-network", SHAPE, {"network": entry["network"]}
+    yield "X2-splits", TERMS, {"splits": []}
+    yield "X2-fee", TERMS, {"platformFee": "1"}
+    yield "X2-pay-to", TERMS, {"payTo": entry["payTo"]}
+    yield "X2-network", TERMS, {"network": entry["network"]}
 
 
 def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -180,7 +180,7 @@ def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple
     for timeout in ("600", 600.0, True):
         yield one(f"X3-timeout-{timeout!a}", NOT, maxTimeoutSeconds=timeout)
     for key in ("splits", "fee", "maxAmountRequired", "recipients", "payees"):
-        yield one(f"X3-{key}", SPLIT, **{key: "1"})
+        yield one(f"X3-{key}", TERMS, **{key: "1"})
     for method in ("masumi", "script", ["default"]):
         yield one(f"X3-method-{method}", METHOD, assetTransferMethod=method)
     yield one("X3-resource-number", "resource_mismatch", resource={"url": 7})
@@ -215,10 +215,11 @@ def _extras() -> Iterator[tuple[str, str, Any]]:
     yield "X4-flow-escrow", SHAPE, {"paymentFlow": "escrow"}
     yield "X4-decimals", "decimals_mismatch", {"decimals": 18}
     for key in ("splits", "platformFee", "payTo", "tip"):
-        yield f"X4-{key}", SPLIT, {key: "1"}
-        yield f"X4-within-{key}", SPLIT, {"job": {"of": {key: "1"}}}
-    yield "X4-within-list", SPLIT, {"job": {"ids": ["1"]}}
-    yield "X4-within-address", SPLIT, {"job": {"of": "addr_test1vq"}}
+        yield f"X4-{key}", TERMS, {key: "1"}
+        yield f"X4-within-{key}", TERMS, {"job": {"of": {key: "1"}}}
+    yield "X4-within-list", TERMS, {"job": {"ids": ["1", {"tip": "1"}]}}
+    yield "X4-sponsor-text", SHAPE, {"feeSponsor": "1"}
+    yield "X4-within-address", TERMS, {"job": {"of": "addr_test1vq"}}
 
 
 def _version_1(terms: dict[str, Any]) -> Iterator[Hostile]:
@@ -234,7 +235,7 @@ def _version_1(terms: dict[str, Any]) -> Iterator[Hostile]:
     yield row("version-text", SHAPE, terms | {"x402Version": "1"})
     yield row("version-float", SHAPE, text.replace('"x402Version": 1', '"x402Version": 1.0'))
     yield row("accepts-object", SHAPE, terms | {"accepts": entry})
-    yield row("fee", SPLIT, terms | {"platformFee": "1"})
+    yield row("fee", TERMS, terms | {"platformFee": "1"})
     yield row("ada-with-a-name", ASSET, terms | {"accepts": [entry | {"extra": {"assetNameHex": "00"}}]})
     unnamed = entry | {"asset": "aa" * 28, "extra": {"assetNameHex": ""}}
     yield row("policy-without-name", "asset_not_allowed", terms | {"accepts": [unnamed]})

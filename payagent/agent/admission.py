@@ -113,8 +113,15 @@ class Admission:
         )
 
     def require_open(self, unit: Unit, purchase: Purchase, now_ms: int) -> None:
-        """Refused where admission would open no payment for the chosen invoice, whatever it costs."""
-        self.require_unpaid(unit.conn, purchase)
+        """Refused where admission would open no payment for the chosen invoice, whatever it costs.
+
+        A top-up that is only planned asks for another 402 when it is ordered. So its invoice may be the one that a
+        running top-up of the same balance pays.
+        """
+        if purchase.topup is None:
+            self.require_unpaid(unit.conn, purchase)
+        else:
+            _known(unit.conn, purchase.invoice)
         intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
         pauses.require_running(unit.conn)

@@ -116,7 +116,8 @@ class Agent:
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
 
-        Refused like the payment would be, and as `invoice_paid_already` where there is one.
+        Refused like the payment would be, and as `invoice_paid_already` where there is one. The order of a top-up
+        waits for change that is on its way, so that its plan takes it as there.
         """
         now_ms = self.desk.ports.clock.now_ms()
         offers = self._reception.offers(self.desk.terms.merchant(ask.origin), ask, now_ms)
@@ -128,7 +129,12 @@ class Agent:
             invoice = chosen.invoice
             try:
                 plan = self.desk.admission.planner.plan(
-                    unit, invoice, invoice.expires_at_ms, self.desk.terms.min_window_s, now_ms
+                    unit,
+                    invoice,
+                    invoice.expires_at_ms,
+                    self.desk.terms.min_window_s,
+                    now_ms,
+                    waits=ask.topup is not None,
                 )
             except Refused:
                 self.desk.admission.holding.require_before_fee(unit, chosen, now_ms, count)
@@ -139,7 +145,8 @@ class Agent:
                 )
                 reasons = self.desk.admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
                 if count > 1:
-                    self._require_funds({asset: units * count for asset, units in plan.spend.items()})
+                    spend = {asset: units * count for asset, units in plan.spend.items()}
+                    self._require_funds(spend, self.desk.admission.planner.totals_with_change(unit, now_ms))
             except Refused as refusal:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None, reasons)
@@ -152,13 +159,12 @@ class Agent:
             return quote
         return replace(quote, refusal=as_told(self.desk.conn, ask.app_id, quote.refusal))
 
-    def _require_funds(self, spend: Mapping[str, int]) -> None:
-        """Whether all that is free suffices; on the writer's thread."""
+    def _require_funds(self, spend: Mapping[str, int], totals: Mapping[str, int]) -> None:
         for asset, units in spend.items():
-            free = self.desk.coins.totals.get(asset, 0)
+            free = totals.get(asset, 0)
             if units > free:
                 have, need = format_amount(asset, free), format_amount(asset, units)
-                raise Refused("not_enough_funds", f"{have} are free, {need} are needed")
+                raise Refused("not_enough_funds", f"{have} are free or come back as change, {need} are needed")
 
     def _paid_already(self, ask: Ask) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""

@@ -90,6 +90,18 @@ class Quote:
     reasons: Reasons = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PrepaidQuote:
+    """What a call would use of a prepaid balance that would serve it; no `units` where its price is not known.
+    `refusal` is the limit of its app that stands against it.
+    """
+
+    origin: str
+    unit: str
+    units: int | None
+    refusal: Refused | None
+
+
 def digest(parts: list[str]) -> str:
     """What is wanted, in one text: the same only for the same parts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,7 +4,7 @@ May import: core, chain.member, chain.source (their types). Never: asks the chai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from payagent.chain.member import Odd
 from payagent.chain.source import Genesis, Parameters, Tip
@@ -71,8 +71,10 @@ class ChainView:
 
     `booked`: the tip up to which all deposits are in the books, for which the providers have to list them alike.
     `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
-    know all that was signed (agent.scan). `foreign`: transactions that spent coins of ours and are none of ours
-    (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
+    know all that was signed (agent.scan). `is_compared`: whether the wallet's newest transactions were compared
+    with the ledger since the start. `foreign`: transactions that spent coins of ours and are none of ours
+    (agent.foreign), until an operator thaws. `unread`: why the last look at the chain (`look`), or at the wallet's
+    past (`past`), could not be completed. `require_ready` stands before every signature.
     """
 
     network: Network
@@ -82,7 +84,24 @@ class ChainView:
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
     behind: str | None = None
+    is_compared: bool = False
     foreign: tuple[str, ...] = ()
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def note_unread(self, part: str, why: str | None) -> None:
+        """Note why a part could not be read, or None that it was."""
+        if why is None:
+            self.unread.pop(part, None)
+        else:
+            self.unread[part] = why
+
+    @property
+    def why_unseen(self) -> str:
+        """Why there is no newest block to go by."""
+        return self.problem or self._with_reason("the chain and the wallet's coins were not read yet", "look")
+
+    def _with_reason(self, told: str, part: str) -> str:
+        return f"{told}; the last look ended with: {self.unread[part]}" if part in self.unread else told
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
@@ -104,7 +123,8 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign.
 
-        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`.
+        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`; `chain_not_ready`
+        before the wallet's newest transactions were compared with the ledger.
         """
         slot = self.require_in_step(now_ms)
         self._require_known_past(now_ms)
@@ -113,12 +133,13 @@ class ChainView:
     def require_in_step(self, now_ms: int) -> int:
         """The current slot, when our clock and the chain's agree. Refused: `chain_not_ready`, `clock_skew`."""
         if self.slots is None or self.tip is None or self.problem is not None:
-            raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
+            raise Refused("chain_not_ready", self.why_unseen)
         slot = self.slots.slot_at(now_ms)
         if self.tip.slot > slot + SKEW_MAX_S:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
-            raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
+            old = f"the newest block that is known is {slot - self.tip.slot} s old"
+            raise Refused("chain_not_ready", self._with_reason(old, "look"))
         return slot
 
     def _require_known_past(self, now_ms: int) -> None:
@@ -130,15 +151,18 @@ class ChainView:
             )
 
         if self.behind is not None:
-            raise Refused("ledger_behind", f"nothing is signed: {self.behind}")
+            raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
         if self.foreign:
             *others, last = self.foreign
             beside = f" (and {len(others)} before it)" if others else ""
             raise Refused(
                 "foreign_spend",
                 f"nothing is signed until an operator thaws: transaction {last}{beside} spent coins of this "
-                "wallet, and payagent did not sign it",
+                "wallet, and the ledger does not know it",
             )
+        if not self.is_compared:
+            told = "the wallet's newest transactions were not compared with the ledger yet"
+            raise Refused("chain_not_ready", self._with_reason(told, "look"))
 
     def block_ms(self, now_ms: int) -> int | None:
         """The time of the newest block; None where there is none, or it is too far ahead of the local clock.
@@ -173,21 +197,27 @@ class ChainView:
             return False
         return True
 
-    def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
+    def ttl_slot(
+        self, slot: int, expires_at_ms: int | None, min_window_s: int, *, from_block: bool = False
+    ) -> int:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
+
+        `from_block`: what is left of the invoice is counted from the newest block (dialects.TIMED_BY_BLOCK).
 
         Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
         too often land when the invoice is over (docs/exactly-once.md R3).
         """
-        if self.slots is None:
-            raise Refused("chain_not_ready", "the chain's genesis was not read yet")
+        if self.slots is None or self.tip is None:
+            raise Refused("chain_not_ready", "the chain's genesis and its newest block were not read yet")
         ttl = slot + TTL_CAP_S
         if expires_at_ms is not None:
-            ttl = min(ttl, self.slots.slot_at(expires_at_ms) - EXPIRY_MARGIN_S)
+            left_s = self.slots.slot_at(expires_at_ms) - slot
+            ttl = min(ttl, (min(slot, self.tip.slot) if from_block else slot) + left_s - EXPIRY_MARGIN_S)
         if ttl - slot < min_window_s:
             left_s = max(ttl - slot + EXPIRY_MARGIN_S, 0)
+            since = ", counted from the newest block" if from_block else ""
             raise Refused(
                 "invoice_expired",
-                f"{left_s} s are left of the invoice, {min_window_s + EXPIRY_MARGIN_S} s are needed",
+                f"{left_s} s are left of the invoice{since}, {min_window_s + EXPIRY_MARGIN_S} s are needed",
             )
         return ttl

@@ -71,12 +71,19 @@ class Deliveries:
         return self._desk.payment(payment_id)
 
     async def take_answer(
-        self, payment_id: str, response: Response, *, shown_depth: int | None = None, is_delivered: bool = False
+        self,
+        payment_id: str,
+        response: Response,
+        *,
+        shown_depth: int | None = None,
+        is_delivered: bool = False,
+        has_served: bool = False,
     ) -> tuple[PaymentRow, Advice]:
         """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
 
         `shown_depth`: how deep the transaction was when the proof was shown; None for as deep as it is now. Where
         the payment is not `ready` afterwards, the proof is shown again as soon as it is.
+        `has_served`: the merchant has begun to serve a call for this payment, delivered or not.
 
         That a call was served is only noted, unless it `is_delivered` with that: it counts once its answer is in
         the client's hands, which `record_delivery` tells. A transaction that was handed over and refused is
@@ -91,6 +98,7 @@ class Deliveries:
             shown_tx=row.tx_id or "",
             now_ms=now_ms,
             is_on_chain=row.state in ON_CHAIN,
+            has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
 
         depth = self._desk.depth(row) if shown_depth is None else shown_depth

@@ -95,7 +95,8 @@ def record_answer_to_retry(
 
 def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> float | None:
     """When the proof is shown again, after this answer, the last of all that was `said`."""
-    is_settling = answer.said is Said.USED_UP and row.handed_over and said.count(Said.USED_UP) <= USED_UP_PATIENCE
+    may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
+    is_settling = answer.said is Said.USED_UP and may_settle and said.count(Said.USED_UP) <= USED_UP_PATIENCE
     if answer.said not in SHOWN_AGAIN and not is_settling:
         return None
     return answer.retry_after_s or again_after_s(len(said))

@@ -205,6 +205,12 @@ class Desk:
         at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
         return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
 
+    @property
+    def latest_ms(self) -> int:
+        """The clock's time, or the newest block's when that is later: what expired by either has expired."""
+        now_ms, tip, slots = self.ports.clock.now_ms(), self.chain.tip, self.chain.slots
+        return now_ms if tip is None or slots is None else max(now_ms, slots.time_ms(tip.slot))
+
     def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.spending)."""
         return self.admission.rulebook.clock_ms(conn, now_ms)

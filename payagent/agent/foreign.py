@@ -1,8 +1,9 @@
-"""Two wallets on the same words: a coin of ours was spent by a transaction that payagent did not sign.
+"""A coin of ours was spent by a transaction that the ledger does not know.
 
-The list of our coins lacking one is a reason to look, and proves nothing; the transaction that spends it, in a
-block, does. From then on the books follow it, and nothing is signed until an operator thaws the wallet: who signs
-elsewhere may spend what a payment is about to.
+Either another program has the wallet's words, or the whole data folder was rolled back. The list of our coins
+lacking one is a reason to look, and proves nothing; the transaction that spends it, in a block, does. From then on
+the books follow it, and nothing is signed until an operator thaws the wallet: who signs elsewhere may spend what a
+payment is about to. After every start the wallet's newest transactions are compared before anything is signed.
 
 May import: core, chain, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
@@ -80,12 +81,40 @@ class Foreign:
         self._desk = desk
         self._rows = rows
         self._search = Search(desk)
+        self._last_slot = onchain.last_slot(desk.conn)
         self._suspects: set[str] = set()
         self._searched_ms = 0
         self._fruitless = 0
         self._asked_last = (0, "")
         self._there_for_good: set[tuple[str, str]] = set()
         self._deep_seen = Repeats()
+
+    async def compare(self, source: View) -> bool:
+        """Whether the wallet's transactions since the ledger's newest block were compared with the ledger.
+
+        Done once after a start. No provider may show a spend that the ledger does not know. One that they agree on
+        is booked and freezes signing. While the ledger is behind, the recovery reads more than this would.
+        """
+        desk, chain = self._desk, self._desk.chain
+        if chain.is_compared or chain.behind is not None:
+            return True
+        slots, slot = chain.slots, self._last_slot
+        since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
+        shown = await source.unknown_spends(desk.terms.own.text, since_s, self._is_known)
+        if not source.is_current or not isinstance(shown, Found):
+            return False
+        spends = await self._search.find(source, since_s) if shown.value else []
+        if spends is None:
+            return False
+        now_ms = desk.ports.clock.now_ms()
+        for spend in spends:
+            await self._take_in(spend, now_ms)
+        chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
+        return chain.is_compared
+
+    def _is_known(self, tx_id: str) -> bool:
+        """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""
+        return onchain.is_ours(self._desk.conn, tx_id) or onchain.is_foreign_there(self._desk.conn, tx_id)
 
     async def look(self, source: View, listing: Listing) -> None:
         """Who spent what the list lacks; are those that did still there; what have they made void?"""

@@ -1,7 +1,7 @@
 """Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
 
-May import: chain.panel, chain.view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment
-or a coin.
+May import: chain.agree, .panel, .view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a
+payment or a coin.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.desk import Desk
+from payagent.chain.agree import Silence, is_lasting, missed
 from payagent.chain.panel import Panel
 from payagent.chain.view import View
 from payagent.store import alerts
@@ -44,6 +45,8 @@ class Hearing:
         self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
         self._back_ms: dict[str, int] = {}
         self._unsteady = set(self._told_out)
+        self._gap: Silence | None = None
+        """Since when no look at the chain could be completed."""
 
     async def look(self) -> View | None:
         """What the providers show together that are to be believed; it serves the whole look."""
@@ -61,9 +64,17 @@ class Hearing:
         return view
 
     async def _tell_who_is_out(self) -> None:
-        """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles."""
-        now_ms = self._desk.ports.clock.now_ms()
+        """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles.
+
+        And of looks that cannot be completed, for as long as one that is not heard is waited for.
+        """
+        now_ms, unread = self._desk.ports.clock.now_ms(), self._desk.chain.unread
         out = self._panel.outs()
+        self._gap = missed(self._gap, now_ms) if unread else None
+        if (
+            is_lasting(self._gap) and "providers" not in out
+        ):  # a dispute keeps looks from ending, and is told itself
+            out["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
         subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
         if subjects == self._told_out:
             return

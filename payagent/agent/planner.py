@@ -1,10 +1,10 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
-Never: takes a coin; asks what may be paid.
+May import: core, dialects, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse,
+.replacement. Never: takes a coin; asks what may be paid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from payagent.agent.chainview import ChainView
@@ -17,6 +17,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import pauses, payments, queries
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
@@ -54,10 +55,17 @@ class Planner:
         min_window_s: int,
         now_ms: int,
         anchor: Coin | None = None,
+        *,
+        waits: bool = False,
     ) -> Plan:
-        """The transaction that would pay the invoice now; raises what stands against it but for limits."""
+        """The transaction that would pay the invoice now; raises what stands against it but for limits.
+
+        `waits`: what is asked is what it would be once all change is there. That transaction is never signed.
+        """
         slot = self.chain.require_ready(now_ms)
-        ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
+        ttl_slot = self.chain.ttl_slot(
+            slot, expires_at_ms, min_window_s, from_block=invoice.dialect in TIMED_BY_BLOCK
+        )
         parameters = parameters_of(invoice.proof, invoice.echo)
 
         def pay(coins: Coins) -> Plan:
@@ -74,8 +82,8 @@ class Planner:
 
         try:
             if invoice.handed_over:
-                return self._plan_with(unit, self._cancellable(pay), slot, 0)
-            return self._plan_with(unit, pay, slot, self.chain_depth, by_one=True)
+                return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
+            return self._plan_with(unit, pay, slot, self.chain_depth, by_one=True, waits=waits)
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
                 raise
@@ -144,6 +152,11 @@ class Planner:
         """How many transactions in no block lead to one that was planned lately."""
         return self._depths.get(tx_id, 0)
 
+    def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
+        """Units per asset that are free, or will be once all change is there."""
+        coming = _coming(unit, self.chain.require_ready(now_ms))
+        return ledger.add((self.coins.totals, Coins(coming).totals))
+
     def _known_depths(self) -> dict[str, int]:
         """What was found since the newest block came. One that is wrong for a while makes a chain no less safe."""
         if self._depths_at != self.chain.tip:
@@ -151,7 +164,14 @@ class Planner:
         return self._depths
 
     def _plan_with(
-        self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int, *, by_one: bool = False
+        self,
+        unit: Unit,
+        plan: Callable[[Coins], Plan],
+        slot: int,
+        chain_depth: int,
+        *,
+        by_one: bool = False,
+        waits: bool = False,
     ) -> Plan:
         """What `plan` makes of the free coins, or of those and change that is on its way, `chain_depth` deep.
 
@@ -170,8 +190,11 @@ class Planner:
                     f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
                 ) from None
             coming = _coming(unit, slot)
-            if not _suffices([*self.coins, *coming], plan):
+            whole = _planned(plan, Coins([*self.coins, *coming]))
+            if whole is None:
                 raise
+            if waits:
+                return whole
             asset = str(refusal.context.get("asset", LOVELACE))
             raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
 
@@ -232,12 +255,12 @@ def _coming(unit: Unit, slot: int) -> list[Coin]:
     return coming
 
 
-def _suffices(coins: list[Coin], plan: Callable[[Coins], Plan]) -> bool:
+def _planned(plan: Callable[[Coins], Plan], coins: Coins) -> Plan | None:
+    """The transaction of these coins; None where they do not suffice."""
     try:
-        plan(Coins(coins))
+        return plan(coins)
     except Refused:
-        return False
-    return True
+        return None
 
 
 def _in_flight(asset: str, available: int, coming: int) -> Refused:

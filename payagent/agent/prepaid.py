@@ -210,6 +210,27 @@ def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
     return CALLS, 1
 
 
+def serving(conn: Connection, pool: Pool, call: ServedCall, now_ms: int) -> tuple[str, int | None] | None:
+    """(unit, count) that a call would use of the pool; None where the pool would not serve it.
+
+    What is left is known by our count, or where that has nothing by the merchant's word. The count is None for a
+    call that never answered 402: nobody knows its price, and anything that is left may serve it.
+    """
+    if prepaid.has_any(conn, pool.id):
+        has = {one.unit: left(conn, pool, one.unit, now_ms) for one in prepaid.holdings(conn) if one.pool == pool}
+    else:
+        told = prepaid.last_observation(conn, pool.id)
+        has = {} if told is None else {told.unit or CALLS: told.remaining or 0}
+    priced = prepaid.price(conn, call.origin, call.method, call.path)
+    wanted = None if priced is None else {priced[0]: priced[1], CALLS: 1}
+    for name in sorted(has, key=lambda name: name != CALLS):
+        if wanted is None and has[name] > 0:
+            return name, None
+        if wanted is not None and has[name] >= wanted.get(name, has[name] + 1):
+            return name, wanted[name]
+    return None
+
+
 def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, int]:
     """What so much of a balance costs per asset, also while its purchase is on its way."""
     name, count = drawn

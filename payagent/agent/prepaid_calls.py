@@ -6,13 +6,13 @@ May import: core.problem, store, agent.asks, .desk, .reception, .prepaid, .uses.
 import asyncio
 
 from payagent.agent import prepaid, uses
-from payagent.agent.asks import Ask
+from payagent.agent.asks import Ask, PrepaidQuote, Request
 from payagent.agent.desk import Desk
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.reception import Reception
 from payagent.core.problem import Refused
+from payagent.store import apps, records
 from payagent.store import prepaid as pools
-from payagent.store import records
 from payagent.store import uses as store_uses
 from payagent.store.unit import Unit
 
@@ -26,6 +26,28 @@ class PrepaidCalls:
     def __init__(self, desk: Desk, reception: Reception) -> None:
         self._desk = desk
         self._reception = reception
+
+    def call_of(self, app_id: str, origin: str, request: Request) -> ServedCall:
+        """A call that an app may make. Refused: `merchant_not_allowed`."""
+        apps.require(self._desk.conn, app_id).require_may_call(origin)
+        buyer = self._reception.buyer(origin, request)
+        return ServedCall(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
+
+    def quote(self, call: ServedCall) -> PrepaidQuote | None:
+        """What the call would use of a prepaid balance that would serve it; None where none is known that would.
+
+        A dry run asks this first. The call itself would be served, and use up what was paid for.
+        """
+        conn, now_ms = self._desk.conn, self._desk.ports.clock.now_ms()
+        pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+        if pool is None or (serving := prepaid.serving(conn, pool, call, now_ms)) is None:
+            return None
+        clock_ms, drawn = self._desk.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
+        try:
+            uses.require_room(conn, pool, call, drawn, self._desk.terms.limits, clock_ms)
+        except Refused as refused:
+            return PrepaidQuote(call.origin, *serving, refused)
+        return PrepaidQuote(call.origin, *serving, None)
 
     async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
         """Before a call goes out that a prepaid balance may serve, count what it would use against its app's own

@@ -8,7 +8,7 @@ Never: decides; reserves.
 import asyncio
 
 from payagent.agent import trust
-from payagent.agent.asks import Ask
+from payagent.agent.asks import Ask, Request
 from payagent.agent.desk import Desk
 from payagent.agent.floods import Floods
 from payagent.agent.holding import is_priced, note_price
@@ -70,14 +70,14 @@ class Reception:
             max_total_asset=ask.max_total_asset,
             is_heard=ask.heard_at_ms is not None or ask.topup is not None,
             min_window_s=self._desk.terms.min_window_s,
-            buyer=ask.buyer or self._buyer(ask),
+            buyer=ask.buyer or self.buyer(ask.origin, ask.request),
             topup=ask.topup,
         )
 
-    def _buyer(self, ask: Ask) -> Buyer:
+    def buyer(self, origin: str, request: Request | None) -> Buyer:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""
-        said = ask.request.headers if ask.request is not None else {}
-        partner = self._desk.terms.merchant(ask.origin).partner or ""
+        said = request.headers if request is not None else {}
+        partner = self._desk.terms.merchant(origin).partner or ""
         return Buyer.named(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
 
     async def note_refusal(self, ask: Ask, refusal: Refused, purchase: Purchase | None, now_ms: int) -> None:

@@ -2,8 +2,8 @@
 
 Safe at any time, because every attempt of a payment spends its anchor; due when no attempt can land before its
 TTL any more, so that it helps (docs/exactly-once.md R7). On the writer's thread.
-May import: core, chain.source, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the hold or
-on another anchor.
+May import: core, dialects, chain.source, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the
+hold or on another anchor.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from payagent.core.money import format_amount
 from payagent.core.network import Network
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import payments, queries, records
 from payagent.store.payments import PaymentRow
 from payagent.store.queries import AttemptRow, CoinRow
@@ -180,7 +181,8 @@ class Replacing:
         require_anchor(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
         window_s = min_window_s if wanted.kind == "invoice" else 0
-        ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s)
+        from_block = row.dialect in TIMED_BY_BLOCK
+        ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s, from_block=from_block)
         plan = self._plan(unit, row, wanted, ttl_slot)
         hold = payments.hold(unit.conn, row.id)
         for asset, units in plan.spend.items():

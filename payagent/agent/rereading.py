@@ -3,7 +3,8 @@
 Merchants, limits, thresholds of approvals, the wallet's low mark and its upkeep are taken over. What else has
 changed takes a new start, and then nothing is taken.
 
-May import: core, settings, store, agent.desk, .terms, structlog. Never: takes over a part; tells a value.
+May import: core, settings, store, agent.desk, .terms, structlog. Never: takes over a part; changes what it does
+not record.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import structlog
 from payagent.agent.desk import Desk
 from payagent.agent.terms import Terms
 from payagent.core.problem import Refused
-from payagent.settings.tables import Settings, changed_keys
+from payagent.settings.tables import Settings, changes
 from payagent.store import records
 from payagent.store.unit import Unit
 
@@ -51,10 +52,10 @@ class Rereading:
             else:
                 log.warning("config.read", changed=changed)
 
-    async def _take(self) -> list[str]:
-        """The keys that changed. Refused, with nothing taken: `config_invalid`, `store_failed`."""
+    async def _take(self) -> dict[str, dict[str, object]]:
+        """What changed, from what to what. Refused, with nothing taken: `config_invalid`, `store_failed`."""
         new = self._read()
-        changed = changed_keys(self._settings, new)
+        changed = changes(self._settings, new)
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
         # the signer keeps what it was started with, also where that follows from a day's limit
@@ -72,7 +73,7 @@ class Rereading:
 
 def needing_a_start(before: Settings, after: Settings) -> list[str]:
     """The keys that changed and are read at the start alone."""
-    fixed = [key for key in changed_keys(before, after) if not _TAKEN.fullmatch(key)]
+    fixed = [key for key in changes(before, after) if not _TAKEN.fullmatch(key)]
     if _signed(before) != _signed(after):
         fixed.append("limits.assets.per_transaction")
     if _private(before) != _private(after):

@@ -23,7 +23,7 @@ from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.member import AHEAD_MAX_S
-from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
+from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen, Unknown
 from payagent.chain.view import View
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -74,7 +74,7 @@ class Search:
     """Looks through the transactions of our address. What one moved never changes, so it is read once.
 
     A wallet's past is long: a search goes on where it stopped, also with the blocks that no rollback reaches, and
-    once it is done only what the newest moved stays in memory.
+    once it is done only what the newest moved stays in memory. `why`: why the last one could not be completed.
     """
 
     def __init__(self, desk: Desk) -> None:
@@ -85,6 +85,7 @@ class Search:
         self._listed_from_s = 0
         self._repeats = Repeats()
         self._is_lonely = False
+        self.why: str | None = None
 
     async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
         """The spends in blocks from a time on, oldest first; None when they could not be read in full.
@@ -92,7 +93,9 @@ class Search:
         A view shows what its providers say alike; one that is only late does not count. When all but one of
         several cannot be heard, that one has to say the same three times, a minute apart.
         """
+        self.why = None
         if not source.is_current:
+            self.why = "a provider's newest block is old, or lower than one before"
             return None
         address, self._is_lonely = self._desk.terms.own.text, False
         if (listed := await self._list(source, address, max(since_s, 0))) is None:
@@ -117,7 +120,10 @@ class Search:
         if self._is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._desk.ports.clock.now_ms()
-            return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
+            if not self._repeats.is_enough(address, told, source.tip.hash, now_ms):
+                self.why = "only one provider tells it: it has to say the same three times, a minute apart"
+                return None
+            return spends
         self._repeats.forget(address)
         return spends
 
@@ -126,6 +132,7 @@ class Search:
         known = self._listed if since_s == self._listed_from_s else ()
         read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
         if not isinstance(read, Found):
+            self._unread(read)
             return None
         listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
         if not self._note(source, "transactions"):
@@ -138,11 +145,16 @@ class Search:
         if tx_id not in self._moved:
             moved = await source.movement(tx_id, address)
             if not isinstance(moved, Found):
+                self._unread(moved)
                 return None
             if self._note(source, "movement"):
                 return moved.value  # the others may tell better
             self._moved[tx_id] = moved.value
         return self._moved[tx_id]
+
+    def _unread(self, read: object) -> None:
+        """Note why something could not be read."""
+        self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
 
     def _note(self, source: View, what: str) -> bool:
         """Whether what was just read is the word of one of several; it is remembered for the search."""
@@ -156,9 +168,11 @@ class Search:
             return known
         read = await source.tx(tx_id)
         if not isinstance(read, Found):
+            self._unread(read)
             return None
         depth = source.tip.height - read.value.block_height + 1
         if depth < -AHEAD_MAX_S:  # a slot holds one block at most
+            self.why = f"transaction {tx_id} is shown in a block far above the newest"
             return None
         if not self._note(source, "tx") and depth >= self._desk.terms.settle_depth:
             self._placed[tx_id] = read.value
@@ -202,7 +216,10 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     }
     records.note(unit, None, event, None, now_ms, told)
     if event == "foreign_spend":
-        detail = f"transaction {seen.tx_id} spent coins of this wallet, and payagent did not sign it"
+        detail = (
+            f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
+            "program has the wallet's words, or the data folder was rolled back"
+        )
         raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
     return event
 
@@ -252,7 +269,7 @@ class Recovery:
         elif is_open:
             self._learn()
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
-            self._desk.chain.behind = "the chain was not asked yet whether this wallet has a past"
+            self._desk.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def beat(self, source: View | None) -> None:
         """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
@@ -265,6 +282,7 @@ class Recovery:
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
         spends = await self._search.find(source, self._from_s(), self._tell)
+        chain.note_unread("past", self._search.why)
         if spends is None:
             return
         if spends and not self._is_noticed:
@@ -272,7 +290,7 @@ class Recovery:
             return
         deep = chain.tip.height - desk.terms.settle_depth
         await desk.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
-        chain.behind = None
+        chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 
     async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:

@@ -39,26 +39,28 @@ class Sightings:
         self._rows = rows
         self._turns = turns
         self._unverified: set[str] = set()
-        self._unanswered = True
+        self._unanswered: str | None = "the payments were not looked for yet"
         self._unweighed = False
         self._deep_seen = Repeats()
+        self._denied = Repeats()
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all that was asked for was answered, and written down."""
-        return not (self._unanswered or self._turns.failed)
+    def trouble(self) -> str | None:
+        """Why not all that was asked for was answered and written down; None when it was."""
+        return self._unanswered or ("what was seen could not be written down" if self._turns.failed else None)
 
     @property
     def is_due(self) -> bool:
         """Whether there is something to look at again, though no block is new."""
-        return bool(self._unverified or self._unweighed) or not self.is_whole
+        return bool(self._unverified or self._unweighed or self.trouble)
 
     async def look(self, source: View, tip: Tip, last: Tip | None) -> None:
         """What is in doubt first, then what may have come into a block, then what is deep enough by now."""
-        self._unanswered = self._turns.failed = False
+        self._unanswered, self._turns.failed = None, False
         self._unverified |= await self._in_doubt(source, tip, last)
         on_chain = self._rows.on_chain()
         self._unverified &= {row.id for row in on_chain}
+        self._denied.keep(self._unverified)
         await self._turns.each(
             [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
         )
@@ -110,7 +112,8 @@ class Sightings:
                     await self._see(source, row, read.value)
                 return
             if isinstance(read, Unknown):
-                self._unanswered |= read.why is not Why.NOT_YET
+                if read.why is not Why.NOT_YET:
+                    self._unanswered = read.reason
                 is_open = True
         if not is_open:
             self.unread.discard(row.id)
@@ -157,8 +160,9 @@ class Sightings:
     async def _recheck(self, source: View, tip: Tip, row: PaymentRow) -> None:
         """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
 
-        It is gone when its transaction is in another block, or when a provider that is past its height, or past
-        the time at which it was seen, denies both the transaction and the block.
+        It is gone when its transaction is in another block, or is denied by a provider that is past its height, or
+        past the time at which it was seen. The block has to be denied too; where it is there, the transaction is
+        lost when it was denied at three tips, a minute apart: who showed it there has lied.
         """
         read = await source.tx(row.shown_by)
         if isinstance(read, Found):
@@ -167,13 +171,17 @@ class Sightings:
                 if row.state is not State.VOID:
                     await self._see(source, row, read.value)
             self._unverified.discard(row.id)
-        elif isinstance(read, NotFound) and await self._is_denied(source, tip, row):
-            await self._lose(row)
-            self._unverified.discard(row.id)
+        elif isinstance(read, NotFound) and self._is_past(source, tip, row):
+            block, now_ms = await source.block(row.block_hash or ""), self._desk.ports.clock.now_ms()
+            is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block_hash, tip.hash, now_ms)
+            if is_lie or isinstance(block, NotFound):
+                await self._lose(row, denied_by=source.name if is_lie else None)
+                self._unverified.discard(row.id)
 
-    async def _is_denied(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+    def _is_past(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+        """Whether the block of a payment would be shown by now, if it were there."""
         is_past = tip.height >= (row.block_height or 0) or self._desk.chain.is_after(row.changed_at_ms, tip)
-        return is_past and source.is_current and isinstance(await source.block(row.block_hash or ""), NotFound)
+        return is_past and source.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least so deep."""
@@ -215,10 +223,14 @@ class Sightings:
             row.id,
         )
 
-    async def _lose(self, row: PaymentRow) -> None:
+    async def _lose(self, row: PaymentRow, denied_by: str | None = None) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
-        await desk.write("observe", lambda unit: steps.record_block_lost(unit, row.id, desk.coins, now_ms), row.id)
+        await desk.write(
+            "observe",
+            lambda unit: steps.record_block_lost(unit, row.id, desk.coins, now_ms, denied_by),
+            row.id,
+        )
         self.urgent.add(row.id)
 
 

@@ -9,7 +9,7 @@ agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 from dataclasses import replace
 
 from payagent.agent import prepaid, trust
-from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.alarm import clear_alert, raise_again, raise_alert
 from payagent.agent.deposits import is_back
 from payagent.agent.purse import put, take
 from payagent.agent.replacement import can_land
@@ -196,7 +196,7 @@ def record_answer(
     """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
 
     If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
-    (docs/exactly-once.md R10).
+    (docs/exactly-once.md R10). As of a refusal that has no class, unless it took these bytes before.
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
@@ -206,6 +206,16 @@ def record_answer(
         told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
         facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
         raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
+    elif answer.kind is SubmitKind.CLIENT:
+        if not queries.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
+            told = (
+                f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
+                "and the transaction is sent again. Check the provider's base_url and its own log"
+            )
+            facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+            raise_alert(unit, "submission_refused", f"refused:{provider}", facts, now_ms)
+    elif answer.kind is SubmitKind.ACCEPTED:
+        clear_alert(unit, f"refused:{provider}", {"detail": f"{provider} takes submissions"}, now_ms)
 
 
 def may_broadcast(row: PaymentRow) -> bool:
@@ -346,8 +356,12 @@ def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provid
                 put(unit, coins, row)
 
 
-def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) -> None:
+def record_block_lost(
+    unit: Unit, payment_id: str, coins: Coins, now_ms: int, denied_by: str | None = None
+) -> None:
     """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
+
+    Or the block is there and does not hold the transaction, as `denied_by` says: then a person is told.
 
     What was posted, or released by a cancel, is reversed into the hold. Inputs are unspent (and still reserved):
     there if what made them is in a block, else pending. Change is pending, but for what a child that is in a
@@ -366,6 +380,8 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
     if row.void_by is not None:
         back["void_by"] = None
     records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
+    if denied_by is not None:
+        _tell_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
         records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
     for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
@@ -373,6 +389,15 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
             if coin.ref in coins:
                 take(unit, coins, coin.ref)
             records.set_coin_state(unit, coin.ref, "pending")
+
+
+def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
+    told = (
+        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is "
+        "held again and the same transaction is sent again"
+    )
+    facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
+    raise_again(unit, "payment_reopened", f"reopened:{row.id}", facts, now_ms)
 
 
 def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:

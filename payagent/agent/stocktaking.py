@@ -22,11 +22,12 @@ from payagent.chain.view import View
 class Stocktaking:
     """A part of each look at the chain, after the payments.
 
-    `is_due`: until the list was read and booked. `is_read`: whether it ever was, well enough to sign by.
+    `trouble`: why the list was not read and booked; None when it was. `is_read`: whether it ever was, well enough
+    to sign by.
     """
 
     def __init__(self, desk: Desk, rows: Rows) -> None:
-        self.is_due = True
+        self.trouble: str | None = "the wallet's coins were not read yet"
         self.is_read = False
         self.vanished = Vanished(desk, rows)
         self._desk = desk
@@ -34,11 +35,21 @@ class Stocktaking:
         self._foreign = Foreign(desk, rows)
         self._new_coins = Repeats()
 
+    @property
+    def is_due(self) -> bool:
+        return self.trouble is not None
+
     async def look(self, source: View, tip: Tip) -> None:
-        """Take in the list, where it could be read; then whose spends it may show, and which deposits are gone."""
+        """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
+        whose spends it may show, and which deposits are gone.
+        """
         desk = self._desk
+        is_compared = await self._foreign.compare(source)
         read = await source.coins(desk.terms.own.text)
-        self.is_due = not isinstance(read, Found)
+        uncompared = (
+            None if is_compared else "the wallet's newest transactions were not compared with the ledger yet"
+        )
+        self.trouble = read.reason if isinstance(read, Unknown) else uncompared
         if not isinstance(read, Found):
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET

@@ -69,8 +69,7 @@ class MerchantTerms:
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
         """Headers of our own calls about a payment (the T Backend developer guide)."""
-        own = {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
-        return self.own_headers(wallet_address) | own
+        return self.own_headers(wallet_address) | {"X-Request-Id": row.request_id}
 
     def own_headers(self, wallet_address: str) -> dict[str, str]:
         """Headers of every call of our own."""

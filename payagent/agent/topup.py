@@ -18,7 +18,7 @@ import structlog
 
 from payagent.agent import prepaid
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Ask, Quote, Request
+from payagent.agent.asks import Ask, PrepaidQuote, Quote, Request
 from payagent.agent.prepaid import Part, ServedCall, part_of, require_may_buy
 from payagent.agent.terms import MerchantTerms, TopupRequest
 from payagent.agent.topup_auto import order_where_low
@@ -98,11 +98,14 @@ log = structlog.get_logger("payagent.topup")
 
 @dataclass(frozen=True, slots=True)
 class TopupPlan:
-    """What an order would take now: `count` payments like the quoted one, whose `refusal` is for all of them."""
+    """What an order would take now: `count` payments like the quoted one, whose `refusal` is for all of them.
+    `under_way`: the order of the same balance that has to end first.
+    """
 
     wish: Wish
     quote: Quote
     count: int
+    under_way: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,16 @@ class Topups:
         row = await desk.write("topup", job)
         return row, row.id == topup_id
 
-    async def plan(self, app_id: str, wish: Wish) -> TopupPlan:
-        """Make the request, read its 402 and say what the order would take. Nothing is paid."""
+    async def plan(self, app_id: str, wish: Wish) -> TopupPlan | PrepaidQuote:
+        """Make the request, read its 402 and say what the order would take. Nothing is paid.
+
+        An ordinary call that a prepaid balance would serve is not made: its order would buy nothing.
+        """
         desk = self._desk
         merchant = desk.terms.merchant(wish.origin)
         request, is_call = request_of(merchant, wish)
+        if is_call and (served := self._agent.prepaid_calls.quote(self._served(app_id, merchant, request))):
+            return served
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)
         if 200 <= heard.status < 300:
@@ -170,7 +178,10 @@ class Topups:
         count = -(-wish.units // gained_by(wish.unit, quote.invoice))
         if count > 1 and quote.refusal is None:
             quote = await self._agent.quote(ask, count)
-        return TopupPlan(wish, quote, count)
+        buyer = buyer_of(desk, merchant)
+        pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
+        other = None if pool is None else topups.open_of(desk.conn, pool.id)
+        return TopupPlan(wish, quote, count, None if other is None else other.id)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
         """Buy nothing more for an order. It ends at once, or when its last payment is delivered.

@@ -1,17 +1,24 @@
 """Orders that nobody gives: a prepaid balance that is low is raised again, as its merchant's settings say.
 
-May import: store, agent.desk, .prepaid, .terms, .topup_orders, structlog. Never: buys; orders while another order
-of the balance is open.
+The first order by new settings is announced in one beat and opened in a later one, so that it is in the log, the
+alerts and the events before anything is paid for it.
+
+May import: core, store, agent.alarm, .asks, .desk, .prepaid, .terms, .topup_orders, structlog. Never: buys;
+orders while another order of the balance is open.
 """
 
 import structlog
 
 from payagent.agent import prepaid
+from payagent.agent.alarm import raise_again
+from payagent.agent.asks import digest
 from payagent.agent.desk import Desk
 from payagent.agent.terms import AutoTopup, MerchantTerms
-from payagent.agent.topup_orders import Wish, buyer_of, open_order
+from payagent.agent.topup_orders import Wish, announced_as, buyer_of, dump_request, open_order
+from payagent.core.money import format_amount
+from payagent.core.prepaid import CALLS
+from payagent.store import alerts, topups
 from payagent.store import prepaid as pools
-from payagent.store import topups
 from payagent.store.prepaid import Pool
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
@@ -24,12 +31,20 @@ log = structlog.get_logger("payagent.topup")
 
 
 async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) -> None:
-    """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way."""
+    """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way.
+
+    Where these settings have ordered nothing yet, only announce it: the next beat orders.
+    """
     now_ms = desk.ports.clock.now_ms()
     buyer = buyer_of(desk, merchant)
     pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
     left = 0 if pool is None else prepaid.left(desk.conn, pool, auto.unit, now_ms)
     if left >= auto.below or (pool is not None and _must_wait(desk, pool, auto, now_ms)):
+        return
+    settings = _settings(merchant, auto)
+    announced = None if pool is None else alerts.last_of_kind(desk.conn, "topup_announced", announced_as(pool))
+    if announced is None or announced.facts["settings"] != settings:
+        await _announce(desk, merchant, auto, left, settings)
         return
     wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
 
@@ -40,6 +55,37 @@ async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) 
 
     row = await desk.write("topup", job)
     log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
+
+
+async def _announce(desk: Desk, merchant: MerchantTerms, auto: AutoTopup, left: int, settings: str) -> None:
+    """Tell that the next beat orders a top-up, the first by these settings."""
+    now_ms = desk.ports.clock.now_ms()
+    buyer = buyer_of(desk, merchant)
+    detail = (
+        f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.below is "
+        f"{_in_words(auto, auto.below)}. payagent is about to order its first top-up by these settings. Nothing "
+        "is paid for it yet. To prevent it, run `payagent pause`."
+    )
+    facts = {"detail": detail, "merchant": merchant.origin, "unit": auto.unit, "settings": settings}
+    facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
+
+    def job(unit: Unit) -> None:
+        pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+        raise_again(unit, "topup_announced", announced_as(pool), facts, now_ms)
+
+    await desk.write("topup_announce", job)
+    log.warning("topup.announced", **facts)
+
+
+def _in_words(auto: AutoTopup, units: int) -> str:
+    return f"{units} calls" if auto.unit == CALLS else format_amount(auto.unit, units)
+
+
+def _settings(merchant: MerchantTerms, auto: AutoTopup) -> str:
+    """All of merchants.NAME.topup, in one text that changes with any of it."""
+    amounts = (auto.unit, auto.below, auto.to, auto.per_day_count, merchant.topup_per_day_lovelace)
+    request = "" if merchant.topup_request is None else dump_request(merchant.topup_request)
+    return digest([*map(str, amounts), request])
 
 
 def _must_wait(desk: Desk, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:

@@ -55,6 +55,11 @@ def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
     )
 
 
+def announced_as(pool: Pool) -> str:
+    """The subject of the alert that a first automatic top-up is coming."""
+    return f"auto_topup:{pool.id}"
+
+
 def buyer_of(desk: Desk, merchant: MerchantTerms) -> Buyer:
     return Buyer(merchant.partner or "", desk.terms.own.text)
 
@@ -129,9 +134,15 @@ def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_m
 
 
 def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
-    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds."""
+    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds.
+
+    What was announced is over when the order ends.
+    """
     pool = pools.pool(unit.conn, order.pool)
     subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
+    if order.cause == "auto":
+        over = f"the automatic top-up that was announced at {pool.origin} has ended"
+        clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
     elif order.cause == "auto" and why.code != "topup_cancelled":

@@ -17,6 +17,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit
 from payagent.store import apps, spending, uses
 from payagent.store import prepaid as pools
+from payagent.store.prepaid import Pool
 from payagent.store.unit import Connection, Unit
 
 
@@ -40,12 +41,19 @@ def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: 
     Refused, and nothing is counted: `unauthorized`, where the app's token has ended; `asset_not_allowed`,
     `limit_exceeded` by the tightest of the app's own limits.
     """
-    conn = unit.conn
-    apps.require_let_in(conn, call.app_id, now_ms)
-    pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    apps.require_let_in(unit.conn, call.app_id, now_ms)
+    pool = pools.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:
         return None
-    drawn = prepaid.drawn(conn, pool, call)
+    drawn = prepaid.drawn(unit.conn, pool, call)
+    cost = require_room(unit.conn, pool, call, drawn, filed, clock_ms)
+    return uses.add(unit, pool.id, call.app_id, drawn, cost, clock_ms)
+
+
+def require_room(
+    conn: Connection, pool: Pool, call: ServedCall, drawn: tuple[str, int], filed: Sequence[Limit], clock_ms: int
+) -> dict[str, int]:
+    """What a use of so much of the pool costs, within the app's own limits. Refused as `let_through` is."""
     cost = prepaid.cost_of(conn, pool, drawn)
     asker = apps.require(conn, call.app_id)
     for asset in _paid_in(cost):
@@ -60,7 +68,7 @@ def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: 
     if tight is not None:
         frees_at_ms = when_it_frees(conn, asked[tight], tight, clock_ms)
         raise policy.refusal(tight, frees_at_ms, asker.name, "call takes {} of what was prepaid")
-    return uses.add(unit, pool.id, call.app_id, drawn, cost, clock_ms)
+    return cost
 
 
 def _own_limits(conn: Connection, call: ServedCall, filed: Sequence[Limit]) -> list[Limit]:

@@ -25,8 +25,9 @@ def has_proof(row: PaymentRow) -> bool:
 def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
     """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
-    X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries. What was bought
-    for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
+    X-Request-Id is the intent's own and stays the same over all its retries. No X-Idempotency-Key is sent: the
+    first call went out without it, and a merchant takes a key on the retry alone for a new purchase. What was
+    bought for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
     """
     if row.tx_id is None or not has_proof(row) or row.dialect is None or row.invoice_id is None:
         return {}
@@ -39,7 +40,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
         partner=configured if row.partner is None else row.partner or None,
         wallet=row.wallet or wallet_address,
     )
-    return headers | {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
+    return headers | {"X-Request-Id": row.request_id}
 
 
 def _shown(row: PaymentRow, tx_id: str) -> Shown:

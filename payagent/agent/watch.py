@@ -23,13 +23,9 @@ from payagent.merchants.client import MerchantClient
 
 
 class Watch:
-    """The agent's eyes. One `tick` at a time.
-
-    `trouble` says why the last look was not whole; None when it was.
-    """
+    """The agent's eyes. One `tick` at a time."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
-        self.trouble: str | None = None
         self._desk = desk = agent.desk
         self._rows = rows = Rows(desk)
         turns = Turns(desk, agent.signing)
@@ -42,6 +38,11 @@ class Watch:
         self.inquiries = Inquiries(desk, merchants, rows, turns)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last look was not whole; None when it was."""
+        return self._desk.chain.unread.get("look")
 
     @property
     def is_idle(self) -> bool:
@@ -65,17 +66,14 @@ class Watch:
                 await self._due.carry_on()
                 raise
             await self._due.carry_on()
-            is_whole = found is not None and self._sightings.is_whole and not self._stocktaking.is_due
-            if found is not None:
-                why = "not every payment and coin could be read and recorded"
-                self.trouble = None if is_whole else f"{found.name}: {why}"
-            return is_whole
+            why = self._sightings.trouble or self._stocktaking.trouble if found else self.hearing.trouble
+            self._desk.chain.note_unread("look", why)
+            return why is None
 
     async def _look_anew(self) -> View | None:
         """Look by what the providers show now, unless it was seen in full before; None when nobody was heard."""
         found = await self.hearing.look()
         if found is None:
-            self.trouble = self.hearing.trouble
             return None
         is_new = self._last is None or found.tip.hash != self._last.hash
         if is_new or self._sightings.is_due or self._stocktaking.is_due:

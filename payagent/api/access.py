@@ -56,7 +56,7 @@ class Caller:
     def is_let_in(self) -> bool:
         """Whether the token is good still; asked again by calls that last."""
         desk = self.desk
-        return apps.by_token(desk.conn, self._token_hash, desk.ports.clock.now_ms()) is not None
+        return apps.by_token(desk.conn, self._token_hash, desk.latest_ms) is not None
 
     def require_let_in(self) -> None:
         """As at the call's beginning: `unauthorized`."""
@@ -130,7 +130,7 @@ def need(*scopes: str) -> Need:
     ) -> Caller:
         agent: Agent = request.app.state.agent
         token_hash = "" if credentials is None else hash_token(credentials.credentials)
-        app = apps.by_token(agent.desk.conn, token_hash, agent.desk.ports.clock.now_ms())
+        app = apps.by_token(agent.desk.conn, token_hash, agent.desk.latest_ms)
         if app is None:
             raise _unauthorized()
         inside: ExitStack = request.state.inside

@@ -73,5 +73,5 @@ def _told(caller: Caller, app: AppRow) -> dict[str, object]:
 
 
 def _view(desk: Desk, app: AppRow, token: TokenRow | None) -> Json:
-    is_active = token is not None and token.is_good(desk.conn, desk.ports.clock.now_ms())
+    is_active = token is not None and token.is_good(desk.conn, desk.latest_ms)
     return app_view(app, token, merchant_names(desk.terms), is_active=is_active)

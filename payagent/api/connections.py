@@ -46,6 +46,8 @@ more, so that a pause in reading what is small is not seen at all."""
 DESCRIPTORS_WANTED = 4096
 
 _NOT_HTTP = f"what came is not HTTP/1.1 as RFC 9112 has it, or its head has more than {HEAD_LINES_MAX} lines"
+_TWO_LENGTHS = "the request has Content-Length beside Transfer-Encoding, so that its end can be read in two ways"
+_BOTH_LENGTHS = {b"content-length", b"transfer-encoding"}
 _HEADS_END = re.compile(rb"\n(?=\r?\n)")
 
 ABORT = "payagent.abort"
@@ -144,8 +146,9 @@ class _Connection(H11Protocol):
             is_old = scope["http_version"] == "1.0"
             scope[ABORT] = drop = partial(_drop, transport, is_old=is_old)
             scope[STOPPING], scope[GONE] = self._stopping, self._gone
+            has_two_lengths = {name for name, _ in scope["headers"]} >= _BOTH_LENGTHS
             try:
-                await inner(scope, receive, send)
+                await (self._refusal(_TWO_LENGTHS) if has_two_lengths else inner)(scope, receive, send)
             except BaseException:
                 if is_old:
                     drop()
@@ -186,13 +189,17 @@ class _Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
-        request_id = self.new_id()
-        problem = problem_of(Refused("bad_request", _NOT_HTTP), request_id)
-        answer = JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
+        answer = self._refusal(_NOT_HTTP)
         head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _refusal(self, why: str) -> JsonResponse:
+        """The answer to a request that cannot be read with certainty. It ends the connection (RFC 9112 6.1)."""
+        request_id = self.new_id()
+        problem = problem_of(Refused("bad_request", why), request_id)
+        return JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
 
     def _should_upgrade(self) -> bool:
         """Never: the call is answered as if it had not asked, as RFC 9110 allows, or refused by the proxy. uvicorn

@@ -1,4 +1,4 @@
-"""/v1/prepaid: what was bought ahead at merchants, as we count it and as they say.
+"""/v1/prepaid: what was bought ahead at merchants, as we count it and as they say, and which calls it would serve.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: takes a merchant's word for a count.
 """
@@ -6,12 +6,15 @@ May import: core, agent, store, the rest of api, FastAPI. Never: takes a merchan
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from starlette.requests import Request
 
 from payagent.agent.terms import Terms
-from payagent.api.access import OPERATE, READ, Caller, need
+from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
-from payagent.api.schemas.describe import gives
-from payagent.api.schemas.prepaid import Prepaid
+from payagent.api.reading import read_prepaid_question
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.prepaid import Prepaid, PrepaidQuestion, PrepaidQuoteAnswer
+from payagent.api.views import prepaid_quote_view
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import prepaid
@@ -19,6 +22,7 @@ from payagent.store.prepaid import Holding, Observation
 from payagent.store.unit import Connection
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
+Payer = Annotated[Caller, Depends(need(PAY))]
 Json = dict[str, object]
 
 router = APIRouter(tags=["prepaid"])
@@ -28,6 +32,21 @@ router = APIRouter(tags=["prepaid"])
 async def holdings(caller: Viewer) -> JsonResponse:
     """In calls, or in units of an asset. `difference` is what the merchant says is left less what we count."""
     return JsonResponse({"prepaid": holdings_view(caller.desk.conn, caller.desk.terms)})
+
+
+@router.post(
+    "/v1/prepaid/quotes",
+    summary="Whether a prepaid balance would serve a call",
+    responses=gives(PrepaidQuoteAnswer, 200),
+    openapi_extra=takes(PrepaidQuestion),
+)
+async def quote(request: Request, caller: Payer) -> JsonResponse:
+    """A dry run asks this before it makes the call, which would be served and use up what is prepaid. Nothing is
+    called, counted or reserved. The answer goes by our count, and by the merchant's word as it was last heard."""
+    origin, asked = read_prepaid_question(await caller.json_body(request))
+    calls = caller.agent.prepaid_calls
+    found = calls.quote(calls.call_of(caller.app.id, origin, asked))
+    return JsonResponse(prepaid_quote_view(found, caller.desk.terms))
 
 
 def holdings_view(conn: Connection, terms: Terms) -> list[Json]:

@@ -10,6 +10,8 @@ from starlette.responses import Response
 from payagent.core.problem import Refused
 
 MEDIA_TYPE = "application/problem+json"
+ERROR_TYPE = "payagent_error"
+"""`error.type` of every problem: it tells a refusal of payagent's from an error of the merchant's."""
 RETRY_AFTER_S = 5
 BATCH_RETRY_AFTER_S = 2
 
@@ -30,7 +32,10 @@ class JsonResponse(Response):
 
 
 def problem_of(refused: Refused, request_id: str) -> Json:
-    """The problem object. `instance` names this one answer; the log has it too."""
+    """The problem object. `instance` names this one answer; the log has it too.
+
+    `error` is the form that OpenAI's clients read: they show its `message`, and nothing of a body without it.
+    """
     row = refused.problem
     return {
         **{name: _plain(value) for name, value in refused.context.items()},
@@ -43,6 +48,7 @@ def problem_of(refused: Refused, request_id: str) -> Json:
         "retryable": row.retryable,
         "money": refused.money,
         "fix": row.fix,
+        "error": {"message": refused.message, "code": refused.code, "type": ERROR_TYPE},
     }
 
 
@@ -62,4 +68,4 @@ def problem_response(refused: Refused, request_id: str, headers: dict[str, str] 
 
 
 def _plain(value: object) -> object:
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    return value if value is None or isinstance(value, str | int | bool | dict) else str(value)

@@ -158,6 +158,14 @@ def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
     return Wish(merchant, asset, _amount(body, "units", asset), request), is_dry
 
 
+def read_prepaid_question(raw: bytes) -> tuple[str, Request]:
+    """(origin, the call that a prepaid balance may serve), whose body does not matter."""
+    body = _fields(_json(raw), "the body", ("origin", "request"))
+    call = _fields(body["request"], "request", ("method", "path"), ("headers",))
+    read = _call_of(call, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
+    return _read_origin(body["origin"]), Request(read["method"], read["path"], "", _read_call_headers(call))
+
+
 def _configured(merchant: object, terms: Terms) -> str:
     """The origin of a merchant that is named by its name in [merchants], or by its origin."""
     origin = next((one.origin for one in terms.merchants.values() if one.name == merchant), None)
@@ -369,6 +377,10 @@ def _read_request(value: object) -> Request:
             ("body_sha256", _HEX_32, "the body's SHA-256 in lower-case hex"),
         ),
     )
+    return Request(read["method"], read["path"], read["body_sha256"], _read_call_headers(body))
+
+
+def _read_call_headers(body: Fields) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, text in _read_headers(body.get("headers", {}), "request.headers"):
         key, before = name.lower(), headers.get(name.lower())
@@ -376,7 +388,7 @@ def _read_request(value: object) -> Request:
             raise Refused("bad_request", f"the header {name} is given twice", key="request.headers")
         is_one = before is None or key in _BUYER
         headers[key] = text if is_one else f"{before}, {text}"  # one list (RFC 9110 5.3)
-    return Request(read["method"], read["path"], read["body_sha256"], headers)
+    return headers
 
 
 def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) -> dict[str, str]:

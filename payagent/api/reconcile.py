@@ -122,7 +122,7 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
     """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
     chain = caller.desk.chain
     if chain.slots is None or chain.tip is None:
-        raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
+        raise Refused("chain_not_ready", chain.why_unseen)
     since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
     bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked)

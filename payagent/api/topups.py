@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 
+from payagent.agent.asks import PrepaidQuote
 from payagent.agent.desk import Desk
 from payagent.agent.topup import TopupPlan, Topups
 from payagent.agent.topup_orders import bought, gained_by
@@ -18,8 +19,8 @@ from payagent.api.connections import STOPPING
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
 from payagent.api.schemas.describe import gives, takes
-from payagent.api.schemas.prepaid import Topup, TopupOrder, TopupPlanned, TopupsPage
-from payagent.api.views import verdict_view
+from payagent.api.schemas.prepaid import PrepaidQuoteAnswer, Topup, TopupOrder, TopupPlanned, TopupsPage
+from payagent.api.views import prepaid_quote_view, verdict_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
@@ -32,7 +33,10 @@ TopupId = Annotated[str, Path(description="As /v1/prepaid/topups gave it.")]
 Json = dict[str, object]
 
 _PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
-    200: {"model": Topup | TopupPlanned, "description": "What it would take; or the order of this key."}
+    200: {
+        "model": Topup | TopupPlanned | PrepaidQuoteAnswer,
+        "description": "What it would take, or that the call would be served; or the order of this key.",
+    }
 }
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",
@@ -63,7 +67,8 @@ Orders = Annotated[Topups, Depends(_topups)]
 async def order(request: Request, caller: Operator, orders: Orders) -> JsonResponse:
     """Answers once the order is durable; it is carried out from then on, whatever becomes of the caller.
 
-    A dry run makes the merchant's request and reads its 402. Nothing is paid.
+    A dry run makes the merchant's request and reads its 402. Nothing is paid. An ordinary call that a prepaid
+    balance would serve is not made.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
     wish, is_dry = read_topup(await caller.json_body(request), caller.desk.terms)
@@ -136,11 +141,14 @@ def _view(desk: Desk, row: TopupRow) -> Json:
     return view
 
 
-def _plan_view(desk: Desk, plan: TopupPlan) -> Json:
+def _plan_view(desk: Desk, plan: TopupPlan | PrepaidQuote) -> Json:
     """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
+    if isinstance(plan, PrepaidQuote):
+        return prepaid_quote_view(plan, desk.terms)
     invoice, spend = plan.quote.invoice, plan.quote.plan.spend
     calls = gained_by(CALLS, invoice) * plan.count
     view: Json = {
+        "prepaid": False,
         "merchant": desk.terms.merchant(plan.wish.origin).name,
         "origin": plan.wish.origin,
         "unit": plan.wish.unit,
@@ -151,6 +159,7 @@ def _plan_view(desk: Desk, plan: TopupPlan) -> Json:
         "calls": str(calls) if calls else None,
         "fees": str(plan.quote.plan.fee_lovelace * plan.count),
         "spend": {asset: str(units * plan.count) for asset, units in spend.items()},
+        "under_way": plan.under_way,
         "within_limits": plan.quote.refusal is None,
     }
     return view | verdict_view(plan.quote)

@@ -5,7 +5,7 @@ May import: core, agent, store.approvals, .apps, .pauses, .queries. Never: I/O. 
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from payagent.agent.asks import Advice, Quote
+from payagent.agent.asks import Advice, PrepaidQuote, Quote
 from payagent.agent.chainview import ChainView
 from payagent.agent.limits import Standing as LimitStanding
 from payagent.agent.merchants import Standing
@@ -34,6 +34,7 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
     invoice, plan = quote.invoice, quote.plan
     spend = plan.spend
     view: Json = {
+        "prepaid": False,
         "network": terms.network.name,
         "dialect": invoice.dialect,
         "origin": invoice.origin,
@@ -53,14 +54,31 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
     return view | verdict_view(quote)
 
 
+def prepaid_quote_view(quote: PrepaidQuote | None, terms: Terms) -> Json:
+    """What a call would use of a prepaid balance; where none would serve it, only that."""
+    if quote is None:
+        return {"prepaid": False}
+    view: Json = {
+        "prepaid": True,
+        "network": terms.network.name,
+        "origin": quote.origin,
+        "unit": quote.unit,
+        "units": None if quote.units is None else str(quote.units),
+        "within_limits": quote.refusal is None,
+    }
+    return view | _refusal_view(quote.refusal)
+
+
 def verdict_view(quote: Quote) -> Json:
     """What stands against a quote, if anything does."""
     view: Json = {}
     if quote.reasons:
         view["approval"] = [_reason_view(reason) for reason in quote.reasons]
-    if quote.refusal is not None:
-        view["refusal"] = {"code": quote.refusal.code, "detail": quote.refusal.detail}
-    return view
+    return view | _refusal_view(quote.refusal)
+
+
+def _refusal_view(refusal: Refused | None) -> Json:
+    return {} if refusal is None else {"refusal": {"code": refusal.code, "detail": refusal.detail}}
 
 
 def _reason_view(reason: Finding) -> Json:

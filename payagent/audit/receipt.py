@@ -275,7 +275,7 @@ def _check_invoices(receipt: Receipt) -> Iterator[Finding]:
 def _check_headers(receipt: Receipt) -> Iterator[Finding]:
     """What each attempt's retry carries is made of the attempt."""
     invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
-    own = {"X-Request-Id": intent["request_id"], "X-Idempotency-Key": intent["id"]}
+    own = {"X-Request-Id": intent["request_id"]}
     wallet = receipt["wallet"]
     for attempt in receipt["attempts"]:
         headers = attempt["headers"]

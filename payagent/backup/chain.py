@@ -83,7 +83,7 @@ async def _coins_by(
         view.tip, view.problem = _found("newest block", await source.tip()), None
         off_s = await source.clock_off_s(now_ms)
         require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
-        view.require_ready(now_ms())
+        view.require_in_step(now_ms())
         return _found("coins", await source.utxos(address))
     finally:
         await source.aclose()

@@ -223,7 +223,8 @@ _Values = Mapping[str, Mapping[str, int]]
 def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
     if body["hash"] != tx_id:
         raise ValueError("another transaction")
-    spent = [row for row in body["inputs"] if not _flag(row, "reference")]
+    # `reference` is the one member that is read and that Blockfrost's OpenAPI does not require
+    spent = [row for row in body["inputs"] if row.get("reference") is None or not _flag(row, "reference")]
     made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
     plain, collateral = (
         Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))

@@ -24,7 +24,7 @@ from payagent.chain.disputes import Disputes
 from payagent.chain.guard import Clock, Guarded
 from payagent.chain.member import Member
 from payagent.chain.patience import in_time
-from payagent.chain.source import AddressTx, BlockSeen, Movement, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.source import AddressTx, BlockSeen, Found, Movement, Read, Tip, TxSeen, Unknown, Why
 
 T = TypeVar("T")
 
@@ -119,6 +119,31 @@ class View:
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         said = await self._ask("movement", lambda source: source.movement(tx_id, address))
         return self._noted(f"what {tx_id} moved", weigh_movement(said))
+
+    async def unknown_spends(
+        self, address: str, since_s: int, is_known: Callable[[str], bool]
+    ) -> Read[frozenset[str]]:
+        """The transactions that are not known and spend coins of an address, in blocks from a time on.
+
+        Any provider's word counts. `Unknown` only where none of them could tell.
+        """
+
+        async def read(source: Guarded) -> Read[frozenset[str]]:
+            listed = await source.transactions(address, since_s)
+            if not isinstance(listed, Found):
+                return listed
+            spends = set()
+            for tx_id in (tx.tx_id for tx in listed.value if not is_known(tx.tx_id)):
+                moved = await source.movement(tx_id, address)
+                if isinstance(moved, Unknown):
+                    return moved
+                if isinstance(moved, Found) and moved.value.spent:
+                    spends.add(tx_id)
+            return Found(frozenset(spends))
+
+        said = await self._ask("transactions", read)
+        told = [one.read.value for one in said if isinstance(one.read, Found)]
+        return Found(frozenset().union(*told)) if told else Unknown("no provider lists the wallet's transactions")
 
     def _noted(self, subject: str, read: Read[T]) -> Read[T]:
         if _is_open(read):

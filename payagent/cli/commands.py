@@ -74,7 +74,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
 
     # one that comes before anybody heeds it waits, and the file is read again then; to import takes longest
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    from payagent.cli.service import tell_ready
+    from payagent.cli.service import service_manager
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings.loading import config_places, find_config, load_settings
@@ -85,22 +85,24 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     redactor = Redactor()
     configure_logging(sys.stderr, redactor)
 
-    def announce(places: Mapping[str, str]) -> None:
-        status = f"payagent serves {places['network']} on {places['api']} and {places['socket']}"
-        terminal.say(status)
-        tell_ready(os.environ, status)
+    with service_manager(os.environ) as tell_ready:
 
-    run_daemon(
-        settings,
-        config=path,
-        looked_for=config_places(config, os.environ),
-        environ=os.environ,
-        can_ask=terminal.can_ask,
-        announce=announce,
-        redactor=redactor,
-        allow_remote=allow_remote,
-        reread=lambda: load_settings(path, os.environ, overrides),
-    )
+        def announce(places: Mapping[str, str]) -> None:
+            status = f"payagent serves {places['network']} on {places['api']} and {places['socket']}"
+            terminal.say(status)
+            tell_ready(status)
+
+        run_daemon(
+            settings,
+            config=path,
+            looked_for=config_places(config, os.environ),
+            environ=os.environ,
+            can_ask=terminal.can_ask,
+            announce=announce,
+            redactor=redactor,
+            allow_remote=allow_remote,
+            reread=lambda: load_settings(path, os.environ, overrides),
+        )
 
 
 @payagent.command(epilog=example("payagent devnet --block-time 1 --listen 127.0.0.1:0 --json"))

@@ -26,6 +26,7 @@ from payagent.cli.pay import (
     parse_most,
     rather,
     same_unit,
+    show_prepaid,
     show_quote,
 )
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from payagent.client.steps import Ask, Reply
 
 NOT_SERVED = 4
-_AGAIN = frozenset((402, 408, 425, 429, *range(500, 600)))
+_AGAIN = frozenset((408, 425, 429, *range(500, 600)))
 """Answers of a merchant to which the same proof is shown again."""
 
 
@@ -69,7 +70,7 @@ _FRAMING = ("content-length", "transfer-encoding", "connection", "host")
     help="Write the body here.",
 )
 @click.option("--max", "most", metavar="AMOUNT", help='Pay at most this: "5 ADA", or "120 units" of a token.')
-@click.option("--dry-run", is_flag=True, help="Call, and only say what paying would take; exit code 10 then.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would take, prepaid or paid; exit code 10 then.")
 @talks_to_daemon
 def fetch(
     terminal: Terminal,
@@ -87,7 +88,8 @@ def fetch(
 
     The body goes to stdout untouched. Exit code 0 means a 2xx answer. With any other the body is still given, and
     the exit code says what it means: 8 when it was paid and is not served yet (the same command shows the same
-    proof again, and pays nothing), else 4. A redirect is not followed.
+    proof again, and pays nothing), else 4. A 402 after the payment is not given: it ends as the error
+    `paid_not_served`, with exit code 8. A redirect is not followed.
     """
     call = _read_call(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
@@ -222,9 +224,11 @@ class _Fetcher:
         why: ProblemError | None = None
         most = FOUND_ALONE
         try:
-            with self._call({"X-Payagent-Dry-Run": "true"}) as (answer, quote):
+            with self._call({"X-Payagent-Dry-Run": "true"}, is_made=not dry_run) as (answer, quote):
                 if quote is None:
                     return self._give(answer)
+                if quote["prepaid"]:
+                    return self._give_quote(quote)
                 most = same_unit(quote, bound)
         except ProblemError as error:
             if dry_run:
@@ -240,22 +244,29 @@ class _Fetcher:
             raise rather(why, error) from None
 
     @contextmanager
-    def _call(self, options: Mapping[str, str]) -> Iterator[tuple["httpx.Response", Json | None]]:
-        """(the answer with its body to come, the quote when it is a dry run's)."""
+    def _call(
+        self, options: Mapping[str, str], *, is_made: bool = False
+    ) -> Iterator[tuple["httpx.Response", Json | None]]:
+        """(the answer with its body to come, the quote when it is a dry run's). `is_made`: also where the call is
+        served from a prepaid balance, it is made.
+        """
         import httpx
 
         from payagent.client import PayAgentError, PayAgentTransport
-        from payagent.client.purchase import QUOTE_MARK
+        from payagent.client.purchase import CALL_MARK, QUOTE_MARK
 
         proxy = self.link.settings.proxy
         watcher = _Watcher(self.link, self.terminal.stderr.isatty())
         transport = PayAgentTransport(daemon=watcher, patience_s=proxy.patience_s, spool_bytes=proxy.spool_bytes)
         timeout = httpx.Timeout(proxy.read_timeout_s, connect=10.0)
         headers = httpx.Headers([*self.call.headers, *options.items()])
+        marks = {CALL_MARK: True} if is_made else {}
         try:
             with httpx.Client(transport=transport, timeout=timeout, trust_env=False) as http:
                 http.headers = headers
-                request = http.build_request(self.call.method, self.call.url, content=self.call.content)
+                request = http.build_request(
+                    self.call.method, self.call.url, content=self.call.content, extensions=marks
+                )
                 with self.terminal.waiting() as watcher.progress:
                     answer = http.send(request, stream=True)
                 with closing(answer):
@@ -309,7 +320,8 @@ class _Fetcher:
             self.terminal.say("")  # what is said next begins a line
 
     def _give_quote(self, quote: Json) -> int:
-        self.terminal.give(quote, lambda: show_quote(self.terminal, quote))
+        show = show_prepaid if quote["prepaid"] else show_quote
+        self.terminal.give(quote, lambda: show(self.terminal, quote))
         return DRY_RUN_OK if quote["within_limits"] else self._complain(quote["refusal"])
 
     def _complain(self, problem: Any) -> int:

@@ -11,6 +11,7 @@ import click
 
 from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
 from payagent.cli.terminal import Terminal
+from payagent.core.origin import is_t_backend
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,13 +71,22 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
     """Let a merchant be paid: at once, and for good.
 
-    What is not given is as in the config file's defaults. Keys, top-ups and a private network take a table in the
-    config file. One that is there already, by name or by origin, is not added.
+    What is not given is as in the config file's defaults. At the T Backend --split-mode is "additional".
+    Keys, top-ups and a private network take a table in the config file. One that is there already, by name or by
+    origin, is not added.
     """
     body = {key: value for key, value in given.items() if value not in (None, ())} | {"name": name}
+    is_mode_added = "split_mode" not in body and is_t_backend(given["origin"])
+    if is_mode_added:
+        body["split_mode"] = "additional"
     with connect() as link:
         answer = link.post("/v1/merchants", body)
     _give_list(terminal, answer)
+    if is_mode_added:
+        terminal.say(
+            'split_mode = "additional": a revenue share in a 402 that states no mode is paid on top of the '
+            "amount, not out of it. For another mode remove the merchant, and add it with --split-mode."
+        )
 
 
 @merchants.command(epilog=example("payagent merchants remove shop"))

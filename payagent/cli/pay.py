@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon, typed
+from payagent.cli.options import Connect, example, show_amount, show_asset, show_units, talks_to_daemon, typed
 from payagent.cli.saved import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_units
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
 
 if TYPE_CHECKING:
@@ -203,6 +204,16 @@ def show_quote(terminal: Terminal, quote: Json) -> None:
     for asset, units in spend.items():
         terminal.pairs([("in all", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
     terminal.pairs(asks_first(quote))
+
+
+def show_prepaid(terminal: Terminal, quote: Json) -> None:
+    """What a call would use of a prepaid balance, for people."""
+    unit, units = str(quote["unit"]), quote["units"]
+    if units is None:
+        used = "an unknown part, since the call never cost anything yet"
+    else:
+        used = f"{units} prepaid call" if unit == CALLS else f"{show_amount(unit, str(units))} of the balance"
+    terminal.pairs([("prepaid", "the balance serves this call; nothing is paid"), ("uses", used)])
 
 
 def asks_first(quote: Mapping[str, Any]) -> list[tuple[str, str]]:

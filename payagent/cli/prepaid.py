@@ -19,7 +19,7 @@ from payagent.cli.options import (
     talks_to_daemon,
     typed,
 )
-from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first
+from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.prepaid import CALLS
@@ -189,6 +189,9 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
     """What it would take, and the limit that stands against it."""
 
     def human() -> None:
+        if plan["prepaid"]:
+            show_prepaid(terminal, plan)
+            return
         price, spend = plan["price"], plan["spend"]
         asset = price["asset"]
         terminal.pairs(
@@ -199,6 +202,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
                 ("fees, about", show_units(LOVELACE, plan["fees"])),
                 ("in all, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
                 *asks_first(plan),
+                *([("waits for", f"the top-up {plan['under_way']}")] if plan["under_way"] else []),
             ]
         )
 

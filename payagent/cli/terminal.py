@@ -189,5 +189,5 @@ def as_shown(problem: Mapping[str, object]) -> Json:
     known: Json = {"title": "Refused by payagent", "exit_code": 1}
     if row is not None:
         known = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
-    told = {name: value for name, value in problem.items() if name not in ("type", "status")}
+    told = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
     return {"code": code, "detail": ""} | known | told

@@ -113,14 +113,15 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
 @wallet.command(
     epilog=example(
         'payagent wallet send addr1q... --amount "25 ADA"',
-        "payagent wallet send addr1q... --asset 0123...cdef.7455534454 --amount 1000000",
-        "payagent wallet send addr1q... --all",
+        "payagent wallet send addr1q... --asset 0123...cdef.7455534454 --amount 1000000 --yes",
+        "payagent wallet send addr1q... --all --yes",
     )
 )
 @click.argument("to", metavar="ADDRESS")
 @click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--all", "everything", is_flag=True, help="Everything that is free and may leave.")
+@click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and without a terminal.")
 @key_option
 @talks_to_daemon
 def send(
@@ -130,19 +131,23 @@ def send(
     amount: str | None,
     asset: str | None,
     everything: bool,
+    yes: bool,
     key: str | None,
 ) -> None:
     """Send out of the wallet, by your own order.
 
-    Of the limits only limits.per_transaction and limits.signed_per_day apply. A terminal asks once more.
+    Of the limits only limits.per_transaction and limits.signed_per_day apply. A terminal asks once more, unless
+    --yes is given.
 
     Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
     look at `payagent payments list` first.
     """
     body = _transfer(to, amount, asset, everything)
-    if terminal.can_ask:
-        what = "everything that is free" if everything else f"{amount}{'' if asset is None else ' of ' + asset}"
-        click.confirm(f"Send {what} to {to}?", abort=True, err=True)
+    if not yes:
+        if everything or not terminal.can_ask:
+            what = "--all empties the wallet" if everything else "there is no terminal to ask"
+            raise click.UsageError(f"{what}: nothing was sent; add --yes if it is to be sent")
+        click.confirm(f"Send {amount}{'' if asset is None else ' of ' + asset} to {to}?", abort=True, err=True)
     with connect() as link:
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 

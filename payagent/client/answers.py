@@ -35,6 +35,12 @@ def told(answer: httpx.Response, body: bytes) -> Json:
     return {"headers": headers, "body_base64": base64.b64encode(body).decode("ascii")}
 
 
+def readable(answer: httpx.Response, raw: bytes | None) -> Json:
+    """An answer as an object for people to read; a body that cannot be read is left out."""
+    body = b"" if raw is None else decoded(answer, raw) or b""
+    return {"status": answer.status_code, "headers": dict(answer.headers), "body": body.decode(errors="replace")}
+
+
 def decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
     """The body without its content coding; None when it cannot be read, or is too much.
 

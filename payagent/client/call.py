@@ -77,23 +77,30 @@ class Call:
 
     def ask(self, demand: httpx.Response, body: bytes) -> Json:
         """The 402 as the daemon takes it, with the call's headers that say who buys or that the merchant binds."""
-        url, names = self.request.url, _bound(demand).union(_BUYER)
-        pairs = [pair for pair in self.headers if pair[0].lower() in names]
-        asked: dict[str, Any] = {
-            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
-            "request": {
-                "method": self.request.method,
-                "path": url.raw_path.decode("ascii"),
-                "body_sha256": self.body.sha256,
-                "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
-            },
-            "response": {"status": demand.status_code, **told(demand, body)},
-        }
+        asked = self._told(_bound(demand).union(_BUYER))
+        asked["request"]["body_sha256"] = self.body.sha256
+        asked["response"] = {"status": demand.status_code, **told(demand, body)}
         if self.max_cost_units is not None:
             asked["max_total"] = str(self.max_cost_units)
         if self.max_cost_asset is not None:
             asked["max_total_asset"] = self.max_cost_asset
         return asked
+
+    def question(self) -> Json:
+        """The call as the daemon is asked, before it is made, whether a prepaid balance would serve it."""
+        return self._told(_BUYER)
+
+    def _told(self, names: frozenset[bytes]) -> dict[str, Any]:
+        """The call without its body, with the headers of these names."""
+        url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
+        return {
+            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
+            "request": {
+                "method": self.request.method,
+                "path": url.raw_path.decode("ascii"),
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
+            },
+        }
 
 
 def _buyer(headers: Headers) -> dict[bytes, bytes]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from payagent.client.answers import decoded, plain
+from payagent.client.answers import decoded, plain, readable
 from payagent.client.call import WALLET, Call, read_call
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.showing import PAID_MARK, Showing, asked, delivery_path
@@ -26,6 +26,9 @@ _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_und
 
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 """In `extensions`: of a 402 that was not paid, the daemon's reason; of the answer to a dry run, the quote."""
+
+CALL_MARK = "payagent_call"
+"""In the `extensions` of a dry run: make the call though a prepaid balance would serve it."""
 
 
 @dataclass(slots=True)
@@ -47,17 +50,28 @@ class Purchases:
         """From a client's call to its answer."""
         call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
         try:
-            mark = request.extensions.get(PAID_MARK)
-            if mark is not None and mark != str(request.url):
-                return Bought(plain((yield Send(call.first({})))))
+            payment_id, paid_url = request.extensions.get(PAID_MARK, (None, None))
+            if payment_id is not None and paid_url != str(request.url):
+                return (yield from self._follow(call, payment_id))
             return (yield from self._buy(call))
         finally:
             call.body.end()
 
+    def _follow(self, call: Call, payment_id: str) -> Steps[Bought]:
+        """Where a redirect leads after the payment: it gets no proof, and nothing is paid there."""
+        answer = plain((yield Send(call.first({}))))
+        if answer.status_code != 402:
+            return Bought(answer)
+        raw, answer = yield Peek(answer)
+        detail = f"the merchant took {payment_id} and redirects to {call.request.url}, which asks for money"
+        raise own_error("paid_not_served", detail, payment=payment_id, merchant_answer=readable(answer, raw))
+
     def _buy(self, call: Call) -> Steps[Bought]:
         """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
-        shown: Bought | None = None
-        used_up: str | None = None
+        is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
+        if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
+            return Bought(quote)
+        used_up: PayAgentError | None = None
         wait = BatchWait(self.patience_s)
         while True:
             demand, body = yield from self._ask_merchant(call)
@@ -76,12 +90,12 @@ class Purchases:
             if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
                 yield from self._tell(late)
                 continue
-            if shown is not None and payment["id"] == used_up:
+            if used_up is not None and payment["id"] == used_up.payment:
+                raise used_up
+            shown = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
+            if isinstance(shown, Bought):
                 return shown
-            shown, is_used_up = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
-            if not is_used_up:
-                return shown
-            used_up = payment["id"]
+            used_up = shown
 
     def _tell_late(self) -> Steps[None]:
         """Say what was served, before it is bought again: else the daemon takes the call for the one before.
@@ -158,6 +172,14 @@ class Purchases:
         reply: Reply = yield Ask("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
+
+    def _quote_prepaid(self, call: Call) -> Steps[httpx.Response | None]:
+        """What the call would use of a prepaid balance that would serve it; None where none would."""
+        reply: Reply = yield Ask("POST", "/v1/prepaid/quotes", call.question())
+        if reply.body.get("code") == "merchant_not_allowed":  # then its 402 is somebody else's affair
+            return None
+        quote = reply.value()
+        return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
 
     def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
         reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from payagent.client.answers import decoded, plain, told
+from payagent.client.answers import decoded, plain, readable, told
 from payagent.client.call import Call
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.steps import Ask, Bought, Json, Pause, Peek, Reply, Send, Steps
@@ -28,7 +28,7 @@ _STATUS_MAX = 599
 _RECEIPTS = ("payment-response", "x-payment-response")
 
 PAID_MARK = "payagent_paid"
-"""In `extensions`: the address of a request whose payment was redirected."""
+"""In `extensions`: (payment, address) of a request whose payment was redirected."""
 
 
 @dataclass(slots=True)
@@ -41,15 +41,16 @@ class Showing:
     lost_count: int = 0
     query: str | None = None
     last: httpx.Response | None = None
+    last_raw: bytes | None = None
 
-    def run(self) -> Steps[tuple[Bought, bool]]:
-        """(the answer, whether it says that the proof has bought another call)."""
+    def run(self) -> Steps[Bought | PayAgentError]:
+        """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
         while True:
             try:
                 self.payment = yield from until_ready(self.payment, self.deadline_s)
             except PayAgentError as error:
-                if error.code == "not_served_yet":
-                    return Bought(self._given_up()), False
+                if error.code == "not_served_yet" and self.last is not None:
+                    return self._ended(self.last)
                 raise
             try:
                 paid = self.call.paid(
@@ -57,18 +58,22 @@ class Showing:
                 )
                 answer = plain((yield Send(paid)))
                 if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"]), False
+                    return Bought(self._marked(answer), self.payment["id"])
                 answer, is_used_up, wanted_s = yield from self._tell(answer)
             except httpx.TransportError as error:
                 yield from self._tell_silence(error)
                 self.lost_count += 1
                 after_s = again_after_s(self.lost_count)
             else:
-                if wanted_s is None or is_used_up:
-                    return Bought(self._marked(answer)), is_used_up
+                if is_used_up:
+                    return self._unserved(answer)
+                if wanted_s is None:
+                    return self._ended(answer)
                 after_s = wanted_s
             if after_s >= self.deadline_s - time.monotonic():
-                return Bought(self._given_up()), False
+                if self.last is None:
+                    raise _not_served(self.payment)
+                return self._ended(self.last)
             yield Pause(after_s)
 
     def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
@@ -94,14 +99,14 @@ class Showing:
         """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
         has used the proof up, in how many seconds it is shown again)."""
         raw, answer = yield Peek(answer)
-        self.last = None if raw is None else answer
+        self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
         depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
         yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
-            self.call.request.extensions[PAID_MARK] = str(self.call.request.url)
+            self.call.request.extensions[PAID_MARK] = (self.payment["id"], str(self.call.request.url))
         # if no call was ever served with it, it is no reason to pay again
         was_served = self.payment["delivery"] == "accepted"
         says_so = said["said"] in ("used_up", "invoiced") and query is None
@@ -116,11 +121,24 @@ class Showing:
         answer.headers["X-Payagent-State"] = self.payment["state"]
         return answer
 
-    def _given_up(self) -> httpx.Response:
-        """Time is over. What the merchant said last is more than we could say."""
-        if self.last is None:
-            raise _not_served(self.payment)
-        return self._marked(self.last)
+    def _ended(self, answer: httpx.Response) -> Bought:
+        """What the merchant said last is more than we could say, unless it asks for money again."""
+        if answer.status_code == 402:
+            raise self._unserved(answer)
+        return Bought(self._marked(answer))
+
+    def _unserved(self, answer: httpx.Response) -> PayAgentError:
+        """The merchant's 402 is attached, where no wallet takes it for a demand."""
+        told = readable(answer, self.last_raw)
+        if self.payment["state"] in WITHOUT_PROOF:
+            return _without_proof(self.payment, merchant_answer=told)
+        return own_error(
+            "paid_not_served",
+            f"{self.payment['id']} is {self.payment['state']}; the merchant says to its proof: "
+            f"{self.payment['answer']['reason']}",
+            payment=self.payment["id"],
+            merchant_answer=told,
+        )
 
 
 def _is_unsettled(answer: httpx.Response) -> bool:
@@ -143,12 +161,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
     payment_id = payment["id"]
     while not payment["ready"]:
         if payment["state"] in WITHOUT_PROOF:
-            reason = payment.get("reason") or {}
-            raise own_error(
-                "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
-                f"{payment_id} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
-                payment=payment_id,
-            )
+            raise _without_proof(payment)
         if payment["state"] == State.AWAITING_APPROVAL:
             raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
         left_s = deadline_s - time.monotonic()
@@ -176,6 +189,16 @@ def _ask_about(payment_id: str, ask: Ask, deadline_s: float) -> Steps[Json]:
     except PayAgentError as error:
         raise PayAgentError({**error.problem, "payment": payment_id}) from None
     return reply.value(payment=payment_id)
+
+
+def _without_proof(payment: Json, **context: object) -> PayAgentError:
+    reason = payment.get("reason") or {}
+    return own_error(
+        "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
+        f"{payment['id']} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
+        payment=payment["id"],
+        **context,
+    )
 
 
 def _not_served(payment: Json) -> PayAgentError:

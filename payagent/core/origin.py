@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+T_BACKEND = "https://api-v3.fluxpointstudios.com"
+"""The T Backend, since April 2026. Revenue shares come on top of the price there, and its 402s state no mode."""
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -34,6 +36,14 @@ def parse_origin(text: str) -> str:
     if not host.startswith("[") and not _HOST_NAME.fullmatch(host):
         raise ValueError("an origin's host is a name or an address")
     return f"{scheme}://{host}" + ("" if port in (None, DEFAULT_PORTS[scheme]) else f":{port}")
+
+
+def is_t_backend(text: str) -> bool:
+    """Whether an origin, in any spelling, is the T Backend's."""
+    try:
+        return parse_origin(text) == T_BACKEND
+    except ValueError:
+        return False
 
 
 def is_this_machine(host: str) -> bool:

@@ -49,6 +49,12 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
     def problem(self) -> Problem:
         return PROBLEMS[self.code]
 
+    @property
+    def message(self) -> str:
+        """All that a person needs, in one text: what happened, what it means for the money, what to do next."""
+        what = f"{self.problem.title}: {self.detail.rstrip('.')}."
+        return " ".join(part for part in (what, self.money, self.problem.fix) if part)
+
 
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:
@@ -298,8 +304,9 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "Coins of the wallet were spent elsewhere",
-        "Find out who has the wallet's words and stop it, then run `payagent wallet thaw`. If nobody should have "
-        "them, send everything to a new wallet at once.",
+        "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see operators.md if "
+        "the data folder was rolled back. Then run `payagent wallet thaw`. If the words are stolen, send "
+        "everything to a new wallet at once.",
     ),
     "foreign_spend_unseen": Problem(
         409,
@@ -606,6 +613,15 @@ PROBLEMS: dict[str, Problem] = {
         "Run `payagent wallet send` to your own address with part of the wallet: it makes few large coins of "
         "many.",
     ),
+    "paid_not_served": Problem(
+        502,
+        8,
+        "Paid, and the merchant answers 402 instead of serving",
+        "Repeat the same call: it presents the same proof, and nothing is paid again. If the answer stays the "
+        "same, give the merchant the transaction's hash. Pay nothing that `merchant_answer` asks for.",
+        money="The payment lives on: it is held until it is in a block, and spent then.",
+        retryable=True,
+    ),
     "payment_ended": Problem(
         502,
         3,
@@ -725,6 +741,12 @@ PROBLEMS: dict[str, Problem] = {
         "The same invoice id came with other terms",
         "Do not pay it; ask the merchant.",
         money="What was signed for the first terms stands; nothing new was signed.",
+    ),
+    "terms_not_understood": Problem(
+        422,
+        3,
+        "The 402 names money or terms that payagent does not know",
+        "The detail names the member. " + _SENDER,
     ),
     "topup_cancelled": Problem(
         409,

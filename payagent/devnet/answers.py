@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.types import Receive, Scope, Send
 
 from payagent.devnet.blockfrost_shapes import error
-from payagent.devnet.faults import ERRORS, Fault
+from payagent.devnet.faults import ERRORS, OPTIONAL, Fault
 
 ABORT = "payagent.devnet.abort"
 """The scope's key of the function that drops this request's connection."""
@@ -72,7 +72,14 @@ def spoil(honest: Response, fault: Fault, stopping: asyncio.Event) -> Response:
             return StreamingResponse(_endless(), honest.status_code, media_type="application/json")
         case "other_hash" if honest.status_code == 200:
             return JSONResponse(_another(json.loads(bytes(honest.body))))
+        case "no_optional":
+            return JSONResponse(json.loads(bytes(honest.body), object_hook=_required), honest.status_code)
     return honest
+
+
+def _required(members: dict[str, object]) -> dict[str, object]:
+    """An object without its optional members."""
+    return {name: value for name, value in members.items() if name not in OPTIONAL}
 
 
 async def _endless() -> AsyncIterator[bytes]:

@@ -78,7 +78,7 @@ def _check(requirements: Json, payment: Json, node: Node, network: str, settling
     tx = read_transaction(payment)
     _check_form(tx, nonce, node)
     sent = tx.tx_id in settling or node.chain.tx(tx.tx_id) is not None
-    _check_window(tx, _whole(requirements.get("maxTimeoutSeconds")), node.chain.slot, sent)
+    _check_window(tx, _whole(requirements.get("maxTimeoutSeconds")), node, sent)
     if not sent:
         _check_inputs(tx, nonce, node)
     payer = _payer(tx, output_of(node.chain, nonce))
@@ -173,9 +173,13 @@ def _check_form(tx: Tx, nonce: OutRef, node: Node) -> None:
         raise Unpayable(f"{PAYLOAD}_phase2_invalid")
 
 
-def _check_window(tx: Tx, timeout_s: int, slot: int, sent: bool) -> None:
-    """The end must be there, ahead, and no later than the time-out allows; the devnet's slots are seconds."""
-    if tx.ttl_slot is None or tx.ttl_slot > slot + timeout_s:
+def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
+    """The end must be there, ahead, and no later than the timeout allows, counted from the newest block.
+
+    Facilitators that read the slot from a provider count so. The devnet's slots are seconds.
+    """
+    slot = node.chain.slot
+    if tx.ttl_slot is None or (tx.ttl_slot > node.chain.tip.slot + timeout_s and not sent):
         raise Unpayable(f"{PAYLOAD}_ttl_too_far")
     if tx.ttl_slot <= slot and not sent:
         raise Unpayable(f"{PAYLOAD}_ttl_expired")

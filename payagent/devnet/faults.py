@@ -41,8 +41,14 @@ KINDS: dict[str, Kind] = {
     "hang": Kind(_BOTH, NEVER, "hang"),
     "stale_index": Kind((READS,), NEVER, "stale"),
     "not_found": Kind((READS,), NEVER, "not_found"),
+    "no_optional": Kind((READS,), NEVER, "no_optional"),
 }
-"""`stale_index` shows the UTxO view of some blocks ago; `not_found` denies what is there."""
+"""`stale_index` shows the UTxO view of some blocks ago; `not_found` denies what is there; `no_optional` leaves out
+the members of `OPTIONAL`.
+"""
+
+OPTIONAL = frozenset({"reference", "consumed_by_tx", "cost_models_raw", "redeemers"})
+"""Members that Blockfrost's OpenAPI does not require, of the answers that the devnet gives."""
 
 ERRORS: dict[str, tuple[int, str, str]] = {
     "gateway_timeout": (504, "Gateway Timeout", "The upstream server did not answer in time."),

@@ -72,7 +72,8 @@ class Terms:
     `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
     `dialect` `x402`: the calls are sold as those below /x402/ are, without splits and batches.
-    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own.
+    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own. A
+    replay whose X-Idempotency-Key the first call lacked gets a new invoice, as from the vendor's middleware.
     `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction, in hex, which the merchant
     sends; `either` takes both, as the documents say.
     `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,
@@ -179,7 +180,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
 class Call:
     """One request for a paid thing. `path` has the query; absent headers are None.
 
-    A `top_up` buys a batch for the balance and uses no call of it.
+    A `top_up` buys a batch for the balance and uses no call of it. `key` is the X-Idempotency-Key.
     """
 
     method: str
@@ -190,6 +191,7 @@ class Call:
     invoice_id: str | None
     proof: str | None
     top_up: bool = False
+    key: str | None = None
 
     @property
     def request_key(self) -> tuple[str, ...]:
@@ -213,6 +215,7 @@ class Invoice:
     partner: str
     created_ms: int
     ends_ms: int
+    key: str | None
     presented: str | None = None
     paid_by: str | None = None
 
@@ -345,7 +348,8 @@ class Merchant:
         if known is not None and known.paid_by is None and known.ends_ms - now_ms >= 1000:
             return known
         ends_ms = now_ms + self.terms.timeout_s * 1000
-        made = Invoice(self._new_id(), self.terms, call.request_key, call.partner or "", now_ms, ends_ms)
+        partner = call.partner or ""
+        made = Invoice(self._new_id(), self.terms, call.request_key, partner, now_ms, ends_ms, call.key)
         self.invoices[made.id] = self._open[call.request_key] = made
         return made
 
@@ -364,6 +368,8 @@ class Merchant:
                 return _wrong(invoice, "paid_already", "another transaction paid the invoice")
             if self.terms.replays == "refuse":
                 return _wrong(invoice, "paid_already", "the transaction was answered already")
+            if call.key not in (None, invoice.key):
+                return Verdict(Outcome.INVOICE, self._invoice_for(call, now_ms))
             return Verdict(Outcome.REPLAYED if self._stands(invoice) else Outcome.PENDING, invoice)
         if tx_id in self._paid_with:
             return _wrong(invoice, "transaction_used", "the transaction paid another invoice")

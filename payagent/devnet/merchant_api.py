@@ -292,6 +292,7 @@ def _call(request: Request, body: bytes) -> Call:
         headers.get("x-invoice-id"),
         headers.get("x-payment"),
         top_up=request.url.path == TOP_UP,
+        key=headers.get("x-idempotency-key"),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from payagent.devnet.facilitator import PAYLOAD, PENDING, Facilitator, Settlement, Unpayable
+from payagent.devnet.facilitator import DUPLICATE, PAYLOAD, PENDING, Facilitator, Settlement, Unpayable
 from payagent.devnet.merchant import Terms
 from payagent.devnet.node import Node
 from payagent.devnet.x402_terms import NETWORK, READERS, X402, BadIdentifier, Call, read_identifier, requirements
@@ -167,6 +167,7 @@ _AFTER: dict[str, Callable[[Settlement], Answer]] = {
     "drop_after_broadcast": lambda _: Answer(Kind.DROPPED),
     "redirect_307": lambda _: Answer(Kind.MOVED),
     "pending": lambda settled: Answer(Kind.UNSETTLED, PENDING, replace(settled, reason=PENDING)),
+    "duplicate": lambda settled: Answer(Kind.UNSETTLED, DUPLICATE, replace(settled, reason=DUPLICATE)),
     "empty_reason": lambda settled: Answer(Kind.UNSETTLED, "", Settlement("", settled.network)),
 }
 """Faults that meet a transaction that was sent; they tell nothing of how far it is."""

@@ -31,6 +31,7 @@ NETWORK = f"cardano:{DEVNET.name}"
 POLICIES = ("server", "client", "either")
 FAULTS = (
     "pending",
+    "duplicate",
     "settle_500_after_broadcast",
     "settle_500_before_broadcast",
     "drop_after_broadcast",

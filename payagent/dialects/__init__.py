@@ -29,6 +29,7 @@ from payagent.dialects.wire import (
 )
 
 __all__ = [
+    "TIMED_BY_BLOCK",
     "WITH_STATUS",
     "Answer",
     "Call",
@@ -53,6 +54,9 @@ __all__ = [
 
 WITH_STATUS = frozenset((tbackend.NAME, flux.NAME))
 """Dialects whose merchants can be asked how an invoice stands."""
+
+TIMED_BY_BLOCK = frozenset((x402_v1.NAME, x402_v2.NAME))
+"""Dialects whose facilitators count `maxTimeoutSeconds` from the newest block's slot, and refuse a later TTL."""
 
 _X402 = "x402"
 

@@ -52,6 +52,7 @@ class Answer:
 
 
 _PAYLOAD = "invalid_exact_cardano_payload"
+_NONCE_GONE = f"{_PAYLOAD}_nonce_not_on_chain"
 _FACILITATOR = "exact_cardano_facilitator"
 
 _WORDS: dict[Said, tuple[str, ...]] = {
@@ -72,7 +73,7 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     ),
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
-        f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available",
+        _NONCE_GONE, f"{_PAYLOAD}_input_not_available",
         # What we broadcast is not in sight of them yet.
         f"{_PAYLOAD}_evidence_mismatch",
         # By the latest block's slot, as some tell the time, its end is further off than it is.
@@ -132,11 +133,19 @@ def is_refusal(dialect: str, answer: Answer, status: int) -> bool:
 
 
 def read_answer(
-    dialect: str, response: Response, *, invoice_id: str, shown_tx: str, now_ms: int, is_on_chain: bool = False
+    dialect: str,
+    response: Response,
+    *,
+    invoice_id: str,
+    shown_tx: str,
+    now_ms: int,
+    is_on_chain: bool = False,
+    has_served: bool = False,
 ) -> Answer:
     """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time.
 
-    `is_on_chain`: whether we have seen that transaction in a block.
+    `is_on_chain`: whether we have seen that transaction in a block. `has_served`: whether it has served a call, so
+    that its nonce is gone because the transaction itself has spent it.
     """
     code, after_s = response.status, _read_retry_after(response, now_ms)
     is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
@@ -154,6 +163,8 @@ def read_answer(
         return Answer(Said.OTHER, f"status {code}")
     if is_x402:
         said, word = _read_x402(response, shown_tx)
+        if has_served and word.strip().lower().partition(":")[0] == _NONCE_GONE:
+            said = Said.USED_UP
     else:
         said, word = _read_body(_fields(response.body), invoice_id)
     return Answer(said, _plain(word) or "no reason given", after_s)

@@ -28,44 +28,19 @@ _TELLING = (
     "payment-", "x-payment-", "x-402-", "x-invoice-", "x-pay-", "x-amount", "x-asset", "x-chain", "x-timeout",
 )  # fmt: skip
 
-# A key that is not known where terms stand is ignored only when it does not sound like money or terms.
-_MONEY_STEMS = (
-    "amount", "split", "output", "percent", "lovelace", "recipient", "currenc", "revenue", "royalt",
-    "surcharge", "commission", "address", "payto", "pay_to", "payee", "beneficiar",
+# A member that a dialect does not know is a note, unless its name says that it is about money or terms.
+_TERM_STEMS = (
+    "amount", "split", "output", "percent", "lovelace", "recipient", "receiver", "currenc", "revenue", "royalt",
+    "charge", "commission", "deposit", "payout", "address", "payto", "pay_to", "payee", "beneficiar",
+    "expir", "deadline", "chain", "network", "asset", "policy", "decimal", "timeout", "invoiceid", "invoice_id",
 )  # fmt: skip
-_MONEY_WORDS = frozenset(
+_TERM_WORDS = frozenset(
     (
-        "mode",
-        "inclusive",
-        "additional",
-        "paid",
-        "state",
-        "pay",
-        "unit",
-        "units",
-        "price",
-        "cost",
-        "total",
-        "share",
-        "shares",
-        "tax",
-        "tip",
-        "bps",
-        "to",
+        *("mode", "inclusive", "additional", "paid", "state", "pay", "unit", "units", "price", "cost", "total"),
+        *("share", "shares", "tax", "vat", "tip", "premium", "bps", "to"),
     )
 )
-_TERM_STEMS = (
-    "expir",
-    "deadline",
-    "chain",
-    "network",
-    "asset",
-    "policy",
-    "decimal",
-    "timeout",
-    "invoiceid",
-    "invoice_id",
-)
+_ADDRESS = re.compile("addr(?:_test)?1", re.ASCII | re.IGNORECASE)
 # A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
 _FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l(?:s|ess|ings?)?\b|t\b|bl[ey])[a-z]*")
 # Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
@@ -252,41 +227,30 @@ def parse_timeout_text(value: str, what: str) -> int:
     return parse_timeout_s(int(value), what)
 
 
-def refuse_foreign_terms(
-    terms: Mapping[str, object], known: frozenset[str], where: str, *, has_metadata: bool = False
-) -> None:
-    """Refuse keys that are not of the dialect, unless they can only be a note for people.
+def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    """Refuse members that the dialect does not know and that name money or terms (`terms_not_understood`).
 
-    An unknown field is harmless where it cannot change who is paid what, when and where: neither by its name
-    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null; where the
-    dialect provides for metadata (`has_metadata`), also another text without an address, a whole number, a flag or
-    an object of which all this is true.
+    A member names them by its own name, or by an address or such a name anywhere in its value. All others are
+    notes: they change nothing that is paid, and stay in the 402 as received.
     """
     for key in terms.keys() - known:
-        plain = key.lower()
-        words = {word.lower() for pattern in _WORDS for word in pattern.findall(key)}
-        is_fee = any(_FEE.fullmatch(word) for word in words)
-        if is_fee or any(stem in plain for stem in _MONEY_STEMS) or words & _MONEY_WORDS:
-            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
-        if any(stem in plain for stem in _TERM_STEMS):
-            raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
-        value = terms[key]
-        if has_metadata and isinstance(value, dict):
-            refuse_foreign_terms(value, frozenset(), where, has_metadata=True)
-        elif not (_is_note(value) or (has_metadata and _is_plain(value))):
-            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(value)}")
+        if _names_terms(key) or _holds_terms(terms[key]):
+            raise Refused("terms_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
 
 
-def _is_note(value: object) -> bool:
-    """Whether a value is only words: no number, no flag, no address, nothing that holds others."""
-    if value is None:
-        return True
-    return isinstance(value, str) and not re.search(r"addr|[0-9]{4}", value, re.IGNORECASE)
+def _names_terms(name: str) -> bool:
+    plain = name.lower()
+    words = {word.lower() for pattern in _WORDS for word in pattern.findall(name)}
+    is_fee = any(_FEE.fullmatch(word) for word in words)
+    return is_fee or bool(words & _TERM_WORDS) or any(stem in plain for stem in _TERM_STEMS)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value is one text, whole number or flag, and no address."""
-    return type(value) in (int, bool) or (isinstance(value, str) and "addr" not in value.lower())
+def _holds_terms(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_names_terms(key) or _holds_terms(key) or _holds_terms(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return any(map(_holds_terms, value))
+    return isinstance(value, str) and _ADDRESS.search(value) is not None
 
 
 def show(value: object, limit: int = 300) -> str:

@@ -105,14 +105,14 @@ def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> 
     return check_outputs((Output("pay_to", pay_to, asset, units),), reading.own)
 
 
-def read_extra(entry: Terms, known: frozenset[str], *, has_metadata: bool = False) -> Terms:
+def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
     """The scheme's own terms of an entry, and what may be noted beside them: an object, or nothing."""
     extra = entry.get("extra")
     if extra is None:
         return {}
     if not isinstance(extra, dict):
         raise Refused("body_not_understood", f"extra is {show(extra, 80)}, not an object")
-    refuse_foreign_terms(extra, known, "extra", has_metadata=has_metadata)
+    refuse_foreign_terms(extra, known, "extra")
     return extra
 
 

@@ -37,8 +37,8 @@ _ENTRY_KEYS = frozenset(
 )  # fmt: skip
 _EXTRA_KEYS = frozenset(
     (
-        "assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "paymentFlow",
-        "name", "version", "symbol", "decimals",
+        "assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "feeSponsor",
+        "paymentFlow", "name", "version", "symbol", "decimals",
     )
 )  # fmt: skip
 _CONTRACT_KEYS = frozenset(
@@ -168,13 +168,23 @@ def _check_extra(entry: Terms) -> object:
             raise Refused(
                 "transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}"
             )
+    x402.read_extra(entry, _EXTRA_KEYS)
     flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
-    # The scheme lets a plain transfer have metadata, and who broadcasts it judges it before money moves.
-    x402.read_extra(entry, _EXTRA_KEYS, has_metadata=submission != "client")
-    if flow not in _FLOWS or submission not in _POLICIES or said.get("areFeesSponsored") not in (None, False):
+    if flow not in _FLOWS or submission not in _POLICIES or not _is_plain_fee(said):
         raise Refused("body_not_understood", f"extra is {show(extra)}, which is not understood")
     _check_confirmations(said.get("confirmationPolicy"))
     return submission
+
+
+def _is_plain_fee(said: Terms) -> bool:
+    """Whether we may pay the fee ourselves.
+
+    A `feeSponsor` offers a coin of the merchant's for it (draft of loveaihq/cardano-x402-sponsor). A client that
+    ignores the offer pays the ordinary way.
+    """
+    sponsor = said.get("feeSponsor")
+    is_offered = isinstance(sponsor, dict)
+    return (sponsor is None or is_offered) and said.get("areFeesSponsored") in (None, False, is_offered)
 
 
 def _check_confirmations(policy: object) -> None:

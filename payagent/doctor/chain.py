@@ -46,7 +46,7 @@ async def _provider(provider: Provider, name: str, network: str, now_ms: Callabl
     view.learn_parameters(told)
     view.tip, view.problem = newest, None
     require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # to one ahead all blocks are old
-    slot = view.require_ready(now_ms())
+    slot = view.require_in_step(now_ms())
     if is_view_only:
         raise Refused(
             "chain_not_ready", "it has no /tx/submit: put cardano-submit-api there, behind the same address"

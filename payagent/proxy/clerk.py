@@ -1,11 +1,11 @@
 """Carries an errand out: the call (`first`), and when a 402 comes, the payment and the call again with its proof.
 
 May import: core, dialects, agent, store.payments, api.views, the rest of proxy. Never: decides whether to pay;
-pays again because a proof was not accepted; gives a client a 402 as if the call had been served.
+pays again because a proof was not accepted; gives a client a merchant's 402.
 
-A 402 that is not paid leaves as a problem and not as it came. A client that points its base URL here has no code
-for a 402: it must see from the status and the code whether the merchant's demand was not understood, a limit
-stands against it, or money is missing.
+A 402 leaves as a problem and not as it came. A client that points its base URL here has no code for a 402: it must
+see from the status and the code whether the merchant's demand was not understood, a limit stands against it, or
+money is missing. A client that has such code would pay a second time after our payment (`paid_not_served`).
 """
 
 import asyncio
@@ -18,12 +18,20 @@ from payagent.agent.agent import Agent
 from payagent.agent.asks import Advice
 from payagent.agent.prepaid import Buyer
 from payagent.agent.view import retry_headers
-from payagent.api.views import quote_view
-from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State, is_served
+from payagent.api.views import prepaid_quote_view, quote_view
+from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s, cost_text
 from payagent.dialects import Response, Said
-from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
+from payagent.proxy.demand import (
+    BODY_MAX_BYTES,
+    READABLE,
+    CodingError,
+    Demand,
+    as_told,
+    read_demand,
+    read_response,
+)
 from payagent.proxy.errand import Errand
 from payagent.proxy.first import FirstCalls
 from payagent.proxy.flights import Flight, Flights, Purchase, Turn
@@ -49,7 +57,8 @@ log = structlog.get_logger("payagent.proxy")
 class Proof:
     """What the retry carries, and how it went so far. `depth`: how deep the transaction was when it was shown.
 
-    `poll`: the next time it is asked after instead.
+    `poll`: the next time it is asked after instead. `last` is the merchant's last answer, and `reason` the
+    merchant's word in it.
     """
 
     row: PaymentRow
@@ -58,13 +67,17 @@ class Proof:
     poll: str | None = None
     lost_count: int = 0
     last: Kept | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UsedUp:
-    """The merchant says that the proof bought another call; `demand` is its new invoice, if there is one."""
+    """The merchant says that the proof bought another call; `demand` is its new invoice, if there is one.
 
-    answer: Kept
+    `refused` is for the client, if no other payment is opened.
+    """
+
+    refused: Refused
     demand: Demand | None
 
 
@@ -80,6 +93,10 @@ class Clerk:
 
     async def run(self, trip: Trip) -> None:
         """Answer the client. Raises `Refused` before anything of an answer went out."""
+        if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
+            trip.intake.close()
+            await trip.reply.json(prepaid_quote_view(prepaid, self._desk.terms))
+            return
         demand = await self._first.demand_of(trip, trip.intake)
         if demand is None:
             return
@@ -110,16 +127,12 @@ class Clerk:
                         demand = None
                         continue
                     if used_up is not None and past is not None and bought.id == past.id:
-                        await trip.reply.send_kept(used_up.answer, _marks(self._desk.payment(bought.id)))
-                        return
+                        raise used_up.refused
                     flight.purchase = purchase = bought
                 if purchase.is_served:
                     turn.release()
                 used_up = await self._show(trip, purchase, turn)
                 if used_up is None:
-                    return
-                if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
-                    await trip.reply.send_kept(used_up.answer, _marks(self._desk.payment(purchase.id)))
                     return
                 past, demand = purchase, used_up.demand
             finally:
@@ -187,18 +200,23 @@ class Clerk:
                 silence.cancel()
                 response = await _hear(answer, proof)
                 proof.row, advice = await self._steps.to_its_end(
-                    self._agent.deliveries.take_answer(purchase.id, response, shown_depth=proof.depth)
+                    self._agent.deliveries.take_answer(
+                        purchase.id, response, shown_depth=proof.depth, has_served=purchase.is_served
+                    )
                 )
                 if advice.answer.said is Said.SERVED:
                     turn.release()
                     await self._deliver(trip, purchase, answer, proof.row)
                     return None, None
-                if proof.poll is None and _is_used_up(advice, purchase):
-                    return None, await _used_up(answer, advice.answer.said, self._desk.ports.clock.now_ms())
-                if advice.again_after_s is None:
+                is_used_up = proof.poll is None and _is_used_up(advice, purchase)
+                if advice.again_after_s is None and answer.status != 402 and not is_used_up:
                     await trip.reply.stream(answer, trip.intake.close, _marks(proof.row))
                     return None, None
-                proof.last = await _keep(answer)
+                proof.last, proof.reason = await _keep(answer), advice.answer.reason
+                if is_used_up:
+                    return None, _used_up(proof, advice.answer.said, self._desk.ports.clock.now_ms())
+                if advice.again_after_s is None:
+                    raise _paid_not_served(proof)
                 proof.poll = advice.answer.poll_query
                 return advice.again_after_s, None
         except (Refused, AnswerBrokenError) as lost:
@@ -249,9 +267,11 @@ class Clerk:
         return row
 
     async def _give_up(self, trip: Trip, proof: Proof) -> None:
-        """Time is over. What the merchant said last is more than we could say."""
+        """Time is over. What the merchant said last is more than we could say, unless it asks for money again."""
         if proof.last is None:
             raise _not_served(proof.row)
+        if proof.last.status == 402:
+            raise _paid_not_served(proof)
         trip.intake.close()
         await trip.reply.send_kept(proof.last, _marks(proof.row))
 
@@ -276,15 +296,28 @@ def _marks(row: PaymentRow) -> Headers:
 
 
 def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
-    """An invoice, after the payment has served a call, says so too: the merchant wants to be paid for this one."""
-    said = advice.answer.said
-    return said is Said.USED_UP or (said is Said.INVOICED and purchase.is_served)
+    """Whether the payment has served another call, and the merchant wants to be paid for this one.
+
+    Before it has served a call here, there is no reason to pay again, whatever the merchant says.
+    """
+    return purchase.is_served and advice.answer.said in (Said.USED_UP, Said.INVOICED)
 
 
 def _not_served(row: PaymentRow) -> Refused:
     return Refused(
         "not_served_yet", f"{row.id} is {row.state}; the merchant has not served the call", payment=row.id
     )
+
+
+def _paid_not_served(proof: Proof) -> Refused:
+    """What a client is told that paid and got a 402; it is attached, where no wallet takes it for a demand."""
+    row, last = proof.row, proof.last
+    told = None if last is None else as_told(last.status, last.headers, last.body)
+    code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
+    if row.state in WITHOUT_PROOF:
+        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
+        code, detail = row.reason_code or ended, row.reason or "it ended without paying"
+    return Refused(code, detail, payment=row.id, merchant_answer=told)
 
 
 async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
@@ -310,9 +343,9 @@ async def _keep(answer: MerchantAnswer) -> Kept | None:
     return None if body is None else Kept(answer.status, answer.headers, body)
 
 
-async def _used_up(answer: MerchantAnswer, said: Said, now_ms: int) -> UsedUp:
-    kept, demand = await _keep(answer), None
+def _used_up(proof: Proof, said: Said, now_ms: int) -> UsedUp:
+    kept, demand = proof.last, None
     if kept is not None and said is Said.INVOICED:
         with suppress(CodingError, Refused):  # then the merchant is asked anew
             demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
-    return UsedUp(kept or Kept(answer.status, (), b""), demand)
+    return UsedUp(_paid_not_served(proof), demand)

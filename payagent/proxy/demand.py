@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.dialects import Response, as_recorded, parse_answer, parse_response
-from payagent.proxy.headers import Headers, values
+from payagent.proxy.headers import Headers, combined, values
 
 BODY_MAX_BYTES = ANSWER_MAX_BYTES
 
@@ -46,6 +46,15 @@ def read_response(status: int, headers: Headers, raw: bytes) -> Response:
     except Refused:
         body = b""
     return parse_answer(status, _texts(headers), body)
+
+
+def as_told(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
+    """An answer as an object for people to read; a body that cannot be read is left out."""
+    try:
+        body = decode(headers, raw)
+    except (CodingError, Refused):
+        body = b""
+    return {"status": status, "headers": combined(headers), "body": body.decode(errors="replace")}
 
 
 def decode(headers: Headers, raw: bytes) -> bytes:

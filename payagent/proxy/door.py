@@ -77,4 +77,4 @@ class Door:
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:
-        return apps.by_token(self._desk.conn, hash_token(token), self._desk.ports.clock.now_ms())
+        return apps.by_token(self._desk.conn, hash_token(token), self._desk.latest_ms)

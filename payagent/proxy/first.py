@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Ask, Request
+from payagent.agent.asks import Ask, PrepaidQuote, Request
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.core.payment import is_served
 from payagent.core.problem import Refused
@@ -78,6 +78,10 @@ class FirstCalls:
             buyer=self.buyer(errand),
             heard_at_ms=demand.heard_at_ms,
         )
+
+    def prepaid_quote(self, errand: Errand) -> PrepaidQuote | None:
+        """For a dry run, before the call is made: what it would use of a prepaid balance that would serve it."""
+        return self._agent.prepaid_calls.quote(self._call_of(errand))
 
     def buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""

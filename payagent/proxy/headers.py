@@ -68,7 +68,7 @@ def passing(headers: Headers, *, own: bool = False) -> list[tuple[bytes, bytes]]
         for key, value in headers
         if key not in _HOP_BY_HOP and (own if key.startswith(OWN_PREFIX) else key not in named)
     ]
-    # where both stand, Transfer-Encoding counts (RFC 9112 6.1); a length beside it is how requests are smuggled
+    # where a merchant's answer has both, Transfer-Encoding counts (RFC 9112 6.1); a request with both is refused
     return [pair for pair in kept if pair[0] != b"content-length"] if chunked else kept
 
 

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
+from payagent.core.money import LOVELACE, format_ada, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
@@ -167,10 +167,14 @@ def named(table: Mapping[str, T]) -> Mapping[str, T]:
 
 
 Lovelace = Annotated[
-    int, BeforeValidator(_told(parse_ada, 'write an amount as "5 ADA", "0.25 ADA" or "250000 lovelace"'))
+    int,
+    BeforeValidator(_told(parse_ada, 'write an amount as "5 ADA", "0.25 ADA" or "250000 lovelace"')),
+    PlainSerializer(format_ada),
 ]
 Units = Annotated[
-    int, BeforeValidator(_told(parse_units, 'write the smallest units as whole digits, such as "1000000"'))
+    int,
+    BeforeValidator(_told(parse_units, 'write the smallest units as whole digits, such as "1000000"')),
+    PlainSerializer(str),
 ]
 Count = Annotated[int, BeforeValidator(_told(parse_count, "write a whole number"))]
 Level = Annotated[tuple[str, int], BeforeValidator(_level)]

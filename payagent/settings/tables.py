@@ -1,4 +1,4 @@
-"""Every key of the settings, by its table; and which keys of two settings differ.
+"""Every key of the settings, by its table; and what differs between two settings.
 
 May import: pydantic, pydantic-settings, core, settings.fields. Never: reads a source.
 """
@@ -8,7 +8,15 @@ from types import MappingProxyType
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapSerializer,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from payagent.core.address import parse_address
@@ -340,9 +348,9 @@ class Settings(BaseSettings):
     api: Api
     chain: Chain
     payments: Payments
-    merchants: Annotated[Mapping[str, Merchant], AfterValidator(named)] = Field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    merchants: Annotated[
+        Mapping[str, Merchant], AfterValidator(named), WrapSerializer(lambda table, told: told(dict(table)))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
     limits: Limits
     approvals: Approvals = Approvals()
     proxy: Proxy = Proxy()
@@ -389,28 +397,19 @@ class Settings(BaseSettings):
         return self
 
 
-def changed_keys(before: Settings, after: Settings) -> list[str]:
-    """The keys, as the config file has them, whose values differ; of a table that one of them lacks, its name."""
-    return sorted(_differing(before, after, ""))
+def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
+    """What differs: by the keys of the config file, the values `from` and `to` as the file may have them.
+
+    Null: off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
+    """
+    old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
+    return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
 
 
-def _differing(before: object, after: object, key: str) -> Iterator[str]:
-    old, new = _parts(before), _parts(after)
-    if old is None or new is None:
-        if before != after:
-            yield key
+def _differing(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        if old != new:
+            yield key, old, new
         return
     for name in old.keys() | new.keys():
-        inner = f"{key}.{name}" if key else name
-        if name in old and name in new:
-            yield from _differing(old[name], new[name], inner)
-        else:
-            yield inner
-
-
-def _parts(value: object) -> Mapping[str, object] | None:
-    """A table's values by their keys; None of what is no table."""
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        return {field.alias or name: getattr(value, name) for name, field in fields.items()}
-    return value if isinstance(value, Mapping) else None
+        yield from _differing(old.get(name), new.get(name), f"{key}.{name}" if key else name)

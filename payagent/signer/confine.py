@@ -3,40 +3,32 @@
 `before_the_secret` is for the first moment: what is read after it can be dumped or traced by nobody but root.
 `for_good` leaves a process that can do sums and talk on the line that it has: no new file, socket, program or
 process.
-May import: the standard library. Never: goes on when a step that must hold does not; the others are told.
+May import: the standard library, seccomp. Never: goes on when a step that must hold does not; the others are told.
 """
 
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
-import struct
 from pathlib import Path
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
-_SECCOMP_MODE_FILTER = 2
-_MCL_CURRENT = 1
+from payagent import seccomp
+from payagent.seccomp import ALLOW, DENY, JUMP_IF_EQUAL, RETURN
 
-_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # denied is EPERM
-_AT_NUMBER, _AT_ARCHITECTURE = 0, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_MCL_CURRENT = 1
 
 # recvfrom, sendto, close, poll, brk, mmap, munmap, mremap, mprotect, madvise, futex, rt_sigaction, rt_sigprocmask,
 # rt_sigreturn, restart_syscall, clock_gettime, exit, exit_group
 _CALLS = {
-    "x86_64": (0xC000003E, (45, 44, 3, 7, 12, 9, 11, 25, 10, 28, 202, 13, 14, 15, 219, 228, 60, 231)),
-    "aarch64": (0xC00000B7, (207, 206, 57, 73, 214, 222, 215, 216, 226, 233, 98, 134, 135, 139, 128, 113, 93, 94)),
+    "x86_64": (45, 44, 3, 7, 12, 9, 11, 25, 10, 28, 202, 13, 14, 15, 219, 228, 60, 231),
+    "aarch64": (207, 206, 57, 73, 214, 222, 215, 216, 226, 233, 98, 134, 135, 139, 128, 113, 93, 94),
 }
-"""The kernel's name of an architecture, and the numbers of the calls that stay allowed there."""
+"""The calls that stay allowed."""
 
 _NONE = ctypes.c_ulong(0)
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 def before_the_secret() -> None:
@@ -81,8 +73,8 @@ def for_good() -> list[str]:
     return missing
 
 
-def _prctl(option: int, value: int, more: object = _NONE) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), more, _NONE, _NONE) != 0:
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), _NONE, _NONE, _NONE) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -92,19 +84,7 @@ def _lock_memory() -> None:
 
 
 def _filter_calls() -> None:
-    """seccomp: what is not in the list is answered with EPERM; a call of another architecture ends the process."""
-    machine = platform.machine()
-    if machine not in _CALLS:
-        raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here")
-    architecture, numbers = _CALLS[machine]
-    program = [
-        (_LOAD, 0, 0, _AT_ARCHITECTURE),
-        (_JUMP_IF_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _AT_NUMBER),
-        *((_JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)),
-        (_RETURN, 0, 0, _DENY),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    code = b"".join(struct.pack("HBBI", *step) for step in program)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(_Program(len(program), code)))
+    """What is not in the list is answered with EPERM."""
+    numbers = seccomp.here(_CALLS)
+    allowed = [(JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
+    seccomp.install([*allowed, (RETURN, 0, 0, DENY), (RETURN, 0, 0, ALLOW)])

@@ -9,7 +9,7 @@ from typing import Any
 
 from payagent.core.payment import State
 from payagent.sim.net import DEEP, Net
-from payagent.sim.source import LIES
+from payagent.sim.source import LIES, MISPLACES
 from payagent.sim.story import Story
 from payagent.store.unit import Connection
 from payagent.store.upkeep import UPKEEP_APP
@@ -75,7 +75,8 @@ LISTED = (
     "a prepaid call is used",
     "a proof is served that was refused early",
     "a provider is asked that is on an orphaned branch",
-    *(f"a provider lies: {lie}" for lie in LIES),
+    *(f"a provider lies: {lie}" for lie in (*LIES, MISPLACES)),
+    "an alert: payment_reopened",
     "a provider names another id",
     "a provider says yes and drops it",
     "a reply was lost of what was taken",

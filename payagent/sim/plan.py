@@ -12,7 +12,14 @@ from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.sim.mix import Mix, draw_mix
 from payagent.sim.own import ADA
 from payagent.sim.source import LIES, Habits
-from payagent.sim.themes import draw_dialects, draw_ready, draw_theme, draw_turned_down, draw_upkeep
+from payagent.sim.themes import (
+    draw_dialects,
+    draw_misplaced,
+    draw_ready,
+    draw_theme,
+    draw_turned_down,
+    draw_upkeep,
+)
 from payagent.sim.tokens import draw_asset
 
 SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
@@ -86,6 +93,7 @@ def draw_plan(rng: Random, seed: int) -> Plan:
     plan = replace(plan, **draw_upkeep(seed, plan.coins, plan.shops))
     plan = replace(plan, **draw_dialects(seed, plan.shops))
     plan = replace(plan, **draw_asset(seed, plan.shops))
+    plan = replace(plan, **draw_misplaced(seed, plan.providers))
     plan = replace(plan, **draw_turned_down(seed))
     return replace(plan, **draw_ready(seed, plan.shops, plan.confirm_depth))
 

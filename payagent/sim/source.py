@@ -66,6 +66,12 @@ class Habits:
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
 
+MISPLACES = "misplaces"
+"""The lie of a provider that is heard alone: it drops some of what it is sent, and shows it in a real block."""
+
+MISPLACED_S = 100.0
+"""How long it tells that lie: less than a void or a settlement takes, which a liar alone could bring about."""
+
 
 class SimSource:
     """A `ChainSource` on the net. `released` is told of bytes before anything else happens to them."""
@@ -89,6 +95,8 @@ class SimSource:
         self._branch: Branch | None = None
         self._left: Branch | None = None
         self._calls = 0
+        self._misplaced: dict[str, tuple[Block | None, float]] = {}
+        """By transaction: the block that it is shown in, which does not hold it, and until when."""
 
     @property
     def name(self) -> str:
@@ -123,7 +131,7 @@ class SimSource:
             if self._lies("invents_block"):
                 tip = self._net.chain.blocks[max(0, top - 2)]
                 return Found(TxSeen(tx_id, "cd" * 32, tip.height, tip.slot))
-            block = self._block_of(tx_id, top)
+            block = self._block_of(tx_id, top) or self._misplaces(tx_id, top)
             return NotFound() if block is None else Found(TxSeen(tx_id, block.hash, block.height, block.slot))
 
         told = await self._read(read)
@@ -254,6 +262,16 @@ class SimSource:
         chain = self._net.chain
         return output_of(chain, ref) if self._branch is None else self._branch.output_of(chain, ref)
 
+    def _misplaces(self, tx_id: str, top: int) -> Block | None:
+        now_s = asyncio.get_running_loop().time()
+        block, until_s = self._misplaced.get(tx_id, (None, 0.0))
+        if block is None and until_s:
+            block, until_s = self._misplaced[tx_id] = self._block_at(top), now_s + MISPLACED_S
+        if block is None or now_s >= until_s or self._net.chain.block(block.hash) is None:
+            return None
+        self._story.reach(f"a provider lies: {MISPLACES}")
+        return block
+
     def _utxo(self, ref: OutRef, out: TxOut, address: str) -> ChainUtxo:
         return ChainUtxo(
             ref[0],
@@ -296,6 +314,11 @@ class SimSource:
             return RawAnswer(error=TransportError.CONNECT, body_sent=False)
         if self._lies("takes_and_drops") or self._drawn("a provider says yes and drops it", mix.dropped):
             return _json(200, tx_id)
+        if self._habits.lie == MISPLACES and tx_id not in self._misplaced:
+            is_lie = self._rng.random() < 0.5
+            self._misplaced[tx_id] = None, inf if is_lie else 0.0
+            if is_lie:
+                return _json(200, tx_id)
         if self._drawn("a request that was lost", mix.lost_request):
             return RawAnswer(error=TransportError.TIMEOUT, body_sent=True)
         if self._drawn("a submission taken late", mix.late_accept):

@@ -3,7 +3,7 @@
 A payment is replaced only where no block took it for half an hour, a void is reopened only where a deep fork comes
 after it, limits are raced for only where several clients want at once. Drawn by chance alone each is met once in a
 thousand seeds or less. Half of the seeds are about nothing.
-May import: the devnet's terms, sim.mix, sim.own. Never: draws anything after the beginning.
+May import: the devnet's terms, sim.mix, .own, .source. Never: draws anything after the beginning.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import Any
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.sim.mix import OFTEN, SOMETIMES, Mix
 from payagent.sim.own import ADA
+from payagent.sim.source import MISPLACES, Habits
 
 UPKEPT = 0.15
 """In how many seeds the wallet keeps its coins."""
@@ -23,6 +24,9 @@ BY_FLUX, BY_X402_V1 = 0.08, 0.08
 
 TURNED_DOWN = 0.1
 """In how many seeds facilitators turn down payments that they could settle."""
+
+MISPLACED = 0.1
+"""In how many seeds of one provider it shows transactions in blocks that do not hold them."""
 
 AUTO, REFUSED_EARLY = 0.5, 0.5
 """How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
@@ -219,6 +223,13 @@ def draw_turned_down(seed: int) -> dict[str, Any]:
     """How many payments each facilitator turns down. It draws by itself, as the dialects do."""
     rng = Random(f"{seed} turned down")  # noqa: S311  a seed gives the same run again
     return {"turned_down": rng.choice((1, 1, 2, 3))} if rng.random() < TURNED_DOWN else {}
+
+
+def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
+    """Whether the one provider tells that lie. It draws by itself, as the dialects do."""
+    drawn = Random(f"{seed} misplaced").random()  # noqa: S311  a seed gives the same run again
+    is_lie = len(providers) == 1 and drawn < MISPLACED
+    return {"providers": (replace(providers[0], lie=MISPLACES),)} if is_lie else {}
 
 
 def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:

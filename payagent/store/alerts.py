@@ -41,6 +41,14 @@ def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
     return row[0] if row else None
 
 
+def last_of_kind(conn: sqlite3.Connection, kind: str, subject: str) -> AlertRow | None:
+    """The newest alert of this kind about a subject, cleared or not."""
+    row = conn.execute(
+        f"{_ALERT} WHERE subject = ? AND kind = ? ORDER BY seq DESC LIMIT 1", (subject, kind)
+    ).fetchone()
+    return None if row is None else _alert(row)
+
+
 def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
     """Subjects whose newest alert is of this kind."""
     rows = conn.execute(

@@ -160,8 +160,11 @@ def last_event_ms(conn: sqlite3.Connection) -> int:
 
 
 def last_slot(conn: sqlite3.Connection) -> int | None:
-    """The slot of the newest block in which an attempt was seen."""
-    (slot,) = conn.execute("SELECT MAX(block_slot) FROM sightings").fetchone()
+    """The slot of the newest block that the ledger knows: the last in which a spend of our coins was seen."""
+    (slot,) = conn.execute(
+        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM sightings ORDER BY seq DESC LIMIT 1) "
+        "UNION ALL SELECT * FROM (SELECT block_slot FROM foreign_sightings ORDER BY seq DESC LIMIT 1))"
+    ).fetchone()
     return None if slot is None else int(slot)
 
 

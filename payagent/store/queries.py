@@ -87,12 +87,15 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
     return count, last_ms
 
 
-def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str) -> bool:
-    """Whether a provider ever answered so to an attempt (chain.source.SubmitKind)."""
+def was_told(
+    conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str, provider: str | None = None
+) -> bool:
+    """Whether a provider, or this one, ever answered so to an attempt (chain.source.SubmitKind)."""
     row = conn.execute(
         "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
-        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? LIMIT 1",
-        (payment_id, kind, tx_id),
+        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? "
+        "AND (? IS NULL OR detail ->> '$.provider' = ?) LIMIT 1",
+        (payment_id, kind, tx_id, provider, provider),
     ).fetchone()
     return row is not None
 
@@ -229,18 +232,26 @@ def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
+_TOLD = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
+
+_REFUSED = (
+    f"EXISTS ({_TOLD} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
+    f"'spent_some', 'expired')) AND NOT EXISTS ({_TOLD} 'provider_accepted')"
+)
+"""Of an attempt: a provider refused it, and none ever took it. What spends its change would be refused too."""
+
 _CHAINABLE = (
     f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
     "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
     "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
-    "AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0"
+    f"AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 AND NOT ({_REFUSED})"
 )
 
 
 def chainable_coins(conn: sqlite3.Connection, ttl_slot: int) -> list[CoinRow]:
     """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
 
-    Only of the attempt that its payment goes by.
+    Only of the attempt that its payment goes by, and not where a provider refused it and none took it.
     """
     return [_coin(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
 

@@ -127,6 +127,43 @@ async def test_change_of_what_has_little_time_left_is_not_spent(world: World) ->
             await run.pay("second")
 
 
+NO_CBOR = {"status_code": 400, "error": "Bad Request", "message": "Invalid transaction CBOR."}
+MISSING = {"status_code": 400, "error": "Bad Request", "message": "(UtxoFailure (BadInputsUTxO"}
+
+
+@pytest.mark.parametrize("body", [NO_CBOR, MISSING], ids=["without a class", "by the ledger"])
+async def test_change_of_what_was_refused_is_not_spent_until_a_provider_takes_it(
+    world: World, body: dict[str, object]
+) -> None:
+    world.fund(100 * ADA)
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(terms=chained, providers={"relay": relay.url}) as run:
+            await run.look()
+            relay.tell("/tx/submit", 400, body)
+            await run.pay("first")
+            with pytest.raises(Refused, match="funds_in_flight"):
+                await run.pay("second")
+            relay.untell("/tx/submit")
+            world.clock.ahead_ms += 6_000
+            await run.look()
+            second = await run.pay("second")
+            await run.settle_down()
+            assert run.state(second.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+
+
+async def test_change_of_what_one_of_two_providers_took_is_spent(world: World) -> None:
+    world.fund(100 * ADA)
+    with Relay(world.devnet).serving() as relay:
+        relay.tell("/tx/submit", 400, NO_CBOR)
+        urls = {"relay": relay.url, "devnet": world.devnet.chain_url}
+        async with world.run(terms=chained, providers=urls) as run:
+            await run.look()
+            rows = [await run.pay(name) for name in ("first", "second")]
+            await run.settle_down()
+            assert [run.state(row.id) for row in rows] == [State.CONFIRMED] * 2
+
+
 async def test_a_confirmed_coin_is_the_anchor_when_there_is_one(world: World) -> None:
     world.settings(price="6000000", splits=[])
     world.fund(4 * ADA, 20 * ADA)

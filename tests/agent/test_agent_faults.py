@@ -294,7 +294,7 @@ class TestChainView:
     SLOT = 1_700_000_000 - 1_655_769_600 + 86_400
 
     def view(self, tip_slot: int) -> ChainView:
-        view = ChainView(NETWORKS["preprod"], problem=None)
+        view = ChainView(NETWORKS["preprod"], problem=None, is_compared=True)
         view.learn_genesis(Genesis(1, 1_654_041_600, 1))
         view.tip = Tip(1, tip_slot, "aa" * 32, 0)
         return view
@@ -351,6 +351,22 @@ class TestChainView:
                 view.ttl_slot(self.SLOT, ends, 120)
         else:
             assert view.ttl_slot(self.SLOT, ends, 120) == self.SLOT + ttl_in_s
+
+    @pytest.mark.parametrize(
+        ("left_s", "age_s", "ttl_in_s"),
+        [(300, 27, 253), (170, 30, 120), (170, 31, None), (3600, 200, 1800), (None, 200, 1800)],
+    )
+    def test_the_ttl_is_counted_from_the_newest_block(
+        self, left_s: int | None, age_s: int, ttl_in_s: int | None
+    ) -> None:
+        ends = None if left_s is None else self.NOW_MS + left_s * 1000
+        view = self.view(self.SLOT - age_s)
+        if ttl_in_s is None:
+            with pytest.raises(Refused, match="invoice_expired"):
+                view.ttl_slot(self.SLOT, ends, 120, from_block=True)
+        else:
+            assert view.ttl_slot(self.SLOT, ends, 120, from_block=True) == self.SLOT + ttl_in_s
+            assert view.ttl_slot(self.SLOT, ends, 120) >= self.SLOT + ttl_in_s
 
 
 async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(

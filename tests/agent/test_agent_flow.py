@@ -9,6 +9,7 @@ import pytest
 from agent_kit import ADA, Run, World, daily, with_terms
 
 from payagent.agent.watch import Watch
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.merchants.client import MerchantClient
@@ -355,6 +356,17 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
         assert run.owned() == world.on_chain()
         fees = run.books()["fees"]["lovelace"]
         assert run.owned() == {"lovelace": 100 * ADA - fees}
+
+
+async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(world: World) -> None:
+    world.fund(500 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.agent.transfers.split("app_test", SPLIT_COUNT_MAX, ADA)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert len(run.desk.coins) == SPLIT_COUNT_MAX + 1
+        assert run.owned() == world.on_chain()
 
 
 async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:

@@ -247,6 +247,29 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
         assert run.selectable() == world.unspent()
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, depth: int) -> None:
+    """One that tells it alone is believed, until it, or whoever is heard then, denies it again and again."""
+    world.fund(50 * ADA)
+    async with world.run(providers={"liar": liar.url}, terms=with_terms(confirm_depth=depth)) as run:
+        await run.look()
+        liar.swallows = True
+        row = await run.pay()
+        world.block()
+        invent_tx(liar, row.tx_id or "", tip_of(liar))
+        await run.look()
+        assert run.state(row.id) is (State.CONFIRMED if depth == 1 else State.IN_BLOCK)
+        liar.thaw()
+        open_again = (State.IN_FLIGHT, State.IN_BLOCK)
+        assert 120 <= await pass_s(run, 900, lambda: "block_lost" in run.events(row.id)) <= 520
+        assert run.state(row.id) in open_again
+        (told_of,) = alerts.after(run.desk.conn, 0)
+        assert (told_of.kind, told_of.subject) == ("payment_reopened", f"reopened:{row.id}")
+        assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 120
+        assert world.transactions() == [row.tx_id]
+        assert run.owned() == world.on_chain()
+
+
 async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
     world: World, liar: Relay, honest: Relay
 ) -> None:

@@ -49,6 +49,85 @@ def denies_all(relay: Relay, height: int, slot: int) -> None:
     relay.tell("/blocks/latest", 200, tip | {"height": height, "slot": slot, "hash": f"{height:02x}" * 32})
 
 
+OUT_OF_ORDER = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
+
+
+class TestTheRealReason:
+    """What keeps a look from being completed is named where an operator looks."""
+
+    async def test_coins_that_cannot_be_read_are_named_with_the_reason(self, world: World, first: Relay) -> None:
+        first.tell("/addresses/", 500, OUT_OF_ORDER)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            with pytest.raises(Refused, match="utxos: http 500"):
+                run.desk.chain.require_ready(world.clock.now_ms())
+            assert run.watch.trouble == "first: utxos: http 500"
+
+    async def test_a_payment_that_cannot_be_looked_for_is_named_with_the_reason(
+        self, world: World, first: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            await run.pay()
+            first.tell("/txs/", 500, OUT_OF_ORDER)
+            await run.settle_down()
+            assert run.watch.trouble == "first: tx: http 500"
+            first.untell("/txs/")
+            await run.settle_down()
+            assert run.watch.trouble is None
+
+    async def test_an_old_block_is_named_with_the_reason(self, world: World, first: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell("/blocks/latest", 500, OUT_OF_ORDER)
+            world.clock.ahead_ms += 301_000
+            await run.look()
+            with pytest.raises(Refused, match=r"301 s old; .*first: could not be read .tip: http 500"):
+                run.desk.chain.require_ready(world.clock.now_ms())
+
+    async def test_an_alert_names_it_once_it_lasts_and_tells_when_it_is_over(
+        self, world: World, first: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell("/addresses/", 500, OUT_OF_ORDER)
+            await run.pass_time(9)
+            assert alerts.after(run.desk.conn, 0) == []
+            await run.pass_time(4)
+            (told_of,) = alerts.after(run.desk.conn, 0)
+            assert (told_of.kind, told_of.subject) == ("provider_out", "chain")
+            assert "first: utxos: http 500" in told_of.facts["detail"]
+            first.untell("/addresses/")
+            await run.pass_time(2)
+            assert not alerts.raised(run.desk.conn, "provider_out")
+
+
+async def test_a_submission_refused_without_a_class_is_told_once_until_that_provider_takes_one(
+    world: World, first: Relay
+) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run(providers={"first": first.url}) as run:
+        await run.look()
+        first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
+        row = await run.pay("one")
+        await run.pay("two")
+        (told_of,) = alerts.after(run.desk.conn, 0)
+        assert (told_of.kind, told_of.subject) == ("submission_refused", "refused:first")
+        assert told_of.facts["tx_hash"] == row.tx_id
+        assert "Invalid transaction CBOR." in told_of.facts["detail"]
+        first.untell("/tx/submit")
+        world.clock.ahead_ms += 6_000
+        await run.look()
+        assert not alerts.raised(run.desk.conn, "submission_refused")
+        first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
+        world.clock.ahead_ms += 12_000
+        await run.look()
+        assert not alerts.raised(run.desk.conn, "submission_refused"), "it has these already"
+
+
 class TestTwoProviders:
     async def test_a_dead_first_provider_keeps_no_payment_from_being_paid(
         self, world: World, second: Relay

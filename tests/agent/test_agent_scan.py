@@ -14,11 +14,12 @@ from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_cloc
 
 from payagent.agent import scan
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.foreign import thaw
 from payagent.chain.source import AddressTx, Read
 from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import onchain, payments
+from payagent.store import alerts, onchain, payments
 from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
 
 __all__ = ["world"]
@@ -301,6 +302,7 @@ def count_of(conn: sqlite3.Connection, event: str) -> int:
 
 @pytest.mark.parametrize("has_record", [True, False])
 async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
+    world.fault("reads", "no_optional")
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
@@ -323,6 +325,35 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
         row = await run.pay_in_block("after it")
         assert run.state(row.id) is State.CONFIRMED
         await require_whole(run)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
+    world: World, record: SignerFile, is_new: bool
+) -> None:
+    """Also by an alert, once it lasts."""
+    if not is_new:
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        put(world, None)
+    with Relay(world.devnet).serving() as relay:
+        relay.tell(f"/addresses/{world.address}/transactions", 500, {})
+        async with world.run(record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            for _ in range(13):
+                world.clock.ahead_ms += 12_000
+                await run.settle_down()
+            with pytest.raises(Refused, match="transactions: http 500") as refused:
+                await run.pay("too early")
+            assert refused.value.code == "ledger_behind"
+            (detail,) = [row.facts["detail"] for row in alerts.after(run.desk.conn, 0)]
+            assert "transactions: http 500" in detail
+            relay.thaw()
+            await run.settle_down(2)
+            assert run.desk.chain.behind is None or not is_new
+            assert not alerts.raised(run.desk.conn, "provider_out")
 
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
@@ -398,6 +429,82 @@ def unwritable(path: Path) -> Iterator[None]:
     path.rmdir()
     if kept is not None:
         kept.rename(path)
+
+
+class TestTheWholeFolderRolledBack:
+    """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        """The wallet holds nothing that pays for a call until more comes."""
+        with world_with_clock(tmp_path) as world:
+            world.fund(5 * ADA)
+            yield world
+
+    @staticmethod
+    async def roll_back(world: World) -> str:
+        """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
+        record = SignerFile(world.folder / SIGNER_FILE)
+        async with world.run(record=record) as run:
+            await run.look()
+            await run.agent.transfers.send(APP, world.account.address, "lovelace", 1 * ADA)
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            ledger, signed = copied(world), (world.folder / SIGNER_FILE).read_bytes()
+            world.fund(50 * ADA)
+            forgotten = await run.pay_in_block("forgotten")
+        record.close()
+        world.fund(50 * ADA)
+        put(world, ledger)
+        (world.folder / SIGNER_FILE).write_bytes(signed)
+        return str(forgotten.tx_id)
+
+    async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        forgotten = await self.roll_back(world)
+        async with world.run(record=record) as run:
+            await run.look()
+            assert (run.desk.chain.behind, run.desk.chain.foreign) == (None, (forgotten,))
+            with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
+                await run.pay("forgotten")
+            assert alerts.last_kind(run.desk.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            await require_whole(run)
+            await thaw(run.desk, APP)
+        async with world.run(record=record) as run:  # what was thawed is known from then on
+            await run.look()
+            await run.pay("when somebody has looked at it")
+
+    async def test_one_provider_that_hides_it_lets_nothing_be_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as liar, Relay(world.devnet).serving() as honest:
+            liar.freeze(listing)
+            await self.roll_back(world)
+            async with world.run(record=record, providers=providers(liar, honest, True)) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("forgotten")
+
+    async def test_nothing_is_signed_until_the_transactions_could_be_read_and_a_start_lists_them_once(
+        self, world: World, record: SignerFile
+    ) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as relay:
+            relay.tell(listing, 500, {})
+            async with world.run(record=record, providers={"relay": relay.url}) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("too early")
+                relay.thaw()
+                relay.calls.clear()
+                await run.pass_time(3, 61)
+                await run.pay("now")
+                assert relay.calls.count(("GET", listing)) == 1
 
 
 class TestALiar:

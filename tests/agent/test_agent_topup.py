@@ -14,13 +14,14 @@ from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, worl
 from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
 
 from payagent.agent.apps import renew_token, revoke
+from payagent.agent.asks import PrepaidQuote
 from payagent.agent.foreign import thaw
 from payagent.agent.limits import set_limits
 from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import AutoTopup, TopupRequest
-from payagent.agent.topup import EXPIRED_MAX, PATIENCE_MS
+from payagent.agent.topup import EXPIRED_MAX, PATIENCE_MS, TopupPlan
 from payagent.agent.topup_orders import Wish
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
@@ -236,14 +237,40 @@ class TestLimits:
             assert not topups.all_open(run.desk.conn)
             assert not payments.payments_in(run.desk.conn, list(State))
 
-    async def test_a_plan_by_a_call_that_the_balance_serves_uses_one(self, world: World) -> None:
+    async def test_a_plan_by_a_call_that_the_balance_serves_makes_no_call(self, world: World) -> None:
         async with world.run() as run:
             await run.look()
             await carry_out(run, (await order(run, COST)).id)
+            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            assert isinstance(plan, PrepaidQuote)
+            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "nobody knows what it costs"
             await know_price(run)
-            with pytest.raises(Refused, match="merchant_sells_none"):
-                await run.topups.plan(APP, wish(world, COST, CHAT))
-            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH - 1
+            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            assert isinstance(plan, PrepaidQuote)
+            assert (plan.unit, plan.units) == ("calls", 1)
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+
+    @pytest.mark.parametrize("coins", [1, 6])
+    async def test_a_plan_is_made_while_an_automatic_top_up_runs(self, tmp_path: Path, coins: int) -> None:
+        """The merchant asks with the invoice that is being paid, and its change is all the money there is."""
+        with world_with_clock(tmp_path) as world:
+            world.terms = with_topup(world, topup_request=REQUEST)
+            world.fund(*[200 * ADA] * coins)
+            world.settings(batch=BATCH)
+            auto(world)
+            async with world.run() as run:
+                await run.look()
+                for _ in range(2):
+                    await run.topups.beat()
+                await run.agent.sending.drain(10)
+                (running,) = topups.all_open(run.desk.conn)
+                assert len(world.waiting()) == 1, "it is paid, and in no block yet"
+                plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+                assert isinstance(plan, TopupPlan)
+                assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
+                assert plan.under_way == running.id
+                assert (await autos(run, 12))[0].state == "done"
+                require_whole(run)
 
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
@@ -737,6 +764,24 @@ def auto(world: World, **changes: object) -> None:
     world.terms = with_topup(world, auto_topup=level)
 
 
+def kinds(run: Run) -> list[str]:
+    """All alerts, oldest first."""
+    return [told.kind for told in alerts.after(run.desk.conn, 0)]
+
+
+def noted(run: Run) -> list[tuple[str, str]]:
+    """What happened to the wallet as a whole, with the alert that it was."""
+    return run.desk.conn.execute(
+        "SELECT event, json_extract(detail, '$.alert') FROM events WHERE payment_id IS NULL ORDER BY seq"
+    ).fetchall()
+
+
+async def announce(run: Run) -> None:
+    """The first beat says that the next one orders."""
+    await run.topups.beat()
+    assert kinds(run)[-1] == "topup_announced"
+
+
 async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
     """The orders that nobody gave, oldest first, after some rounds."""
     for _ in range(rounds):
@@ -752,6 +797,41 @@ class TestByItself:
             for _ in range(3):
                 await go_round(run)
             assert not topups.page(run.desk.conn, None, 10)
+
+    async def test_the_first_one_is_announced_before_it_is_paid(
+        self, world: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """In the log, as an alert and as an event; once, and again when its settings have changed."""
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            (told,) = alerts.after(run.desk.conn, 0)
+            assert (told.kind, told.facts["left"], told.facts["below"], told.facts["to"]) == (
+                *("topup_announced", "0", "3", "8"),
+            )
+            assert told.facts["merchant"] == world.origin
+            assert noted(run)[-1] == ("alert", told.id)
+            assert "topup.announced" in capsys.readouterr().out
+            assert not topups.page(run.desk.conn, None, 10)
+        async with world.run() as run:
+            await run.look()
+            assert (await autos(run, 12))[0].state == "done", "it was announced before the restart"
+            assert kinds(run) == ["topup_announced", "cleared"]
+            await know_price(run)
+            for n in range(8):
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
+            await run.topups.beat()
+            assert len(topups.all_open(run.desk.conn)) == 1, "the second is ordered at once"
+            await autos(run, 12)
+        auto(world, below=20, to=24)
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            assert not topups.all_open(run.desk.conn)
+            assert kinds(run) == ["topup_announced", "cleared", "topup_announced"]
+            await run.topups.beat()
+            assert len(topups.all_open(run.desk.conn)) == 1
 
     async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
         auto(world)
@@ -855,6 +935,7 @@ class TestByItself:
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
             await run.look()
+            await announce(run)
             await go_round(run)
             world.clock.ahead_ms += 1000
             await run.watch.inquiries.observe_prepaid()
@@ -885,6 +966,7 @@ class TestByItself:
         auto(world)
         async with world.run() as run:
             await run.look()
+            await announce(run)
             await run.topups.beat()
             (row,) = topups.all_open(run.desk.conn)
             await run.topups.cancel(row.id, APP)
@@ -896,6 +978,7 @@ class TestByItself:
         auto(world, per_day_count=99)
         async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
             await run.look()
+            await announce(run)
             assert len(await autos(run, 2)) == 1
             for count, hours in enumerate((1, 2, 4, 8, 16, 24, 24), 2):
                 world.clock.ahead_ms += hours * 3_600_000 + 60_000

@@ -84,6 +84,21 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         assert run.owned() == world.on_chain()
 
 
+@pytest.mark.parametrize("version", [1, 2])
+async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
+    world: World, version: int
+) -> None:
+    """It counts the time limit from that block's slot, and blocks are 20 s apart on average."""
+    world.fund(50 * ADA)
+    world.settings(x402={"version": version, "confirmations": -1})
+    async with world.run() as run:
+        await run.look()
+        world.clock.ahead_ms += 27_000
+        row, _ = await run.agent.pay(ask(world))
+        answer, row, advice = await show(world, run, row)
+        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED), answer.text
+
+
 async def test_the_same_call_is_another_purchase_once_it_was_served(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     world.settings(x402={"confirmations": -1})

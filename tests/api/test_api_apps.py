@@ -5,11 +5,13 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_kit import Api
+from agent_kit import world_with_clock
+from api_kit import Api, served
 from canaries import plant
 from http_kit import NO_TLS
 from test_api_events import following
@@ -218,6 +220,21 @@ async def test_a_token_ends_when_it_expires(api: Api) -> None:
     require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
     late = {"name": "late", "expires_at": soon.isoformat()}
     require_problem(await api.http.post("/v1/apps", json=late), "bad_request")
+
+
+async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path: Path) -> None:
+    """Nothing was paid since: the newest block alone tells that its time is over."""
+    with world_with_clock(tmp_path) as world:
+        async with world.run() as run, served(run) as api:
+            await add(api, expires_at=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
+            await run.pass_time(1, 120)
+            require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
+            world.clock.ahead_ms -= 3_600_000
+            require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
+            through = f"/proxy/~{api.tokens['bot']}/t/chat"
+            require_problem(await api.http.post(through, headers={"Authorization": ""}), "unauthorized")
+            (bot,) = [app for app in (await api.http.get("/v1/apps")).json()["apps"] if app["name"] == "bot"]
+            assert bot["active"] is False
 
 
 async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: Api) -> None:

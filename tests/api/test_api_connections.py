@@ -259,6 +259,25 @@ async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path)
             assert problem["instance"] == "urn:payagent:request:call_1"
 
 
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_request_that_is_framed_in_two_ways_is_refused_and_what_follows_is_not_read(
+    tmp_path: Path, method: bytes, order: tuple[int, int]
+) -> None:
+    both = (b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n")
+    head = method + b" / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(both[at] for at in order) + b"\r\n"
+    async with open_doors(tmp_path) as doors:
+        for reader, writer in (await doors.tcp(), await doors.unix()):
+            writer.write(head + b"0\r\n\r\n" + GET)
+            async with asyncio.timeout(PATIENCE_S):
+                answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 400 "), answer
+            assert b" 200 " not in answer
+            assert b"connection: close" in answer.lower()
+            body = answer.partition(b"\r\n\r\n")[2]
+            assert (json.loads(body)["code"] if method == b"POST" else body) in ("bad_request", b"")
+
+
 async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

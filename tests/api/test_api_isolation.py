@@ -57,6 +57,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/apps/{name}/token": (FORBIDDEN, {}),
     "post /v1/apps/{name}/revoke": (FORBIDDEN, None),
     "get /v1/prepaid": (FORBIDDEN, None),
+    "post /v1/prepaid/quotes": (BLIND, "call"),
     "get /v1/prepaid/topups": (FORBIDDEN, None),
     "post /v1/prepaid/topups": (FORBIDDEN, {"merchant": "t", "units": "1"}),
     "get /v1/prepaid/topups/{topup_id}": (FORBIDDEN, None),
@@ -88,7 +89,8 @@ async def test_an_operation_shows_nothing_of_another_app(api: Api, operation: st
     method, path = operation.split(" ")
     if body == "stream":
         return await _streams_nothing(api, theirs)
-    content = api.body("mine") if body == "402" else body
+    call = {"origin": api.world.origin, "request": {"method": "POST", "path": "/chat"}}
+    content = api.body("mine") if body == "402" else call if body == "call" else body
     for name in ("{payment_id}", "{topup_id}", "{name}"):
         path = path.replace(name, "other" if name == "{name}" else str(theirs["id"]))
     answer = await api.as_("payer").request(method, path, json=content)
@@ -194,6 +196,23 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
     told_less = (await api.as_("payer").get(f"/v1/payments/{row['id']}")).text
     assert (short not in told_less, in_words not in told_less) == (True, True)
     assert in_words in (await api.http.get(f"/v1/payments/{row['id']}")).text
+
+
+async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(api: Api) -> None:
+    """docs/security.md says so; a change that ends it changes that page."""
+    free = sum(coin.lovelace for coin in api.run.desk.coins)
+    payable, too_much = 10_000_000, 900_000_000
+    while too_much - payable > 1_000_000:
+        price = (payable + too_much) // 2
+        api.world.settings(price=str(price))
+        answer = await api.as_("payer").post("/v1/quotes", json=api.body("how much"))
+        if answer.status_code == 200:
+            payable = price
+        else:
+            require_problem(answer, "not_enough_funds")
+            too_much = price
+    shares = 3_000_000
+    assert 0 <= free - payable - shares < 3_000_000
 
 
 async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api: Api) -> None:

@@ -73,6 +73,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "post /v1/payments/{payment_id}/delivery",
         "post /v1/payments/{payment_id}/deny",
         "post /v1/payments/{payment_id}/resolve",
+        "post /v1/prepaid/quotes",
         "post /v1/prepaid/topups",
         "post /v1/prepaid/topups/{topup_id}/cancel",
         "post /v1/quotes",

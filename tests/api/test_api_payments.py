@@ -37,6 +37,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     assert paid["headers"]["X-Payment"] == paid["tx_hash"]
     assert paid["headers"]["X-Partner"] == "demo"
     assert paid["headers"]["X-Wallet-Address"] == world.address
+    assert "X-Idempotency-Key" not in paid["headers"]
     assert paid["ready"] is False
 
     await api.run.agent.sending.drain(10)
@@ -368,6 +369,22 @@ async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) ->
     assert not [sql for sql in asked if "FROM payments" in sql]
 
 
+async def test_a_merchants_notes_are_paid_past_and_kept_in_the_receipt(api: Api) -> None:
+    api.world.settings(dialect="flux")
+    body = api.body("hello")
+    response = body["response"]
+    assert isinstance(response, dict)
+    notes = {"metadata": {"model": "gpt-4-1106", "weights": [0.5, 1]}, "customFields": {"orderId": "20260001"}}
+    response["body"] |= notes
+    paid = await api.http.post("/v1/payments", json=body)
+    assert paid.status_code == 201, paid.text
+    receipt = (await api.http.get(f"/v1/payments/{paid.json()['id']}/receipt")).json()
+    assert notes.items() <= json.loads(receipt["invoice"]["response"])["body"].items(), receipt
+    response["body"] = dict(response["body"]) | {"customFields": {"platformFee": "1000000"}}
+    refused = await api.http.post("/v1/payments", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "terms_not_understood"), refused.text
+
+
 async def test_no_address_in_a_402_is_called(api: Api) -> None:
     """Where a merchant is asked is the config's word; what its 402 names could be anybody's door."""
     called: list[object] = []
@@ -379,9 +396,6 @@ async def test_no_address_in_a_402_is_called(api: Api) -> None:
         assert isinstance(response, dict)
         honest = dict(response["body"])
         response["body"] = honest | dict.fromkeys(("webhook", "statusUrl", "facilitator"), url)
-        refused = await api.http.post("/v1/payments", json=body)
-        assert refused.json()["code"] == "split_not_understood", refused.text
-        response["body"] = honest
         response["headers"] |= {"Location": url, "X-Status-Url": url, "Link": f"<{url}>; rel=payment"}
         paid = await api.http.post("/v1/payments", json=body)
         assert paid.status_code == 201, paid.text

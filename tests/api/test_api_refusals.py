@@ -10,6 +10,7 @@ from api_kit import Api, served
 from http_kit import NO_TLS
 
 from payagent.api.app import create_app
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.problem import PROBLEMS
 from payagent.proxy.door import Bounds
 
@@ -27,6 +28,9 @@ def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
     assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
     assert told["retryable"] is row.retryable
+    error = told["error"]
+    assert (error["code"], error["type"]) == (code, "payagent_error")
+    assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
     assert told["type"] == f"urn:payagent:problem:{code}"
     assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
     assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
@@ -79,7 +83,8 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
         (SPLIT, {"count": 2, "lovelace": "1"}, "self_transfer_invalid", None),
-        (SPLIT, {"count": 250, "lovelace": "1000000"}, "self_transfer_invalid", None),
+        (SPLIT, {"count": SPLIT_COUNT_MAX + 1, "lovelace": "1000000"}, "bad_request", "count"),
+        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "self_transfer_invalid", None),
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
@@ -357,6 +362,9 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
         assert ready.json()["checks"]["chain"] != "ok"
         assert "retry-after" in ready.headers
+        world.fault("/addresses", "server", count=1)
+        await run.look()
+        assert "utxos: http 500" in (await api.http.get("/readyz")).json()["checks"]["chain"]
         await run.look()
         assert (await api.http.get("/readyz")).status_code == 200
         require_problem(await api.http.post(PAY, json=body), "not_enough_funds")

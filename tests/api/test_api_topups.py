@@ -8,6 +8,7 @@ import pytest
 from agent_kit import ADA, World
 from api_kit import Api, served
 from canaries import plant
+from test_api_refusals import require_problem
 
 from payagent.agent.asks import Ask, Quote
 from payagent.agent.terms import TopupRequest
@@ -89,6 +90,30 @@ async def test_a_plan_tells_the_price_and_pays_nothing(api: Api) -> None:
     assert (await api.http.get("/v1/payments")).json()["payments"] == []
     above = (await order(api, dry_run=True, units=str(600 * ADA))).json()
     assert (above["within_limits"], above["refusal"]["code"]) == (False, "not_enough_funds")
+
+
+async def test_whether_a_prepaid_balance_serves_a_call_is_told_without_making_it(api: Api) -> None:
+    def ask(app: str, **request: object):  # type: ignore[no-untyped-def]
+        call = {"method": "POST", "path": "/chat?n=1", **request}
+        return api.as_(app).post("/v1/prepaid/quotes", json={"origin": api.world.origin, "request": call})
+
+    assert (await ask("payer")).json() == {"prepaid": False}
+    await order(api, units=str(COST))
+    await carry_out(api)
+    told = (await ask("payer")).json()
+    assert told == {
+        "prepaid": True,
+        "network": "devnet",
+        "origin": api.world.origin,
+        "unit": "calls",
+        "units": None,
+        "within_limits": True,
+    }
+    (holding,) = (await api.http.get("/v1/prepaid")).json()["prepaid"]
+    assert holding["left"] == "4"
+    assert (await ask("payer", headers={"X-Partner": "another"})).json() == {"prepaid": False}
+    require_problem(await ask("payer", body_sha256="0" * 64), "bad_request")
+    require_problem(await ask("reader"), "forbidden")
 
 
 async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(

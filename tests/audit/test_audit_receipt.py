@@ -36,6 +36,7 @@ Place = tuple[str | int, ...]
 # what of a receipt no other part of it bears out, with who can tell
 UNTOLD = {
     r"payment\.app\.name": "the operator's name for a token",
+    r"intent\.id": "the ledger's name for it, which only an x402 payment identifier carries",
     r"intent\.key": "only a key that the client chose: it named it as it liked",
     r"attempts\.\d+\.headers\.X-Partner": "as the call said it; the 402 need not repeat it",
     r"entries\.\d+\.id": "the entry's place in a journal that is not here",
@@ -49,12 +50,12 @@ UNTOLD_UNPOSTED = {r"payment\.is_prepaid": "what is posted tells, and a batch of
 # of a payment that was refused nothing was signed, so nothing says whose it would have been
 UNTOLD_UNSIGNED = {
     r"wallet": "no bytes are signed with its key",
-    r"intent\.(id|request_id)": "no headers carry them",
+    r"intent\.request_id": "no headers carry it",
 }
 # of the operator's own order there is no 402
 UNTOLD_OWN = {
     r"network": "its bytes say no more than: a test network",
-    r"intent\.(id|request_id)": "no headers carry them",
+    r"intent\.request_id": "no headers carry it",
 }
 
 

@@ -759,6 +759,16 @@ async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
     assert len(provider.seen) == 1
 
 
+@pytest.mark.parametrize("reference", [{}, {"reference": None}], ids=["absent", "null"])
+async def test_an_input_without_a_reference_flag_was_spent(
+    provider: FaultyProvider, source: Blockfrost, reference: dict[str, Any]
+) -> None:
+    """Blockfrost's OpenAPI does not require `reference`, and other servers of its API say null."""
+    row = {name: value for name, value in spent_row(1).items() if name != "reference"}
+    provider.routes[f"GET /txs/{TX}/utxos"] = moving([row | reference], [])
+    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{1:064x}#0": coin(1)}, {}))
+
+
 @pytest.mark.parametrize("is_valid", [True, False])
 async def test_collateral_moved_only_when_the_script_failed(
     provider: FaultyProvider, source: Blockfrost, is_valid: bool

@@ -3,8 +3,10 @@
 import json
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_pri
 
 from payagent.core.times import iso_time
 from payagent.devnet.merchant import role_address
+from payagent.store.merchants import everybody
 
 OTHER = role_address("creator").text
 
@@ -146,6 +149,23 @@ def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
     assert added.code == 0, added.err
     assert shop.payagent("pay", file, "--dry-run").code == 2
     shop.payagent("merchants", "remove", "other")
+
+
+def test_how_the_t_backend_means_its_splits_is_written_when_it_is_added(shop: Shop) -> None:
+    t_backend = ("--origin", "https://api-v3.fluxpointstudios.com")
+    added = shop.payagent("merchants", "add", "tb", *t_backend)
+    assert added.code == 0, added.err
+    assert 'split_mode = "additional"' in added.err
+    assert "on top" in added.err
+    with closing(sqlite3.connect(f"file:{shop.data_dir}/ledger.db?mode=ro", uri=True)) as conn:
+        (row,) = everybody(conn)
+    assert row.settings["split_mode"] == "additional"
+    shop.payagent("merchants", "remove", "tb")
+    chosen = shop.payagent("merchants", "add", "tb", *t_backend, "--split-mode", "inclusive")
+    other = shop.payagent("merchants", "add", "other", "--origin", "https://api.example.com")
+    assert "split_mode" not in chosen.err + other.err
+    for name in ("tb", "other"):
+        shop.payagent("merchants", "remove", name)
 
 
 def test_a_file_does_not_say_of_itself_who_sent_it(shop: Shop) -> None:
@@ -330,7 +350,7 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
     assert split.code == 0, split.err
     assert [output["units"] for output in split.json["outputs"]] == ["4000000"] * 3
     to = role_address("creator").text
-    sent = shop.payagent("wallet", "send", to, "--amount", "2.5 ADA")
+    sent = shop.payagent("wallet", "send", to, "--amount", "2.5 ADA", "--yes")
     assert sent.code == 0, sent.err
     until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
     there = shop.http.get(f"{shop.devnet.chain_url}/txs/{sent.json['tx_hash']}/utxos").json()["outputs"]
@@ -338,7 +358,7 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
 
 
 def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
-    order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may")
+    order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may", "--yes")
     first, again = shop.payagent(*order), shop.payagent(*order)
     assert (first.code, again.code) == (0, 0), first.err + again.err
     assert first.json["tx_hash"] == again.json["tx_hash"]
@@ -349,7 +369,16 @@ def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
 @pytest.mark.parametrize("amount", [("--amount", "5"), ("--amount", "0 ADA"), ("--amount", "1 ADA", "--all"), ()])
 def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())
-    assert shop.payagent("wallet", "send", role_address("creator").text, *amount).code == 2
+    assert shop.payagent("wallet", "send", role_address("creator").text, *amount, "--yes").code == 2
+    assert len(shop.payments()) == before
+
+
+@pytest.mark.parametrize("amount", [("--amount", "2 ADA"), ("--all",)])
+def test_a_transfer_that_nobody_confirms_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
+    before = len(shop.payments())
+    refused = shop.payagent("wallet", "send", role_address("creator").text, *amount)
+    assert (refused.code, refused.error["code"]) == (2, "usage")
+    assert "--yes" in refused.error["detail"]
     assert len(shop.payments()) == before
 
 
@@ -368,7 +397,7 @@ def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str,
 )
 def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: tuple[str, ...]) -> None:
     before = len(shop.payments())
-    refused = shop.payagent("wallet", "send", *order)
+    refused = shop.payagent("wallet", "send", *order, "--yes")
     assert refused.code == 2, refused.err
     assert "merchant" not in refused.err
     assert len(shop.payments()) == before

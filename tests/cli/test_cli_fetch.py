@@ -251,6 +251,24 @@ def test_calls_at_once_buy_one_batch_and_are_served_from_it(street: Street) -> N
     assert sum("it cost" in got.err for got in ended) == 1
 
 
+def test_a_dry_run_uses_none_of_what_is_prepaid(street: Street) -> None:
+    street.shop.settings(batch=4)
+    call = (street.chat, "-d", CALL)
+    assert fetch(street.shop, *call).code == 0
+    before, merchant = len(street.shop.payments()), f"{street.shop.devnet.merchant_url}/merchant/state"
+    served = street.shop.http.get(merchant).json()["served_prepaid"]
+    for more in ((), ("--max", "20 ADA"), ("--max", "5 units")):
+        dry = fetch(street.shop, *call, "--dry-run", *more)
+        assert (dry.code, dry.json["prepaid"], dry.json["units"]) == (10, True, "1")
+    shown = fetch(street.shop, *call, "--dry-run", "--human")
+    assert (shown.code, b"1 prepaid call" in shown.out) == (10, True)
+    assert street.shop.http.get(merchant).json()["served_prepaid"] == served
+    for more in ((), ("--max", "1 ADA"), ("--max", "5 units")):
+        assert fetch(street.shop, *call, *more).code == 0
+    assert street.shop.http.get(merchant).json()["served_prepaid"] == served + 3
+    assert len(street.shop.payments()) == before
+
+
 def test_a_merchant_that_wants_the_wallet_is_told_it(street: Street) -> None:
     street.shop.settings(batch=2)
     before = len(street.shop.payments())
@@ -361,7 +379,10 @@ def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     words = (street.chat, "-d", '{"message": "later"}')
     ended = hurried(street, *words)
     assert ended.returncode == 8, ended.stderr
-    assert json.loads(ended.stdout) == {"detail": {"status": "pending"}}
+    error = json.loads(ended.stderr)
+    assert (ended.stdout, error["code"]) == ("", "paid_not_served")
+    assert error["payment"] == street.shop.payments()[0]["id"]
+    assert json.loads(error["merchant_answer"]["body"]) == {"detail": {"status": "pending"}}
     before = len(street.shop.payments())
     street.shop.settings(confirmations=1)
     assert fetch(street.shop, *words).code == 0

@@ -1,5 +1,6 @@
 """init: everything is made, privately, once; nothing is overwritten and nothing is left half done."""
 
+import itertools
 import json
 import os
 import stat
@@ -65,8 +66,30 @@ def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
     assert settings.network == "devnet"
     assert settings.chain.providers[0].base_url == CHAIN
     assert (settings.merchants["t"].origin, settings.merchants["t"].partner) == (MERCHANT, "demo")
+    assert "`below`, the first top-up can be paid as soon as" in (tmp_path / "config.toml").read_text()
     assert settings.data_dir == tmp_path / "data"
     assert settings.keystore.passphrase_file == tmp_path / "passphrase"
+
+
+@pytest.mark.parametrize(
+    ("origin", "mode"),
+    [
+        ("https://api-v3.fluxpointstudios.com", "additional"),
+        ("https://API-v3.fluxpointstudios.com:443/", "additional"),
+        ("https://api-v2.fluxpointstudios.com", None),
+        ("https://api-v3.fluxpointstudios.com:8443", None),
+        ("https://api.example.com", None),
+    ],
+)
+def test_how_the_t_backend_means_its_splits_stands_in_the_config_and_nobody_elses(
+    tmp_path: Path, origin: str, mode: str | None
+) -> None:
+    made(tmp_path, "--merchant", f"other={origin}", "--partner", "other=demo")
+    merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
+    assert (merchants["t"].split_mode, merchants["other"].split_mode) == (None, mode)
+    lines = (tmp_path / "config.toml").read_text().splitlines()
+    told = [before for before, line in itertools.pairwise(lines) if line == 'split_mode = "additional"']
+    assert [("on top" in one, one[0]) for one in told] == ([] if mode is None else [(True, "#")])
 
 
 def test_the_config_says_where_the_wallet_lies_that_the_environment_put_there(

@@ -2,8 +2,10 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from cli_kit import Shop, checks, running, spawn, until
@@ -33,6 +35,15 @@ def read_again(shop: Shop, daemon: "subprocess.Popen[str]", text: str, event: st
     return told(shop, event)[-1]
 
 
+def recorded(shop: Shop) -> object:
+    """What the ledger's event has of the last change."""
+    with closing(sqlite3.connect(shop.data_dir / "ledger.db")) as conn:
+        (detail,) = conn.execute(
+            "SELECT detail FROM events WHERE event = 'config_read' ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+    return json.loads(detail)["changed"]
+
+
 def most(shop: Shop, limit: str) -> tuple[str, str]:
     """What the wallet's limit is, and who set it."""
     rows = shop.payagent("limits", "show").json["limits"]
@@ -48,7 +59,14 @@ def test_limits_thresholds_and_merchants_are_taken_over(
     text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n[approvals]\nabove = "1 ADA"\n'
     text = text.replace("[merchants.t]", "[merchants.renamed]")
     said = read_again(shop, daemon, text, "config.read")
-    assert said["changed"] == ["approvals.above", "limits.per_day", "merchants.renamed", "merchants.t"]
+    changed = said["changed"]
+    assert isinstance(changed, dict)
+    assert sorted(changed) == ["approvals.above", "limits.per_day", "merchants.renamed", "merchants.t"]
+    assert changed["approvals.above"] == {"from": None, "to": "1 ADA"}
+    assert changed["limits.per_day"]["to"] == "50 ADA"
+    assert changed["merchants.t"] == {"from": changed["merchants.renamed"]["to"], "to": None}
+    assert changed["merchants.t"]["from"]["origin"] == shop.devnet.merchant_url
+    assert recorded(shop) == changed
     assert most(shop, "per_day") == ("50000000", "config")
     assert [row["name"] for row in shop.payagent("merchants").json["merchants"]] == ["renamed"]
     assert shop.payagent("pay", shop.saved("asked now"), "--merchant", "renamed").code == 8

@@ -93,6 +93,21 @@ def test_sending_asks_first(shop: Shop) -> None:
     assert len(shop.payments()) == before
 
 
+def test_sending_everything_takes_more_than_an_answer(shop: Shop) -> None:
+    before = len(shop.payments())
+    with at_terminal("wallet", "send", shop.made["address"], "--all", "--config", shop.config) as session:
+        session.expect("--yes")
+        assert session.end() == 2
+    assert len(shop.payments()) == before
+
+
+def test_a_transfer_that_is_confirmed_beforehand_is_not_asked_about(shop: Shop) -> None:
+    send = ("wallet", "send", shop.made["address"], "--amount", "3 ADA", "--yes", "--config", shop.config)
+    with at_terminal(*send) as session:
+        assert session.end() == 0
+    assert "[y/N]" not in session.seen
+
+
 def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
     with at_terminal("init", "--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data") as session:
         for question, answer in (

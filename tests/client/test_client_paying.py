@@ -15,7 +15,19 @@ from client import client_kit
 from client.client_kit import WAYS, Program, Start, end_patience, refusal
 from commitments import commitment_to
 from http_kit import NO_TLS
-from proxy.proxy_kit import BOUND, Binding, Heard, Paywall, Pending202, Place, as_402, packed, place, saying
+from proxy.proxy_kit import (
+    BOUND,
+    Binding,
+    Heard,
+    Paywall,
+    Pending202,
+    Place,
+    SpentNonce,
+    as_402,
+    packed,
+    place,
+    saying,
+)
 
 from payagent.client.call import read_call
 from payagent.core.payment import Delivery, State
@@ -48,6 +60,27 @@ async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start
     for _ in range(2):
         assert (await program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY)).status_code == 200
     assert [payment.delivery for payment in shop.payments] == [Delivery.ACCEPTED] * 2
+
+
+@pytest.mark.parametrize("own", [{}, {"X-Idempotency-Key": "mine"}])
+async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+    shop: Place, start: Start, own: dict[str, str]
+) -> None:
+    program, headers = start(), {"Idempotency-Key": "k1", **own}
+    for _ in range(2):
+        answer = await program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY, headers=headers)
+        assert answer.status_code == 200, answer.text
+    assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_call(
+    shop: Place, start: Start, own: str | None
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(pending=1)
+    headers = {} if own is None else {"X-Idempotency-Key": own}
+    assert (await start().call(f"{shop.peer.url}/chat", headers=headers)).text == "served"
+    assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
 
 
 async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> None:
@@ -146,6 +179,7 @@ async def test_who_still_wants_the_wallet_is_not_asked_again_and_a_stranger_neve
         {"extra_null": True},
         {"confirmations": 3},
         {"submission_policy": "client"},
+        {"fault": "duplicate", "fault_count": 2},
         {"version": 1, "html": True, "confirmations": -1},
     ],
     ids=str,
@@ -364,15 +398,35 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(
     assert len(shop.payments) == 1
 
 
-async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+async def test_the_merchants_402_is_attached_to_the_error_when_patience_ends(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=1000)
     end_patience(monkeypatch, lambda: len(wall.retries) > 1)
+    error = await refusal(start().call(f"{shop.peer.url}/chat"))
+    (payment,) = shop.payments
+    assert (error.code, error.payment) == ("paid_not_served", payment.id)
+    answer = error.problem["merchant_answer"]
+    assert (answer["status"], json.loads(answer["body"])) == (402, {"detail": {"status": "pending"}})
+
+
+async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = saying(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
+    wall = shop.peer.answers["/chat"] = Paywall(serve=busy)
+    end_patience(monkeypatch, lambda: len(wall.retries) > 1)
     answer = await start().call(f"{shop.peer.url}/chat")
     (payment,) = shop.payments
-    assert (answer.status_code, answer.json()) == (402, {"detail": {"status": "pending"}})
+    assert (answer.status_code, answer.text) == (503, "busy")
     assert answer.headers["x-payagent-payment"] == payment.id
+
+
+async def test_a_transaction_that_the_merchant_refuses_is_told_as_refused(shop: Place, start: Start) -> None:
+    shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
+    error = await refusal(start().call(f"{shop.run.world.origin}/x402/chat", "POST", content=BODY))
+    (payment,) = shop.payments
+    assert (error.code, error.payment) == ("merchant_refused", payment.id)
 
 
 async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: Start) -> None:
@@ -414,6 +468,16 @@ async def test_identical_calls_at_once_never_cost_more_than_they_get(
         assert (len(shop.payments), wall.served) == (1, 5)
 
 
+async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(
+    shop: Place, start: Start
+) -> None:
+    wall = shop.peer.answers["/chat"] = SpentNonce()
+    program = start()
+    answers = await asyncio.gather(*(program.call(f"{shop.peer.url}/chat") for _ in range(3)))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len(shop.payments) == len(wall.proofs) == 3
+
+
 async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, start: Start) -> None:
     wall = Paywall(strict=True)
     waiting = asyncio.Event()
@@ -440,8 +504,9 @@ async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, 
 async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     await start().peek(f"{shop.peer.url}/chat")
-    answer = await start().call(f"{shop.peer.url}/chat")
-    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    error = await refusal(start().call(f"{shop.peer.url}/chat"))
+    assert (error.code, error.payment) == ("paid_not_served", shop.payments[0].id)
+    assert "paid_already" in error.problem["merchant_answer"]["body"]
     assert (len(shop.payments), wall.served) == (1, 1)
 
 
@@ -461,8 +526,8 @@ async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> N
     program = start()
     key = {"Idempotency-Key": "order-1"}
     assert (await program.call(f"{shop.peer.url}/chat", headers=key)).status_code == 200
-    answer = await program.call(f"{shop.peer.url}/chat", headers=key)
-    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    error = await refusal(program.call(f"{shop.peer.url}/chat", headers=key))
+    assert (error.code, error.payment) == ("paid_not_served", shop.payments[0].id)
     assert len(shop.payments) == 1
     assert {call.header("idempotency-key") for call in wall.firsts + wall.retries} == {"order-1"}
 
@@ -475,10 +540,10 @@ async def test_a_redirect_after_paying_is_not_paid_again_and_gets_no_proof(
     target = f"{shop.run.world.origin}/x402/chat" if elsewhere else f"{shop.peer.url}/second"
     first = shop.peer.answers["/first"] = Paywall(serve=redirecting(status, target))
     second = shop.peer.answers["/second"] = Paywall(name="second")
-    answer = await start().call(f"{shop.peer.url}/first", follow_redirects=True)
-    assert answer.status_code == 402
-    assert [str(answer.url), len(answer.history)] == [target, 1]
+    error = await refusal(start().call(f"{shop.peer.url}/first", follow_redirects=True))
     (payment,) = shop.payments
+    assert (error.code, error.payment) == ("paid_not_served", payment.id)
+    assert (str(error.request.url), error.problem["merchant_answer"]["status"]) == (target, 402)
     assert first.proofs == [payment.tx_id]
     assert second.retries == []
     assert not any(
@@ -569,6 +634,27 @@ async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> N
     assert (quote["outputs"][0]["units"], quote["within_limits"]) == (str(2 * ADA), True)
     assert (await start().call(f"{shop.peer.url}/free", headers=dry)).text == "ok"
     assert shop.payments == []
+
+
+async def test_a_dry_run_of_a_call_that_a_prepaid_balance_serves_makes_no_call(shop: Place, start: Start) -> None:
+    world, dry = shop.run.world, {"X-Payagent-Dry-Run": "true"}
+    world.settings(batch=3)
+    program, url = start(), f"{world.origin}/chat"
+    assert (await program.call(url, "POST", content=BODY)).status_code == 200
+    quote = (await program.call(url, "POST", content=BODY, headers=dry)).json()
+    assert quote == {
+        "prepaid": True,
+        "network": "devnet",
+        "origin": world.origin,
+        "unit": "calls",
+        "units": "1",
+        "within_limits": True,
+    }
+    (told,) = world.http.get(f"{world.origin}/merchant/state").json()["balances"]
+    assert told["used"] == 1
+    other = {**dry, "X-Partner": "another"}
+    quote = (await program.call(url, "POST", content=BODY, headers=other)).json()
+    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another's balance does not serve it"
 
 
 @pytest.mark.parametrize(

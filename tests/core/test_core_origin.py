@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.origin import is_this_machine, parse_origin
+from payagent.core.origin import is_t_backend, is_this_machine, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,17 @@ def test_what_is_no_origin(text: str, why: str) -> None:
 )
 def test_what_only_this_machine_is_called(host: str, is_ours: bool) -> None:
     assert is_this_machine(host) is is_ours
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("https://api-v3.fluxpointstudios.com", True),
+        ("https://API-v3.fluxpointstudios.com:443/", True),
+        ("http://api-v3.fluxpointstudios.com", False),
+        ("https://api-v3.fluxpointstudios.com.evil.example", False),
+        ("api-v3.fluxpointstudios.com", False),
+    ],
+)
+def test_the_t_backend_is_one_origin(text: str, known: bool) -> None:
+    assert is_t_backend(text) is known

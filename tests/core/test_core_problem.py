@@ -68,3 +68,13 @@ def test_who_knows_better_of_the_money_tells_it_without_changing_what_others_are
     assert (told.code, told.detail, told.context) == (refused.code, refused.detail, refused.context)
     assert told.money == "It is all there."
     assert refused.money == refused.problem.money != told.money
+
+
+def test_a_refusals_message_is_all_that_a_person_needs() -> None:
+    assert Refused("limit_exceeded", "5 ADA, 4 are left").message == (
+        f"{PROBLEMS['limit_exceeded'].title}: 5 ADA, 4 are left. "
+        f"{PROBLEMS['limit_exceeded'].money} {PROBLEMS['limit_exceeded'].fix}"
+    )
+    assert Refused("unauthorized", "no token.").message == (
+        f"{PROBLEMS['unauthorized'].title}: no token. {PROBLEMS['unauthorized'].fix}"
+    )

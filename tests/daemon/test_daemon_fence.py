@@ -2,12 +2,17 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
+import platform
+import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +23,8 @@ from payagent.fence import Plan
 
 needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has no Landlock")
 
-TAKEN_OVER = """
-import ctypes, json, os, sys, threading
+BEGIN = """
+import ctypes, fcntl, json, os, platform, socket, subprocess, sys, termios, threading
 from pathlib import Path
 from payagent.daemon import serve
 from payagent.log import Redactor, configure_logging
@@ -37,7 +42,9 @@ def attempt(what):
 def children(pid):
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [child for task in tasks for child in (task / "children").read_text().split()]
+"""
 
+GETS_AT_FILES = """
 def mischief(*_):
     name = threading.current_thread().name
     if name in told:
@@ -93,7 +100,51 @@ def mischief(*_):
     print(json.dumps([name, "socket folder", "write", attempt(lambda: (socket_folder / "x").touch())]), flush=True)
     elsewhere = config.with_name("planted")
     print(json.dumps([name, "planted", "write", attempt(lambda: elsewhere.write_text("x"))]), flush=True)
+"""
 
+GETS_OUT = """
+CONNECTS = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(*arguments):
+    if libc.syscall(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), "syscall")
+
+def mischief(*_):
+    name = threading.current_thread().name
+    if name in told:
+        return
+    told.add(name)
+    path, abstract, datagrams = sys.argv[2], chr(0) + sys.argv[3], sys.argv[4]
+    def reconnect(kind, where):
+        ours, _other = socket.socketpair(socket.AF_UNIX, kind)
+        ours.connect(where)
+    ways = {
+        "types into the terminal": lambda: fcntl.ioctl(0, termios.TIOCSTI, b"x"),
+        "types with bits that the kernel ignores": lambda: call(IOCTL, 0, ctypes.c_ulong(1 << 32 | 0x5412), b"x"),
+        "pastes into the console": lambda: fcntl.ioctl(0, 0x541C, bytes([3])),
+        "connects": lambda: socket.socket(socket.AF_UNIX).connect(path),
+        "connects by name": lambda: socket.socket(socket.AF_UNIX).connect(abstract),
+        "sends a datagram": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"x", datagrams),
+        "connects half a pair": lambda: reconnect(socket.SOCK_DGRAM, datagrams),
+        "connects half a pair of streams": lambda: reconnect(socket.SOCK_STREAM, path),
+        "has the kernel make a socket": lambda: call(425, 8, ctypes.create_string_buffer(120)),
+        "connects by a program": lambda: subprocess.run([sys.executable, "-c", CONNECTS, path], check=True),
+    }
+    if platform.machine() == "x86_64":
+        ways["connects by x32"] = lambda: call(0x40000000 + 41, 1, 1, 0)
+    for way, what in ways.items():
+        try:
+            answer = attempt(what)
+        except subprocess.CalledProcessError:
+            answer = "PermissionError"
+        print(json.dumps([name, way, answer]), flush=True)
+    print(json.dumps([name, "planted"]), flush=True)
+
+IOCTL = 16 if platform.machine() == "x86_64" else 29
+"""
+
+SERVES = """
 redactor = Redactor()
 configure_logging(sys.stderr, redactor)
 serve(
@@ -103,12 +154,18 @@ serve(
 """
 
 
-def taken_over(folder: Path, *paths: Path) -> list[list[str]]:  # noqa: F811
+def taken_over(
+    folder: Path,  # noqa: F811
+    mischief: str,
+    *arguments: Path | str,
+    preexec_fn: Callable[[], None] | None = None,
+) -> list[list[str]]:
     """What a daemon's own threads got at, each by its name: that of the loop, and that of the ledger."""
-    command = [sys.executable, "-c", TAKEN_OVER, str(folder / "config.toml"), *map(str, paths)]
+    program = BEGIN + mischief + SERVES
+    command = [sys.executable, "-c", program, str(folder / "config.toml"), *map(str, arguments)]
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOCKET_FOLDER": str(folder / "s")}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ, preexec_fn=preexec_fn
     ) as process:
         assert process.stdout is not None
         told: list[list[str]] = []
@@ -128,10 +185,54 @@ def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_no
 ) -> None:
     words = folder / "data/recovery-words.txt"
     words.touch(mode=0o600)
-    told = taken_over(folder, folder / "data/keystore.json", folder / "passphrase", words)
+    told = taken_over(folder, GETS_AT_FILES, folder / "data/keystore.json", folder / "passphrase", words)
     assert len(told) == 2 * (3 * 6 + 3 + 4 + 1 + 1)
     kept = {"PermissionError", "OSError"}  # of what would go from one folder to another Landlock says EXDEV
     assert [one for one in told if one[-1] not in kept] == []
+
+
+@contextmanager
+def terminal(kernel: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """What puts a process into a terminal of its own, on this kernel: there a shell waits for it to end."""
+    master, slave = os.openpty()
+
+    def enter() -> None:
+        kernel()
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        os.dup2(slave, 0)
+
+    try:
+        yield enter
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["as it is", "old"])
+def test_a_daemon_that_was_taken_over_types_into_no_terminal_and_connects_to_no_other_program(
+    folder: Path,  # noqa: F811
+    old: bool,
+) -> None:
+    """A program that takes orders by a Unix socket, as tmux, would carry out what the daemon may not do itself."""
+    abstract = f"payagent-{os.getpid()}"
+    with (
+        socket.socket(socket.AF_UNIX) as path,
+        socket.socket(socket.AF_UNIX) as name,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+        terminal(without_landlock if old else lambda: None) as enter,
+    ):
+        path.bind(str(folder / "stream"))
+        name.bind("\0" + abstract)
+        datagrams.bind(str(folder / "datagrams"))
+        path.listen(64)
+        name.listen(64)
+        arguments = (folder / "stream", abstract, folder / "datagrams")
+        told = taken_over(folder, GETS_OUT, *arguments, preexec_fn=enter)
+    answers = {(way, *answer) for _, way, *answer in told} - {("planted",)}
+    assert len(answers) == 10 + (platform.machine() == "x86_64")
+    is_a_pair = ("connects half a pair of streams", "OSError")  # it is connected already, and stays so
+    assert {answer for answer in answers if answer[1] != "PermissionError"} == {is_a_pair}
 
 
 SAME_USER = """

@@ -25,7 +25,7 @@ FAST = Beats(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
 class Agent:
     """What the sweeps touch of an agent: all of its parts in one."""
 
-    chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None))
+    chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None, is_compared=True))
     ports: Ports = field(default_factory=lambda: Ports(SystemClock(), SystemRandomness()))
     drained_s: float | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)

@@ -257,7 +257,7 @@ def afternoon(day: Day) -> None:
     call(day, "research", "calls", "the last question of the day")
     day.control("rollback", depth=3, readd=True)
     external = "addr_test1vpqgspvmh6m2m5pwangvdg499srfzre2dd96qq57nlnw6yctpasy4"
-    day.command("wallet", "send", external, "--amount", "5 ADA")
+    day.command("wallet", "send", external, "--amount", "5 ADA", "--yes")
 
 
 def evening(day: Day) -> None:

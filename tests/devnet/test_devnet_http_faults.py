@@ -96,9 +96,9 @@ READ: dict[str, Check] = {
 
 
 def test_the_tables_here_have_every_fault() -> None:
-    apart = {"oversized"}
+    apart, read_apart = {"oversized"}, {"oversized", "stale_index", "no_optional"}
     assert {kind for kind, row in KINDS.items() if SUBMIT in row.faces} == set(SUBMITS) | apart
-    assert {kind for kind, row in KINDS.items() if READS in row.faces} == set(READ) | apart | {"stale_index"}
+    assert {kind for kind, row in KINDS.items() if READS in row.faces} == set(READ) | read_apart
 
 
 @pytest.mark.parametrize("kind", SUBMITS)
@@ -199,6 +199,18 @@ def test_a_stale_index_shows_what_was_unspent_some_blocks_ago(purse: Purse) -> N
     purse.control("blocks", count=1)
     assert purse.coins() == [(tx_id, 1)]
     assert purse.state()["faults"]["triggered"] == {"reads:stale_index": 3}
+
+
+def test_members_that_the_openapi_does_not_require_can_be_left_out(purse: Purse) -> None:
+    tx_id = purse.pay([])
+    paths = f"/txs/{tx_id}/utxos", "/epochs/latest/parameters"
+    honest = [purse.get(path).json() for path in paths]
+    purse.control("faults", on="reads", kind="no_optional")
+    moved, parameters = (purse.get(path).json() for path in paths)
+    for rows, optional in (("inputs", "reference"), ("outputs", "consumed_by_tx")):
+        for row, whole in zip(moved[rows], honest[0][rows], strict=True):
+            assert set(whole) - set(row) == {optional}
+    assert set(honest[1]) - set(parameters) == {"cost_models_raw"}
 
 
 def test_a_path_prefix_hits_only_that_path_until_it_is_cleared(purse: Purse) -> None:

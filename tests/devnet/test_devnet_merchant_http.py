@@ -199,6 +199,20 @@ def test_a_merchant_may_refuse_a_proof_that_it_has_answered(buyer: Buyer) -> Non
     assert buyer.call(proof=proof).json()["replayed"]
 
 
+def test_a_replay_with_a_key_that_the_first_call_lacked_gets_a_new_invoice(buyer: Buyer) -> None:
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    assert buyer.call(proof=proof, Idempotency_Key="late").status_code == 200
+    again = buyer.call(proof=proof, Idempotency_Key="late")
+    assert (again.status_code, again.json()["detail"]["invoiceId"] != proof[0]) == (402, True)
+    assert buyer.call(proof=proof).json()["replayed"]
+
+
+def test_a_replay_with_the_key_of_the_first_call_is_served_again(buyer: Buyer) -> None:
+    proof = (str(buyer.invoice(Idempotency_Key="mine")["invoiceId"]), buyer.pay(HONEST))
+    replayed = [buyer.call(proof=proof, Idempotency_Key="mine").json()["replayed"] for _ in range(2)]
+    assert replayed == [False, True]
+
+
 def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     ask = {**ASK, "stream": True}
     invoice_id = str(buyer.invoice(ask)["invoiceId"])

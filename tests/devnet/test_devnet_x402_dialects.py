@@ -125,6 +125,7 @@ def test_the_payers_own_submission_is_asked_for_and_served(reader: Reader) -> No
 
 FAULTS = {
     "pending": Said.PENDING,
+    "duplicate": Said.USED_UP,
     "empty_reason": Said.UNCLEAR,
     "settle_500_before_broadcast": Said.UNCLEAR,
     "settle_500_after_broadcast": Said.UNCLEAR,

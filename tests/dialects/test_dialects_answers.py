@@ -78,8 +78,10 @@ def said(response: Response, dialect: str = "x402-v2") -> Said:
     return ask(response, dialect).said
 
 
-def ask(response: Response, dialect: str = "x402-v2", *, is_on_chain: bool = False) -> Answer:
-    about = {"invoice_id": "inv-1", "shown_tx": TX, "is_on_chain": is_on_chain}
+def ask(
+    response: Response, dialect: str = "x402-v2", *, is_on_chain: bool = False, has_served: bool = False
+) -> Answer:
+    about = {"invoice_id": "inv-1", "shown_tx": TX, "is_on_chain": is_on_chain, "has_served": has_served}
     return read_answer(dialect, response, **about, now_ms=NOW_MS)  # type: ignore[arg-type]
 
 
@@ -90,6 +92,14 @@ def test_every_word_of_the_catalogue(word: str, expected: Said) -> None:
     assert said(settled(word, transaction="")) is expected
     if word:
         assert said(answer_402(required(error=word))) is expected
+
+
+@pytest.mark.parametrize("more", ["", ": the input is not there"])
+def test_once_the_proof_has_served_a_call_a_spent_nonce_means_that_it_is_used_up(more: str) -> None:
+    word = f"{PAYLOAD}_nonce_not_on_chain{more}"
+    assert ask(answer_402(required(error=word)), has_served=True).said is Said.USED_UP
+    assert ask(settled(word), has_served=True).said is Said.USED_UP
+    assert ask(settled(f"{PAYLOAD}_input_not_available"), has_served=True).said is Said.UNCLEAR
 
 
 @pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])

@@ -82,6 +82,42 @@ def test_other_spellings_of_the_same_terms_have_the_same_terms_hash(key: str, va
     assert read({"detail": {**detail(), key: value}}).terms_hash == plain.terms_hash
 
 
+NOTES: list[dict[str, Any]] = [
+    {"metadata": {"model": "gpt-4-1106", "ratio": 1.5, "tags": ["a", {"b": [1, 2.5]}], "by": {"id": 12345678}}},
+    {"customFields": {"orderId": "20260001", "sandbox": True, "limits": {"rpm": 60}, "none": None}},
+    {"description": "Report 2026", "createdAt": "2026-11-24T13:38:18.993Z", "weight": 0.5, "at": ["eu", "us"]},
+    {"greeting": "another 2500", "contact": "our address is in the footer"},
+]
+
+
+@pytest.mark.parametrize("notes", NOTES, ids=str)
+def test_what_names_no_money_and_no_terms_is_a_note_in_every_dialect(notes: dict[str, Any]) -> None:
+    plain = read(plain_body())
+    for body in ({"detail": {**detail(), **notes}}, {"detail": detail(**notes)}, {"detail": detail(), **notes}):
+        assert read(body) == plain
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    assert read_one(make_response(402, FLUX_HEADERS, FLUX | notes), now) == read_one(
+        make_response(402, FLUX_HEADERS, FLUX), now
+    )
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        *({"metadata": {"platformFee": 5}}, {"customFields": {"a": [{"payTo": "x"}]}}, {"metadata": [{"tip": 1}]}),
+        *({"metadata": {"note": [PAY_TO]}}, {"metadata": {PAY_TO: 5}}, {"customFields": {"expiresAt": 1}}),
+        *({"vat": 1}, {"receivers": []}, {"payouts": 1}, {"serviceCharge": 1}, {"deposit": 1.5}),
+    ],
+    ids=str,
+)
+def test_what_names_money_or_terms_is_refused_wherever_it_stands(terms: dict[str, Any]) -> None:
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    for body in ({"detail": {**detail(), **terms}}, {"detail": detail(**terms)}, FLUX | terms):
+        with pytest.raises(Refused) as refused:
+            read_one(make_response(402, {}, body), now)
+        assert refused.value.code == "terms_not_understood"
+
+
 def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> None:
     response = make_response(402, {}, {"detail": detail()})
     early = read_one(response, reading())

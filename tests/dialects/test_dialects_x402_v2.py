@@ -125,10 +125,11 @@ BOUND = {"resourceBinding": "0" * 64, "orderId": "5f0c4f0e-1111-4222-8333-444455
 
 UNLIKE_FEES = {"coffee": 1, "icedcoffees": 2, "toffee": 3, "feedback": "x", "feed": 1, "newsFeeds": 2, "feels": 3}
 SAFE = {"offer": 1, "feet": 4, "feeling": 5, "feeble": True, "lifeEvent": 1, "safeentry": 5}
+LISTED: dict[str, Any] = {"ratio": 1.5, "shops": [1], "job": {"a": [1], "b": {"c": []}, "d": 0.1, "at": ["2026"]}}
 JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by": {"name": None, "isDraft": False}}}
 
 
-@pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, UNLIKE_FEES, SAFE, {"memo": None}, {"job": {}}])
+@pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, LISTED, UNLIKE_FEES, SAFE, {"memo": None}, {"job": {}}])
 def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: dict[str, Any]) -> None:
     """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
     terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
@@ -143,20 +144,42 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
         *({"TXFee": 5}, {"NFTPrice": "1"}, {"job": {"ADATip": "1"}}, {"FEEs": 5}),
         *({"platformfee": 5}, {"txfees": "5"}, {"feerate": 5}, {"x-GASFEE": 1}, {"job": {"feebps": 5}}),
         *({"feelimit": 5}, {"feelevel": "5"}, {"feetotal": 5}, {"feetype": "x"}, {"job": {"feeto": "x"}}),
-        *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
-        {"ratio": 1.5},
-        *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
-        *({"job": {"a": 1.5}}, {"job": {"a": "addr_test1vq"}}, {"jobAmount": {}}, {"job": {"a": {"b": []}}}),
-        {"job": {"a": "ADDR_TEST1VQ"}},
-        {"calls": 100, "submissionPolicy": "client"},
-        {"job": {"note": "words"}, "submissionPolicy": "client"},
+        *({"settlement": {"mode": "direct"}}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}, {"jobAmount": {}}),
+        *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}),
+        *({"job": {"a": "addr_test1vq"}}, {"job": {"a": "ADDR_TEST1VQ"}}, {"job": ["1", "addr_test1vq"]}),
+        *({"job": [{"tip": 1}]}, {"tip": 1.5, "submissionPolicy": "client"}),
     ],
     ids=str,
 )
 def test_what_may_be_terms_is_no_metadata(terms: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(extra=terms))))
-    assert refused.value.code in ("split_not_understood", "body_not_understood")
+    assert refused.value.code == "terms_not_understood"
+
+
+SPONSOR = {
+    "input": "f5" * 32 + "#3",
+    "address": ANNA,
+    "lovelace": "1500000",
+    "maxFee": "300000",
+    "expiresAt": "1795527500000",
+}
+
+
+@pytest.mark.parametrize("sponsored", [{"areFeesSponsored": True}, {"areFeesSponsored": False}, {}])
+def test_a_sponsor_for_the_fee_is_an_offer_that_we_do_not_take(sponsored: dict[str, Any]) -> None:
+    """loveaihq/cardano-x402-sponsor: who ignores it pays as ever, and repeats the entry as it came."""
+    extra = {"assetTransferMethod": "default", "feeSponsor": SPONSOR, **sponsored}
+    terms = required(entry(asset=DOTTED, extra=extra))
+    assert offer(answer_402(terms)).outputs == offer(answer_402(required(entry(asset=DOTTED)))).outputs
+    assert prove(terms)["accepted"] == terms["accepts"][0]
+
+
+@pytest.mark.parametrize("extra", [{"areFeesSponsored": True}, {"feeSponsor": "10%"}, {"feeSponsor": [SPONSOR]}])
+def test_a_sponsor_that_is_no_offer_is_refused(extra: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(entry(extra=extra))))
+    assert refused.value.code == "body_not_understood"
 
 
 def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:

@@ -103,7 +103,7 @@ def test_every_key_of_the_example_has_a_comment_above_it() -> None:
 
 def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
     example = load_settings(EXAMPLE, {"HOME": str(tmp_path)})
-    defaults = load(tmp_path, '[merchants.t]\norigin = "https://api-v2.fluxpointstudios.com"')
+    defaults = load(tmp_path, '[merchants.t]\norigin = "https://api-v3.fluxpointstudios.com"')
     assert example.payments == defaults.payments
     assert example.api.listen == defaults.api.listen
     assert example.limits.per_payment_lovelace == defaults.limits.per_payment_lovelace == 5_000_000

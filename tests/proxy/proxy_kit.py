@@ -402,6 +402,26 @@ class Pending202:
         await heard.say(f"{head}{receipts}\r\n{body}".encode())
 
 
+@dataclass
+class SpentNonce:
+    """What costs money by x402's version 2, one call for a payment.
+
+    A proof that has served a call is refused after that: the input that its nonce names is spent.
+    """
+
+    proofs: list[str] = field(default_factory=list)
+
+    async def __call__(self, heard: Heard) -> None:
+        await heard.read_body()
+        proof = heard.header("payment-signature")
+        if proof is not None and proof not in self.proofs:
+            self.proofs.append(proof)
+            await SERVED(heard)
+            return
+        error = {} if proof is None else {"error": "invalid_exact_cardano_payload_nonce_not_on_chain"}
+        await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(**error))}"))
+
+
 BOUND = ("accept-language", "content-type", "x-account")
 """Names of headers that a merchant may bind a payment to, in their order."""
 

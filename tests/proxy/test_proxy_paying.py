@@ -31,7 +31,10 @@ async def shop(world: World):  # type: ignore[no-untyped-def]
 
 def problem(got: Got) -> dict[str, object]:
     assert got.values("content-type") == ["application/problem+json"]
-    return dict(json.loads(got.body or b""))
+    told = dict(json.loads(got.body or b""))
+    assert (told["error"]["code"], told["error"]["type"]) == (told["code"], "payagent_error")
+    assert told["detail"] in told["error"]["message"]
+    return told
 
 
 async def test_a_call_is_paid_and_served(shop: Place) -> None:
@@ -499,6 +502,24 @@ async def test_an_idempotency_key_is_one_purchase_for_ever(shop: Place) -> None:
     assert (got.status, problem(got)["code"]) == (422, "idempotency_key_reused")
 
 
+@pytest.mark.parametrize("own", [(), ("X-Idempotency-Key: mine",)])
+async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+    shop: Place, own: tuple[str, ...]
+) -> None:
+    for _ in range(2):
+        got = await shop.ask("/chat", "Idempotency-Key: k1", *own, method="POST", body=b"{}", merchant="devnet")
+        assert got.status == 200, got
+    assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+async def test_the_clients_own_x_idempotency_key_is_the_same_on_every_call(shop: Place, own: str | None) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(pending=1)
+    headers = () if own is None else (f"X-Idempotency-Key: {own}",)
+    assert (await shop.ask("/chat", *headers)).body == b"served"
+    assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
+
+
 async def test_an_answer_that_broke_off_is_asked_for_again_with_the_same_proof(shop: Place) -> None:
     wall = Paywall()
 
@@ -549,17 +570,32 @@ async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch:
     assert len(wall.retries) == 1
 
 
-async def test_when_time_is_over_the_merchants_last_word_is_handed_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("said", ["pending", "another invoice"])
+async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
+    world: World, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
+    """It is for reading alone: a client that pays 402s itself must not pay the call twice."""
     world.fund(*COINS)
     async with place(world) as at, blocks(at.run):
-        wall = at.peer.answers["/chat"] = Paywall(pending=1000)
+        wall = Paywall(pending=1000)
+
+        async def challenge(heard: Heard) -> None:
+            if said == "pending" or heard.header("x-payment") is None:
+                await wall(heard)
+            else:
+                wall.retries.append(heard)
+                await heard.say(as_402(wall._invoice()))
+
+        at.peer.answers["/chat"] = challenge
         with monkeypatch.context() as soon:
             end_patience(soon, lambda: len(wall.retries) > 1)
             got = await at.ask()
-        assert (got.status, json.loads(got.body or b"")) == (402, {"detail": {"status": "pending"}})
-        assert got.values("x-payagent-payment") == [at.payments[0].id]
+        told = problem(got)
+        assert (got.status, told["code"], told["payment"]) == (502, "paid_not_served", at.payments[0].id)
+        answer = dict(told["merchant_answer"])  # type: ignore[call-overload]
+        assert (answer["status"], answer["headers"]["content-type"]) == (402, "application/json")
+        detail = json.loads(answer["body"])["detail"]
+        assert detail == {"status": "pending"} if said == "pending" else detail["invoiceId"] != "inv-1"
         at.peer.answers["/chat"] = Paywall()
         assert (await at.ask()).body == b"served"
         assert len(at.payments) == 1

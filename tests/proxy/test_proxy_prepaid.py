@@ -184,6 +184,25 @@ class TestWhatOthersBought:
         assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH), "it was not even asked"
         assert (await call_as(shop, "other", 1)).status == 200, "whoever bought it has no limit of its own"
 
+    async def test_a_dry_run_of_a_call_that_the_balance_serves_makes_no_call(self, shop: Place) -> None:
+        got = await call_as(shop, "payer", 0, "X-Payagent-Dry-Run: true")
+        quote = json.loads(got.body or b"")
+        assert (got.status, quote["prepaid"], quote["unit"], quote["units"]) == (200, True, "calls", "1")
+        assert quote["within_limits"] is True
+        assert (remaining(shop), left(shop)[:2]) == (3, (4, 1)), "it was not even asked"
+        await bind(shop, "payer", total=EACH - 1)
+        quote = json.loads((await call_as(shop, "payer", 0, "X-Payagent-Dry-Run: true")).body or b"")
+        assert (quote["within_limits"], quote["refusal"]["code"]) == (False, "limit_exceeded")
+        assert (remaining(shop), await spent(shop, "payer")) == (3, 0)
+
+    async def test_a_dry_run_that_no_balance_serves_asks_for_the_price(self, shop: Place) -> None:
+        for number in range(3):
+            assert (await call_as(shop, "payer", number)).status == 200
+        await shop.until(lambda: left(shop)[:2] == (4, 4), "not all are counted")
+        got = await call_as(shop, "payer", 3, "X-Payagent-Dry-Run: true")
+        quote = json.loads(got.body or b"")
+        assert (quote["prepaid"], quote["batch_target"], quote["outputs"][0]["units"]) == (False, 4, "10000000")
+
     @pytest.mark.parametrize("header", ["X-Wallet-Address", "X-Partner"])
     async def test_a_buyer_that_is_named_twice_is_none(self, shop: Place, header: str) -> None:
         """The one of nobody would count here, and the other be served by a merchant that goes by the last."""

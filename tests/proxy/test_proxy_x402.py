@@ -13,6 +13,7 @@ from proxy_kit import (
     Heard,
     Pending202,
     Place,
+    SpentNonce,
     as_402,
     blocks,
     packed,
@@ -75,6 +76,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
     "fault",
     [
         "pending",
+        "duplicate",
         "settle_500_before_broadcast",
         "settle_500_after_broadcast",
         "drop_after_broadcast",
@@ -149,6 +151,13 @@ async def test_identical_calls_are_each_served_where_what_is_beside_the_new_402_
     assert len(shop.payments) == len(proofs) == 3
 
 
+async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(shop: Place) -> None:
+    wall = shop.peer.answers["/chat"] = SpentNonce()
+    got = await asyncio.gather(*(shop.ask("/chat", method="POST", body=BODY) for _ in range(3)))
+    assert [(answer.status, answer.body) for answer in got] == [(200, b"served")] * 3
+    assert len(shop.payments) == len(wall.proofs) == 3
+
+
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
     shop.run.world.settings(x402={"fault": "redirect_307", "fault_count": 1})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
@@ -160,10 +169,9 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     """The merchant never broadcasts it: its coins come back, and the same call later is a new purchase."""
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
-    assert got.status == 402
-    refused = shop.payments[0]
-    assert got.values("x-payagent-payment") == [refused.id]
-    assert got.values("x-payagent-state") == ["cancelling"]
+    refused, told = shop.payments[0], json.loads(got.body or b"")
+    assert (got.status, told["code"], told["payment"]) == (409, "merchant_refused", refused.id)
+    assert told["merchant_answer"]["status"] == 402
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     assert (got.status, json.loads(got.body or b"")["code"]) == (409, "merchant_refused")
 

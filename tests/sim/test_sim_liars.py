@@ -16,7 +16,7 @@ from payagent.sim.desk import Desk
 from payagent.sim.mix import QUIET
 from payagent.sim.own import ADA
 from payagent.sim.plan import Plan
-from payagent.sim.source import LIES, Habits
+from payagent.sim.source import LIES, MISPLACES, Habits
 from payagent.sim.stage import Stage
 from payagent.sim.world import World
 from payagent.store import payments, queries
@@ -48,6 +48,8 @@ class Tally:
     in_time: int = 0
     taken: int = 0
     violations: tuple[str, ...] = ()
+    alerts: int = 0
+    """How many there were of a payment that was reopened."""
 
     @property
     def percent(self) -> float:
@@ -155,6 +157,7 @@ def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
         for seed in seeds:
             story = stage.run(seed)
             tally.violations += tuple(f"seed {seed}: {what}" for what in story.violations)
+            tally.alerts += story.reached["an alert: payment_reopened"]
     finally:
         stage.close()
     return tally
@@ -176,6 +179,13 @@ def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.Cap
         print(f"\ndead at the start: of {tally.wants} {tally.in_time} in time, {tally.taken} taken")
     assert tally.violations == ()
     assert tally.percent >= SHARE_PERCENT, tally
+
+
+def test_a_lie_about_a_real_block_is_undone_where_nobody_else_is_heard() -> None:
+    """Whoever tells it is believed for a while; in the end the books are the chain."""
+    tally = measure(range(SEEDS), Habits("one", MISPLACES))
+    assert tally.violations == ()
+    assert tally.alerts > 0
 
 
 def test_where_both_are_dead_nothing_is_paid() -> None:

@@ -20,6 +20,7 @@ from wallet.worlds import (
     wallet_size,
 )
 
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Output
 from payagent.core.problem import Refused
 from payagent.wallet.coins import Coin, Coins
@@ -440,6 +441,13 @@ def test_the_fee_is_of_the_size_where_the_count_of_outputs_takes_a_byte_more(cou
     plan = chosen([coin(200 * ADA)], list(fan_out(OWN, count, 4 * ADA)))
     assert len(plan.outputs) == count + 1
     assert plan.fee_lovelace == fee_of(plan)
+
+
+def test_a_fan_out_may_be_as_large_as_one_transaction_holds_with_its_change() -> None:
+    plan = chosen([coin(500 * ADA)], list(fan_out(OWN, SPLIT_COUNT_MAX, ADA)))
+    assert len(plan.change) == SPLIT_COUNT_MAX + 1
+    more = list(fan_out(OWN, SPLIT_COUNT_MAX + 1, ADA))
+    assert refusal([coin(500 * ADA)], more).code == "needs_consolidation"  # only without change would it fit
 
 
 def test_a_fan_out_makes_equal_coins_and_spends_the_fee_alone() -> None:

@@ -12,8 +12,16 @@ from payagent.api.problems import MEDIA_TYPE
 from payagent.api.schemas.apps import AppOrder, LimitsOrder, TokenOrder
 from payagent.api.schemas.merchants import MerchantOrder, PinOrder
 from payagent.api.schemas.payments import DeliveryReport, EventTold, PaymentRequest
-from payagent.api.schemas.prepaid import TopupOrder
+from payagent.api.schemas.prepaid import PrepaidQuestion, TopupOrder
 from payagent.api.schemas.wallet import PauseOrder, SendOrder, SplitOrder, ThawOrder
+
+
+class ProblemError(BaseModel):
+    """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
+
+    message: str
+    code: str
+    type: Literal["payagent_error"]
 
 
 class ProblemAnswer(BaseModel):
@@ -28,6 +36,7 @@ class ProblemAnswer(BaseModel):
     retryable: bool
     money: str
     fix: str
+    error: ProblemError
 
 
 # what no answer's model brings into the document by itself
@@ -37,6 +46,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     SplitOrder,
     ThawOrder,
     SendOrder,
+    PrepaidQuestion,
     TopupOrder,
     EventTold,
     LimitsOrder,

@@ -236,6 +236,7 @@ class Payments(BaseModel):
 class QuoteAnswer(BaseModel):
     """What paying would take now. Nothing is reserved."""
 
+    prepaid: Literal[False]
     network: str
     dialect: str
     origin: str

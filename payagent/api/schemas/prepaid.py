@@ -74,6 +74,37 @@ class Prepaid(BaseModel):
     prepaid: list[PrepaidHolding]
 
 
+class PrepaidCall(Closed):
+    """A call that is not made yet. `headers`: X-Partner and X-Wallet-Address, where it names another buyer."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
+    path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
+    headers: dict[str, str] | list[tuple[str, str]] = absent("Without them the buyer is as configured.")
+
+
+class PrepaidQuestion(Closed):
+    """Whether a prepaid balance would serve a call."""
+
+    origin: Annotated[str, Field(description="Scheme, host and port of the merchant.")]
+    request: PrepaidCall
+
+
+class PrepaidQuoteAnswer(BaseModel):
+    """`prepaid`: whether a balance would serve the call; the rest is there when one would.
+
+    The call would use `units` of `unit`, calls or an asset. `units` is null when the call never answered 402:
+    nobody knows its price.
+    """
+
+    prepaid: bool
+    network: str = absent("The network's name.")
+    origin: str = absent("As it was asked.")
+    unit: str = absent("In what the balance counts.")
+    units: Units | None = absent("How much the call would use.")
+    within_limits: bool = absent("Whether the app's own limits let it through.")
+    refusal: Reason = absent("There when a limit of the app stands against it.")
+
+
 class TopupRequestTold(BaseModel):
     method: str
     path: str
@@ -111,8 +142,12 @@ class Price(BaseModel):
 
 
 class TopupPlanned(BaseModel):
-    """What a top-up would take: `count` payments of `price`. `spend` is all that leaves the wallet."""
+    """What a top-up would take: `count` payments of `price`. `spend` is all that leaves the wallet.
 
+    `under_way`: the top-up of the same balance that has to be done first; null when there is none.
+    """
+
+    prepaid: Literal[False]
     merchant: str
     origin: str
     unit: str
@@ -123,6 +158,7 @@ class TopupPlanned(BaseModel):
     calls: Units | None
     fees: Units
     spend: Amounts
+    under_way: str | None
     within_limits: bool
     approval: list[Reason] = absent("There when a person would be asked about each payment first: why.")
     refusal: Reason = absent("There when a limit or the wallet's funds stand against it.")

@@ -1,0 +1,80 @@
+"""seccomp: filters of system calls, for this process and all that it starts, for good (Linux 3.5).
+
+A filter is a program that the kernel runs at each call, over `struct seccomp_data`: it sees numbers and not what a
+pointer leads to (docs.kernel.org, seccomp_filter). The signer and the daemon each have one.
+
+May import: the standard library. Never: knows who is filtered; goes on where the kernel does not do it.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Mapping, Sequence
+
+LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+_JUMP_IF_AT_LEAST = 0x35
+ALLOW, DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # denied is EPERM
+_AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
+_MODE_FILTER = 2
+_X32 = 0x40000000
+"""The numbers of a second set of calls of x86_64 begin here. No other architecture has so high ones."""
+
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+Step = tuple[int, int, int, int]
+"""What to do, how far to jump when it is so and when not, and the value."""
+
+Calls = Mapping[str, tuple[int, ...]]
+"""The numbers of some calls, by the kernel's name of the architecture."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def here(calls: Calls) -> tuple[int, ...]:
+    """The numbers on this machine. Raises OSError where they are not known."""
+    machine = platform.machine()
+    if machine not in calls:
+        raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here")
+    return calls[machine]
+
+
+def when(number: int, argument: int, values: Sequence[int], then: int, otherwise: int) -> list[Step]:
+    """Steps that end the filter for one call: by whether an argument (the first is 0) is one of the values.
+
+    Of the argument the lower 32 bits are compared, as the kernel itself reads an int.
+    """
+    jumps = [(JUMP_IF_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+    inside = [(LOAD, 0, 0, _AT_ARGUMENTS + 8 * argument), *jumps, (RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
+    return [(JUMP_IF_EQUAL, 0, len(inside), number), *inside]
+
+
+def install(steps: Sequence[Step]) -> None:
+    """Filter the calls of this thread and of all that it starts. The steps begin with the call's number.
+
+    A call of another architecture ends the process, and one of x32 is denied.
+    """
+    program = [
+        (LOAD, 0, 0, _AT_ARCHITECTURE),
+        (JUMP_IF_EQUAL, 1, 0, _ARCHITECTURES[platform.machine()]),
+        (RETURN, 0, 0, _KILL),
+        (LOAD, 0, 0, _AT_NUMBER),
+        (_JUMP_IF_AT_LEAST, 0, 1, _X32),
+        (RETURN, 0, 0, DENY),
+        *steps,
+    ]
+    code = b"".join(struct.pack("HBBI", *step) for step in program)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Program(len(program), code)))
+
+
+def _prctl(option: int, value: int, more: object = None) -> None:
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(option, ctypes.c_ulong(value), zero if more is None else more, zero, zero) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
