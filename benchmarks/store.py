@@ -215,10 +215,8 @@ def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
 
         def read() -> object:
             count_awaiting(conn, None)
-            return [
-                payment_view(row, terms, ready=False, depth=0)
-                for row in payments.payments_page(conn, limit=PAGE, **every)
-            ]
+            rows = payments.payments_page(conn, limit=PAGE, **every)
+            return [payment_view(row, terms, ready=False) for row in rows]
 
         return read
 

@@ -163,7 +163,7 @@ class Desk:
 
     def view(self, row: PaymentRow) -> Json:
         """The payment object of the API."""
-        return payment_view(row, self.terms, ready=self.is_ready(row), depth=self.depth(row))
+        return payment_view(row, self.terms, ready=self.is_ready(row))
 
     def take_tip(self, tip: Tip) -> None:
         """The chain's newest block is this one: what was pending may be shown again."""

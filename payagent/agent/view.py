@@ -49,8 +49,8 @@ def _shown(row: PaymentRow, tx_id: str) -> Shown:
     return Shown(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
 
 
-def payment_view(row: PaymentRow, terms: Terms, *, ready: bool, depth: int) -> Json:
-    """The payment object of the API. Amounts are strings of digits. `Desk.view` knows `ready` and `depth`."""
+def payment_view(row: PaymentRow, terms: Terms, *, ready: bool) -> Json:
+    """The payment object of the API. Amounts are strings of digits. `Desk.view` knows `ready`."""
     merchant = terms.merchants.get(row.origin or "")
     view: Json = {
         "id": row.id,
@@ -77,7 +77,6 @@ def payment_view(row: PaymentRow, terms: Terms, *, ready: bool, depth: int) -> J
         "idempotency_key": row.intent_id,
         "merchant_status": row.merchant_status,
         "block": _block(row),
-        "depth": depth or None,
         "batch_target": row.batch_target,
         "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
         "created_at": iso_time(row.created_at_ms),

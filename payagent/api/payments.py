@@ -153,7 +153,7 @@ async def payment(
         row = desk.payment(row.id)
     history = history_view(events.events(desk.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(desk.conn, row.id))
-    more = {"attempts": attempts, "history": history}
+    more = {"depth": desk.depth(row) or None, "attempts": attempts, "history": history}
     return JsonResponse(desk.view(row) | asked_view(caller, row) | more)
 
 

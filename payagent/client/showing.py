@@ -102,9 +102,8 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
-        depth = self.payment["depth"] or 0
-        status = min(answer.status_code, _STATUS_MAX)
-        yield from self._report({"status": status, "depth": depth, **told(answer, body)})
+        depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
+        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.reason = said["reason"]
         self.query = said.get("poll_query")

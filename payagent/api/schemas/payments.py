@@ -138,7 +138,6 @@ class Payment(BaseModel):
     idempotency_key: str
     merchant_status: str | None
     block: Block | None
-    depth: Annotated[int | None, Field(description="Blocks from its own to the newest, both counted.")]
     batch_target: int | None
     expires_at: Time | None
     created_at: Time
@@ -201,6 +200,9 @@ class Attempt(BaseModel):
 
 
 class PaymentWithHistory(Payment):
+    """`depth`: blocks from the payment's own to the newest, both counted; null while it is in none."""
+
+    depth: int | None
     attempts: list[Attempt]
     history: list[Happening]
 
