@@ -90,8 +90,10 @@ class Foreign:
         self._deep_seen = Repeats()
         self._unshared = Repeats()
 
-    async def compare(self, source: View) -> bool:
-        """Whether the wallet's transactions since the ledger's newest block were compared with the ledger.
+    async def compare(self, source: View) -> str | None:
+        """Compare the wallet's transactions since the ledger's newest block with the ledger.
+
+        Returns why that could not be done yet; None when it was.
 
         Done once after a start. A spend that the ledger does not know is booked and freezes signing, if the
         providers agree on it. One that a single provider shows is waited for, for three tips a minute apart. While
@@ -99,24 +101,24 @@ class Foreign:
         """
         desk, chain = self._desk, self._desk.chain
         if chain.is_compared or chain.behind is not None:
-            return True
+            return None
         slots, slot = chain.slots, self._last_slot
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
         if not source.is_current:
-            return False
+            return "the newest block is old, or lower than one before"
         shown = await source.has_unknown_spend(desk.terms.own.text, since_s, self._is_known)
         if not isinstance(shown, Found):
-            return False
+            return shown.reason if isinstance(shown, Unknown) else "a transaction that is listed is not found"
         spends = await self._search.find(source, since_s) if shown.value else []
         if spends is None:
-            return False
+            return self._search.why or "the wallet's transactions could not be read"
         now_ms = desk.ports.clock.now_ms()
         for spend in spends:
             await self._take_in(spend, now_ms)
         if shown.value and not spends and not self._unshared.is_enough("", "", source.tip.hash, now_ms):
-            return False
+            return "only one provider shows a spend that the ledger does not know"
         chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
-        return chain.is_compared
+        return None if chain.is_compared else "a spend that the ledger does not know could not be written down"
 
     def _is_known(self, tx_id: str) -> bool:
         """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""

@@ -44,12 +44,9 @@ class Stocktaking:
         whose spends it may show, and which deposits are gone.
         """
         desk = self._desk
-        is_compared = await self._foreign.compare(source)
+        why_not_compared = await self._foreign.compare(source)
         read = await source.coins(desk.terms.own.text)
-        uncompared = (
-            None if is_compared else "the wallet's newest transactions were not compared with the ledger yet"
-        )
-        self.trouble = read.reason if isinstance(read, Unknown) else uncompared
+        self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
         if not isinstance(read, Found):
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET

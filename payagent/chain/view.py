@@ -140,7 +140,9 @@ class View:
 
         said = await self._ask("transactions", read)
         told = [one.read.value for one in said if isinstance(one.read, Found)]
-        return Found(any(told)) if told else Unknown("no provider lists the wallet's transactions")
+        if told:
+            return Found(any(told))
+        return next((one.read for one in said if isinstance(one.read, Unknown)), Unknown("no provider was asked"))
 
     def _noted(self, subject: str, read: Read[T]) -> Read[T]:
         if _is_open(read):

@@ -135,9 +135,9 @@ class BuyerTask:
         """Wait for readiness as long as patience lasts, and show the proof a few times."""
         want, town = self._want, self._town
         for _ in range(3):
-            if not life.agent.desk.is_ready(row):
+            if not _is_ready(life, row):
                 row = await life.call(life.agent.desk.wait(row.id, 20 + town.draw() * 60))
-            if not life.agent.desk.is_ready(row) or row.state in WITHOUT_PROOF:
+            if not _is_ready(life, row) or row.state in WITHOUT_PROOF:
                 if town.draw() < 0.3:
                     return False  # out of patience: the next try begins with a new call
                 continue
@@ -265,3 +265,10 @@ class BuyerTask:
 def _end(connection: asyncio.Future[None]) -> None:
     if not connection.done():
         connection.set_result(None)
+
+
+def _is_ready(life: Life, row: PaymentRow) -> bool:
+    """What the daemon says of it; a dead one says nothing."""
+    if life.is_over:
+        raise DeadError
+    return life.agent.desk.is_ready(row)

@@ -98,7 +98,7 @@ class SimShop:
         story: Story,
         mix: Callable[[], Mix],
         released: Callable[[bytes, str], None],
-        refused_below: int,
+        refused_below: int = 0,
     ) -> None:
         self.name = name
         self.origin = f"https://{name}.example"

@@ -364,7 +364,7 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         assert "retry-after" in ready.headers
         world.fault("/addresses", "server", count=1)
         await run.look()
-        assert "utxos: http 500" in (await api.http.get("/readyz")).json()["checks"]["chain"]
+        assert "transactions: http 500" in (await api.http.get("/readyz")).json()["checks"]["chain"]
         await run.look()
         assert (await api.http.get("/readyz")).status_code == 200
         require_problem(await api.http.post(PAY, json=body), "not_enough_funds")
