@@ -12,6 +12,7 @@ import requests
 import schemathesis
 from agent_kit import World
 from api_kit import Api, served
+from effort import pick
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import integers
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -21,7 +22,7 @@ from payagent.api.turnstile import Rates
 from payagent.core.problem import PROBLEMS
 from payagent.proxy.door import Bounds
 
-CASES = int(os.environ.get("PAYAGENT_API_CASES", "600"))
+CASES = int(os.environ.get("PAYAGENT_API_CASES", pick(200, 600)))
 """How many calls are generated, over all operations."""
 
 CALLERS = ("first", "none", "first", "wrong", "first", "payer")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from agent_kit import ADA
 from crash.crash_kit import COINS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
+from effort import pick
 
-EVERY = 6
+EVERY = pick(18, 6)
 COMMITS = {"admit", "sign", "leave", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}
 SELECTED = os.environ.get("CRASH_SITES", "")
 

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from effort import pick
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 NAMES = ("address", "body402", "cbor", "http", "provider")
-SECONDS = 20
+SECONDS = pick(5, 20)
 
 pytestmark = pytest.mark.skipif(
     find_spec("atheris") is None, reason="NOT RUN: the fuzzer has no wheel for this Python"

@@ -1,7 +1,7 @@
 """kill -9 on a real daemon with a real file: no payment lost, none twice, and the ledger equals the chain.
 
-200 kills and a few more: each commit point on both sides, random moments under load, cold starts. Clients go on
-buying through all of it, blocks come and are rolled back, replies are lost. The last tests kill daemons with a
+Kills at each commit point on both sides, at random moments under load, and of cold starts: about 90, or 200 with
+`./scripts/test --long`. Clients go on buying through all of it, blocks come and are rolled back, replies are lost. The last tests kill daemons with a
 seeded bug, to show that the checks would see it.
 """
 
@@ -11,9 +11,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from effort import pick
 from killcampaign import RUNNING, SIDES, at_points, at_random, cold, first_starts, rejecting, run
 from killchecks import at_death, at_peace, check_paid_once
 from killworld import World, running_world
+
+LIFE = (1, 2, 1, 3)[: pick(2, 4)]
+"""At which of a commit point's times in one life the daemon is killed, life by life."""
+
+RANDOM_KILLS = pick(40, 100)
 
 
 def kinds(world: World) -> set[str]:
@@ -25,9 +31,9 @@ async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
     tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     async with running_world(tmp_path, seed=1, lanes=3) as made:
-        await run(made, at_points(points, (1, 2, 1, 3)))
+        await run(made, at_points(points, LIFE))
         assert made.violations == []
-        assert made.kills == dict.fromkeys(points, 4)
+        assert made.kills == dict.fromkeys(points, len(LIFE))
 
 
 async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -43,9 +49,9 @@ async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_not
 
 async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=3, lanes=3) as made:
-        await run(made, [at_random() for _ in range(100)])
+        await run(made, [at_random() for _ in range(RANDOM_KILLS)])
         assert made.violations == []
-        assert made.kills == {"random": 100}
+        assert made.kills == {"random": RANDOM_KILLS}
         met = made.devnet.run(lambda devnet: dict(devnet.node.switches.triggered))
         assert {"submit:lost_reply", "submit:late_accept"} <= set(met)
         assert made.trouble["rolled back transactions"] > 0
