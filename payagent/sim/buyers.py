@@ -135,9 +135,11 @@ class BuyerTask:
         """Wait for readiness as long as patience lasts, and show the proof a few times."""
         want, town = self._want, self._town
         for _ in range(3):
-            if not _is_ready(life, row):
+            depth = await life.call(_depth_if_ready(life, row))
+            if depth is None:
                 row = await life.call(life.agent.desk.wait(row.id, 20 + town.draw() * 60))
-            if not _is_ready(life, row) or row.state in WITHOUT_PROOF:
+                depth = await life.call(_depth_if_ready(life, row))
+            if depth is None or row.state in WITHOUT_PROOF:
                 if town.draw() < 0.3:
                     return False  # out of patience: the next try begins with a new call
                 continue
@@ -146,7 +148,6 @@ class BuyerTask:
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:
                 return False
-            depth = life.agent.desk.depth(row)
             answer = await want.shop.call("POST", want.path, self._headers() | lowered, want.body)
             if town.draw() < 0.2:
                 continue  # it never tells the daemon
@@ -262,13 +263,12 @@ class BuyerTask:
         return statuses[0] if statuses else None
 
 
+async def _depth_if_ready(life: Life, row: PaymentRow) -> int | None:
+    """How deep the payment's transaction is, if its proof may be shown."""
+    desk = life.agent.desk
+    return desk.depth(row) if desk.is_ready(row) else None
+
+
 def _end(connection: asyncio.Future[None]) -> None:
     if not connection.done():
         connection.set_result(None)
-
-
-def _is_ready(life: Life, row: PaymentRow) -> bool:
-    """What the daemon says of it; a dead one says nothing."""
-    if life.is_over:
-        raise DeadError
-    return life.agent.desk.is_ready(row)
