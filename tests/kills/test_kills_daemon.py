@@ -1,7 +1,8 @@
 """kill -9 on a real daemon with a real file: no payment lost, none twice, and the ledger equals the chain.
 
 Kills at each commit point on both sides, at random moments under load, and of cold starts: about 90, or 200 with
-`./scripts/test --long`. Clients go on buying through all of it, blocks come and are rolled back, replies are lost. The last tests kill daemons with a
+`./scripts/test --long`. Clients go on buying through all of it,
+blocks come and are rolled back, replies are lost. The last tests kill daemons with a
 seeded bug, to show that the checks would see it.
 """
 
