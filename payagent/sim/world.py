@@ -7,6 +7,7 @@ import asyncio
 import traceback
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import astuple
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -142,7 +143,7 @@ class World:
         return self.story
 
     async def _run(self) -> None:
-        self.story.tell(f"seed {self.story.seed}: {self.plan}")
+        self.story.tell(f"seed {self.story.seed}: {astuple(self.plan)}")
         self._fund()
         self._start()
         self._do(self._make_blocks())
