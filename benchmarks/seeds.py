@@ -3,7 +3,7 @@
 import time
 
 from benchmarks.results import Bound, Options, Part, Table
-from payagent.sim.run import run_share
+from sim.run import run_share
 
 FIRST = 1_000_000
 """Far from the seeds that tests run."""

@@ -28,7 +28,6 @@ from payagent.cli.pay import pay
 from payagent.cli.payments import payments
 from payagent.cli.prepaid import prepaid
 from payagent.cli.proxy import proxy
-from payagent.cli.sim import sim
 from payagent.cli.terminal import Terminal
 from payagent.cli.wallet import wallet
 
@@ -208,7 +207,7 @@ def demo(terminal: Terminal) -> int:
 
 COMMANDS = (
     init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume, merchants, ledger, doctor,
-    backup, restore, sim,
+    backup, restore,
 )  # fmt: skip
 
 for command in COMMANDS:

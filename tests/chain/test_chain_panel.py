@@ -11,7 +11,7 @@ from payagent.chain.guard import Guarded
 from payagent.chain.member import SENTENCE_MS, Sentence
 from payagent.chain.panel import Panel
 from payagent.chain.source import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
-from payagent.sim.loop import VirtualLoop
+from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
 

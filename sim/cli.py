@@ -1,0 +1,82 @@
+"""`scripts/sim`: the agent against everything that can go wrong, seed by seed.
+
+May import: click, cli; sim inside a function. Never: touches a wallet, a ledger or a network that is
+there.
+"""
+
+import re
+import sys
+from typing import Any
+
+import click
+
+from payagent.cli.options import example, output_options, pass_terminal
+from payagent.cli.terminal import Terminal, standard_terminal
+
+_RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})", re.ASCII)
+VIOLATED = 1
+
+
+class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers alone
+    """A..B: from A up to B, without B."""
+
+    name = "A..B"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        found = _RANGE.fullmatch(str(value))
+        if found is None or int(found[1]) >= int(found[2]):
+            self.fail("seeds are A..B with A below B: from A up to B, without B", param, ctx)
+        return range(int(found[1]), int(found[2]))
+
+
+@click.command(epilog=example("scripts/sim --seeds 0..2000"))
+@click.option("--seeds", type=_Seeds(), default="0..200", show_default=True, help="From A up to B, without B.")
+@click.option("--processes", type=click.IntRange(1, 256), help="How many at once; one for each processor.")
+@click.option("--story", is_flag=True, help="Tell each seed step by step.")
+@output_options
+@pass_terminal
+def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) -> None:
+    """Run the agent in a made-up world.
+
+    Each seed is a world of its own: its chain forks, its providers and merchants lose answers and lie, the disk
+    fills up and the daemon dies. The agent is the real one. After every event it is checked that nothing was paid
+    twice and that the books are the chain. A seed gives the same run again. Exit code 0 only when nothing was
+    violated; the first seed that failed is told step by step.
+    """
+    from sim.run import Result, Stopwatch, run_seeds, tell_story
+
+    watch, total = Stopwatch(), Result()
+    if story:
+        for seed in seeds:
+            for line in tell_story(seed):
+                terminal.say(line)
+    for part in run_seeds(seeds, processes):
+        total.add(part)
+        for seed, what in part.violations.items():
+            terminal.say(f"seed {seed}: {what}")
+        terminal.say(f"{total.seeds} of {len(seeds)} seeds, {len(total.violations)} violations")
+    if total.violations and not story:
+        first = min(total.violations)
+        terminal.say(f"seed {first}, step by step:")
+        for line in tell_story(first):
+            terminal.say(line)
+    told = total.as_json(watch.seconds)
+    terminal.give(told, lambda: _show(terminal, told))
+    if total.violations:
+        sys.exit(VIOLATED)
+
+
+def _show(terminal: Terminal, told: dict[str, Any]) -> None:
+    """How often each event was reached, then what was violated."""
+    reached = told["reached"]
+    width = max((len(f"{count:,}") for count in reached.values()), default=1)
+    for event, count in sorted(reached.items(), key=lambda pair: -pair[1]):
+        terminal.line(f"{count:>{width},}  {event}")
+    for seed, what in told["failed"].items():
+        terminal.line(f"seed {seed}: {what}")
+    sums = f"{told['seeds']:,} seeds, {told['violations']} violations"
+    terminal.line(f"{sums}, {told['seeds_per_s']} seeds a second")
+
+
+if __name__ == "__main__":
+    sim.main(prog_name="scripts/sim", obj=standard_terminal())

@@ -1,0 +1,274 @@
+"""The clients: programs that want a call served, and do what programs do when it is not.
+
+Some hand the 402 over and make the retry themselves, some call through the proxy. They lose answers, lose
+patience, ask again with the same 402 or with a new one, and outlive the daemon.
+May import: core, dialects, store, agent, proxy, the rest of sim. Never: signs; pays in another way.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from payagent.agent.asks import Ask, Request
+from payagent.agent.prepaid import Buyer
+from payagent.agent.view import retry_headers
+from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.problem import Refused
+from payagent.dialects import Said, make_response
+from payagent.proxy.attend import Rules, attend
+from payagent.proxy.errand import Errand
+from payagent.proxy.intake import Intake, Spool
+from payagent.proxy.reply import Reply
+from payagent.proxy.trip import Trip
+from payagent.store import apps
+from payagent.store.payments import PaymentRow
+from sim.judge import Judge
+from sim.merchants import Answer, SimShop, SimUpstream, UnreachedError
+from sim.process import DeadError, Life
+from sim.trace import Story
+from sim.virtual_loop import VirtualLoop
+
+PARTNER = "demo"
+PROXY_PATIENCE_S = 240.0
+LOST = 0.5
+"""How often a client loses what the proxy answered it, and asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One thing that an app wants, once."""
+
+    app_id: str
+    shop: SimShop
+    path: str
+    text: str
+    key: str | None
+    by_proxy: bool
+    starts_at_s: float
+    pause_s: float
+    tries: int
+
+    @property
+    def body(self) -> bytes:
+        return json.dumps({"message": self.text}).encode()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+
+class Town(Protocol):
+    """What buyers see of the world."""
+
+    loop: VirtualLoop
+    story: Story
+    judge: Judge
+    wallet: str
+    asking: Counter[str]
+    """How many clients wait for the daemon now, by the purchase."""
+
+    async def life(self) -> Life:
+        """The daemon, as soon as it runs."""
+
+    def draw(self) -> float:
+        """From 0 to 1."""
+
+
+class BuyerTask:
+    """One want, from the first call until it is served or given up."""
+
+    def __init__(self, town: Town, want: Want) -> None:
+        self._town = town
+        self._want = want
+        self.payment: str | None = None
+        self.is_served = False
+
+    async def run(self) -> None:
+        await asyncio.sleep(self._want.starts_at_s)
+        for number in range(self._want.tries):
+            if self.is_served:
+                return
+            if number:
+                self._town.story.reach("a client asks again")
+                await asyncio.sleep(self._town.draw() * self._want.pause_s)
+            try:
+                life = await self._town.life()
+                self.is_served |= await (self._by_proxy(life) if self._want.by_proxy else self._by_hand(life))
+            except UnreachedError:
+                continue
+            except DeadError:
+                self._town.story.reach("a client is left without an answer")
+                continue
+            except Refused as refused:
+                self._town.story.reach(f"refused: {refused.code}")
+                self._town.story.tell(f"{self._want.text}: refused {refused.code}: {refused.detail[:120]}")
+                continue
+            if self.is_served:
+                self._town.story.reach("a want is served")
+                return
+        self._town.story.reach("a client gives up")
+
+    # --- by hand
+
+    async def _by_hand(self, life: Life) -> bool:
+        want, town = self._want, self._town
+        first = await want.shop.call("POST", want.path, self._headers(), want.body)
+        if 200 <= first.status < 300:
+            return True
+        if first.status != 402:
+            return False
+        with self._asking():
+            row, _ = await life.call(life.agent.pay(self._ask(first)))
+        if row.kind == "invoice":
+            self.payment = row.id
+            town.judge.told(want.sha256, row.id, None if life.is_over else life.conn)
+        town.story.tell(f"{want.text}: {row.id} is {row.state}")
+        return await self._show(life, row)
+
+    async def _show(self, life: Life, row: PaymentRow) -> bool:
+        """Wait for readiness as long as patience lasts, and show the proof a few times."""
+        want, town = self._want, self._town
+        for _ in range(3):
+            depth = await life.call(_depth_if_ready(life, row))
+            if depth is None:
+                row = await life.call(life.agent.desk.wait(row.id, 20 + town.draw() * 60))
+                depth = await life.call(_depth_if_ready(life, row))
+            if depth is None or row.state in WITHOUT_PROOF:
+                if town.draw() < 0.3:
+                    return False  # out of patience: the next try begins with a new call
+                continue
+            merchant = life.agent.desk.terms.merchants.get(row.origin or "")
+            proof = retry_headers(row, merchant, town.wallet)
+            lowered = {name.lower(): value for name, value in proof.items()}
+            if not lowered:
+                return False
+            answer = await want.shop.call("POST", want.path, self._headers() | lowered, want.body)
+            if town.draw() < 0.2:
+                continue  # it never tells the daemon
+            response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
+            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
+            if advice.answer.said is Said.SERVED:
+                self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
+                await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
+                return True
+            if advice.again_after_s is None:
+                return False
+            await asyncio.sleep(advice.again_after_s)
+        return False
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Several clients may wait for the daemon at once, and some of them for the same."""
+        asking, name = self._town.asking, self._want.sha256
+        if asking[name]:
+            self._town.story.reach("clients of one purchase ask at once")
+        elif asking.total():
+            self._town.story.reach("clients of several purchases ask at once")
+        asking[name] += 1
+        try:
+            yield
+        finally:
+            asking[name] -= 1
+            if not asking[name]:
+                del asking[name]
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "content-type": "application/json",
+            "x-partner": PARTNER,
+            "x-wallet-address": self._town.wallet,
+        }
+
+    def _ask(self, answer: Answer) -> Ask:
+        want = self._want
+        text = answer.body.decode()
+        return Ask(
+            app_id=want.app_id,
+            origin=want.shop.origin,
+            response=make_response(answer.status, dict(answer.headers), text),
+            received=json.dumps({"status": answer.status, "body": text}),
+            request=Request("POST", want.path, want.sha256),
+            idempotency_key=want.key,
+            buyer=Buyer(PARTNER, self._town.wallet),
+        )
+
+    # --- by the proxy
+
+    async def _by_proxy(self, life: Life) -> bool:
+        """The clerk carries it out; the client hangs up when it has waited long enough."""
+        gone: asyncio.Future[None] = self._town.loop.create_future()
+        patience_s = 60 + self._town.draw() * 400
+        self._town.loop.call_later(patience_s, _end, gone)
+        with self._asking():
+            status = await life.call(self._errand(life, gone))
+        self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
+        if gone.done():
+            self._town.story.reach("a client hangs up on the proxy")
+        if status is not None and 200 <= status < 300:
+            # without a key of its own a call that was served is over, and the next one is another
+            if self._want.key is not None and self._town.draw() < LOST:
+                self._town.story.reach("a client loses what the proxy served it")
+                self.is_served = False
+                return False
+            self._town.story.reach("the proxy serves a client")
+            return True
+        return False
+
+    async def _errand(self, life: Life, gone: asyncio.Future[None]) -> int | None:
+        want = self._want
+        bodies = [{"type": "http.request", "body": want.body, "more_body": False}]
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, object]:
+            if bodies:
+                return bodies.pop()
+            await asyncio.wait([gone])
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(int(str(message["status"])))
+            elif not message.get("more_body") and not gone.done():
+                self.is_served = 200 <= statuses[0] < 300
+
+        headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
+        if want.key is not None:
+            headers.append((b"idempotency-key", want.key.encode()))
+        merchant = life.agent.desk.terms.merchants[want.shop.origin]
+        keys = (want.key.encode(),) if want.key is not None else ()
+        find_app = partial(apps.by_id, life.agent.desk.conn, want.app_id)
+        errand = Errand(
+            want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
+        )
+
+        async def work(intake: Intake, reply: Reply) -> None:
+            intake.listen()
+            await life.clerk.run(Trip(errand, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
+
+        scope: dict[str, object] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"host", b"localhost")],
+        }
+        scope["payagent.abort"] = partial(_end, gone)
+        scope["payagent.gone"] = gone
+        await attend(scope, receive, send, "call", Spool(1024 * 1024), Rules(frozenset(), PROXY_PATIENCE_S), work)  # type: ignore[arg-type]
+        return statuses[0] if statuses else None
+
+
+async def _depth_if_ready(life: Life, row: PaymentRow) -> int | None:
+    """How deep the payment's transaction is, if its proof may be shown."""
+    desk = life.agent.desk
+    return desk.depth(row) if desk.is_ready(row) else None
+
+
+def _end(connection: asyncio.Future[None]) -> None:
+    if not connection.done():
+        connection.set_result(None)

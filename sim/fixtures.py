@@ -1,0 +1,32 @@
+"""What is payagent's own in every run: its network, a wallet whose words everybody knows, and its secrets.
+
+May import: core, wallet.keys, sim.canaries. Never: draws anything.
+"""
+
+from functools import cache
+
+from payagent.core.network import NETWORKS
+from payagent.wallet.keys import Account, derive, seed_from_words
+from sim.canaries import Canaries
+
+ADA = 1_000_000
+NETWORK = NETWORKS["devnet"]
+START_MS = 1_700_000_000_000
+API_KEY = "canary-of-an-api-key"
+
+
+@cache
+def account() -> Account:
+    """A wallet of fixed words: its keys are worth nothing."""
+    return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+
+
+@cache
+def canaries() -> Canaries:
+    """What the daemon must know and never write down."""
+    signer = account().signer
+    key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
+    return Canaries(
+        {"the wallet's words": "abandon abandon", "a merchant's api key": API_KEY},
+        {"the wallet's key": key[:32], "the key's second half": key[32:]},
+    )

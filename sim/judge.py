@@ -1,0 +1,375 @@
+"""The judge: sees the true chain, every byte that was released and the ledger's file, and says what does not hold.
+
+Invariants by the names of docs/exactly-once.md ("What is checked"): I1 one payment for a purchase, I2 the books
+are the chain, I3 signed bytes pay what was asked and no more, I4 everything ends, I5 secrets are kept, I6 durable
+before released, by one daemon alone, I7 attempts never change, I8 the same answer for the same key, I9 what the
+books say of a payment is what the chain shows, I10 the record is whole.
+May import: audit, core, devnet, store, the rest of sim. Never: changes anything; takes the agent's word for what
+the chain shows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.ledger import HELD, WALLET
+from payagent.core.money import LOVELACE
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
+from payagent.devnet.ledger import Block, LedgerError, OutRef, Tx, decode_tx
+from payagent.store import books, journal, payments, queries
+from payagent.store.tables import GENESIS
+from payagent.store.unit import Connection
+from sim.network import Net
+from sim.spend_judge import Spend, Spending
+from sim.trace import Story
+
+FEE_MAX_LOVELACE = 900_000
+VERIFIED, SEARCHED = 0.1, 0.2
+"""How often the books are verified in full that a start finds, and the ledger's file is searched in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """An attempt as its row says; `purchase` names what the client wants, `terms` the invoice that it is for."""
+
+    tx_id: str
+    payment: str
+    kind: str
+    anchor: str
+    cbor: bytes
+    purchase: str
+    origin: str
+    invoice_id: str | None
+    is_topup: bool
+
+
+class Market(Protocol):
+    """What was truly asked, by those who asked it."""
+
+    def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
+        """Sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
+
+    def purchase(self, origin: str, invoice_id: str | None) -> str | None:
+        """What an invoice is for, in the words of `Signed.purchase`; None where nobody knows."""
+
+
+_ATTEMPTS = """
+SELECT a.rowid, a.tx_id, a.payment_id, a.kind, a.anchor, a.cbor, i.key, i.request, COALESCE(v.origin, ''),
+       v.invoice_id, p.topup
+FROM attempts a JOIN payments p ON p.id = a.payment_id JOIN intents i ON i.id = p.intent_id
+LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
+"""
+
+
+class Judge:
+    """One for a run."""
+
+    def __init__(self, net: Net, story: Story, owner: Owner, market: Market, cap_units: int, rng: Random) -> None:
+        self._net = net
+        self._story = story
+        self._owner = owner
+        self._own = owner.address.raw
+        self._market = market
+        self._last_row = 0
+        self.signed: dict[str, Signed] = {}
+        self._durable: set[str] = set()
+        self._released: dict[str, Tx] = {}
+        self._spends: dict[str, Spend] = {}
+        self._by_purchase: dict[str, list[str]] = {}
+        self._answers: dict[str, str] = {}
+        self._accepted: dict[str, None] = {}
+        self._anchors: dict[str, str] = {}
+        self._forgotten: dict[str, Signed] = {}
+        self._is_put_back = False
+        self._rng = rng
+        self._spending = Spending(story, cap_units)
+
+    # --- the record
+
+    def committed(self, conn: Connection, *, synced: bool) -> None:
+        """What a commit added, and whether a death can still take it."""
+        for row in conn.execute(_ATTEMPTS, (self._last_row,)).fetchall():
+            self._last_row = row[0]
+            request = (row[7] or "").rpartition(" ")[2]
+            purchase = row[6] if row[10] is not None or not request else request
+            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9], row[10] is not None)
+            known = self.signed.setdefault(signed.tx_id, signed)
+            if known.cbor != signed.cbor:
+                self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
+            self._story.tell(
+                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.anchor[:8]}"
+            )
+            if known is signed:
+                self._check_bytes(signed)
+                self._check_past(signed)
+            if synced:
+                self._durable.add(signed.tx_id)
+
+    def put_back(self, conn: Connection) -> None:
+        """The ledger is an older copy: what it lacks, nobody but its signer's record and the chain knows of.
+
+        So what only the lost rows knew as bought may be bought again, which is told in docs/exactly-once.md.
+        """
+        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}
+        self._forgotten |= {tx_id: signed for tx_id, signed in lost.items() if tx_id in self._released}
+        for tx_id in lost:
+            del self.signed[tx_id]
+            self._spends.pop(tx_id, None)
+        for purchase, tx_ids in self._by_purchase.items():
+            self._by_purchase[purchase] = [tx_id for tx_id in tx_ids if tx_id not in lost]
+        known = {row[0] for row in conn.execute("SELECT id FROM payments")}
+        self._accepted = {name: None for name in self._accepted if name in known}
+        self._answers = {purchase: name for purchase, name in self._answers.items() if name in known}
+        self._is_put_back = bool(self._forgotten)
+        self._story.tell(f"the ledger put back lacks {sorted(tx_id[:8] for tx_id in self._forgotten)}")
+        if self._forgotten:
+            self._story.reach("a ledger is put back that lacks what was sent")
+
+    def begun(self, behind: str | None) -> None:
+        """A life is ready to sign, or says why it is not."""
+        if self._is_put_back and behind is None:
+            self._story.violate("I1", "the ledger is older than what was signed, and nobody noticed")
+        self._is_put_back = False
+
+    def _check_past(self, signed: Signed) -> None:
+        """I1 for a ledger that was put back: nothing is signed while what it lacks could still come to land."""
+        if (anchor := self._anchors.setdefault(signed.payment, signed.anchor)) != signed.anchor:
+            self._story.violate("I1", f"{signed.payment} had the anchor {anchor[:8]}, now {signed.anchor[:8]}")
+        slot = self._net.chain.tip.slot
+        for tx_id, lost in self._forgotten.items():
+            ttl_slot = self._net.hoard[tx_id].ttl_slot or 0
+            if lost.kind == "pay" and slot < ttl_slot and not self._is_in_block(tx_id):
+                told = f"{tx_id[:8]} is forgotten and could land till {ttl_slot}"
+                self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {told}")
+
+    def reborn(self, conn: Connection) -> None:
+        """A life begins on what a death left: is it whole, and does it hold what was durable?"""
+        self._last_row = 0
+        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        for tx_id in self._released:
+            if tx_id in self.signed and tx_id not in there:
+                self._story.violate("I6", f"{tx_id[:8]} was released, and the ledger does not know it any more")
+        self._check_chain_of_events(conn)
+        if self._rng.random() < VERIFIED:
+            self._story.reach("the books that a death left are verified")
+            self._verify(conn)
+        for payment_id in self._accepted:
+            if conn.execute("SELECT 1 FROM payments WHERE id = ?", (payment_id,)).fetchone() is None:
+                self._story.violate("I4", f"{payment_id} was accepted, and is not in the ledger")
+
+    def _check_chain_of_events(self, conn: Connection) -> None:
+        last_seq, last_hash = 0, GENESIS
+        for seq, prev_hash, own_hash, text in books.event_texts(conn):
+            if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, hashlib.sha256(text).hexdigest()):
+                self._story.violate("I10", f"event {seq} does not follow from the one before")
+            last_seq, last_hash = seq, own_hash
+
+    # --- what leaves
+
+    def released(self, raw: bytes, where: str) -> None:
+        """Bytes go to a provider or a merchant."""
+        tx = self._net.release(raw)
+        if tx.tx_id not in self._durable:
+            self._story.violate("I6", f"{tx.tx_id[:8]} goes to {where} and is not durable")
+        if tx.tx_id in self._released:
+            if self._released[tx.tx_id].raw != raw:
+                self._story.violate("I7", f"{tx.tx_id[:8]} is sent again with other bytes")
+            return
+        self._released[tx.tx_id] = tx
+        signed = self.signed.get(tx.tx_id)
+        if signed is None:
+            return
+        self._spends[tx.tx_id] = Spend(signed.payment, signed.origin, signed.kind == "cancel", tx, self._own)
+        if signed.kind == "pay":
+            self._check_conflicts(tx, signed)
+
+    def _check_bytes(self, signed: Signed) -> None:
+        """I3: it pays what one of the asked sets says, the rest to ourselves, at a fee that can be."""
+        try:
+            tx = decode_tx(signed.cbor)
+        except LedgerError as error:  # a mint, a certificate or a withdrawal too
+            self._story.violate("I3", f"{signed.tx_id[:8]} is no payment: {error}")
+            return
+        paid = sorted(
+            (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address != self._own
+        )
+        if tx.fee_lovelace > FEE_MAX_LOVELACE:
+            self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
+        if signed.anchor not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
+            self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's anchor")
+        if signed.kind == "cancel":
+            if paid:
+                self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")
+            return
+        asked = [sorted(outputs) for outputs in self._market.asked(signed.origin, signed.invoice_id)]
+        meant = self._market.purchase(signed.origin, signed.invoice_id)
+        if meant is not None and not signed.is_topup and meant != signed.purchase:
+            self._story.violate("I1", f"{tx.tx_id[:8]} pays an invoice for another purchase")
+        if paid not in asked:
+            self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {asked}")
+
+    def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
+        """I1 over all forks: of two transactions for one purchase no chain can ever hold both."""
+        others = self._by_purchase.setdefault(signed.purchase, [])
+        mine = self._line(tx)
+        for other in others:
+            line = self._line(self._released[other])
+            if not (_exclude(mine, line) or self._is_overtaken(line) or self._is_too_late(line)):
+                self._story.violate(
+                    "I1", f"{tx.tx_id[:8]} and {other[:8]} are for {signed.purchase[:16]}, and both could land"
+                )
+        others.append(tx.tx_id)
+
+    def _line(self, tx: Tx) -> dict[str, Tx]:
+        """A transaction and all that was signed with our keys and must be on the chain before it."""
+        line: dict[str, Tx] = {}
+        waiting = [tx]
+        while waiting:
+            one = waiting.pop()
+            if one.tx_id not in line:
+                line[one.tx_id] = one
+                waiting += [self._net.hoard[ref[0]] for ref in one.inputs if ref[0] in self._net.hoard]
+        return line
+
+    def _is_overtaken(self, line: Mapping[str, Tx]) -> bool:
+        """Whether what a line spends went elsewhere, in a block that is deeper than any fork."""
+        chain = self._net.chain
+        final = chain.tip.height - self._net.fork_max
+        for tx in line.values():
+            spenders = [chain.spender_of(ref) for ref in tx.inputs]
+            found = [chain.tx(spender) for spender in spenders if spender and spender != tx.tx_id]
+            if any(one is not None and one[1] is not None and one[1].height <= final for one in found):
+                return True
+        return False
+
+    def _is_too_late(self, line: Mapping[str, Tx]) -> bool:
+        """Whether a part of a line is on no chain, and a block that no fork undoes is past its time limit."""
+        chain = self._net.chain
+        final = chain.block(max(0, chain.tip.height - self._net.fork_max))
+        return any(
+            final is not None
+            and tx.ttl_slot is not None
+            and tx.ttl_slot <= final.slot
+            and not self._is_in_block(tx.tx_id)
+            for tx in line.values()
+        )
+
+    # --- the chain
+
+    def blocks_made(self, blocks: Iterable[Block]) -> None:
+        """I1 on the chain as it is."""
+        ours = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
+        for tx in ours:
+            signed = self.signed[tx.tx_id]
+            landed = [other for other in self._by_purchase.get(signed.purchase, []) if self._is_in_block(other)]
+            if len(landed) > 1:
+                self._story.violate("I1", f"{signed.purchase[:16]} is paid by {[name[:8] for name in landed]}")
+
+    def _is_in_block(self, tx_id: str) -> bool:
+        found = self._net.chain.tx(tx_id)
+        return found is not None and found[1] is not None
+
+    def landed_invoices(self) -> list[tuple[str, str | None]]:
+        """(origin, invoice id) of each transaction on the chain that pays a merchant."""
+        paying = [one for one in self.signed.values() if one.kind == "pay" and one.origin]
+        return [(one.origin, one.invoice_id) for one in paying if self._is_in_block(one.tx_id)]
+
+    # --- what clients are told
+
+    def told(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
+        """I8: for one purchase it is one payment, until that one ended without paying.
+
+        An earlier one that had is told again where a fork brought its transaction back: its successor, which
+        spends what came of its end, is dead then.
+        `conn` is None when the daemon has died since it answered: then the next answer is looked at.
+        """
+        self._accepted[payment_id] = None
+        before = self._answers.get(purchase)
+        if before is not None and before != payment_id:
+            if conn is None:
+                return
+            row, now = payments.payment(conn, before), payments.payment(conn, payment_id)
+            is_back = row is not None and now is not None and now.seq < row.seq and now.state in ON_CHAIN
+            if not is_back and (row is None or row.state not in ENDED_WITHOUT_PAYING):
+                state = None if row is None else row.state
+                self._story.violate("I8", f"{purchase[:16]} was {before} ({state}), now it is {payment_id}")
+        self._answers[purchase] = payment_id
+
+    # --- the end
+
+    def at_rest(self, conn: Connection) -> None:
+        """Faults stopped long ago: everything has ended, the books are the chain, and verify finds nothing."""
+        for row in payments.payments_in(conn, tuple(State)):
+            self._check_end(conn, row)
+        self._check_books(conn)
+        self._verify(conn)
+
+    def _verify(self, conn: Connection) -> None:
+        for told in verify(conn, self._owner):
+            if isinstance(told, Finding):
+                self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
+
+    def search(self, path: Path) -> None:
+        """I5, in what the last daemon and, in the ledger's history, those before it have written."""
+        if self._rng.random() < SEARCHED:
+            self._story.reach("a ledger is searched for secrets")
+            for file in (path, path.with_name(f"{path.name}-wal")):
+                self._story.keeps_secrets("the ledger", file.read_bytes())
+
+    def _check_end(self, conn: Connection, row: payments.PaymentRow) -> None:
+        landed = [a for a in queries.attempts(conn, row.id) if self._is_in_block(a.tx_id)]
+        pays = [a.tx_id for a in landed if a.kind == "pay"]
+        is_paid = row.state in ON_CHAIN
+        if is_paid is not bool(pays):
+            self._story.violate("I9", f"{row.id} is {row.state}, on the chain are {[t[:8] for t in pays]}")
+        if row.state not in (State.SETTLED, *ENDED_WITHOUT_PAYING):
+            self._story.violate("I4", f"{row.id} is still {row.state}")
+        self._check_payment(conn, row.id, [a.tx_id for a in landed])
+
+    def _check_payment(self, conn: Connection, payment_id: str, landed: list[str]) -> None:
+        self._spending.at_rest(conn, payment_id, [self._spends[tx_id] for tx_id in landed])
+
+    def _check_books(self, conn: Connection) -> None:
+        """I2, to the unit."""
+        told: dict[str, int] = {}
+        held: dict[str, int] = {}
+        for account, asset, units in journal.balances(conn):
+            if account in (WALLET, HELD):
+                told[asset] = told.get(asset, 0) + units
+            if account == HELD:
+                held[asset] = units
+        true: dict[str, int] = {}
+        for _, out in self._net.chain.utxos_at(self._own):
+            for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
+                true[asset] = true.get(asset, 0) + units
+        if told != true:
+            self._story.violate("I2", f"the books say {told}, the chain has {true}")
+        if held:
+            self._story.violate("I2", f"{held} is held, and nothing is in flight")
+
+    def outflow_is_booked(self, conn: Connection) -> None:
+        """I2 and I3 at all times, by the payment."""
+        landed = [spend for tx_id, spend in self._spends.items() if self._is_in_block(tx_id)]
+        self._spending.outflow_is_booked(conn, landed)
+
+
+def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:
+    return tuple((address, asset, units) for address, units in outputs)
+
+
+def _of_asset(lovelace: int, assets: Mapping[str, int]) -> tuple[str, int]:
+    """What an output is for: its token if it has one, whose lovelace only rides along."""
+    return next(iter(assets.items())) if assets else (LOVELACE, lovelace)
+
+
+def _exclude(first: Mapping[str, Tx], second: Mapping[str, Tx]) -> bool:
+    """Whether no chain can hold both lines: two different transactions of them spend one output."""
+    spent: dict[OutRef, str] = {ref: tx.tx_id for tx in first.values() for ref in tx.inputs}
+    return any(spent.get(ref, tx.tx_id) != tx.tx_id for tx in second.values() for ref in tx.inputs)

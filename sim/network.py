@@ -1,0 +1,176 @@
+"""The chain that is true, and the adversary: blocks, forks at old slots, and whoever keeps what was ever released.
+
+May import: devnet, sim.trace, sim.fault_rates. Never: invents a transaction; what it puts into a block the ledger
+accepts.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from payagent.devnet.faults import Switches
+from payagent.devnet.ledger import Block, LedgerError, Tx, decode_tx
+from payagent.devnet.node import Node
+from sim.branch import Branch
+from sim.fault_rates import Mix
+from sim.trace import Story
+
+DEEP = 16
+BLOCK_MEAN_S = 20.0
+_EXTRA_BLOCKS_MAX = 3
+
+
+class Net:
+    """One chain that honest providers and merchants see, sooner or later."""
+
+    def __init__(
+        self, rng: Random, story: Story, mix: Callable[[], Mix], now_ms: Callable[[], int], fork_max: int
+    ) -> None:
+        self._rng = rng
+        self._story = story
+        self._mix = mix
+        self.fork_max = fork_max
+        self.node = Node(now_ms, Switches())
+        self.chain = self.node.chain
+        self.hoard: dict[str, Tx] = {}
+        self.branch: Branch | None = None
+        """What the last fork undid."""
+
+        self.orphans: dict[str, int] = {}
+        """Blocks that a fork undid, and how deep each of them was."""
+        self.taken: dict[str, None] = {}
+        """What was ever in a mempool or a block."""
+        self.unanswered: dict[str, None] = {}
+        """What a provider took, and its answer was lost."""
+        self._shown: dict[str, tuple[str, str | None]] = {}
+        self.lost_deposits: dict[str, Tx] = {}
+        """What a fork took of what others sent us; perhaps for good."""
+        self.is_dry: Callable[[], bool] = lambda: False
+        """Whether blocks are full of what others sent."""
+        self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
+
+    def release(self, raw: bytes) -> Tx:
+        """Bytes have left the process: from now on anybody may have them."""
+        tx = decode_tx(raw)
+        self.hoard.setdefault(tx.tx_id, tx)
+        return tx
+
+    def submit(self, raw: bytes) -> str:
+        """To the mempool; its id. Raises `LedgerError`."""
+        self.node.tick()
+        tx_id = self.chain.submit(raw)
+        self.taken[tx_id] = None
+        return tx_id
+
+    def submit_quietly(self, raw: bytes) -> None:
+        """As somebody who is answered by nobody."""
+        try:
+            self.submit(raw)
+        except LedgerError:
+            return
+
+    def shown(self, provider: str, tx_id: str, block_hash: str | None) -> None:
+        """A provider shows a transaction in a block, or denies it (None)."""
+        other, before = self._shown.get(tx_id, (provider, block_hash))
+        if other != provider and before != block_hash:
+            self._story.reach("two providers disagree about a transaction")
+        self._shown[tx_id] = (provider, block_hash)
+
+    def next_block_s(self) -> float:
+        return max(1.0, self._rng.expovariate(1 / BLOCK_MEAN_S))
+
+    def make_block(self) -> None:
+        """A block, perhaps without what waits, or a fork in its place."""
+        mix, rng = self._mix(), self._rng
+        self.node.tick()
+        if rng.random() < mix.rebroadcast:
+            self._rebroadcast()
+        if self.chain.mempool and rng.random() < mix.evicted:
+            self._evict()
+        if rng.random() < mix.fork and self.chain.tip.height > 0:
+            self._fork()
+            return
+        is_empty = rng.random() < mix.empty_block or self.is_dry()
+        back = self._deposit_back()
+        made = self.chain.mint_fork_block(back, None) if is_empty or back else self.chain.make_block()
+        self._tell(made)
+        self.on_blocks([made])
+
+    def _deposit_back(self) -> list[bytes]:
+        """Somebody sends again what a fork took away."""
+        if not self.lost_deposits or self._rng.random() >= self._mix().deposit_back:
+            return []
+        tx = self.lost_deposits.pop(self._rng.choice(list(self.lost_deposits)))
+        self._story.reach("a deposit comes back that a fork took away")
+        return [tx.raw]
+
+    def _rebroadcast(self) -> None:
+        for tx in list(self.hoard.values()):
+            if tx.tx_id not in self.chain.mempool and self._rng.random() < 0.5:
+                self.submit_quietly(tx.raw)
+
+    def _evict(self) -> None:
+        """A node drops what it took: from its latency bounds, or its restart."""
+        tx_id = self._rng.choice(list(self.chain.mempool))
+        left = [tx for name, tx in self.chain.mempool.items() if name != tx_id]
+        self.chain.refill(left)
+        self._story.tell(f"mempool drops {tx_id[:8]}")
+        self._story.reach("a mempool drops a transaction")
+
+    def _fork(self) -> None:
+        """Another branch wins: its blocks are at old slots, and may hold anything that was ever released."""
+        rng, chain = self._rng, self.chain
+        most = min(self.fork_max, chain.tip.height)
+        depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
+        depth = min(depth, most)
+        undone = chain.rollback(depth)
+        self.branch = Branch(undone, chain.slot)
+        self.orphans |= {block.hash: depth - number for number, block in enumerate(undone)}
+        lost = {tx.tx_id for block in undone for tx in block.txs}
+        self._story.tell(f"fork: {depth} blocks undone with {sorted(name[:8] for name in lost)}")
+        self._story.reach("a fork of 16 blocks or more" if depth >= DEEP else "a fork of less than 16 blocks")
+        for tx in (tx for block in undone for tx in block.txs if not tx.inputs):
+            if rng.random() < self._mix().deposit_lost:
+                self.lost_deposits[tx.tx_id] = tx
+                self._story.reach("a fork takes a deposit away")
+            else:
+                self.chain.return_deposit(tx)
+        made = [self._mint(slot) for slot in self._slots(depth + rng.randint(0, _EXTRA_BLOCKS_MAX))]
+        self.on_blocks(made)
+
+    def _slots(self, count: int) -> list[int]:
+        first, last = self.chain.tip.slot + 1, self.chain.slot
+        if last <= first:
+            return [self.chain.slot]
+        return sorted(self._rng.randint(first, last) for _ in range(count))
+
+    def _mint(self, slot: int) -> Block:
+        """A block of the other branch: its producer heard of some of what was released, in some order."""
+        chosen: list[bytes] = []
+        slot = max(slot, self.chain.tip.slot)
+        for tx in self._rng.sample(list(self.hoard.values()), len(self.hoard)):
+            if self._rng.random() < 0.3 and self._fits(tx, slot):
+                chosen.append(tx.raw)
+                break
+        made = self.chain.mint_fork_block(chosen, slot)
+        for tx in made.txs:
+            if tx.ttl_slot is not None and tx.ttl_slot <= self.chain.slot:
+                self._story.reach("a transaction lands on a fork after its time limit")
+        self._tell(made)
+        return made
+
+    def _fits(self, tx: Tx, slot: int) -> bool:
+        if self.chain.tx(tx.tx_id) is not None and self.chain.tx(tx.tx_id)[1] is not None:  # type: ignore[index]
+            return False
+        if tx.ttl_slot is not None and tx.ttl_slot <= slot:
+            return False
+        return all(self.chain.utxo(ref) is not None for ref in tx.inputs)
+
+    def _tell(self, block: Block) -> None:
+        for tx in block.txs:
+            self.taken[tx.tx_id] = None
+            if tx.tx_id in self.unanswered:
+                del self.unanswered[tx.tx_id]
+                self._story.reach("a transaction lands whose reply was lost")
+        if block.txs:
+            held = " ".join(tx.tx_id[:8] for tx in block.txs)
+            self._story.tell(f"block {block.height} at slot {block.slot}: {held}")

@@ -1,0 +1,129 @@
+"""The operator's desk: who stops all signing for a while, and who is asked about payments, and answers or not.
+
+It draws by itself, and in some seeds only, so that all others go as they went without it.
+May import: core, agent, store, sim.process, sim.fixtures. Never: does what no operator could.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from payagent.agent.orders import Approver
+from payagent.agent.pause import pause, unpause
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import payments
+from payagent.store.unit import Connection
+from sim.fixtures import ADA
+from sim.process import DeadError, Life
+from sim.trace import Story
+
+APP = "app_test"
+QUESTION_S = 900
+_SIGNED = "SELECT COUNT(*) FROM attempts"
+_NOT_ASKED = "SELECT DISTINCT a.payment_id FROM attempts a JOIN approvals q ON q.payment_id = a.payment_id"
+
+
+class Office(Protocol):
+    """What the desk sees of the world."""
+
+    story: Story
+    is_calm: bool
+
+    async def life(self) -> Life:
+        """The daemon, as soon as it runs."""
+
+
+@dataclass
+class Desk:
+    """One for a run. `asks_above` is the threshold of the seed's terms; None: nobody is asked."""
+
+    rng: Random
+    asks_above: int | None = None
+    pauses: bool = False
+    _approved: set[str] = field(default_factory=set)
+    _signed_before: int | None = None
+    """How many attempts there were when a pause was answered; None while none stands, as far as the desk knows."""
+
+    @classmethod
+    def of(cls, seed: int) -> "Desk":
+        rng = Random(f"{seed} desk")  # noqa: S311  a seed gives the same run again
+        asks_above = rng.randint(2, 6) * ADA if rng.random() < 0.25 else None
+        return cls(rng, asks_above, rng.random() < 0.25)
+
+    async def pause_now_and_then(self, office: Office) -> None:
+        """Stop all signing, and start it again some minutes later, whatever dies meanwhile."""
+        while not office.is_calm:
+            await self._sleep(office, self.rng.uniform(60, 500))
+            try:
+                life = await office.life()
+                await life.call(pause(life.agent.desk, APP, "a drill"))
+                self._signed_before = _count(life.conn)
+                office.story.reach("an operator stops all signing")
+            except (DeadError, Refused):
+                office.story.reach("an operator does not hear whether signing stopped")
+            await self._sleep(office, self.rng.uniform(30, 400))
+            await self._resume(office)
+        await self._resume(office)  # an older ledger that was put back may know of a pause that is over
+
+    async def _resume(self, office: Office) -> None:
+        """Until it is heard; from the first try on it may be so."""
+        self._signed_before = None
+        while True:
+            try:
+                life = await office.life()
+                await life.call(unpause(life.agent.desk, APP))
+                return
+            except (DeadError, Refused):
+                await asyncio.sleep(20)
+
+    async def answer(self, office: Office) -> None:
+        """Decide on what waits, now and then: yes mostly, no sometimes, and some is left to its time."""
+        while True:
+            await asyncio.sleep(self.rng.uniform(20, 200))
+            life = await office.life()
+            for row in payments.payments_in(life.conn, (State.AWAITING_APPROVAL,)):
+                office.story.reach("a person is asked")
+                way = self.rng.choice(("approve", "approve", "approve", "deny", ""))
+                if way == "approve":
+                    self._approved.add(row.id)
+                if way:
+                    await self._decide(office, life, way, row.id)
+
+    async def _decide(self, office: Office, life: Life, way: str, payment_id: str) -> None:
+        by = Approver("token", APP)
+        try:
+            if way == "approve":
+                await life.call(life.agent.decisions.approve(payment_id, by))
+            else:
+                await life.call(life.agent.decisions.deny(payment_id, by))
+            office.story.reach(f"a person says yes or no: {way}")
+        except Refused as refused:
+            office.story.reach(f"a decision is refused: {refused.code}")
+        except DeadError:
+            office.story.reach("a person does not hear what became of the decision")
+
+    def forgets(self) -> None:
+        """An older ledger knows of no pause that came after it."""
+        self._signed_before = None
+
+    def committed(self, office: Office, conn: Connection) -> None:
+        """I13: from the answer to a pause on nothing is signed. I14: what is asked about, only after a yes."""
+        if self._signed_before is not None and _count(conn) > self._signed_before:
+            office.story.violate("I13", "an attempt was made durable after a pause was answered")
+            self._signed_before = None
+        if self.asks_above is not None:
+            for (payment_id,) in conn.execute(_NOT_ASKED):
+                if payment_id not in self._approved:
+                    office.story.violate("I14", f"{payment_id} was signed, and nobody approved it")
+
+    async def _sleep(self, office: Office, seconds: float) -> None:
+        """Not beyond the end of the trouble."""
+        while seconds > 0 and not office.is_calm:
+            await asyncio.sleep(min(seconds, 30))
+            seconds -= 30
+
+
+def _count(conn: Connection) -> int:
+    return int(conn.execute(_SIGNED).fetchone()[0])

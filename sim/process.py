@@ -1,0 +1,328 @@
+"""One life of the daemon: from its start on the disk that is there to its stop, or its death between two steps.
+
+Everything that the daemon's process holds is here and goes with it; what outlives it (disk, net, shops, clients)
+is the world's. Commits are made in line, several at once now and then, as the writer's thread would.
+May import: every room that daemon.py puts together, the rest of sim. Never: cleans up after a death.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol, TypeVar
+
+from payagent.agent.agent import Agent
+from payagent.agent.ports import InProcess, Ports
+from payagent.agent.scan import Recovery
+from payagent.agent.terms import Terms
+from payagent.agent.topup import Topups
+from payagent.agent.watch import Watch
+from payagent.chain.source import PacedSource
+from payagent.core.problem import Refused
+from payagent.merchants.client import MerchantClient
+from payagent.proxy.clerk import Clerk
+from payagent.store.committer import Committer, Job, Ownership
+from payagent.store.lease import lease
+from payagent.store.readers import Readers
+from payagent.store.signer import Signed
+from payagent.store.unit import Connection, Unit
+from payagent.wallet.keys import Signer
+from sim.disk import Disk
+from sim.fault_rates import Mix
+from sim.trace import Story
+from sim.virtual_loop import VirtualLoop
+
+T = TypeVar("T")
+
+MERCHANTS_EVERY_BEATS = 3
+LEAVES_S_MAX = 20.0
+WEAK, WEAK_DISK = 0.5, 0.4
+"""How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
+
+WEAK_AT_VOID, WEAK_DISK_AT_VOID = 0.6, 0.6
+"""A void is seldom come to: where a seed has chosen it, it fails the more often."""
+
+
+class DeadError(Exception):
+    """The daemon died or stopped before it answered."""
+
+
+class Host(Protocol):
+    """What the world gives a life."""
+
+    loop: VirtualLoop
+    rng: Random
+    story: Story
+    disk: Disk
+    terms: Terms
+    signer: Signer
+    weak_job: str
+    is_calm: bool
+
+    @property
+    def beat_s(self) -> float:
+        """How long from one look to the next, at present."""
+
+    def mix(self) -> Mix: ...
+
+    def daemon_now_ms(self) -> int: ...
+
+    def sources(self) -> list[PacedSource]: ...
+
+    def merchants(self) -> MerchantClient: ...
+
+    def committed(self, conn: Connection, *, synced: bool) -> None:
+        """A commit is made; the judge looks at what it added."""
+
+    def failed_inside(self, where: str, error: str) -> None:
+        """Something raised what nobody takes further."""
+
+    def died(self, why: str) -> None:
+        """The process is gone; the world decides when it starts again."""
+
+
+class _Clock:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def now_ms(self) -> int:
+        return self._host.daemon_now_ms()
+
+
+class _Draws:
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def token_hex(self, count: int) -> str:
+        return self._rng.randbytes(count).hex()
+
+
+class Record:
+    """The signer's own record: on the same disk, in a file of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def read(self) -> Signed | None:
+        return self._host.disk.signed
+
+    def write(self, signed: Signed) -> None:
+        if self._host.rng.random() < self._host.mix().disk_error:
+            self._host.story.reach("no disk for the signer's record")
+            raise OSError("input/output error")
+        self._host.disk.signed = signed
+
+
+class InlineReaders(Readers):
+    """Reads on the writer's own connection, between its commits: what is committed is what every reader sees."""
+
+    def __init__(self, path: Path, writing: Connection) -> None:
+        super().__init__(path)
+        self._writing = writing
+
+    @property
+    def conn(self) -> Connection:
+        if self._writing.in_transaction:
+            raise RuntimeError("a job reads by another connection than its own, which does not see what it wrote")
+        return self._writing
+
+
+class InlineWriter:
+    """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
+
+    def __init__(self, life: "Life", committer: Committer) -> None:
+        self._life = life
+        self.committer = committer
+        self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+        """As `store.writer.Writer.run`."""
+        entry = Job(name, job, Unit(self.committer.conn))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, done))
+        if self._task is None:
+            self._task = self._life.spawn(self._flush())
+        await asyncio.shield(done)
+        result: T = entry.outcome()
+        return result
+
+    def is_noted(self, attempt: int | None) -> bool:
+        return self.committer.is_noted(attempt)
+
+    async def _flush(self) -> None:
+        """What waits by the time of the commit shares it."""
+        await asyncio.sleep(0)
+        batch, self._waiting, self._task = self._waiting, [], None
+        self._life.commit([job for job, _ in batch])
+        for _, done in batch:
+            if not done.done():
+                done.set_result(None)
+
+
+class Life:
+    """A running daemon."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.is_over = False
+        self._dies_in: str | None = None
+        is_seldom = host.weak_job == "void"
+        self._weak, self._weak_disk = (WEAK_AT_VOID, WEAK_DISK_AT_VOID) if is_seldom else (WEAK, WEAK_DISK)
+        self._full = False
+        self._is_taken_over = self._is_leaving = False
+        self._leased = ExitStack()
+        self._leased.enter_context(lease(host.disk.folder, host.disk.leased))
+        ports = Ports(_Clock(host), _Draws(host.rng))
+        record = Record(host)
+        own = Ownership(ports.new_id("boot"), record, self._leave)
+        self._committer = Committer(host.disk.path, checkpoint=self._checkpoint, own=own)
+        host.disk.attach(self._committer.conn)
+        self._readers = InlineReaders(host.disk.path, self._committer.conn)
+        writer = InlineWriter(self, self._committer)
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), InProcess(host.signer))
+        merchants = host.merchants()
+        self.watch = Watch(self.agent, merchants)
+        self.topups = Topups(self.agent, merchants)
+        self.clerk = Clerk(self.agent)
+        self._recovery = Recovery(self.agent.desk, record)
+
+    async def begin(self) -> None:
+        """As daemon.py: what the ledger may lack first, and then the beats."""
+        await self._recovery.begin()
+        self.spawn(self._every(1, self.watch.tick))
+        self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.hearing.view)))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.poll_merchants))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.observe_prepaid))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.agent.deliveries.give_up_unserved))
+        self.spawn(self._every(1, self.topups.beat))
+        if self.agent.desk.terms.upkeep_lovelace:
+            self.spawn(self._every(1, self._keep_ready))
+        if self.agent.desk.terms.approval_above:
+            self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
+
+    async def _keep_ready(self) -> None:
+        """What it orders when all else has ended would not have settled by the end of the run."""
+        if not self._host.is_calm:
+            await self.agent.stock.keep_ready()
+
+    def take_over(self) -> None:
+        """Another daemon opens the ledger: from here on this one must commit nothing more."""
+        self._is_taken_over = True
+        self._host.disk.take_over(self._committer.conn)
+
+    def _leave(self) -> None:
+        """It noticed, and ends in order, which may take some seconds."""
+        if self._is_leaving:
+            return
+        self._is_leaving = True
+        self._host.story.reach("a daemon leaves its ledger to another")
+        self._host.loop.call_later(
+            self._host.rng.random() * LEAVES_S_MAX, self.die, "another daemon has its ledger"
+        )
+
+    @property
+    def conn(self) -> Connection:
+        """What is committed, as the process sees it."""
+        return self._readers.conn
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Something that the process does; it dies with it."""
+        with self._host.loop.owned_by(self):
+            task = self._host.loop.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """A task that a bug ended would be missed by nobody: what it did is only not done any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.is_over and not isinstance(error, Refused):
+            self._host.failed_inside("a task of the daemon", repr(error))
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a client asks of the daemon. Raises `DeadError` when the daemon goes first."""
+        if self.is_over:
+            work.close()
+            raise DeadError
+        task = self.spawn(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled() or self.is_over:  # what a dead process still computed reaches nobody
+            raise DeadError
+        return task.result()
+
+    def commit(self, jobs: list[Job]) -> None:
+        """One commit; what goes wrong with it is drawn for each."""
+        host, rng, mix = self._host, self._host.rng, self._host.mix()
+        names = [job.name for job in jobs]
+        is_weak = host.weak_job in names and not host.is_calm
+        if rng.random() < (self._weak if is_weak else mix.crash_in_commit):
+            self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
+        self._draw_full()
+        before = self._committer.commits
+        self._committer.commit(jobs)
+        if self._committer.commits > before:
+            if self._is_taken_over:
+                host.story.violate("I6", "a daemon commits to a ledger that another one has taken over")
+            host.committed(self._committer.conn, synced=host.disk.committed())
+        for job in jobs:
+            if self._dies_in is None and isinstance(job.raised, Refused) and job.raised.code == "store_failed":
+                host.story.reach(f"no room or no disk at {job.name}")
+        if self._dies_in is not None:
+            host.story.reach(f"a death {self._dies_in}")
+            self.die(self._dies_in)
+
+    def _checkpoint(self, name: str) -> None:
+        if name.startswith("before ") and name == self._dies_in:
+            raise OSError("the process dies")
+        host = self._host
+        is_weak = name == f"before {host.weak_job}" and not host.is_calm
+        if name.startswith("before ") and host.rng.random() < (
+            self._weak_disk if is_weak else host.mix().disk_error
+        ):
+            raise OSError("input/output error")
+
+    def _draw_full(self) -> None:
+        host, mix = self._host, self._host.mix()
+        if self._full:
+            if host.rng.random() < 0.3 or not mix.disk_full:
+                self._full = False
+                host.disk.make_room(self._committer.conn)
+        elif host.rng.random() < mix.disk_full:
+            self._full = True
+            host.disk.fill_up(self._committer.conn)
+
+    def die(self, why: str) -> None:
+        """At once, with everything that was under way; its files are as they were."""
+        if self.is_over:
+            return
+        self.is_over = True
+        host = self._host
+        host.story.tell(f"the daemon dies: {why}")
+        torn = host.rng.random() < host.mix().torn_tail
+        host.disk.die(host.rng, torn=torn)
+        self._end()
+        host.died(why)
+
+    async def stop(self) -> None:
+        """In order: what is being sent ends first."""
+        await self.agent.sending.drain(20)
+        self.is_over = True
+        self._end()
+
+    def _end(self) -> None:
+        self._host.loop.end_tasks_of(self)
+        self._committer.close()
+        self._leased.close()
+
+    async def _every(self, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        while True:
+            try:
+                await act()
+            except Exception as error:  # noqa: BLE001  the daemon logs it and beats on
+                self._host.failed_inside("a beat", repr(error))
+            await asyncio.sleep(self._host.beat_s * beats)

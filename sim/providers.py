@@ -1,0 +1,381 @@
+"""Providers: each sees the chain in its own way, late and in part; one that is honest never says what is not.
+
+Answers to submissions are put together as bytes, as Blockfrost would give them, and read by the real classifier.
+May import: chain, core, devnet, the rest of sim. Never: shows the agent the truth by another way than its calls.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from random import Random
+from typing import TypeVar
+
+from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.source import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Genesis,
+    Movement,
+    NotFound,
+    Parameters,
+    Read,
+    SubmitAnswer,
+    SubmitKind,
+    Tip,
+    Turn,
+    TxSeen,
+    Unknown,
+)
+from payagent.core.address import parse_address
+from payagent.core.network import NETWORKS
+from payagent.devnet.blockfrost_shapes import error, refusal_message
+from payagent.devnet.faults import ERRORS
+from payagent.devnet.ledger import Block, LedgerError, OutRef, TxOut
+from payagent.devnet.node import output_of
+from sim.branch import Branch
+from sim.fault_rates import Mix
+from sim.network import Net
+from sim.trace import Story
+
+T = TypeVar("T")
+
+LAG_BLOCKS_MAX = 3
+LATE_S_MAX = 300.0
+CALL_S, PAGES_S = 14.9, 119.0
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a provider is like in a run: what it lies about, if anything, and until when it is dead.
+
+    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips_from_s`: from
+    when on it tells nothing but its tip before the last moment that the adapter bears.
+    """
+
+    name: str
+    lie: str | None = None
+    dead_until_s: float = 0.0
+    stays_s: float = 0.0
+    drips_from_s: float = inf
+
+
+LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
+
+MISPLACES = "misplaces"
+"""The lie of a provider that is heard alone: it drops some of what it is sent, and shows it in a real block."""
+
+MISPLACED_S = 100.0
+"""How long it tells that lie: less than a void or a settlement takes, which a liar alone could bring about."""
+
+
+class SimSource:
+    """A `ChainSource` on the net. `released` is told of bytes before anything else happens to them."""
+
+    def __init__(
+        self,
+        habits: Habits,
+        net: Net,
+        rng: Random,
+        story: Story,
+        mix: Callable[[], Mix],
+        released: Callable[[bytes, str], None],
+    ) -> None:
+        self._habits = habits
+        self._net = net
+        self._rng = rng
+        self._story = story
+        self._mix = mix
+        self._released = released
+        self._frozen_height: int | None = None
+        self._branch: Branch | None = None
+        self._left: Branch | None = None
+        self._calls = 0
+        self._misplaced: dict[str, tuple[Block | None, float]] = {}
+        """By transaction: the block that it is shown in, which does not hold it, and until when."""
+
+    @property
+    def name(self) -> str:
+        return self._habits.name
+
+    def pace(self, turn: Turn) -> None:
+        """Each of its reads is one call."""
+
+    # --- reads
+
+    async def tip(self) -> Read[Tip]:
+        def read(top: int) -> Read[Tip]:
+            block = self._block_at(top)
+            tip = Tip(block.height, block.slot, block.hash, self._net.node.time_s(block.slot))
+            if self._lies("tip_ahead"):
+                return Found(Tip(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
+            return Found(tip)
+
+        return await self._read(read, 0.0)
+
+    async def genesis(self) -> Read[Genesis]:
+        return await self._read(lambda _: Found(Genesis(42, self._net.node.system_start_s, 1)))
+
+    async def parameters(self) -> Read[Parameters]:
+        fee = 4400 if self._lies("parameters") else 44
+        return await self._read(lambda _: Found(Parameters(fee, 155_381, 4310, 16_384, 5000, 1)))
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        def read(top: int) -> Read[TxSeen]:
+            if self._lies("denies"):
+                return NotFound()
+            if self._lies("invents_block"):
+                tip = self._net.chain.blocks[max(0, top - 2)]
+                return Found(TxSeen(tx_id, "cd" * 32, tip.height, tip.slot))
+            block = self._block_of(tx_id, top) or self._misplaces(tx_id, top)
+            return NotFound() if block is None else Found(TxSeen(tx_id, block.hash, block.height, block.slot))
+
+        told = await self._read(read)
+        if not isinstance(told, Unknown):
+            self._net.shown(self.name, tx_id, told.value.block_hash if isinstance(told, Found) else None)
+        return told
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        def read(top: int) -> Read[BlockSeen]:
+            block = self._block(block_hash)
+            if self._lies("invents_block") and block_hash == "cd" * 32:
+                tip = self._net.chain.blocks[max(0, top - 2)]
+                return Found(BlockSeen(block_hash, tip.height, tip.slot, self._net.node.time_s(tip.slot)))
+            if block is None or block.height > top or self._lies("denies"):
+                return NotFound()
+            return Found(BlockSeen(block.hash, block.height, block.slot, self._net.node.time_s(block.slot)))
+
+        return await self._read(read)
+
+    async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        raw = _raw(address)
+
+        def read(top: int) -> Read[tuple[ChainUtxo, ...]]:
+            behind = self._net.chain.tip.height - top
+            if self._rng.random() < self._mix().index_lags:
+                behind += self._rng.randint(1, LAG_BLOCKS_MAX)
+            if self._branch is not None:
+                rows = self._branch.utxos_at(self._net.node, raw)
+            else:
+                rows = self._net.node.utxos_at(raw, behind) or []
+            listed = [self._utxo(ref, out, address) for ref, out in rows]
+            if self._lies("invents_coins"):
+                listed.append(ChainUtxo("ee" * 32, 0, address, 90_000_000, {}, None, False, False))
+            return Found(tuple(listed))
+
+        return await self._read(read, PAGES_S)
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        raw = _raw(address)
+
+        def read(top: int) -> Read[tuple[AddressTx, ...]]:
+            rows = []
+            known = dict.fromkeys(self._net.chain.txs_at(raw))
+            if self._branch is not None:
+                known |= dict.fromkeys(self._branch.txs_at(self._net.chain, raw))
+            for tx_id in known:
+                block = self._block_of(tx_id, top)
+                if block is not None and self._net.node.time_s(block.slot) >= since_s:
+                    rows.append(AddressTx(tx_id, block.height, self._net.node.time_s(block.slot)))
+            return Found(tuple(rows))
+
+        return await self._read(read, PAGES_S)
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        raw = _raw(address)
+
+        def read(top: int) -> Read[Movement]:
+            if self._block_of(tx_id, top) is None:
+                return NotFound()
+            on_branch = self._branch.find(tx_id) if self._branch is not None else None
+            tx = (on_branch or self._net.chain.tx(tx_id))[0]  # type: ignore[index]
+            spent = {ref: self._output_of(ref) for ref in tx.inputs}
+            made = {(tx_id, index): out for index, out in enumerate(tx.outputs)}
+            return Found(Movement(_values(spent, raw), _values(made, raw)))
+
+        return await self._read(read)
+
+    async def _read(self, read: Callable[[int], Read[T]], within_s: float = CALL_S) -> Read[T]:
+        """After the time that a call takes, from a view that may be some blocks old; or no answer."""
+        rng, mix = self._rng, self._mix()
+        if asyncio.get_running_loop().time() >= self._habits.drips_from_s:
+            await asyncio.sleep(within_s)
+        if rng.random() < 0.2:
+            await asyncio.sleep(rng.random() * 3)
+        if self._is_dead():
+            return Unknown("no connection")
+        if rng.random() < mix.unknown:
+            self._story.reach("a read that could not tell")
+            return Unknown("no answer in time")
+        self._net.node.tick()
+        top = self._net.chain.tip.height
+        if rng.random() < mix.tip_lags:
+            top = max(0, top - rng.randint(1, LAG_BLOCKS_MAX))
+        if self._is_on_branch():
+            top = self._branch.top  # type: ignore[union-attr]
+        if self._lies("frozen"):
+            self._frozen_height = min(top if self._frozen_height is None else self._frozen_height, top)
+            top = self._frozen_height
+        return read(top)
+
+    def _is_on_branch(self) -> bool:
+        """It stays on each branch that it was on when a fork undid it, for a while, and never comes back."""
+        if not self._habits.stays_s:
+            return False
+        chain, newest = self._net.chain, self._net.branch
+        if self._branch is None and newest is not self._left:
+            self._branch = newest
+        if self._branch is not None and not (
+            chain.slot < self._branch.since_slot + self._habits.stays_s and self._branch.stands_on(chain)
+        ):
+            self._branch, self._left = None, newest
+        if self._branch is not None:
+            self._story.reach("a provider is asked that is on an orphaned branch")
+        return self._branch is not None
+
+    def _block_at(self, height: int) -> Block:
+        if self._branch is not None and height > self._branch.base:
+            return self._branch.block_at(height)
+        return self._net.chain.blocks[height]
+
+    def _block(self, block_hash: str) -> Block | None:
+        block = self._net.chain.block(block_hash)
+        if self._branch is not None and (block is None or block.height > self._branch.base):
+            return self._branch.block(block_hash)
+        return block
+
+    def _block_of(self, tx_id: str, top: int) -> Block | None:
+        if self._branch is not None:
+            if (on_branch := self._branch.find(tx_id)) is not None:
+                return on_branch[1]
+            top = self._branch.base
+        found = self._net.chain.tx(tx_id)
+        if found is None or found[1] is None or found[1].height > top:
+            return None
+        return found[1]
+
+    def _output_of(self, ref: OutRef) -> TxOut | None:
+        chain = self._net.chain
+        return output_of(chain, ref) if self._branch is None else self._branch.output_of(chain, ref)
+
+    def _misplaces(self, tx_id: str, top: int) -> Block | None:
+        now_s = asyncio.get_running_loop().time()
+        block, until_s = self._misplaced.get(tx_id, (None, 0.0))
+        if block is None and until_s:
+            block, until_s = self._misplaced[tx_id] = self._block_at(top), now_s + MISPLACED_S
+        if block is None or now_s >= until_s or self._net.chain.block(block.hash) is None:
+            return None
+        self._story.reach(f"a provider lies: {MISPLACES}")
+        return block
+
+    def _utxo(self, ref: OutRef, out: TxOut, address: str) -> ChainUtxo:
+        return ChainUtxo(
+            ref[0],
+            ref[1],
+            address,
+            out.lovelace,
+            dict(out.assets),
+            None,
+            out.datum_hash is not None or out.inline_datum is not None,
+            out.reference_script is not None,
+        )
+
+    def _lies(self, lie: str) -> bool:
+        is_lying = self._habits.lie == lie
+        if is_lying:
+            self._story.reach(f"a provider lies: {lie}")
+        return is_lying
+
+    def _is_dead(self) -> bool:
+        return asyncio.get_running_loop().time() < self._habits.dead_until_s
+
+    # --- submission
+
+    async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
+        self._released(raw, self.name)
+        rng = self._rng
+        if rng.random() < 0.3:
+            await asyncio.sleep(rng.random() * 4)
+        answer = classify_submit(await self._take(raw, tx_id), tx_id)
+        if answer.kind is SubmitKind.SPENT_ALL:
+            is_there = self._net.chain.tx(tx_id) is not None
+            self._story.reach(f"all inputs are spent, and it is {'ours' if is_there else 'not ours'}")
+        self._story.tell(f"{self.name} answers {answer.kind} of {tx_id[:8]}")
+        return answer
+
+    async def _take(self, raw: bytes, tx_id: str) -> RawAnswer:
+        """What becomes of the bytes, and what is said of it: two things."""
+        mix, net = self._mix(), self._net
+        if self._is_dead():
+            return RawAnswer(error=TransportError.CONNECT, body_sent=False)
+        if self._lies("takes_and_drops") or self._drawn("a provider says yes and drops it", mix.dropped):
+            return _json(200, tx_id)
+        if self._habits.lie == MISPLACES and tx_id not in self._misplaced:
+            is_lie = self._rng.random() < 0.5
+            self._misplaced[tx_id] = None, inf if is_lie else 0.0
+            if is_lie:
+                return _json(200, tx_id)
+        if self._drawn("a request that was lost", mix.lost_request):
+            return RawAnswer(error=TransportError.TIMEOUT, body_sent=True)
+        if self._drawn("a submission taken late", mix.late_accept):
+            later_s = self._rng.random() * LATE_S_MAX
+            asyncio.get_running_loop().call_later(later_s, net.submit_quietly, raw)
+            return _problem("gateway_timeout")
+        if self._drawn("a full mempool", mix.mempool_full):
+            return _problem("full")
+        if self._drawn("a provider's limit", mix.over_limit):
+            return _problem(self._rng.choice(("rate", "quota", "banned")))
+        if self._drawn("a provider's 500", mix.broken):
+            if self._rng.random() < 0.5:
+                net.submit_quietly(raw)
+            return _problem("server")
+        honest = self._submit(raw)
+        if self._drawn("a reply that was lost", mix.lost_reply):
+            if tx_id in net.chain.mempool:
+                self._story.reach("a reply was lost of what was taken")
+                net.unanswered[tx_id] = None
+            return RawAnswer(error=TransportError.RESET, body_sent=True)
+        if honest.status == 200 and self._drawn("a provider names another id", mix.other_id):
+            return _json(200, "0" * 64)
+        return honest
+
+    def _submit(self, raw: bytes) -> RawAnswer:
+        try:
+            return _json(200, self._net.submit(raw))
+        except LedgerError as refused:
+            return _json(400, error(400, "Bad Request", refusal_message(refused)))
+
+    def _drawn(self, event: str, rate: float) -> bool:
+        if self._rng.random() >= rate:
+            return False
+        self._story.reach(event)
+        return True
+
+    async def aclose(self) -> None:
+        return
+
+
+def _json(status: int, body: object) -> RawAnswer:
+    return RawAnswer(status, json.dumps(body).encode())
+
+
+def _problem(name: str) -> RawAnswer:
+    status, title, message = ERRORS[name]
+    return _json(status, error(status, title, message))
+
+
+def _values(outs: "dict[OutRef, TxOut | None] | dict[OutRef, TxOut]", raw: bytes) -> dict[str, dict[str, int]]:
+    return {
+        f"{ref[0]}#{ref[1]}": {"lovelace": out.lovelace, **out.assets}
+        for ref, out in outs.items()
+        if out is not None and out.address == raw
+    }
+
+
+@cache
+def _raw(address: str) -> bytes:
+    return parse_address(address, NETWORKS["devnet"]).raw

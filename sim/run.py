@@ -1,0 +1,102 @@
+"""Many seeds: in shares, on several processes, with one result for all of them.
+
+May import: the standard library, sim.coverage, sim.stage. Never: hides a seed that failed; lets how it was shared
+out change what came of a seed.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from sim.coverage import LISTED
+from sim.stage import Stage
+
+SHARE = 25
+
+
+def _nothing() -> None:
+    return
+
+
+Prepare = Callable[[], None]
+"""What a process does before its first seed; tests put a bug in."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of some seeds. `violations` has every seed that failed, with what it violated first."""
+
+    seeds: int = 0
+    reached: Counter[str] = field(default_factory=Counter)
+    violations: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+
+    def add(self, other: "Result") -> None:
+        self.seeds += other.seeds
+        self.reached += other.reached
+        self.violations |= other.violations
+        self.digests |= other.digests
+
+    def as_json(self, seconds: float) -> dict[str, Any]:
+        """The line that `scripts/sim --json` ends with."""
+        return {
+            "seeds": self.seeds,
+            "violations": len(self.violations),
+            "seeds_per_s": round(self.seeds / seconds, 2) if seconds > 0 else 0.0,
+            "failed": {str(seed): self.violations[seed] for seed in sorted(self.violations)},
+            "reached": dict(sorted((dict.fromkeys(LISTED, 0) | self.reached).items())),
+        }
+
+
+def run_share(seeds: range) -> Result:
+    """These seeds, here, one after the other."""
+    result = Result()
+    stage = Stage()
+    try:
+        for seed in seeds:
+            story = stage.run(seed)
+            result.seeds += 1
+            result.reached += story.reached
+            result.digests[seed] = story.digest
+            if story.violations:
+                result.violations[seed] = story.violations[0]
+    finally:
+        stage.close()
+    return result
+
+
+def run_seeds(seeds: range, processes: int | None = None, prepare: Prepare = _nothing) -> Iterator[Result]:
+    """The results of shares, as they come in, in order; on as many processes as there are processors."""
+    shares = [seeds[at : at + SHARE] for at in range(0, len(seeds), SHARE)]
+    count = processes or len(os.sched_getaffinity(0))
+    if count == 1 or len(shares) == 1:
+        prepare()
+        yield from map(run_share, shares)
+        return
+    with ProcessPoolExecutor(min(count, len(shares)), get_context("spawn"), prepare) as pool:
+        yield from pool.map(run_share, shares)
+
+
+def tell_story(seed: int) -> list[str]:
+    """One seed again, step by step."""
+    stage = Stage()
+    try:
+        return stage.run(seed, keep_story=True).lines
+    finally:
+        stage.close()
+
+
+class Stopwatch:
+    """How long it took, by the machine's own clock: for people, never for what is run."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began_s

@@ -1,0 +1,239 @@
+"""What some seeds are about: plans bent so that what is rare, and matters, comes about often enough to be judged.
+
+A payment is replaced only where no block took it for half an hour, a void is reopened only where a deep fork comes
+after it, limits are raced for only where several clients want at once. Drawn by chance alone each is met once in a
+thousand seeds or less. Half of the seeds are about nothing.
+May import: the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers. Never: draws anything after the
+beginning.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from payagent.devnet.merchant import Terms as ShopTerms
+from sim.fault_rates import OFTEN, SOMETIMES, Mix
+from sim.fixtures import ADA
+from sim.providers import MISPLACES, Habits
+
+UPKEPT = 0.15
+"""In how many seeds the wallet keeps its coins."""
+
+BY_FLUX, BY_X402_V1 = 0.08, 0.08
+"""In how many seeds shops speak these, in place of the T Backend's dialect and of version 2."""
+
+TURNED_DOWN = 0.1
+"""In how many seeds facilitators turn down payments that they could settle."""
+
+MISPLACED = 0.1
+"""In how many seeds of one provider it shows transactions in blocks that do not hold them."""
+
+AUTO, REFUSED_EARLY = 0.5, 0.5
+"""How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
+
+Shops = tuple[ShopTerms, ...]
+Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
+"""Which fields of a plan it sets, and to what."""
+
+
+def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Invoices that outlast a transaction's time limit, and no block has room until it is over.
+
+    Afterwards forks at slots from before it may hold the attempt that was replaced. Other branches have no room
+    either while there is none, or everything would have landed long before.
+    """
+    return _until(rng, mix, 1845 + rng.random() * 75) | {
+        "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
+        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
+        "wants": rng.randint(1, 2),
+        "wanted_within_s": 60.0,
+        "calm_from_s": 2500.0,
+        "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
+        "is_stubborn": True,
+        "by_x402": 0.2,
+    }
+
+
+def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """No room until the first invoices are over, or the second too; clients come back with the next ones."""
+    is_long = rng.random() < 0.5
+    dry_until_s = 900 + rng.random() * 500 if is_long else 400 + rng.random() * 400
+    return _until(rng, mix, dry_until_s) | {
+        "shops": tuple(
+            replace(shop, timeout_s=200 if is_long else rng.choice((200, 300)), proof="tx_hash") for shop in shops
+        ),
+        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(3)),
+        "wants": rng.randint(1, 2),
+        "wanted_within_s": 100.0,
+        "calm_from_s": dry_until_s + 500,
+        "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
+        "is_stubborn": True,
+        "by_x402": 0.2,
+    }
+
+
+def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
+    """No block has room for anything of ours until then, on no branch; then forks come, some of them deep."""
+    wet = replace(
+        mix,
+        fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
+        deep_fork=0.8,
+        operator_acts=min(mix.operator_acts, 0.03),
+        dropped=min(mix.dropped, 0.3),
+        never_broadcasts=0.0,
+        deposit_lost=min(mix.deposit_lost, 0.1),
+    )
+    return {
+        "mix": wet,
+        "dry_mix": replace(wet, fork=0.0),
+        "drought_s": (0.0, dry_until_s),
+        "per_day_units": 1000 * ADA,
+    }
+
+
+def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Payments are taken back early, and forks reach below the blocks that took them back."""
+    chosen = replace(
+        mix,
+        fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
+        deep_fork=0.8,
+        operator_acts=OFTEN * (0.3 + 0.7 * rng.random()),
+        never_broadcasts=0.6 * rng.random(),
+        deposit_lost=min(mix.deposit_lost, 0.1),
+    )
+    return {
+        "mix": chosen,
+        "dry_mix": chosen,
+        "shops": tuple(replace(shop, timeout_s=rng.choice((200, 300))) for shop in shops),
+        "void_depth": 2,
+        "wanted_within_s": 300.0,
+        "drought_s": (0.0, 200 + 300 * rng.random()),
+        "calm_from_s": 1600.0,
+        "weak_job": rng.choice(("cancel", "void", "void", "void")),
+    }
+
+
+def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Calls are bought in batches, and used by clients of the proxy who lose answers and ask again."""
+    return {
+        "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
+        "wants": 4,
+        "per_day_units": 1000 * ADA,
+        "drought_s": (0.0, 0.0),
+        "by_proxy": 0.9,
+        "keyed": 0.9,
+        "topup": rng.random() < 0.8,
+        "weak_job": "use",
+    }
+
+
+def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Everybody wants at once, and the day's limit is for two or three of them."""
+    chosen = replace(mix, unknown=min(mix.unknown, 0.1), merchant_unreached=0.0, merchant_broken=0.0)
+    return {
+        "mix": chosen,
+        "dry_mix": chosen,
+        "shops": tuple(replace(shop, batch=1) for shop in shops[:1]),
+        "coins": tuple(rng.randint(15, 40) * ADA for _ in range(5)),
+        "wants": rng.randint(4, 6),
+        "wanted_from_s": 200.0,
+        "wanted_within_s": 0.0,
+        "per_day_units": rng.choice((8, 12, 16)) * ADA,
+        "drought_s": (0.0, 0.0),
+    }
+
+
+def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """An older copy takes the ledger's place while much is under way, and clients want before and after it."""
+    copied_s = 100 + 300 * rng.random()
+    put_back_s = copied_s + 60 + 400 * rng.random()
+    chosen = replace(mix, clock_jump=rng.choice((mix.clock_jump, 0.4)))
+    clock_off_ms = rng.choice((0, -86_400_000))
+    if clock_off_ms:
+        # what was forgotten can land for long, and clients still want when the clock is right again
+        shops = tuple(replace(shop, timeout_s=1200, proof="tx_hash") for shop in shops)
+    return {
+        "shops": shops,
+        "mix": chosen,
+        "dry_mix": chosen,
+        "wants": rng.randint(5, 8),
+        "wanted_within_s": put_back_s + (300 if clock_off_ms else rng.choice((0, 0, 2600))),
+        "calm_from_s": put_back_s + 2800,
+        "per_day_units": 1000 * ADA,
+        "copied_s": copied_s,
+        "put_back_s": put_back_s,
+        "put_back_clock_off_ms": clock_off_ms,
+    }
+
+
+_THEMES: tuple[tuple[Theme | None, int], ...] = (
+    (None, 35),
+    (_outlived, 15),
+    (_invoiced_again, 12),
+    (_undone, 17),
+    (_prepaid, 13),
+    (_rush, 8),
+    (_put_back, 7),
+)
+"""With their weights."""
+
+
+def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, Any]:
+    """In some seeds the wallet keeps its coins: many want at once of a large coin, at times with crumbs beside it.
+
+    It draws by itself, so that all other seeds go as they went without it.
+    """
+    rng = Random(f"{seed} keeper")  # noqa: S311  a seed gives the same run again
+    if rng.random() >= UPKEPT:
+        return {}
+    crumbs = (1_200_000,) * rng.choice((0, 0, 0, 55))
+    return {
+        "upkeep_lovelace": rng.choice((1, 2, 2)) * ADA,
+        "chain_depth": rng.choice((0, 1, 1, 2, 3, 8)),
+        "shops": tuple(replace(shop, batch=1) for shop in shops),
+        "topup": False,
+        "coins": (*coins[1:], rng.randint(100, 1000) * ADA, *crumbs),
+        "per_day_units": 1000 * ADA,
+        "wants": rng.randint(5, 14),
+        "wanted_within_s": rng.choice((0.0, 0.0, 5.0, 60.0, 400.0)),
+        "by_x402": rng.choice((0.0, 0.0, 0.2, 0.5)),
+    }
+
+
+def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
+    """How shops write what they ask. It draws by itself, so that all other seeds go as they went without it.
+
+    A 402 of flux names no batch: who pays it buys one call.
+    """
+    drawn = Random(f"{seed} tongues").random()  # noqa: S311  a seed gives the same run again
+    if drawn < BY_FLUX:
+        return {"shops": tuple(replace(shop, dialect="flux", batch=1) for shop in shops), "topup": False}
+    return {"x402_version": 1} if drawn < BY_FLUX + BY_X402_V1 else {}
+
+
+def draw_ready(seed: int, shops: Shops, confirm_depth: int) -> dict[str, Any]:
+    """Which shops are shown proofs by "auto", and how deep each wants them, or refuses. It draws by itself."""
+    rng = Random(f"{seed} ready")  # noqa: S311  a seed gives the same run again
+    auto = tuple(rng.random() < AUTO for _ in shops)
+    below = tuple(confirm_depth if by_auto and rng.random() < REFUSED_EARLY else 0 for by_auto in auto)
+    return {"auto": auto, "refused_below": below}
+
+
+def draw_turned_down(seed: int) -> dict[str, Any]:
+    """How many payments each facilitator turns down. It draws by itself, as the dialects do."""
+    rng = Random(f"{seed} turned down")  # noqa: S311  a seed gives the same run again
+    return {"turned_down": rng.choice((1, 1, 2, 3))} if rng.random() < TURNED_DOWN else {}
+
+
+def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
+    """Whether the one provider tells that lie. It draws by itself, as the dialects do."""
+    drawn = Random(f"{seed} misplaced").random()  # noqa: S311  a seed gives the same run again
+    is_lie = len(providers) == 1 and drawn < MISPLACED
+    return {"providers": (replace(providers[0], lie=MISPLACES),)} if is_lie else {}
+
+
+def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """What the seed is about: the plan's fields that are not as they were drawn."""
+    (theme,) = rng.choices([one for one, _ in _THEMES], [weight for _, weight in _THEMES])
+    return {} if theme is None else theme(rng, mix, shops)

@@ -1,0 +1,145 @@
+"""What is drawn for a seed before anything happens: what there is, who wants what, and what goes wrong.
+
+May import: core.money, the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers, sim.scenarios,
+sim.tokens. Never: draws anything after the beginning.
+"""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from payagent.core.money import LOVELACE
+from payagent.devnet.merchant import Terms as ShopTerms
+from sim.fault_rates import Mix, draw_mix
+from sim.fixtures import ADA
+from sim.providers import LIES, Habits
+from sim.scenarios import draw_dialects, draw_misplaced, draw_ready, draw_theme, draw_turned_down, draw_upkeep
+from sim.tokens import draw_asset
+
+SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is drawn for a seed before anything happens."""
+
+    mix: Mix
+    confirm_depth: int
+    void_depth: int
+    settle_depth: int
+    beat_s: float
+    coins: tuple[int, ...]
+    per_day_units: int
+    """What may be spent in a day of each asset that shops sell for, and of ADA."""
+
+    shops: tuple[ShopTerms, ...]
+    wants: int
+    providers: tuple[Habits, ...]
+    topup: bool
+    drought_s: tuple[float, float]
+    lasts_s: float
+    weak_job: str
+    dry_mix: Mix
+    """What goes wrong while blocks are full."""
+    wanted_from_s: float = 30.0
+    wanted_within_s: float = 400.0
+    calm_from_s: float = 0.0
+    by_proxy: float = 0.4
+    by_x402: float = 0.5
+    keyed: float = 0.5
+    shared: float = 0.08
+    """How many of the wants that have a key are wanted by several clients at once."""
+
+    copied_s: float | None = None
+    """When somebody copies the ledger, and when that copy takes the ledger's place."""
+
+    put_back_s: float = 0.0
+    put_back_clock_off_ms: int = 0
+    """How wrong the clock is when the daemon starts on that copy."""
+
+    chain_depth: int = 8
+    upkeep_lovelace: int = 0
+    """What may be spent in a day on keeping coins ready; 0: nothing is kept."""
+
+    is_stubborn: bool = False
+    """Clients ask again at once, and more often."""
+
+    asset: str = LOVELACE
+    """What the shops sell for."""
+
+    auto: tuple[bool, ...] = (False, False)
+    """Which shops are shown proofs by `ready = "auto"`."""
+
+    refused_below: tuple[int, ...] = (0, 0)
+    """The depth below which each shop refuses a proof for good."""
+
+    x402_version: int = 2
+    turned_down: int = 0
+    """How many payments that could be settled each facilitator turns down first."""
+
+
+def draw_plan(rng: Random, seed: int) -> Plan:
+    """A swarm: few things of many, in amounts that differ by seed.
+
+    What came later draws by the seed and not from `rng`, so that all else goes as it went without it.
+    """
+    plan = _draw_base(rng)
+    plan = replace(plan, **draw_upkeep(seed, plan.coins, plan.shops))
+    plan = replace(plan, **draw_dialects(seed, plan.shops))
+    plan = replace(plan, **draw_asset(seed, plan.shops))
+    plan = replace(plan, **draw_misplaced(seed, plan.providers))
+    plan = replace(plan, **draw_turned_down(seed))
+    return replace(plan, **draw_ready(seed, plan.shops, plan.confirm_depth))
+
+
+def _draw_base(rng: Random) -> Plan:
+    mix = draw_mix(rng)
+    shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
+    wants = rng.choice((1, 1, 2, 2, 3))
+    wanted_within_s = rng.choice((200.0, 400.0, 800.0))
+    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
+    habits = [Habits("honest")]
+    if rng.random() < 0.4:
+        lie = rng.choice((None, None, None, None, *LIES))
+        dead_until_s = rng.choice((0.0, 0.0, 800.0)) if lie is None else 0.0
+        stays_s = rng.choice((0.0, 200.0, 600.0)) if lie is None and not dead_until_s else 0.0
+        habits.append(Habits("other", lie, dead_until_s, stays_s))
+        rng.shuffle(habits)
+    if any(one.lie for one in habits):
+        # one lies at a time: where the honest one is silent or not believed for minutes, the liar is all there is
+        mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
+    dry_from_s = rng.random() * wanted_within_s
+    dry_for_s = rng.choice((0.0, 0.0, 0.0, 300.0, 700.0))
+    plan = Plan(
+        mix=mix,
+        dry_mix=mix,
+        confirm_depth=rng.choice((1, 1, 2, 3)),
+        void_depth=rng.choice((2, 3, 5)),
+        settle_depth=rng.choice((20, 32)),
+        beat_s=rng.choice((40.0, 60.0)),
+        coins=coins,
+        per_day_units=rng.choice((20, 60, 1000)) * ADA,
+        shops=shops,
+        wants=wants,
+        providers=tuple(habits),
+        topup=rng.random() < 0.6 and shops[0].batch > 1,
+        drought_s=(dry_from_s, dry_from_s + dry_for_s),
+        lasts_s=rng.choice((0.0, 0.0, 0.0, 0.0, 600.0)),
+        weak_job=rng.choice(("", "", *SELDOM_JOBS)),
+        wanted_within_s=wanted_within_s,
+    )
+    return replace(plan, **draw_theme(rng, mix, shops))
+
+
+def _draw_shop(rng: Random) -> ShopTerms:
+    base = ShopTerms()
+    return replace(
+        base,
+        price_units=rng.randint(2, 6) * ADA,
+        splits=base.splits if rng.random() < 0.5 else (),
+        batch=rng.choice((1, 1, 1, 4)),
+        timeout_s=rng.choice((200, 300, 300, 600, 1200, 7200)),
+        confirmations=rng.choice((0, 1, 2)),
+        proof=rng.choice(("tx_hash", "signed_cbor")),
+        replays=rng.choice((None, "serve", "refuse")),
+        dialect="t-backend",
+    )

@@ -1,0 +1,141 @@
+"""What the ledger books for each payment, beside what the chain shows that it took: I2 by the payment, and I3.
+
+May import: core, devnet, store's connection, sim.trace. Never: adds up as the agent does.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepaid_account
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+from payagent.devnet.ledger import Tx
+from payagent.store import about
+from payagent.store.unit import Connection
+from sim.trace import Story
+
+Lines = dict[tuple[str, str], int]
+"""Units by account and asset."""
+
+_BOOKED = """
+SELECT j.payment_id, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+WHERE j.payment_id IS NOT NULL AND p.account NOT IN (?, ?) GROUP BY j.payment_id, p.asset
+"""
+_LINES = """
+SELECT p.account, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
+"""
+_STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"
+
+
+class Spend:
+    """A transaction of ours: whose it is, and what it takes from the wallet where it lands."""
+
+    def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: bytes) -> None:
+        self.payment = payment
+        self.tx_id = tx.tx_id
+        self.origin = origin
+        self.is_cancel = is_cancel
+        self.fee_lovelace = tx.fee_lovelace
+        self.given: dict[str, int] = {}
+        """Units by asset that its outputs give to others."""
+        for out in tx.outputs:
+            if out.address != own:
+                for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
+                    self.given[asset] = self.given.get(asset, 0) + units
+        self.spent = dict(self.given) if origin else {}
+        """Units by asset that count as spent: what went to a merchant, and the fee."""
+        self.spent[LOVELACE] = self.spent.get(LOVELACE, 0) + self.fee_lovelace
+
+
+@dataclass(slots=True)
+class Booked:
+    """The ledger at one commit: by what each payment ended (None: void), and its units, held or posted."""
+
+    ended: Mapping[str, str | None] = field(default_factory=dict)
+    units: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Spending:
+    """One for a run."""
+
+    def __init__(self, story: Story, cap_units: int) -> None:
+        self._story = story
+        self._cap_units = cap_units
+        """What may be spent of each asset."""
+        self._as_of: object = None
+        self._booked = Booked()
+        self._undone: set[str] = set()
+        """Payments that were void once, or posted by another attempt than the one that landed."""
+
+    def outflow_is_booked(self, conn: Connection, landed: Sequence[Spend]) -> None:
+        """I2 at all times: of each payment no less is held or posted than the chain shows that it took; and I3.
+
+        But for what a fork lets land that is deeper than `void_depth`, or, where another attempt was posted
+        that took less, than `confirm_depth`: that is known at the next look, and others may have been allowed
+        meanwhile.
+        """
+        booked = self._read(conn)
+        for spend in landed:
+            if spend.is_cancel:
+                continue
+            if booked.ended.get(spend.payment, spend.tx_id) != spend.tx_id:
+                self._undone.add(spend.payment)
+                continue
+            for asset, units in spend.spent.items():
+                if (told := booked.units.get((spend.payment, asset), 0)) < units:
+                    self._story.violate(
+                        "I2", f"{units} {asset} left for {spend.payment}, {told} are held or posted"
+                    )
+        counted = (spend for spend in landed if spend.origin and spend.payment not in self._undone)
+        self._check_cap("spent", (line for spend in counted for line in spend.spent.items()))
+
+    def _check_cap(self, how: str, lines: Iterable[tuple[str, int]]) -> None:
+        """I3: of (asset, units) no asset comes to more than its limit."""
+        sums: dict[str, int] = {}
+        for asset, units in lines:
+            sums[asset] = sums.get(asset, 0) + units
+        for asset, units in sums.items():
+            if units > self._cap_units:
+                self._story.violate("I3", f"{units} {asset} are {how}, the limit is {self._cap_units}")
+
+    def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
+        """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
+        told: Lines = {}
+        for account, asset, units in conn.execute(_LINES, (payment, WALLET)):
+            if units:
+                _add(told, account, asset, units)
+        true: Lines = {}
+        for spend in landed:
+            for asset, units in spend.given.items():
+                _add(true, merchant_account(spend.origin) if spend.origin else EXTERNAL, asset, units)
+            _add(true, FEES, LOVELACE, spend.fee_lovelace)
+        merged: Lines = {}
+        for (account, asset), units in told.items():
+            # what was prepaid and what of it was used are two accounts, and the chain knows one
+            name = account.replace(prepaid_account(""), merchant_account(""), 1)
+            _add(merged, name, asset, units)
+        if {line: units for line, units in merged.items() if units} != true:
+            self._story.violate("I2", f"{payment} is booked as {merged}, the chain has {true}")
+
+    def _read(self, conn: Connection) -> Booked:
+        """Read again when anything was committed; then I3 too: what payments hold or spent is within the limit.
+
+        But for what was undone: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
+        """
+        if (as_of := (conn, about.version(conn))) == self._as_of:
+            return self._booked
+        states = conn.execute(_STATES).fetchall()
+        rows = conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall()
+        void: dict[str, str | None] = {row[0]: None for row in states if row[1] == State.VOID}
+        self._undone |= void.keys()
+        counted = {row[0] for row in states if row[2]} - self._undone
+        self._check_cap("held or posted", ((asset, units) for payment, asset, units in rows if payment in counted))
+        self._as_of = as_of
+        posted = {row[0]: row[3] for row in states if row[1] in (State.CONFIRMED, State.SETTLED)}
+        self._booked = Booked(void | posted, {(payment, asset): units for payment, asset, units in rows})
+        return self._booked
+
+
+def _add(lines: Lines, account: str, asset: str, units: int) -> None:
+    lines[account, asset] = lines.get((account, asset), 0) + units

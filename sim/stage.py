@@ -1,0 +1,93 @@
+"""The stage of many runs: a folder, a ledger to begin with, and the process's log and garbage meanwhile.
+
+May import: the rest of sim, store, structlog. Never: lets one run leave anything for the next.
+"""
+
+import gc
+import logging
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from payagent.store import apps, records
+from payagent.store.committer import Committer, Job
+from payagent.store.unit import Unit
+from sim.fixtures import NETWORK, START_MS, account
+from sim.process import Life
+from sim.trace import Story
+from sim.virtual_loop import OWNER
+from sim.world import World
+
+
+def make_template(folder: Path) -> Path:
+    """An empty ledger with its wallet and one app, to begin each run with."""
+    path = folder / "template.db"
+    committer = Committer(path)
+
+    def job(unit: Unit) -> None:
+        records.put_meta(unit, "network", NETWORK.name)
+        records.put_meta(unit, "address", account().address.text)
+        apps.add_with_token(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
+
+    committer.commit([Job("template", job, Unit(committer.conn))])
+    committer.close()
+    return path
+
+
+class Stage:
+    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
+
+    Garbage is collected between runs: within one, what that ends (a stream that a dead task has read from) would
+    end at a time that depends on more than the seed. What is there before the first run is no run's garbage.
+    """
+
+    def __init__(self, world: type[World] = World) -> None:
+        self._make = world
+        shared = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+        self._folder = Path(tempfile.mkdtemp(prefix="payagent-sim-", dir=shared if shared.is_dir() else None))
+        self._template = make_template(self._folder)
+        self._log_before = logging.root.manager.disable, structlog.get_config()
+        logging.disable(logging.CRITICAL)
+        self._world: World | None = None
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._hear]
+        )
+        gc.collect()
+        gc.freeze()
+
+    def run(self, seed: int, *, keep_story: bool = False) -> Story:
+        folder = self._folder / "run"
+        folder.mkdir()
+        gc.disable()
+        try:
+            self._world = self._make(seed, folder, self._template, keep_story=keep_story)
+            return self._world.run()
+        finally:
+            gc.enable()
+            gc.collect()
+            shutil.rmtree(folder)
+
+    def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """What the daemon would log. A step that failed for no reason that it knows is a bug."""
+        error = event.get("error")
+        if error is None and event.get("exc_info"):
+            error = repr(sys.exc_info()[1])
+        owner = OWNER.get()
+        is_dead = isinstance(owner, Life) and owner.is_over  # what the dead still log is read by nobody
+        if self._world is not None:
+            self._world.story.keeps_secrets("the log", repr(event).encode())
+        if self._world is not None and error is not None and not is_dead:
+            self._world.failed_inside(str(event.get("event")), str(error))
+        raise structlog.DropEvent
+
+    def close(self) -> None:
+        """The process's log and garbage are as they were."""
+        disabled, config = self._log_before
+        logging.disable(disabled)
+        structlog.configure(**config)
+        gc.unfreeze()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,161 @@
+"""An event loop whose time is virtual: when nothing is ready, and only then, it is later at once.
+
+May import: asyncio. Never: waits; does I/O.
+
+Handles run in the order in which they were scheduled, so that a run depends on nothing but its seed. Tasks belong
+to the owner that was current when they were made, so that a process can die with all its tasks.
+A run is made of little else than handles: what asyncio's own loop does for each is done here with less of it.
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+OWNER: ContextVar[object | None] = ContextVar("sim.owner", default=None)
+
+
+class StuckError(Exception):
+    """Nothing is ready, and nothing ever will be."""
+
+
+class _Handle(asyncio.Handle):
+    __slots__ = ()
+
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], loop: "VirtualLoop", context: Context | None
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+
+
+class _Timer(asyncio.TimerHandle):
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when_s: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: "VirtualLoop",
+        context: Context | None,
+    ) -> None:
+        _Handle.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]
+        self._when = when_s
+        self._scheduled = False  # of which asyncio keeps count, and this loop does not
+
+    def cancel(self) -> None:
+        """As asyncio's own; each sleep ends with it."""
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """`before_round` is called before each round of what is ready: where a process may die between two awaits."""
+
+    _ready: deque[asyncio.Handle]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self._owned: dict[object, dict[asyncio.Task[Any], None]] = {}
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._numbers = itertools.count()
+        self.rounds = 0
+        self.before_round: Callable[[], None] = lambda: None
+
+    def time(self) -> float:
+        """Seconds since the run began."""
+        return self.now_s
+
+    def pass_time(self, until_s: float | None) -> None:
+        """Until the next thing is due; it may have been already. None: nothing ever is."""
+        if until_s is None:
+            raise StuckError("every task waits for another")
+        self.now_s = max(self.now_s, until_s)
+        self.rounds += 1
+        self.before_round()
+
+    @contextmanager
+    def owned_by(self, owner: object) -> Iterator[None]:
+        """Tasks that are made meanwhile, and those that they make, are the owner's."""
+        token = OWNER.set(owner)
+        try:
+            yield
+        finally:
+            OWNER.reset(token)
+
+    def end_tasks_of(self, owner: object) -> None:
+        """Cancel what an owner has under way, in the order in which it began."""
+        for task in self._owned.pop(owner, {}):
+            task.cancel()
+
+    def create_task(  # type: ignore[override]
+        self, coro: Coroutine[Any, Any, Any], *, name: object = None, context: Context | None = None
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if owner is not None:
+            mine = self._owned.setdefault(owner, {})
+            mine[task] = None
+            task.add_done_callback(lambda done: mine.pop(done, None))
+        return task
+
+    # --- handles
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self._check_closed()  # type: ignore[attr-defined]
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        self._check_closed()  # type: ignore[attr-defined]
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
+    def _run_once(self) -> None:
+        """One round: time passes if nothing is ready; what is due becomes ready; all that is ready runs."""
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        is_due_now = bool(ready) or self._stopping  # type: ignore[attr-defined]
+        self.pass_time(self.now_s if is_due_now else timers[0][0] if timers else None)
+        while timers and timers[0][0] <= self.now_s:
+            ready.append(heapq.heappop(timers)[2])
+        for _ in range(len(ready)):
+            handle: Any = ready.popleft()
+            if handle._cancelled:
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  as asyncio's own: one handle's error ends no other
+                self.call_exception_handler({"message": "an exception in a callback", "exception": error})
+
+    def _write_to_self(self) -> None:
+        return
+
+    def close(self) -> None:
+        """What is still scheduled never happens."""
+        self._timers.clear()
+        super().close()

@@ -1,0 +1,636 @@
+"""Seeded bugs: what the simulator must find. Each is a mistake that a payer of this kind has made, or could.
+
+They are switched on here alone, by putting another function in the place of one; nothing in the package knows of
+them. `python tests/simulation/mutants.py NAME 0..2000` prints the first seed that finds one, and what it violates.
+Where SQL itself would refuse the mistake, its guards are taken off, so that it is the simulator that finds it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import structlog
+
+from payagent.agent import (
+    admission,
+    carrying,
+    delivery_steps,
+    desk,
+    due,
+    orders,
+    planner,
+    questions,
+    replacement,
+    rulebook,
+    scan,
+    signing,
+    steps,
+    vanished,
+)
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask
+from payagent.agent.carrying import Carrying
+from payagent.agent.due import Due
+from payagent.agent.sightings import Sightings
+from payagent.agent.signing import Signing
+from payagent.chain.source import Found, SubmitKind, TxSeen
+from payagent.core import ledger
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.store import committer, intents, payments, prepaid, queries, records, schema, spending
+from payagent.store import lease as leases
+from payagent.wallet import plan as plans
+from payagent.wallet import transaction
+from sim.fixtures import API_KEY
+from sim.stage import Stage
+from sim.virtual_loop import StuckError, VirtualLoop
+
+Mutant = Callable[[ExitStack], None]
+MUTANTS: dict[str, Mutant] = {}
+ROUNDS_MAX = 200_000
+"""A run of a program without a bug takes some ten thousand."""
+NOT_COUNTED = ("I10: verify", "BUG")
+
+
+def mutant(name: str) -> Callable[[Mutant], Mutant]:
+    def register(function: Mutant) -> Mutant:
+        MUTANTS[name] = function
+        return function
+
+    return register
+
+
+@contextmanager
+def switched_on(name: str) -> Iterator[None]:
+    """The bug is in the program."""
+    with ExitStack() as stack:
+        put(stack, VirtualLoop, "pass_time", _bounded(VirtualLoop.pass_time))
+        MUTANTS[name](stack)
+        yield
+
+
+def _bounded(
+    pass_time: Callable[[VirtualLoop, float | None], None],
+) -> Callable[[VirtualLoop, float | None], None]:
+    """A bug may go round and round without an end: that is no rest either."""
+
+    def bounded(loop: VirtualLoop, until_s: float | None) -> None:
+        if loop.rounds > ROUNDS_MAX:
+            raise StuckError("it does not come to rest")
+        pass_time(loop, until_s)
+
+    return bounded
+
+
+def put(stack: ExitStack, where: object, name: str, what: object) -> None:
+    stack.enter_context(patch.object(where, name, what))
+
+
+def without_guards(stack: ExitStack) -> None:
+    """A database that refuses nothing of what the rules forbid."""
+    text = schema.TABLES
+    live = "WHERE state NOT IN ('rejected', 'denied')"
+    freed = "AND reason_code IS NOT 'anchor_gone'"
+    for rule in (
+        "CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)",
+        "FOREIGN KEY (payment_id, anchor) REFERENCES payments(id, anchor),",
+        f"CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) {live};",
+        f"CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)\n  {live} {freed};",
+    ):
+        assert rule in text, rule
+        text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK (instr") else "")
+    kept = tuple(
+        guard
+        for guard in schema.GUARDS
+        if not guard.name.startswith(("payments_", "attempts_", "holds_", "intents_"))
+    )
+    put(stack, schema, "TABLES", text)
+    put(stack, schema, "GUARDS", kept)
+
+
+# --- when bytes leave --------------------------------------------------------------------------------------------
+
+
+@mutant("recorded after it was sent")
+def _record_after_submit(stack: ExitStack) -> None:
+    real = Signing.sign
+
+    async def sign(self: Signing, payment_id: str, plan: Any) -> None:
+        raw = await self.sign_and_check(payment_id, plan)
+        if not self._desk.payment(payment_id).handed_over:
+            await self._desk.sources[0].submit(raw, plan.tx_id)
+        await real(self, payment_id, plan)
+
+    put(stack, Signing, "sign", sign)
+
+
+@mutant("answered before the commit")
+def _answered_before_commit(stack: ExitStack) -> None:
+    """Headers with the signed bytes go out while they are still being written."""
+
+    async def carry_out(self: Carrying, admitted: Any) -> Any:
+        if admitted.plan is None:
+            return await real(self, admitted)
+        raw = await self._signing.sign_and_check(admitted.payment_id, admitted.plan)
+        now_ms = self._desk.ports.clock.now_ms()
+
+        async def write() -> None:
+            await asyncio.sleep(5)
+            await self._desk.write(
+                "sign",
+                lambda unit: steps.record_attempt(
+                    unit, admitted.payment_id, admitted.plan, raw, self._desk.terms.own.raw, now_ms
+                ),
+            )
+
+        task = asyncio.create_task(write())
+        self._sending._tasks.add(task)
+        row = self._desk.payment(admitted.payment_id)
+        return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
+
+    real = Carrying.carry_out
+    put(stack, Carrying, "carry_out", carry_out)
+
+
+@mutant("no fsync")
+def _no_fsync(stack: ExitStack) -> None:
+    real = committer.open_database
+
+    def open_database(path: Path) -> Any:
+        conn = real(path)
+        conn.execute("PRAGMA synchronous = OFF")
+        return conn
+
+    put(stack, committer, "open_database", open_database)
+
+
+# --- when a payment is given up ----------------------------------------------------------------------------------
+
+
+def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
+    """What a payer does that thinks a payment has failed: it forgets it, so that the next request pays anew."""
+    hold = payments.hold(unit.conn, payment_id)
+    unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
+    records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
+    records.release_hold(unit, payment_id, now_ms)
+    records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
+
+
+@mutant("built anew on BadInputs")
+def _rebuild_on_bad_inputs(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = steps.record_answer
+
+    def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
+        real(unit, payment_id, tx_id, answer, provider, now_ms)
+        row = steps.row_of(unit, payment_id)
+        if answer.kind in (SubmitKind.SPENT_ALL, SubmitKind.SPENT_SOME) and row.state is State.IN_FLIGHT:
+            given_up(unit, payment_id, now_ms)
+
+    put(stack, steps, "record_answer", record_answer)
+
+
+def _given_up_after(stack: ExitStack, blocks: int) -> None:
+    """Once the tip is so many blocks (of 20 s) past the time limit, the payment counts as failed."""
+    without_guards(stack)
+    real = Due.carry_on
+
+    async def carry_on(self: Due) -> None:
+        desk = self._desk
+        tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
+            if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
+                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+        await real(self)
+
+    put(stack, Due, "carry_on", carry_on)
+
+
+@mutant("built anew after the time limit")
+def _rebuild_after_ttl(stack: ExitStack) -> None:
+    _given_up_after(stack, 0)
+
+
+@mutant("built anew 15 blocks after the time limit")
+def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
+    _given_up_after(stack, 15)
+    # nothing of ours may end it before
+    put(stack, admission, "is_lost", lambda *_: False)
+    put(stack, due, "is_lost", lambda *_: False)
+
+
+@mutant("not found is void")
+def _not_found_is_void(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = Sightings._look_for
+
+    async def look_for(self: Sightings, source: Any, tip: Any, row: Any) -> None:
+        await real(self, source, tip, row)
+        desk = self._desk
+        if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
+            read = await source.tx(row.tx_id)
+            now_ms = desk.ports.clock.now_ms()
+            if not isinstance(read, Found):
+                await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
+
+    put(stack, Sightings, "_look_for", look_for)
+
+
+@mutant("a hold is released when nobody answers")
+def _hold_released_on_timeout(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = steps.record_answer
+
+    def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
+        real(unit, payment_id, tx_id, answer, provider, now_ms)
+        if answer.kind in (SubmitKind.AMBIGUOUS, SubmitKind.OUTAGE):
+            hold = payments.hold(unit.conn, payment_id)
+            released = unit.conn.execute(
+                "SELECT 1 FROM holds WHERE payment_id = ? AND released_at_ms IS NULL", (payment_id,)
+            ).fetchone()
+            if released and steps.row_of(unit, payment_id).state is State.IN_FLIGHT:
+                records.release_hold(unit, payment_id, now_ms)
+                records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
+
+    put(stack, steps, "record_answer", record_answer)
+
+
+@mutant("a block once seen is never lost")
+def _never_reopened(stack: ExitStack) -> None:
+    """What one provider showed on a branch that was undone stays in the books."""
+    put(stack, steps, "record_block_lost", lambda *_: None)
+
+
+@mutant("the merchant is trusted over the chain")
+def _merchant_over_chain(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = records.set_merchant_status
+
+    def set_merchant_status(unit: Any, payment_id: str, status: str, now_ms: int) -> None:
+        real(unit, payment_id, status, now_ms)
+        if status in ("expired", "refunded"):
+            given_up(unit, payment_id, now_ms)
+
+    put(stack, records, "set_merchant_status", set_merchant_status)
+
+
+@mutant("what a merchant refuses is over")
+def _refused_is_over(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = delivery_steps.record_answer_to_retry
+
+    def record(unit: Any, payment_id: str, answer: Any, http_status: int, *rest: Any) -> float | None:
+        after_s = real(unit, payment_id, answer, http_status, *rest)
+        row = steps.row_of(unit, payment_id)
+        if row.refused and row.state is State.IN_FLIGHT:
+            given_up(unit, payment_id, rest[-1])
+        return after_s
+
+    put(stack, delivery_steps, "record_answer_to_retry", record)
+
+
+@mutant("what a facilitator keeps is not taken back")
+def _never_taken_back(stack: ExitStack) -> None:
+    real = steps.reason_to_cancel
+
+    def reason_to_cancel(conn: Any, row: Any, slot: int) -> Any:
+        return None if row.handed_over and row.state is State.IN_FLIGHT else real(conn, row, slot)
+
+    put(stack, steps, "reason_to_cancel", reason_to_cancel)
+
+
+@mutant("what a facilitator does not send in two minutes is given up")
+def _given_up_pending(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = Due.carry_on
+
+    async def carry_on(self: Due) -> None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
+            if row.handed_over and now_ms > row.changed_at_ms + 120_000:
+                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+        await real(self)
+
+    put(stack, Due, "carry_on", carry_on)
+
+
+# --- what is spent -----------------------------------------------------------------------------------------------
+
+
+@mutant("the anchor is dropped at a replacement")
+def _anchor_dropped(stack: ExitStack) -> None:
+    """The coins are chosen anew, as if the first attempt were dead."""
+    without_guards(stack)
+
+    def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
+        made = transaction.select(
+            self.coins,
+            wanted.outputs,
+            change=self.own,
+            ttl_slot=ttl_slot,
+            network_id=self.chain.network.network_id,
+            params=wanted.parameters,
+        )
+        unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.anchor.ref, row.id))
+        return made
+
+    put(stack, replacement.Replacing, "_plan", plan)
+
+
+@mutant("the anchor is dropped at the second replacement")
+def _anchor_dropped_later(stack: ExitStack) -> None:
+    """A1{u1}, A2{u1, u2}, A3{u2, u3}: each excludes the one before, and the first and the last do not."""
+    kept = replacement.Replacing._plan
+    _anchor_dropped(stack)
+    dropped = replacement.Replacing._plan
+
+    def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
+        count = sum(one.kind == "pay" for one in queries.attempts(unit.conn, row.id))
+        return (kept if count < 2 else dropped)(self, unit, row, wanted, ttl_slot)
+
+    put(stack, replacement.Replacing, "_plan", plan)
+
+
+@mutant("a child is kept after its parent was replaced")
+def _child_kept(stack: ExitStack) -> None:
+    """Nobody sees that what the child descends from can never be there: it is sent for ever."""
+    put(stack, queries, "rival_of", lambda *_: None)
+
+
+@mutant("a lost answer is used twice")
+def _used_twice(stack: ExitStack) -> None:
+    """A call that is made again since its answer was lost draws on the prepaid balance again."""
+    rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
+    assert rule in schema.TABLES
+    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
+    kept = tuple(guard for guard in schema.GUARDS if not guard.name.startswith("prepaid_moves_"))
+    put(stack, schema, "GUARDS", kept)
+    put(stack, prepaid, "knows_call", lambda *_: False)
+
+
+@mutant("a balance outlives the block that it was bought in")
+def _not_taken_back(stack: ExitStack) -> None:
+    put(stack, steps.prepaid, "taken_back", lambda *_: None)
+
+
+@mutant("the intent's key is ignored")
+def _key_ignored(stack: ExitStack) -> None:
+    real = Ask.key
+    count = iter(range(1_000_000))
+    put(stack, Ask, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
+    without_guards(stack)
+    put(stack, payments, "payment_of_invoice", lambda *_: None)
+
+
+@mutant("a key is looked up before the transaction")
+def _key_outside(stack: ExitStack) -> None:
+    """Who has the key is asked when a call comes, and acted upon a moment later, when others have opened it."""
+    pay, admit, live = Agent.pay, admission.Admission.admit, intents.live_intent
+    seen: dict[str, Any] = {}
+    rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
+    without_guards(stack)
+    assert rule in schema.TABLES
+    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
+
+    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+        seen[ask.received] = live(self.desk.conn, ask.app_id, ask.key(None) or "")
+        await asyncio.sleep(1)
+        return await pay(self, ask)
+
+    def admit_by_what_was(self: Any, unit: Any, purchase: Any, **more: Any) -> Any:
+        if purchase.response not in seen:
+            return admit(self, unit, purchase, **more)
+        with patch.object(intents, "live_intent", lambda *_: seen[purchase.response]):
+            return admit(self, unit, purchase, **more)
+
+    put(stack, Agent, "pay", pay_by_what_was)
+    put(stack, admission.Admission, "admit", admit_by_what_was)
+
+
+@mutant("limits are looked at before the transaction")
+def _policy_outside(stack: ExitStack) -> None:
+    """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
+    pay, decide, counted = Agent.pay, rulebook.Rulebook.require_within_limits, spending.counted
+    seen: dict[str, dict[Limit, int]] = {}
+
+    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+        clock_ms = self.desk.admission.rulebook.clock_ms(self.desk.conn, self.desk.ports.clock.now_ms())
+        seen[ask.received] = {limit: counted(self.desk.conn, limit, clock_ms) for limit in self.desk.terms.limits}
+        await asyncio.sleep(1)
+        return await pay(self, ask)
+
+    def decide_by_what_was(self: Any, conn: Any, purchase: Any, *rest: Any, **named: Any) -> Any:
+        spent = seen.get(purchase.response)
+        if spent is None:
+            return decide(self, conn, purchase, *rest, **named)
+        with patch.object(rulebook.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+            return decide(self, conn, purchase, *rest, **named)
+
+    put(stack, Agent, "pay", pay_by_what_was)
+    put(stack, rulebook.Rulebook, "require_within_limits", decide_by_what_was)
+
+
+@mutant("void when its deposit is denied")
+def _void_by_absence(stack: ExitStack) -> None:
+    """That nobody shows the deposit is taken for proof that it never comes back."""
+
+    async def weigh(self: Any, source: Any, tip: Any, row: Any) -> None:
+        desk = self._desk
+        late = TxSeen("", tip.hash, tip.height, 1 << 40)
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write(
+            "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.coins, now_ms), row.id
+        )
+
+    put(stack, vanished.Vanished, "_weigh", weigh)
+
+
+@mutant("no bound on the fee")
+def _no_fee_cap(stack: ExitStack) -> None:
+    """A provider's or a bug's 22 times the fee is paid as it comes."""
+    for where in (transaction, plans):
+        put(stack, where, "Parameters", partial(plans.Parameters, min_fee_b=2_000_000))
+    dear = plans.Parameters(min_fee_b=2_000_000)
+    for module in (transaction, replacement):
+        put(stack, module, "MAINNET_PARAMETERS", dear)
+    for function in (transaction.select, transaction.build):
+        defaults = dict(function.__kwdefaults__)
+        stack.callback(setattr, function, "__kwdefaults__", defaults)
+        function.__kwdefaults__ = defaults | {"params": dear, "fee_cap_lovelace": 10**12}
+
+
+@mutant("only ADA counts against limits")
+def _tokens_without_limit(stack: ExitStack) -> None:
+    real = rulebook.policy.concerning
+
+    def concerning(*args: Any) -> tuple[Limit, ...]:
+        return tuple(limit for limit in real(*args) if limit.asset == LOVELACE)
+
+    put(stack, rulebook.policy, "concerning", concerning)
+
+
+# --- what is written down ----------------------------------------------------------------------------------------
+
+
+@mutant("a fee is booked as the merchant's")
+def _fee_as_price(stack: ExitStack) -> None:
+    """All accounts together come to the same, and what is left in the wallet too."""
+    real = steps.ledger.post
+
+    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
+        return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, account)
+
+    put(stack, steps.ledger, "post", post)
+
+
+@mutant("what rides along with a token is not booked")
+def _riding_left_out(stack: ExitStack) -> None:
+    """The token went to the merchant; the ADA that its outputs must hold is thought to be in the wallet."""
+    real = steps.ledger.post
+
+    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
+        tokens = {asset: units for asset, units in spent.items() if asset != LOVELACE}
+        return real(hold, tokens or spent, fee_lovelace, account)
+
+    put(stack, steps.ledger, "post", post)
+
+
+@mutant("an api key is logged")
+def _key_logged(stack: ExitStack) -> None:
+    real = Agent.pay
+
+    async def pay(self: Agent, ask: Ask) -> Any:
+        structlog.get_logger().warning("pay", headers=self.desk.terms.merchants[ask.origin].own_headers("addr"))
+        return await real(self, ask)
+
+    put(stack, Agent, "pay", pay)
+
+
+@mutant("an api key is in the ledger")
+def _key_recorded(stack: ExitStack) -> None:
+    noted = records.note
+
+    def note(unit: Any, payment_id: Any, event: str, state: Any, now_ms: int, detail: Any = None) -> None:
+        noted(unit, payment_id, event, state, now_ms, {**(detail or {}), "by": API_KEY})
+
+    put(stack, records, "note", note)
+
+
+# --- a ledger that is older than what was signed -----------------------------------------------------------------
+
+
+@mutant("an older ledger is not noticed")
+def _not_noticed(stack: ExitStack) -> None:
+    put(stack, scan, "lacks", lambda *_: False)
+
+
+@mutant("an older ledger signs as soon as the chain was read")
+def _no_quiet_time(stack: ExitStack) -> None:
+    put(stack, scan, "QUIET_MS", 0)
+
+
+@mutant("the quiet time begins by a clock that is wrong")
+def _quiet_by_any_clock(stack: ExitStack) -> None:
+    """It was so: a clock that is a day behind when the daemon starts ends the time early."""
+    put(stack, scan.Recovery, "_is_quiet_over", _since_noticed)
+
+
+async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
+    _, _, noticed_ms = scan.onchain.last_of_wallet(self._desk.conn, "ledger_behind")
+    return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
+
+
+@mutant("a pause stops what is new alone")
+def _pause_of_purchases(stack: ExitStack) -> None:
+    """What was admitted before, replacements and cancels are signed while signing is paused."""
+    blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
+    for module in (steps, desk, signing, carrying):
+        put(stack, module, "pauses", blind)
+    put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
+    put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
+
+
+def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
+    def act(*arguments: Any) -> Any:
+        with patch.object(admission.pauses, "require_running", lambda _conn: None):
+            return real(*arguments)
+
+    return act
+
+
+@mutant("nobody's answer is a yes")
+def _silence_is_consent(stack: ExitStack) -> None:
+    def consent(
+        self: questions.Questions, unit: Any, payment_id: str, min_window_s: int, now_ms: int
+    ) -> orders.Decided | None:
+        with suppress(Refused), patch.object(questions.Questions, "over", lambda *_: []):
+            return self.approve(unit, payment_id, orders.Approver("clock"), min_window_s, now_ms)
+        return None
+
+    put(stack, questions.Questions, "over", _all_that_wait)
+    put(stack, questions.Questions, "deny_when_over", consent)
+
+
+def _all_that_wait(_self: questions.Questions, conn: Any, *_: int) -> list[str]:
+    return [row.id for row in payments.payments_in(conn, (State.AWAITING_APPROVAL,))]
+
+
+@mutant("no lock keeps a second daemon away")
+def _no_lease(stack: ExitStack) -> None:
+    put(stack, leases.fcntl, "flock", lambda *_: None)
+
+
+@mutant("a daemon goes on when another has its ledger")
+def _goes_on(stack: ExitStack) -> None:
+    put(stack, committer.Committer, "_require_ours", lambda *_: None)
+
+
+def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
+    """(how many seeds it took, the seed, what it violates), or None when every seed lets the bug live.
+
+    A seed that the program fails without the bug does not count.
+    """
+    left = seeds
+    while left:
+        with switched_on(name):
+            found = _first_failure(left)
+        if found is None:
+            return None
+        seed, violated = found
+        if _first_failure(range(seed, seed + 1)) is None:
+            return seed - seeds.start + 1, seed, violated
+        left = range(seed + 1, seeds.stop)
+    return None
+
+
+def _first_failure(seeds: range) -> tuple[int, str] | None:
+    """A seed and what it violates.
+
+    What verify finds does not count, since a payer with the bug would verify by it; nor does a step that fails,
+    since that is how the bug was put in.
+    """
+    stage = Stage()
+    try:
+        for seed in seeds:
+            violations = [what for what in stage.run(seed).violations if not what.startswith(NOT_COUNTED)]
+            if violations:
+                return seed, violations[0]
+    finally:
+        stage.close()
+    return None
+
+
+if __name__ == "__main__":
+    first, _, last = sys.argv[2].partition("..")
+    for chosen in MUTANTS if sys.argv[1] == "all" else [sys.argv[1]]:
+        print(f"{chosen}: {kill(chosen, range(int(first), int(last)))}", flush=True)

@@ -1,0 +1,41 @@
+"""What the simulator finds: seeded bugs are killed within a few seeds, and the program without them is not.
+
+Here those that die soon; `./scripts/evidence mutants` tries all of them, for as long as it takes.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import sched_getaffinity
+
+import pytest
+from simulation.mutants import kill
+
+SEEDS_MAX = 60
+SOON = (
+    "recorded after it was sent",
+    "answered before the commit",
+    "no fsync",
+    "built anew on BadInputs",
+    "not found is void",
+    "a hold is released when nobody answers",
+    "what a merchant refuses is over",
+    "the intent's key is ignored",
+    "no bound on the fee",
+    "a fee is booked as the merchant's",
+    "what rides along with a token is not booked",
+    "an api key is logged",
+    "a pause stops what is new alone",
+    "nobody's answer is a yes",
+    "no lock keeps a second daemon away",
+)
+
+
+@pytest.mark.timeout(600)
+def test_bugs_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProcessPoolExecutor(len(sched_getaffinity(0)), get_context("spawn")) as pool:
+        kills = dict(zip(SOON, pool.map(kill, SOON, [range(SEEDS_MAX)] * len(SOON)), strict=True))
+    with capsys.disabled():
+        print()
+        for name, found in kills.items():
+            print(f"{name}: " + ("lives" if found is None else f"killed by seed {found[0]}: {found[2]}"))
+    assert [name for name, found in kills.items() if found is None] == []

@@ -1,0 +1,27 @@
+"""In a simulated life with all its faults, what a look keeps of open payments is what the ledger has."""
+
+import pytest
+
+from payagent.agent.rows import Rows
+from payagent.core.payment import State
+from payagent.store import payments
+from sim.run import run_share
+
+SEEDS = range(41_000, 41_006)
+
+
+def test_what_is_kept_of_open_payments_is_what_the_ledger_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Rows._fresh
+    seen: set[State] = set()
+
+    def compared(self: Rows):  # type: ignore[no-untyped-def]
+        conn = fresh(self)
+        kept = list(self._payments.values())
+        assert kept == payments.open_payments(conn)
+        seen.update(row.state for row in kept)
+        return conn
+
+    monkeypatch.setattr(Rows, "_fresh", compared)
+    result = run_share(SEEDS)
+    assert not result.violations
+    assert {State.IN_FLIGHT, State.IN_BLOCK, State.CONFIRMED, State.CANCELLING, State.VOID} <= seen
