@@ -24,7 +24,7 @@ from typing import Any
 import uvicorn
 
 from benchmarks.wallets import outputs, pay
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.utxo_index import Coin, Coins
 
 Message = MutableMapping[str, Any]
 Row = tuple[bytes, bytes, bytes]

@@ -19,8 +19,8 @@ from typing import IO, Any
 from benchmarks.wallets import KEY, OWN, SIGNER, TTL_SLOT
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
-from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import MAINNET_PARAMETERS
+from payagent.wallet.utxo_index import Coin
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks/peers"

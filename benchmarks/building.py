@@ -15,7 +15,7 @@ from benchmarks.measure import Spread, times_ms
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Ratio, Table
 from benchmarks.wallets import ASSETS, build, outputs, pay, wallet
 from payagent.core.invoice import Output
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.utxo_index import Coin, Coins
 
 US = "payagent"
 CHECKED = "payagent with its check"

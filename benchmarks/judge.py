@@ -15,7 +15,7 @@ from ledger_check.txkit import Out
 from benchmarks.wallets import NETWORK_ID, OWN, TTL_SLOT
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
-from payagent.wallet.coins import Coin
+from payagent.wallet.utxo_index import Coin
 
 VALID = "valid"
 NOT_JUDGED = "not judged: node or scalus is missing"

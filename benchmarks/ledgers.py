@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from payagent.store import schema, tables, triggers
+from payagent.store.db import schema, tables, triggers
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".bench"

@@ -19,7 +19,7 @@ from benchmarks.measure import Spread, memory_mb, times_ms
 from benchmarks.results import Bars, Bound, Options, Part, Plot, Ratio, Table
 from benchmarks.stage import ROOT, Stage, free_port, is_open, process, stage, until
 from benchmarks.wallets import SIGNER
-from payagent.store.signer import Signed, SignerFile
+from payagent.store.db.signer_record import Signed, SignerFile
 
 COIN_LOVELACE = 100_000_000
 FEW = 100

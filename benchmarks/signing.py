@@ -16,13 +16,13 @@ from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
-from payagent.secretfile import SecretFile
-from payagent.signer.handle import SignerProcess, unlocked
+from payagent.secret_file import SecretFile
+from payagent.signer.client import SignerProcess, unlocked
 from payagent.signer.policy import Policy, clocks_of
-from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.creation import create
 from payagent.wallet.keys import Account, derive, seed_from_words
+from payagent.wallet.new_keystore import create
 from payagent.wallet.transaction import Plan, select
+from payagent.wallet.utxo_index import Coin, Coins
 
 WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
 PASSPHRASE = "a passphrase"

@@ -22,11 +22,11 @@ import httpx
 from benchmarks import ledgers
 from benchmarks.measure import memory_mb
 from benchmarks.results import Bound, Cell, Options, Part, Table
-from payagent.agent.ports import SystemRandomness
-from payagent.api.tokens import hash_token, new_token
+from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.tokens import hash_token, new_token
 from payagent.devnet.server import Devnet, DevnetThread
-from payagent.store import apps
-from payagent.store.writer import Writer
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
 
 PAYAGENT = [sys.executable, "-m", "payagent"]
 WORDS = "abandon " * 23 + "art"

@@ -12,38 +12,40 @@ from typing import Any
 from benchmarks import ledgers
 from benchmarks.measure import Spread
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Table
-from payagent.agent import delivery_steps, steps
-from payagent.agent.admission import Admission
-from payagent.agent.chainview import ChainView
-from payagent.agent.deposits import sync
-from payagent.agent.orders import Ids, Purchase
-from payagent.agent.ports import SystemClock
-from payagent.agent.prepaid import Buyer
-from payagent.agent.terms import MerchantTerms, Terms
-from payagent.agent.view import payment_view
-from payagent.api.views import balance_view, wallet_view
+from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.orders import Ids, Purchase
+from payagent.agent.base.payment_view import payment_view
+from payagent.agent.base.ports import SystemClock
+from payagent.agent.base.prepaid import Buyer
+from payagent.agent.commits import delivery_transitions as delivery_steps
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits.admission import Admission
+from payagent.agent.commits.utxo_sync import sync
+from payagent.api.models.render import balance_view, wallet_view
 from payagent.audit.export import export
 from payagent.audit.finding import Finding, Progress
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
-from payagent.chain.agree import Listing
-from payagent.chain.source import ChainUtxo, SubmitAnswer, SubmitKind, Tip, TxSeen
+from payagent.chain.provider import ChainUtxo, SubmitAnswer, SubmitKind, Tip, TxSeen
+from payagent.chain.quorum_rules import Listing
 from payagent.core.address import encode_address
-from payagent.core.guards import Rules
 from payagent.core.invoice import Invoice, Output
+from payagent.core.merchant_rules import Rules
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.core.policy import Scope, limits_of
-from payagent.store import about, apps, journal, payments, queries
-from payagent.store.approvals import count_awaiting
-from payagent.store.journal import EVERYTHING
-from payagent.store.readers import Readers
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
-from payagent.wallet.coins import Coins
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import about, apps, journal, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.approvals import count_awaiting
+from payagent.store.rows.journal import EVERYTHING
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import Plan, sign
+from payagent.wallet.utxo_index import Coins
 
 NETWORK = NETWORKS["devnet"]
 ACCOUNT = derive(seed_from_words("abandon " * 23 + "art"), NETWORK)

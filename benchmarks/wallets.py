@@ -10,9 +10,9 @@ import random
 from payagent.core.address import Address, encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
-from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import SoftwareSigner
 from payagent.wallet.transaction import Plan, check, select, sign
+from payagent.wallet.utxo_index import Coin, Coins
 
 TOKEN = hashlib.blake2b(b"policy", digest_size=28).hexdigest() + b"TOKEN".hex()
 ASSETS = {"ada": LOVELACE, "token": TOKEN}

@@ -19,34 +19,36 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from payagent import fence
+from payagent import sandbox as fence
 from payagent.agent.agent import Agent
-from payagent.agent.alerts import Alerts
-from payagent.agent.chainview import require_right_clock
-from payagent.agent.configured import filed_terms
-from payagent.agent.links import KEY_BYTES, Links
-from payagent.agent.ports import Ports, SystemClock, SystemRandomness
-from payagent.agent.rereading import Rereading
-from payagent.agent.scan import Recovery
-from payagent.agent.terms import Terms
-from payagent.agent.topup import Topups
-from payagent.agent.watch import Watch
+from payagent.agent.base.chain_view import require_right_clock
+from payagent.agent.base.config import Terms
+from payagent.agent.base.configured import filed_terms
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import Watch
+from payagent.agent.operator.alerts import Alerts
+from payagent.agent.operator.approval_links import KEY_BYTES, Links
+from payagent.agent.operator.config_reload import Rereading
+from payagent.agent.topups.runner import Topups
 from payagent.api.app import create_app
-from payagent.api.doors import Doors, listen_unix
-from payagent.api.server import listen_tcp, make_server
-from payagent.api.tls import server_context
-from payagent.api.turnstile import Rates
+from payagent.api.http.listeners import Doors, listen_unix
+from payagent.api.http.rate_limit import Rates
+from payagent.api.http.server import listen_tcp, make_server
+from payagent.api.http.tls import server_context
 from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.source import Found
+from payagent.chain.provider import Found
 from payagent.core.address import Address
 from payagent.core.network import NETWORKS
-from payagent.core.problem import PROBLEMS, Refused
-from payagent.egress import Egress
+from payagent.core.problems import PROBLEMS, Refused
 from payagent.log import SECRET_LENGTH_MIN, Redactor
-from payagent.merchants.client import MerchantClient
-from payagent.proxy.door import Bounds as ProxyBounds
-from payagent.proxy.door import Door
-from payagent.secretfile import (
+from payagent.outbound.egress import Egress
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.outbound.webhook import Webhook, signing_key
+from payagent.proxy.app import Bounds as ProxyBounds
+from payagent.proxy.app import Door
+from payagent.scheduler import DEVNET_BEATS, NETWORK_BEATS, Sweeps
+from payagent.secret_file import (
     SecretFile,
     make_secret_file,
     read_header_secret,
@@ -54,7 +56,7 @@ from payagent.secretfile import (
     require_private,
     require_unchanged_by_others,
 )
-from payagent.settings.places import (
+from payagent.settings.paths import (
     KEYSTORE_FILE,
     LEDGER_FILE,
     LINKS_KEY_FILE,
@@ -64,18 +66,17 @@ from payagent.settings.places import (
     require_config_out_of_reach,
     written_by_daemon,
 )
-from payagent.settings.tables import Api, Provider, Settings
-from payagent.signer.handle import SignerProcess, unlocked
-from payagent.store import about, records
-from payagent.store.committer import Checkpoint, Ownership
-from payagent.store.lease import lease
-from payagent.store.opening import held_open, opening, require_ledger
-from payagent.store.readers import Readers, make_scratch
-from payagent.store.signer import SIGNER_FILE, SignerFile
-from payagent.store.writer import Writer
-from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
+from payagent.settings.schema import Api, Provider, Settings
+from payagent.signer.client import SignerProcess, unlocked
+from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.lease import lease
+from payagent.store.db.opening import held_open, opening, require_ledger
+from payagent.store.db.readers import Readers, make_scratch
+from payagent.store.db.signer_record import SIGNER_FILE, SignerFile
+from payagent.store.db.writer import Writer
+from payagent.store.rows import about
+from payagent.store.rows import writes as records
 from payagent.wallet.keys import Account
-from payagent.webhook import Webhook, signing_key
 
 log = structlog.get_logger("payagent.daemon")
 

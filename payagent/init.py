@@ -1,8 +1,8 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
 And gives a keystore another passphrase.
 
-May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints
-(the CLI does); overwrites a file; leaves half of its work behind when it fails.
+May import: core, settings, wallet, store, agent.base, api.http. Never: asks a question or prints (the CLI does);
+overwrites a file; leaves half of its work behind when it fails.
 """
 
 import os
@@ -12,26 +12,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from payagent.agent.ports import Ports
-from payagent.api.tokens import hash_token, new_token
+from payagent.agent.base.ports import Ports
+from payagent.api.http.tokens import hash_token, new_token
 from payagent.core.bounds import SCOPES
 from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.settings.loading import load_settings
-from payagent.settings.places import (
-    KEYSTORE_FILE,
-    LEDGER_FILE,
-    TOKEN_FILE,
-    WORDS_FILE,
-    require_config_out_of_reach,
-)
-from payagent.settings.tables import Settings
-from payagent.store import apps
-from payagent.store.lease import lease
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
-from payagent.wallet import creation
+from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, require_config_out_of_reach
+from payagent.settings.schema import Settings
+from payagent.store.db.lease import lease
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
+from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import Header
 
 APP_NAME = "operator"

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from payagent.agent.asks import Ask, Request
-from payagent.agent.prepaid import Buyer
-from payagent.agent.view import retry_headers
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.prepaid import Buyer
+from payagent.agent.base.requests import Ask, Request
 from payagent.core.payment import WITHOUT_PROOF
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Said, make_response
-from payagent.proxy.attend import Rules, attend
-from payagent.proxy.errand import Errand
-from payagent.proxy.intake import Intake, Spool
-from payagent.proxy.reply import Reply
-from payagent.proxy.trip import Trip
-from payagent.store import apps
-from payagent.store.payments import PaymentRow
+from payagent.proxy.client_reply import Reply
+from payagent.proxy.exchange import Trip
+from payagent.proxy.request import Errand
+from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_scope import Rules, attend
+from payagent.store.rows import apps
+from payagent.store.rows.payments import PaymentRow
 from sim.judge import Judge
 from sim.merchants import Answer, SimShop, SimUpstream, UnreachedError
 from sim.process import DeadError, Life

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from payagent.core.payment import State
-from payagent.store.unit import Connection
-from payagent.store.upkeep import UPKEEP_APP
+from payagent.store.db.unit import Connection
+from payagent.store.rows.upkeep import UPKEEP_APP
 from sim.network import DEEP, Net
 from sim.providers import LIES, MISPLACES
 from sim.trace import Story

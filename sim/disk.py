@@ -2,7 +2,7 @@
 
 With `synchronous = FULL` a commit has been synced when it returns; with less it has not, and a death takes it.
 What was written after the last sync may be there in part, or as garbage: SQLite must see that by its checksums.
-May import: the standard library, store.unit, store.signer. Never: lets a process read what another's death took.
+May import: the standard library, store.db. Never: lets a process read what another's death took.
 """
 
 import os
@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from random import Random
 
-from payagent.store.signer import Signed
-from payagent.store.unit import Connection
+from payagent.store.db.signer_record import Signed
+from payagent.store.db.unit import Connection
 
 KEYSTORE = "keystore.json"
 _FULL = 2

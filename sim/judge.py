@@ -16,15 +16,17 @@ from random import Random
 from typing import Protocol
 
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
 from payagent.devnet.ledger import Block, LedgerError, OutRef, Tx, decode_tx
-from payagent.store import books, journal, payments, queries
-from payagent.store.tables import GENESIS
-from payagent.store.unit import Connection
+from payagent.store.audit import books
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.unit import Connection
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import journal, payments
 from sim.network import Net
 from sim.spend_judge import Spend, Spending
 from sim.trace import Story

@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Message
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.ledger import Tx, decode_tx
 from payagent.devnet.merchant import Invoice, Merchant, Terms
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.x402 import Shop
 from payagent.devnet.x402_terms import X402
 from payagent.proxy.headers import Headers
-from payagent.proxy.upstream import Call
+from payagent.proxy.http1 import Call
 from sim.fault_rates import Mix
 from sim.network import Net
 from sim.trace import Story

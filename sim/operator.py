@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from payagent.agent.orders import Approver
-from payagent.agent.pause import pause, unpause
+from payagent.agent.base.orders import Approver
+from payagent.agent.operator.pause import pause, unpause
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments
-from payagent.store.unit import Connection
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection
+from payagent.store.rows import payments
 from sim.fixtures import ADA
 from sim.process import DeadError, Life
 from sim.trace import Story

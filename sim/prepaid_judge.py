@@ -6,8 +6,8 @@ May import: core, store's connection, sim.trace. Never: changes anything; takes 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from payagent.core.prepaid import CALLS
-from payagent.store.unit import Connection
+from payagent.core.prepaid_balance import CALLS
+from payagent.store.db.unit import Connection
 from sim.trace import Story
 
 _COUNTS = """

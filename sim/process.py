@@ -13,20 +13,20 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
-from payagent.agent.ports import InProcess, Ports
-from payagent.agent.scan import Recovery
-from payagent.agent.terms import Terms
-from payagent.agent.topup import Topups
-from payagent.agent.watch import Watch
-from payagent.chain.source import PacedSource
-from payagent.core.problem import Refused
-from payagent.merchants.client import MerchantClient
-from payagent.proxy.clerk import Clerk
-from payagent.store.committer import Committer, Job, Ownership
-from payagent.store.lease import lease
-from payagent.store.readers import Readers
-from payagent.store.signer import Signed
-from payagent.store.unit import Connection, Unit
+from payagent.agent.base.config import Terms
+from payagent.agent.base.ports import InProcess, Ports
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import Watch
+from payagent.agent.topups.runner import Topups
+from payagent.chain.provider import PacedSource
+from payagent.core.problems import Refused
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.proxy.payer import Clerk
+from payagent.store.db.committer import Committer, Job, Ownership
+from payagent.store.db.lease import lease
+from payagent.store.db.readers import Readers
+from payagent.store.db.signer_record import Signed
+from payagent.store.db.unit import Connection, Unit
 from payagent.wallet.keys import Signer
 from sim.disk import Disk
 from sim.fault_rates import Mix
@@ -138,7 +138,7 @@ class InlineWriter:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
-        """As `store.writer.Writer.run`."""
+        """As `store.db.writer.Writer.run`."""
         entry = Job(name, job, Unit(self.committer.conn))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))

@@ -13,8 +13,7 @@ from math import inf
 from random import Random
 from typing import TypeVar
 
-from payagent.chain.classify import RawAnswer, TransportError, classify_submit
-from payagent.chain.source import (
+from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
     ChainUtxo,
@@ -31,6 +30,7 @@ from payagent.chain.source import (
     TxSeen,
     Unknown,
 )
+from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.devnet.blockfrost_shapes import error, refusal_message

@@ -10,8 +10,8 @@ from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepa
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.devnet.ledger import Tx
-from payagent.store import about
-from payagent.store.unit import Connection
+from payagent.store.db.unit import Connection
+from payagent.store.rows import about
 from sim.trace import Story
 
 Lines = dict[tuple[str, str], int]

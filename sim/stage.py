@@ -13,9 +13,10 @@ from pathlib import Path
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from payagent.store import apps, records
-from payagent.store.committer import Committer, Job
-from payagent.store.unit import Unit
+from payagent.store.db.committer import Committer, Job
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps
+from payagent.store.rows import writes as records
 from sim.fixtures import NETWORK, START_MS, account
 from sim.process import Life
 from sim.trace import Story

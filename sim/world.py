@@ -12,28 +12,29 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from payagent.agent.foreign import thaw
-from payagent.agent.rows import LOOKED_FOR
-from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
-from payagent.agent.topup_orders import Wish
-from payagent.audit.signed import Owner
-from payagent.chain.quota import BLOCKFROST_RATE
-from payagent.chain.source import PacedSource
+from payagent.agent.base.config import MerchantTerms, Terms, TopupRequest
+from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR
+from payagent.agent.topups.orders import Wish
+from payagent.audit.signed_bytes import Owner
+from payagent.chain.circuit_breaker import BLOCKFROST_RATE
+from payagent.chain.provider import PacedSource
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.ledger import Block
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.merchant import role_address
 from payagent.devnet.merchant_api import TOP_UP
 from payagent.devnet.x402_terms import X402
-from payagent.merchants.client import MerchantClient
-from payagent.store import events, payments, queries
-from payagent.store.lease import lease
-from payagent.store.unit import Connection
-from payagent.wallet.coins import Coin, Coins
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.lease import lease
+from payagent.store.db.unit import Connection
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import events, payments
 from payagent.wallet.transaction import sign, sweep
+from payagent.wallet.utxo_index import Coin, Coins
 from sim.clients import PARTNER, BuyerTask, Want
 from sim.coverage import Census
 from sim.disk import Disk

@@ -18,13 +18,13 @@ from canaries import plant
 from http_kit import NO_TLS
 
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Ask, Request
-from payagent.agent.desk import Desk
-from payagent.agent.ports import InProcess, Ports, SystemClock, SystemRandomness
-from payagent.agent.scan import Recovery
-from payagent.agent.terms import MerchantTerms, Terms
-from payagent.agent.topup import Topups
-from payagent.agent.watch import Watch
+from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness
+from payagent.agent.base.requests import Ask, Request
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import Watch
+from payagent.agent.context import Desk
+from payagent.agent.topups.runner import Topups
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
@@ -33,13 +33,13 @@ from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
-from payagent.merchants.client import MerchantClient
-from payagent.store import apps, events, journal
-from payagent.store.committer import Checkpoint, Ownership
-from payagent.store.payments import PaymentRow
-from payagent.store.readers import Readers
-from payagent.store.signer import SignerRecord
-from payagent.store.writer import Writer
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.readers import Readers
+from payagent.store.db.signer_record import SignerRecord
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps, events, journal
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")

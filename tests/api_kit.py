@@ -14,15 +14,15 @@ from agent_kit import Run, World
 from canaries import plant
 from http_kit import NO_TLS
 
-from payagent.agent.links import Links
-from payagent.agent.ports import SystemRandomness
+from payagent.agent.base.ports import SystemRandomness
+from payagent.agent.operator.approval_links import Links
 from payagent.api.app import create_app
-from payagent.api.calls import BODY_S
-from payagent.api.server import make_server
-from payagent.api.tokens import hash_token, new_token
-from payagent.egress import Egress
-from payagent.proxy.door import Bounds, Door
-from payagent.store import apps
+from payagent.api.http.server import make_server
+from payagent.api.http.tokens import hash_token, new_token
+from payagent.api.routes.params import BODY_S
+from payagent.outbound.egress import Egress
+from payagent.proxy.app import Bounds, Door
+from payagent.store.rows import apps
 
 SCOPES = {
     "first": ("approve", "operate", "pay", "read"),

@@ -1,6 +1,6 @@
 """agent: reload, decide, do one step. The only room that pays: it brings wallet, chain and store together.
 
-May import: core, dialects, settings, wallet, chain, merchants, webhook, store. Never: the API, the CLI, a
+May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook, store. Never: the API, the CLI, a
 scheduler, the devnet; a clock, randomness or a process exit but through `ports`; a byte of a signed transaction to
 anyone before its attempt is durable.
 

@@ -3,7 +3,7 @@
 Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
 or sends (C4). `Carrying.resume` is the same path from wherever a crash left it.
 
-May import: core, chain.source, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
+May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from dataclasses import replace
 
 import structlog
 
-from payagent.agent.admission import require_same
-from payagent.agent.asks import Ask, Quote
-from payagent.agent.carrying import Carrying
-from payagent.agent.decisions import Decisions
-from payagent.agent.deliveries import Deliveries
-from payagent.agent.desk import Desk
-from payagent.agent.orders import Purchase
-from payagent.agent.ports import Ports, Signatures, Writes
-from payagent.agent.prepaid_calls import PrepaidCalls
-from payagent.agent.reception import Reception
-from payagent.agent.rulebook import as_told
-from payagent.agent.sending import Sending
-from payagent.agent.signing import Signing
-from payagent.agent.stock import Stock
-from payagent.agent.terms import Terms
-from payagent.agent.transfers import Transfers
-from payagent.chain.source import PacedSource
+from payagent.agent.base.config import Terms
+from payagent.agent.base.orders import Purchase
+from payagent.agent.base.ports import Ports, Signatures, Writes
+from payagent.agent.base.requests import Ask, Quote
+from payagent.agent.commits.admission import require_same
+from payagent.agent.commits.rules import as_told
+from payagent.agent.context import Desk
+from payagent.agent.payments.decisions import Decisions
+from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.intake import Reception
+from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.payments.prepaid_calls import PrepaidCalls
+from payagent.agent.payments.sign import Signing
+from payagent.agent.payments.submit import Sending
+from payagent.agent.utxos.pool import Stock
+from payagent.agent.utxos.transfers import Transfers
+from payagent.chain.provider import PacedSource
 from payagent.core.money import format_amount
-from payagent.core.problem import Refused
-from payagent.store import intents, payments
-from payagent.store.payments import PaymentRow
-from payagent.store.readers import Readers
-from payagent.store.unit import Unit
+from payagent.core.problems import Refused
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Unit
+from payagent.store.rows import intents, payments
+from payagent.store.rows.payments import PaymentRow
 
 log = structlog.get_logger("payagent.agent")
 

@@ -1,6 +1,6 @@
 """api: the daemon's HTTP face, for apps, operators and auditors.
 
-May import: core, dialects, secretfile, agent, audit, store, what chain has to read (for a reconciliation alone),
+May import: core, dialects, secret_file, agent, audit, store, what chain has to read (for a reconciliation alone),
 FastAPI, uvicorn, h11. Never: the wallet or the devnet; submits; decides about a payment; lets a secret, or an
 error that is not of the problem table, into an answer.
 

@@ -17,12 +17,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from payagent.agent.agent import Agent
-from payagent.agent.links import Links
-from payagent.agent.topup import Topups
-from payagent.api import (
+from payagent.agent.operator.approval_links import Links
+from payagent.agent.topups.runner import Topups
+from payagent.api.http.fast_path import Express, answering
+from payagent.api.http.middleware import Guard
+from payagent.api.http.problems import JsonResponse, problem_response
+from payagent.api.http.rate_limit import Rates, Turnstile
+from payagent.api.models.openapi import add_schemas
+from payagent.api.routes import approval_pages as decide
+from payagent.api.routes import (
     approvals,
     apps,
-    decide,
     events,
     ledger,
     limits,
@@ -34,15 +39,10 @@ from payagent.api import (
     topups,
     wallet,
 )
-from payagent.api.calls import BODY_S
-from payagent.api.express import Express, answering
-from payagent.api.guard import Guard
-from payagent.api.health import Check, find, health_router
-from payagent.api.metrics import metrics_router
-from payagent.api.problems import JsonResponse, problem_response
-from payagent.api.schemas.describe import add_schemas
-from payagent.api.turnstile import Rates, Turnstile
-from payagent.core.problem import Refused
+from payagent.api.routes.health import Check, find, health_router
+from payagent.api.routes.metrics import metrics_router
+from payagent.api.routes.params import BODY_S
+from payagent.core.problems import Refused
 
 ROOMS = (
     payments, approvals, decide, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,

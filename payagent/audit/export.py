@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Literal
 
-from payagent.audit import plaintext
+from payagent.audit import plain_text_accounting as plaintext
 from payagent.audit.statement import Balance, Statement
 from payagent.core.money import LOVELACE, format_units
-from payagent.core.times import iso_time
+from payagent.core.timestamps import iso_time
 
 Format = Literal["csv", "jsonl", "beancount", "hledger"]
 CHUNK_CHARS = 65_536

@@ -1,12 +1,12 @@
 """What an audit tells: a finding, how far it is, and where the chain of seals ends.
 
-May import: the standard library, core.problem. Never: I/O.
+May import: the standard library, core.problems. Never: I/O.
 """
 
 import re
 from dataclasses import dataclass
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 

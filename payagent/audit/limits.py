@@ -7,11 +7,12 @@ decides whether a limit was kept (what was in force at a time, the events tell).
 import json
 from collections.abc import Iterator
 
+from payagent.audit.checked_rows import UNREADABLE
 from payagent.audit.finding import Finding
-from payagent.audit.guarded import UNREADABLE
 from payagent.core.policy import Limit, Scope, Window
-from payagent.store import counted, spending
-from payagent.store.unit import Connection
+from payagent.store.audit import recount as counted
+from payagent.store.db.unit import Connection
+from payagent.store.rows import limit_counters as spending
 
 
 def check_limits(conn: Connection) -> Iterator[Finding]:

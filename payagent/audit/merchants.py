@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from payagent.audit.checked_rows import UNREADABLE
 from payagent.audit.finding import Finding
-from payagent.audit.guarded import UNREADABLE
-from payagent.store import books, merchants
-from payagent.store.unit import Connection
+from payagent.store.audit import books
+from payagent.store.db.unit import Connection
+from payagent.store.rows import merchants
 
 Key = tuple[object, ...]
 Rows = dict[Key, Any]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner, Reading, foreign_value, misread, read
+from payagent.audit.signed_bytes import Owner, Reading, foreign_value, misread, read
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
@@ -29,7 +29,7 @@ from payagent.core.payment import (
     State,
     deliver,
 )
-from payagent.store.cases import STANDING, Case, EventRow
+from payagent.store.audit.payment_records import STANDING, Case, EventRow
 
 _read = json.JSONDecoder().raw_decode
 _EVENTS = {str(event): event for event in Event}

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from payagent.audit.finding import Finding, Progress
 from payagent.core import ledger
 from payagent.core.ledger import prepaid_account
-from payagent.core.prepaid import Balance, Cost, buy, take_back, use
-from payagent.store import books, journal, prepaid
-from payagent.store.books import MoveRow
-from payagent.store.unit import Connection
+from payagent.core.prepaid_balance import Balance, Cost, buy, take_back, use
+from payagent.store.audit import books
+from payagent.store.audit.books import MoveRow
+from payagent.store.db.unit import Connection
+from payagent.store.rows import journal, prepaid
 
 Balances = dict[tuple[int, str], Balance]
 

@@ -17,11 +17,11 @@ from typing import Any, get_args
 from payagent.audit.finding import Finding
 from payagent.audit.payments import check_record
 from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units, told_invoices
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice, SplitMode
-from payagent.core.problem import Refused
-from payagent.core.times import iso_time
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
 from payagent.dialects import (
     Call,
     Reading,
@@ -32,8 +32,8 @@ from payagent.dialects import (
     proof_headers,
     read_offers,
 )
-from payagent.store.events import event_hash
-from payagent.store.upkeep import UPKEEP_APP
+from payagent.store.rows.events import event_hash
+from payagent.store.rows.upkeep import UPKEEP_APP
 
 DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
 """Events that tell why there is a payment, or none."""

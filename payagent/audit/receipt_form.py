@@ -1,23 +1,24 @@
 """A receipt's file into values, and into the rows that it was made of.
 
 Every key must be there and no other, each value of its type and within bounds.
-May import: core, store's rows, audit.finding, audit.signed. Never: I/O; judges what a well-formed receipt says.
+May import: core, store's rows, audit.finding, audit.signed_bytes. Never: I/O; judges what a well-formed receipt
+says.
 """
 
 from collections.abc import Callable
 from typing import Any, get_args
 
 from payagent.audit.finding import parse_head
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.core.times import LAST_MS
-from payagent.store.cases import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
-from payagent.store.journal import EntryRow
-from payagent.store.payments import OutputRow
+from payagent.core.problems import Refused
+from payagent.core.timestamps import LAST_MS
+from payagent.store.audit.payment_records import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
+from payagent.store.rows.journal import EntryRow
+from payagent.store.rows.payments import OutputRow
 
 FORMAT = "payagent-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024

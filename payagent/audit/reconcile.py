@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from payagent.audit.finding import Progress
-from payagent.chain.history import History
-from payagent.chain.source import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
+from payagent.chain.address_history import History
+from payagent.chain.provider import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, State
-from payagent.store import onchain
-from payagent.store.onchain import Claim, OwnTx, clean
-from payagent.store.unit import Connection
+from payagent.store.db.unit import Connection
+from payagent.store.rows import onchain
+from payagent.store.rows.onchain import Claim, OwnTx, clean
 
 TOLD_EVERY = 100
 _ENDED = POSTED | ENDED_WITHOUT_PAYING

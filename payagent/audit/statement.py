@@ -6,9 +6,9 @@ May import: core, store, audit. Never: holds more than one entry in memory; know
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from payagent.store import journal
-from payagent.store.journal import EntryRow, Selection
-from payagent.store.unit import Connection
+from payagent.store.db.unit import Connection
+from payagent.store.rows import journal
+from payagent.store.rows.journal import EntryRow, Selection
 
 Balance = tuple[str, str, int]
 

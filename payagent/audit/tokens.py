@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from payagent.audit.finding import Finding
-from payagent.store import books
-from payagent.store.unit import Connection
+from payagent.store.audit import books
+from payagent.store.db.unit import Connection
 
 
 def check_tokens(conn: Connection) -> Iterator[Finding]:

@@ -6,21 +6,22 @@ only the chain can tell (a deposit and its coin that were changed alike).
 
 from collections.abc import Iterator
 
+from payagent.audit.checked_rows import to_the_end
 from payagent.audit.finding import Finding, Head, Progress
-from payagent.audit.guarded import to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
+from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
-from payagent.audit.sealed import TOLD_EVERY, check_seals
-from payagent.audit.shares import shared_out
-from payagent.audit.signed import Owner
+from payagent.audit.seals import TOLD_EVERY, check_seals
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
-from payagent.store import books, journal
-from payagent.store.journal import EntryRow
-from payagent.store.schema import changed_views, lacking_migrations, missing_guards
-from payagent.store.unit import Connection
+from payagent.store.audit import books
+from payagent.store.db.schema import changed_views, lacking_migrations, missing_guards
+from payagent.store.db.unit import Connection
+from payagent.store.rows import journal
+from payagent.store.rows.journal import EntryRow
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from payagent.core import strict_json
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 VERSION = 1
 MANIFEST, KEYSTORE, LEDGER = "manifest.json", "keystore.json", "ledger.db"

@@ -4,8 +4,8 @@ What was signed after the backup is unknown to its ledger. That it was put back,
 ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out. Where
 nobody could be asked, nobody bears out our clock: that time begins when the agent finds the clock to be right.
 
-May import: core, secretfile, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
-api.tokens, init, the rest of backup. Never: starts anything.
+May import: core, secret_file, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
+api.http, init, the rest of backup. Never: starts anything.
 """
 
 import json
@@ -13,19 +13,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from payagent.agent.chainview import QUIET_MS
-from payagent.agent.ports import Ports
-from payagent.agent.scan import note_behind
-from payagent.api.tokens import hash_token, new_token
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.ports import Ports
+from payagent.agent.chain_sync.recovery import note_behind
+from payagent.api.http.tokens import hash_token, new_token
 from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER, Manifest, invalid, unpack
-from payagent.backup.chain import Differences, ask, compare
-from payagent.backup.checking import Tell, checked
-from payagent.backup.places import put, workshop, writing
-from payagent.chain.source import ChainUtxo
+from payagent.backup.compare_chain import Differences, ask, compare
+from payagent.backup.staging import put, workshop, writing
+from payagent.backup.verify import Tell, checked
+from payagent.chain.provider import ChainUtxo
 from payagent.core.bounds import SCOPES
-from payagent.core.problem import Refused
-from payagent.core.times import iso_time
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
 from payagent.init import (
     APP_NAME,
     make_private_folder,
@@ -33,14 +33,15 @@ from payagent.init import (
     undone_on_failure,
     write_new,
 )
-from payagent.secretfile import read_secret_file, sync_folder
-from payagent.settings.places import TOKEN_FILE
-from payagent.settings.tables import Settings
-from payagent.store import apps, records
-from payagent.store.copy import Contents
-from payagent.store.opening import DatabaseError, bring_up_to_date, open_read_only
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
+from payagent.secret_file import read_secret_file, sync_folder
+from payagent.settings.paths import TOKEN_FILE
+from payagent.settings.schema import Settings
+from payagent.store.audit.copy import Contents
+from payagent.store.db.opening import DatabaseError, bring_up_to_date, open_read_only
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
+from payagent.store.rows import writes as records
 from payagent.wallet.keystore import Header
 
 

@@ -9,8 +9,8 @@ in plain text into a number. Its request functions name `requests` as a global o
 that is needed is bound once, per instance, to our own transport in that place (`_bound`). Nothing in the
 library is patched, and other users of it in this process notice nothing.
 
-May import: core, chain.answers, .classify, .pages, .source, .transport. Never: raises for what a provider did;
-shows the project id.
+May import: core, chain.blockfrost_parse, chain.submit_answers, chain.address_pages, chain.provider,
+chain.blockfrost_http. Never: raises for what a provider did; shows the project id.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from blockfrost import BlockFrostApi
 
-from payagent.chain.answers import (
+from payagent.chain.address_pages import Pages
+from payagent.chain.blockfrost_http import Body, Transport
+from payagent.chain.blockfrost_parse import (
     HASH,
     PAGE_ROWS,
     parse_address_txs,
@@ -39,15 +41,7 @@ from payagent.chain.answers import (
     refs,
     understood,
 )
-from payagent.chain.classify import (
-    ANSWER_MAX_BYTES,
-    SHORT_MAX_BYTES,
-    RawAnswer,
-    TransportError,
-    classify_submit,
-)
-from payagent.chain.pages import Pages
-from payagent.chain.source import (
+from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
     ChainUtxo,
@@ -65,9 +59,15 @@ from payagent.chain.source import (
     Why,
     at_once,
 )
-from payagent.chain.transport import Body, Transport
+from payagent.chain.submit_answers import (
+    ANSWER_MAX_BYTES,
+    SHORT_MAX_BYTES,
+    RawAnswer,
+    TransportError,
+    classify_submit,
+)
 from payagent.core.money import MAX_LOVELACE, parse_count
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 T = TypeVar("T")
 

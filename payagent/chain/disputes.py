@@ -1,15 +1,16 @@
 """What providers disagree about, how long they have, and which of them is found to lie.
 
-May import: chain.agree, .guard, .member, .source. Never: says what is true; books anything.
+May import: chain.quorum_rules, chain.throttled_provider, chain.provider_state, chain.provider. Never: says what is
+true; books anything.
 """
 
 import asyncio
 from collections.abc import Sequence
 
-from payagent.chain.agree import PATIENCE_MS, Said, Silence, is_lasting, missed
-from payagent.chain.guard import Clock
-from payagent.chain.member import TWO_HEIGHTS, Member
-from payagent.chain.source import Read, TxSeen
+from payagent.chain.provider import Read, TxSeen
+from payagent.chain.provider_state import TWO_HEIGHTS, Member
+from payagent.chain.quorum_rules import PATIENCE_MS, Said, Silence, is_lasting, missed
+from payagent.chain.throttled_provider import Clock
 
 SEARCH_PATIENCE_S = 60.0
 """How long a provider may take over what else it says of a transaction that is disputed."""

@@ -24,7 +24,7 @@ from payagent.cli.terminal import (
     describe,
     standard_terminal,
 )
-from payagent.core.problem import PROBLEMS, Refused
+from payagent.core.problems import PROBLEMS, Refused
 
 USAGE, INTERRUPTED, READER_GONE = 2, 130, 141
 COMPLETE = "_PAYAGENT_COMPLETE"  # click's: a shell asks what may come next
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
     """What click's own `main` does, which would make an exit with 1 of a reader that went away."""
-    from payagent.cli.commands import payagent
+    from payagent.cli.main import payagent
 
     if os.environ.get(COMPLETE):
         payagent.main(prog_name="payagent")  # it answers the shell and exits

@@ -1,6 +1,6 @@
 """`payagent backup` and `payagent restore`: ledger and keystore in one file, and back again.
 
-May import: click, core, cli; payagent.backup, settings and agent.ports inside functions. Never: asks for a
+May import: click, core, cli; payagent.backup, settings and agent.base inside functions. Never: asks for a
 passphrase.
 """
 
@@ -14,11 +14,11 @@ import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal, show_amount
 from payagent.cli.terminal import Json, Terminal
-from payagent.core.times import iso_time
+from payagent.core.timestamps import iso_time
 
 if TYPE_CHECKING:
     from payagent.backup.archive import Manifest
-    from payagent.backup.chain import Coins, Differences
+    from payagent.backup.compare_chain import Coins, Differences
     from payagent.backup.restore import Restored
 
 _FILE = click.Path(path_type=Path)
@@ -35,7 +35,7 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     The daemon may run and pay meanwhile. The books are checked, as `payagent ledger verify` does. The keystore in
     FILE is encrypted; its passphrase, the config file and operator.token are not in FILE: keep them elsewhere.
     """
-    from payagent.backup.take import back_up
+    from payagent.backup.create import back_up
     from payagent.settings.loading import load_settings
 
     settings = load_settings(config, os.environ)
@@ -62,7 +62,7 @@ def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
     """
     import asyncio
 
-    from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+    from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.backup.restore import restore as put_back
     from payagent.settings.loading import load_settings
 

@@ -12,11 +12,11 @@ import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.terminal import Json, Terminal
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
-    from payagent.doctor.finding import Finding
-    from payagent.settings.tables import Settings
+    from payagent.doctor.check_result import Finding
+    from payagent.settings.schema import Settings
 
 
 @click.command(epilog=example("payagent doctor --json"))
@@ -44,11 +44,11 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
 def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[Finding]":
     import asyncio
 
-    from payagent.cli.link import Link
+    from payagent.cli.daemon_client import Link
+    from payagent.doctor.advice import look_at_choices
     from payagent.doctor.chain import look_at_chain
-    from payagent.doctor.choices import look_at_choices
+    from payagent.doctor.check_result import finding
     from payagent.doctor.files import look_at_files
-    from payagent.doctor.finding import finding
 
     def daemon() -> str:
         with Link(settings, None) as link:

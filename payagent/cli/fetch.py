@@ -32,14 +32,14 @@ from payagent.cli.pay import (
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 
 if TYPE_CHECKING:
     import httpx
 
-    from payagent.cli.link import Link
-    from payagent.client.steps import Ask, Reply
+    from payagent.cli.daemon_client import Link
+    from payagent.client.effects import Ask, Reply
 
 NOT_SERVED = 4
 _AGAIN = frozenset((408, 425, 429, *range(500, 600)))
@@ -179,7 +179,7 @@ class _Watcher:
 
     def ask(self, ask: "Ask") -> "Reply":
         from payagent.client import PayAgentError
-        from payagent.client.steps import Reply
+        from payagent.client.effects import Reply
 
         wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
         try:
@@ -253,7 +253,7 @@ class _Fetcher:
         import httpx
 
         from payagent.client import PayAgentError, PayAgentTransport
-        from payagent.client.purchase import CALL_MARK, QUOTE_MARK
+        from payagent.client.pay_and_retry import CALL_MARK, QUOTE_MARK
 
         proxy = self.link.settings.proxy
         watcher = _Watcher(self.link, self.terminal.stderr.isatty())
@@ -282,7 +282,7 @@ class _Fetcher:
 
     def _give(self, answer: "httpx.Response") -> int:
         """The body as it comes; then, on stderr, what was paid and what no success means."""
-        from payagent.client.purchase import REFUSAL_MARK
+        from payagent.client.pay_and_retry import REFUSAL_MARK
 
         self._write(answer)
         if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:

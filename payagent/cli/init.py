@@ -1,6 +1,6 @@
 """`payagent init`: gathers what a first start needs, from flags or by asking, and shows the outcome once.
 
-May import: click, core, cli; payagent.init, secretfile and agent.ports inside functions. Never: shows the
+May import: click, core, cli; payagent.init, secret_file and agent.base inside functions. Never: shows the
 passphrase; shows words anywhere but on a terminal.
 """
 
@@ -13,7 +13,7 @@ import click
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
     from payagent.init import Made
@@ -83,7 +83,7 @@ def init(
     a 0600 file in the data dir, which is named on stderr: move it off this machine. The token may do everything;
     it is kept in operator.token in the data dir, where this command line finds it. Nothing is overwritten.
     """
-    from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+    from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
 
     named = _pairs(merchants, "--merchant")
@@ -172,8 +172,8 @@ def _default_config() -> Path:
 
 
 def _read_passphrase(terminal: Terminal, path: Path, *, private: bool) -> str:
-    """That of new words on the devnet may be open to others, as the daemon takes it too (settings.places)."""
-    from payagent.secretfile import read_secret_file
+    """That of new words on the devnet may be open to others, as the daemon takes it too (settings.paths)."""
+    from payagent.secret_file import read_secret_file
 
     passphrase = read_secret_file(path, private=private)
     if path.stat().st_mode & 0o077:

@@ -1,6 +1,7 @@
 """Options and helpers that the commands share.
 
-May import: click, core, cli.terminal, cli.link; settings and payagent.init in functions. Never: knows a command.
+May import: click, core, cli.terminal, cli.daemon_client; settings and payagent.init in functions. Never: knows a
+command.
 """
 
 import os
@@ -15,10 +16,10 @@ import click
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE, format_ada
-from payagent.core.problem import EXIT_INVOICE, Refused
+from payagent.core.problems import EXIT_INVOICE, Refused
 
 if TYPE_CHECKING:
-    from payagent.cli.link import Link
+    from payagent.cli.daemon_client import Link
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -87,7 +88,7 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def _link(config: Path | None, token_file: Path | None) -> "Link":
-    from payagent.cli.link import Link
+    from payagent.cli.daemon_client import Link
     from payagent.settings.loading import load_settings
 
     return Link(load_settings(config, os.environ), token_file)

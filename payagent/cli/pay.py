@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import Connect, example, show_amount, show_asset, show_units, talks_to_daemon, typed
-from payagent.cli.saved import FILE_BYTES_MAX, read_saved
+from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_units
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
-from payagent.core.prepaid import CALLS
-from payagent.core.problem import Refused
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
-    from payagent.cli.link import Link
+    from payagent.cli.daemon_client import Link
 
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
@@ -237,7 +237,7 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
 
 def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:
     """Until it is ready, or has ended, or a person must decide, or nobody can see the chain."""
-    from payagent.cli.link import WAIT_S
+    from payagent.cli.daemon_client import WAIT_S
 
     goes_on = f"The payment goes on: `payagent payments show {payment['id']}`."
     started_s = seen_s = time.monotonic()

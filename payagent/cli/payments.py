@@ -21,7 +21,7 @@ from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.payment import STATES_IN_WORDS, State
-from payagent.core.times import iso_time
+from payagent.core.timestamps import iso_time
 
 DELIVERIES_IN_WORDS = {
     "not_presented": "the retry was not reported yet",

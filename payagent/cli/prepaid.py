@@ -22,10 +22,10 @@ from payagent.cli.options import (
 from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
-from payagent.core.prepaid import CALLS
+from payagent.core.prepaid_balance import CALLS
 
 if TYPE_CHECKING:
-    from payagent.cli.link import Link
+    from payagent.cli.daemon_client import Link
 
 BODY_BYTES_MAX = 128 * 1024
 QUIET_S = 5

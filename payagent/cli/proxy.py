@@ -1,6 +1,6 @@
 """`payagent proxy`: a port that is a merchant's origin, for a client that wants a bare one.
 
-May import: click, core, cli; payagent.proxy, api.server, log, secretfile and settings inside a function. Never:
+May import: click, core, cli; payagent.proxy, api.http, log, secret_file and settings inside a function. Never:
 pays; the daemon does.
 """
 
@@ -15,7 +15,7 @@ import click
 from payagent.cli.options import config_option, example, output_options, pass_terminal, token_file_option
 from payagent.cli.terminal import Terminal
 from payagent.core.origin import parse_origin
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 
 @click.command(epilog=example("payagent proxy --to https://api.example.com --listen 127.0.0.1:9000"))
@@ -37,14 +37,14 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     Its calls go through the daemon, which pays what the limits allow. A client needs no token here, so that every
     program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
     """
-    from payagent.api.server import listen_tcp
-    from payagent.cli.link import Link
+    from payagent.api.http.server import listen_tcp
+    from payagent.cli.daemon_client import Link
     from payagent.log import Redactor, configure_logging
-    from payagent.proxy.bare import Bare, serve_bare
-    from payagent.secretfile import read_header_secret
-    from payagent.settings.fields import require_loopback
+    from payagent.proxy.single_merchant import Bare, serve_bare
+    from payagent.secret_file import read_header_secret
+    from payagent.settings.field_types import require_loopback
     from payagent.settings.loading import load_settings
-    from payagent.settings.places import TOKEN_FILE
+    from payagent.settings.paths import TOKEN_FILE
 
     require_loopback(listen, "--listen")
     settings = load_settings(config, os.environ)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from payagent.cli.commands import payagent
+from payagent.cli.main import payagent
 
 WIDTH = 100
 HEAD = """\

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from payagent.core.problem import PROBLEMS, Refused
+from payagent.core.problems import PROBLEMS, Refused
 
 Json = dict[str, object]
 Columns = Sequence[str]

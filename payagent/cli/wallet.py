@@ -1,6 +1,6 @@
 """`payagent wallet`: what is there, where to send money, the transfers that an operator may order, the passphrase.
 
-May import: click, core, cli; payagent.init, secretfile and settings inside functions. Never: builds a transaction
+May import: click, core, cli; payagent.init, secret_file and settings inside functions. Never: builds a transaction
 (the daemon does); shows a passphrase.
 """
 
@@ -26,7 +26,7 @@ from payagent.cli.pay import in_words
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
-from payagent.core.problem import Refused, own_order
+from payagent.core.problems import Refused, own_order
 
 key_option = click.option(
     "--key", metavar="TEXT", help="Names the order: given again, it is the same transfer, and none is made anew."
@@ -193,9 +193,9 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
     has one, and knows it, has the wallet. The old one comes from where the daemon takes it.
     """
     from payagent.init import change_passphrase
-    from payagent.secretfile import read_secret_file
+    from payagent.secret_file import read_secret_file
     from payagent.settings.loading import load_settings
-    from payagent.settings.places import KEYSTORE_FILE, passphrase_file
+    from payagent.settings.paths import KEYSTORE_FILE, passphrase_file
 
     settings = load_settings(config, os.environ)
     if new_passphrase_file is None and not terminal.can_ask:

@@ -9,7 +9,7 @@ sent or read twice, `daemon` is the way there, and `scheme` plugs into the offic
 """
 
 from payagent.client.errors import PayAgentError
-from payagent.client.scheme import ExactCardanoScheme
 from payagent.client.transport import AsyncPayAgentTransport, PayAgentTransport
+from payagent.client.x402_scheme import ExactCardanoScheme
 
 __all__ = ["AsyncPayAgentTransport", "ExactCardanoScheme", "PayAgentError", "PayAgentTransport"]

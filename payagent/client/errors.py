@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from payagent.core.problem import PROBLEMS
+from payagent.core.problems import PROBLEMS
 
 
 class PayAgentError(httpx.RequestError):

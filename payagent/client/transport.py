@@ -14,13 +14,13 @@ from typing import Any, Protocol, cast
 
 import httpx
 
-from payagent.client.answers import ANSWER_MAX_BYTES
-from payagent.client.bodies import AsyncWatched, Watched, aread_up_to, read_up_to
-from payagent.client.daemon import DEFAULT, AsyncDaemon, Daemon, Place
+from payagent.client.daemon_client import DEFAULT, AsyncDaemon, Daemon, Place
+from payagent.client.effects import Ask, Bought, Keep, Pause, Peek, Reply, Send, Step
 from payagent.client.errors import PayAgentError
-from payagent.client.purchase import Purchases
-from payagent.client.showing import delivery_path
-from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Step
+from payagent.client.merchant_answers import ANSWER_MAX_BYTES
+from payagent.client.pay_and_retry import Purchases
+from payagent.client.present_proof import delivery_path
+from payagent.client.streams import AsyncWatched, Watched, aread_up_to, read_up_to
 
 PATIENCE_S = 900.0
 SPOOL_BYTES = 64 * 1024 * 1024

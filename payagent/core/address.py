@@ -1,7 +1,7 @@
 """A strict CIP-19 address decoder: what is not a key address of our network is refused, each way by its code.
 
 Only types 0 (key payment, key stake) and 6 (key payment) can be paid: whoever holds the key can spend.
-May import: the standard library, core.network, core.problem. Never: accepts on a guess; the text must be
+May import: the standard library, core.network, core.problems. Never: accepts on a guess; the text must be
 the one canonical spelling of its bytes.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from payagent.core.network import Network
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 _CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _VALUE = {char: index for index, char in enumerate(_CHARSET)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from payagent.core.address import Address
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 OUTPUTS_MAX = 16
 

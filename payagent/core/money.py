@@ -1,11 +1,11 @@
 """Money: whole units of an asset, and the one way in which foreign text becomes a number.
 
-May import: the standard library, core.problem. Never: floats, locale, rounding.
+May import: the standard library, core.problems. Never: floats, locale, rounding.
 """
 
 import re
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 LOVELACE = "lovelace"
 LOVELACE_PER_ADA = 1_000_000

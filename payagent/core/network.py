@@ -1,12 +1,12 @@
 """Networks: their names on the wire, what an address and a transaction say of them, slots and time.
 
-May import: the standard library, core.problem. Never: asks a provider (a devnet's clock comes in as a value).
+May import: the standard library, core.problems. Never: asks a provider (a devnet's clock comes in as a value).
 Sources: CIP-34 and the T Backend and x402 documents for names; genesis files for slots.
 """
 
 from dataclasses import dataclass
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ Everything that changes a state is a row here; the agent executes what the rows 
 Money and delivery are two machines: a delivery problem presents the same proof again and never makes a
 payment (rule 6). Depths count the block that holds the transaction as 1.
 
-May import: the standard library, core.problem. Never: knows who drives it (an app, a sweep or a simulator).
+May import: the standard library, core.problems. Never: knows who drives it (an app, a sweep or a simulator).
 """
 
 from enum import StrEnum
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 
 class State(StrEnum):

@@ -5,9 +5,10 @@ payment, in a rolling window, or ever. What counts is what the wallet loses: out
 along with a token, each asset by itself. All limits that concern a payment hold; the tightest is named.
 
 Windows roll over spans: what was spent in a span counts until all of the span is older than the window, so that a
-window is never shorter than it says, and longer by one span at most. The clock is the chain's (store.spending).
-The agent asks inside the write transaction that places the hold, so that no race gets around a limit (rule 7).
-May import: the standard library, core.money, core.problem, core.times. Never: reads a clock or a database.
+window is never shorter than it says, and longer by one span at most. The clock is the chain's
+(store.rows.limit_counters). The agent asks inside the write transaction that places the hold, so that no race gets
+around a limit (rule 7).
+May import: the standard library, core.money, core.problems, core.timestamps. Never: reads a clock or a database.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.problem import Refused
-from payagent.core.times import iso_time
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
 
 ANY = ""
 """In a scope: whichever app, or whichever merchant."""

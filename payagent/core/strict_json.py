@@ -1,6 +1,6 @@
 """Strict JSON: the one way in which foreign JSON text becomes values.
 
-May import: the standard library, core.problem. Never: takes the last of two equal keys, makes a float,
+May import: the standard library, core.problems. Never: takes the last of two equal keys, makes a float,
 or lets a text through that two readers could read differently.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 MAX_BYTES = 65_536
 MAX_DEPTH = 16

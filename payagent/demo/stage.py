@@ -1,6 +1,6 @@
 """The demo's stage: a devnet, the daemon as a child process, and a client of both, over real HTTP.
 
-May import: devnet, init, agent.ports, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
+May import: devnet, init, agent.base, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
 a file behind.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.devnet.server import DevnetThread
 from payagent.init import Choices, Made, initialise
 

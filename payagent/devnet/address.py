@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from payagent.devnet.cbor import MalformedError, Reader
-from payagent.devnet.model import UNSUPPORTED, LedgerError
+from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError
 
 MAINNET = 1
 _BASE_LENGTH = 57

@@ -19,10 +19,10 @@ from starlette.routing import Mount, Route
 from payagent.core.address import parse_address
 from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
-from payagent.devnet.answers import spoil
 from payagent.devnet.faults import NOW, BadFault, Fault, read_fault
+from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import Block, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
 

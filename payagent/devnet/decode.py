@@ -14,7 +14,7 @@ from hashlib import blake2b
 from payagent.devnet import cbor
 from payagent.devnet.address import read_address
 from payagent.devnet.cbor import MalformedError, Reader
-from payagent.devnet.model import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut
+from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut
 
 _UNSUPPORTED_BODY_FIELDS = {
     4: "certificates",

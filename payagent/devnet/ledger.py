@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx, hash_256
-from payagent.devnet.model import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
+from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.rules import check_mempool, check_outputs, check_tx, recheck_tx
 
 __all__ = [

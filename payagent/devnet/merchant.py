@@ -22,7 +22,7 @@ from payagent.core.money import LOVELACE, parse_asset, parse_units
 from payagent.core.network import NETWORKS
 from payagent.devnet.ledger import LedgerError, Tx, TxOut, decode_tx
 from payagent.devnet.node import Seen
-from payagent.devnet.reading import BadSettings, choice, or_null, refuse_unknown, whole
+from payagent.devnet.setting_readers import BadSettings, choice, or_null, refuse_unknown, whole
 
 DEVNET = NETWORKS["devnet"]
 MODES = ("additional", "inclusive", "outputs")

@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from payagent.core.money import LOVELACE
-from payagent.core.problem import Refused
-from payagent.devnet.goods import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
+from payagent.core.problems import Refused
+from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
 from payagent.devnet.merchant import (
     DEVNET,
     Balance,
@@ -27,7 +27,7 @@ from payagent.devnet.merchant import (
     Verdict,
     read_settings,
 )
-from payagent.devnet.reading import BadSettings
+from payagent.devnet.setting_readers import BadSettings
 from payagent.devnet.x402 import Shop
 from payagent.devnet.x402_api import X402Api, x402_routes
 from payagent.devnet.x402_terms import X402, read_x402

@@ -19,7 +19,7 @@ from nacl.exceptions import BadSignatureError
 from payagent.devnet.address import AddressInfo, read_address
 from payagent.devnet.cbor import ARRAY, Reader, head_size
 from payagent.devnet.decode import hash_256
-from payagent.devnet.model import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
+from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
 
 _OUTPUT_OVERHEAD_BYTES = 160
 _BYRON_ATTRIBUTES_MOST_BYTES = 64

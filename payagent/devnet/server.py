@@ -20,9 +20,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from payagent.devnet.answers import ABORT
 from payagent.devnet.blockfrost_api import API_ROOT, chain_app
 from payagent.devnet.faults import Switches
+from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.ledger import Chain
 from payagent.devnet.merchant import DEVNET, Merchant, role_address
 from payagent.devnet.merchant_api import merchant_app

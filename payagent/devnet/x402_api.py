@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from payagent.devnet.answers import Abort
+from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
 from payagent.devnet.facilitator import PENDING, Settlement
-from payagent.devnet.goods import GOODS, TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
+from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.merchant import DEVNET
 from payagent.devnet.x402 import Answer, Kind, Shop
 from payagent.devnet.x402_terms import Call, extensions, requirements, requirements_v1, resource

@@ -23,7 +23,7 @@ from payagent.devnet.facilitator import (
     read_transaction,
 )
 from payagent.devnet.merchant import DEVNET, Terms
-from payagent.devnet.reading import BadSettings, Reader, choice, flag, or_null, refuse_unknown, whole
+from payagent.devnet.setting_readers import BadSettings, Reader, choice, flag, or_null, refuse_unknown, whole
 
 Json = dict[str, object]
 

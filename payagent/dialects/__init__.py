@@ -8,13 +8,12 @@ import re
 from collections.abc import Mapping, Set
 
 from payagent.core.invoice import Invoice, parse_invoice_id
-from payagent.core.prepaid import WALLET_WANTED
-from payagent.core.problem import Refused
-from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
-from payagent.dialects.answers import Answer, Said, is_refusal, may_pass, read_answer
-from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
-from payagent.dialects.status import read_status
-from payagent.dialects.wire import (
+from payagent.core.prepaid_balance import WALLET_WANTED
+from payagent.core.problems import Refused
+from payagent.dialects import flux, x402, x402_v1, x402_v2
+from payagent.dialects import t_backend as tbackend
+from payagent.dialects import x402_orynq as sdk_x402
+from payagent.dialects.http_wire import (
     PAYMENT_REQUIRED,
     Call,
     Reading,
@@ -27,6 +26,9 @@ from payagent.dialects.wire import (
     parse_response,
     show,
 )
+from payagent.dialects.prepaid_answers import PrepaidSaid, read_prepaid
+from payagent.dialects.retry_answers import Answer, Said, is_refusal, may_pass, read_answer
+from payagent.dialects.status_answers import read_status
 
 __all__ = [
     "TIMED_BY_BLOCK",

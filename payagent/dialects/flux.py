@@ -1,7 +1,8 @@
 """The dialect `flux`: a 402 whose JSON body is the invoice itself, told again in X- headers.
 
 Source: the Orynq SDK's Flux transport (8079f4b). Any header may be missing; one that is there must agree.
-May import: the standard library, core, dialects.wire and .splits. Never: reads another dialect's fields.
+May import: the standard library, core, dialects.http_wire and dialects.splits. Never: reads another dialect's
+fields.
 """
 
 import re
@@ -12,9 +13,9 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import parse_chain, require_chain
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
+from payagent.dialects.http_wire import Reading, parse_timeout_text, refuse_foreign_terms, require, show
 from payagent.dialects.splits import Ask, read_form, resolve_outputs
-from payagent.dialects.wire import Reading, parse_timeout_text, refuse_foreign_terms, require, show
 
 NAME = "flux"
 HEADERS = ("x-invoice-id", "x-pay-to", "x-amount", "x-asset", "x-chain", "x-timeout")

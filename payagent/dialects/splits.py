@@ -2,7 +2,7 @@
 
 The merchants' documents leave the inner shape open, and a wrong reading loses the money (the verifier wants
 every output). So a list is paid only when it is understood in full, and is refused with what was read otherwise.
-May import: the standard library, core, dialects.wire. Never: rounds, merges, drops or guesses an entry.
+May import: the standard library, core, dialects.http_wire. Never: rounds, merges, drops or guesses an entry.
 
 Modes: `additional`: payTo gets the amount, the splits come on top. `inclusive`: the splits are taken out of
 the amount. `outputs`: the list is the whole set of outputs, payTo among them, and sums to the amount.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import OUTPUTS_MAX, Output, SplitMode, check_outputs
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
-from payagent.core.problem import Refused
-from payagent.dialects.wire import Reading, show
+from payagent.core.problems import Refused
+from payagent.dialects.http_wire import Reading, show
 
 MODES: dict[str, SplitMode] = {"additional": "additional", "inclusive": "inclusive", "outputs": "outputs"}
 

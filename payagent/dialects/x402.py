@@ -1,7 +1,7 @@
 """What the x402 dialects share: base64 JSON headers, the choice among `accepts`, the resource, an id of the terms.
 
 Source: the x402 specification, its version 2 and 1 HTTP transports and its scheme `exact` on Cardano.
-May import: the standard library, core, dialects.wire. Never: knows one version from another.
+May import: the standard library, core, dialects.http_wire. Never: knows one version from another.
 """
 
 import base64
@@ -15,9 +15,9 @@ from payagent.core.invoice import Invoice, Output, check_outputs
 from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
 from payagent.core.origin import parse_origin
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.resource import is_called
-from payagent.dialects.wire import PAYMENT_REQUIRED, Reading, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_foreign_terms, require, show
 
 SCHEME = "exact"
 ACCEPTS_MAX = 64

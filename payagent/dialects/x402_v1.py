@@ -4,7 +4,8 @@ The 402's body is the object itself, or an HTML page that has it as `window.__x4
 policy, and its name stands in `extra`. The proof is the signed transaction in X-PAYMENT, and the merchant
 broadcasts it. While it waits for the chain it answers 202, and asks to be called again with ?tx=.
 Source: Masumi's scheme text and its example servers.
-May import: the standard library, core, dialects.wire and .x402. Never: runs a page; reads more of it than that.
+May import: the standard library, core, dialects.http_wire and dialects.x402. Never: runs a page; reads more of it
+than that.
 """
 
 import json
@@ -14,9 +15,9 @@ from payagent.core import strict_json
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import require_chain
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import x402
-from payagent.dialects.wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
 from payagent.dialects.x402 import Terms
 
 NAME = "x402-v1"

@@ -4,7 +4,8 @@ The 402 is an object in the header PAYMENT-REQUIRED (older servers: in the body)
 transaction in PAYMENT-SIGNATURE, with what the 402 said repeated beside it. The merchant broadcasts, unless its
 `submissionPolicy` is the older `client`.
 Source: the specifications of x402 (transport http, scheme exact on Cardano) and of its payment-identifier.
-May import: the standard library, core, dialects.wire, .x402, .commitment. Never: reads another dialect's fields.
+May import: the standard library, core, dialects.http_wire, dialects.x402, dialects.request_commitment. Never:
+reads another dialect's fields.
 """
 
 import re
@@ -15,10 +16,10 @@ from payagent.core import strict_json
 from payagent.core.invoice import Invoice
 from payagent.core.money import parse_asset
 from payagent.core.network import require_chain
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import x402
-from payagent.dialects.commitment import check_declared, salted_hash
-from payagent.dialects.wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.request_commitment import check_declared, salted_hash
 from payagent.dialects.x402 import Terms
 
 NAME = "x402-v2"

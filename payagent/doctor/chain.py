@@ -1,19 +1,19 @@
 """Looks at the providers: do they answer, and is what they say of our network and of now?
 
-May import: core, secretfile, settings, chain, agent.chainview. Never: submits a transaction.
+May import: core, secret_file, settings, chain, agent.base. Never: submits a transaction.
 """
 
 from collections.abc import Callable
 from typing import TypeVar
 
-from payagent.agent.chainview import ChainView, require_right_clock
+from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.source import Found, Read
+from payagent.chain.provider import Found, Read
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.doctor.finding import Finding
-from payagent.secretfile import read_secret_file
-from payagent.settings.tables import Provider, Settings
+from payagent.core.problems import Refused
+from payagent.doctor.check_result import Finding
+from payagent.secret_file import read_secret_file
+from payagent.settings.schema import Provider, Settings
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """Looks at config, folder, keystore, ledger and secrets: are they there, private, and of one wallet?
 
-May import: core, secretfile, settings, wallet.keystore, store, webhook, api.tls. Never: opens the keystore.
+May import: core, secret_file, settings, wallet.keystore, store, outbound.webhook, api.http. Never: opens the
+keystore.
 """
 
 import os
@@ -9,19 +10,20 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from payagent.api.tls import server_context
+from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
-from payagent.core.problem import Refused
-from payagent.doctor.books import opened
-from payagent.doctor.finding import Finding, finding
-from payagent.secretfile import (
+from payagent.core.problems import Refused
+from payagent.doctor.check_result import Finding, finding
+from payagent.doctor.open_ledger import opened
+from payagent.outbound.webhook import signing_key
+from payagent.secret_file import (
     read_header_secret,
     read_secret_file,
     require_own_folder,
     require_private,
     require_unchanged_by_others,
 )
-from payagent.settings.places import (
+from payagent.settings.paths import (
     CREDENTIAL_NAME,
     KEYSTORE_FILE,
     LEDGER_FILE,
@@ -33,13 +35,13 @@ from payagent.settings.places import (
     require_config_out_of_reach,
     written_by_daemon,
 )
-from payagent.settings.tables import Settings
-from payagent.store import about, events, journal, merchants, spending
-from payagent.store.opening import require_ledger
-from payagent.store.room import room_problem
-from payagent.store.schema import lacking_migrations, missing_guards
+from payagent.settings.schema import Settings
+from payagent.store.db.disk_space import room_problem
+from payagent.store.db.opening import require_ledger
+from payagent.store.db.schema import lacking_migrations, missing_guards
+from payagent.store.rows import about, events, journal, merchants
+from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keystore import read_header
-from payagent.webhook import signing_key
 
 
 def look_at_files(

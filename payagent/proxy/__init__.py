@@ -1,7 +1,8 @@
 """proxy: any HTTP client pays by changing its base URL.
 
-May import: core, dialects, egress, agent, store, what api has for tokens, problems and servers, h11, Starlette's
-types. Never: FastAPI, a request object of a framework, a redirect that is followed, a decision about a payment.
+May import: core, dialects, outbound.egress, agent, store, what api has for tokens, problems and servers, h11,
+Starlette's types. Never: FastAPI, a request object of a framework, a redirect that is followed, a decision about a
+payment.
 
 A call comes in at `door` (the daemon's) or `bare` (the port of `payagent proxy`); `attend` has it carried out and
 its errors told. `errand` reads whose it is and where it goes; a `trip` is one under way. `first` makes the call,

@@ -3,7 +3,7 @@
 `tables` has the keys, `fields` what a value has to look like; `loading` reads and merges the sources and says what
 is wrong; `places` knows which file lies where.
 
-May import: pydantic-settings, core, secretfile (its types), fence. Never: reads or keeps a secret. Secrets lie in
+May import: pydantic-settings, core, secret_file (its types), fence. Never: reads or keeps a secret. Secrets lie in
 files of their own, which are named here and read at use (`secretfile`).
 
 config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the

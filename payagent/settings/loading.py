@@ -1,6 +1,7 @@
 """Finds the config file, merges it with the environment and the flags, and validates once (decision 0002).
 
-May import: pydantic, pydantic-settings, core, settings.fields, .tables. Never: repeats a value in what it says.
+May import: pydantic, pydantic-settings, core, settings.field_types, settings.schema. Never: repeats a value in
+what it says.
 """
 
 import difflib
@@ -16,9 +17,9 @@ from pydantic_settings import EnvSettingsSource
 from pydantic_settings import SettingsError as SourceError
 
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.settings.fields import named
-from payagent.settings.tables import (
+from payagent.core.problems import Refused
+from payagent.settings.field_types import named
+from payagent.settings.schema import (
     ENV_PREFIX,
     Alerts,
     Api,

@@ -1,6 +1,6 @@
 """What the signer asks of every body, by its own reading of the bytes: whoever asks may be wrong, or not himself.
 
-May import: core, wallet.decode, outflow. Never: believes a word about the body but how many outputs are said to
+May import: core, wallet.tx_decode, outflow. Never: believes a word about the body but how many outputs are said to
 leave. How much may leave in a day is the ledger's to say, by what landed; a bound over that is kept here, by what
 was signed.
 """
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.address import LENGTH_OF_TYPE
-from payagent.core.caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S, Caps, require_within_caps
+from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S, Caps, require_within_caps
 from payagent.core.money import LOVELACE
 from payagent.core.network import SlotClock
-from payagent.core.problem import Refused
-from payagent.signer.outflow import Input, Outflow
-from payagent.wallet.decode import DecodedBody, DecodedOutput, Undecodable, decode_body
+from payagent.core.problems import Refused
+from payagent.signer.spend_window import Input, Outflow
+from payagent.wallet.tx_decode import DecodedBody, DecodedOutput, Undecodable, decode_body
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 It is started by `launch` with its end of the line as standard input and nothing else. The first message is an
 order to unlock, as JSON, and is answered in JSON; each later one is a body with how many of its outputs leave (two
 bytes, then the body), and is answered by a signature, or by the refusal in JSON. It ends with the line.
-May import: core, secretfile, wallet.keys, wallet.keystore, the rest of signer but `handle`. Never: writes a file,
+May import: core, secret_file, wallet.keys, wallet.keystore, the rest of signer but `handle`. Never: writes a file,
 a log or a line on a terminal, but to ask for the passphrase; tells more of an error than a refusal says.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from payagent.core.network import SLOT_CLOCKS
-from payagent.core.problem import Refused
-from payagent.secretfile import read_secret_file
-from payagent.signer.confine import for_good
+from payagent.core.problems import Refused
+from payagent.secret_file import read_secret_file
+from payagent.signer.hardening import for_good
 from payagent.signer.policy import Policy, clocks_of
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock

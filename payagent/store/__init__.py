@@ -2,7 +2,7 @@
 
 Every function that reads takes a connection: a reader's, or a job's own. Rows become frozen values in this room
 and nowhere else.
-May import: core, secretfile, sqlite3, sqlite-utils (migrations). Never: decides; asks a clock, the chain or a
+May import: core, secret_file, sqlite3, sqlite-utils (migrations). Never: decides; asks a clock, the chain or a
 merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes a row of the journal.
 
 Where what is changed:

@@ -14,7 +14,7 @@ from nacl import bindings
 
 from payagent.core.address import Address, encode_address
 from payagent.core.network import Network
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 WORD_COUNT = 24
 ENTROPY_BYTES = 32

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS, Network
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive
 
 VERSION = 1

@@ -8,13 +8,13 @@ May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's 
 from collections.abc import Sequence, Set
 
 from payagent.core.address import Address
-from payagent.core.caps import FEE_CAP_LOVELACE
+from payagent.core.hard_caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
-from payagent.wallet.check import CheckFailed, check
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.coin_selection import choose, choose_all, pick_anchor, smallest_of, take
 from payagent.wallet.keys import Signer
-from payagent.wallet.plan import (
+from payagent.wallet.tx_check import CheckFailed, check
+from payagent.wallet.tx_plan import (
     Frame,
     Parameters,
     Plan,
@@ -24,7 +24,7 @@ from payagent.wallet.plan import (
     lay_order,
     min_lovelace,
 )
-from payagent.wallet.selection import choose, choose_all, pick_anchor, smallest_of, take
+from payagent.wallet.utxo_index import Coin, Coins
 
 __all__ = [
     "FEE_CAP_LOVELACE",

@@ -20,20 +20,22 @@ import pytest
 from agent.test_agent_approvals import is_sound
 from agent_kit import ADA, APP, Clock, Run, World
 
-from payagent.agent.asks import Ask, Quote, Request
-from payagent.agent.limits import set_limits
-from payagent.agent.orders import Approver
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Ask, Quote, Request
+from payagent.agent.operator.limits import set_limits
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window, limits_of
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
-from payagent.store import apps, payments, records, spending
-from payagent.store.payments import PaymentRow
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, payments
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
+from payagent.store.rows.payments import PaymentRow
 
 GOLD, LEAD = "aa" * 28 + b"GOLD".hex(), "bb" * 28 + b"LEAD".hex()
 ASSETS = ("lovelace", GOLD, LEAD)

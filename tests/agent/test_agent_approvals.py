@@ -13,19 +13,21 @@ import pytest
 from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
-from payagent.agent.apps import renew_token, revoke
-from payagent.agent.limits import set_limits
-from payagent.agent.orders import Approver
-from payagent.agent.pause import pause, unpause
-from payagent.agent.questions import FEE_ROOM_LOVELACE
+from payagent.agent.base.orders import Approver
+from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
+from payagent.agent.operator.apps import renew_token, revoke
+from payagent.agent.operator.limits import set_limits
+from payagent.agent.operator.pause import pause, unpause
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
-from payagent.core.problem import PROBLEMS, STILL_ASKED, Refused
-from payagent.store import alerts, approvals, apps, events, payments, queries, spending
-from payagent.store.payments import PaymentRow
+from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
+from payagent.store.rows import alerts, approvals, apps, events, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import Plan
 

@@ -13,19 +13,19 @@ from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
 from agent.test_agent_x402 import ask, get, show
 from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
-from payagent.agent.holding import anchor_of
-from payagent.agent.view import retry_headers
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.commits.reservation import anchor_of
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Said, make_response
-from payagent.store import queries
-from payagent.store.payments import PaymentRow
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
-from payagent.wallet.coins import Coin, Coins
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
+from payagent.wallet.utxo_index import Coin, Coins
 
 REFUSAL = "invalid_exact_cardano_payload_phase1_invalid"
 

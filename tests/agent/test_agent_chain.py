@@ -24,15 +24,17 @@ from agent.test_agent_replace import (
 )
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent.foreign import thaw
-from payagent.agent.terms import Terms
+from payagent.agent.base.config import Terms
+from payagent.agent.chain_sync.external_spends import thaw
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
-from payagent.core.problem import Refused
-from payagent.store import payments, queries, spending
-from payagent.store.payments import PaymentRow
-from payagent.store.queries import CoinRow
-from payagent.wallet.coins import Coin
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import payments
+from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.utxo_index import Coin
 
 DEPTH = 8
 chained = with_terms(chain_depth=DEPTH)

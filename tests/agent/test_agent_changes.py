@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from payagent.agent.changes import Changes
+from payagent.agent.base.change_notifier import Changes
 
 
 async def test_that_waiters_are_woken_in_the_order_in_which_they_came() -> None:

@@ -14,12 +14,14 @@ from agent_kit import ADA, APP, Clock, World, daily, with_terms, world_with_cloc
 from payagent.core.address import Address
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit, Scope, Window
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps, payments, queries, spending
-from payagent.store.unit import Unit
-from payagent.wallet.check import CheckFailed
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keys import Signer, derive, seed_from_words
+from payagent.wallet.tx_check import CheckFailed
 
 DAY_MS = 24 * 3600 * 1000
 

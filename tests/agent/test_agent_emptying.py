@@ -7,15 +7,15 @@ import pytest
 from agent.test_agent_edges import somebody_else
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent.emptying import told_of
+from payagent.agent.utxos.emptying import told_of
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.signer.policy import Policy, clocks_of
-from payagent.store import queries
-from payagent.store.payments import PaymentRow
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account
 
 DUST, CLOSED, KNOWN = "aa" * 28, "bb" * 28, "cc" * 28

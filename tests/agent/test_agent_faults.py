@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import pytest
 from agent_kit import ADA, Run, World, with_terms
 
-from payagent.agent import due
-from payagent.agent.chainview import ChainView
-from payagent.agent.due import resubmit_due_ms
-from payagent.agent.ports import InProcess
-from payagent.chain.source import Genesis, Parameters, Tip
+from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.ports import InProcess
+from payagent.agent.chain_sync import follow_up as due
+from payagent.agent.chain_sync.follow_up import resubmit_due_ms
+from payagent.chain.provider import Genesis, Parameters, Tip
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import journal, payments, queries
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import journal, payments
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:

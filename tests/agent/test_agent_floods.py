@@ -10,17 +10,17 @@ import pytest
 from agent.test_agent_replace import lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent import floods
-from payagent.agent.asks import Request
-from payagent.agent.floods import AT_ONCE, EVERY_S, Floods
-from payagent.agent.pause import pause
+from payagent.agent.base.requests import Request
+from payagent.agent.operator.pause import pause
+from payagent.agent.payments import floods
+from payagent.agent.payments.floods import AT_ONCE, EVERY_S, Floods
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import Delivery
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import make_response
-from payagent.store import apps, events, payments
+from payagent.store.rows import apps, events, payments
 
 OTHER = "app_other"
 

@@ -8,12 +8,12 @@ import httpx
 import pytest
 from agent_kit import ADA, Run, World, daily, with_terms
 
-from payagent.agent.watch import Watch
+from payagent.agent.chain_sync.sync import Watch
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.merchants.client import MerchantClient
-from payagent.store import payments
+from payagent.core.problems import Refused
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.rows import payments
 
 TOKEN = "ab" * 28 + "55534454"
 

@@ -12,25 +12,27 @@ from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
-from payagent.agent import foreign, scan
-from payagent.agent.foreign import thaw
-from payagent.agent.purse import coin_of
+from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.chain_sync import external_spends as foreign
+from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync.external_spends import thaw
 from payagent.audit.finding import Finding
 from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.chain.history import History, read_history
-from payagent.chain.source import AddressTx, Found, Movement
-from payagent.chain.view import View
+from payagent.chain.address_history import History, read_history
+from payagent.chain.provider import AddressTx, Found, Movement
+from payagent.chain.quorum_view import View
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import alerts, onchain, queries
-from payagent.store.opening import open_read_only
-from payagent.wallet.coins import Coin
+from payagent.core.problems import Refused
+from payagent.store.db.opening import open_read_only
+from payagent.store.rows import alerts, onchain
+from payagent.store.rows import attempts_and_utxos as queries
 from payagent.wallet.transaction import build, select, sign
+from payagent.wallet.utxo_index import Coin
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 import pytest
 from agent_kit import ADA, Relay, Run, World, with_terms
 
-from payagent.agent.sightings import RECHECK_DEPTHS
-from payagent.agent.terms import Terms
+from payagent.agent.base.config import Terms
+from payagent.agent.chain_sync.confirmations import RECHECK_DEPTHS
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments, queries
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
 
 PAID = {State.CONFIRMED, State.SETTLED}
 

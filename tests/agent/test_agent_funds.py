@@ -7,7 +7,7 @@ from agent_kit import ADA, World
 
 from payagent.core.money import format_ada
 from payagent.core.payment import State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 
 def paid(units: int, fee_lovelace: int | None) -> int:

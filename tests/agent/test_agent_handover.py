@@ -11,13 +11,14 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
-from payagent.agent.carrying import CANCEL_TTL_S
-from payagent.agent.terms import Terms
+from payagent.agent.base.config import Terms
+from payagent.agent.payments.lifecycle import CANCEL_TTL_S
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import WALLET
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Said, make_response
-from payagent.store import queries, spending
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
 
 VOID_DEPTH = 3
 REFUSAL = {"detail": {"error": "x"}}

@@ -13,11 +13,12 @@ import pytest
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
-from payagent.agent.chainview import TTL_CAP_S
+from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
 from payagent.core.payment import State
-from payagent.store import alerts, queries
-from payagent.store.payments import PaymentRow
+from payagent.store.rows import alerts
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import PaymentRow
 
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}

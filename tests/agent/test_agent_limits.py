@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 
-from payagent.agent.limits import Standing, set_limits, standing
-from payagent.agent.prepaid import Buyer, ServedCall
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.operator.limits import Standing, set_limits, standing
 from payagent.core.payment import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.daemon import make_terms
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
-from payagent.store import apps, payments, spending
-from payagent.store.apps import AppRow
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, payments
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows.apps import AppRow
 
 COST = 13 * ADA
 DAY_MS = 86_400_000

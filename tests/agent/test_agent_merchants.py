@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 from agent_kit import ADA, APP, DEVNET, Run, World
 
-from payagent.agent.merchants import add_merchant, remove_merchant
-from payagent.agent.terms import Terms
+from payagent.agent.base.config import Terms
+from payagent.agent.operator.merchants import add_merchant, remove_merchant
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import merchants
-from payagent.store.merchants import MerchantRow
+from payagent.core.problems import Refused
+from payagent.store.rows import merchants
+from payagent.store.rows.merchants import MerchantRow
 
 
 def without_merchants(terms: Terms) -> Terms:

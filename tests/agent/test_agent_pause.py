@@ -9,18 +9,18 @@ import pytest
 from agent.test_agent_replace import attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
 
-from payagent.agent.apps import revoke
-from payagent.agent.pause import pause, unpause
+from payagent.agent.operator.apps import revoke
+from payagent.agent.operator.pause import pause, unpause
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
 from payagent.core.payment import State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.merchant import role_address
-from payagent.store import alerts, apps, pauses, payments
-from payagent.store.payments import PaymentRow
-from payagent.store.writer import Writer
+from payagent.store.db.writer import Writer
+from payagent.store.rows import alerts, apps, pauses, payments
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 
 

@@ -10,22 +10,23 @@ import pytest
 from agent.test_agent_edges import BadSigner
 from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
-from payagent.agent.asks import Request
-from payagent.agent.limits import set_limits
-from payagent.agent.orders import Approver
-from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.requests import Request
+from payagent.agent.operator.limits import set_limits
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
-from payagent.core.prepaid import CALLS, Balance
-from payagent.core.problem import Refused
+from payagent.core.prepaid_balance import CALLS, Balance
+from payagent.core.problems import Refused
 from payagent.dialects import make_response
-from payagent.store import apps, payments, prepaid, spending
-from payagent.store.prepaid import Move
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, payments, prepaid
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows.prepaid import Move
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -330,7 +331,7 @@ def vars_of(ask: object) -> dict[str, object]:
 
 
 def headers(run: Run, payment_id: str) -> dict[str, str]:
-    from payagent.agent.view import retry_headers
+    from payagent.agent.base.payment_view import retry_headers
 
     row = run.desk.payment(payment_id)
     return retry_headers(row, run.desk.terms.merchants[run.world.origin], run.world.address)

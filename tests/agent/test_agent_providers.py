@@ -8,8 +8,9 @@ from agent_kit import ADA, Relay, World, with_terms
 from http_kit import NO_TLS
 
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import alerts, payments, queries
+from payagent.core.problems import Refused
+from payagent.store.rows import alerts, payments
+from payagent.store.rows import attempts_and_utxos as queries
 
 NOBODY = "http://127.0.0.1:9/api/v0"
 """The discard port: nothing listens there."""
@@ -232,7 +233,7 @@ class TestParameters:
         self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else after a change, which that one never tells, what was sent would be followed by nobody."""
-        monkeypatch.setattr("payagent.chain.member.ABSENT_MS", 150_000)
+        monkeypatch.setattr("payagent.chain.provider_state.ABSENT_MS", 150_000)
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.look()

@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 from agent_kit import ADA, World
 
-from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
 
 
 class FullDisk:

@@ -11,10 +11,10 @@ import pytest
 from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, World, world_with_clock
 
-from payagent.agent import steps
+from payagent.agent.commits import payment_transitions as steps
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments
+from payagent.core.problems import Refused
+from payagent.store.rows import payments
 from payagent.wallet.transaction import sign
 
 

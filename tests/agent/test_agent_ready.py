@@ -9,13 +9,13 @@ from pathlib import Path
 
 from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
-from payagent.agent import merchants
-from payagent.agent.asks import Advice
-from payagent.agent.view import retry_headers
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.requests import Advice
+from payagent.agent.operator import merchants
 from payagent.core.payment import Delivery, State
-from payagent.core.showing import Readiness
+from payagent.core.retry_schedule import Readiness
 from payagent.dialects import Said, make_response
-from payagent.store.payments import PaymentRow
+from payagent.store.rows.payments import PaymentRow
 
 NOT_FOUND = make_response(404, {"content-type": "application/json"}, '{"detail": "Transaction not found"}')
 

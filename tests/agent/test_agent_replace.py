@@ -12,24 +12,26 @@ from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import broadcast, with_handover
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent.due import RESUBMIT_MAX_MS
-from payagent.agent.foreign import thaw
-from payagent.agent.view import retry_headers
-from payagent.api.receipts import receipt_view
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
+from payagent.api.models.render_receipt import receipt_view
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.strict_json import dumps
-from payagent.store import alerts, events, payments, queries, spending
-from payagent.store.payments import PaymentRow
-from payagent.wallet.coins import Coin, Coins
+from payagent.store.rows import alerts, events, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import Plan, select, sign, sweep
+from payagent.wallet.utxo_index import Coin, Coins
 
 TTL_S = 1_800
 LONG_S = 7_200

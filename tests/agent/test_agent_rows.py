@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.store import ACCOUNT, Payer, payment_id
-from payagent.agent.rows import Rows
+from payagent.agent.chain_sync.open_payments import Rows
 from payagent.core.payment import State
-from payagent.store import payments, records
+from payagent.store.rows import payments
+from payagent.store.rows import writes as records
 from payagent.wallet.transaction import sign
 
 

@@ -12,15 +12,15 @@ from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
 
-from payagent.agent import scan
-from payagent.agent.chainview import QUIET_MS
-from payagent.agent.foreign import thaw
-from payagent.chain.source import AddressTx, Read
-from payagent.chain.view import View
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync.external_spends import thaw
+from payagent.chain.provider import AddressTx, Read
+from payagent.chain.quorum_view import View
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import alerts, onchain, payments
-from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
+from payagent.core.problems import Refused
+from payagent.store.db.signer_record import SIGNER_FILE, Signed, SignerFile, last_signed
+from payagent.store.rows import alerts, onchain, payments
 
 __all__ = ["world"]
 

@@ -9,8 +9,8 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, Run, World, world_with_clock
 
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import alerts, payments
+from payagent.core.problems import Refused
+from payagent.store.rows import alerts, payments
 
 
 @pytest.fixture

@@ -13,24 +13,25 @@ from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
 from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
 
-from payagent.agent.apps import renew_token, revoke
-from payagent.agent.asks import PrepaidQuote
-from payagent.agent.foreign import thaw
-from payagent.agent.limits import set_limits
-from payagent.agent.orders import Approver
-from payagent.agent.prepaid import Buyer, ServedCall
-from payagent.agent.purse import coin_of
-from payagent.agent.terms import AutoTopup, TopupRequest
-from payagent.agent.topup import EXPIRED_MAX, PATIENCE_MS, TopupPlan
-from payagent.agent.topup_orders import Wish
+from payagent.agent.base.config import AutoTopup, TopupRequest
+from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.requests import PrepaidQuote
+from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.operator.apps import renew_token, revoke
+from payagent.agent.operator.limits import set_limits
+from payagent.agent.topups.orders import Wish
+from payagent.agent.topups.runner import EXPIRED_MAX, PATIENCE_MS, TopupPlan
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit, Window
-from payagent.core.problem import Refused
-from payagent.store import alerts, apps, payments, prepaid, queries, topups
-from payagent.store.apps import AppRow
-from payagent.store.topups import TopupRow
-from payagent.store.unit import Unit
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts, apps, payments, prepaid, topups
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.apps import AppRow
+from payagent.store.rows.topups import TopupRow
 from payagent.wallet.keys import Signer
 
 BATCH = 4

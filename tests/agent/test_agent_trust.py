@@ -17,22 +17,22 @@ from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
-from payagent.agent import merchants
-from payagent.agent.asks import Ask, Request
-from payagent.agent.orders import Approver
-from payagent.agent.terms import Terms
-from payagent.agent.view import retry_headers
+from payagent.agent.base.config import Terms
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.requests import Ask, Request
+from payagent.agent.operator import merchants
 from payagent.core.address import encode_address
-from payagent.core.guards import Pin, Rules
+from payagent.core.merchant_rules import Pin, Rules
 from payagent.core.payment import Delivery, State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
-from payagent.store import alerts, approvals, events, payments, trust
-from payagent.store.payments import PaymentRow
+from payagent.store.rows import alerts, approvals, events, payments, trust
+from payagent.store.rows.payments import PaymentRow
 
 PINNED = Rules(first_use=True)
 SOMEBODY = Approver("token", "app_somebody")

@@ -9,13 +9,14 @@ import pytest
 from agent.test_agent_replace import attempts, pass_time_of
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent.pause import pause, unpause
-from payagent.agent.ports import Signatures
+from payagent.agent.base.ports import Signatures
+from payagent.agent.operator.pause import pause, unpause
 from payagent.core.payment import ON_CHAIN, State
-from payagent.core.problem import Refused
-from payagent.store import payments, queries, upkeep
-from payagent.store.payments import PaymentRow
-from payagent.store.upkeep import UPKEEP_APP
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments, upkeep
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.upkeep import UPKEEP_APP
 
 DEPTH = 8
 PER_DAY = 2 * ADA
@@ -110,7 +111,7 @@ async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
         assert await run.agent.signing.give_way() > 0, "and no longer than a moment: the signer stands still"
         await run.settle_down()
         assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
-        monkeypatch.setattr("payagent.agent.signing.GIVE_WAY_S", 600)
+        monkeypatch.setattr("payagent.agent.payments.sign.GIVE_WAY_S", 600)
         waiting = asyncio.create_task(run.agent.signing.give_way())
         await asyncio.sleep(0)
         assert not waiting.done()

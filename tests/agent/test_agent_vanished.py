@@ -9,17 +9,18 @@ from agent.test_agent_foreign import require_whole
 from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent import steps
+from payagent.agent.commits import payment_transitions as steps
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.chain.source import TxSeen
+from payagent.chain.provider import TxSeen
 from payagent.cli.payments import EVENTS_IN_WORDS
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import alerts, queries
-from payagent.store.payments import PaymentRow
-from payagent.store.unit import Unit
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import PaymentRow
 
 SETTLE_DEPTH = 12
 PAST_THE_TTL_S = 2400

@@ -16,20 +16,20 @@ from agent.test_agent_handover import pass_ttl, wait_for_void
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from commitments import commitment_to
 
-from payagent.agent.asks import Advice, Ask, Request
-from payagent.agent.configured import merchant_terms
-from payagent.agent.planner import Planner
-from payagent.agent.terms import Terms
-from payagent.agent.view import retry_headers
+from payagent.agent.base.config import Terms
+from payagent.agent.base.configured import merchant_terms
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.requests import Advice, Ask, Request
+from payagent.agent.commits.tx_planner import Planner
 from payagent.core.invoice import Invoice
 from payagent.core.payment import Delivery, State
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Said, parse_answer, parse_response
 from payagent.settings.loading import read_merchant
-from payagent.store import payments
-from payagent.store.payments import PaymentRow
-from payagent.store.unit import Unit
-from payagent.wallet.plan import Plan
+from payagent.store.db.unit import Unit
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.tx_plan import Plan
 
 TOKEN = "ab" * 28 + b"USD".hex()
 PATH = "/x402/report?day=1"

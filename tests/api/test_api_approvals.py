@@ -7,7 +7,7 @@ import pytest
 from agent_kit import ADA, World, with_terms
 from api_kit import Api, served
 
-from payagent.store import payments
+from payagent.store.rows import payments
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from test_api_events import following
 from test_api_refusals import require_problem
 
 from payagent.core import ledger
-from payagent.store import apps, records
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps
+from payagent.store.rows import writes as records
 
 PAY = "/v1/payments"
 

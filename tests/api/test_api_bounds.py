@@ -13,9 +13,9 @@ from api_kit import Api, served
 from http_kit import NO_TLS
 from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
-from payagent.api.turnstile import BODY_BYTES, BURST_S, Rates, Turnstile
-from payagent.core.problem import Refused
-from payagent.proxy.door import Bounds
+from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, Rates, Turnstile
+from payagent.core.problems import Refused
+from payagent.proxy.app import Bounds
 
 PATIENCE_S = 20
 BODY_S = 0.3

@@ -16,8 +16,8 @@ import uvicorn
 from certificates import certificate
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
-from payagent.api.connections import HEAD_LINES_MAX, Bounds, bounded
-from payagent.api.tls import Handshakes, server_context
+from payagent.api.http.connection_limits import HEAD_LINES_MAX, Bounds, bounded
+from payagent.api.http.tls import Handshakes, server_context
 
 HEAD_S = 0.3
 READ_S = 1.0
@@ -233,7 +233,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
     soft: int, hard: int, raised: int, bounds: Bounds
 ) -> None:
     code = (
-        "import resource; from payagent.api.connections import make_room;"
+        "import resource; from payagent.api.http.connection_limits import make_room;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
         "print(make_room(), resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

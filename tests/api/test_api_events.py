@@ -14,12 +14,13 @@ from api_kit import Api, served
 from canaries import plant
 from http_kit import NO_TLS
 
-from payagent.agent.ports import SystemRandomness
-from payagent.api import events as events_room
-from payagent.api.tokens import hash_token, new_token
-from payagent.store import apps, events, records
-from payagent.store.following import PAGE_ROWS
-from payagent.store.unit import Unit
+from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.tokens import hash_token, new_token
+from payagent.api.routes import events as events_room
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, events
+from payagent.store.rows import writes as records
+from payagent.store.rows.following import PAGE_ROWS
 
 PATIENCE_S = 20
 

@@ -10,7 +10,7 @@ from api_kit import Api, served
 from hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
 from hostile_x402 import hostile_x402s
 
-from payagent.agent import floods
+from payagent.agent.payments import floods
 
 PAY_TO = address(DEVNET, 0, 0x50)
 

@@ -13,7 +13,7 @@ from test_api_refusals import require_problem
 
 from payagent.core.money import format_ada
 from payagent.core.policy import WALLET, Limit, Scope, Window
-from payagent.store.spending import set_limit
+from payagent.store.rows.limit_counters import set_limit
 
 NAMED = "{id}"
 """Where the other app's payment goes, in a path of the table."""

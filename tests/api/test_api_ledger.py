@@ -15,13 +15,13 @@ import pytest
 from agent_kit import World
 from api_kit import Api, served
 
-from payagent.agent.prepaid import Buyer, ServedCall
-from payagent.api import ledger as books
-from payagent.api import reconcile
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.api.routes import ledger as books
+from payagent.api.routes import reconcile
 from payagent.audit.finding import Progress
-from payagent.store import records
-from payagent.store.readers import SCRATCH
-from payagent.store.unit import Unit
+from payagent.store.db.readers import SCRATCH
+from payagent.store.db.unit import Unit
+from payagent.store.rows import writes as records
 
 
 async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:

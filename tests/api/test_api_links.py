@@ -8,14 +8,14 @@ import pytest
 from agent_kit import ADA, APP, World, with_terms
 from api_kit import Api, served
 
-from payagent.agent.limits import set_limits
-from payagent.agent.links import KEY_BYTES, Links, Way
-from payagent.api.turnstile import BURST_S, Rates
-from payagent.core.guards import Rules
+from payagent.agent.operator.approval_links import KEY_BYTES, Links, Way
+from payagent.agent.operator.limits import set_limits
+from payagent.api.http.rate_limit import BURST_S, Rates
+from payagent.core.merchant_rules import Rules
 from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.policy import ANY, Limit, Scope, Window
-from payagent.proxy.door import Bounds
-from payagent.store import approvals, events
+from payagent.proxy.app import Bounds
+from payagent.store.rows import approvals, events
 
 LINKS = Links("http://127.0.0.1", bytes(KEY_BYTES))
 ASKING = with_terms(approval_above={"lovelace": 5 * ADA})

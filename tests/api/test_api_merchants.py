@@ -10,8 +10,8 @@ from api_kit import Api, served
 from canaries import plant
 from test_api_refusals import require_problem
 
-from payagent.agent.terms import MerchantTerms
-from payagent.core.guards import Rules
+from payagent.agent.base.config import MerchantTerms
+from payagent.core.merchant_rules import Rules
 from payagent.devnet.merchant import role_address
 
 KEY = plant("a merchant's key", "canary-key-of-a-merchant")

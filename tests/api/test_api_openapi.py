@@ -18,9 +18,9 @@ from hypothesis.strategies import integers
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from test_api_isolation import FORBIDDEN, OPERATIONS
 
-from payagent.api.turnstile import Rates
-from payagent.core.problem import PROBLEMS
-from payagent.proxy.door import Bounds
+from payagent.api.http.rate_limit import Rates
+from payagent.core.problems import PROBLEMS
+from payagent.proxy.app import Bounds
 
 CASES = int(os.environ.get("PAYAGENT_API_CASES", pick(200, 600)))
 """How many calls are generated, over all operations."""

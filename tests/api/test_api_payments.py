@@ -16,7 +16,7 @@ from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
-from payagent.store import prepaid
+from payagent.store.rows import prepaid
 
 SHA256 = "ab" * 32
 

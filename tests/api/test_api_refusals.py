@@ -11,8 +11,8 @@ from http_kit import NO_TLS
 
 from payagent.api.app import create_app
 from payagent.core.bounds import SPLIT_COUNT_MAX
-from payagent.core.problem import PROBLEMS
-from payagent.proxy.door import Bounds
+from payagent.core.problems import PROBLEMS
+from payagent.proxy.app import Bounds
 
 JSON = {"content-type": "application/json"}
 PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"

@@ -13,7 +13,7 @@ from api_kit import Api, served
 from http_kit import NO_TLS
 from proxy.proxy_kit import Heard, place
 
-from payagent.store import records
+from payagent.store.rows import writes as records
 
 TOPUP = {"merchant": "t", "units": str(20 * ADA), "request": {"method": "POST", "path": "/never", "body": "{}"}}
 

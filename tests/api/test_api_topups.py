@@ -10,8 +10,8 @@ from api_kit import Api, served
 from canaries import plant
 from test_api_refusals import require_problem
 
-from payagent.agent.asks import Ask, Quote
-from payagent.agent.terms import TopupRequest
+from payagent.agent.base.config import TopupRequest
+from payagent.agent.base.requests import Ask, Quote
 
 COST = 13 * ADA
 PATH = "/v1/prepaid/topups"

@@ -12,21 +12,21 @@ import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 
-from payagent.agent.apps import NewApp, add_app, renew_token, revoke
-from payagent.agent.limits import set_limits
-from payagent.agent.orders import Approver
-from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.operator.apps import NewApp, add_app, renew_token, revoke
+from payagent.agent.operator.limits import set_limits
 from payagent.audit.finding import Finding, Head
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Window
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps
-from payagent.store.readers import Readers
-from payagent.store.seals import SEALED, Sealer
-from payagent.store.triggers import GUARDS
+from payagent.store.db.readers import Readers
+from payagent.store.db.seals import SEALED, Sealer
+from payagent.store.db.triggers import GUARDS
+from payagent.store.rows import apps
 
 TOKEN = "5c" * 28 + "636c69"
 

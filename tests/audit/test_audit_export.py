@@ -14,12 +14,12 @@ import pytest
 from audit.books_kit import TOKEN, Past
 
 from payagent.audit.export import Format, export
-from payagent.audit.plaintext import account_name, commodity_name
+from payagent.audit.plain_text_accounting import account_name, commodity_name
 from payagent.audit.statement import statement
-from payagent.core.problem import Refused
-from payagent.store import journal
-from payagent.store.journal import EVERYTHING, Selection
-from payagent.store.readers import Readers
+from payagent.core.problems import Refused
+from payagent.store.db.readers import Readers
+from payagent.store.rows import journal
+from payagent.store.rows.journal import EVERYTHING, Selection
 
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")
 YEAR_1_MS, YEAR_9999_END_MS = -62_135_596_800_000, 253_402_300_799_999

@@ -11,10 +11,11 @@ from agent.test_agent_trust import approve, guarded, leave_unserved, pay_to
 from agent_kit import ADA, APP, DEVNET, World, world_with_clock
 from audit.books_kit import Past, copy_of, findings, fresh, tamper
 
-from payagent.agent import merchants, trust
-from payagent.audit.signed import Owner
-from payagent.core.guards import Rules
-from payagent.store.unit import Unit
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.operator import merchants
+from payagent.audit.signed_bytes import Owner
+from payagent.core.merchant_rules import Rules
+from payagent.store.db.unit import Unit
 
 RULES = Rules(first_use=True, drift_percent=25, stop_after=2)
 

@@ -19,16 +19,16 @@ from agent.test_agent_x402 import show as show_x402
 from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
 from audit.books_kit import Past
 
-from payagent.agent.terms import MerchantTerms, Terms
-from payagent.api.receipts import receipt_view
+from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.api.models.render_receipt import receipt_view
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt, untold
 from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
-from payagent.audit.signed import Owner
-from payagent.core.problem import Refused
+from payagent.audit.signed_bytes import Owner
+from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import events, payments
-from payagent.store.readers import Readers
+from payagent.store.db.readers import Readers
+from payagent.store.rows import events, payments
 
 Receipt = dict[str, Any]
 Place = tuple[str | int, ...]

@@ -13,18 +13,18 @@ from agent.test_agent_handover import broadcast
 from agent_kit import ADA, DEVNET, Clock, Relay, Run, World
 from audit.books_kit import TOKEN, live, tamper
 
-from payagent.agent.ports import SystemRandomness
+from payagent.agent.base.ports import SystemRandomness
 from payagent.api.app import create_app
-from payagent.api.tokens import hash_token, new_token
+from payagent.api.http.tokens import hash_token, new_token
+from payagent.chain.address_history import read_history
 from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.history import read_history
-from payagent.chain.source import Unknown
+from payagent.chain.provider import Unknown
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps
-from payagent.wallet.coins import Coins
+from payagent.store.rows import apps
 from payagent.wallet.transaction import select, sign
+from payagent.wallet.utxo_index import Coins
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}

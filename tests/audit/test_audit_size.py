@@ -22,16 +22,16 @@ import pytest
 
 from payagent.audit.export import Format, export
 from payagent.audit.finding import Finding, Progress
-from payagent.audit.shares import shared_out
-from payagent.audit.signed import Owner
+from payagent.audit.payment_shares import shared_out
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
-from payagent.store import about
-from payagent.store.journal import EVERYTHING
-from payagent.store.readers import Readers
-from payagent.store.unit import Connection
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Connection
+from payagent.store.rows import about
+from payagent.store.rows.journal import EVERYTHING
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 600
@@ -139,8 +139,8 @@ from pathlib import Path
 from typing import get_args
 sys.path[:0] = sys.argv[2:]
 from test_audit_size import owner_of
-from payagent.audit.shares import shared_out
-from payagent.store.readers import Readers
+from payagent.audit.payment_shares import shared_out
+from payagent.store.db.readers import Readers
 
 with Readers(Path(sys.argv[1])).snapshot() as conn, shared_out(conn, owner_of(conn), share=10) as payments:
     list(payments)

@@ -15,9 +15,9 @@ from audit.books_kit import TOKEN, Past, findings, fresh, live
 from payagent.core import ledger
 from payagent.core.address import encode_address
 from payagent.devnet.server import DevnetThread
-from payagent.store import journal
-from payagent.store.journal import EVERYTHING, Selection, SpendKey, SpendRow
-from payagent.store.readers import Readers
+from payagent.store.db.readers import Readers
+from payagent.store.rows import journal
+from payagent.store.rows.journal import EVERYTHING, Selection, SpendKey, SpendRow
 
 DEPOSITED = {"lovelace": 420 * ADA, TOKEN: 1000}
 STRANGER = encode_address(bytes([0x60]) + bytes(28))

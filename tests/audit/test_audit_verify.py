@@ -27,11 +27,11 @@ from audit.books_kit import (
 )
 from page_kit import blocks
 
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address
-from payagent.store.opening import migrate
-from payagent.store.seals import SEALED
-from payagent.store.triggers import GUARDS, KEPT
+from payagent.store.db.opening import migrate
+from payagent.store.db.seals import SEALED
+from payagent.store.db.triggers import GUARDS, KEPT
 
 A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
 OTHER = "b" * 64

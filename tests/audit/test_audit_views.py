@@ -14,10 +14,10 @@ import pytest
 from audit.books_kit import TOKEN, Past, fresh
 
 from payagent.core.money import LOVELACE, format_units
-from payagent.core.times import iso_time
-from payagent.store import journal, payments
-from payagent.store.journal import EVERYTHING
-from payagent.store.opening import migrate, open_database
+from payagent.core.timestamps import iso_time
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.rows import journal, payments
+from payagent.store.rows.journal import EVERYTHING
 
 SQLITE_UTILS = Path(sys.executable).with_name("sqlite-utils")
 PAGE = Path(__file__).parents[2] / "docs/auditors.md"

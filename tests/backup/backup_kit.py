@@ -6,12 +6,12 @@ from pathlib import Path
 from agent_kit import DEVNET, WORDS, World
 from canaries import plant
 
-from payagent.agent.ports import Ports, SystemRandomness
+from payagent.agent.base.ports import Ports, SystemRandomness
+from payagent.backup.create import back_up
 from payagent.backup.restore import Restored, restore
-from payagent.backup.take import back_up
 from payagent.settings.loading import load_settings
-from payagent.settings.tables import Settings
-from payagent.wallet.creation import create
+from payagent.settings.schema import Settings
+from payagent.wallet.new_keystore import create
 
 PASSPHRASE = plant("the passphrase", "canary passphrase of the backups")
 NOBODY = "http://127.0.0.1:1/api/v0"

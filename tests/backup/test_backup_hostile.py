@@ -16,10 +16,10 @@ from agent_kit import ADA, WORDS, World
 from backup.backup_kit import PASSPHRASE, listing, put_back, settings_of, taken
 from cli.cli_kit import spawn
 
-from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.backup.create import back_up
 from payagent.backup.restore import restore
-from payagent.backup.take import back_up
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 Members = dict[str, bytes]
 

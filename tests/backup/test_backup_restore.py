@@ -11,16 +11,17 @@ from agent_kit import ADA, DEVNET, Clock, Relay, World
 from audit.books_kit import findings, of_an_older_payagent
 from backup.backup_kit import NOBODY, listing, put_back, settings_of, taken
 
-from payagent.agent.chainview import QUIET_MS
-from payagent.agent.ports import Ports, SystemRandomness
-from payagent.audit.signed import Owner
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.ports import Ports, SystemRandomness
+from payagent.audit.signed_bytes import Owner
 from payagent.backup.archive import LEDGER, measure, pack, unpack
-from payagent.backup.chain import Differences
+from payagent.backup.compare_chain import Differences
 from payagent.backup.restore import restore
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments, queries
-from payagent.store.signer import SignerFile
+from payagent.core.problems import Refused
+from payagent.store.db.signer_record import SignerFile
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
 
 
 @dataclass

@@ -12,7 +12,7 @@ from benchmarks.judge import NOT_JUDGED, VALID, Judge, judging
 from benchmarks.measure import Spread
 from benchmarks.results import Options
 from benchmarks.wallets import ASSETS, build, outputs, pay, wallet
-from payagent.wallet.coins import Coins
+from payagent.wallet.utxo_index import Coins
 
 OK = VALID if available() else NOT_JUDGED
 

@@ -12,10 +12,10 @@ import pytest
 from benchmarks import ledgers, seeds, starting, store
 from benchmarks.results import Options, Part
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.store import payments
-from payagent.store.readers import Readers
+from payagent.store.db.readers import Readers
+from payagent.store.rows import payments
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,19 @@
 
 import pytest
 
-from payagent.chain.agree import (
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    TxSeen,
+    Unknown,
+    Why,
+)
+from payagent.chain.quorum_rules import (
     GAP_MAX_MS,
     PATIENCE_MS,
     Said,
@@ -14,18 +26,6 @@ from payagent.chain.agree import (
     weigh_movement,
     weigh_transactions,
     weigh_tx,
-)
-from payagent.chain.source import (
-    AddressTx,
-    BlockSeen,
-    ChainUtxo,
-    Found,
-    Movement,
-    NotFound,
-    Read,
-    TxSeen,
-    Unknown,
-    Why,
 )
 
 TX = "aa" * 32

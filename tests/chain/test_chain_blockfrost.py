@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from faulty_provider import NOT_FOUND, FaultyProvider, Reply, Seen
 
-from payagent.agent.due import SENT_AT_ONCE_MAX
+from payagent.agent.chain_sync.follow_up import SENT_AT_ONCE_MAX
 from payagent.chain.blockfrost import Blockfrost, Timeouts
-from payagent.chain.source import (
+from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
     ChainUtxo,
@@ -40,7 +40,7 @@ from payagent.chain.source import (
     TxSeen,
     Unknown,
 )
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 T = TypeVar("T")
 

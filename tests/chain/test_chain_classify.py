@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.chain.classify import RawAnswer, TransportError, classify_submit
-from payagent.chain.source import SubmitAnswer, SubmitKind
+from payagent.chain.provider import SubmitAnswer, SubmitKind
+from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 
 TX = "ab" * 31 + "0f"
 OTHER = "99" * 32

@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from payagent.chain import quota
-from payagent.chain.guard import Guarded
-from payagent.chain.quota import Bucket, Door, Rate
-from payagent.chain.source import (
+from payagent.chain import circuit_breaker as quota
+from payagent.chain.circuit_breaker import Bucket, Door, Rate
+from payagent.chain.provider import (
     AddressTx,
     Found,
     NotFound,
@@ -20,6 +19,7 @@ from payagent.chain.source import (
     Unknown,
     Why,
 )
+from payagent.chain.throttled_provider import Guarded
 
 RATE = Rate(10, 500)
 TIP = Found(Tip(1, 1, "aa" * 32, 1))
@@ -264,7 +264,7 @@ class TestGuarded:
     async def test_reads_stop_before_submissions_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         provider = Provider()
         guard, clock = guarded(provider, RATE)
-        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock, stands_still=True))
+        monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock, stands_still=True))
         for _ in range(RATE.burst):
             await guard.tip()
         assert provider.calls == RATE.burst - quota.RESERVED_CALLS
@@ -276,7 +276,7 @@ class TestGuarded:
         """As many calls in ten seconds as the provider allows, and no more."""
         provider = Provider()
         guard, clock = guarded(provider, RATE)
-        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock))
+        monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock))
         while clock.at_ms < 10_000:
             assert await guard.tip() == TIP
         assert provider.calls <= RATE.burst + 10 * RATE.calls_per_s
@@ -286,7 +286,7 @@ class TestGuarded:
     ) -> None:
         provider = Provider()
         guard, clock = guarded(provider, RATE)
-        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock))
+        monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock))
         assert await guard.transactions("", 0) == Found(())
         assert guard.calls == provider.calls + 1
         assert clock.at_ms >= (provider.calls - RATE.burst + quota.RESERVED_CALLS) * 1000 // RATE.calls_per_s

@@ -2,9 +2,9 @@
 
 import pytest
 
-from payagent.chain import history
-from payagent.chain.history import History, read_history
-from payagent.chain.source import AddressTx, ChainUtxo, Found, Movement, Read, Tip, Unknown
+from payagent.chain import address_history as history
+from payagent.chain.address_history import History, read_history
+from payagent.chain.provider import AddressTx, ChainUtxo, Found, Movement, Read, Tip, Unknown
 
 TIP = Tip(9, 9, "aa" * 32, 9)
 

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from payagent.chain.guard import Guarded
-from payagent.chain.member import SENTENCE_MS, Sentence
-from payagent.chain.panel import Panel
-from payagent.chain.source import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider_state import SENTENCE_MS, Sentence
+from payagent.chain.quorum import Panel
+from payagent.chain.throttled_provider import Guarded
 from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pytest
 from cli_kit import TOKEN, Shop, clean_environ, until
 from page_kit import blocks
 
-from payagent.cli.books import show_reconciled
+from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal
 
 OTHER = "b" * 64 + "#0"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_private
 
-from payagent.core.times import iso_time
+from payagent.core.timestamps import iso_time
 from payagent.devnet.merchant import role_address
-from payagent.store.merchants import everybody
+from payagent.store.rows.merchants import everybody
 
 OTHER = role_address("creator").text
 

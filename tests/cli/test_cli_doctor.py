@@ -16,15 +16,17 @@ from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit, Scope, Window
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
-from payagent.store import apps, merchants, records, spending
-from payagent.store.merchants import MerchantRow
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps, merchants
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
+from payagent.store.rows.merchants import MerchantRow
 
 
 def write_history(unit: Unit) -> None:

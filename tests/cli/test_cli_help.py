@@ -66,7 +66,7 @@ def test_a_shell_is_told_how_to_complete() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = f"import sys, payagent.cli.commands; print([m for m in {HEAVY!r} if m in sys.modules])"
+    code = f"import sys, payagent.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert loaded.stdout.strip() == "[]"
 

@@ -12,7 +12,7 @@ from agent_kit import WORDS
 from canaries import plant
 from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
 
-from payagent.secretfile import require_unchanged_by_others
+from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings
 
 CHAIN, MERCHANT = "http://127.0.0.1:1/api/v0", "http://127.0.0.1:2"

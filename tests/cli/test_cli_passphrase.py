@@ -10,9 +10,9 @@ from canaries import plant
 from cli_kit import PASSPHRASE, invoke, write_private
 from terminal_kit import at_terminal
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.settings.loading import load_settings
-from payagent.store.lease import lease
+from payagent.store.db.lease import lease
 from payagent.wallet.keystore import open_keystore
 
 SOMEBODY = 12_345

@@ -10,7 +10,7 @@ import pytest
 from cli_kit import Shop, invoke, running, spawn, until
 from http_kit import NO_TLS
 
-from payagent.api.server import GRACE_S
+from payagent.api.http.server import GRACE_S
 from payagent.devnet.server import DevnetThread
 
 

@@ -158,7 +158,7 @@ def test_a_file_that_others_may_change_by_now_is_not_taken_over(
         shop.config.chmod(mode)
 
 
-@pytest.mark.parametrize("moment", ["| payagent.cli.service", "signer.started"])
+@pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"])
 def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop, moment: str) -> None:
     """Python tells of each module that is imported: most of a start is over with the last one."""
     shop, plain = closed_shop, closed_shop.config.read_text()

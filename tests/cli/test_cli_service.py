@@ -12,7 +12,7 @@ import pytest
 from cli import under_unit
 from cli.cli_kit import Shop, invoke, running, spawn, until
 
-from payagent.secretfile import require_out_of_reach
+from payagent.secret_file import require_out_of_reach
 
 CONFIG = Path(__file__).parents[2] / "config"
 UNIT, IMAGE = CONFIG / "payagent.service", CONFIG / "Dockerfile"

@@ -6,9 +6,9 @@ from terminal_kit import at_terminal
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.network import NETWORKS
-from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import select, sign
+from payagent.wallet.utxo_index import Coin, Coins
 
 DEVNET = NETWORKS["devnet"]
 OUT = Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), "lovelace", 3_000_000)

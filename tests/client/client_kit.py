@@ -12,7 +12,9 @@ import pytest
 from agent_kit import ADA, World
 from proxy.proxy_kit import Place, blocks, place
 
-from payagent.client import AsyncPayAgentTransport, PayAgentTransport, purchase, showing
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport
+from payagent.client import pay_and_retry as purchase
+from payagent.client import present_proof as showing
 
 COINS = [20 * ADA] * 8
 WAYS = ("blocking", "async")

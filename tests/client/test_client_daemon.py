@@ -22,14 +22,14 @@ from client import client_kit
 from client.client_kit import COINS, WAYS, Program, Start, refusal
 from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
-from payagent.api.turnstile import Rates
+from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
-from payagent.client.daemon import AsyncDaemon, Daemon
-from payagent.client.daemon import Place as DaemonPlace
-from payagent.client.steps import Ask, Reply
+from payagent.client.daemon_client import AsyncDaemon, Daemon
+from payagent.client.daemon_client import Place as DaemonPlace
+from payagent.client.effects import Ask, Reply
+from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.core.payment import Delivery
-from payagent.proxy.door import Bounds
+from payagent.proxy.app import Bounds
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 

@@ -29,7 +29,7 @@ from proxy.proxy_kit import (
     saying,
 )
 
-from payagent.client.call import read_call
+from payagent.client.request import read_call
 from payagent.core.payment import Delivery, State
 from payagent.devnet.merchant import role_address
 

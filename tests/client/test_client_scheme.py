@@ -20,13 +20,13 @@ from x402.http.clients import x402HttpxClient
 from x402.http.clients.requests import x402_http_adapter
 from x402_sdk.sdk_merchant import SdkMerchant
 
-from payagent.agent.terms import MerchantTerms
-from payagent.api.turnstile import Rates
+from payagent.agent.base.config import MerchantTerms
+from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
 from payagent.core.payment import Delivery
-from payagent.proxy.door import Bounds
-from payagent.store import payments
-from payagent.store.payments import PaymentRow
+from payagent.proxy.app import Bounds
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
 
 BODY = {"message": "hello"}
 MakeClient = Callable[[], x402Client]

@@ -11,7 +11,7 @@ from pycardano.crypto.bech32 import Encoding, bech32_encode, convertbits
 
 from payagent.core.address import KEY_BASE, KEY_ENTERPRISE, encode_address, parse_address
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 MAINNET, PREPROD = NETWORKS["mainnet"], NETWORKS["preprod"]
 LETTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"

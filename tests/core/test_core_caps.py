@@ -2,8 +2,8 @@
 
 import pytest
 
-from payagent.core.caps import barred, require_within_caps
-from payagent.core.problem import Refused
+from payagent.core.hard_caps import barred, require_within_caps
+from payagent.core.problems import Refused
 
 TOKEN = "aa" * 28
 CAPS = {"lovelace": 5_000_000, TOKEN: 10}

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.exposition import Family, alone, by_label, write
+from payagent.core.prometheus import Family, alone, by_label, write
 
 
 def test_the_text_is_as_prometheus_has_it() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.guards import (
+from payagent.core.merchant_rules import (
     GUARDS,
     Agreed,
     Claim,
@@ -19,7 +19,7 @@ from payagent.core.guards import (
     look,
     must_stop,
 )
-from payagent.core.problem import PROBLEMS
+from payagent.core.problems import PROBLEMS
 
 TOKEN = "ab" * 28 + "55534454"
 SHOP, PARTNER, THIEF = (Pin("pay_to", "addr_shop"), Pin("split", "addr_partner"), Pin("split", "addr_thief"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from payagent.core.address import Address, encode_address
 from payagent.core.invoice import OUTPUTS_MAX, Invoice, Output, Role, check_outputs, is_batch, parse_invoice_id
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 TOKEN = "aa" * 28
 

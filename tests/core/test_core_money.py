@@ -20,7 +20,7 @@ from payagent.core.money import (
     parse_count,
     parse_units,
 )
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 POLICY = "0123456789abcdef" * 3 + "01234567"
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from payagent.core.address import encode_address, parse_address
 from payagent.core.network import NETWORKS, SLOT_CLOCKS, Network, parse_chain, require_chain
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from payagent.core.payment import (
     mermaid,
     move,
 )
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 PAGE = (Path(__file__).parents[2] / "docs/payment-machine.md").read_text()
 SIGNED_ONCE = set(State) - NEVER_SIGNED - {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}

@@ -26,7 +26,7 @@ from payagent.core.policy import (
     scopes_of,
     tightest,
 )
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 ADA = "lovelace"
 TOKEN = "ab" * 28 + "55534454"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.ledger import use as book
-from payagent.core.prepaid import Balance, Cost, average, buy, take_back, use
+from payagent.core.prepaid_balance import Balance, Cost, average, buy, take_back, use
 
 
 @dataclass

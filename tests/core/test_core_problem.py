@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.problem import PROBLEMS, Refused, own_order
+from payagent.core.problems import PROBLEMS, Refused, own_order
 
 ANYWHERE = (
     "bad_request",

@@ -3,7 +3,7 @@
 import pytest
 
 from payagent.core.payment import State
-from payagent.core.showing import Readiness, Ready, again_after_s, cost_text, may_be_shown
+from payagent.core.retry_schedule import Readiness, Ready, again_after_s, cost_text, may_be_shown
 
 TOKEN = "ab" * 28 + "cd"
 

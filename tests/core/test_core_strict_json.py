@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.money import parse_units
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.strict_json import JsonNumber, dumps, loads
 
 

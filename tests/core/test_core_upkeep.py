@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from payagent.core.upkeep import (
+from payagent.core.utxo_upkeep import (
     ASSET_LOVELACE,
     AT_ONCE_MS,
     COINS_MAX,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.core.verdict import Finding, above, judge
+from payagent.core.findings import Finding, above, judge
+from payagent.core.problems import Refused
 
 PRICE = Finding("above_threshold", "it is dear", asks=True)
 PIN = Finding("merchant_not_allowed", "it pays somebody else", asks=False)

@@ -63,7 +63,7 @@ async def of_the_agent(folder: Path) -> Counts:
     """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
     from agent_kit import ADA, world_with_clock
 
-    from payagent.sweeps import NETWORK_BEATS
+    from payagent.scheduler import NETWORK_BEATS
 
     told: Counts = {}
     with world_with_clock(folder) as world:
@@ -97,7 +97,7 @@ async def of_the_agent(folder: Path) -> Counts:
 def builder(coins: int) -> Callable[[], object]:
     """Select, build, sign and check one payment from a wallet of so many coins."""
     from benchmarks.wallets import outputs, pay, wallet
-    from payagent.wallet.coins import Coins
+    from payagent.wallet.utxo_index import Coins
 
     index, asked = Coins(wallet(coins, "ada")), outputs("ada")
     return lambda: pay(index, asked)

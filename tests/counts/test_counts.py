@@ -47,7 +47,7 @@ async def test_one_more_statement_of_a_payment_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten more are six percent: the counter is there, and looks at the connection that pays."""
-    from payagent.store import records
+    from payagent.store.rows import writes as records
 
     add = records.add_payment
 

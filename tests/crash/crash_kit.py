@@ -18,16 +18,17 @@ from agent.test_agent_x402 import ask as ask_x402
 from agent.test_agent_x402 import show
 from agent_kit import ADA, APP, Relay, Run, World
 
-from payagent.agent.ports import SystemClock
+from payagent.agent.base.ports import SystemClock
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import Delivery, State
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
-from payagent.store import payments, queries
-from payagent.store.payments import PaymentRow
-from payagent.store.seals import last_seal
+from payagent.store.db.seals import last_seal
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 
 PAID = (State.CONFIRMED,)

@@ -17,12 +17,12 @@ import pytest
 from agent_kit import ADA, Run
 from crash.crash_kit import CountingSigner, CrashWorld, copy_files, crash_world, findings
 
-from payagent.api.health import find
+from payagent.api.routes.health import find
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments
-from payagent.store.payments import PaymentRow
-from payagent.store.writer import Writer
+from payagent.core.problems import Refused
+from payagent.store.db.writer import Writer
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
 
 DAY_MS = 86_400_000
 ENDED = (State.CONFIRMED, State.REJECTED)

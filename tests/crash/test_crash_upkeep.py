@@ -9,8 +9,8 @@ from agent_kit import ADA, with_terms
 from crash.crash_kit import CrashWorld, Disk, crash_world, findings
 
 from payagent.core.payment import State
-from payagent.core.problem import Refused
-from payagent.store import payments
+from payagent.core.problems import Refused
+from payagent.store.rows import payments
 
 COUNT = 8
 DIES: dict[str, Callable[[list[str], str], bool]] = {

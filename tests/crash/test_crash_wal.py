@@ -30,11 +30,11 @@ from crash.crash_kit import (
 )
 
 from payagent.audit.finding import Finding, Head
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core.problem import Refused
-from payagent.store.opening import require_ledger
-from payagent.store.writer import Writer
+from payagent.core.problems import Refused
+from payagent.store.db.opening import require_ledger
+from payagent.store.db.writer import Writer
 
 HEADER, FRAME_HEADER = 32, 24
 COMMITS = 5

@@ -18,22 +18,23 @@ from agent_kit import ADA, APP, DEVNET, Run, World
 from canaries import plant
 from daemon.test_daemon_doors import devnet, folder, refused, start, stop  # noqa: F401  fixtures
 
-from payagent.agent.alarm import raise_alert
-from payagent.agent.alerts import Alerts, crossing, retry_at_ms
-from payagent.agent.prepaid import Buyer, ServedCall
-from payagent.agent.terms import Terms
+from payagent.agent.base.alert_records import raise_alert
+from payagent.agent.base.config import Terms
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.operator.alerts import Alerts, crossing, retry_at_ms
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.doctor.files import look_at_files
 from payagent.log import Redactor, configure_logging
+from payagent.outbound.webhook import Webhook, signature, signing_key
 from payagent.settings.loading import load_settings
-from payagent.store import alerts, queries
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts
+from payagent.store.rows import attempts_and_utxos as queries
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.webhook import Webhook, signature, signing_key
 
 SECRET = plant("the webhook's secret", "whsec_" + base64.b64encode(b"a canary that signs webhooks").decode())
 KEY = signing_key(SECRET)

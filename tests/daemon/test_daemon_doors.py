@@ -22,17 +22,17 @@ import pytest
 from canaries import plant
 from http_kit import NO_TLS
 
-from payagent.agent.ports import SystemClock
+from payagent.agent.base.ports import SystemClock
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.doctor.chain import look_at_chain
-from payagent.secretfile import require_out_of_reach, require_unchanged_by_others
+from payagent.secret_file import require_out_of_reach, require_unchanged_by_others
 from payagent.settings.loading import config_places, load_settings
-from payagent.store.lease import require_local
-from payagent.store.writer import Writer
-from payagent.wallet.creation import create
+from payagent.store.db.lease import require_local
+from payagent.store.db.writer import Writer
 from payagent.wallet.keystore import read_header
+from payagent.wallet.new_keystore import create
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
 FEW_FILES = 128
@@ -258,7 +258,7 @@ def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: 
 KILLED_AS_IT_COPIES = """
 import os, signal, sys
 from pathlib import Path
-from payagent.store.readers import Readers
+from payagent.store.db.readers import Readers
 
 sys.addaudithook(lambda event, _: event == "os.remove" and os.kill(os.getpid(), signal.SIGKILL))
 with Readers(Path(sys.argv[1])).copied():

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from daemon.test_daemon_doors import devnet, folder, log_of_a_run, start, stop  # noqa: F401  fixtures
 
-from payagent import fence
-from payagent.fence import Plan
+from payagent import sandbox as fence
+from payagent.sandbox import Plan
 
 needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has no Landlock")
 

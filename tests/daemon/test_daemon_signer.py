@@ -24,12 +24,12 @@ from http_kit import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.doctor.choices import look_at_choices
+from payagent.doctor.advice import look_at_choices
 from payagent.settings.loading import load_settings
-from payagent.store import apps
-from payagent.store.writer import Writer
-from payagent.wallet.creation import create, new_words
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
 from payagent.wallet.keys import SoftwareSigner, derive, seed_from_words
+from payagent.wallet.new_keystore import create, new_words
 
 TOKEN = plant("the operator's token", "an operator of the signer tests")
 SPLIT = {"count": 2, "lovelace": "5000000"}

@@ -14,7 +14,7 @@ from certificates import certificate
 from http_kit import NO_TLS
 from test_daemon_doors import command, devnet, folder, refused  # noqa: F401  fixtures
 
-from payagent.core.problem import PROBLEMS
+from payagent.core.problems import PROBLEMS
 
 
 @pytest.fixture

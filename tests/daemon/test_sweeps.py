@@ -11,12 +11,12 @@ from datetime import datetime, timedelta, tzinfo
 import pytest
 import structlog
 
-from payagent.agent.chainview import ChainView
-from payagent.agent.ports import Ports, SystemClock, SystemRandomness
-from payagent.chain.source import Tip
+from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.chain.provider import Tip
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.log import Redactor, configure_logging
-from payagent.sweeps import DRAIN_S, Beats, Sweeps
+from payagent.scheduler import DRAIN_S, Beats, Sweeps
 
 FAST = Beats(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
 
@@ -119,9 +119,9 @@ class WallClock:
 @pytest.mark.parametrize("off", [timedelta(days=-1), timedelta(days=365 * 56)])
 async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
     clock, watch = WallClock(), Watch()
-    for module in ("payagent.sweeps", "apscheduler.schedulers.base"):
+    for module in ("payagent.scheduler", "apscheduler.schedulers.base"):
         monkeypatch.setattr(f"{module}.datetime", clock)
-    monkeypatch.setattr("payagent.sweeps.CLOCK_LOOK_S", 0.01)
+    monkeypatch.setattr("payagent.scheduler.CLOCK_LOOK_S", 0.01)
     watch.go_on.set()
     sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()

@@ -25,10 +25,10 @@ from typing import Any
 import httpx
 from http_kit import NO_TLS
 
-from payagent.api.tokens import hash_token
+from payagent.api.http.tokens import hash_token
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps
-from payagent.store.writer import Writer
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
 
 ADA = 1_000_000
 TOKEN = "6a" * 28 + "646179"

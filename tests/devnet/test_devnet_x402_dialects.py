@@ -12,8 +12,8 @@ from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import Call, Reading, Response, Shown, proof_headers, read_offers
-from payagent.dialects.answers import Said, read_answer
-from payagent.dialects.wire import parse_answer, parse_response
+from payagent.dialects.http_wire import parse_answer, parse_response
+from payagent.dialects.retry_answers import Said, read_answer
 
 PATH = "/x402/chat?output=short"
 INTENT = "int_" + "0" * 24

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.dialects.commitment import Call, check_declared, salted_hash
+from payagent.core.problems import Refused
+from payagent.dialects.request_commitment import Call, check_declared, salted_hash
 
 SALT = bytes(range(32))
 GET = Call("GET", "https://api.example.com/article/A", hashlib.sha256(b"").hexdigest(), {})

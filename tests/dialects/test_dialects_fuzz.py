@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.invoice import Invoice
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import (
     Reading,
     Response,

@@ -6,7 +6,7 @@ from hostile_x402 import hostile_x402s, x402_bases
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
-from payagent.core.problem import PROBLEMS, Refused
+from payagent.core.problems import PROBLEMS, Refused
 from payagent.dialects import Reading, parse_response, read_offers
 
 NOW_MS = 1_795_527_200_123

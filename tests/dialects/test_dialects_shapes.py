@@ -9,7 +9,7 @@ from dialect_examples import ANNA, PAY_TO, detail
 from hostile_402s import TOKEN
 from x402_examples import DOTTED, JSON, NO_JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Shown, parse_response, proof_headers, read_offers
 
 HTML = {"content-type": "text/html"}

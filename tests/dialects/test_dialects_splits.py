@@ -7,7 +7,7 @@ from dialect_examples import ANNA, BERT, PAY_TO, PREPROD, detail, paid, read
 from hostile_402s import TOKEN, address
 
 from payagent.core.invoice import SplitMode
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 
 SHARES = [{"address": ANNA, "amountUnits": "2000000"}, {"address": BERT, "amountUnits": "1000000"}]
 WHOLE = [{"to": ANNA, "units": 2_000_000}, {"to": PAY_TO, "units": 7_000_000}, {"to": BERT, "units": 1_000_000}]

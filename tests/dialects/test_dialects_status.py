@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.dialects import read_status
-from payagent.dialects.status import WORDS
+from payagent.dialects.status_answers import WORDS
 
 
 @pytest.mark.parametrize(

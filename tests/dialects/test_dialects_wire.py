@@ -9,7 +9,7 @@ from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, 
 from hostile_402s import OTHER_POLICY, TOKEN, address
 
 from payagent.core.invoice import Proof
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import (
     Reading,
     Response,

@@ -26,7 +26,7 @@ from x402_examples import (
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Response, Shown, make_response, parse_response, proof_headers, read_offers
 
 SHOWN = Shown("ab" * 32, b"\x84\xa3\x00", "cd" * 32 + "#1", "int_" + "0" * 24)

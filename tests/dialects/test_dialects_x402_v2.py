@@ -11,7 +11,7 @@ from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
 from hostile_402s import OTHER_POLICY, TOKEN, address
 from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import Shown, make_response, parse_response, proof_headers
 
 CBOR = bytes.fromhex("84a300") + b"\x01" * 300

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.egress import Egress, is_public
-from payagent.merchants.client import MerchantClient
-from payagent.proxy.upstream import Call, Target, Upstream
-from payagent.webhook import Webhook
+from payagent.core.problems import Refused
+from payagent.outbound.egress import Egress, is_public
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.outbound.webhook import Webhook
+from payagent.proxy.http1 import Call, Target, Upstream
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 

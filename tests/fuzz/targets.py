@@ -15,13 +15,13 @@ import cbor2
 import h11
 from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, pay
 
-from payagent.chain import answers
-from payagent.chain.classify import RawAnswer, TransportError, classify_submit
-from payagent.chain.source import AddressTx, ChainUtxo, Found, NotFound, SubmitAnswer, SubmitKind, Unknown
+from payagent.chain import blockfrost_parse as answers
+from payagent.chain.provider import AddressTx, ChainUtxo, Found, NotFound, SubmitAnswer, SubmitKind, Unknown
+from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.dialects import (
     Answer,
     Call,
@@ -37,14 +37,14 @@ from payagent.dialects import (
     read_prepaid,
     read_status,
 )
-from payagent.dialects.status import WORDS
+from payagent.dialects.status_answers import WORDS
 from payagent.proxy import headers as proxy_headers
-from payagent.proxy import upstream
+from payagent.proxy import http1 as upstream
 from payagent.signer.policy import Clocks, Policy
-from payagent.wallet.check import CheckFailed
-from payagent.wallet.check import check as check_bytes
-from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import build, sign
+from payagent.wallet.tx_check import CheckFailed
+from payagent.wallet.tx_check import check as check_bytes
+from payagent.wallet.utxo_index import Coin
 
 Fuzzed = Callable[[bytes], None]
 PREPROD = NETWORKS["preprod"]

@@ -115,4 +115,4 @@ def test_a_room_that_is_not_named_is_found() -> None:
         "store",
         "fence",
     }
-    assert rooms_of("from payagent.agent.view import payment_view\nimport re\n", "agent") == set()
+    assert rooms_of("from payagent.agent.base.payment_view import payment_view\nimport re\n", "agent") == set()

@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
-from payagent.core.problem import Refused
-from payagent.secretfile import SecretFile, read_secret_file
+from payagent.core.problems import Refused
+from payagent.secret_file import SecretFile, read_secret_file
 from payagent.settings.loading import find_config, load_settings, read_merchant
-from payagent.settings.places import passphrase_file
-from payagent.settings.tables import AssetLimit, Merchant, Provider, Settings
+from payagent.settings.paths import passphrase_file
+from payagent.settings.schema import AssetLimit, Merchant, Provider, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
 CANARY = "canary-Zebra-7f3a91d2"

@@ -21,9 +21,9 @@ from http_kit import NO_TLS
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.devnet.merchant import role_address
-from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import select, sign
+from payagent.wallet.utxo_index import Coin, Coins
 
 PRICE = 2 * ADA
 TRIES = 4

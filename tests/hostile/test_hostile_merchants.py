@@ -29,12 +29,12 @@ from hostile.hostile_merchant import (
 )
 from http_kit import NO_TLS
 
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.base.config import MerchantTerms
 from payagent.audit.finding import Finding
-from payagent.audit.signed import Owner
+from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core import showing
-from payagent.proxy.door import Bounds
+from payagent.core import retry_schedule as showing
+from payagent.proxy.app import Bounds
 
 HURRIED = Bounds(read_timeout_s=1, patience_s=10)
 """Towards a merchant that does not answer. What is answered is waited for, however busy the machine is."""

@@ -28,8 +28,8 @@ from payagent.core.network import NETWORKS
 from payagent.daemon import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings.loading import load_settings
-from payagent.wallet.creation import new_words
 from payagent.wallet.keys import derive, seed_from_words
+from payagent.wallet.new_keystore import new_words
 
 Order = dict[str, Any]
 

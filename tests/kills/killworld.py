@@ -27,9 +27,9 @@ from killforks import ForkServer, Life, cold_start, fork_server
 from payagent.core.network import NETWORKS
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps
-from payagent.store.writer import Writer
-from payagent.wallet.creation import create, new_words
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
+from payagent.wallet.new_keystore import create, new_words
 
 TOKEN = "ab" * 28 + b"KILL".hex()
 PASSPHRASE = "canary passphrase of the kill tests"

@@ -20,7 +20,7 @@ from killworld import TOKEN, Lane, World, running_world
 from payagent.audit.limits import check_limits
 from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
-from payagent.store import spending
+from payagent.store.rows import limit_counters as spending
 
 CLIENTS = 10
 DAY_LOVELACE, PRICE_LOVELACE = 20_000_000, 1_000_000

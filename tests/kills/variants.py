@@ -11,13 +11,13 @@ from contextlib import closing
 import payagent.agent.agent
 import payagent.daemon
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Ask
-from payagent.agent.ports import SystemClock
-from payagent.agent.signing import Signing
-from payagent.settings.tables import Settings
-from payagent.store.payments import PaymentRow
-from payagent.wallet.plan import Plan
+from payagent.agent.base.ports import SystemClock
+from payagent.agent.base.requests import Ask
+from payagent.agent.payments.sign import Signing
+from payagent.settings.schema import Settings
+from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import sign
+from payagent.wallet.tx_plan import Plan
 
 
 def leave_then_persist(_settings: Settings) -> None:

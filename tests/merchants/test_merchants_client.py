@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 from turns_kit import turns
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.outbound.merchant_client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}

@@ -17,13 +17,13 @@ from agent_kit import Run, World
 from api_kit import Api, served
 from commitments import commitment_to
 
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.base.config import MerchantTerms
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
-from payagent.proxy.door import Bounds
-from payagent.proxy.trip import Trip
-from payagent.store import payments
-from payagent.store.payments import PaymentRow
+from payagent.proxy.app import Bounds
+from payagent.proxy.exchange import Trip
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
 
 PATIENCE_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -11,8 +11,8 @@ from proxy_kit import SERVED, Got, Heard, Paywall, Place, blocks, place
 from structlog.testing import capture_logs
 
 from payagent.core.payment import Delivery
-from payagent.store import pauses
-from payagent.store.unit import Unit
+from payagent.store.db.unit import Unit
+from payagent.store.rows import pauses
 
 COUNT = 5
 

@@ -14,8 +14,8 @@ from canaries import plant
 from proxy_kit import OK, Heard, Peer, Place, place, saying
 from turns_kit import turns
 
-from payagent.proxy.door import Bounds
-from payagent.proxy.upstream import Call, Target, Upstream, _Line
+from payagent.proxy.app import Bounds
+from payagent.proxy.http1 import Call, Target, Upstream, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 

@@ -11,12 +11,12 @@ import pytest
 from agent_kit import ADA, APP, World, with_terms
 from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_patience, place, saying
 
-from payagent.agent.limits import set_limits
-from payagent.api import server
+from payagent.agent.operator.limits import set_limits
+from payagent.api.http import server
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Window
-from payagent.proxy import clerk
-from payagent.proxy.door import Bounds
+from payagent.proxy import payer as clerk
+from payagent.proxy.app import Bounds
 
 COINS = [20 * ADA] * 8
 

@@ -15,11 +15,12 @@ from proxy_kit import Got, Place, blocks, place
 from payagent.audit.limits import check_limits
 from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
-from payagent.core.prepaid import CALLS
+from payagent.core.prepaid_balance import CALLS
 from payagent.devnet.merchant import role_address
-from payagent.proxy import attend
-from payagent.proxy.upstream import Upstream
-from payagent.store import prepaid, spending
+from payagent.proxy import request_scope as attend
+from payagent.proxy.http1 import Upstream
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import prepaid
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from agent_kit import World
 from certificates import certificate, server_context
 from proxy_kit import Peer, Place, place
 
-from payagent.core.problem import Refused
-from payagent.egress import Egress
-from payagent.merchants.client import MerchantClient
-from payagent.proxy.upstream import Call, Target, Upstream
+from payagent.core.problems import Refused
+from payagent.outbound.egress import Egress
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.proxy.http1 import Call, Target, Upstream
 
 
 @pytest.fixture

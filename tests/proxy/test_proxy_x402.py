@@ -23,7 +23,7 @@ from proxy_kit import (
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
-from payagent.store import queries
+from payagent.store.rows import attempts_and_utxos as queries
 
 BODY = b'{"message": "hello"}'
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.signer import outflow
-from payagent.signer.outflow import DAY_S, Outflow
+from payagent.core.problems import Refused
+from payagent.signer import spend_window as outflow
+from payagent.signer.spend_window import DAY_S, Outflow
 
 ADA, TOKEN = "lovelace", "aa" * 28
 A, B, C = (("ab" * 32, index) for index in range(3))

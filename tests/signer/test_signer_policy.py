@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, own_address, pay, payee
 
-from payagent.agent.carrying import CANCEL_TTL_S
+from payagent.agent.payments.lifecycle import CANCEL_TTL_S
 from payagent.core.address import Address
-from payagent.core.caps import TTL_AHEAD_MAX_S
+from payagent.core.hard_caps import TTL_AHEAD_MAX_S
 from payagent.core.network import SLOT_CLOCKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.decode import decode_tx
-from payagent.devnet.model import LedgerError
+from payagent.devnet.ledger_types import LedgerError
 from payagent.signer.policy import Clocks, Policy, clocks_of
-from payagent.wallet import cbor
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet import cbor_write as cbor
 from payagent.wallet.transaction import select, sweep
+from payagent.wallet.utxo_index import Coin, Coins
 
 ADA = 1_000_000
 TOKEN, FREE = sorted(ASSETS[1:3])

@@ -21,13 +21,13 @@ from signer.test_signer_policy import CAPS, DAY_CAPS, REFUSED
 from wallet.worlds import OWN, pay
 
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.secretfile import SecretFile
-from payagent.signer.handle import SignerProcess, unlocked
-from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.creation import create
+from payagent.core.problems import Refused
+from payagent.secret_file import SecretFile
+from payagent.signer.client import SignerProcess, unlocked
 from payagent.wallet.keys import Account, derive, seed_from_words
+from payagent.wallet.new_keystore import create
 from payagent.wallet.transaction import check, select, sign
+from payagent.wallet.utxo_index import Coin, Coins
 
 WORDS = plant(
     "the signer's words",
@@ -159,8 +159,8 @@ def test_where_nobody_answers_at_a_terminal_it_says_so(folder: Path) -> None:
     script = f"""
 from pathlib import Path
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.signer.handle import unlocked
+from payagent.core.problems import Refused
+from payagent.signer.client import unlocked
 try:
     with unlocked(Path({str(folder / "keystore.json")!r}), None, NETWORKS["preprod"], 0, {{}}, {{}}):
         print("opened")
@@ -214,7 +214,7 @@ def test_the_kernel_has_it_confined(signer: Unlocked) -> None:
 
 ATTEMPTS = """
 import os, socket, subprocess, sys
-from payagent.signer.confine import before_the_secret, for_good
+from payagent.signer.hardening import before_the_secret, for_good
 
 def program(): os.execv("/bin/true", ["true"])
 attempts = {
@@ -265,7 +265,7 @@ def test_once_confined_a_process_can_open_nothing_start_nothing_and_reach_nobody
 
 OTHER_ARCHITECTURE = """
 import ctypes, mmap, os, sys
-from payagent.signer.confine import before_the_secret, for_good
+from payagent.signer.hardening import before_the_secret, for_good
 code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 code.write(b"\\xb8\\x0b\\x00\\x00\\x00\\x31\\xdb\\x31\\xc9\\x31\\xd2\\xcd\\x80\\xc3")  # execve(0, 0, 0), 32 bits
 call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
@@ -308,8 +308,8 @@ def test_what_keeps_its_program_from_starting_is_told(folder: Path) -> None:
 import sys
 from pathlib import Path
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.secretfile import SecretFile
+from payagent.core.problems import Refused
+from payagent.secret_file import SecretFile
 from payagent.signer import handle
 handle._ROOT = {str(folder)!r}
 folder = Path({str(folder)!r})
@@ -332,7 +332,7 @@ except Refused as refused:
 
 READER = """
 import ctypes, os, sys
-from payagent.signer.confine import before_the_secret
+from payagent.signer.hardening import before_the_secret
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # dumpable again, as after a start
 reading, ready = os.pipe()
@@ -393,8 +393,8 @@ ROBBED = """
 import ctypes, os, subprocess, sys
 from pathlib import Path
 from payagent.core.network import NETWORKS
-from payagent.secretfile import SecretFile
-from payagent.signer.handle import unlocked
+from payagent.secret_file import SecretFile
+from payagent.signer.client import unlocked
 libc = ctypes.CDLL(None, use_errno=True)
 if os.geteuid() == 0:  # as any other user: without the capabilities of root, for all that is started from here
     assert libc.prctl(28, 3, 0, 0, 0) == 0
@@ -421,7 +421,7 @@ def test_its_memory_cannot_be_opened_in_the_moment_of_its_start_either(folder: P
 TRACED = """
 import ctypes, os, sys
 from pathlib import Path
-from payagent.signer.confine import require_untraced
+from payagent.signer.hardening import require_untraced
 reading, ready = os.pipe()
 child = os.fork()
 if child == 0:
@@ -537,7 +537,7 @@ async def test_who_gives_up_before_their_turn_is_not_signed_for(slow: tuple[Sign
 async def test_a_signer_that_stays_silent_is_given_up_for_all_who_wait(
     slow: tuple[SignerProcess, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("payagent.signer.handle.ANSWER_S", 0.05)
+    monkeypatch.setattr("payagent.signer.client.ANSWER_S", 0.05)
     process, its = slow
     lost: list[str] = []
     process.watch(lambda: lost.append("lost"))
@@ -597,8 +597,8 @@ def test_it_ends_with_the_daemon_even_when_somebody_else_holds_its_line(folder: 
 import os, socket, subprocess, sys, time
 from pathlib import Path
 from payagent.core.network import NETWORKS
-from payagent.secretfile import SecretFile
-from payagent.signer.handle import unlocked
+from payagent.secret_file import SecretFile
+from payagent.signer.client import unlocked
 folder = Path({str(folder)!r})
 source = SecretFile(folder / "passphrase", True)
 with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{}}) as found:
@@ -632,8 +632,8 @@ def test_it_ends_with_the_daemon_however_that_ends(folder: Path) -> None:
 import time
 from pathlib import Path
 from payagent.core.network import NETWORKS
-from payagent.secretfile import SecretFile
-from payagent.signer.handle import unlocked
+from payagent.secret_file import SecretFile
+from payagent.signer.client import unlocked
 folder = Path({str(folder)!r})
 source = SecretFile(folder / "passphrase", True)
 with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{}}) as found:

@@ -18,38 +18,39 @@ from unittest.mock import patch
 
 import structlog
 
-from payagent.agent import (
-    admission,
-    carrying,
-    delivery_steps,
-    desk,
-    due,
-    orders,
-    planner,
-    questions,
-    replacement,
-    rulebook,
-    scan,
-    signing,
-    steps,
-    vanished,
-)
+from payagent.agent import context as desk
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Ask
-from payagent.agent.carrying import Carrying
-from payagent.agent.due import Due
-from payagent.agent.sightings import Sightings
-from payagent.agent.signing import Signing
-from payagent.chain.source import Found, SubmitKind, TxSeen
+from payagent.agent.base import orders
+from payagent.agent.base.requests import Ask
+from payagent.agent.chain_sync import follow_up as due
+from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import rolled_back_deposits as vanished
+from payagent.agent.chain_sync.confirmations import Sightings
+from payagent.agent.chain_sync.follow_up import Due
+from payagent.agent.commits import admission, replacement
+from payagent.agent.commits import approvals as questions
+from payagent.agent.commits import delivery_transitions as delivery_steps
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import rules as rulebook
+from payagent.agent.commits import tx_planner as planner
+from payagent.agent.payments import lifecycle as carrying
+from payagent.agent.payments import sign as signing
+from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.payments.sign import Signing
+from payagent.chain.provider import Found, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit
-from payagent.core.problem import Refused
-from payagent.store import committer, intents, payments, prepaid, queries, records, schema, spending
-from payagent.store import lease as leases
-from payagent.wallet import plan as plans
+from payagent.core.problems import Refused
+from payagent.store.db import committer, schema
+from payagent.store.db import lease as leases
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import intents, payments, prepaid
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
 from payagent.wallet import transaction
+from payagent.wallet import tx_plan as plans
 from sim.fixtures import API_KEY
 from sim.stage import Stage
 from sim.virtual_loop import StuckError, VirtualLoop

@@ -30,18 +30,18 @@ from typing import Any
 from simulation.report import machine
 from simulation.sources import ROOT, commit, package_hash
 
-from payagent.agent.terms import MerchantTerms, Terms
-from payagent.audit.signed import Owner
-from payagent.chain.source import PacedSource
+from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.audit.signed_bytes import Owner
+from payagent.chain.provider import PacedSource
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.devnet.ledger import Block, Tx
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.x402_terms import X402
-from payagent.merchants.client import MerchantClient
-from payagent.store import journal, payments
-from payagent.store.unit import Connection
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.unit import Connection
+from payagent.store.rows import journal, payments
 from sim.clients import PARTNER, BuyerTask, Want
 from sim.disk import Disk
 from sim.fault_rates import QUIET, Mix

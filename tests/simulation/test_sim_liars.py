@@ -9,10 +9,11 @@ from random import Random
 
 import pytest
 
-from payagent.chain.source import PacedSource
+from payagent.chain.provider import PacedSource
 from payagent.core.payment import State
-from payagent.store import payments, queries
-from payagent.store.payments import PaymentRow
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
 from sim.clients import Want
 from sim.fault_rates import QUIET
 from sim.fixtures import ADA

@@ -11,7 +11,7 @@ import pytest
 from simulation import soak
 from simulation.soak import Size, Soak
 
-from payagent.agent import scan
+from payagent.agent.chain_sync import recovery as scan
 
 PAYMENTS = 60
 _NO_STATE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, Connection)

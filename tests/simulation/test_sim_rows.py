@@ -2,9 +2,9 @@
 
 import pytest
 
-from payagent.agent.rows import Rows
+from payagent.agent.chain_sync.open_payments import Rows
 from payagent.core.payment import State
-from payagent.store import payments
+from payagent.store.rows import payments
 from sim.run import run_share
 
 SEEDS = range(41_000, 41_006)

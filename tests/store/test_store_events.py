@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from payagent.core.payment import State
-from payagent.store import events, records
-from payagent.store.opening import migrate, open_database
-from payagent.store.tables import GENESIS
-from payagent.store.unit import Unit
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.unit import Unit
+from payagent.store.rows import events
+from payagent.store.rows import writes as records
 
 
 @pytest.fixture

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
-from payagent.agent import scan
-from payagent.agent.scan import Spend
-from payagent.chain.source import Movement, TxSeen
+from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync.recovery import Spend
+from payagent.chain.provider import Movement, TxSeen
 from payagent.core.money import LOVELACE
-from payagent.core.prepaid import CALLS
-from payagent.store import approvals, apps, opening, payments, prepaid, topups, uses
-from payagent.store.readers import Readers
-from payagent.store.unit import Connection, Unit
-from payagent.wallet.coins import Coins
+from payagent.core.prepaid_balance import CALLS
+from payagent.store.db import opening
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import approvals, apps, payments, prepaid, topups
+from payagent.store.rows import prepaid_uses as uses
 from payagent.wallet.transaction import sign
+from payagent.wallet.utxo_index import Coins
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 3_000

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.store.lease import lease
+from payagent.core.problems import Refused
+from payagent.store.db.lease import lease
 
 
 def test_a_lock_that_the_disk_does_not_give_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("payagent.store.lease.os.open", refuse)
+    monkeypatch.setattr("payagent.store.db.lease.os.open", refuse)
     with pytest.raises(Refused) as told, lease(tmp_path, ()):
         pass
     assert told.value.code == "store_failed"

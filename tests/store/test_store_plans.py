@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from payagent.store import queries
-from payagent.store.writer import Writer
+from payagent.store.db.writer import Writer
+from payagent.store.rows import attempts_and_utxos as queries
 
 ASKED_OF_COINS = {
     "free": queries.free_coins,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payagent.store.opening import migrate, open_database
-from payagent.store.schema import missing_guards
-from payagent.store.tables import GENESIS
-from payagent.store.triggers import GUARDS, KEPT, Guard
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.schema import missing_guards
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.triggers import GUARDS, KEPT, Guard
 
 HASH = "a" * 64
 INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"

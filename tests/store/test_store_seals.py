@@ -11,17 +11,19 @@ from zlib import crc32
 import pytest
 
 from payagent.audit.finding import Finding
-from payagent.audit.sealed import check_seals
-from payagent.core.problem import Refused
-from payagent.store import apps, books, records
-from payagent.store.apps import AppRow
-from payagent.store.committer import Committer, Job, SealingError
-from payagent.store.opening import open_read_only
-from payagent.store.readers import Readers
-from payagent.store.seals import Sealer
-from payagent.store.tables import GENESIS
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
+from payagent.audit.seals import check_seals
+from payagent.core.problems import Refused
+from payagent.store.audit import books
+from payagent.store.db.committer import Committer, Job, SealingError
+from payagent.store.db.opening import open_read_only
+from payagent.store.db.readers import Readers
+from payagent.store.db.seals import Sealer
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
+from payagent.store.rows import writes as records
+from payagent.store.rows.apps import AppRow
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_a_bug_in_sealing_is_not_told_as_the_disks(path: Path, monkeypatch: pyte
         raise TypeError("a bug")
 
     writer = Writer(path)
-    monkeypatch.setattr("payagent.store.seals.marks_of", broken)
+    monkeypatch.setattr("payagent.store.db.seals.marks_of", broken)
     with pytest.raises(SealingError, match="a bug"):
         writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
     monkeypatch.undo()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from payagent.core.problem import Refused
-from payagent.store.signer import Signed, SignerFile
+from payagent.core.problems import Refused
+from payagent.store.db.signer_record import Signed, SignerFile
 
 
 def signed(number: int) -> Signed:

@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from payagent.audit.limits import check_limits
 from payagent.core import policy
 from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
-from payagent.store import records, spending
-from payagent.store.opening import migrate, open_database
-from payagent.store.unit import Unit
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.unit import Unit
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
 
 ADA, TOKEN = "lovelace", "ab" * 28 + "00"
 APPS, SHOPS = ("app_1", "app_2"), ("https://a.example", "https://b.example")

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
 from payagent.core.policy import WALLET
-from payagent.store import journal, records, spending
-from payagent.store.journal import Selection
-from payagent.store.opening import migrate, open_database
-from payagent.store.unit import Unit
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.unit import Unit
+from payagent.store.rows import journal
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
+from payagent.store.rows.journal import Selection
 
 MOST = 2**63 - 1
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from audit.books_kit import of_an_older_payagent
 
-from payagent.core.problem import Refused
-from payagent.store import about
-from payagent.store.committer import Committer, Ownership
-from payagent.store.opening import require_ledger
-from payagent.store.readers import Readers
-from payagent.store.schema import changed_views, missing_guards
-from payagent.store.signer import Signed, lacks
-from payagent.store.unit import Unit
-from payagent.store.writer import Writer
+from payagent.core.problems import Refused
+from payagent.store.db.committer import Committer, Ownership
+from payagent.store.db.opening import require_ledger
+from payagent.store.db.readers import Readers
+from payagent.store.db.schema import changed_views, missing_guards
+from payagent.store.db.signer_record import Signed, lacks
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import about
 
 Job = Callable[[Unit], object]
 

@@ -9,7 +9,7 @@ from typing import Any
 import cbor2
 
 from payagent.core.invoice import Output
-from payagent.wallet.coins import Coin
+from payagent.wallet.utxo_index import Coin
 
 A, B, PER_BYTE, SIZE_MAX, VALUE_MAX = 44, 155_381, 4_310, 16_384, 5_000
 

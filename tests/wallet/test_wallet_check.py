@@ -23,13 +23,13 @@ from wallet.worlds import (
 
 from payagent.core.address import Address
 from payagent.core.invoice import Output
-from payagent.core.problem import Refused
-from payagent.wallet.check import CheckFailed
-from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.decode import Undecodable, decode
+from payagent.core.problems import Refused
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.plan import Frame, Parameters, Plan, PlannedOutput
 from payagent.wallet.transaction import build, check, select, sign
+from payagent.wallet.tx_check import CheckFailed
+from payagent.wallet.tx_decode import Undecodable, decode
+from payagent.wallet.tx_plan import Frame, Parameters, Plan, PlannedOutput
+from payagent.wallet.utxo_index import Coin, Coins
 
 ADA = 1_000_000
 COINS = (

@@ -5,7 +5,7 @@ import random
 import pytest
 from wallet.worlds import ASSETS, random_wallet
 
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.utxo_index import Coin, Coins
 
 
 def by_lovelace(coins: list[Coin]) -> list[Coin]:

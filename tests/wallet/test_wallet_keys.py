@@ -12,9 +12,9 @@ from nacl.bindings import crypto_sign_open
 from wallet.worlds import SIGNER, signer_of
 
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
-from payagent.wallet.creation import create
+from payagent.core.problems import Refused
 from payagent.wallet.keys import Seed, SoftwareSigner, derive, seed_from_words
+from payagent.wallet.new_keystore import create
 
 WORDS = "abandon " * 23 + "art"
 MORE = [Seed(random.Random(seed).randbytes(32)).words for seed in range(4)]

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from wallet.worlds import payee
 
 from payagent.core.network import NETWORKS
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.wallet import keystore
-from payagent.wallet.creation import create, new_words
 from payagent.wallet.keystore import Header, open_keystore, read_header, unlock
+from payagent.wallet.new_keystore import create, new_words
 
 WORDS = "abandon " * 23 + "art"
 PASSPHRASE = "correct horse"
@@ -265,7 +265,7 @@ def test_new_words_come_from_the_randomness_that_is_given() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.wallet import creation
 from payagent.wallet.keystore import open_keystore
 

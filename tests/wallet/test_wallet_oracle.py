@@ -7,9 +7,9 @@ import pycardano
 import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
 
-from payagent.core.problem import Refused
-from payagent.wallet.coins import Coins
+from payagent.core.problems import Refused
 from payagent.wallet.transaction import Parameters, Plan, min_lovelace, select, sign
+from payagent.wallet.utxo_index import Coins
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 

@@ -12,10 +12,10 @@ import pytest
 from ledger_check.scalus import Scalus, needs_scalus
 from wallet.worlds import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wallet, wallet_size
 
-from payagent.core.problem import Refused
+from payagent.core.problems import Refused
 from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx
-from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
+from payagent.wallet.utxo_index import Coin, Coins
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 SINGLE, CHAINS, LINKS = 1700, 20, 20

@@ -22,9 +22,9 @@ from wallet.worlds import (
 
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Output
-from payagent.core.problem import Refused
-from payagent.wallet.coins import Coin, Coins
+from payagent.core.problems import Refused
 from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelace, select, sign, smallest_of, sweep
+from payagent.wallet.utxo_index import Coin, Coins
 
 ADA = 1_000_000
 LEAST = 969_750  # pure ADA at a base address, in the form that is sent

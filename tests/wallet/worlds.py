@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from payagent.core.address import Address, encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
-from payagent.wallet.coins import Coin
 from payagent.wallet.keys import SoftwareSigner
 from payagent.wallet.transaction import Parameters, min_lovelace
+from payagent.wallet.utxo_index import Coin
 
 PARAMETERS = Parameters()
 TTL_SLOT = 4_000_000

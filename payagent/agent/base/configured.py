@@ -1,0 +1,117 @@
+"""What is configured, in the config file and at run time, in the form that the agent works with.
+
+May import: core, chain.circuit_breaker, settings, store, agent.base. Never: reads a file; decides who may be paid.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from payagent.agent.base.config import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.chain.circuit_breaker import BLOCKFROST_RATE
+from payagent.core.address import Address
+from payagent.core.invoice import Role
+from payagent.core.merchant_rules import Pin, Rules
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS, Network
+from payagent.core.policy import Limit, Scope, limits_of
+from payagent.settings.loading import read_merchant
+from payagent.settings.schema import Merchant, Settings
+from payagent.store.db.unit import Connection
+from payagent.store.rows import merchants
+from payagent.store.rows.merchants import MerchantRow
+
+
+def rules_of(merchant: Merchant) -> Rules:
+    """What the guards hold a merchant to."""
+    by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
+    return Rules(
+        first_use=merchant.pin == "first_use",
+        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
+        drift_percent=merchant.drift_percent,
+        stop_after=merchant.stop_after,
+        in_flight_max=merchant.in_flight_max,
+    )
+
+
+def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> MerchantTerms:
+    topup = merchant.topup
+    unit, below = topup.below
+    return MerchantTerms(
+        name=name,
+        origin=merchant.origin,
+        known_as=frozenset(merchant.known_as),
+        partner=merchant.partner,
+        split_mode=merchant.split_mode,
+        ready=merchant.ready,
+        timeout_s=merchant.timeout_s,
+        proof=merchant.proof,
+        request_commitment=merchant.request_commitment,
+        api_key=api_key,
+        alert_below=merchant.alert_below,
+        rules=rules_of(merchant),
+        topup_request=TopupRequest(topup.method, topup.path, topup.body) if topup.path else None,
+        topup_per_day_lovelace=topup.per_day_lovelace,
+        auto_topup=AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
+    )
+
+
+def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> Terms:
+    """All that the config file says, for the wallet `own`; `keys` are the merchants' own, by name."""
+    return Terms(
+        network=NETWORKS[settings.network],
+        own=own,
+        merchants={
+            merchant.origin: merchant_terms(name, merchant, keys[name])
+            for name, merchant in settings.merchants.items()
+        },
+        limits=tuple(_filed_limits(settings)),
+        decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
+        confirm_depth=settings.payments.confirm_depth,
+        void_depth=settings.payments.void_depth,
+        chain_depth=settings.payments.chain_depth,
+        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
+        caps=settings.limits.caps,
+        settle_depth=settings.payments.settle_depth,
+        min_window_s=settings.payments.min_window_s,
+        wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
+        approval_above=_approval_above(settings),
+        approval_timeout_s=settings.approvals.timeout_s,
+        call_rate=None if settings.is_devnet else BLOCKFROST_RATE,
+    )
+
+
+def _approval_above(settings: Settings) -> dict[str, int]:
+    """Per asset, above how many units a person decides; what is not named asks nobody."""
+    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
+    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
+    return {asset: units for asset, units in most.items() if units is not None}
+
+
+def _filed_limits(settings: Settings) -> Iterator[Limit]:
+    """The limits of the config file: the wallet's, and those of merchants."""
+    yield from limits_of(LOVELACE, settings.limits.most_lovelace)
+    for token in settings.limits.assets:
+        yield from limits_of(token.asset, token.most_units)
+    for merchant in settings.merchants.values():
+        yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
+
+
+def overlaid(filed: Terms, conn: Connection) -> Terms:
+    """The terms of the config file, with the merchants that were added at run time.
+
+    A merchant of the file that has the name or the origin of an added one does not count.
+    """
+    rows = merchants.everybody(conn)
+    names, origins = {row.name for row in rows}, {row.origin for row in rows}
+    known: Mapping[str, MerchantTerms] = {
+        origin: merchant
+        for origin, merchant in filed.merchants.items()
+        if merchant.name not in names and origin not in origins
+    }
+    added = {row.origin: _of_row(row, filed.network) for row in rows}
+    return replace(filed, merchants={**known, **added})
+
+
+def _of_row(row: MerchantRow, network: Network) -> MerchantTerms:
+    merchant = read_merchant(row.name, row.settings, network.name)
+    return replace(merchant_terms(row.name, merchant, None), is_filed=False)

@@ -1,0 +1,285 @@
+"""Prepaid balance inside a commit: bought at confirmation, used by what is served, taken back with a lost block.
+
+May import: core, store. Never: decides whether to buy; counts the same call twice.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from payagent.core import ledger
+from payagent.core.invoice import Invoice, is_batch
+from payagent.core.ledger import Units, prepaid_account
+from payagent.core.money import format_amount
+from payagent.core.prepaid_balance import CALLS, Balance, Cost, average, buy, take_back, use
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import apps, prepaid, topups
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import prepaid_uses as uses
+from payagent.store.rows import writes as records
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.prepaid import Move, Pool
+from payagent.store.rows.topups import TopupRow
+
+_HEADER_TEXT = re.compile(r"(?:[!-~](?:[ -~]{0,253}[!-~])?)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say."""
+
+    partner: str
+    wallet: str
+
+    @classmethod
+    def named(cls, partner: str, wallet: str) -> "Buyer":
+        """As a call names it: an address that is all in capitals is the same address (BIP-173)."""
+        return cls(partner, wallet.lower() if wallet.isupper() and wallet.startswith("ADDR") else wallet)
+
+    def require_sayable(self) -> None:
+        """Refuse, as `bad_request`, what no header of our own can say when the merchant is asked what is left."""
+        for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):
+            if not _HEADER_TEXT.fullmatch(text):
+                raise Refused(
+                    "bad_request",
+                    f"{name} is at most 255 characters of plain ASCII, and no space at an end",
+                    key=name,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCall:
+    """A call that was served without a payment of its own. A call with a `key` is the same call again."""
+
+    app_id: str
+    origin: str
+    buyer: Buyer
+    method: str
+    path: str
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which purchase of a top-up a payment is, counted from 1, and what holds for it.
+
+    `units` of `unit` are ordered in all (calls, or an asset). `is_call`: the request is an ordinary one.
+    `is_auto`: the order is for a balance that is kept in `unit`.
+    """
+
+    topup: str
+    number: int
+    unit: str
+    is_call: bool
+    per_day_lovelace: int | None
+    units: int
+    is_auto: bool = False
+
+
+def _size(row: PaymentRow) -> tuple[str, int]:
+    """(unit, count) that a payment buys: calls of its batch, else what it pays in its own asset."""
+    if is_batch(row.batch_target):
+        return CALLS, row.batch_target or 0
+    asset = row.outputs[0].asset
+    return asset, sum(output.units for output in row.outputs)
+
+
+def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ...]:
+    """Those of a merchant's offers that raise the balance as the top-up wants it raised; all without one."""
+    if part is None:
+        return offers
+    if part.is_call or part.unit == CALLS:
+        offers = tuple(offer for offer in offers if is_batch(offer.batch_target))
+        if not offers:
+            raise Refused("merchant_sells_none", "its 402 is for one call, not for a batch of them")
+    if part.is_auto and part.unit != CALLS and all(is_batch(offer.batch_target) for offer in offers):
+        raise Refused(
+            "topup_other_asset", "the merchant sells calls: say topup.below and topup.to in calls, not in an asset"
+        )
+    fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
+    if not fit:
+        raise Refused("topup_other_asset", f"the merchant asks for {offers[0].asset}, not for {part.unit}")
+    affordable = tuple(offer for offer in fit if part.unit == CALLS or offer.total_units <= part.units)
+    if not affordable:
+        raise Refused(
+            "topup_too_small",
+            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, ordered are"
+            f" {format_amount(part.unit, part.units)} in all",
+        )
+    return affordable
+
+
+def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Part:
+    """That purchase of an order, by what its merchant may be paid for top-ups in a day."""
+    return Part(
+        topup=order.id,
+        number=number,
+        unit=order.unit,
+        is_call=order.is_call,
+        per_day_lovelace=per_day_lovelace,
+        units=order.units,
+        is_auto=order.cause == "auto",
+    )
+
+
+def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
+    """Refused: for what stopped the order, or `app_ended`, where its app has."""
+    if order.stop_code is not None:
+        raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
+    if apps.has_ended(conn, order.app_id, now_ms):
+        raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
+
+
+def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
+    """What is left of a pool and on its way: by our count, or by the merchant's word where that is less.
+
+    A word from before the last purchase was delivered does not know of it; of one whose time is still to come, by
+    a clock that was ahead, nobody can tell.
+    """
+    ours = prepaid.balance(conn, pool.id, name).left
+    told = prepaid.last_observation(conn, pool.id)
+    known_ms = max(prepaid.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
+    is_since = told is not None and known_ms < told.at_ms <= now_ms
+    if told is not None and is_since and told.remaining is not None and (told.unit or CALLS) == name:
+        ours = min(ours, told.remaining)
+    return ours + prepaid.coming(conn).get((pool.id, name), 0)
+
+
+def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
+    """A payment for a pool is confirmed."""
+    if row.pool is not None:
+        name, count = _size(row)
+        _move(unit, row.pool, name, Move("buy", 0, 0, 0, row.id), lambda had: buy(had, count, paid), now_ms)
+
+
+def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int]], now_ms: int) -> None:
+    """A payment for a pool lost its block; `posted` are the lines of the entry that was its spending."""
+    account = prepaid_account(row.origin or "")
+    paid = {asset: units for name, asset, units in posted if name == account}
+    if row.pool is not None and paid:
+        name, count = _size(row)
+        move = Move("take_back", 0, 0, 0, row.id)
+        _move(unit, row.pool, name, move, lambda had: take_back(had, count, paid), now_ms)
+
+
+def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
+    """The call was served that a batch was bought for: the first of the batch, counted once.
+
+    A top-up by a request of its own kind gets no call for it.
+    """
+    order = None if row.topup is None else topups.find(unit.conn, row.topup)
+    if order is not None and not order.is_call:
+        return
+    if row.pool is not None and is_batch(row.batch_target) and not prepaid.has_used(unit.conn, row.id):
+        cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.pool), (CALLS, 1))
+        uses.add(unit, row.pool, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
+        move = Move("use", 0, 0, 0, row.id, row.app_id)
+        _move(unit, row.pool, CALLS, move, lambda had: use(had, 1), now_ms)
+
+
+def not_bought(unit: Unit, row: PaymentRow) -> None:
+    """A payment for a pool has ended without paying: what was served of it counts for no app any more."""
+    if row.pool is not None:
+        name, _ = _size(row)
+        coming = prepaid.coming(unit.conn).get((row.pool, name), 0)
+        owed = prepaid.balance(unit.conn, row.pool, name).unexplained - coming
+        uses.take_back_newest(unit, row.pool, name, owed)
+
+
+def is_counted(conn: Connection, call: ServedCall) -> bool:
+    """Whether a served call uses something: it is one that has answered 402, and a pool is there for its buyer."""
+    if prepaid.price(conn, call.origin, call.method, call.path) is None:
+        return False
+    return prepaid.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet) is not None
+
+
+def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
+    """(unit, count) that a call would use: a call of a batch, else what was last asked for it.
+
+    Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than all that
+    is left and on its way: a price may be a lie, and a call that costs more is served from no balance.
+    """
+    priced = prepaid.price(conn, call.origin, call.method, call.path)
+    if priced is not None:
+        asset, units = priced
+        calls, paid = (prepaid.balance(conn, pool.id, name) for name in (CALLS, asset))
+        soon = prepaid.coming(conn)
+        coming = soon.get((pool.id, CALLS), 0), soon.get((pool.id, asset), 0)
+        most = paid.left + coming[1] or paid.bought
+        for of_calls, of_asset in ((calls.left, paid.left), coming, (calls.bought, paid.bought)):
+            if of_calls or of_asset:
+                return (CALLS, 1) if of_calls else (asset, min(units, most))
+    return CALLS, 1
+
+
+def serving(conn: Connection, pool: Pool, call: ServedCall, now_ms: int) -> tuple[str, int | None] | None:
+    """(unit, count) that a call would use of the pool; None where the pool would not serve it.
+
+    What is left is known by our count and by the merchant's word; the larger counts. The count is None for a call
+    that never answered 402: nobody knows its price, and anything that is left may serve it.
+    """
+    has = {one.unit: left(conn, pool, one.unit, now_ms) for one in prepaid.holdings(conn) if one.pool == pool}
+    told = prepaid.last_observation(conn, pool.id)
+    if told is not None:
+        has[told.unit or CALLS] = max(has.get(told.unit or CALLS, 0), told.remaining or 0)
+    priced = prepaid.price(conn, call.origin, call.method, call.path)
+    wanted = None if priced is None else {priced[0]: priced[1], CALLS: 1}
+    for name in sorted(has, key=lambda name: name != CALLS):
+        if wanted is None and has[name] > 0:
+            return name, None
+        if wanted is not None and has[name] >= wanted.get(name, has[name] + 1):
+            return name, wanted[name]
+    return None
+
+
+def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, int]:
+    """What so much of a balance costs per asset, also while its purchase is on its way."""
+    name, count = drawn
+    balance = prepaid.balance(conn, pool.id, name)
+    if balance.left == 0:
+        balance = prepaid.bought_soon(conn).get((pool.id, name), balance)
+    return average(balance, count)
+
+
+def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
+    """A call was served without a payment of its own: from what is left; what is not covered is unexplained.
+
+    It counts against its app's own limits from now on, unless it has since it was `let_through`. A call that is
+    the same again by its key counts there too, since not every merchant heeds the key; of the balance it uses
+    nothing more.
+    """
+    priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
+    pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if priced is None or pool is None:
+        return
+    name, count = drawn(unit.conn, pool, call)
+    if let_through is None:
+        uses.add(unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms)
+    if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
+        return
+    told = f"{call.method} {call.path}"
+    move = Move("use", 0, 0, 0, None, call.app_id, told, call.key)
+    _move(unit, pool.id, name, move, lambda had: use(had, count), now_ms)
+
+
+def _move(
+    unit: Unit, pool_id: int, name: str, move: Move, change: Callable[[Balance], Balance], now_ms: int
+) -> None:
+    """Change a balance, and book what of its cost is used up by that."""
+    before = prepaid.balance(unit.conn, pool_id, name)
+    after = change(before)
+    spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
+    entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
+    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool=pool_id)
+    told = Move(
+        move.kind,
+        after.bought - before.bought,
+        after.used - before.used,
+        after.unexplained - before.unexplained,
+        move.payment_id,
+        move.app_id,
+        move.call,
+        move.call_key,
+    )
+    prepaid.record_move(unit, pool_id, name, told, after, number, now_ms)

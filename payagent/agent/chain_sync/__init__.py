@@ -1,0 +1,1 @@
+"""One pass over the chain: what it shows, and what follows from it."""

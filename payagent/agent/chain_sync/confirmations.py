@@ -1,0 +1,238 @@
+"""Sightings: what the chain shows of the payments. In a block, deep enough, lost with its block, void by a cancel.
+
+A payment without a verdict is asked for again in the next look: silence is no answer.
+May import: core.payment, chain.provider, chain.quorum_view, store.rows, agent.context, agent.chain_sync,
+agent.commits. Never: sends, signs or builds; ends a payment but on positive evidence (docs/exactly-once.md R8).
+"""
+
+from functools import partial
+
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, Rows
+from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.context import Desk
+from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.quorum_view import View
+from payagent.core.payment import State
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import OpenPayment, PaymentRow
+
+RECHECK_DEPTHS = (16, 128, 1024)
+"""Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
+
+
+class Sightings:
+    """A part of each look at the chain, before the coins.
+
+    `unread` are payments of which not every attempt could be looked for. `urgent` are those whose bytes providers
+    may not have any more: they are sent again at once, whenever that was done last.
+    `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
+    verdict, however often it is asked and whatever the tip does meanwhile.
+    """
+
+    def __init__(self, desk: Desk, rows: Rows, turns: Turns) -> None:
+        self.unread: set[str] = set()
+        self.urgent: set[str] = set()
+        self._desk = desk
+        self._rows = rows
+        self._turns = turns
+        self._unverified: set[str] = set()
+        self._unanswered: str | None = "the payments were not looked for yet"
+        self._unweighed = False
+        self._deep_seen = Repeats()
+        self._denied = Repeats()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why not all that was asked for was answered and written down; None when it was."""
+        return self._unanswered or ("what was seen could not be written down" if self._turns.failed else None)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to look at again, though no block is new."""
+        return bool(self._unverified or self._unweighed or self.trouble)
+
+    async def look(self, source: View, tip: Tip, last: Tip | None) -> None:
+        """What is in doubt first, then what may have come into a block, then what is deep enough by now."""
+        self._unanswered, self._turns.failed = None, False
+        self._unverified |= await self._in_doubt(source, tip, last)
+        on_chain = self._rows.on_chain()
+        self._unverified &= {row.id for row in on_chain}
+        self._denied.keep(self._unverified)
+        await self._turns.each(
+            [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
+        )
+        self._unweighed = False
+        self.unread.clear()
+        await self._turns.each(self._rows.open(LOOKED_FOR), partial(self._look_for, source, tip))
+        await self._turns.each(
+            self._deep(State.IN_BLOCK, tip, self._desk.terms.confirm_depth), partial(self._confirm, source, tip)
+        )
+        settle_depth = self._desk.terms.settle_depth
+        ending = [
+            *self._deep(State.CONFIRMED, tip, settle_depth),
+            *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
+        ]
+        if source.is_for_good:
+            await self._turns.each(ending, partial(self._settle, source, tip))
+
+    async def _in_doubt(self, source: View, tip: Tip, last: Tip | None) -> set[str]:
+        """Payments whose block may be off the chain: all after what may be a fork, else those due by depth.
+
+        And those whose block is above the newest one: no height that was told once is believed for ever.
+        """
+        rows = self._rows.on_chain()
+        if last is None or await self._may_have_forked(source, tip, last):
+            return {row.id for row in rows}
+        grown = tip.height - last.height
+        return {
+            row.id
+            for row in rows
+            if _depth(row, tip) < 1 or any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)
+        }
+
+    async def _may_have_forked(self, source: View, tip: Tip, last: Tip) -> bool:
+        """Whether the block that was the tip at the last look may be off the chain."""
+        if tip.hash == last.hash:
+            return False
+        return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
+
+    async def _look_for(self, source: View, tip: Tip, row: PaymentRow) -> None:
+        """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
+        self.unread.add(row.id)
+        is_open = False
+        for attempt in queries.attempts(self._desk.conn, row.id):
+            read = await source.tx(attempt.tx_id)
+            if isinstance(read, Found):
+                if attempt.kind == "cancel":
+                    await self._weigh_cancel(source, tip, row, read.value)
+                else:
+                    await self._see(source, row, read.value)
+                return
+            if isinstance(read, Unknown):
+                if read.why is not Why.NOT_YET:
+                    self._unanswered = read.reason
+                is_open = True
+        if not is_open:
+            self.unread.discard(row.id)
+        read = await self._rival(source, row)
+        if isinstance(read, Found):
+            await self._weigh_cancel(source, tip, row, read.value)
+        elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
+            self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
+
+    async def _rival(self, source: View, row: PaymentRow) -> Read[TxSeen]:
+        """What keeps the anchor from ever being there, in the block that its own payment is known to be in.
+
+        Before that one was seen in it the books would not show why this one is void.
+        """
+        rival = None if row.anchor is None else queries.rival_of(self._desk.conn, row.anchor)
+        if rival is None:
+            return NotFound()
+        read = await source.tx(rival.shown_by)
+        if isinstance(read, Found) and read.value.block_hash != rival.block_hash:
+            self._unverified.add(rival.id)
+            return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
+        return read
+
+    async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+        """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.
+
+        Or a transaction that keeps the anchor from ever being there.
+        """
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        landed_ms = desk.chain.landed_ms(seen.slot, now_ms)
+        self._unweighed = True
+        is_deep = tip.height - seen.block_height + 1 >= desk.terms.void_depth
+        if not is_deep or not source.is_final:
+            return
+        if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
+            self._deep_seen.forget(row.id)
+            await desk.write(
+                "void",
+                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, desk.coins, source.name, now_ms),
+                row.id,
+            )
+
+    async def _recheck(self, source: View, tip: Tip, row: PaymentRow) -> None:
+        """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
+
+        It is gone when its transaction is in another block, or is denied by a provider that is past its height, or
+        past the time at which it was seen. The block has to be denied too; where it is there, the transaction is
+        lost when it was denied at three tips, a minute apart: who showed it there has lied.
+        """
+        read = await source.tx(row.shown_by)
+        if isinstance(read, Found):
+            if (read.value.block_hash, read.value.block_height) != (row.block_hash, row.block_height):
+                await self._lose(row)
+                if row.state is not State.VOID:
+                    await self._see(source, row, read.value)
+            self._unverified.discard(row.id)
+        elif isinstance(read, NotFound) and self._is_past(source, tip, row):
+            block, now_ms = await source.block(row.block_hash or ""), self._desk.ports.clock.now_ms()
+            is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block_hash, tip.hash, now_ms)
+            if is_lie or isinstance(block, NotFound):
+                await self._lose(row, denied_by=source.name if is_lie else None)
+                self._unverified.discard(row.id)
+
+    def _is_past(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+        """Whether the block of a payment would be shown by now, if it were there."""
+        is_past = tip.height >= (row.block_height or 0) or self._desk.chain.is_after(row.changed_at_ms, tip)
+        return is_past and source.is_current
+
+    def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
+        """Payments in a state whose block is at least so deep."""
+        return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
+
+    async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
+        if await self._still_there(source, tip, row):
+            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
+            rules = self._desk.terms.rules
+            landed_ms = self._desk.chain.landed_ms(row.block_slot or 0, now_ms)
+            await self._desk.write(
+                "confirm",
+                lambda unit: steps.record_confirmed(unit, row.id, depth, rules, landed_ms, now_ms),
+                row.id,
+            )
+
+    async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
+        if await self._still_there(source, tip, row) and source.is_for_good:
+            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
+            await self._desk.write(
+                "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id
+            )
+
+    async def _still_there(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+        """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
+        read = await source.tx(row.shown_by)
+        if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+            return True
+        self._unverified.add(row.id)
+        await self._recheck(source, tip, row)
+        return False
+
+    async def _see(self, source: View, row: PaymentRow, seen: TxSeen) -> None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write(
+            "observe",
+            lambda unit: steps.record_seen(unit, row.id, seen, desk.coins, source.name, now_ms),
+            row.id,
+        )
+
+    async def _lose(self, row: PaymentRow, denied_by: str | None = None) -> None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write(
+            "observe",
+            lambda unit: steps.record_block_lost(unit, row.id, desk.coins, now_ms, denied_by),
+            row.id,
+        )
+        self.urgent.add(row.id)
+
+
+def _depth(row: PaymentRow | OpenPayment, tip: Tip) -> int:
+    """How deep a payment's block is; the block itself counts 1."""
+    return tip.height - (row.block_height or 0) + 1

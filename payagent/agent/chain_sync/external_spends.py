@@ -1,0 +1,291 @@
+"""A coin of ours was spent by a transaction that the ledger does not know.
+
+Either another program has the wallet's words, or the whole data folder was rolled back. The list of our coins
+lacking one is a reason to look, and proves nothing; the transaction that spends it, in a block, does. From then on
+the books follow it, and nothing is signed until an operator thaws the wallet: who signs elsewhere may spend what a
+payment is about to. After every start the wallet's newest transactions are compared before anything is signed.
+
+May import: core, chain, store, agent. Never: concludes anything from an absence; thaws by itself.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+
+import structlog
+
+from payagent.agent.base.alert_records import clear_alert
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.prepaid import not_bought
+from payagent.agent.chain_sync.open_payments import Rows
+from payagent.agent.chain_sync.recovery import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
+from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.context import Desk
+from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
+from payagent.chain.quorum_rules import Listing
+from payagent.chain.quorum_view import View
+from payagent.core import ledger
+from payagent.core.payment import Event, State
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import onchain, payments
+from payagent.store.rows import writes as records
+from payagent.store.rows.onchain import ForeignRow
+
+SEARCH_EVERY_MS = 60_000
+"""How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
+
+SEARCH_EVERY_MAX_MS = 3_600_000
+SEARCHES_BEFORE_THAT = 6
+"""So often at first; then half as often after each search that found nothing, down to once an hour. A provider's
+list may lack a coin for days, and each search lists all transactions since that coin came.
+"""
+
+RECHECKS_MAX = 10
+"""How many one look asks for again: a look comes every 20 to 40 seconds, and providers count calls by the day."""
+
+log = structlog.get_logger("payagent.foreign")
+
+
+async def thaw(desk: Desk, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
+    """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
+
+    `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
+    another one has frozen it too: it may have come meanwhile.
+    """
+    now_ms = desk.ports.clock.now_ms()
+
+    def job(unit: Unit) -> tuple[str, ...]:
+        frozen_by = onchain.frozen_by(unit.conn)
+        unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
+        if unseen:
+            raise Refused(
+                "foreign_spend_unseen",
+                f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
+                "were looked at",
+            )
+        if frozen_by:
+            last = frozen_by[-1]
+            records.note(unit, None, "thawed", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
+            clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
+        return frozen_by
+
+    frozen_by = await desk.write("thaw", job) if onchain.frozen_by(desk.conn) else ()
+    desk.chain.foreign = onchain.frozen_by(desk.conn)
+    return frozen_by
+
+
+class Foreign:
+    """A part of each look at the chain, after the payments and the coins."""
+
+    def __init__(self, desk: Desk, rows: Rows) -> None:
+        self._desk = desk
+        self._rows = rows
+        self._search = Search(desk)
+        self._last_slot = onchain.last_slot(desk.conn)
+        self._suspects: set[str] = set()
+        self._searched_ms = 0
+        self._fruitless = 0
+        self._asked_last = (0, "")
+        self._there_for_good: set[tuple[str, str]] = set()
+        self._deep_seen = Repeats()
+        self._unshared = Repeats()
+
+    async def compare(self, source: View) -> str | None:
+        """Compare the wallet's transactions since the ledger's newest block with the ledger.
+
+        Returns why that could not be done yet; None when it was.
+
+        Done once after a start. A spend that the ledger does not know is booked and freezes signing, if the
+        providers agree on it. One that a single provider shows is waited for, for three tips a minute apart. While
+        the ledger is behind, the recovery reads more than this would.
+        """
+        desk, chain = self._desk, self._desk.chain
+        if chain.is_compared or chain.behind is not None:
+            return None
+        slots, slot = chain.slots, self._last_slot
+        since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
+        if not source.is_current:
+            return "the newest block is old, or lower than one before"
+        shown = await source.has_unknown_spend(desk.terms.own.text, since_s, self._is_known)
+        if not isinstance(shown, Found):
+            return shown.reason if isinstance(shown, Unknown) else "a transaction that is listed is not found"
+        spends = await self._search.find(source, since_s) if shown.value else []
+        if spends is None:
+            return self._search.why or "the wallet's transactions could not be read"
+        now_ms = desk.ports.clock.now_ms()
+        for spend in spends:
+            await self._take_in(spend, now_ms)
+        if shown.value and not spends and not self._unshared.is_enough("", "", source.tip.hash, now_ms):
+            return "only one provider shows a spend that the ledger does not know"
+        chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
+        return None if chain.is_compared else "a spend that the ledger does not know could not be written down"
+
+    def _is_known(self, tx_id: str) -> bool:
+        """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""
+        return onchain.is_ours(self._desk.conn, tx_id) or onchain.is_foreign_there(self._desk.conn, tx_id)
+
+    async def look(self, source: View, listing: Listing) -> None:
+        """Who spent what the list lacks; are those that did still there; what have they made void?"""
+        if source.is_current:
+            await self._recheck(source)
+        if self._desk.chain.behind is None:
+            await self._find(source, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
+        if source.is_final:
+            await self._weigh(source)
+
+    async def _find(self, source: View, listed: set[str]) -> None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
+        self._suspects &= suspects  # one that was listed again meanwhile is news when it is missing anew
+        is_news = not suspects <= self._suspects
+        if not suspects or not (is_news or self._is_search_due(now_ms)):
+            return
+        spends = await self._search.find(source, await self._since_s(source, suspects))
+        if spends is None:
+            return
+        for spend in spends:
+            await self._take_in(spend, now_ms)
+        self._fruitless = 0 if is_news or spends else self._fruitless + 1
+        self._suspects, self._searched_ms = suspects, now_ms
+
+    def _is_search_due(self, now_ms: int) -> bool:
+        every_ms = SEARCH_EVERY_MS << min(max(self._fruitless - SEARCHES_BEFORE_THAT, 0), 10)
+        return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
+
+    async def _since_s(self, source: View, suspects: set[str]) -> int:
+        """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
+        desk, slots = self._desk, self._desk.chain.slots
+        times_s = [onchain.known_since_ms(desk.conn, suspects) // 1000]
+        for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
+            read = await source.tx(tx_id)
+            if isinstance(read, Found) and slots is not None:
+                times_s.append(slots.time_ms(read.value.slot) // 1000)
+        return min(times_s) - LAG_S
+
+    async def _take_in(self, spend: Spend, now_ms: int) -> None:
+        desk = self._desk
+        why = self._why(spend.seen)
+        if onchain.is_foreign_there(desk.conn, spend.seen.tx_id):
+            return
+        event = await desk.write("foreign", lambda unit: take_in(unit, spend, why, desk.coins, now_ms))
+        desk.chain.foreign = onchain.frozen_by(desk.conn)
+        if event is not None:
+            log.warning(f"wallet.{event}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
+
+    def _why(self, seen: TxSeen) -> Why:
+        """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""
+        chain = self._desk.chain
+        if chain.restored_at_ms is None or chain.slots is None:
+            return "foreign_spend"
+        is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
+        return "forgotten_spend" if is_older else "foreign_spend"
+
+    async def _recheck(self, source: View) -> None:
+        """Has one of them lost its block? It may be in another one already.
+
+        Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
+        There may be thousands: some in each look, in turn, and what was read so deep is not asked for again.
+        """
+        desk = self._desk
+        rows = onchain.foreign_there(desk.conn, onchain.foreign_settled(desk.conn) + 1)
+        deep = source.tip.height - desk.terms.settle_depth
+        for row in self._due(rows):
+            self._asked_last = _place(row)
+            read = await source.tx(row.tx_id)
+            if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+                if source.is_for_good and row.block_height <= deep:
+                    self._there_for_good.add((row.tx_id, row.block_hash))
+            else:
+                await self._lose_if_gone(source, row, read)
+        unread = [row.block_height for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
+        settled = min([deep, *(height - 1 for height in unread)])
+        if source.is_for_good and any(row.block_height <= settled for row in rows):
+            await self._settle(settled)
+            self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
+
+    def _due(self, rows: Sequence[ForeignRow]) -> list[ForeignRow]:
+        """Which of them to ask for now, beginning after the one that was asked for last."""
+        due = [row for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
+        due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
+        return due[:RECHECKS_MAX]
+
+    async def _lose_if_gone(self, source: View, row: ForeignRow, read: Read[TxSeen]) -> None:
+        """One that was not read in its block is lost when it is in another, or denied with its block."""
+        desk = self._desk
+        is_gone = (
+            isinstance(read, NotFound)
+            and source.tip.height >= row.block_height
+            and isinstance(await source.block(row.block_hash), NotFound)
+        )
+        if is_gone or isinstance(read, Found):
+            now_ms = desk.ports.clock.now_ms()
+            await desk.write("foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms))
+            self._suspects = set()
+
+    async def _settle(self, height: int) -> None:
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._desk.write("foreign", lambda unit: settle(unit, height, now_ms))
+
+    async def _weigh(self, source: View) -> None:
+        """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        overtaken = onchain.overtaken(desk.conn)
+        there = {row.tx_id: row for row in onchain.foreign_named(desk.conn, {tx_id for _, tx_id in overtaken})}
+        for payment_id, tx_id in overtaken:
+            row = there[tx_id]
+            if source.tip.height - row.block_height + 1 < desk.terms.void_depth:
+                continue
+            read = await source.tx(tx_id)
+            if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
+                if not (source.stands_alone and isinstance(read, Unknown)):
+                    self._deep_seen.forget(payment_id)
+                continue
+            is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, source.tip.hash, now_ms)
+            if is_enough or not source.stands_alone:
+                self._deep_seen.forget(payment_id)
+                await self._end(payment_id, row, now_ms)
+
+    async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
+        desk = self._desk
+        job = partial(overtake, desk=desk, payment_id=payment_id, row=row, now_ms=now_ms)
+        rejected = await desk.write("void", job, payment_id)
+        if rejected is not None:
+            desk.refusals[rejected.code] += 1
+
+
+def _place(row: ForeignRow) -> tuple[int, str]:
+    """By which they take turns: from the lowest block on."""
+    return row.block_height, row.tx_id
+
+
+def overtake(unit: Unit, desk: Desk, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
+    """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
+
+    Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is
+    rejected, for the reason that it returns.
+    """
+    why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
+    if steps.row_of(unit, payment_id).state is State.RESERVED:
+        steps.reject_unsigned(unit, payment_id, desk.coins, why, now_ms)
+        return why
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.VOID,
+        now_ms,
+        {"foreign": True},
+        tx_id=row.tx_id,
+        block_hash=row.block_hash,
+        block_height=row.block_height,
+        block_slot=row.block_slot,
+        reason_code=why.code,
+        reason=why.detail,
+    )
+    not_bought(unit, steps.row_of(unit, payment_id))
+    records.release_hold(unit, payment_id, now_ms)
+    entry = ledger.release(payments.hold(unit.conn, payment_id))
+    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
+    return None

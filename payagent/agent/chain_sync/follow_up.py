@@ -1,0 +1,147 @@
+"""Due: what is done for payments after a look at the chain. What was signed is sent, and sent again; what is over
+or is to be taken back is carried on, and so is what was admitted and is not signed.
+
+What is sent again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is
+expected.
+May import: core.payment, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
+Never: reads the chain; builds a transaction.
+"""
+
+from payagent.agent.chain_sync.confirmations import Sightings
+from payagent.agent.chain_sync.open_payments import Rows
+from payagent.agent.chain_sync.rolled_back_deposits import Vanished
+from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits.replacement import is_hopeless, is_lost
+from payagent.agent.context import Desk
+from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.payments.submit import Sending
+from payagent.chain.provider import Tip
+from payagent.core.payment import UNSIGNED, State
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
+from payagent.store.rows.payments import OpenPayment, PaymentRow
+
+RESUBMIT_FIRST_MS = 5_000
+RESUBMIT_MAX_MS = 200_000
+
+SENT_AT_ONCE_MAX = 64
+"""How many attempts may be on their way to providers when others are sent again.
+
+With a look every 5 s this is no less than the ten calls a second that Blockfrost bears for long. Each takes memory
+and a turn on a provider's few threads: behind hundreds of them, reads and new payments would run out of time.
+"""
+
+_SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
+
+
+def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = False) -> int:
+    """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks).
+
+    `is_hopeless`: a provider said that they can never be valid, and none took them, so they are sent every 200 s
+    from the start.
+    """
+    if is_hopeless:
+        return last_sent_ms + RESUBMIT_MAX_MS
+    return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
+
+
+class Due:
+    """A part of each look at the chain, the last, also of one that failed.
+
+    `_waits` is when each attempt was sent last, and when it is to be sent again, as was read when that was due.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        carrying: Carrying,
+        sending: Sending,
+        rows: Rows,
+        turns: Turns,
+        sightings: Sightings,
+        vanished: Vanished,
+    ) -> None:
+        self._desk = desk
+        self._carrying = carrying
+        self._sending = sending
+        self._rows = rows
+        self._turns = turns
+        self._sightings = sightings
+        self._vanished = vanished
+        self._waits: dict[int | None, tuple[int, int]] = {}
+
+    async def carry_on(self) -> None:
+        """Send what was signed, again what is due; then sign what was admitted and is not signed."""
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        if desk.chain.slots is None:
+            return
+        slot = desk.chain.slots.slot_at(now_ms)
+        self._send_what_is_due(slot, now_ms)
+        if desk.chain.is_ready(now_ms) and desk.chain.tip is not None:
+            await self._carry_on_what_is_over(desk.chain.tip)
+            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._vanished.stuck]
+            await self._turns.each(unsigned, self._carrying.resume)
+
+    async def _carry_on_what_is_over(self, tip: Tip) -> None:
+        """Carry on what is over by the tip's slot: what has left could be in any block before its TTL.
+
+        What was not looked for yet waits.
+        """
+        desk = self._desk
+
+        async def carry_on(row: PaymentRow) -> None:
+            if steps.reason_to_cancel(desk.conn, row, tip.slot):
+                await self._carrying.cancel(row)
+            elif row.id not in self._sightings.unread and is_lost(desk.conn, row, tip.slot):
+                await self._carrying.renew(row)
+
+        over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
+        await self._turns.each([row for row in over if row.id not in self._vanished.stuck], carry_on)
+
+    def _send_what_is_due(self, slot: int, now_ms: int) -> None:
+        """Send what is due, the longest waiting first, and no more at once than `SENT_AT_ONCE_MAX`; the rest at
+        the next look.
+        """
+        sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
+        self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
+        due = [row for row in sending if self._is_due(row, now_ms)]
+        due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
+        room, left = SENT_AT_ONCE_MAX - self._sending.count, set()
+        for row in due:
+            if room <= 0:
+                left.add(row.id)
+                continue
+            self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
+            if self._is_due(row, now_ms) and self._may_broadcast(row):
+                self._sending.send_off(row.id)
+                room -= 1
+        self._sightings.urgent &= left
+
+    def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
+        """Also when it was sent last at a time that is still to come: the clock was set back since."""
+        last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
+        return now_ms >= due_ms or now_ms < last_ms or row.id in self._sightings.urgent
+
+    def _may_broadcast(self, row: OpenPayment) -> bool:
+        if not row.handed_over:
+            return True
+        found = payments.payment(self._desk.conn, row.id)
+        return found is not None and steps.may_broadcast(found)
+
+    def _wait_of(self, payment_id: str) -> tuple[int, int]:
+        """When a payment's attempt was sent last, and when it is to be sent again."""
+        conn = self._desk.conn
+        tx_id = payments.tx_of(conn, payment_id)
+        count, last_ms = queries.submissions(conn, tx_id)
+        return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless(conn, payment_id, tx_id))
+
+
+def _may_be_over(row: OpenPayment, slot: int) -> bool:
+    """Whether a closer look is needed: its attempt's time may have passed by that slot, or it is to be cancelled.
+
+    None is needed where payagent itself sent the attempt, and it can still land.
+    """
+    can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
+    return row.state is State.CANCELLING or row.handed_over or not can_land

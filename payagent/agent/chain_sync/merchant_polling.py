@@ -1,0 +1,134 @@
+"""Inquiries: what merchants are asked: how our open invoices stand, and what is left of prepaid balances.
+
+Advice only: it is recorded and shown, and moves no money.
+May import: core.payment, dialects, outbound.merchant_client, store, agent.context, agent.chain_sync,
+agent.commits, agent.base. Never: pays; moves a payment or its money by what a merchant says.
+"""
+
+from dataclasses import replace
+
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.chain_sync.open_payments import SEEN, Rows
+from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.context import Desk
+from payagent.core.payment import Delivery, State
+from payagent.dialects import WITH_STATUS
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.unit import Unit
+from payagent.store.rows import prepaid, topups
+from payagent.store.rows import writes as records
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.prepaid import Observation, Pool
+
+MERCHANT_PATIENCE_MS = 3_600_000
+MERCHANT_AGAIN_MS = 600_000
+MERCHANT_CALLS_MAX = 50
+"""Calls in one beat; those that waited longest go first. A burst of payments must not become a burst of calls."""
+
+PREPAID_EVERY_MS = 600_000
+OBSERVED_AGAIN_MS = 3_600_000
+"""When a merchant's word on a prepaid balance is recorded again though it has not changed."""
+
+_OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
+
+
+def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
+    """Whether a merchant is asked about an invoice again: when it is twice as old as it was at the last time.
+
+    So a new invoice is asked about soon, an old one every ten minutes, and a burst of them costs little for long.
+    It is also asked about when the clock was set back since.
+    """
+    return asked_ms is None or not 0 <= now_ms - asked_ms < min(asked_ms - created_ms, MERCHANT_AGAIN_MS)
+
+
+class Inquiries:
+    """What merchants are asked. The calls are made beside the looks at the chain."""
+
+    def __init__(self, desk: Desk, merchants: MerchantClient, rows: Rows, turns: Turns) -> None:
+        self._desk = desk
+        self._merchants = merchants
+        self._rows = rows
+        self._turns = turns
+        self._merchants_asked_ms: dict[str, int | None] = {}
+        self._prepaid_asked: dict[int, tuple[int, int]] = {}
+
+    async def poll_merchants(self) -> None:
+        """Ask merchants how our open invoices stand. Advice only: it moves no money.
+
+        With `ready = "auto"` the word "confirmed" has the proof shown at once.
+        """
+        now_ms = self._desk.ports.clock.now_ms()
+        young = [
+            row
+            for row in self._rows.open((State.IN_FLIGHT, *SEEN))
+            if row.delivery in _OPEN_DELIVERY and now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
+        ]
+        asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
+        due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
+        due = sorted(due, key=lambda row: asked_ms[row.id] or 0)[:MERCHANT_CALLS_MAX]
+        self._merchants_asked_ms = {**asked_ms, **{row.id: now_ms for row in due}}
+        await self._turns.each(due, self._ask_merchant)
+
+    async def _ask_merchant(self, row: PaymentRow) -> None:
+        desk = self._desk
+        merchant = desk.terms.merchants.get(row.origin or "")
+        if merchant is None or row.invoice_id is None or row.dialect not in WITH_STATUS:
+            return
+        headers = merchant.call_headers(row, desk.terms.own.text)
+        said = await self._merchants.status(
+            merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
+        )
+        if said is None or said == row.merchant_status:
+            return
+        now_ms = desk.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            state = steps.row_of(unit, row.id).state
+            records.set_merchant_status(unit, row.id, said, now_ms)
+            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
+
+        await desk.write("merchant", job, row.id)
+
+    async def observe_prepaid(self) -> None:
+        """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        for pool in prepaid.all_pools(desk.conn):
+            merchant = desk.terms.merchants.get(pool.origin)
+            # what a top-up bought moved here when it was confirmed, and there when the proof was shown
+            moved_ms = max(prepaid.last_move_ms(desk.conn, pool.id), topups.last_ended_ms(desk.conn, pool.id))
+            asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
+            is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
+            # apps name buyers as they like: of another one's there is nothing to ask before something was bought
+            is_asked = moved_ms > 0 or pool.wallet == desk.terms.own.text
+            if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
+                self._prepaid_asked[pool.id] = (now_ms, moved_ms)
+                await self._observe(pool, merchant)
+
+    async def _observe(self, pool: Pool, merchant: MerchantTerms) -> None:
+        """Record what a merchant says, unless it says the same as last time."""
+        desk = self._desk
+        headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
+        told = await self._merchants.prepaid(
+            pool.origin, pool.partner, pool.wallet, headers=headers, timeout_s=merchant.timeout_s
+        )
+        if told is None:
+            return
+        said, now_ms = told.said, desk.ports.clock.now_ms()
+        seen = Observation(
+            source=told.source,
+            http_status=told.status,
+            body=told.body,
+            remaining=said.remaining,
+            total=said.total,
+            used=said.used,
+            unit=said.unit,
+            expires_at_ms=said.expires_at_ms,
+            why_not_understood=None if said.understood else said.why,
+            at_ms=now_ms,
+        )
+        last = prepaid.last_observation(desk.conn, pool.id)
+        is_same = last is not None and replace(last, at_ms=now_ms) == seen
+        if last is None or not is_same or not 0 <= now_ms - last.at_ms < OBSERVED_AGAIN_MS:
+            await desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))

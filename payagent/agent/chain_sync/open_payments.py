@@ -1,0 +1,78 @@
+"""The payments and coins that a look at the chain is about, which its steps ask for again and again.
+
+Of a payment only what tells whether a step is due is kept (`OpenPayment`): many may be open, for hours. Who takes
+a step reads it in full. What happens to a payment is in its events: only those with newer ones are read anew.
+
+May import: core, store, agent.context. Never: holds what was read when anything has been committed since.
+"""
+
+from collections.abc import Collection
+
+from payagent.agent.context import Desk
+from payagent.core.payment import State
+from payagent.store.db.unit import Connection
+from payagent.store.rows import about, events, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.payments import OpenPayment
+
+LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+"""States in which an attempt may come into a block, and none is known to be in one."""
+
+SEEN = (State.IN_BLOCK, State.CONFIRMED)
+
+
+class Rows:
+    """Read again when anything was committed since."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._as_of: object = None
+        self._last_event: int | None = None
+        self._payments: dict[str, OpenPayment] = {}
+        self._coins: dict[str, str] | None = None
+
+    def open(self, states: Collection[State]) -> list[OpenPayment]:
+        """Admitted payments in any of these states, none of which is final; oldest first."""
+        self._fresh()
+        return [row for row in self._payments.values() if row.state in states]
+
+    def on_chain(self) -> list[OpenPayment]:
+        """Payments of which a transaction is in a block that may still be lost; oldest first."""
+        return self.open((*SEEN, State.VOID))
+
+    def watched_voids(self) -> list[OpenPayment]:
+        return self.open((State.VOID,))
+
+    def coins(self) -> dict[str, str]:
+        """The state of every coin that is not spent, by its ref."""
+        conn = self._fresh()
+        if self._coins is None:
+            self._coins = queries.coin_states(conn)
+        return self._coins
+
+    def _fresh(self) -> Connection:
+        conn = self._desk.conn
+        if (as_of := (conn, about.version(conn))) != self._as_of:
+            self._as_of, self._coins = as_of, None
+            # first, so that what happens meanwhile is read once more
+            last_event, _ = events.last_event(conn)
+            if self._last_event is None:
+                self._payments = {row.id: row for row in payments.open_payments(conn)}
+            else:
+                self._read_anew(conn, self._last_event)
+            self._last_event = last_event
+        return conn
+
+    def _read_anew(self, conn: Connection, last_event: int) -> None:
+        """A void payment is watched until its coins are given back, of which no event tells."""
+        voids = {row.id for row in self._payments.values() if row.state is State.VOID}
+        is_sorted = True
+        for payment_id in events.payments_after(conn, last_event) | voids:
+            is_known = payment_id in self._payments
+            if (row := payments.open_payment(conn, payment_id)) is not None:
+                self._payments[payment_id] = row
+                is_sorted &= is_known
+            elif is_known:
+                del self._payments[payment_id]
+        if not is_sorted:
+            self._payments = dict(sorted(self._payments.items(), key=lambda item: item[1].seq))

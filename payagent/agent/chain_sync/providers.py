@@ -1,0 +1,108 @@
+"""Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
+
+May import: chain.quorum_rules, chain.quorum, chain.quorum_view, store, agent.base, agent.context. Never: concludes
+anything of a payment or a coin.
+"""
+
+from collections.abc import Mapping
+
+from payagent.agent.base.alert_records import clear_alert, raise_alert
+from payagent.agent.base.chain_view import TIP_AGE_MAX_S, odd_parameters
+from payagent.agent.context import Desk
+from payagent.chain.quorum import Panel
+from payagent.chain.quorum_rules import Silence, is_lasting, missed
+from payagent.chain.quorum_view import View
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts
+
+STEADY_MS = 600_000
+"""How long one that was out again soon after it was back is heard before it is told once more that it is back.
+
+As is one that was out when the last process ended. Else one that is out at every other look tells it each time,
+for ever.
+"""
+
+
+class Hearing:
+    """`view` is what the last look saw the chain by; None when nobody was heard, and then `trouble` says why."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.view: View | None = None
+        self.trouble: str | None = None
+        self._desk = desk
+        clock, own = desk.ports.clock, desk.terms.own.text
+        self._panel = Panel(
+            desk.sources,
+            clock,
+            own,
+            desk.chain.learn_genesis,
+            odd_parameters,
+            self._slot_at,
+            TIP_AGE_MAX_S,
+        )
+        # as told before the last stop: those that are well again meanwhile have to be told so
+        self._told_out = sorted(alerts.raised(desk.conn, "provider_out"))
+        self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
+        self._back_ms: dict[str, int] = {}
+        self._unsteady = set(self._told_out)
+        self._gap: Silence | None = None
+        """Since when no look at the chain could be completed."""
+
+    async def look(self) -> View | None:
+        """What the providers show together that are to be believed; it serves the whole look."""
+        desk, panel = self._desk, self._panel
+        self.view = view = await panel.look()
+        desk.senders = panel.senders()
+        desk.providers = panel.troubles
+        await self._tell_who_is_out()
+        if view is None:
+            self.trouble = "; ".join(f"{name}: {why}" for name, why in panel.troubles.items())
+            if desk.chain.tip is None or panel.has_foreign:
+                desk.chain.problem = self.trouble
+            return None
+        desk.chain.problem = view.odd
+        return view
+
+    async def _tell_who_is_out(self) -> None:
+        """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles.
+
+        And of looks that cannot be completed, for as long as one that is not heard is waited for.
+        """
+        now_ms, unread = self._desk.ports.clock.now_ms(), self._desk.chain.unread
+        out = self._panel.outs()
+        self._gap = missed(self._gap, now_ms) if unread else None
+        if (
+            is_lasting(self._gap) and "providers" not in out
+        ):  # a dispute keeps looks from ending, and is told itself
+            out["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
+        subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
+        if subjects == self._told_out:
+            return
+
+        def job(unit: Unit) -> None:
+            for subject, detail in out.items():
+                raise_alert(unit, "provider_out", subject, {"detail": detail}, now_ms)
+            for subject in self._told_out:
+                if subject not in subjects:
+                    clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
+
+        await self._desk.write("alert", job)
+        self._back_ms |= {subject: now_ms for subject in self._told_out if subject not in subjects}
+        self._told_out = subjects
+
+    def _not_back_yet(self, out: Mapping[str, str], now_ms: int) -> list[str]:
+        """Those that were out again and again, and are not now."""
+        for subject in out:
+            if subject not in self._told_out and _is_soon(self._back_ms.get(subject), now_ms):
+                self._unsteady.add(subject)
+            self._out_ms[subject] = now_ms
+        self._unsteady = {one for one in self._unsteady if _is_soon(self._out_ms[one], now_ms)}
+        return [subject for subject in self._told_out if subject not in out and subject in self._unsteady]
+
+    def _slot_at(self, now_ms: int) -> int | None:
+        slots = self._desk.chain.slots
+        return slots.slot_at(now_ms) if slots else None
+
+
+def _is_soon(after_ms: int | None, now_ms: int) -> bool:
+    return after_ms is not None and 0 <= now_ms - after_ms < STEADY_MS

@@ -1,0 +1,368 @@
+"""The chain's word on who spent coins of ours: found, and taken into the books so that these equal the chain.
+
+A ledger that is older than the signer's own record, or new where the wallet is not, does not know what was signed.
+Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
+chain's, since this was noticed) and was read from the chain.
+
+May import: core, chain.provider, chain.provider_state, chain.quorum_view, wallet.utxo_index, store, agent. Never:
+takes for spent what no transaction in a block spends.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from payagent.agent.base.alert_records import raise_again
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.free_utxos import take
+from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.commits.utxo_sync import is_back
+from payagent.agent.context import Desk
+from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unknown
+from payagent.chain.provider_state import AHEAD_MAX_S
+from payagent.chain.quorum_view import View
+from payagent.core import ledger
+from payagent.core.money import LOVELACE
+from payagent.core.network import ROLLBACK_S
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import onchain
+from payagent.store.rows import writes as records
+from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.onchain import ForeignRow
+from payagent.wallet.utxo_index import Coins
+
+LAG_S = 3600
+"""How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
+
+REMEMBERED_MAX = 1000
+"""Transactions of others that a search that is done still knows; the next one begins at about the same time."""
+
+ROWS_AT_ONCE = 500
+"""How many of a long list are looked up in the ledger before the event loop has another turn, and it is told how
+far that is.
+"""
+
+Tell = Callable[[int, int], None]
+"""Told how many are read, and of how many."""
+
+_OLDER = "the ledger is older than what was signed with this wallet, or was lost"
+
+ALERT_SUBJECT = "foreign"
+
+Why = Literal["foreign_spend", "forgotten_spend"]
+"""The event: of another wallet on the same words, or our own, forgotten by a ledger that was put back."""
+
+log = structlog.get_logger("payagent.scan")
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """A transaction in a block that spends coins at our address and is no attempt of ours."""
+
+    seen: TxSeen
+    moved: Movement
+    provider: str
+
+
+class Search:
+    """Looks through the transactions of our address. What one moved never changes, so it is read once.
+
+    A wallet's past is long: a search goes on where it stopped, also with the blocks that no rollback reaches, and
+    once it is done only what the newest moved stays in memory. `why`: why the last one could not be completed.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._moved: dict[str, Movement] = {}
+        self._placed: dict[str, TxSeen] = {}
+        self._listed: tuple[AddressTx, ...] = ()
+        self._listed_from_s = 0
+        self._repeats = Repeats()
+        self._is_lonely = False
+        self.why: str | None = None
+
+    async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
+        """The spends in blocks from a time on, oldest first; None when they could not be read in full.
+
+        A view shows what its providers say alike; one that is only late does not count. When all but one of
+        several cannot be heard, that one has to say the same three times, a minute apart.
+        """
+        self.why = None
+        if not source.is_current:
+            self.why = "a provider's newest block is old, or lower than one before"
+            return None
+        address, self._is_lonely = self._desk.terms.own.text, False
+        if (listed := await self._list(source, address, max(since_s, 0))) is None:
+            return None
+        spends: list[Spend] = []
+        for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
+            if number % ROWS_AT_ONCE == 0:
+                tell(number, len(listed))
+                await asyncio.sleep(0)
+            if onchain.is_ours(self._desk.conn, tx_id):
+                continue
+            if (moved := await self._read(source, tx_id, address)) is None:
+                return None
+            if moved.spent:
+                if (seen := await self._place(source, tx_id)) is None:
+                    return None
+                spends.append(Spend(seen, moved, source.name))
+        for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
+            del self._moved[tx_id]
+        self._placed.clear()
+        self._listed = ()
+        if self._is_lonely:
+            told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
+            now_ms = self._desk.ports.clock.now_ms()
+            if not self._repeats.is_enough(address, told, source.tip.hash, now_ms):
+                self.why = "only one provider tells it: it has to say the same three times, a minute apart"
+                return None
+            return spends
+        self._repeats.forget(address)
+        return spends
+
+    async def _list(self, source: View, address: str, since_s: int) -> Sequence[AddressTx] | None:
+        """The transactions from a time on; what no rollback reaches is listed once for a search."""
+        known = self._listed if since_s == self._listed_from_s else ()
+        read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
+        if not isinstance(read, Found):
+            self._unread(read)
+            return None
+        listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
+        if not self._note(source, "transactions"):
+            deep = source.tip.height - self._desk.terms.settle_depth
+            self._listed_from_s = since_s
+            self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
+        return listed
+
+    async def _read(self, source: View, tx_id: str, address: str) -> Movement | None:
+        if tx_id not in self._moved:
+            moved = await source.movement(tx_id, address)
+            if not isinstance(moved, Found):
+                self._unread(moved)
+                return None
+            if self._note(source, "movement"):
+                return moved.value  # the others may tell better
+            self._moved[tx_id] = moved.value
+        return self._moved[tx_id]
+
+    def _unread(self, read: object) -> None:
+        """Note why something could not be read."""
+        self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
+
+    def _note(self, source: View, what: str) -> bool:
+        """Whether what was just read is the word of one of several; it is remembered for the search."""
+        is_lonely = source.is_lonely(what)
+        self._is_lonely |= is_lonely
+        return is_lonely
+
+    async def _place(self, source: View, tx_id: str) -> TxSeen | None:
+        """The block that it is in; None also where that is said to be far above all others."""
+        if (known := self._placed.get(tx_id)) is not None:
+            return known
+        read = await source.tx(tx_id)
+        if not isinstance(read, Found):
+            self._unread(read)
+            return None
+        depth = source.tip.height - read.value.block_height + 1
+        if depth < -AHEAD_MAX_S:  # a slot holds one block at most
+            self.why = f"transaction {tx_id} is shown in a block far above the newest"
+            return None
+        if not self._note(source, "tx") and depth >= self._desk.terms.settle_depth:
+            self._placed[tx_id] = read.value
+        return read.value
+
+
+def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> str | None:
+    """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
+
+    Returns the event; None when it is no news. A transaction that lost its block and is in another one was told
+    before: it does not freeze the wallet or raise an alarm again.
+    """
+    seen = spend.seen
+    if onchain.is_foreign_there(unit.conn, seen.tx_id):
+        return None
+    rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
+    if any(row is not None and row.state == "spent" for _, row in rows):
+        return None  # what was seen to spend it before has to be seen lost first
+    event = "foreign_again" if onchain.was_foreign(unit.conn, seen.tx_id) else why
+    held: list[dict[str, int]] = []
+    for ref, row in rows:
+        is_back(unit, ref, now_ms)
+        known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
+        held.append({LOVELACE: known.lovelace, **known.assets})
+        if ref in coins:
+            take(unit, coins, ref)
+        records.spend_coin(unit, ref, seen.tx_id)
+    inputs = tuple(ref for ref, _ in rows)
+    spent = ledger.add(held)
+    sighting = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
+    records.add_foreign_sighting(unit, sighting, spend.provider, now_ms)
+    records.write_entry(unit, ledger.foreign(spent), now_ms, ref=seen.tx_id)
+    told = {
+        "tx_id": seen.tx_id,
+        "block_hash": seen.block_hash,
+        "block_height": seen.block_height,
+        "block_slot": seen.slot,
+        "coins": list(inputs),
+        "spent": {asset: str(units) for asset, units in spent.items()},
+        "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
+    }
+    records.note(unit, None, event, None, now_ms, told)
+    if event == "foreign_spend":
+        detail = (
+            f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
+            "program has the wallet's words, or the data folder was rolled back"
+        )
+        raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+    return event
+
+
+def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
+    """Write down that a ledger does not know all that was signed, so that a restart does not begin it anew.
+
+    `signed` is the last attempt by the signer's record, where that tells it.
+    """
+    known_ms = 0 if last_signed(unit.conn) is None else onchain.last_event_ms(unit.conn)
+    told = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
+    records.note(unit, None, "ledger_behind", None, now_ms, told)
+
+
+def settle(unit: Unit, height: int, now_ms: int) -> None:
+    """What was spent elsewhere up to a block is there for good."""
+    records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
+
+
+def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> CoinRow:
+    """A coin that came and went between two looks: it was a deposit all the same."""
+    tx_id, _, index = ref.partition("#")
+    tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
+    row = CoinRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
+    records.add_coin(unit, row)
+    records.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
+    return row
+
+
+class Recovery:
+    """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
+
+    def __init__(self, desk: Desk, record: SignerRecord) -> None:
+        self._desk = desk
+        self._search = Search(desk)
+        self._signed = record.read()
+        self._since_s = 0
+        self._is_noticed = False
+        self._quiet_from_ms: int | None = None
+
+    async def begin(self) -> None:
+        """Compare the ledger with the signer's record, before anything is signed."""
+        conn = self._desk.conn
+        is_open = _is_open(conn)
+        if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
+            await self._notice()
+        elif is_open:
+            self._learn()
+        elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
+            self._desk.chain.behind = "this wallet's past was not read from the chain yet"
+
+    async def beat(self, source: View | None) -> None:
+        """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
+        desk = self._desk
+        if source is None:
+            return
+        chain, now_ms = desk.chain, desk.ports.clock.now_ms()
+        if chain.behind is None or chain.tip is None or chain.problem is not None:
+            return
+        if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
+            return
+        spends = await self._search.find(source, self._from_s(), self._tell)
+        chain.note_unread("past", self._search.why)
+        if spends is None:
+            return
+        if spends and not self._is_noticed:
+            await self._notice()
+            return
+        deep = chain.tip.height - desk.terms.settle_depth
+        await desk.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
+        chain.behind, chain.is_compared = None, True
+        log.warning("ledger.caught_up", transactions=len(spends))
+
+    async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:
+        """Whether the quiet time is over. It begins when our clock agrees with the chain's: a wrong one would end
+        it early, or never.
+        """
+        if self._quiet_from_ms is not None:
+            return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
+        try:
+            self._desk.chain.require_in_step(now_ms)
+        except Refused:
+            return False
+        await self._desk.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
+        self._learn()
+        return False
+
+    def _tell(self, count: int, of: int) -> None:
+        """That takes a call or two for each: of a long past, where the provider counts calls by the day, days."""
+        if self._is_noticed:
+            self._desk.chain.behind = (
+                f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
+            )
+
+    def _from_s(self) -> int:
+        """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
+        slots, slot = self._desk.chain.slots, onchain.last_slot(self._desk.conn)
+        if slots is None or slot is None:
+            return self._since_s
+        return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
+
+    @property
+    def _name(self) -> str | None:
+        """The last attempt by the signer's record."""
+        return None if self._signed is None else self._signed.tx_id
+
+    async def _notice(self) -> None:
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._desk.write("scan", lambda unit: note_behind(unit, self._name, now_ms))
+        log.warning("ledger.behind", signed=self._name)
+        self._learn()
+
+    def _learn(self) -> None:
+        conn = self._desk.conn
+        noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
+        begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
+        self._is_noticed = True
+        self._quiet_from_ms = at_ms if begun > noticed else None
+        self._since_s = int(json.loads(detail)["since_s"])
+        when = (
+            f"{QUIET_MS // 60_000} minutes after our clock agrees with the chain's"
+            if self._quiet_from_ms is None
+            else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
+        )
+        self._desk.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
+
+    def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
+        """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
+        was_empty = not onchain.foreign_there(unit.conn)
+        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._desk.coins, now_ms)]
+        last = last_signed(unit.conn)
+        told = {
+            "signed": self._name,
+            "attempts": 0 if last is None else last.attempts,
+            "transactions": [spend.seen.tx_id for spend in found],
+        }
+        records.note(unit, None, "caught_up", None, now_ms, told)
+        if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in found):
+            settle(unit, deep, now_ms)
+
+
+def _is_open(conn: Connection) -> bool:
+    """Whether the ledger was found to be behind and has not caught up since."""
+    return onchain.last_of_wallet(conn, "ledger_behind")[0] > onchain.last_of_wallet(conn, "caught_up")[0]

@@ -1,0 +1,92 @@
+"""The look at the chain: its parts, in the order in which they have their turn.
+
+Idempotent by construction: each reads everything anew, and a step that is not due is not taken.
+
+May import: core.payment, chain.provider, chain.quorum_view, outbound.merchant_client, the rest of agent. Never:
+asks a provider itself; decides about a payment or a coin.
+"""
+
+import asyncio
+
+from payagent.agent.agent import Agent
+from payagent.agent.chain_sync.confirmations import Sightings
+from payagent.agent.chain_sync.follow_up import Due
+from payagent.agent.chain_sync.merchant_polling import Inquiries
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, Rows
+from payagent.agent.chain_sync.providers import Hearing
+from payagent.agent.chain_sync.utxo_list import Stocktaking
+from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.chain.provider import Tip
+from payagent.chain.quorum_view import View
+from payagent.core.payment import State
+from payagent.outbound.merchant_client import MerchantClient
+
+
+class Watch:
+    """The agent's eyes. One `tick` at a time."""
+
+    def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
+        self._desk = desk = agent.desk
+        self._rows = rows = Rows(desk)
+        turns = Turns(desk, agent.signing)
+        self.hearing = Hearing(desk)
+        self._sightings = Sightings(desk, rows, turns)
+        self._stocktaking = Stocktaking(desk, rows)
+        self._due = Due(
+            desk, agent.carrying, agent.sending, rows, turns, self._sightings, self._stocktaking.vanished
+        )
+        self.inquiries = Inquiries(desk, merchants, rows, turns)
+        self._lock = asyncio.Lock()
+        self._last: Tip | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last look was not whole; None when it was."""
+        return self._desk.chain.unread.get("look")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing will change soon that somebody waits for: what is confirmed has hours until it settles.
+
+        A wallet without a coin waits for one.
+        """
+        is_due = self._sightings.is_due or self._stocktaking.is_due or self.trouble
+        waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
+        return not is_due and not waited_for and bool(self._rows.coins())
+
+    async def tick(self) -> bool:
+        """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole.
+
+        What a look raises keeps nothing from being sent again; it is raised after that.
+        """
+        async with self._lock:
+            try:
+                found = await self._look_anew()
+            except Exception:
+                await self._due.carry_on()
+                raise
+            await self._due.carry_on()
+            why = self._sightings.trouble or self._stocktaking.trouble if found else self.hearing.trouble
+            self._desk.chain.note_unread("look", why)
+            return why is None
+
+    async def _look_anew(self) -> View | None:
+        """Look by what the providers show now, unless it was seen in full before; None when nobody was heard."""
+        found = await self.hearing.look()
+        if found is None:
+            return None
+        is_new = self._last is None or found.tip.hash != self._last.hash
+        if is_new or self._sightings.is_due or self._stocktaking.is_due:
+            await self._look(found, found.tip, is_new)
+        return found
+
+    async def _look(self, source: View, tip: Tip, is_new: bool) -> None:
+        await self._sightings.look(source, tip, self._last)
+        if is_new or self._stocktaking.is_due:
+            await self._stocktaking.look(source, tip)
+        if self._last is None:
+            # what was about to leave when the last process ended may never have left
+            self._sightings.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
+        self._last = tip
+        if self._stocktaking.is_read:
+            self._desk.take_tip(tip)

@@ -1,0 +1,91 @@
+"""Stocktaking: the list of our coins, as providers have it, beside the coins that we know.
+
+What is new in it is booked as a deposit. What it lacks is looked into: spent by somebody else, or its deposit is
+gone.
+May import: chain.quorum_rules, chain.provider, chain.quorum_view, agent.commits, agent.context, agent.chain_sync.
+Never: concludes from an absence that a coin was spent; looks for our own transactions
+(agent.chain_sync.confirmations).
+"""
+
+from collections.abc import Hashable, Set
+
+from payagent.agent.chain_sync.external_spends import Foreign
+from payagent.agent.chain_sync.open_payments import Rows
+from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.chain_sync.rolled_back_deposits import Vanished
+from payagent.agent.commits import utxo_sync as deposits
+from payagent.agent.context import Desk
+from payagent.chain.provider import ChainUtxo, Found, Tip, Unknown, Why
+from payagent.chain.quorum_rules import Listing
+from payagent.chain.quorum_view import View
+
+
+class Stocktaking:
+    """A part of each look at the chain, after the payments.
+
+    `trouble`: why the list was not read and booked; None when it was. `is_read`: whether it ever was, well enough
+    to sign by.
+    """
+
+    def __init__(self, desk: Desk, rows: Rows) -> None:
+        self.trouble: str | None = "the wallet's coins were not read yet"
+        self.is_read = False
+        self.vanished = Vanished(desk, rows)
+        self._desk = desk
+        self._rows = rows
+        self._foreign = Foreign(desk, rows)
+        self._new_coins = Repeats()
+
+    @property
+    def is_due(self) -> bool:
+        return self.trouble is not None
+
+    async def look(self, source: View, tip: Tip) -> None:
+        """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
+        whose spends it may show, and which deposits are gone.
+        """
+        desk = self._desk
+        why_not_compared = await self._foreign.compare(source)
+        read = await source.coins(desk.terms.own.text)
+        self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
+        if not isinstance(read, Found):
+            # one list of several is enough to sign by the coins that are known; nothing is booked by it
+            self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
+            return
+        known = self._rows.coins()
+        now_ms = desk.ports.clock.now_ms()
+        listing = self._believed(source, read.value, known.keys(), now_ms)
+        if deposits.is_stale(listing, known):
+            await desk.write("deposit", lambda unit: deposits.sync(unit, listing, desk.coins, now_ms))
+        self.is_read = True
+        if not listing.doubtful:
+            desk.chain.booked = tip
+        await self._foreign.look(source, listing)
+        if source.is_current:
+            await self.vanished.look(source, tip)
+
+    def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
+        """What is believed of a listing. When only one of several providers is heard, it makes no coin by one
+        word: it takes three reads, spaced (R8), and the others must have been missing for long. When they are
+        heard again they could not undo it, were it a lie.
+
+        Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
+        """
+        if not source.is_lonely("coins"):
+            self._new_coins = Repeats()
+            return listing
+        is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
+        may_add = source.may_add(is_first=not known)
+        young = {
+            ref
+            for ref, coin in is_new.items()
+            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not may_add
+        }
+        self._new_coins.keep(is_new)
+        agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)
+        return Listing(agreed, listing.doubtful | young)
+
+
+def _worth(coin: ChainUtxo) -> Hashable:
+    """All of a listed coin that is booked."""
+    return coin.lovelace, frozenset(coin.assets.items()), coin.has_datum, coin.has_script, coin.unreadable

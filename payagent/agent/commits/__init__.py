@@ -1,0 +1,1 @@
+"""What the agent decides and writes inside one write transaction."""

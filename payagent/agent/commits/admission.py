@@ -1,0 +1,465 @@
+"""C1 + C2: what happens inside the one commit that admits a payment, on the writer's thread.
+
+Intent, invoice, decision, hold, anchor and coins are written together, so that no other request can come
+between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
+recorded too, as a payment that is `rejected`.
+
+May import: core, dialects, wallet, store, agent.base, agent.commits. Never: signs; waits for anything.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
+from payagent.agent.base.config import Terms
+from payagent.agent.base.orders import Admitted, Purchase, TransferOrder
+from payagent.agent.base.prepaid import require_may_buy
+from payagent.agent.commits.approvals import Questions, with_fee_room
+from payagent.agent.commits.replacement import Replacing, is_hopeless, is_lost, next_invoice, same_again
+from payagent.agent.commits.reservation import Holding, anchor_of, note_price
+from payagent.agent.commits.rules import Rulebook, as_told
+from payagent.agent.commits.tx_planner import Planner, TransferPlan
+from payagent.core.invoice import Invoice, calls_of, is_batch
+from payagent.core.merchant_rules import Moment
+from payagent.core.money import LOVELACE, check_supply
+from payagent.core.payment import Event, State
+from payagent.core.prepaid_balance import CALLS, Cost
+from payagent.core.problems import Refused
+from payagent.dialects import TIMED_BY_BLOCK
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups
+from payagent.store.rows import writes as records
+from payagent.store.rows.intents import IntentRow, InvoiceRow
+from payagent.store.rows.payments import OutputRow, PaymentRow
+from payagent.wallet.transaction import Plan
+from payagent.wallet.utxo_index import Coins
+
+
+class _Chance(IntEnum):
+    """What becomes of an offer when it is chosen, the best first."""
+
+    NOW = 0
+    SOON = 1
+    """Coins are on their way that it can be paid with."""
+
+    ASKS = 2
+    NONE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """One way in for all: what the key names already, or a new payment that is held, asked about or rejected."""
+
+    holding: Holding
+    questions: Questions
+
+    @classmethod
+    def by(cls, terms: Terms, coins: Coins, chain: ChainView) -> "Admission":
+        rulebook = Rulebook(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
+        planner = Planner(coins, chain, terms.own, terms.chain_depth, terms.min_window_s)
+        holding = Holding(rulebook, planner)
+        return cls(holding, Questions(holding, terms.approval_timeout_s))
+
+    @property
+    def rulebook(self) -> Rulebook:
+        return self.holding.rulebook
+
+    @property
+    def planner(self) -> Planner:
+        return self.holding.planner
+
+    def take(self, terms: Terms) -> None:
+        """Decide by other terms from now on; in a job, so that none is decided by two."""
+        self.rulebook.take(terms)
+        self.questions.timeout_s = terms.approval_timeout_s
+
+    def admit(
+        self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False, on_record: bool = True
+    ) -> Admitted:
+        """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
+
+        A refusal is written as a payment that is rejected, unless it is not to be `on_record`, or the caller
+        `can_wait` for change and change is what is missing (`funds_in_flight`).
+        """
+        purchase = self.choose(unit, purchase, now_ms)
+        invoice = purchase.invoice
+        if purchase.is_heard:
+            note_price(unit, purchase)
+        known = _known(unit.conn, invoice)
+        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
+        if intent is not None:
+            existing = self._existing(unit, intent, purchase, known, now_ms)
+            if existing is not None:
+                return existing
+        if known is not None and (other := payments.payment_of_invoice(unit.conn, known.seq)):
+            _require_for(unit.conn, purchase, other)
+            return Admitted(other, False)
+        if purchase.topup is None:
+            apps.require_let_in(unit.conn, purchase.app_id, now_ms)
+        self.questions.require_not_denied(unit, purchase, intent, now_ms)
+        self.rulebook.require_merchant(invoice.origin)
+        pauses.require_running(unit.conn)
+        self.planner.chain.require_ready(now_ms)
+        pool = _pool_of(unit, purchase, now_ms)
+        intent_id = intent.id if intent else purchase.ids.intent
+        if intent is None:
+            _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
+        seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
+        expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
+        left_out = {"chain_not_ready", "merchant_busy"} | ({"funds_in_flight"} if can_wait else set())
+        return self._open_payment(
+            unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
+        )
+
+    def require_open(self, unit: Unit, purchase: Purchase, now_ms: int) -> None:
+        """Refused where admission would open no payment for the chosen invoice, whatever it costs.
+
+        A top-up that is only planned asks for another 402 when it is ordered. So its invoice may be the one that a
+        running top-up of the same balance pays.
+        """
+        if purchase.topup is None:
+            self.require_unpaid(unit.conn, purchase)
+        else:
+            _known(unit.conn, purchase.invoice)
+        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
+        self.questions.require_not_denied(unit, purchase, intent, now_ms)
+        pauses.require_running(unit.conn)
+        self.planner.chain.require_ready(now_ms)
+
+    def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
+        """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
+        for one without an id of its own, where the intent has a payment.
+        """
+        invoice = purchase.invoice
+        known = _known(conn, invoice)
+        paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
+        if not invoice.has_own_id and (intent := intents.live_intent(conn, purchase.app_id, purchase.key)):
+            live = payments.live_payment_of(conn, intent.id)
+            paid = None if live is None else live.id
+        row = None if paid is None else payments.payment(conn, paid)
+        if row is not None:
+            _require_for(conn, purchase, row.id)
+            told = f"{row.id} pays for it, and is {row.state}"
+            raise Refused("invoice_paid_already", told, payment=row.id, state=str(row.state))
+
+    def _open_payment(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        intent_id: str,
+        invoice_seq: int,
+        pool: int | None,
+        expires_at_ms: int | None,
+        now_ms: int,
+        left_out: Set[str] | None,
+    ) -> Admitted:
+        """`left_out`: refusals that are no decision, and leave no record; None: none does."""
+        payment_id = purchase.ids.payment
+        anchor = anchor_of(unit, intent_id)
+        records.add_payment(
+            unit,
+            payment_id=payment_id,
+            kind="invoice",
+            app_id=purchase.app_id,
+            intent_id=intent_id,
+            invoice_seq=invoice_seq,
+            outputs=records.output_rows(purchase.invoice),
+            now_ms=now_ms,
+            pool=pool,
+            topup=None if purchase.topup is None else purchase.topup.topup,
+        )
+        try:
+            plan, asked = self.holding.decide(unit, purchase, anchor, expires_at_ms, now_ms)
+            reasons = self.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend)
+            if reasons:
+                worst = with_fee_room(plan.spend, asked, self.rulebook.caps)
+                self.rulebook.require_within_limits(unit.conn, purchase, worst, purchase.invoice.asset, now_ms)
+                self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
+                return Admitted(payment_id, True)
+        except Refused as refusal:
+            if left_out is None or refusal.code in left_out:
+                raise
+            return _rejected(unit, purchase, refusal, now_ms)
+        self.holding.hold(unit, payment_id, plan, now_ms, asked)
+        if not purchase.is_heard:
+            note_price(unit, purchase)
+        origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
+        trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
+        return Admitted(payment_id, True, plan)
+
+    def _existing(
+        self, unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
+    ) -> Admitted | None:
+        """The payment that the intent already has, replaced for a further invoice where that is safe and due.
+
+        Otherwise the further invoice is recorded, unless a flood of them is, and buys nothing.
+        """
+        require_same(intent, purchase.fingerprint)
+        row = payments.live_payment_of(unit.conn, intent.id)
+        if row is None:
+            return None
+        invoice = purchase.invoice
+        if not invoice.has_own_id:
+            return Admitted(row.id, False)
+        if known is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
+            return Admitted(row.id, False)
+        seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
+        is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None
+        if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
+            return Admitted(row.id, False)
+        if known is None:
+            records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
+        return Admitted(row.id, False)
+
+    def _replace_for(
+        self, unit: Unit, row: PaymentRow, purchase: Purchase, seq: int, known: InvoiceRow | None, now_ms: int
+    ) -> bool:
+        """Whether a payment that is lost, its own invoice being over, was turned to another one for its intent.
+
+        An invoice that came before is shown as it was read then, whatever the config says since.
+        """
+        invoice, tip = purchase.invoice, self.planner.chain.tip
+        if tip is None or not is_lost(unit.conn, row, tip.slot):
+            return False
+        if not _is_alike(invoice, known or invoice, row):
+            return False
+        most = purchase.most_units(invoice.asset)
+        if most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most:
+            return False
+        wanted = next_invoice(
+            invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
+        )
+        try:
+            pauses.require_running(unit.conn)
+            slot = self.planner.chain.require_ready(now_ms)
+            by_block = row.dialect in TIMED_BY_BLOCK
+            if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s, from_block=by_block):
+                return False
+            if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
+                return False
+            if self.rulebook.look(unit.conn, purchase, invoice, Moment.NEXT_INVOICE):
+                return False
+            self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
+        except Refused:
+            return False
+        return True
+
+    @property
+    def _replacing(self) -> Replacing:
+        return Replacing(self.planner.coins, self.planner.chain, self.planner.own)
+
+    def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
+        """Replace an attempt of ours that is lost, for the same invoice; else why its coins are to be taken back.
+
+        Neither when the payment is not lost (any more). Refused as `ChainView.require_ready` does.
+        """
+        row, tip = payments.payment(unit.conn, payment_id), self.planner.chain.tip
+        pauses.require_running(unit.conn)
+        self.planner.chain.require_ready(now_ms)
+        if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
+            return None
+        if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
+            return stopped
+        if is_hopeless(unit.conn, row.id, row.tx_id):
+            return Refused("attempt_expired", "a provider said that the transaction can never be valid")
+        try:
+            self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
+        except Refused as refusal:
+            return Refused("attempt_expired", f"no block took the transaction in its time: {refusal.detail}")
+        return None
+
+    def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
+        """Of several offers the first that is within limits, that the wallet can pay, and that nobody is asked
+        about.
+
+        Otherwise the first that it can pay in a moment, then the first that a person may allow, then the first.
+        """
+        chosen, best = purchase.offers[0], _Chance.NONE
+        for offer in purchase.offers if len(purchase.offers) > 1 else ():
+            chance = self._chance_of(unit, offer, purchase, now_ms)
+            if chance < best:
+                chosen, best = offer, chance
+            if best is _Chance.NOW:
+                break
+        if not chosen.has_own_id:
+            chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
+        return replace(purchase, invoice=chosen)
+
+    def _chance_of(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> _Chance:
+        """What can come of an offer, by all that it would take now: its fee and the ADA beside a token count."""
+        wanted = replace(purchase, invoice=offer)
+        try:
+            plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
+            reasons = self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
+        except Refused as refusal:
+            if refusal.code != "funds_in_flight":
+                return _Chance.NONE
+            is_let_through = self._is_let_through(unit.conn, offer, purchase, now_ms)
+            return _Chance.SOON if is_let_through else _Chance.ASKS
+        return _Chance.ASKS if reasons else _Chance.NOW
+
+    def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
+        """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
+        return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
+
+    def _is_let_through(self, conn: Connection, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
+        """Whether limits and guards let through what the offer alone pays, and nobody is asked about it."""
+        asset, spend = offer.asset, {offer.asset: offer.total_units}
+        try:
+            self.rulebook.require_within_limits(conn, purchase, spend, asset, now_ms)
+            return not self.rulebook.reasons(conn, purchase, offer, spend)
+        except Refused:
+            return False
+
+    def admit_transfer(
+        self,
+        unit: Unit,
+        order: TransferOrder,
+        plan: TransferPlan,
+        now_ms: int,
+        told: Mapping[str, object] | None = None,
+    ) -> Admitted:
+        """Find the self-transfer that the order's key names, or admit it: no limits but the signer's own caps, the
+        same machine and ledger.
+
+        One whose payment was cancelled spends what the cancel gave back, as a purchase does. `told` goes on its
+        record.
+        """
+        intent = intents.live_intent(unit.conn, order.app_id, order.key)
+        if intent is not None:
+            require_same(intent, order.fingerprint)
+            if (row := payments.live_payment_of(unit.conn, intent.id)) is not None:
+                return Admitted(row.id, False)
+        pauses.require_running(unit.conn)
+        anchor = None if intent is None else anchor_of(unit, intent.id)
+        planned = self.planner.transfer(unit, plan, anchor, now_ms)
+        self.rulebook.require_within_caps(planned.spend)
+        if intent is None:
+            _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
+        records.add_payment(
+            unit,
+            payment_id=order.ids.payment,
+            kind=order.kind,
+            app_id=order.app_id,
+            intent_id=intent.id if intent else order.ids.intent,
+            invoice_seq=None,
+            outputs=_transfer_outputs(order.kind, planned),
+            now_ms=now_ms,
+        )
+        self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
+        return Admitted(order.ids.payment, True, planned)
+
+
+def _rejected(unit: Unit, purchase: Purchase, refusal: Refused, now_ms: int) -> Admitted:
+    """The payment ends with the refusal on record, as its app may be told it."""
+    payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
+    figures = None if told is refusal else {"figures": refusal.detail}
+    records.move_payment(
+        unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
+    )
+    return Admitted(payment_id, True, refusal=told)
+
+
+def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) -> bool:
+    """Whether an invoice, as it was first read, is paid as the payment's own is, and buys no fewer calls."""
+    return (
+        invoice.asset == row.outputs[0].asset
+        and shown.proof == row.proof
+        and shown.handed_over == row.handed_over
+        and is_batch(invoice.batch_target) == is_batch(row.batch_target)
+        and invoice.calls >= calls_of(row.batch_target)
+    )
+
+
+def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
+    """The prepaid balance that the payment raises, if it does. One payment for it at a time: the others wait."""
+    invoice, buyer = purchase.invoice, purchase.buyer
+    if not is_batch(invoice.batch_target) and purchase.topup is None:
+        return None
+    if purchase.topup is not None and (order := topups.find(unit.conn, purchase.topup.topup)) is not None:
+        require_may_buy(unit.conn, order, now_ms)
+    buyer.require_sayable()
+    pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
+    if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
+        row = payments.payment(unit.conn, other)
+        if row is not None and row.state is State.AWAITING_APPROVAL:
+            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
+        ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
+        raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
+    served_ms = prepaid.last_served_ms(unit.conn, pool.id)
+    # what was served at a time that is still to come was so by a clock that was ahead, and is mended since
+    is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
+    if purchase.heard_at_ms <= served_ms and not is_mended:
+        raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
+    cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
+    paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
+    check_supply(invoice.asset, paid, "what was ever paid for this prepaid balance")
+    return pool.id
+
+
+def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
+    """What a self-transfer pays: what was asked, or for a sweep whatever there was, asset by asset."""
+    if kind != "sweep":
+        return [OutputRow(o.role, o.address.text, o.asset, o.units) for o in plan.asked]
+    return [
+        OutputRow(output.role, plan.frame.rest.text, asset, units)
+        for output in plan.outputs
+        for asset, units in ((LOVELACE, output.lovelace), *output.assets)
+    ]
+
+
+def _require_for(conn: Connection, purchase: Purchase, payment_id: str) -> None:
+    """Refuse an invoice whose payment is another purchase's (`invoice_paid_elsewhere`): a late copy of the same
+    call finds it. Of another app no payment is named.
+
+    The payment's intent tells whose it is, and not the invoice's: that is the one for which it first came.
+    """
+    intent = intents.intent_of(conn, payment_id)
+    if (intent.app_id, intent.key, intent.fingerprint) != (purchase.app_id, purchase.key, purchase.fingerprint):
+        is_ours = intent.app_id == purchase.app_id
+        whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
+        detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
+        raise Refused("invoice_paid_elsewhere", detail, **ours)
+
+
+def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
+    """The invoice as it came before. Refused: `terms_changed`."""
+    known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
+    if known is not None and known.terms_hash != invoice.terms_hash:
+        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+    return known
+
+
+def require_same(intent: IntentRow, fingerprint: str) -> None:
+    if intent.fingerprint != fingerprint:
+        key = intent.key.removeprefix("key:")
+        raise Refused("idempotency_key_reused", f"the key {key!r} named another request before")
+
+
+def _open_intent(
+    unit: Unit, order: Purchase | TransferOrder, *, origin: str, request: str | None, now_ms: int
+) -> None:
+    records.add_intent(
+        unit,
+        intent_id=order.ids.intent,
+        app_id=order.app_id,
+        key=order.key,
+        derived=order.derived,
+        fingerprint=order.fingerprint,
+        origin=origin,
+        request=request,
+        request_id=order.ids.request,
+        now_ms=now_ms,
+    )
+
+
+def _add_invoice(unit: Unit, purchase: Purchase, intent_id: str) -> int:
+    return records.add_invoice(unit, purchase.invoice, intent_id, purchase.received_at_ms, purchase.response)
+
+
+def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:
+    """A relative time-out is anchored to the first receipt: a later copy of the 402 gains nothing."""
+    known = [value for value in (first_ms, second_ms) if value is not None]
+    return min(known, default=None)

@@ -1,0 +1,297 @@
+"""Payments that wait for a person: put before one, decided once, or over with nobody's word.
+
+May import: core, store, wallet.transaction's values, agent.base, agent.commits. Never: approves by itself; signs;
+waits for anything.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base.alert_records import clear_alert, raise_alert
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.orders import Approver, Decided, Ids, Purchase
+from payagent.agent.base.prepaid import Buyer, Part, part_of
+from payagent.agent.commits.replacement import same_again
+from payagent.agent.commits.reservation import Holding, anchor_of, note_price
+from payagent.agent.commits.rules import as_told, require_may_have
+from payagent.core.findings import Reasons
+from payagent.core.hard_caps import Caps
+from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.payment import Event, State
+from payagent.core.policy import Asked
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import approvals, intents, pauses, payments, topups
+from payagent.store.rows import writes as records
+from payagent.store.rows.approvals import Approval
+from payagent.store.rows.intents import IntentRow
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.transaction import Plan
+
+FEE_ROOM_LOVELACE = 50_000
+"""How much more fee than now a payment may come to when it is approved: that of 26 more coins."""
+
+
+@dataclass(slots=True)
+class Questions:
+    """`timeout_s` is how long a person has, where the invoice allows it."""
+
+    holding: Holding
+    timeout_s: int
+
+    def ask(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        plan: Plan,
+        worst: Mapping[str, int],
+        reasons: Reasons,
+        expires_at_ms: int | None,
+        now_ms: int,
+    ) -> None:
+        """Put the payment before a person: it counts in full against all limits, without coins or anchor."""
+        payment_id, clock_ms = purchase.ids.payment, self.holding.rulebook.clock_ms(unit.conn, now_ms)
+        ends_at_ms = clock_ms + self.timeout_s * 1000
+        if expires_at_ms is not None:
+            ends_at_ms = min(ends_at_ms, expires_at_ms - purchase.min_window_s * 1000)
+        approvals.ask(
+            unit,
+            payment_id=payment_id,
+            terms_hash=purchase.invoice.terms_hash,
+            reasons=reasons,
+            plan=_plan_view(plan),
+            max_total_units=purchase.max_total_units,
+            ends_at_ms=ends_at_ms,
+            now_ms=now_ms,
+        )
+        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
+        told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
+        records.move_payment(unit, payment_id, Event.ASK, now_ms, told)
+        facts = {
+            "detail": f"{payment_id} to {purchase.invoice.origin} waits for a person: {reasons[0].detail}",
+            **{"payment": payment_id, "app": purchase.app_id, "merchant": purchase.invoice.origin},
+            "ends_at": iso_time(ends_at_ms),
+        }
+        raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
+
+    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> Decided:
+        """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
+
+        Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
+        `terms_changed`, `paused`, `above_approved`, what stops its top-up, and all that refuses a new payment.
+        """
+        row, approval = self._awaiting(unit, payment_id, by)
+        if payment_id in self.over(unit.conn, min_window_s, now_ms):
+            return self._time_out(unit, payment_id, now_ms)
+        pauses.require_running(unit.conn)
+        self.holding.planner.chain.require_ready(now_ms)
+        purchase = self._purchase_of(unit, row, approval, min_window_s)
+        require_may_have(unit.conn, row, now_ms)
+        worst = payments.hold(unit.conn, payment_id, "ask")
+        records.release_hold(unit, payment_id, now_ms, stage="ask")
+        try:
+            anchor = anchor_of(unit, row.intent_id)
+            plan, asked = self.holding.decide(unit, purchase, anchor, row.expires_at_ms, now_ms)
+        except Refused as refusal:
+            if refusal.code == "invoice_expired":
+                return self._time_out(unit, payment_id, now_ms)
+            raise
+        _require_asked(
+            self.holding.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend), approval.reasons
+        )
+        for asset, units in plan.spend.items():
+            if units > worst.get(asset, 0):
+                most = format_amount(asset, worst.get(asset, 0))
+                raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
+        told = {"by": by.app_id, "via": by.via}
+        self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
+        note_price(unit, purchase)
+        trust.allow(unit, self.holding.rulebook.rules(purchase.invoice.origin), row, told, now_ms)
+        _clear_question(unit, payment_id, "it was approved", now_ms)
+        return Decided(payment_id, plan)
+
+    def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
+        """A person says no. Refused: `already_decided`, `terms_changed`."""
+        self._awaiting(unit, payment_id, by)
+        why = Refused("approval_denied", "a person denied it")
+        end(unit, payment_id, by, why, now_ms)
+
+    def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
+        """Payments that nobody has decided on in time, by the limits' clock.
+
+        That clock stands still while no block is seen, so a question is over too once its invoice can no longer be
+        paid by this machine's clock. A wrong clock can only deny.
+        """
+        return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
+
+    def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Decided | None:
+        """Nobody has decided in time; None, and nothing happens, where somebody did meanwhile."""
+        if payment_id not in self.over(unit.conn, min_window_s, now_ms):
+            return None
+        return self._time_out(unit, payment_id, now_ms)
+
+    def require_not_denied(self, unit: Unit, purchase: Purchase, intent: IntentRow | None, now_ms: int) -> None:
+        """A call that was denied is not asked about again, for as long as a question lasts.
+
+        That holds whatever key the call has; where nobody says what the call is, its intent tells that it is the
+        same. A denial that lies further ahead of now than a question lasts came from a wrong clock, and no longer
+        counts.
+        """
+        denied = approvals.denied_between(
+            unit.conn,
+            now_ms - self.timeout_s * 1000,
+            now_ms + self.timeout_s * 1000,
+            intent_id=None if intent is None else intent.id,
+            app_id=purchase.app_id,
+            fingerprint=None if purchase.request is None else purchase.fingerprint,
+        )
+        if denied is not None:
+            raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
+
+    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> Decided:
+        why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
+        end(unit, payment_id, Approver("clock"), why, now_ms)
+        return Decided(payment_id, None, why)
+
+    def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
+        row, approval = payments.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        if approval is None or row.state is not State.AWAITING_APPROVAL:
+            known = None if approval is None else approvals.decided(unit.conn, payment_id)
+            decided = {} if known is None else {"decision": known.decision}
+            raise Refused(
+                "already_decided",
+                f"{payment_id} is {row.state}",
+                payment=payment_id,
+                state=str(row.state),
+                **decided,
+            )
+        if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
+            raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
+        return row, approval
+
+    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: Approval, min_window_s: int) -> Purchase:
+        """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
+        merchant = self.holding.rulebook.merchants.get(row.origin or "")
+        if merchant is None or row.invoice_id is None or row.dialect is None:
+            raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
+        wanted = same_again(row, self.holding.planner.chain.network)
+        invoice = Invoice(
+            *(
+                row.dialect,
+                merchant.origin,
+                row.invoice_id,
+                self.holding.planner.chain.network.name,
+                wanted.outputs,
+            ),
+            expires_at_ms=row.expires_at_ms,
+            batch_target=row.batch_target,
+            proof=row.proof,
+            handed_over=row.handed_over,
+            echo=row.echo,
+            commitment=row.commitment,
+        )
+        intent = intents.intent(unit.conn, row.intent_id)
+        return Purchase(
+            ids=Ids(row.intent_id, row.id, row.request_id),
+            app_id=row.app_id,
+            key=intent.key,
+            derived=intent.derived,
+            fingerprint=intent.fingerprint,
+            request=intents.request_of(unit.conn, row.intent_id),
+            invoice=invoice,
+            offers=(invoice,),
+            response="",
+            received_at_ms=row.created_at_ms,
+            heard_at_ms=row.created_at_ms,
+            max_total_units=approval.max_total_units,
+            min_window_s=min_window_s,
+            buyer=Buyer("", ""),
+            topup=_part_of(unit.conn, row, merchant),
+        )
+
+
+def approval_subject(payment_id: str) -> str:
+    """What the alert of a question is about."""
+    return f"approval:{payment_id}"
+
+
+def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
+    """The question ends with a no, and what counted for it no longer does."""
+    records.release_hold(unit, payment_id, now_ms, stage="ask")
+    told = {"by": by.app_id, "via": by.via}
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    _clear_question(unit, payment_id, why.detail, now_ms)
+
+
+def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
+    """Note that a decision was refused, on the payment's record; its app is told no more than it is of any
+    refusal.
+    """
+    row = payments.payment(unit.conn, payment_id)
+    if row is not None:
+        told = as_told(unit.conn, row.app_id, refusal)
+        why = {"code": told.code, "detail": told.detail}
+        if told is not refusal:
+            why["figures"] = refusal.detail
+        records.note(
+            unit, payment_id, "decision_refused", row.state, now_ms, {**why, "by": by.app_id, "via": by.via}
+        )
+
+
+def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
+    clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
+
+
+def _require_asked(now: Reasons, asked: Reasons) -> None:
+    """Refuse by a reason that did not exist when the person was asked: nobody has decided on that."""
+    known = {reason.code for reason in asked}
+    for reason in now:
+        if reason.code not in known:
+            raise Refused(
+                reason.code,
+                f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
+                "its time is over, the same call asks with this among the reasons",
+            )
+
+
+def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:
+    order = None if row.topup is None else topups.find(conn, row.topup)
+    if order is None:
+        return None
+    return part_of(order, 1, merchant.topup_per_day_lovelace)
+
+
+def with_fee_room(spend: Mapping[str, int], asked: Iterable[Asked], caps: Caps | None) -> dict[str, int]:
+    """What a payment may come to when it is decided on: by then other coins may have to pay for it.
+
+    No more than the limits that were asked leave, and the caps: what they let through is put before a person.
+    """
+    lefts = [one.left_units for one in asked if one.asset == LOVELACE]
+    if caps is not None:
+        lefts.append(caps.get(LOVELACE, 0))
+    most = min((spend[LOVELACE] + FEE_ROOM_LOVELACE, *lefts))
+    return {**spend, LOVELACE: max(spend[LOVELACE], most)}
+
+
+def _plan_view(plan: Plan) -> dict[str, object]:
+    """A transaction for a person: every output, as its bytes have it, and the fee."""
+    rest = plan.frame.rest.text
+    addresses = [*(output.address.text for output in plan.asked), *[rest] * len(plan.outputs)]
+    return {
+        "outputs": [
+            {
+                "role": output.role,
+                "address": address,
+                "lovelace": str(output.lovelace),
+                "assets": {asset: str(units) for asset, units in output.assets},
+            }
+            for address, output in zip(addresses, plan.outputs, strict=False)
+        ],
+        "fee": str(plan.fee_lovelace),
+        "size": plan.size,
+    }

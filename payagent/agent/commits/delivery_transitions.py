@@ -1,0 +1,163 @@
+"""What happens inside each commit of a payment's delivery, on the writer's thread.
+
+Money and delivery are two state machines. These steps move the delivery; they leave the money where it is.
+May import: core, dialects, store, agent.base, agent.commits (its reading of a row). Never: waits; moves a
+payment's state.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import prepaid
+from payagent.agent.base.merchant_trust import RulesOf
+from payagent.agent.commits.payment_transitions import row_of
+from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
+from payagent.core.retry_schedule import again_after_s
+from payagent.dialects import Answer, Said, is_refusal
+from payagent.store.db.unit import Unit
+from payagent.store.rows import events, payments
+from payagent.store.rows import writes as records
+from payagent.store.rows.payments import PaymentRow
+
+SERVING_PATIENCE_MS = 3_600_000
+"""How long a merchant has to serve what was confirmed; and how long an invoice without an end counts as open."""
+
+SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
+USED_UP_PATIENCE = 12
+"""How often a proof is shown again that a facilitator calls used up: it may be settling that very one. That is
+about 90 s, in which a settlement meets its block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """How a proof was shown: how deep its transaction was, and whether `ready = "auto"` decided that.
+
+    `is_early`: by "auto", and before `confirm_depth`. An answer to an early proof is never the last word.
+    """
+
+    depth: int
+    by_auto: bool
+    is_early: bool
+
+
+def record_delivery(
+    unit: Unit, payment_id: str, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
+) -> None:
+    """Note what a retry got. A derived intent ends when its call was served. `clock_ms` is the limits' clock."""
+    row = row_of(unit, payment_id)
+    event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
+    _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
+
+
+def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now_ms: int) -> None:
+    """Note, once, that a proof was shown and no answer came: what matters is that it was shown at all."""
+    row = row_of(unit, payment_id)
+    if row.delivery is Delivery.NOT_PRESENTED:
+        _deliver(unit, row, DeliveryEvent.PRESENT, {"unanswered": why}, rules, now_ms)
+
+
+def record_answer_to_retry(
+    unit: Unit,
+    payment_id: str,
+    answer: Answer,
+    http_status: int,
+    presented: Presented,
+    rules: RulesOf,
+    clock_ms: int,
+    now_ms: int,
+) -> float | None:
+    """Note what a merchant answered to a retry, at that time of the limits' clock.
+
+    Of a flood of answers some are left out, and none that says what was not said before: others go by what was.
+    Returns in how many seconds the same proof is shown again; None when it is not.
+    """
+    row = row_of(unit, payment_id)
+    event = DeliveryEvent.PRESENT
+    if not is_served(http_status) and not presented.is_early:
+        # a success is an end only when the client has it, or it may just mean "later"
+        event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
+    before = events.answers_to_retries(unit.conn, payment_id)
+    said = [*before, answer.said]
+    if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
+        _set_delivery(unit, row, event, rules, now_ms)
+        detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
+        detail["depth"] = presented.depth
+        records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
+        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
+            records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+    if presented.by_auto and answer.said is Said.SERVED:
+        trust.learn_accepted(unit, row, presented.depth, now_ms)
+    has_served = Said.SERVED in before or row.delivery is Delivery.ACCEPTED
+    is_early = presented.is_early and not has_served
+    is_refused_early = is_early and is_refusal(row.dialect or "", answer, http_status)
+    if is_refused_early:
+        trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
+    if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
+        return None
+    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
+
+
+def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> float | None:
+    """When the proof is shown again, after this answer, the last of all that was `said`."""
+    may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
+    is_settling = answer.said is Said.USED_UP and may_settle and said.count(Said.USED_UP) <= USED_UP_PATIENCE
+    if answer.said not in SHOWN_AGAIN and not is_settling:
+        return None
+    return answer.retry_after_s or again_after_s(len(said))
+
+
+def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
+    """Accept that a proof is used up which only we have shown: what it bought is ours."""
+    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, rules, now_ms)
+
+
+def serving_ended_ms(clock_ms: int) -> int:
+    """Until when a payment must have been confirmed for its patience to be over now; by the limits' clock, which
+    only blocks move.
+
+    It is an hour from the confirmation, whenever the invoice ends. The merchant chose that end, and it says until
+    when to pay: a near one would accuse a merchant that serves a minute later, and one a day off would let a
+    merchant that never serves be paid by every new call of that day.
+    """
+    return clock_ms - SERVING_PATIENCE_MS
+
+
+def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
+    """Make a payment that is still unserved a person's matter, and count it against its merchant; once.
+
+    A proof that is shown later and served takes that back. A payment whose proof nobody is known to have shown
+    counts against no merchant, and neither does one that was served to a client that hung up.
+    """
+    if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
+        told = {"unserved_ms": SERVING_PATIENCE_MS}
+        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
+
+
+def _deliver(
+    unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
+) -> None:
+    name = f"delivery_{event}"
+    if not _is_on_record(unit, row, event, name, now_ms):
+        return
+    _set_delivery(unit, row, event, rules, now_ms)
+    records.note(unit, row.id, name, row.state, now_ms, detail)
+    if event is DeliveryEvent.ACCEPT:
+        records.end_intent(unit, row.intent_id, now_ms)
+        prepaid.first_used(unit, row, now_ms)
+
+
+def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:
+    """What moves the delivery always is; of what says the same again and again, so much as there is room for."""
+    return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, name, now_ms)
+
+
+def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
+    now = deliver(row.delivery, event)
+    records.set_delivery(unit, row.id, now, now_ms)
+    trust.note_delivery(unit, rules(row.origin), row, now, now_ms)
+
+
+def _is_over(row: PaymentRow, clock_ms: int) -> bool:
+    """Whether its invoice's time has passed, by a clock that only blocks move."""
+    return clock_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)

@@ -1,0 +1,470 @@
+"""C3 to C7: what happens inside each later commit of a payment, on the writer's thread.
+
+Every step reads the payment inside its transaction and goes through the transition table, so a step that
+was decided on an older reading changes nothing.
+May import: core, chain.provider, wallet, store, agent.base, agent.commits. Never: waits; decides whether a step is
+due.
+"""
+
+from dataclasses import replace
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import prepaid
+from payagent.agent.base.alert_records import clear_alert, raise_again, raise_alert
+from payagent.agent.base.free_utxos import put, take
+from payagent.agent.base.merchant_trust import RulesOf
+from payagent.agent.commits.replacement import can_land
+from payagent.agent.commits.utxo_sync import is_back
+from payagent.chain.provider import SubmitAnswer, SubmitKind, TxSeen
+from payagent.core import ledger
+from payagent.core.ledger import Entry, Posting
+from payagent.core.money import LOVELACE
+from payagent.core.payment import POSTED, Delivery, Event, State, move
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import journal, onchain, pauses, payments
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
+from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, CoinRow
+from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.payments import OutputRow, PaymentRow
+from payagent.wallet.tx_plan import Plan
+from payagent.wallet.utxo_index import Coins
+
+NOT_SIGNED_SUBJECT = "signer"
+
+
+def row_of(unit: Unit, payment_id: str) -> PaymentRow:
+    row = payments.payment(unit.conn, payment_id)
+    if row is None:
+        raise Refused("not_found", f"there is no payment {payment_id}")
+    return row
+
+
+def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: bytes, now_ms: int) -> None:
+    """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
+
+    What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
+    Refused: `illegal_transition` when the payment is not to be signed as it was planned any more; `paused` when an
+    operator's pause came first.
+    """
+    pauses.require_running(unit.conn)
+    row = row_of(unit, payment_id)
+    move(row.state, Event.SIGN)
+    if not _is_planned_for(unit, row, plan):
+        raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
+    _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
+    records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
+    clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
+    if row.handed_over:
+        records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
+
+
+def _is_planned_for(unit: Unit, row: PaymentRow, plan: Plan) -> bool:
+    """Whether a transaction has the coins, the TTL and the outputs that were decided for its payment."""
+    if row.state is State.REPLACING:
+        chosen = set(queries.replacement_inputs(unit.conn, row.id))
+    else:
+        chosen = {coin.ref for coin in queries.coins_reserved_for(unit.conn, row.id)}
+    asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
+    return (
+        (plan.anchor.ref, plan.ttl_slot) == (row.anchor, row.ttl_slot)
+        and {coin.ref for coin in plan.inputs} == chosen
+        and (asked == row.outputs or row.kind == "sweep")
+    )
+
+
+def record_cancel(
+    unit: Unit,
+    decided: PaymentRow,
+    plan: Plan,
+    cbor: bytes,
+    own: bytes,
+    why: Refused,
+    now_ms: int,
+    by: str | None = None,
+) -> None:
+    """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now.
+
+    Refused when another attempt has come to stand for it since the decision, or signing is paused. `by` is the app
+    that ordered it.
+    """
+    pauses.require_running(unit.conn)
+    row = row_of(unit, decided.id)
+    if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
+        raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
+    # a fork may take the payment's block away within the second of its cancel: then the same cancel is sent again
+    if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
+        _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
+    records.move_payment(
+        unit,
+        row.id,
+        Event.CANCEL,
+        now_ms,
+        None if by is None else {"by": by},
+        tx_id=plan.tx_id,
+        reason_code=why.code,
+        reason=why.detail,
+    )
+
+
+def _add_attempt(
+    unit: Unit, row: PaymentRow, kind: AttemptKind, plan: Plan, cbor: bytes, own: bytes, now_ms: int
+) -> None:
+    records.add_attempt(
+        unit,
+        tx_id=plan.tx_id,
+        payment_id=row.id,
+        kind=kind,
+        anchor=plan.anchor.ref,
+        invoice_seq=row.invoice,
+        inputs=[coin.ref for coin in plan.inputs],
+        cbor=cbor,
+        fee_lovelace=plan.fee_lovelace,
+        ttl_slot=plan.ttl_slot,
+        now_ms=now_ms,
+    )
+    for index, output in enumerate(plan.outputs):
+        if output.address == own:
+            ref = f"{plan.tx_id}#{index}"
+            records.add_coin(
+                unit,
+                CoinRow(ref, plan.tx_id, index, output.lovelace, dict(output.assets), "change", "pending", None),
+            )
+
+
+def reject_unsigned(
+    unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int, by: str | None = None
+) -> None:
+    """A reserved payment will not be signed: its hold and its coins go back. Nothing was ever signed for it.
+
+    `by` is the app that ordered it.
+    """
+    hold = payments.hold(unit.conn, payment_id)
+    told = None if by is None else {"by": by}
+    records.move_payment(
+        unit, payment_id, Event.REJECT, now_ms, told, reason_code=refusal.code, reason=refusal.detail
+    )
+    records.release_hold(unit, payment_id, now_ms)
+    records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
+    _unreserve(unit, payment_id, coins)
+
+
+def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
+    """The signer refuses: told once. The hold goes back if nothing was ever signed; otherwise it stays."""
+    row = row_of(unit, payment_id)
+    if row.state is State.RESERVED:
+        reject_unsigned(unit, payment_id, coins, refusal, now_ms)
+    facts = {
+        "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
+        "payment": payment_id,
+    }
+    raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
+
+
+def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
+    """End a payment's reservations. A reserved coin that is still there is free for everybody again.
+
+    A deposit that vanished is forgotten; if it returns, it comes as a new one. So is a coin that would have been
+    made by a payment of which nothing can land.
+    """
+    reserved = queries.coins_reserved_for(unit.conn, payment_id)
+    records.unreserve(unit, payment_id)
+    for coin in reserved:
+        if coin.state == "free":
+            put(unit, coins, coin)
+        elif coin.state == "vanished" or (
+            coin.state == "pending" and queries.is_never_made(unit.conn, coin.tx_id)
+        ):
+            records.forget_coin(unit, coin.ref)
+
+
+def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
+    """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it.
+
+    Returns False, and nothing is to be sent, when another attempt stands for the payment by now.
+    """
+    row = row_of(unit, payment_id)
+    if row.tx_id != tx_id:
+        return False
+    records.add_submission(unit, tx_id, provider, now_ms)
+    if row.state is State.SIGNED:
+        records.move_payment(unit, payment_id, Event.LEAVE, now_ms)
+    return True
+
+
+def record_answer(
+    unit: Unit, payment_id: str, tx_id: str, answer: SubmitAnswer, provider: str, now_ms: int
+) -> None:
+    """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
+
+    If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
+    (docs/exactly-once.md R10). The same holds for a refusal without a class, unless
+    the provider accepted these bytes before.
+    """
+    row = row_of(unit, payment_id)
+    event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
+    detail = {"provider": provider, "kind": answer.kind, "detail": answer.detail[:500], "tx_id": tx_id}
+    records.note(unit, payment_id, event, row.state, now_ms, detail)
+    if answer.kind is SubmitKind.NEVER:
+        told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
+        facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+        raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
+    elif answer.kind is SubmitKind.CLIENT:
+        if not queries.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
+            told = (
+                f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
+                "and the transaction is sent again. Check the provider's base_url and its own log"
+            )
+            facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+            raise_alert(unit, "submission_refused", f"refused:{provider}", facts, now_ms)
+    elif answer.kind is SubmitKind.ACCEPTED:
+        clear_alert(unit, f"refused:{provider}", {"detail": f"{provider} takes submissions"}, now_ms)
+
+
+def may_broadcast(row: PaymentRow) -> bool:
+    """Whether payagent sends the transaction itself: what was handed over only after it was in a block."""
+    return not row.handed_over or row.seen_in_block or row.state is State.CANCELLING
+
+
+def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
+    """Why the payment's coins are to be taken back now; None when they are not.
+
+    An attempt that was handed over is cancelled when its TTL has passed, or when the merchant refused it and
+    nothing shows that it broadcast it all the same. A cancel is made anew when its own TTL has passed, or when it
+    spends what will never be there. What payagent sent itself is replaced where it can be (`Admission.replace`).
+    """
+    is_over = slot >= (row.ttl_slot or 0)
+    if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
+        return Refused(row.reason_code or "handed_over_expired", row.reason or "")
+    if row.state is not State.IN_FLIGHT or not row.handed_over:
+        return None
+    if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
+        return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
+    if is_over:
+        return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
+    return None
+
+
+def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+    """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
+
+    Whichever attempt it is, the payment goes by it now, and by the invoice that it was signed for.
+    """
+    records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
+    row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
+    invoice = {} if attempt.invoice == row.invoice else {"invoice": attempt.invoice}
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.SEEN_IN_BLOCK,
+        now_ms,
+        None,
+        tx_id=seen.tx_id,
+        block_hash=seen.block_hash,
+        block_height=seen.block_height,
+        block_slot=seen.slot,
+        reason_code=None,
+        reason=None,
+        **invoice,
+    )
+    _take_effect(unit, payment_id, seen, coins, provider, now_ms)
+
+
+def record_void(
+    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, coins: Coins, provider: str, now_ms: int
+) -> None:
+    """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
+
+    It also comes back, without a fee, when the transaction is another payment's that keeps the anchor from ever
+    being made. The coins stay reserved until no rollback reaches that block any more.
+    """
+    own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
+    if own:
+        records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
+    block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
+    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
+    from_ms = spending.clock_ms(unit.conn, landed_ms)
+    records.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
+    fee_lovelace = own[0].fee_lovelace if own else 0
+    prepaid.not_bought(unit, row_of(unit, payment_id))
+    records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
+    entry = ledger.release(payments.hold(unit.conn, payment_id), fee_lovelace)
+    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
+    if own:
+        _take_effect(unit, payment_id, seen, coins, provider, now_ms)
+
+
+_ORPHANED: dict[str, object] = {
+    "tx_id": None,
+    "reason_code": "parent_lost",
+    "reason": "the payment whose change it was to spend went by another transaction",
+}
+
+
+def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, now_ms: int) -> None:
+    """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
+
+    None of what was signed is on the chain. The hold and those of its coins that are there come back; but nothing
+    happens if something was signed since that was decided, or the anchor is back.
+    """
+    row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
+    if not queries.is_vanished(unit.conn, row.anchor) or any(one.ttl_slot > block.slot for one in attempts):
+        return
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.VOID,
+        now_ms,
+        {"time_over": True},
+        tx_id=None,
+        block_hash=block.block_hash,
+        block_height=block.block_height,
+        block_slot=block.slot,
+        reason_code="anchor_gone",
+        reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
+    )
+    prepaid.not_bought(unit, row)
+    records.release_hold(unit, payment_id, now_ms)
+    records.write_entry(unit, ledger.release(payments.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
+    _unreserve(unit, payment_id, coins)
+    for attempt in attempts:
+        _forget_change(unit, attempt.tx_id)
+
+
+def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    """Somebody else's transaction has lost its block: the coins that it spent are ours again, free once listed.
+
+    Except those that an attempt of ours in another block has spent since.
+    """
+    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
+    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
+    for ref in row.inputs:
+        if onchain.is_spent_by(unit.conn, ref, row.tx_id):
+            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
+    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
+
+
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+    """What an attempt in a block does to coins. Whatever else was seen to spend them is not on the same chain."""
+    inputs = _attempt(unit, payment_id, seen.tx_id).inputs
+    for foreign in onchain.foreign_spending(unit.conn, inputs):
+        lose_foreign(unit, foreign, provider, now_ms)
+    for ref in inputs:
+        is_back(unit, ref, now_ms)
+        records.spend_coin(unit, ref, seen.tx_id)
+    for row in queries.coins_of_tx(unit.conn, seen.tx_id):
+        if row.state == "pending":
+            records.set_coin_state(unit, row.ref, "free")
+            if row.reserved_for is None:
+                put(unit, coins, row)
+
+
+def record_block_lost(
+    unit: Unit, payment_id: str, coins: Coins, now_ms: int, denied_by: str | None = None
+) -> None:
+    """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
+
+    Or the block is there and does not hold the transaction, as `denied_by` says: then a person is told.
+
+    What was posted, or released by a cancel, is reversed into the hold. Inputs are unspent (and still reserved):
+    there if what made them is in a block, else pending. Change is pending, but for what a child that is in a
+    block has spent: whether the child lost its block too is for its own recheck to find.
+    """
+    row = row_of(unit, payment_id)
+    if row.state in POSTED | {State.VOID} and (posted := journal.last_posting(unit.conn, payment_id)):
+        lines = tuple(Posting(*line) for line in posted.postings)
+        records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
+        prepaid.taken_back(unit, row, posted.postings, now_ms)
+        records.renew_hold(unit, payment_id)
+    # what made it void may be no attempt of its own, and then nothing of it was in that block
+    attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
+    lost = attempts.get(row.tx_id or "")
+    back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    if row.void_by is not None:
+        back["void_by"] = None
+    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
+    if denied_by is not None:
+        _tell_reopened(unit, row, denied_by, now_ms)
+    for ref in () if lost is None else lost.inputs:
+        records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
+    for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
+        if coin.state != "spent" and coin.source == "change":
+            if coin.ref in coins:
+                take(unit, coins, coin.ref)
+            records.set_coin_state(unit, coin.ref, "pending")
+
+
+def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
+    told = (
+        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is "
+        "held again and the same transaction is sent again"
+    )
+    facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
+    raise_again(unit, "payment_reopened", f"reopened:{row.id}", facts, now_ms)
+
+
+def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
+    return next(attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id)
+
+
+def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, landed_ms: int, now_ms: int) -> None:
+    """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back.
+
+    `landed_ms`: from when on it counts against limits (`ChainView.landed_ms`).
+    """
+    row = row_of(unit, payment_id)
+    hold = payments.hold(unit.conn, payment_id)
+    fee_lovelace = row.fee_lovelace or 0
+    spent = _spent(unit, _attempt(unit, payment_id, row.tx_id))
+    account = ledger.spending_account(row.origin, row.pool is not None)
+    records.write_entry(
+        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
+    )
+    from_ms = spending.clock_ms(unit.conn, landed_ms)
+    records.post_hold(unit, payment_id, from_ms)
+    records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
+    prepaid.bought(unit, row, spent, now_ms)
+    trust.learn_price(unit, rules(row.origin), row, now_ms)
+
+
+def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
+    """What an attempt takes from the wallet besides its fee: the coins that it spends less those that it makes."""
+    spent = {LOVELACE: -attempt.fee_lovelace}
+    for ref in attempt.inputs:
+        if (coin := queries.coin(unit.conn, ref)) is not None:
+            spent = ledger.add((spent, {LOVELACE: coin.lovelace, **coin.assets}))
+    for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):
+        for asset, units in ((LOVELACE, coin.lovelace), *coin.assets.items()):
+            spent[asset] = spent.get(asset, 0) - units
+    return {asset: units for asset, units in spent.items() if units}
+
+
+def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms: int) -> None:
+    """C7: no rollback reaches the block any more; its reservations have no purpose left.
+
+    A reserved coin that no transaction spent is free again. The change of its other attempts can never be made and
+    is forgotten, and so are coins that another payment was to make for it. A void payment just stays void.
+    """
+    row = row_of(unit, payment_id)
+    if row.state is not State.VOID:
+        records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
+    orphans = [
+        coin.ref
+        for coin in queries.coins_reserved_for(unit.conn, payment_id)
+        if coin.state == "pending" and queries.rival_of(unit.conn, coin.ref) is not None
+    ]
+    _unreserve(unit, payment_id, coins)
+    for ref in orphans:
+        records.forget_coin(unit, ref)
+    for attempt in queries.attempts(unit.conn, payment_id):
+        if attempt.tx_id != row.tx_id:
+            _forget_change(unit, attempt.tx_id)
+
+
+def _forget_change(unit: Unit, tx_id: str) -> None:
+    """Forget the change of an attempt that can never land, except what another payment has reserved."""
+    for coin in queries.coins_of_tx(unit.conn, tx_id):
+        if coin.reserved_for is None:
+            records.forget_coin(unit, coin.ref)

@@ -1,0 +1,132 @@
+"""The decision on a payment and its hold: within limits, by a plan of our coins, which are taken for it.
+
+May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits for anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base.free_utxos import coin_of, take
+from payagent.agent.base.orders import Purchase
+from payagent.agent.commits.rules import Rulebook
+from payagent.agent.commits.tx_planner import Planner
+from payagent.core import ledger, policy
+from payagent.core.hard_caps import BEFORE_FEE
+from payagent.core.money import LOVELACE, check_supply
+from payagent.core.payment import Event
+from payagent.core.policy import Asked
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments, prepaid
+from payagent.store.rows import writes as records
+from payagent.wallet.transaction import Plan
+from payagent.wallet.utxo_index import Coin
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What may be paid, and the coins that it is paid of."""
+
+    rulebook: Rulebook
+    planner: Planner
+
+    def decide(
+        self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
+    ) -> tuple[Plan, tuple[Asked, ...]]:
+        """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
+        invoice = purchase.invoice
+        asked = self.require_before_fee(unit, purchase, now_ms)
+        plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
+        self.rulebook.require_within_caps(plan.spend)
+        again = policy.ask_again(asked, plan.spend)
+        if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
+            again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
+        return plan, again
+
+    def require_before_fee(self, unit: Unit, purchase: Purchase, now_ms: int, count: int = 1) -> tuple[Asked, ...]:
+        """As `Rulebook.require_within_limits`, by what the invoice asks for alone."""
+        asset, known = (
+            purchase.invoice.asset,
+            {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
+        )
+        return self.rulebook.require_within_limits(
+            unit.conn, purchase, known, asset, now_ms, count, fee=BEFORE_FEE
+        )
+
+    def hold(
+        self,
+        unit: Unit,
+        payment_id: str,
+        plan: Plan,
+        now_ms: int,
+        asked: Sequence[Asked] | None = None,
+        told: Mapping[str, object] | None = None,
+    ) -> None:
+        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
+
+        Without any that were asked it counts against none.
+        """
+        for asset, units in plan.spend.items():
+            check_supply(asset, units, "what the transaction takes")
+        for coin in plan.inputs:
+            if coin.ref in self.planner.coins:
+                take(unit, self.planner.coins, coin.ref)
+        records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
+        at_ms = self.rulebook.clock_ms(unit.conn, now_ms)
+        records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
+        records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
+        records.move_payment(
+            unit,
+            payment_id,
+            Event.HOLD,
+            now_ms,
+            ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
+            anchor=plan.anchor.ref,
+            ttl_slot=plan.ttl_slot,
+        )
+
+
+def _asked_view(one: Asked) -> dict[str, str]:
+    whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
+    view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+    return view | whose
+
+
+def note_price(unit: Unit, purchase: Purchase) -> None:
+    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance.
+
+    Where that is its app's word alone, which may be false, it counts once money is held for it, and makes no call
+    cheaper.
+    """
+    is_call = purchase.topup is None or purchase.topup.is_call
+    if purchase.request is None or not is_call:
+        return
+    invoice, call = purchase.invoice, trust.priced_call(purchase.request)
+    known = prepaid.price(unit.conn, invoice.origin, *call)
+    is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
+    if purchase.is_heard or is_more:
+        prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
+
+
+def is_priced(conn: Connection, purchase: Purchase) -> bool:
+    """Whether `note_price` would add no further call to those that are known to cost something."""
+    if purchase.request is None:
+        return True
+    return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
+
+
+def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
+    """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
+
+    So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
+    """
+    cancels = payments.watched_voids_of(unit.conn, intent_id)
+    if not cancels:
+        return None
+    first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
+    for row in first:
+        if all(row in other for other in others):
+            return coin_of(row)
+    raise Refused("intent_settling", f"the coins that the cancel {cancels[-1]} gave back are in use")

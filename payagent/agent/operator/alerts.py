@@ -1,0 +1,200 @@
+"""Alerts: what is running low, told once when it falls below its mark and once when it is back.
+
+An alert is a row and an event of one commit, then a line of the log and a call of the webhook. What the newest
+alert about a subject is tells whether it is raised, so a restart tells nothing twice.
+
+May import: core, store, outbound.webhook, the rest of agent. Never: moves money; takes an alert for delivered that
+no 2xx answered; shows a secret.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import structlog
+
+from payagent.agent.base.alert_records import CLEARED, clear_alert, is_raised, raise_alert
+from payagent.agent.base.config import Terms
+from payagent.agent.base.prepaid import left as prepaid_left
+from payagent.agent.context import Desk
+from payagent.agent.operator.approval_links import WAYS, Links
+from payagent.core.ledger import WALLET
+from payagent.core.money import LOVELACE, format_ada
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.timestamps import iso_time
+from payagent.outbound.webhook import Webhook
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import alerts, approvals, journal, prepaid
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.alerts import AlertRow
+
+RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
+RETRY_EVERY_MS = 21_600_000
+RETRY_FOR_MS = 259_200_000
+"""An alert that nobody took for three days is no news any more."""
+
+log = structlog.get_logger("payagent.alerts")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much is left of something that has a mark. `kind` is the alert's when that is below the mark."""
+
+    kind: str
+    subject: str
+    left: int
+    mark: int
+    facts: Mapping[str, str]
+
+
+def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
+    """True: raise it, False: clear it, None: nothing new. At the mark it is not low."""
+    is_low = left < mark
+    return None if is_low == is_raised else is_low
+
+
+def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
+    """When an alert of `at_ms` is sent again, after so many tries that failed; None when not again."""
+    again_ms = now_ms + wait_ms(tries)
+    return again_ms if again_ms < at_ms + RETRY_FOR_MS else None
+
+
+def wait_ms(tries: int) -> int:
+    """How long after so many tries that failed."""
+    waits_ms = (0, *RETRY_AFTER_MS)
+    return waits_ms[tries] if tries < len(waits_ms) else RETRY_EVERY_MS
+
+
+def is_due(alert: AlertRow, now_ms: int) -> bool:
+    """Also before its wait began: a clock that was ahead and is mended must not put it off for as long."""
+    due_ms = alert.next_try_at_ms
+    return due_ms is not None and not due_ms - wait_ms(alert.tries) <= now_ms < due_ms
+
+
+def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
+    """What the webhook is sent: the same bytes each time. `links` are kept nowhere else."""
+    said = {
+        "id": alert.id,
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "at": iso_time(alert.at_ms),
+        "network": terms.network.name,
+        "address": terms.own.text,
+        **alert.facts,
+        **links,
+    }
+    return json.dumps(said, separators=(",", ":")).encode()
+
+
+class Alerts:
+    """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
+
+    def __init__(self, desk: Desk, webhook: Webhook | None, links: Links | None = None) -> None:
+        self._desk = desk
+        self._webhook = webhook
+        self._links = links
+        self._told = alerts.last_seq(desk.conn)
+
+    async def beat(self) -> None:
+        """Decide, log what is new, whoever raised it, and send what is due."""
+        now_ms = self._desk.ports.clock.now_ms()
+        if any(_crossings(self._desk.conn, self._levels(self._desk.conn, now_ms))):
+            await self._desk.write("alert", lambda unit: self._decide(unit, now_ms))
+        for alert in alerts.after(self._desk.conn, self._told):
+            event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
+            log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
+            self._told = alert.seq
+        if self._webhook is not None:
+            await self._send(self._webhook)
+
+    def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
+        """Before the wallet's coins were read once, nobody knows whether it is low."""
+        is_wallet_known = self._desk.chain.tip is not None
+        return chain(
+            _wallet(conn, self._desk.terms) if is_wallet_known else (), _prepaid(conn, self._desk.terms, now_ms)
+        )
+
+    def _decide(self, unit: Unit, now_ms: int) -> None:
+        for level, is_low in list(_crossings(unit.conn, self._levels(unit.conn, now_ms))):
+            if is_low:
+                raise_alert(unit, level.kind, level.subject, level.facts, now_ms)
+            else:
+                clear_alert(unit, level.subject, level.facts, now_ms)
+
+    async def _send(self, webhook: Webhook) -> None:
+        """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
+        clock = self._desk.ports.clock
+        now_ms = clock.now_ms()
+        waiting = alerts.waiting(self._desk.conn, now_ms - RETRY_FOR_MS)
+        for alert in [one for one in waiting if is_due(one, now_ms)]:
+            sent = payload(alert, self._desk.terms, self._links_of(alert))
+            why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
+            if why_not is not None:
+                await self._miss(alert, why_not)
+                return
+            await self._take(alert.seq)
+
+    def _links_of(self, alert: AlertRow) -> dict[str, str]:
+        """The links by which those who are told of a question can decide it, while it is open."""
+        payment_id = alert.facts.get("payment", "")
+        approval = approvals.of_payment(self._desk.conn, payment_id)
+        is_open = approval is not None and approvals.decided(self._desk.conn, payment_id) is None
+        if self._links is None or approval is None or not is_open or alert.kind != "approval_needed":
+            return {}
+        return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
+
+    async def _take(self, seq: int) -> None:
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._desk.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
+
+    async def _miss(self, alert: AlertRow, why_not: str) -> None:
+        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._desk.ports.clock.now_ms())
+        again_at = None if again_at_ms is None else iso_time(again_at_ms)
+        log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
+        await self._desk.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
+
+
+def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:
+    """What is to be raised (True) or cleared."""
+    for level in levels:
+        is_low = crossing(level.left, level.mark, is_raised(conn, level.subject))
+        if is_low is not None:
+            yield level, is_low
+
+
+def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
+    """What is ours and not held for a payment, less coins that cannot be spent.
+
+    Change counts while it is on its way: what selection may take this very moment falls with every payment and
+    comes back with its block, and would be an alert each time.
+    """
+    mark = terms.wallet_below_lovelace
+    if mark is None:
+        return
+    left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
+    left -= sum(
+        coin.lovelace
+        for coin in queries.coins(conn)
+        if coin.state in ("locked", "missing") and coin.reserved_for is None
+    )
+    detail = (
+        f"{format_ada(left)} in the wallet are not held for payments; alerts.wallet_below is {format_ada(mark)}"
+    )
+    facts = {"detail": detail, "unit": LOVELACE, "left": str(left), "below": str(mark)}
+    yield Level("wallet_low", "wallet", left, mark, facts)
+
+
+def _prepaid(conn: Connection, terms: Terms, now_ms: int) -> Iterator[Level]:
+    """Calls left or on their way, by our count or the merchant's, of each pool at a merchant with a mark."""
+    marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
+    for holding in prepaid.holdings(conn) if marks else ():
+        pool = holding.pool
+        name, mark = marks.get(pool.origin, ("", None))
+        if holding.unit != CALLS or mark is None:
+            continue
+        left = prepaid_left(conn, pool, CALLS, now_ms)
+        detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.alert_below is {mark}"
+        facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
+        facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}
+        yield Level("prepaid_low", f"prepaid:{pool.id}", left, mark, facts)

@@ -1,0 +1,53 @@
+"""Signed links: who has one decides on that payment, one way, as long as it waits, and on nothing else.
+
+A link is signed twice. The first signature is over the payment and the way: it tells a link of ours before
+anything is read for it. The second is over the terms that are decided on and the end of the question too. They
+alone travel, for the rest is in the ledger.
+
+May import: the standard library, store.rows. Never: decides; shows its key.
+"""
+
+import base64
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from payagent.store.rows.approvals import Approval
+
+Way = Literal["approve", "deny"]
+WAYS: tuple[Way, ...] = get_args(Way)
+PREFIX = "/decide/"
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Makes and checks links. `origin`: the scheme, host and port at which people reach the daemon."""
+
+    origin: str
+    key: bytes = field(repr=False)
+
+    def url(self, approval: Approval, way: Way) -> str:
+        return f"{self.origin}{PREFIX}{approval.payment_id}/{way}/{self._signature(approval, way)}"
+
+    def is_ours(self, payment_id: str, way: str, signature: str) -> bool:
+        """Whether a link of ours begins its signature so; to know it takes nothing but the key."""
+        ours = self._sign("payagent-link/1", payment_id, way)
+        return way in WAYS and _is_same(ours, signature[: len(ours)])
+
+    def is_good(self, approval: Approval, way: str, signature: str) -> bool:
+        """Whether this is the link of that question for that way."""
+        return any(_is_same(self._signature(approval, one), signature) for one in WAYS if one == way)
+
+    def _signature(self, approval: Approval, way: Way) -> str:
+        said = approval.payment_id, approval.terms_hash, way, str(approval.ends_at_ms)
+        return self._sign("payagent-link/1", approval.payment_id, way) + self._sign("payagent-decide/1", *said)
+
+    def _sign(self, *said: str) -> str:
+        digest = hmac.digest(self.key, "\n".join(said).encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _is_same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode())

@@ -1,0 +1,123 @@
+"""Apps are added, given a new token, and revoked: by whom is told in an event.
+
+May import: core, store, agent.context, agent.operator, agent.topups. Never: sees a token (api makes it, and hands
+over its hash).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from payagent.agent.context import Desk
+from payagent.agent.operator.limits import origin_of, write_limits
+from payagent.agent.topups.orders import stop
+from payagent.core.policy import Scope, Window
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, topups
+from payagent.store.rows import writes as records
+from payagent.store.rows.apps import AppRow, TokenRow
+
+
+@dataclass(frozen=True, slots=True)
+class NewApp:
+    """What an operator wants of a new app. `merchants` are names of the config; `most_units` are of `asset`."""
+
+    name: str
+    scopes: frozenset[str]
+    merchants: tuple[str, ...] | None
+    assets: frozenset[str] | None
+    asset: str
+    most_units: Mapping[Window, int]
+    expires_at_ms: int | None
+
+
+async def add_app(desk: Desk, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
+    """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
+    _require_no_more(wanted.scopes, by)
+    origins = None
+    if wanted.merchants is not None:
+        origins = frozenset(origin_of(desk, name) for name in wanted.merchants)
+    app = AppRow(desk.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
+    now_ms = desk.ports.clock.now_ms()
+    _require_ahead(wanted.expires_at_ms, now_ms)
+
+    def job(unit: Unit) -> None:
+        if apps.by_name(unit.conn, wanted.name) is not None:
+            raise Refused("app_exists", f"there is an app {wanted.name!r}, or was one: names are not used again")
+        if apps.by_id(unit.conn, wanted.name) is not None:
+            raise Refused(
+                "app_exists", f"{wanted.name!r} is the id of an app, which stands for it as its name does"
+            )
+        apps.add(unit, app, now_ms)
+        told = {"merchants": _listed(origins), "assets": _listed(wanted.assets), "scopes": _listed(app.scopes)}
+        records.note(unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **told, "by": by.id})
+        _give(unit, app.id, token_hash, wanted.expires_at_ms, by.id, now_ms)
+        write_limits(unit, Scope(app.id), wanted.asset, wanted.most_units, by.id, now_ms)
+
+    await desk.write("app", job)
+    return app
+
+
+async def renew_token(desk: Desk, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
+    """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
+    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
+    _require_no_more(app.scopes, by)
+    if not app.scopes:
+        raise Refused("forbidden", f"the app {app.name} is payagent's own: nobody asks for it")
+    _require_ahead(expires_at_ms, now_ms)
+    await desk.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
+    return app
+
+
+async def revoke(desk: Desk, by: AppRow, name: str) -> AppRow:
+    """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
+    for its orders.
+
+    Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
+    serves better.
+    """
+    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
+    if app.id == by.id:
+        told = f"the call has its token: give it a new one instead, payagent app token {app.name}"
+        raise Refused("forbidden", told)
+    _require_no_more(app.scopes, by)
+
+    def job(unit: Unit) -> None:
+        if apps.revoke(unit, app.id, now_ms):
+            records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
+        for order in topups.open_of_app(unit.conn, app.id):
+            stop(unit, desk, order, Refused("app_ended", "its token was revoked"), by.id)
+
+    orders = topups.open_of_app(desk.conn, app.id)
+    await desk.write("app", job)
+    for order in orders:
+        desk.changes.notify(order.id)
+    return app
+
+
+def everybody(desk: Desk) -> list[tuple[AppRow, TokenRow | None]]:
+    """All apps that there ever were, with their last tokens."""
+    return [(app, apps.last_token(desk.conn, app.id)) for app in apps.everybody(desk.conn)]
+
+
+def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:
+    apps.give_token(unit, app_id, token_hash, expires_at_ms, now_ms)
+    told = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
+    records.note(unit, None, "token_given", None, now_ms, told)
+
+
+def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
+    """Nobody gives or ends a token for something that they may not do themselves."""
+    if missing := sorted(scopes - by.scopes):
+        raise Refused(
+            "forbidden", f"a token gives and ends no scope that it lacks: {', '.join(missing)}", needs=missing[0]
+        )
+
+
+def _require_ahead(expires_at_ms: int | None, now_ms: int) -> None:
+    if expires_at_ms is not None and expires_at_ms <= now_ms:
+        raise Refused("bad_request", "expires_at is over already", key="expires_at")
+
+
+def _listed(names: Iterable[str] | None) -> list[str] | None:
+    return None if names is None else sorted(names)

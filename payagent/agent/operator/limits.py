@@ -1,0 +1,123 @@
+"""Limits as they stand: what each leaves, to whom that is shown, and how one is set while the daemon runs.
+
+What is set at run time stands over the config file, is durable, and is told in an event. May import: core, store,
+agent.context. Never: decides about a payment (admission does).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from payagent.agent.context import Desk
+from payagent.core import policy
+from payagent.core.money import LOVELACE
+from payagent.core.policy import ANY, Limit, Scope, Window
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import writes as records
+from payagent.store.rows.apps import AppRow
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A limit, and what its window counts now.
+
+    `left_units` is None of a limit that others share, for an app that sees only itself: it is told what it spent
+    itself. `frees_at_ms`: when the oldest of what is counted is so no more.
+    """
+
+    limit: Limit
+    is_filed: bool
+    spent_units: int
+    left_units: int | None
+    frees_at_ms: int | None
+
+
+def standing(desk: Desk, only_app: str | None = None) -> list[Standing]:
+    """Every limit; for an app that sees only itself, those that bind it."""
+    at_run_time = tuple(spending.limits(desk.conn))
+    limits = policy.in_force(desk.terms.limits, at_run_time)
+    if only_app is not None:
+        app = apps.require(desk.conn, only_app)
+        limits = tuple(limit for limit in limits if _binds(limit, app))
+    clock_ms = desk.limits_clock_ms(desk.conn, desk.ports.clock.now_ms())
+    ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
+    return [_stands(desk, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+
+
+def _binds(limit: Limit, app: AppRow) -> bool:
+    """Whether an app can meet a limit: those of other apps, and of merchants and tokens that it may not pay, tell
+    it nothing but their names.
+    """
+    where, assets = limit.scope.merchant, app.assets
+    return (
+        limit.scope.app in (ANY, app.id)
+        and (where == ANY or app.merchants is None or where in app.merchants)
+        and (limit.asset == LOVELACE or assets is None or limit.asset in assets)
+    )
+
+
+def _stands(desk: Desk, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> Standing:
+    is_shared = only_app is not None and limit.scope.app == ANY
+    seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
+    units = spending.counted(desk.conn, seen, clock_ms)
+    left_units = None if is_shared else max(limit.most_units - units, 0)
+    frees_at_ms = None
+    if limit.window in policy.LENGTH_MS:
+        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(desk.conn, seen, clock_ms), 1)
+    return Standing(limit, is_filed, units, left_units, frees_at_ms)
+
+
+async def set_limits(
+    desk: Desk,
+    by_app: str,
+    app_name: str | None,
+    merchant_name: str | None,
+    asset: str,
+    most_units: Mapping[Window, int | None],
+) -> None:
+    """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
+    app = ANY if app_name is None else apps.find(desk.conn, app_name).id
+    scope = Scope(app, ANY if merchant_name is None else _limited(desk, merchant_name))
+    now_ms = desk.ports.clock.now_ms()
+    await desk.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+
+
+def _limited(desk: Desk, name: str) -> str:
+    """As `origin_of`; or an origin that has limits, which is all that is left of a merchant that is gone."""
+    have_some = {limit.scope.merchant for limit in spending.limits(desk.conn)}
+    return name if name in have_some - {ANY} else origin_of(desk, name)
+
+
+def write_limits(
+    unit: Unit, scope: Scope, asset: str, most_units: Mapping[Window, int | None], by_app: str, now_ms: int
+) -> None:
+    """Each with its event, within a job."""
+    for window, units in most_units.items():
+        if units is None:
+            spending.drop_limit(unit, scope, asset, window)
+        else:
+            spending.set_limit(unit, Limit(scope, asset, window, units))
+        told = {
+            **scope._asdict(),
+            "asset": asset,
+            "limit": window,
+            "most": None if units is None else str(units),
+            "by": by_app,
+        }
+        records.note(unit, None, "limit_set", None, now_ms, told)
+
+
+def origin_of(desk: Desk, name: str) -> str:
+    """The origin of a merchant of the config."""
+    for merchant in desk.terms.merchants.values():
+        if merchant.name == name:
+            return merchant.origin
+    raise Refused("not_found", f"there is no merchant {name[:80]!r} in [merchants]")
+
+
+def names_of(desk: Desk) -> Iterator[tuple[str, str]]:
+    """How people call an app (by its id) or a merchant (by its origin)."""
+    yield from ((app.id, app.name) for app in apps.everybody(desk.conn))
+    yield from ((origin, merchant.name) for origin, merchant in desk.terms.merchants.items())

@@ -1,0 +1,112 @@
+"""Merchants as an operator sees them: what is known of each, and how that is changed while the daemon runs.
+
+Those that are added at run time are durable, and told in an event with who did it; the config file's stay as they
+are. May import: core, settings, store, the rest of agent. Never: decides about a payment (admission does).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.agent.base import merchant_trust as known
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.context import Desk
+from payagent.agent.operator.limits import origin_of
+from payagent.core.address import parse_address
+from payagent.core.invoice import Role
+from payagent.core.merchant_rules import Pin
+from payagent.core.problems import Refused
+from payagent.core.retry_schedule import Readiness
+from payagent.settings.loading import read_merchant
+from payagent.store.db.unit import Unit
+from payagent.store.rows import merchants as added
+from payagent.store.rows import trust
+from payagent.store.rows import writes as records
+from payagent.store.rows.merchants import MerchantRow
+from payagent.store.rows.trust import Price, Strikes
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a merchant now. `pins` are those beside the config's, by role and address."""
+
+    merchant: MerchantTerms
+    pins: tuple[Pin, ...]
+    prices: tuple[Price, ...]
+    strikes: Strikes
+    readiness: Readiness
+    in_flight: int
+
+
+def standing(desk: Desk, name: str) -> Standing:
+    """Of a merchant of the config, by its name. Refused: `not_found`."""
+    origin = origin_of(desk, name)
+    return Standing(
+        desk.terms.merchants[origin],
+        tuple(sorted(trust.pins(desk.conn, origin))),
+        tuple(trust.prices(desk.conn, origin)),
+        trust.strikes(desk.conn, origin),
+        trust.readiness(desk.conn, origin),
+        trust.in_flight(desk.conn, origin),
+    )
+
+
+async def add_merchant(desk: Desk, by_app: str, name: str, settings: Mapping[str, object]) -> None:
+    """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
+    origin = read_merchant(name, settings, desk.terms.network.name).origin
+    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), desk.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        filed = ((one.name, one.origin) for one in desk.filed.merchants.values())
+        for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
+            if name == known_name or origin == known_origin:
+                raise Refused("merchant_exists", f"the merchant {known_name} is {known_origin}")
+        added.add(unit, row)
+        told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
+        records.note(unit, None, "merchant_added", None, now_ms, told)
+
+    await desk.take_terms(desk.filed, job)
+
+
+async def remove_merchant(desk: Desk, by_app: str, name: str) -> None:
+    """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
+    now_ms = desk.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        row = next((one for one in added.everybody(unit.conn) if one.name == name), None)
+        if row is None:
+            raise Refused(
+                "not_found",
+                f"no merchant {name[:80]!r} was added at run time; one of the config file is taken out there",
+            )
+        added.remove(unit, name)
+        told = {"name": name, "origin": row.origin, "by": by_app}
+        records.note(unit, None, "merchant_removed", None, now_ms, told)
+
+    await desk.take_terms(desk.filed, job)
+
+
+async def pin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
+    """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
+    origin = origin_of(desk, name)
+    try:
+        wanted = Pin(role, parse_address(address, desk.terms.network).text)
+    except Refused as refused:
+        raise Refused("bad_request", f"{refused.code}: {refused.detail}", key="address") from None
+    now_ms = desk.ports.clock.now_ms()
+    await desk.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
+
+
+async def unpin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
+    """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
+    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        known.unpin(unit, desk.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
+
+    await desk.write("trust", job)
+
+
+async def reopen(desk: Desk, by_app: str, name: str) -> None:
+    """Let it be paid again, and count anew what it does not serve. Refused: `not_found`."""
+    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
+    await desk.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))

@@ -1,0 +1,90 @@
+"""Decisions: a person's word on a payment that awaits it, and the end of those on which nobody decided in time.
+
+May import: core, store, agent.context, agent.base, agent.commits, agent.payments, structlog. Never: asks anybody
+(agent.commits.approvals does); decides by itself whether to pay.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from payagent.agent.base.orders import Approver
+from payagent.agent.commits.approvals import note_refused
+from payagent.agent.context import Desk
+from payagent.agent.payments.sign import NOT_SIGNED, Signing
+from payagent.agent.payments.submit import Sending
+from payagent.core.payment import State
+from payagent.core.problems import STILL_ASKED, Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
+
+T = TypeVar("T")
+
+log = structlog.get_logger("payagent.agent")
+
+
+class Decisions:
+    """What is approved is signed and sent from here."""
+
+    def __init__(self, desk: Desk, signing: Signing, sending: Sending) -> None:
+        self._desk = desk
+        self._signing = signing
+        self._sending = sending
+
+    async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
+        """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
+
+        What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
+        """
+        now_ms, window_s = self._desk.ports.clock.now_ms(), self._desk.terms.min_window_s
+        with self._signing.claim(payment_id):
+            decided = await self._decide(
+                "approve",
+                lambda unit: self._desk.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
+                payment_id,
+                by,
+            )
+            if decided.plan is None:
+                raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
+            if not self._desk.payment(payment_id).handed_over:
+                try:
+                    await self._signing.sign(payment_id, decided.plan)
+                    self._sending.send_off(payment_id)
+                except Refused as refused:  # it is approved and held: the next look signs it
+                    log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
+                    if refused.code in NOT_SIGNED:
+                        self._desk.refusals[refused.code] += 1
+        return self._desk.payment(payment_id)
+
+    async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
+        """End a payment that awaits a decision. Refused as `Questions.deny` does."""
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._decide(
+            "deny", lambda unit: self._desk.admission.questions.deny(unit, payment_id, by, now_ms), payment_id, by
+        )
+        return self._desk.payment(payment_id)
+
+    async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
+        """Have a person's decision made. One that is refused leaves the question as it was, and is told in it."""
+        try:
+            return await self._desk.write(name, job, payment_id)
+        except Refused as refusal:
+            now_ms, why = self._desk.ports.clock.now_ms(), refusal
+            await self._desk.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            row = payments.payment(self._desk.conn, payment_id)
+            if row is not None and row.state is State.AWAITING_APPROVAL:
+                raise refusal.with_money(STILL_ASKED) from None
+            raise
+
+    async def deny_what_is_over(self) -> None:
+        """End the payments on which nobody decided in time."""
+        now_ms, window_s = self._desk.ports.clock.now_ms(), self._desk.terms.min_window_s
+        questions = self._desk.admission.questions
+        for payment_id in questions.over(self._desk.conn, window_s, now_ms):
+            job = partial(questions.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms)
+            decided = await self._desk.write("deny", job, payment_id)
+            if decided is not None and decided.refusal is not None:
+                self._desk.refusals[decided.refusal.code] += 1

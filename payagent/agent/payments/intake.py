@@ -1,0 +1,121 @@
+"""Reception: a 402 that an app forwards is read by the terms that count, into a purchase that can be decided on.
+
+What is refused on that way, before there is a payment, goes on record, as far as floods let it
+(agent.payments.floods).
+May import: core, dialects, store, agent.base, agent.context, agent.payments, agent.commits. Never: decides;
+reserves.
+"""
+
+import asyncio
+
+from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.orders import Purchase
+from payagent.agent.base.prepaid import Buyer, Part, fitting
+from payagent.agent.base.requests import Ask, Request
+from payagent.agent.commits.reservation import is_priced, note_price
+from payagent.agent.context import Desk
+from payagent.agent.payments.floods import Floods
+from payagent.core.invoice import Invoice
+from payagent.core.problems import Refused
+from payagent.dialects import Reading, read_offers
+from payagent.store.db.unit import Unit
+from payagent.store.rows import writes as records
+
+RECEIVED_MAX_CHARS = 4000
+"""How much of a 402 that was refused is kept."""
+
+
+class Reception:
+    """What is kept in memory is how often each app was refused of late."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._floods = Floods()
+
+    def offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
+        """What the 402 offers, of a top-up what fits that. Refused: what is not understood."""
+        return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
+
+    def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
+        return Reading(
+            origin=merchant.origin,
+            call=None if ask.request is None else ask.request.call(merchant.origin),
+            salt=bytes.fromhex(self._desk.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
+            proof=merchant.proof,
+            known_as=merchant.known_as,
+            assets=self._desk.assets_allowed(),
+            network=self._desk.terms.network,
+            split_mode=merchant.split_mode,
+            received_at_ms=now_ms,
+            decimals=self._desk.terms.decimals,
+            own=self._desk.terms.own,
+        )
+
+    def purchase(self, ask: Ask, offers: tuple[Invoice, ...], now_ms: int) -> Purchase:
+        """What is to be decided on, with ids of its own should it be new."""
+        request = ask.request
+        return Purchase(
+            ids=self._desk.new_ids(),
+            app_id=ask.app_id,
+            key=ask.key(offers[0].invoice_id) or "",
+            derived=ask.idempotency_key is None and ask.topup is None,
+            fingerprint=ask.fingerprint,
+            request=None if request is None else f"{request.method} {request.path} {request.body_sha256}",
+            invoice=offers[0],
+            offers=offers,
+            response=ask.received,
+            received_at_ms=now_ms,
+            heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
+            max_total_units=ask.max_total_units,
+            max_total_asset=ask.max_total_asset,
+            is_heard=ask.heard_at_ms is not None or ask.topup is not None,
+            min_window_s=self._desk.terms.min_window_s,
+            buyer=ask.buyer or self.buyer(ask.origin, ask.request),
+            topup=ask.topup,
+        )
+
+    def buyer(self, origin: str, request: Request | None) -> Buyer:
+        """Whose prepaid balance it is: as the call's headers say, else as configured."""
+        said = request.headers if request is not None else {}
+        partner = self._desk.terms.merchant(origin).partner or ""
+        return Buyer.named(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
+
+    async def note_refusal(self, ask: Ask, refusal: Refused, purchase: Purchase | None, now_ms: int) -> None:
+        """What was refused before there was a payment is in the record too, unless it may just be asked again."""
+        if refusal.problem.retryable and purchase is None:
+            return
+        is_heard = purchase is not None and purchase.is_heard
+        is_new = purchase is not None and is_heard and not is_priced(self._desk.conn, purchase)
+        has_room = self.is_on_record(ask.app_id, ask.topup)
+        is_kept = not refusal.problem.retryable and has_room
+        if is_kept or (is_new and has_room):
+            self.note_on_record(ask.app_id, ask.topup)
+
+        def job(unit: Unit) -> None:
+            if purchase is not None and is_heard and (has_room or not is_new):
+                note_price(unit, purchase)
+            if is_kept:
+                request = ask.request
+                told = {
+                    "code": refusal.code,
+                    "detail": refusal.detail[:500],
+                    "app": ask.app_id,
+                    "origin": ask.origin[:200],
+                    "request": None if request is None else f"{request.method} {request.path}"[:500],
+                    "received": ask.received[:RECEIVED_MAX_CHARS],
+                }
+                records.note(unit, None, "refused", None, now_ms, told)
+            if refusal.code == "terms_changed":
+                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
+
+        await self._desk.write("refuse", job)
+
+    def is_on_record(self, app_id: str, topup: Part | None = None) -> bool:
+        """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""
+        return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
+
+    def note_on_record(self, app_id: str, topup: Part | None = None) -> None:
+        """One more refusal of the app goes on record."""
+        if topup is None:
+            self._floods.note(app_id, asyncio.get_running_loop().time())

@@ -1,0 +1,244 @@
+"""Carrying a payment on: from admitted to signed, from wherever a crash left it, to its next attempt, or back.
+
+One task at a time carries a payment: it claims it first (agent.payments.sign).
+May import: core, dialects, store, wallet, agent.context, agent.base, agent.commits, agent.payments, structlog.
+Never: takes another anchor; ends a payment for which something was signed.
+"""
+
+from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.orders import Admitted
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits.replacement import (
+    NEXT_INVOICE_PATIENCE_S,
+    is_lost,
+    last_ttl_slot,
+    rebuilt,
+    require_anchor,
+    reserve_more,
+    same_again,
+)
+from payagent.agent.context import Desk
+from payagent.agent.payments.sign import NOT_SIGNED, Signing
+from payagent.agent.payments.submit import Sending
+from payagent.core.network import ROLLBACK_S
+from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
+from payagent.core.problems import Refused
+from payagent.dialects import TIMED_BY_BLOCK
+from payagent.store.db.unit import Unit
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import pauses
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.transaction import Plan
+from payagent.wallet.utxo_index import Coin
+
+SIGNING_PATIENCE_S = 10.0
+"""How long a repeated request waits for the first one to be signed."""
+
+CANCEL_TTL_S = ROLLBACK_S
+"""How long a cancel lives: beyond the last rollback. It pays nobody else, so nobody's terms end it.
+
+What descends from it stays good for as long as its block may be lost.
+"""
+
+
+class Carrying:
+    """One step of one payment at a time."""
+
+    def __init__(self, desk: Desk, signing: Signing, sending: Sending) -> None:
+        self._desk = desk
+        self._signing = signing
+        self._sending = sending
+
+    async def carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
+        """From admitted to signed."""
+        if admitted.plan is not None:
+            await self._signing.sign(admitted.payment_id, admitted.plan)
+            self._sending.send_off(admitted.payment_id)
+        return await self.once_signed(self._desk.payment(admitted.payment_id)), admitted.is_new
+
+    async def once_signed(self, row: PaymentRow) -> PaymentRow:
+        """A request that found the payment waits for whoever is signing it."""
+        if row.state is State.RESERVED and row.handed_over:
+            await self.resume(row, asked=True)
+            row = self._desk.payment(row.id)
+            if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
+                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
+        if row.state is State.REPLACING:
+            await self.resume(row)
+            row = self._desk.payment(row.id)
+        if row.state in UNSIGNED:
+            pauses.require_running(self._desk.conn)
+            row = await self._desk.wait(row.id, SIGNING_PATIENCE_S)
+        if row.state in UNSIGNED:
+            raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
+        return row
+
+    async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
+        """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
+
+        Too late for that, or its merchant is stopped: what nothing was signed for is rejected and its hold goes
+        back, else it is cancelled.
+        What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
+        cancelled.
+        """
+        if row.id in self._signing.claimed:
+            return
+        now_ms = self._desk.ports.clock.now_ms()
+        slot = self._desk.chain.require_ready(now_ms)
+        with self._signing.claim(row.id):
+            row = self._desk.payment(row.id)
+            if row.state not in UNSIGNED:
+                return
+            try:
+                rejected = await self._sign_or_end(row, slot, now_ms, asked)
+            except Refused as refused:
+                if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
+                    self._desk.refusals[refused.code] += 1
+                raise
+            if not asked and rejected is not None:  # nobody is there who is told, and counts it
+                self._desk.refusals[rejected.code] += 1
+
+    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
+        """As `resume`; why it was rejected, where it was."""
+        stopped = self._desk.admission.rulebook.why_stopped(self._desk.conn, row, now_ms)
+        if stopped is None and (row.ttl_slot or 0) - slot >= self._desk.terms.min_window_s:
+            if asked or not (row.handed_over or self._desk.is_paused):
+                await self._signing.sign(row.id, self._rebuild(row))
+                self._sending.send_off(row.id)
+        elif row.state is State.RESERVED:
+            late = stopped or Refused(
+                "invoice_expired", "payagent came to sign it when its invoice was nearly over"
+            )
+            await self._desk.write(
+                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self._desk.coins, late, now_ms), row.id
+            )
+            return late
+        elif asked or not self._desk.is_paused:
+            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+            await self._take_back(row, stopped or late, slot, now_ms)
+        return None
+
+    async def renew(self, row: PaymentRow) -> None:
+        """Replace an attempt that can land no more, on the same anchor; too late for that, take its coins back.
+
+        Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
+        """
+        if row.id in self._signing.claimed or self._desk.is_paused:
+            return
+        now_ms = self._desk.ports.clock.now_ms()
+        slot = self._desk.chain.require_ready(now_ms)
+        if not self._is_renewal_due(row, slot):
+            return
+
+        def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
+            why = self._desk.admission.replace(unit, row.id, self._desk.terms.min_window_s, now_ms)
+            return why, steps.row_of(unit, row.id)
+
+        with self._signing.claim(row.id):
+            why, decided = await self._desk.write("replace", job, row.id)
+            if why is not None:
+                await self._take_back(decided, why, slot, now_ms)
+            elif decided.state is State.REPLACING:
+                await self._signing.sign(row.id, self._rebuild(decided))
+                self._sending.send_off(row.id)
+
+    async def cancel_refused(self, row: PaymentRow) -> None:
+        """As `cancel`, of what its merchant refused. Where somebody has begun it, it is waited for."""
+        if row.id in self._signing.claimed:
+            await self._desk.changes.wait(row.id, SIGNING_PATIENCE_S)
+        else:
+            await self.cancel(row)
+
+    def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
+        """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
+        tip = self._desk.chain.tip
+        if tip is None or not is_lost(self._desk.conn, row, tip.slot):
+            return False
+        is_over = row.kind == "invoice" and not self._desk.chain.has_time(
+            slot, row.expires_at_ms, self._desk.terms.min_window_s, from_block=row.dialect in TIMED_BY_BLOCK
+        )
+        return not is_over or tip.slot >= last_ttl_slot(self._desk.conn, row) + NEXT_INVOICE_PATIENCE_S
+
+    async def cancel(self, row: PaymentRow) -> None:
+        """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
+
+        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
+        `ChainView.require_ready` does; nothing has changed then.
+        """
+        if row.id in self._signing.claimed or self._desk.is_paused:
+            return
+        now_ms = self._desk.ports.clock.now_ms()
+        slot = self._desk.chain.require_ready(now_ms)
+        with self._signing.claim(row.id):
+            row = self._desk.payment(row.id)
+            why = steps.reason_to_cancel(self._desk.conn, row, slot)
+            if why is not None:
+                await self._take_back(row, why, slot, now_ms)
+
+    async def _take_back(
+        self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
+    ) -> None:
+        """Sign the cancel of a payment that this task has claimed, and send it."""
+        plan = await self._desk.write(
+            "plan", lambda unit: self._desk.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
+        )
+        raw = await self._signing.sign_and_check(row.id, plan)
+        own = self._desk.terms.own.raw
+
+        def job(unit: Unit) -> None:
+            steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
+            reserve_more(unit, self._desk.coins, row.id, plan)
+
+        await self._desk.write("cancel", job, row.id)
+        self._sending.send_off(row.id)
+
+    async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
+        """Take a payment's coins back now, by order of the operator's app.
+
+        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed. One
+        that waits for a coin that is not there is signed anew without it.
+        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
+        `anchor_gone` when no cancel could land.
+        """
+        now_ms = self._desk.ports.clock.now_ms()
+        row = self._desk.payment(payment_id)
+        if row.state is State.CANCELLING:
+            require_anchor(self._desk.conn, row)
+        if row.state is State.CANCELLING and self._is_all_there(row):
+            return row
+        if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
+            ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
+            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back{ends}")
+        if row.id in self._signing.claimed:
+            raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
+        with self._signing.claim(row.id):
+            why = Refused("resolved", "an operator took its coins back")
+            if row.state is State.RESERVED:
+                await self._desk.write(
+                    "reject",
+                    lambda unit: steps.reject_unsigned(unit, row.id, self._desk.coins, why, now_ms, app_id),
+                    row.id,
+                )
+            else:
+                await self._take_back(row, why, self._desk.chain.require_ready(now_ms), now_ms, app_id)
+        return self._desk.payment(row.id)
+
+    def _is_all_there(self, row: PaymentRow) -> bool:
+        """Whether all that a payment's last attempt spends beside its anchor is there now."""
+        attempt = queries.attempts(self._desk.conn, row.id)[-1]
+        coins = [queries.coin(self._desk.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
+        return all(coin is not None and coin.state == "free" for coin in coins)
+
+    def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
+        """The coins that are reserved for a payment, and the one of them that is its anchor."""
+        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self._desk.conn, row.id)]
+        return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
+
+    def _rebuild(self, row: PaymentRow) -> Plan:
+        """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
+        inputs, anchor = self._coins_of(row)
+        if row.state is State.REPLACING:
+            chosen = queries.replacement_inputs(self._desk.conn, row.id)
+            inputs = [coin for coin in inputs if coin.ref in chosen]
+        wanted = same_again(row, self._desk.terms.network)
+        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self._desk.terms.own, self._desk.terms.network)

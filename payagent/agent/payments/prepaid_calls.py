@@ -1,0 +1,123 @@
+"""Prepaid calls: what an app calls without a payment of its own, since a prepaid balance may serve it.
+
+May import: core.problems, store, agent.base, agent.context, agent.payments. Never: buys (agent.topups.runner
+does).
+"""
+
+import asyncio
+
+from payagent.agent.base import prepaid
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.requests import Ask, PrepaidQuote, Request
+from payagent.agent.context import Desk
+from payagent.agent.payments import uses
+from payagent.agent.payments.intake import Reception
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps
+from payagent.store.rows import prepaid as pools
+from payagent.store.rows import prepaid_uses as store_uses
+from payagent.store.rows import writes as records
+
+BATCH_LOOK_S = 5.0
+"""How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
+
+
+class PrepaidCalls:
+    """Before such a call, and after it."""
+
+    def __init__(self, desk: Desk, reception: Reception) -> None:
+        self._desk = desk
+        self._reception = reception
+
+    def call_of(self, app_id: str, origin: str, request: Request) -> ServedCall:
+        """A call that an app may make. Refused: `merchant_not_allowed`."""
+        apps.require(self._desk.conn, app_id).require_may_call(origin)
+        buyer = self._reception.buyer(origin, request)
+        return ServedCall(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
+
+    def quote(self, call: ServedCall) -> PrepaidQuote | None:
+        """What the call would use of a prepaid balance that would serve it; None where none is known that would.
+
+        A dry run asks this first. The call itself would be served, and use up what was paid for.
+        """
+        conn, now_ms = self._desk.conn, self._desk.ports.clock.now_ms()
+        pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+        if pool is None or (serving := prepaid.serving(conn, pool, call, now_ms)) is None:
+            return None
+        clock_ms, drawn = self._desk.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
+        try:
+            uses.require_room(conn, pool, call, drawn, self._desk.terms.limits, clock_ms)
+        except Refused as refused:
+            return PrepaidQuote(call.origin, *serving, refused)
+        return PrepaidQuote(call.origin, *serving, None)
+
+    async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
+        """Before a call goes out that a prepaid balance may serve, count what it would use against its app's own
+        limits.
+
+        Returns its number, for `record_call` or `give_back`; None where nothing counts beforehand. `is_costly`:
+        the merchant showed that the call costs something, but not how much.
+        """
+        if not uses.is_bound(self._desk.conn, call) or not (
+            is_costly or prepaid.is_counted(self._desk.conn, call)
+        ):
+            return None
+        now_ms = self._desk.ports.clock.now_ms()
+
+        def job(unit: Unit) -> int | None:
+            return uses.let_through(
+                unit, call, self._desk.terms.limits, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms
+            )
+
+        try:
+            return await self._desk.write("let_through", job)
+        except Refused as refused:
+            told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
+            told["request"] = f"{call.method} {call.path}"[:500]
+            if self._reception.is_on_record(call.app_id):
+                self._reception.note_on_record(call.app_id)
+                await self._desk.write(
+                    "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
+                )
+            raise
+
+    def is_price_wanted(self, call: ServedCall) -> bool:
+        """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
+        return uses.is_bound(self._desk.conn, call) and not prepaid.is_counted(self._desk.conn, call)
+
+    async def learn_price(self, call: ServedCall, ask: Ask) -> None:
+        """A call has answered 402: note what was asked for it, where that is understood."""
+        now_ms = self._desk.ports.clock.now_ms()
+        try:
+            offer = self._reception.offers(self._desk.terms.merchant(ask.origin), ask, now_ms)[0]
+        except Refused:
+            return
+        price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
+        await self._desk.write("price", lambda unit: pools.note_price(unit, *price))
+
+    async def give_back(self, use: int | None) -> None:
+        """A call that was let through used nothing."""
+        if use is not None:
+            await self._desk.write("give_back", lambda unit: store_uses.take_back(unit, use))
+
+    async def record_call(self, call: ServedCall, use: int | None = None) -> None:
+        """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
+        if prepaid.is_counted(self._desk.conn, call):
+            now_ms = self._desk.ports.clock.now_ms()
+
+            def job(unit: Unit) -> None:
+                prepaid.used(unit, call, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+
+            await self._desk.write("use", job)
+
+    async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
+        """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            pool = pools.find_pool(self._desk.conn, origin, buyer.partner, buyer.wallet)
+            now_ms = self._desk.ports.clock.now_ms()
+            other = None if pool is None else pools.batch_under_way(self._desk.conn, pool.id, now_ms)
+            if other is None:
+                return
+            await self._desk.changes.wait(other, min(left_s, BATCH_LOOK_S))

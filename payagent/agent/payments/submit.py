@@ -1,0 +1,128 @@
+"""Sending: the bytes of a payment's last attempt, to every provider that is to be believed.
+
+They are durable before (C3), that they leave is noted before they do (C4), and what comes back decides nothing.
+May import: core.problems, chain.throttled_provider, store.rows, agent.context, agent.commits, structlog. Never:
+signs; sends what is not in the ledger.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.context import Desk
+from payagent.chain.throttled_provider import Guarded
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.attempts_and_utxos import AttemptRow
+
+log = structlog.get_logger("payagent.agent")
+
+
+class Sending:
+    """What is on its way to the providers now."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._sending: dict[str, dict[str, asyncio.Event]] = {}
+        """By payment and provider: when it is over with that one."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send_off(self, payment_id: str) -> None:
+        """Send the payment's last attempt (again), beside whatever else goes on."""
+        if payment_id not in self._sending:
+            self._sending[payment_id] = {source.name: asyncio.Event() for source in self._desk.senders}
+            task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @property
+    def count(self) -> int:
+        """How many payments are being sent."""
+        return len(self._sending)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let what is being sent end; at a stop, before the scheduler goes."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    async def _leave(self, payment_id: str) -> None:
+        """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
+        over = self._sending[payment_id]
+        try:
+            row = self._desk.payment(payment_id)
+            attempt = next(
+                (a for a in queries.attempts(self._desk.conn, payment_id) if a.tx_id == row.tx_id), None
+            )
+            if attempt is None:  # it is being replaced
+                return
+            now_ms = self._desk.ports.clock.now_ms()
+            if self._desk.chain.slots and self._desk.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
+                return
+            if steps.may_broadcast(row):
+                parents = self._send_off_parents(attempt.tx_id)
+                await asyncio.gather(
+                    *(self._leave_to(source, row.id, attempt, parents) for source in self._desk.senders)
+                )
+        finally:
+            del self._sending[payment_id]
+            for event in over.values():
+                event.set()
+
+    def _send_off_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
+        """Send the payments without whose bytes these are refused, unless nothing says that they are not there.
+
+        Returns when those that are on their way are over, by provider.
+        """
+        parents = queries.pending_parents(self._desk.conn, tx_id)
+        is_again = bool(parents) and queries.submissions(self._desk.conn, tx_id)[0] > 0
+        found = []
+        for parent_tx in parents:
+            parent = queries.payment_of_attempt(self._desk.conn, parent_tx)
+            if parent is not None and parent.tx_id == parent_tx:
+                if is_again or not parent.accepted_by_provider:
+                    self.send_off(parent.id)
+                found.append(self._sending.get(parent.id, {}))
+        return found
+
+    async def _leave_to(
+        self,
+        source: Guarded,
+        payment_id: str,
+        attempt: AttemptRow,
+        parents: Sequence[dict[str, asyncio.Event]],
+    ) -> None:
+        """C4, and then the bytes, once those of its parents were sent there. No provider waits for another.
+
+        One that wants a pause by then, or is not to be believed any more, gets nothing. What comes back is noted
+        and decides nothing (docs/exactly-once.md R4).
+        """
+        over = self._sending[payment_id].get(source.name)
+        try:
+            for parent in parents:
+                if (before := parent.get(source.name)) is not None:
+                    await before.wait()
+            now_ms = self._desk.ports.clock.now_ms()
+            if source not in self._desk.senders or not source.takes_submissions(now_ms):
+                return
+            may_leave = await self._desk.write(
+                "leave",
+                lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),
+                payment_id,
+            )
+            if not may_leave:
+                return
+            answer = await source.submit(attempt.cbor, attempt.tx_id)
+            told_ms = self._desk.ports.clock.now_ms()
+            await self._desk.write(
+                "answer",
+                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
+                payment_id,
+            )
+        except Exception as error:
+            is_bug = not isinstance(error, Refused)
+            log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
+        finally:
+            if over is not None:
+                over.set()

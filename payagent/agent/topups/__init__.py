@@ -1,0 +1,1 @@
+"""Top-ups: payments that raise a prepaid balance."""

@@ -1,0 +1,176 @@
+"""A top-up's order: what is wished, what its payments come to, and what happens to it inside a commit.
+
+May import: core, store, agent.base, agent.context, agent.commits. Never: buys; commits.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from payagent.agent.base.alert_records import clear_alert, raise_alert
+from payagent.agent.base.config import MerchantTerms, TopupRequest
+from payagent.agent.base.orders import Approver
+from payagent.agent.base.prepaid import Buyer
+from payagent.agent.commits import approvals as questions
+from payagent.agent.context import Desk
+from payagent.core.invoice import Invoice, is_batch
+from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import payments, topups
+from payagent.store.rows import prepaid as pools
+from payagent.store.rows import writes as records
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.prepaid import Pool
+from payagent.store.rows.topups import TopupRow
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is ordered: `units` of `unit` at a merchant, by this request or by the configured one."""
+
+    origin: str
+    unit: str
+    units: int
+    request: TopupRequest | None = None
+
+
+def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
+    """What a payment of these (asset, units) adds to an order in `unit`, without any fee."""
+    if unit == CALLS:
+        return (batch_target or 0) if is_batch(batch_target) else 0
+    return sum(units for asset, units in paid if asset == unit)
+
+
+def gained_by(unit: str, invoice: Invoice) -> int:
+    return gained(unit, invoice.batch_target, [(output.asset, output.units) for output in invoice.outputs])
+
+
+def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
+    """What the order's payments come to, those that are still under way too."""
+    return sum(
+        gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
+        for row in made
+        if row.state not in ENDED_WITHOUT_PAYING
+    )
+
+
+def announced_as(pool: Pool) -> str:
+    """The subject of the alert that a first automatic top-up is coming."""
+    return f"auto_topup:{pool.id}"
+
+
+def buyer_of(desk: Desk, merchant: MerchantTerms) -> Buyer:
+    return Buyer(merchant.partner or "", desk.terms.own.text)
+
+
+def open_order(
+    unit: Unit,
+    desk: Desk,
+    merchant: MerchantTerms,
+    wish: Wish,
+    topup_id: str,
+    app_id: str,
+    key: str,
+    now_ms: int,
+    cause: str = "order",
+) -> TopupRow:
+    """Inside a commit: the order of this key, made if there is none and no other is open for the pool."""
+    if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
+        _require_same(known, pools.pool(unit.conn, known.pool), wish)
+        return known
+    buyer = buyer_of(desk, merchant)
+    pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+    if (other := topups.open_of(unit.conn, pool.id)) is not None:
+        raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
+    request, is_call = request_of(merchant, wish)
+    return topups.add(
+        unit,
+        topup_id=topup_id,
+        pool=pool.id,
+        app_id=app_id,
+        key=key,
+        cause=cause,
+        unit_name=wish.unit,
+        units=wish.units,
+        request=dump_request(request),
+        is_call=is_call,
+        now_ms=now_ms,
+        clock_ms=desk.limits_clock_ms(unit.conn, now_ms),
+    )
+
+
+def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> None:
+    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
+    if order.stop_code is not None:
+        return
+    now_ms = desk.ports.clock.now_ms()
+    topups.stop(unit, order.id, why.code, why.detail)
+    told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
+    records.note(unit, None, "topup_stopped", None, now_ms, told)
+    _end_question(unit, order, Approver("token", by_app), why, now_ms)
+    last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
+    if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
+        end(unit, desk, order, why, now_ms)
+
+
+def end(unit: Unit, desk: Desk, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+    """Inside a commit: an order ends, once."""
+    clock_ms = desk.limits_clock_ms(unit.conn, now_ms)
+    code, reason = (None, None) if why is None else (why.code, why.detail)
+    if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
+        if why is not None:
+            _end_question(unit, order, Approver("clock"), why, now_ms)
+        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
+        records.note(unit, None, "topup_ended", None, now_ms, told)
+        _tell(unit, order, why, now_ms)
+
+
+def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
+    """A question for an order is over with it: a yes would buy what nobody wants, or shows to its merchant."""
+    for row in payments.payments_of_topup(unit.conn, order.id):
+        if row.state is State.AWAITING_APPROVAL:
+            questions.end(unit, row.id, by, why, now_ms)
+
+
+def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds.
+
+    What was announced is over when the order ends.
+    """
+    pool = pools.pool(unit.conn, order.pool)
+    subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
+    if order.cause == "auto":
+        over = f"the automatic top-up that was announced at {pool.origin} has ended"
+        clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
+    if why is None:
+        clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
+    elif order.cause == "auto" and why.code != "topup_cancelled":
+        raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
+
+
+def request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]:
+    """(the request that sells it, whether it is an ordinary call)."""
+    if wish.request is not None:
+        return wish.request, wish.request != merchant.topup_request
+    if merchant.topup_request is None:
+        raise Refused(
+            "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no call was named"
+        )
+    return merchant.topup_request, False
+
+
+def _require_same(known: TopupRow, pool: Pool, wish: Wish) -> None:
+    """It is of the `pool` that it was given for, whichever partner is configured since."""
+    same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
+    if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
+        raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
+
+
+def dump_request(request: TopupRequest) -> str:
+    return json.dumps({"method": request.method, "path": request.path, "body": request.body})
+
+
+def load_request(text: str) -> TopupRequest:
+    return TopupRequest(**json.loads(text))

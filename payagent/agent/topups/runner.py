@@ -1,0 +1,470 @@
+"""Top-ups: an order to raise a prepaid balance, carried out by one payment after the other.
+
+The order is a row before anything is done for it, and each of its purchases is the intent `topup:ID:NUMBER`:
+however often and from wherever a step is taken again, it finds the payment that it made. A beat takes one step for
+each open order: make the request and pay the 402, or show the proof, or end it.
+
+May import: core, dialects, outbound, store, the rest of agent. Never: pays past a limit; begins a purchase before
+the last one was delivered; takes a merchant's word for what was bought.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+
+import structlog
+
+from payagent.agent.agent import Agent
+from payagent.agent.base import prepaid
+from payagent.agent.base.config import MerchantTerms, TopupRequest
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.prepaid import Part, ServedCall, part_of, require_may_buy
+from payagent.agent.base.requests import Ask, PrepaidQuote, Quote, Request
+from payagent.agent.topups.orders import (
+    Wish,
+    bought,
+    buyer_of,
+    end,
+    gained_by,
+    load_request,
+    open_order,
+    request_of,
+    stop,
+)
+from payagent.agent.topups.topup_auto import order_where_low
+from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
+from payagent.core.problems import Refused
+from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
+from payagent.outbound.merchant_client import Heard, MerchantClient
+from payagent.store.db.unit import Unit
+from payagent.store.rows import events, pauses, payments, topups
+from payagent.store.rows import prepaid as pools
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.prepaid import Pool
+from payagent.store.rows.topups import TopupRow
+
+PATIENCE_MS = 86_400_000
+"""How long an order may take; and for how long what was signed for it is shown, however late that was."""
+
+BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 1_000, 300_000
+PROOF_PATIENCE_S = 180
+"""How long a paid answer may take to begin: the merchant waits for blocks."""
+
+STEP_S = 5.0
+"""How long a beat waits for its steps before the others have their turn again."""
+
+EXPIRED_MAX = 10
+"""An order ends after so many invoices in a row that were nearly over when they came: the merchant makes none that
+last.
+"""
+
+LATER = frozenset(
+    {
+        "awaiting_approval",
+        "batch_under_way",
+        "chain_not_ready",
+        "clock_skew",
+        "foreign_spend",
+        "funds_in_flight",
+        "intent_settling",
+        "internal_error",
+        "invoice_expired",
+        "ledger_behind",
+        "merchant_busy",
+        "merchant_timeout",
+        "merchant_unreachable",
+        "not_signed_yet",
+        "paused",
+        "restored_recently",
+        "signer_lost",
+        "store_failed",
+    }
+)
+"""Refusals that pass by themselves. Any other ends the order.
+
+`signer_lost` is one: the daemon ends with its signer, and the next start signs what was admitted.
+"""
+
+_ENDS_ORDER = {
+    State.VOID: ("payment_ended", "its payment ended without paying"),
+    State.DENIED: ("approval_denied", "a person denied its payment"),
+}
+"""An order whose last payment is in such a state ends, with the payment's own reason where it has one."""
+
+log = structlog.get_logger("payagent.topup")
+
+
+@dataclass(frozen=True, slots=True)
+class TopupPlan:
+    """What an order would take now: `count` payments like the quoted one, whose `refusal` is for all of them.
+    `under_way`: the order of the same balance that has to end first.
+    """
+
+    wish: Wish
+    quote: Quote
+    count: int
+    under_way: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """When the next step of an order is due, and why not yet. `poll`: what is asked in place of the proof."""
+
+    from_ms: int = 0
+    due_ms: int = 0
+    failures: int = 0
+    trouble: str = ""
+    poll: str | None = None
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether it has passed, or has not begun: a clock that was ahead and is mended must not prolong it."""
+        return not self.from_ms <= now_ms < self.due_ms
+
+
+class Topups:
+    """The orders of one wallet. What is kept in memory is when to try again, and which step is being taken."""
+
+    def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
+        self._agent = agent
+        self._desk = agent.desk
+        self._merchants = merchants
+        self._waits: dict[str, _Wait] = {}
+        self._steps: dict[str, asyncio.Task[None]] = {}
+
+    # --- the doors
+
+    async def order(self, app_id: str, key: str | None, wish: Wish) -> tuple[TopupRow, bool]:
+        """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
+        desk = self._desk
+        merchant = desk.terms.merchant(wish.origin)
+        if wish.unit not in desk.assets_allowed():
+            raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
+        topup_id, now_ms = desk.ports.new_id("top"), desk.ports.clock.now_ms()
+        name = f"order:{topup_id}" if key is None else f"key:{key}"
+        job = partial(
+            open_order,
+            desk=desk,
+            merchant=merchant,
+            wish=wish,
+            topup_id=topup_id,
+            app_id=app_id,
+            key=name,
+            now_ms=now_ms,
+        )
+        row = await desk.write("topup", job)
+        return row, row.id == topup_id
+
+    async def plan(self, app_id: str, wish: Wish) -> TopupPlan | PrepaidQuote:
+        """Make the request, read its 402 and say what the order would take. Nothing is paid.
+
+        An ordinary call that a prepaid balance would serve is not made: its order would buy nothing.
+        """
+        desk = self._desk
+        merchant = desk.terms.merchant(wish.origin)
+        request, is_call = request_of(merchant, wish)
+        if is_call and (served := self._agent.prepaid_calls.quote(self._served(app_id, merchant, request))):
+            return served
+        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        _require_offer(heard)
+        if 200 <= heard.status < 300:
+            if is_call:
+                await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
+            raise _sells_none()
+        part = Part(desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
+        ask = self._ask(app_id, merchant, request, heard, part)
+        quote = await self._agent.quote(ask)
+        count = -(-wish.units // gained_by(wish.unit, quote.invoice))
+        if count > 1 and quote.refusal is None:
+            quote = await self._agent.quote(ask, count)
+        buyer = buyer_of(desk, merchant)
+        pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
+        other = None if pool is None else topups.open_of(desk.conn, pool.id)
+        return TopupPlan(wish, quote, count, None if other is None else other.id)
+
+    async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
+        """Buy nothing more for an order. It ends at once, or when its last payment is delivered.
+
+        Refused: `not_found`; `illegal_transition` when it has ended.
+        """
+        desk = self._desk
+        why = Refused("topup_cancelled", "an operator cancelled it")
+
+        def job(unit: Unit) -> None:
+            row = topups.find(unit.conn, topup_id)
+            if row is None or row.ended_at_ms is not None:
+                raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
+            stop(unit, desk, row, why, by_app)
+
+        order = self.find(topup_id)
+        await desk.write("topup_stop", job)
+        self._go_on(order)
+        return self.find(topup_id)
+
+    def find(self, topup_id: str) -> TopupRow:
+        row = topups.find(self._desk.conn, topup_id)
+        if row is None:
+            raise Refused("not_found", f"there is no top-up {topup_id[:80]!r}")
+        return row
+
+    async def wait(self, topup_id: str, timeout_s: float) -> TopupRow:
+        """The order, when something has happened to it or time is up; at once when it has ended."""
+        row = self.find(topup_id)
+        if row.ended_at_ms is None:
+            await self._desk.changes.wait(topup_id, timeout_s)
+        return self.find(topup_id)
+
+    async def beat(self) -> None:
+        """One step for each open order whose turn it is; and new orders where a balance is low.
+
+        A merchant that is slow keeps only its own orders waiting: their step goes on beside the next beats.
+        """
+        for merchant in self._desk.terms.merchants.values():
+            if merchant.auto_topup is not None:
+                await order_where_low(self._desk, merchant, merchant.auto_topup)
+        now_ms = self._desk.ports.clock.now_ms()
+        for row in topups.all_open(self._desk.conn):
+            if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
+                self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
+        if self._steps:
+            await asyncio.wait(self._steps.values(), timeout=STEP_S)
+        self._steps = {name: step for name, step in self._steps.items() if not step.done()}
+
+    # --- one step
+
+    async def _take_step(self, order: TopupRow) -> None:
+        """Take a step. Whatever it raises, the order stays and its next step is due later."""
+        try:
+            await self._step_or_end(order)
+        except Refused as refused:
+            self._put_off(order, refused)
+        except Exception as error:
+            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
+            self._put_off(order, Refused("internal_error", repr(error)))
+
+    async def _step_or_end(self, order: TopupRow) -> None:
+        try:
+            await self._step(order)
+        except Refused as refused:
+            if refused.code in LATER or self._is_to_be_signed(order):
+                self._desk.refusals[refused.code] += 1
+                raise
+            await self._break_off(order, refused)
+
+    def _is_to_be_signed(self, order: TopupRow) -> bool:
+        """Whether a payment of it is admitted: it will be signed or rejected, whatever the step was refused for.
+
+        Until then nobody knows what the order comes to.
+        """
+        last = next(reversed(payments.payments_of_topup(self._desk.conn, order.id)), None)
+        return last is not None and last.state is State.RESERVED and not last.handed_over
+
+    async def _step(self, order: TopupRow) -> None:
+        """Reload, decide, do one thing."""
+        desk = self._desk
+        made = payments.payments_of_topup(desk.conn, order.id)
+        last = desk.as_noted(made[-1]) if made else None
+        now_ms = desk.ports.clock.now_ms()
+        is_over = self._is_over(order, now_ms)
+        if last is not None and last.state in _ENDS_ORDER:
+            code, reason = _ENDS_ORDER[last.state]
+            await self._break_off(order, Refused(last.reason_code or code, last.reason or reason))
+            return
+        if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
+            if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
+                await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
+                return
+            if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
+                return
+        elif bought(order, made) >= order.units:
+            await self._end(order, None)
+            return
+        if order.stop_code is not None:
+            raise Refused(order.stop_code, order.stop_reason or "")
+        if is_over:
+            self._give_up(order, "it was not done in a day")
+        expired = takewhile(lambda row: row.reason_code == "invoice_expired", reversed(made))
+        if sum(1 for _ in expired) >= EXPIRED_MAX:
+            raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
+        delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
+        await self._buy(order, delivered + 1, now_ms)
+
+    def _is_shown_for_long(self, row: PaymentRow, now_ms: int) -> bool:
+        """Whether a payment was signed so long ago that its proof is given up; or never was."""
+        told = events.events(self._desk.conn, row.id)
+        signed_ms = max((at_ms for _, event, _, _, at_ms in told if event == Event.SIGN), default=None)
+        return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
+
+    async def _see_through(self, order: TopupRow, last: PaymentRow, is_over: bool) -> None:
+        """Show the proof of the last payment, as long as the order lives."""
+        try:
+            await self._follow(order, last)
+        except Refused as refused:  # what is paid is not given up for what may pass, or be put right
+            self._desk.refusals[refused.code] += 1
+            self._put_off(order, refused)
+        if is_over and self._desk.payment(last.id).delivery is not Delivery.ACCEPTED:
+            self._give_up(order, "its last payment was not delivered")
+
+    def _is_over(self, order: TopupRow, now_ms: int) -> bool:
+        """By our clock, if the chain or the limits' clock confirms it; by the limits' alone if ours is behind."""
+        passed_ms = now_ms - order.created_at_ms
+        counted_ms = self._desk.limits_clock_ms(self._desk.conn, now_ms) - order.clock_ms
+        if passed_ms < 0:
+            return counted_ms > PATIENCE_MS
+        is_borne_out = counted_ms > PATIENCE_MS or self._desk.chain.is_ready(now_ms)
+        return passed_ms > PATIENCE_MS and is_borne_out
+
+    async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
+        """Make the request and pay its 402."""
+        desk = self._desk
+        pool = pools.pool(desk.conn, order.pool)
+        merchant = self._merchant_for(pool)
+        pauses.require_running(desk.conn)
+        desk.chain.require_ready(now_ms)  # first: a clock that is ahead would end the order with its app's token
+        require_may_buy(desk.conn, order, now_ms)
+        under_way = pools.batch_under_way(desk.conn, pool.id, now_ms)
+        if under_way is not None and desk.payment(under_way).topup != order.id:
+            raise Refused("batch_under_way", "a call buys a batch for the same balance")
+        request = load_request(order.request)
+        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        _require_offer(heard)
+        if 200 <= heard.status < 300:
+            await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
+            return
+        part = part_of(order, number, merchant.topup_per_day_lovelace)
+        row, _ = await self._agent.pay(self._ask(order.app_id, merchant, request, heard, part))
+        log.info("topup.payment", topup=order.id, payment=row.id)
+        self._go_on(order)
+
+    async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
+        """Show the proof of the last payment, once it can be, until the merchant has taken it."""
+        desk = self._desk
+        merchant = self._merchant_for(pools.pool(desk.conn, row.pool or order.pool))
+        if not desk.is_ready(row):
+            return
+        depth = desk.depth(row)
+        request, poll = load_request(order.request), self._wait_of(order).poll
+        proof = retry_headers(row, merchant, desk.terms.own.text)
+        if poll is not None:
+            request, proof = request.asking(poll), {}
+        heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
+        row, advice = await self._agent.deliveries.take_answer(
+            row.id,
+            parse_answer(heard.status, heard.headers, heard.body or b""),
+            shown_depth=depth,
+            is_delivered=True,
+        )
+        said = advice.answer.said
+        if said is Said.SERVED:
+            self._go_on(order)
+        elif advice.again_after_s is not None:
+            now_ms = desk.ports.clock.now_ms()
+            due_ms = now_ms + int(advice.again_after_s * 1000)
+            self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
+        elif said is Said.USED_UP:
+            await self._agent.deliveries.record_used_up(row.id)
+            self._go_on(order)
+        elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
+            why = f"the merchant says of {row.id}: {advice.answer.reason}"
+            self._put_off(order, Refused("not_served_yet", why, payment=row.id))
+
+    async def _break_off(self, order: TopupRow, why: Refused) -> None:
+        """The order ends before it is reached. Whatever the reason: one in `LATER` passes where it refuses what is
+        new, and not where a payment has ended by it.
+        """
+        self._desk.refusals[why.code] += 1
+        await self._end(order, why)
+
+    async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
+        """The order ends, and with it what its last call used."""
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            if served is not None and order.is_call:
+                prepaid.used(unit, served, desk.limits_clock_ms(unit.conn, now_ms), now_ms)
+            end(unit, desk, order, why, now_ms)
+
+        await desk.write("topup_end", job)
+        if why is None:
+            log.info("topup.done", topup=order.id)
+        else:
+            log.warning("topup.stopped", topup=order.id, cause=order.cause, code=why.code, why=why.detail)
+        self._go_on(order)
+
+    def _go_on(self, order: TopupRow) -> None:
+        """Something has been done: the next step is due."""
+        self._waits.pop(order.id, None)
+        self._desk.changes.notify(order.id)
+
+    def _give_up(self, order: TopupRow, why: str) -> None:
+        raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
+
+    def _put_off(self, order: TopupRow, why: Refused) -> None:
+        wait = self._wait_of(order)
+        delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
+        now_ms, trouble = self._desk.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
+        log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
+
+    def _wait_of(self, order: TopupRow) -> _Wait:
+        return self._waits.get(order.id, _Wait())
+
+    # --- what the steps share
+
+    def _merchant_for(self, pool: Pool) -> MerchantTerms:
+        """The merchant as configured, for the partner that the order is for, whichever is configured since."""
+        return replace(self._desk.terms.merchant(pool.origin), partner=pool.partner or None)
+
+    async def _hear(
+        self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
+    ) -> Heard:
+        """Make the request, and say whose balance it is for."""
+        return await self._merchants.call(
+            merchant.origin + request.path,
+            request.method,
+            body=request.body.encode(),
+            headers=self._headers(merchant, request) | proof,
+            timeout_s=timeout_s,
+        )
+
+    def _headers(self, merchant: MerchantTerms, request: TopupRequest) -> dict[str, str]:
+        own = self._desk.terms.own.text
+        typed = {"Content-Type": "application/json"} if request.body else {}
+        return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
+
+    def _ask(self, app_id: str, merchant: MerchantTerms, request: TopupRequest, heard: Heard, part: Part) -> Ask:
+        if heard.body is None:
+            raise Refused("body_too_big", "the 402's body is longer than any that is read")
+        headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
+        body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
+        return Ask(
+            app_id=app_id,
+            origin=merchant.origin,
+            response=parse_response(heard.status, heard.headers, heard.body),
+            received=heard.record(),
+            request=Request(request.method, request.path, body_sha256, headers),
+            buyer=buyer_of(self._desk, merchant),
+            topup=part,
+        )
+
+    def _served(self, app_id: str, merchant: MerchantTerms, request: TopupRequest) -> ServedCall:
+        path = request.path.partition("?")[0]
+        return ServedCall(app_id, merchant.origin, buyer_of(self._desk, merchant), request.method, path, None)
+
+
+def _require_offer(heard: Heard) -> None:
+    """Refuse an answer that neither serves the request nor asks for money."""
+    if heard.status == 402 or 200 <= heard.status < 300:
+        return
+    answer = parse_answer(heard.status, heard.headers, heard.body or b"")
+    if wants_wallet_address(answer):
+        raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
+    if may_pass(heard.status):
+        raise Refused("merchant_unreachable", f"it answered {heard.status}")
+    raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
+
+
+def _sells_none() -> Refused:
+    return Refused("merchant_sells_none", "it served the request without asking for money")

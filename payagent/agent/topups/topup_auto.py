@@ -1,0 +1,107 @@
+"""Orders that nobody gives: a prepaid balance that is low is raised again, as its merchant's settings say.
+
+The first order by new settings is announced in one beat and opened in a later one, so that it is in the log, the
+alerts and the events before anything is paid for it.
+
+May import: core, store, agent.base, agent.context, agent.topups, structlog. Never: buys; orders while another
+order of the balance is open.
+"""
+
+import structlog
+
+from payagent.agent.base import prepaid
+from payagent.agent.base.alert_records import raise_again
+from payagent.agent.base.config import AutoTopup, MerchantTerms
+from payagent.agent.base.requests import digest
+from payagent.agent.context import Desk
+from payagent.agent.topups.orders import Wish, announced_as, buyer_of, dump_request, open_order
+from payagent.core.money import format_amount
+from payagent.core.prepaid_balance import CALLS
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts, topups
+from payagent.store.rows import prepaid as pools
+from payagent.store.rows.prepaid import Pool
+from payagent.store.rows.topups import TopupRow
+
+DAY_MS = 86_400_000
+PAUSE_FIRST_MS = 3_600_000
+"""How long nothing is ordered after an order that failed; twice as long after each further one, a day at most."""
+
+log = structlog.get_logger("payagent.topup")
+
+
+async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) -> None:
+    """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way.
+
+    Where these settings have ordered nothing yet, only announce it: the next beat orders.
+    """
+    now_ms = desk.ports.clock.now_ms()
+    buyer = buyer_of(desk, merchant)
+    pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
+    left = 0 if pool is None else prepaid.left(desk.conn, pool, auto.unit, now_ms)
+    if left >= auto.below or (pool is not None and _must_wait(desk, pool, auto, now_ms)):
+        return
+    settings = _settings(merchant, auto)
+    announced = None if pool is None else alerts.last_of_kind(desk.conn, "topup_announced", announced_as(pool))
+    if announced is None or announced.facts["settings"] != settings:
+        await _announce(desk, merchant, auto, left, settings)
+        return
+    wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
+
+    def job(unit: Unit) -> TopupRow:
+        topups.ensure_auto_app(unit, now_ms)
+        key = f"auto:{topup_id}"
+        return open_order(unit, desk, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
+
+    row = await desk.write("topup", job)
+    log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
+
+
+async def _announce(desk: Desk, merchant: MerchantTerms, auto: AutoTopup, left: int, settings: str) -> None:
+    """Tell that the next beat orders a top-up, the first by these settings."""
+    now_ms = desk.ports.clock.now_ms()
+    buyer = buyer_of(desk, merchant)
+    detail = (
+        f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.below is "
+        f"{_in_words(auto, auto.below)}. payagent is about to order its first top-up by these settings. Nothing "
+        "is paid for it yet. To prevent it, run `payagent pause`."
+    )
+    facts = {"detail": detail, "merchant": merchant.origin, "unit": auto.unit, "settings": settings}
+    facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
+
+    def job(unit: Unit) -> None:
+        pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+        raise_again(unit, "topup_announced", announced_as(pool), facts, now_ms)
+
+    await desk.write("topup_announce", job)
+    log.warning("topup.announced", **facts)
+
+
+def _in_words(auto: AutoTopup, units: int) -> str:
+    return f"{units} calls" if auto.unit == CALLS else format_amount(auto.unit, units)
+
+
+def _settings(merchant: MerchantTerms, auto: AutoTopup) -> str:
+    """All of merchants.NAME.topup, in one text that changes with any of it."""
+    amounts = (auto.unit, auto.below, auto.to, auto.per_day_count, merchant.topup_per_day_lovelace)
+    request = "" if merchant.topup_request is None else dump_request(merchant.topup_request)
+    return digest([*map(str, amounts), request])
+
+
+def _must_wait(desk: Desk, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
+    """Whether something is under way, the day's orders are used up, or the last ones failed.
+
+    Days and pauses are those of the limits' clock: no other clock ends them.
+    """
+    conn = desk.conn
+    clock_ms = desk.limits_clock_ms(conn, now_ms)
+    if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
+        return True
+    orders = topups.autos_of(conn, pool.id)
+    if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_count:
+        return True
+    failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
+    if failed == 0:
+        return False
+    pause_ms = min(PAUSE_FIRST_MS << min(failed - 1, 10), DAY_MS)
+    return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms

@@ -1,0 +1,1 @@
+"""UTxOs that are ready for payments: queue, pool, splits, transfers."""

@@ -1,0 +1,94 @@
+"""Emptying the wallet: all that is free, but for coins with a token of which nothing may leave.
+
+Anybody can send such a token, and the signer refuses it: what it comes with stays, and keeps nothing else here.
+May import: core, store.rows, wallet, agent.commits, agent.base. Never: signs; waits for anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.agent.base.orders import Admitted, TransferOrder
+from payagent.agent.commits.admission import Admission
+from payagent.core.address import Address
+from payagent.core.hard_caps import Caps, barred
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.payment import Event
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import events
+from payagent.wallet.transaction import Plan, sweep
+from payagent.wallet.utxo_index import Coin, Coins
+
+NAMED_MAX = 8
+"""How many of the tokens are named: a stranger can send very many."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Coins that stay, and tokens in them of which nothing may leave."""
+
+    coins: int
+    lovelace: int
+    assets: tuple[str, ...]
+
+    @property
+    def detail(self) -> str:
+        """What stays, why, and how to come by its ADA."""
+        coins = "1 coin" if self.coins == 1 else f"{self.coins} coins"
+        more = len(self.assets) - NAMED_MAX
+        names = ", ".join(self.assets[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+        return (
+            f"{coins} with {format_amount(LOVELACE, self.lovelace)}, since no table [[limits.assets]] of the "
+            f"config lets {names} leave; what ADA there is to spare goes with "
+            "`payagent wallet send ADDRESS --amount`"
+        )
+
+    @property
+    def view(self) -> dict[str, object]:
+        """As the record and the API have it."""
+        told = {"coins": self.coins, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
+        return told | {"detail": self.detail}
+
+
+def left_behind(coins: Coins, caps: Caps) -> LeftBehind | None:
+    """What must stay of these coins, if anything."""
+    assets = sorted(barred(coins.totals, caps))
+    stay = {coin.ref: coin.lovelace for asset in assets for coin in coins.asset_largest(asset)}
+    return LeftBehind(len(stay), sum(stay.values()), tuple(assets)) if stay else None
+
+
+def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
+    """What a payment that emptied the wallet left behind, by its record; None: nothing."""
+    held = events.last_note(conn, payment_id, Event.HOLD)
+    return None if held is None else held.get("left_behind")
+
+
+def admit(admission: Admission, unit: Unit, order: TransferOrder, to: Address, now_ms: int) -> Admitted:
+    """As `Admission.admit_transfer`; to our own address with all coins, since nothing leaves there."""
+    planner = admission.planner
+    own, network_id = planner.own, planner.chain.network.network_id
+    caps = None if to.raw == own.raw else admission.rulebook.caps
+    behind = None if caps is None else left_behind(planner.coins, caps)
+
+    def plan(coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
+        stay = frozenset() if caps is None else barred(coins.totals, caps)
+        return sweep(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor, barred=stay)
+
+    told = None if behind is None else {"left_behind": behind.view}
+    try:
+        return admission.admit_transfer(unit, order, plan, now_ms, told)
+    except Refused as refusal:
+        raise _explained(refusal, behind) from None
+
+
+def _explained(refusal: Refused, behind: LeftBehind | None) -> Refused:
+    """The refusal, with what there is to be done about it."""
+    if refusal.code == "not_enough_funds" and behind is not None:
+        return Refused("asset_not_allowed", f"nothing is left to send but {behind.detail}", asset=behind.assets[0])
+    if refusal.code == "limit_exceeded":
+        what_to_do = (
+            "send parts of at most that with --amount, as far as limits.signed_per_day lets them, or raise both "
+            "in the config and start the daemon again"
+        )
+        return Refused(refusal.code, f"{refusal.detail}; {what_to_do}", **refusal.context)
+    return refusal

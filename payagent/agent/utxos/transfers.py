@@ -1,0 +1,88 @@
+"""Transfers: what the operator moves: out of the wallet, or within it. No limit of an app applies to that.
+
+May import: core, store, wallet, agent.base, agent.payments, agent.context, agent.utxos, agent.commits. Never: pays
+an invoice.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from payagent.agent.base.orders import Admitted, TransferOrder
+from payagent.agent.base.requests import digest
+from payagent.agent.commits.tx_planner import TransferPlan
+from payagent.agent.context import Desk
+from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.payments.sign import Signing
+from payagent.agent.utxos import emptying
+from payagent.core.address import Address
+from payagent.core.invoice import Output, Role
+from payagent.store.db.unit import Unit
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.transaction import Plan, fan_out, select
+from payagent.wallet.utxo_index import Coin, Coins
+
+
+class Transfers:
+    """Each is an order, and once per key."""
+
+    def __init__(self, desk: Desk, signing: Signing, carrying: Carrying) -> None:
+        self._desk = desk
+        self._signing = signing
+        self._carrying = carrying
+
+    async def send(
+        self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """Send out of the wallet, by the operator's order: no limit applies; durable first, and once per key."""
+        role: Role = "change" if to.raw == self._desk.terms.own.raw else "pay_to"
+        outputs = (Output(role, to, asset, units),)
+        order = self._order(app_id, "send", key, to.text, asset, str(units))
+        return await self._transfer(order, partial(self._select, outputs))
+
+    async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
+        """Send everything that is free and may leave, as far as one transaction holds it, smallest coins first."""
+        order, now_ms = self._order(app_id, "sweep", key, to.text), self._desk.ports.clock.now_ms()
+        return await self._order_transfer(
+            order, lambda unit: emptying.admit(self._desk.admission, unit, order, to, now_ms)
+        )
+
+    async def split(
+        self, app_id: str, count: int, lovelace: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
+        outputs = fan_out(self._desk.terms.own, count, lovelace)
+        order = self._order(app_id, "split", key, str(count), str(lovelace))
+        return await self._transfer(order, partial(self._select, outputs))
+
+    def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
+        ids = self._desk.new_ids()
+        return TransferOrder(
+            ids=ids,
+            app_id=app_id,
+            key=f"order:{ids.intent}" if key is None else f"key:{key}",
+            derived=key is None,
+            fingerprint=digest([kind, *what]),
+            kind=kind,
+        )
+
+    async def _transfer(self, order: TransferOrder, plan: TransferPlan) -> tuple[PaymentRow, bool]:
+        now_ms = self._desk.ports.clock.now_ms()
+        return await self._order_transfer(
+            order, lambda unit: self._desk.admission.admit_transfer(unit, order, plan, now_ms)
+        )
+
+    async def _order_transfer(
+        self, order: TransferOrder, admit: Callable[[Unit], Admitted]
+    ) -> tuple[PaymentRow, bool]:
+        with self._signing.claim(order.ids.payment):
+            return await self._carrying.carry_out(await self._desk.write("admit", admit))
+
+    def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
+        return select(
+            coins,
+            outputs,
+            change=self._desk.terms.own,
+            ttl_slot=ttl_slot,
+            network_id=self._desk.terms.network.network_id,
+            anchor=anchor,
+        )

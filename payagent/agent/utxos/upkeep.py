@@ -1,0 +1,153 @@
+"""Upkeep of the wallet's coins: what payagent moves by itself, decided and admitted in one commit.
+
+It is a self-transfer as the operator's: the same admission, machine and ledger, the same pause, caps and signer.
+It pays nobody, and of its fees only so much is spent in 24 hours of the limits' clock as the operator says.
+May import: core.utxo_upkeep, store, wallet, agent.commits, agent.base. Never: signs; waits; takes a coin that a
+payment has.
+"""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from itertools import islice
+
+from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.orders import Admitted, Ids, TransferOrder
+from payagent.agent.commits.admission import Admission
+from payagent.core import utxo_upkeep as upkeep
+from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
+from payagent.core.problems import Refused
+from payagent.core.utxo_upkeep import Budget, Demand, Gather, Held, Split, demand_of
+from payagent.store.db.unit import Unit
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import pauses
+from payagent.store.rows import upkeep as store_upkeep
+from payagent.store.rows.upkeep import UPKEEP_APP, OrderRow
+from payagent.wallet.transaction import MAINNET_PARAMETERS, Plan, build, fan_out, smallest_of
+from payagent.wallet.utxo_index import Coin, Coins
+
+STOCK_MAX = 300
+"""How many free coins are weighed: so many of the largest, and as many of the smallest."""
+
+ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What upkeep admitted, if anything; and how many payments could each take a coin of their own before that."""
+
+    admitted: Admitted | None
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the operator allows: lovelace for fees in 24 hours, and the assets that payments may be made of."""
+
+    per_day_lovelace: int
+    assets: Set[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """On the writer's thread."""
+
+    admission: Admission
+
+    def keep(self, unit: Unit, ids: Ids, means: Means, waiting: Sequence[int], now_ms: int) -> Kept:
+        """Admit what `core.utxo_upkeep` says, for the payments that wait by what each pays in lovelace, or for
+        none.
+
+        Refused as a transfer is: `paused`, and as `ChainView.require_ready` does.
+        """
+        pauses.require_running(unit.conn)
+        slot = self.admission.planner.chain.require_ready(now_ms)
+        orders = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
+        clock_ms = self.admission.rulebook.clock_ms(unit.conn, now_ms)
+        stock, coins = self._stock(unit, slot)
+        demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
+        there = upkeep.room(demand, stock)
+        if not _may_order(orders, clock_ms, is_burst=bool(waiting)):
+            return Kept(None, there)
+        spent = sum(order.fee_lovelace for order in _of_the_day(orders, clock_ms))
+        budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
+        move = upkeep.decide(demand, stock, self._crumbs(means.assets) if demand.is_quiet else (), budget)
+        return Kept(None if move is None else self._admit(unit, ids, move, coins, now_ms), there)
+
+    def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Coin]]:
+        """What there is for payments, what is yet to come too; and the coins by name."""
+        planner = self.admission.planner
+        most = planner.chain_depth
+        free = [(coin, most + 1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
+        chainable = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
+        coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+        found = [*free, *((coin, chainable.get(coin.ref, 0)) for coin in coming)]
+        stock = [
+            Held(coin.ref, coin.lovelace, left, _assets(coin), is_in_block=left > most) for coin, left in found
+        ]
+        return stock, {coin.ref: coin for coin, _ in found}
+
+    def _demand(
+        self, unit: Unit, orders: Sequence[OrderRow], waiting: Sequence[int], clock_ms: int, now_ms: int
+    ) -> Demand:
+        begun = store_upkeep.begun(unit.conn, now_ms - upkeep.DAY_MS)
+        gathered_ms = max((one.counted_at_ms for one in orders if one.kind == "sweep"), default=None)
+        is_quiet = (
+            not waiting
+            and all(one.at_ms <= now_ms - upkeep.QUIET_MS for one in begun)
+            and (gathered_ms is None or gathered_ms <= clock_ms - upkeep.GATHERED_EVERY_MS)
+            and not store_upkeep.is_any_in(unit.conn, ON_ITS_WAY)
+        )
+        return demand_of(begun, waiting, is_quiet=is_quiet)
+
+    def _crumbs(self, assets: Set[str]) -> list[Held]:
+        """The smallest coins, but for those that hold a token which payments are made of."""
+        smallest = islice(self.admission.planner.coins.smallest(), STOCK_MAX)
+        crumbs = (Held(coin.ref, coin.lovelace, 0, _assets(coin)) for coin in smallest)
+        return [crumb for crumb in crumbs if not crumb.assets & assets]
+
+    def _admit(
+        self, unit: Unit, ids: Ids, move: Split | Gather, coins: dict[str, Coin], now_ms: int
+    ) -> Admitted | None:
+        """None where it cannot be made as it was meant: then nothing is."""
+        planner = self.admission.planner
+        is_split = isinstance(move, Split)
+        spent = [coins[move.ref]] if isinstance(move, Split) else [planner.coins[ref] for ref in move.refs]
+        outputs = fan_out(planner.own, move.count, move.each_lovelace) if isinstance(move, Split) else ()
+
+        def plan(_coins: Coins, ttl_slot: int, _anchor: Coin | None) -> Plan:
+            network_id = planner.chain.network.network_id
+            return build(
+                spent, smallest_of(spent), outputs, change=planner.own, ttl_slot=ttl_slot, network_id=network_id
+            )
+
+        order = TransferOrder(
+            ids,
+            UPKEEP_APP,
+            key=f"order:{ids.intent}",
+            derived=True,
+            fingerprint=ids.intent,
+            kind="split" if is_split else "sweep",
+        )
+        store_upkeep.ensure_app(unit, now_ms)
+        try:
+            return self.admission.admit_transfer(unit, order, plan, now_ms)
+        except Refused:
+            return None
+
+
+def _assets(coin: Coin) -> frozenset[str]:
+    return frozenset(asset for asset, _ in coin.assets)
+
+
+def _of_the_day(orders: Sequence[OrderRow], clock_ms: int) -> list[OrderRow]:
+    return [order for order in orders if order.counted_at_ms > clock_ms - upkeep.DAY_MS]
+
+
+def _may_order(orders: Sequence[OrderRow], clock_ms: int, *, is_burst: bool) -> bool:
+    """Few in a day, and one at a time: the next waits for the block of the last, or, where payments wait for it,
+    for its signature.
+    """
+    if len(_of_the_day(orders, clock_ms)) >= upkeep.ORDERS_A_DAY:
+        return False
+    waits_for = UNSIGNED if is_burst else ON_ITS_WAY
+    return not any(order.state in waits_for for order in orders)

@@ -1,0 +1,1 @@
+"""HTTP below the calls: server, listeners, middleware."""

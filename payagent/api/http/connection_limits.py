@@ -1,0 +1,265 @@
+"""The connections under the API: how many at once, and how long each may take to say what it wants.
+
+uvicorn waits for ever for a first request, and for a client that does not read its answer, and accepts as long as
+there are descriptors, so that whoever opens enough connections to the port would take the daemon's files, its
+socket and its log away. The port and the Unix socket are counted apart: who fills the port does not keep the owner
+out.
+
+The Unix socket answers its own user and root, whatever its modes say.
+
+May import: core, h11_patch, api.http, Starlette's types, uvicorn, h11. Never: knows a call; ends by itself one
+that is being answered to who reads the answer.
+"""
+
+import asyncio
+import os
+import re
+import resource
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from payagent import h11_patch as heads
+from payagent.api.http.problems import MEDIA_TYPE, JsonResponse, problem_of
+from payagent.core.problems import Refused
+
+heads.read_once()
+
+HEAD_S = 10.0
+"""From its first byte, or from the connection's start, a request's head must be there within this time."""
+
+HEAD_LINES_MAX = 256
+"""A head of more is none: to read many lines takes long, and it is done before there is a token."""
+
+READ_S = 60.0
+READ_BYTES_PER_S = 500
+"""In each READ_S the client takes what is ready for it, or as much of it as this. The kernel holds some megabytes
+more, so that a pause in reading what is small is not seen at all."""
+
+DESCRIPTORS_WANTED = 4096
+
+_NOT_HTTP = f"what came is not HTTP/1.1 as RFC 9112 has it, or its head has more than {HEAD_LINES_MAX} lines"
+_TWO_LENGTHS = "the request has Content-Length beside Transfer-Encoding, so that its end can be read in two ways"
+_BOTH_LENGTHS = {b"content-length", b"transfer-encoding"}
+_HEADS_END = re.compile(rb"\n(?=\r?\n)")
+
+ABORT = "payagent.abort"
+"""The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
+
+STOPPING = "payagent.stopping"
+"""The scope's key of an asyncio.Event that is set when the server is to stop: what has no end of its own ends."""
+
+GONE = "payagent.gone"
+"""The scope's key of a future that is done when the connection has ended, for who receives nothing for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many connections may be open on the port and on the Unix socket, and how many wait to be accepted."""
+
+    tcp: int
+    unix: int
+    backlog: int
+
+
+def make_room() -> Bounds:
+    """Raise the limit of open files as far as it is needed and allowed, and share it out.
+
+    asyncio accepts a whole backlog before a connection can be refused: that many must be free on both doors. The
+    rest is for the ledger, and for calls to providers and merchants.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return Bounds(tcp=allowed // 4, unix=allowed // 8, backlog=allowed // 8)
+
+
+def bounded(
+    bounds: Bounds, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
+) -> type[H11Protocol]:
+    """The protocol for uvicorn's `http`. `new_id` names the answers to what is not HTTP."""
+
+    class Bounded(_Connection):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
+            self.conn = _Wire(h11.SERVER)
+
+    return Bounded
+
+
+class _Wire(h11.Connection):
+    """h11's, which bounds the bytes of a head and not its lines.
+
+    What came is counted once, piece by piece; where there may be too many lines, it is seen which are the head's.
+    """
+
+    _lines = 0
+
+    def receive_data(self, data: bytes) -> None:
+        super().receive_data(data)
+        if self.their_state is h11.IDLE:
+            self._lines += data.count(b"\n")
+
+    def start_next_cycle(self) -> None:
+        super().start_next_cycle()
+        self._lines = self.trailing_data[0].count(b"\n")
+
+    def next_event(self) -> Any:
+        if self._lines > HEAD_LINES_MAX and self.their_state is h11.IDLE:
+            came = self.trailing_data[0]
+            end = _HEADS_END.search(came)
+            if came.count(b"\n", 0, end.end() if end else len(came)) > HEAD_LINES_MAX:
+                raise h11.RemoteProtocolError("too many lines")
+        return super().next_event()
+
+
+class _Connection(H11Protocol):
+    """One connection. Between two calls uvicorn's keep-alive time counts; once a request begins, `head_s` does."""
+
+    bounds: Bounds
+    new_id: Callable[[], str]
+    head_s: float
+    read_s: float
+    _head_due: asyncio.TimerHandle | None = None
+    _read_due: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
+    _gone: asyncio.Future[None]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # pause_writing is told of all that is not read at once; under TLS a high of 0 would pause for nothing
+        transport.set_write_buffer_limits(high=1, low=0)
+        inner = self.app
+        self._stopping = asyncio.Event()
+        self._gone = self.loop.create_future()
+
+        async def droppable(scope: Any, receive: Any, send: Any) -> None:
+            is_old = scope["http_version"] == "1.0"
+            scope[ABORT] = drop = partial(_drop, transport, is_old=is_old)
+            scope[STOPPING], scope[GONE] = self._stopping, self._gone
+            has_two_lengths = {name for name, _ in scope["headers"]} >= _BOTH_LENGTHS
+            try:
+                await (self._refusal(_TWO_LENGTHS) if has_two_lengths else inner)(scope, receive, send)
+            except BaseException:
+                if is_old:
+                    drop()
+                raise
+
+        self.app = droppable
+        alike = sum(_is_tcp(other) == _is_tcp(self) for other in self.connections)
+        is_full = alike > (self.bounds.tcp if _is_tcp(self) else self.bounds.unix)
+        if is_full or _is_strangers(transport.get_extra_info("socket")):
+            transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._gone.set_result(None)
+        self._forget_head()
+        self._forget_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reading()
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """As every other refusal; where an answer is on its way already there is nothing left to say."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        answer = self._refusal(_NOT_HTTP)
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _refusal(self, why: str) -> JsonResponse:
+        """The answer to a request that cannot be read with certainty. It ends the connection (RFC 9112 6.1)."""
+        request_id = self.new_id()
+        problem = problem_of(Refused("bad_request", why), request_id)
+        return JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
+
+    def _should_upgrade(self) -> bool:
+        """Never: the call is answered as if it had not asked, as RFC 9110 allows, or refused by the proxy. uvicorn
+        would tell the operator to install what speaks WebSocket, as often as anybody asks."""
+        return False
+
+    def _expect_head(self) -> None:
+        """Start the time when a request has begun and none is being answered; what is whole stops it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget_head()
+        elif self._head_due is None and not self.transport.is_closing():
+            self._head_due = self.loop.call_later(self.head_s, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
+
+    def _expect_reading(self) -> None:
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._read_due = self.loop.call_later(self.read_s, self._look_at_reading)
+
+    def _look_at_reading(self) -> None:
+        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
+        if read_bytes < READ_BYTES_PER_S * self.read_s:
+            self.transport.abort()
+        else:
+            self._expect_reading()
+
+    def _forget_reading(self) -> None:
+        if self._read_due is not None:
+            self._read_due.cancel()
+            self._read_due = None
+
+
+async def break_off(scope: Scope, receive: Receive) -> None:
+    """Drop a call's connection in the middle of its answer, so that nobody takes half of it for the whole."""
+    scope[ABORT]()
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:
+    """Close at once; with a reset (RST) for a client of HTTP/1.0, to which an end is the end of the answer."""
+    connection = transport.get_extra_info("socket")
+    if is_old and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _is_tcp(connection: Any) -> bool:
+    return connection.server is not None and connection.server[1] is not None
+
+
+def _is_strangers(connection: Any) -> bool:
+    """Whether another user has come in by the Unix socket, as its modes keep from happening while they stand.
+
+    Root may: it is kept from nothing.
+    """
+    if connection is None or connection.family != socket.AF_UNIX:
+        return False
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", peer)[1] not in (0, os.geteuid())

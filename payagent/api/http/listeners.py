@@ -1,0 +1,75 @@
+"""Where the daemon listens: a Unix socket that only its owner can reach, and a TCP port.
+
+The Unix socket is bound here, since a server would make one that is open to everybody.
+May import: core, secret_file, api.http. Never: takes a socket that somebody listens on.
+"""
+
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.api.http.server import Secure
+from payagent.core.problems import Refused
+from payagent.secret_file import require_own_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where the daemon listens. With `tls` the port speaks nothing else."""
+
+    unix: socket.socket
+    tcp: socket.socket
+    tls: ssl.SSLContext | None
+
+    def sorted(self) -> tuple[list[socket.socket], Secure | None]:
+        """What is served in plain text, and what is not."""
+        return ([self.unix, self.tcp], None) if self.tls is None else ([self.unix], (self.tcp, self.tls))
+
+    @property
+    def url(self) -> str:
+        """The port's; of an address that stands for all of the machine's too."""
+        host, port = self.tcp.getsockname()[:2]
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def listen_unix(path: Path) -> Generator[socket.socket]:
+    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of its own."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        require_own_folder(path.parent)
+    except OSError as error:
+        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
+    _clear_stale(path)
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        unix.bind(str(path))
+    except OSError as error:
+        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
+    finally:
+        os.umask(before)
+    unix.listen(128)
+    try:
+        yield unix
+    finally:
+        unix.close()
+        path.unlink(missing_ok=True)
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove what a killed daemon left behind; refuse to take a socket that somebody listens on."""
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise Refused("config_invalid", f"api.socket {path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise Refused("config_invalid", f"another process listens on api.socket {path}")
+    path.unlink()

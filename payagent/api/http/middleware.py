@@ -1,0 +1,144 @@
+"""What stands before every call: no web page gets through, and no error leaves but as a problem.
+
+May import: core, api.http, store.db, Starlette, structlog. Never: reads a body or a token.
+
+A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
+a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a merchant's
+page that the proxy handed on is of the same origin, and a link that a mail program opens is of none. The pages of
+signed links have a rule of their own (api.routes.approval_pages). Nothing is said of CORS, so that a browser's own
+rules keep every page out.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, MutableMapping, Set
+from contextlib import ExitStack
+from email.utils import formatdate
+from typing import cast
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from payagent.api.http.connection_limits import break_off
+from payagent.api.http.problems import BrokenOffError, JsonResponse, problem_response
+from payagent.core.problems import Refused
+from payagent.store.db.opening import DatabaseError, failure
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)
+_GUARDED = ("/v1/", "/proxy/")
+_EVERYWHERE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_OURS = frozenset((b"x-request-id", b"date", *(name for name, _ in _EVERYWHERE)))
+
+log = structlog.get_logger("payagent.api")
+
+
+class Guard:
+    """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
+    are names of this machine that are as good as localhost; `refusals` counts what is refused here, by code. What
+    enters `state.inside` leaves with the answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str], refusals: MutableMapping[str, int]
+    ) -> None:
+        self._app = app
+        self._refusals = refusals
+        self._new_id = new_id
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                kept = [header for header in message["headers"] if header[0].lower() not in _OURS]
+                named = ((b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode()))
+                message["headers"] = [*kept, *named, *_EVERYWHERE]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:
+            scope["state"]["inside"] = inside
+            try:
+                require_own_target(scope)
+                refuse_browsers(scope, self._hosts)
+                await self._app(scope, receive, answer)
+            except asyncio.CancelledError:  # the server stops, and waits for the call no longer
+                cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+                if started:
+                    log.info("api.broken_off", why="payagent stops")
+                    await break_off(scope, receive)
+                else:
+                    silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                    await self._tell(silent, request_id)(scope, receive, answer)
+            except ClientDisconnect:
+                log.info("api.client_gone")
+            except BrokenOffError as why:
+                log.info("api.broken_off", why=str(why))
+                await break_off(scope, receive)
+            except Exception as error:
+                refused = error if isinstance(error, Refused) else _of_the_ledger(error)
+                if started or refused is None:
+                    log.exception("api.failed", method=scope["method"])
+                if started:
+                    raise
+                bug = Refused("internal_error", "the call could not be carried out; the log says why")
+                await self._tell(refused or bug, request_id)(scope, receive, answer)
+
+    def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
+        """The problem as an answer; it is counted."""
+        self._refusals[refused.code] += 1
+        return problem_response(refused, request_id)
+
+
+def _of_the_ledger(error: Exception) -> Refused | None:
+    """What is to be said where the ledger could not be read and the file is to blame."""
+    refused = failure(error) if isinstance(error, DatabaseError) else None
+    if refused is not None:
+        log.warning("ledger.not_readable", error=str(error))
+    return refused
+
+
+def require_own_target(scope: Scope) -> None:
+    """Raise `bad_request` for a call that is made as to a forward proxy: its target names a server, or is one."""
+    if not scope["path"].startswith(("/", "*")):
+        raise Refused(
+            "bad_request",
+            "the call is made as to a forward proxy (HTTP_PROXY, curl -x, CONNECT), and this is none: its address"
+            " (the daemon's with /proxy/NAME) stands in the base URL, in place of the merchant's origin",
+        )
+
+
+def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:
+    """Raise `host_refused` or `browser_refused` for a call that a web page may have made.
+
+    `hosts` are the names, in lower case and without a port, that the operator gave beside the loopback ones.
+
+    A page may look at what costs and tells nothing, unless no path is so: `everywhere`.
+    """
+    headers = Headers(scope=scope)
+    if _is_tcp(scope):
+        said = headers.getlist("host")
+        host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
+        if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in hosts):
+            raise Refused("host_refused", "the Host header is no loopback name or address, and not in api.hosts")
+    if everywhere or scope["path"].startswith(_GUARDED):
+        if "origin" in headers:
+            raise Refused("browser_refused", "the request has an Origin header")
+        if "sec-fetch-site" in headers:
+            raise Refused("browser_refused", "the request has a Sec-Fetch-Site header")
+
+
+def _is_tcp(scope: Scope) -> bool:
+    """No browser reaches the Unix socket, and what stands in Host there is anybody's choice."""
+    server = scope.get("server")
+    return server is None or server[1] is not None

@@ -1,0 +1,117 @@
+"""TLS on the port: what is needed before another machine may call.
+
+May import: core, secret_file, asyncio. Never: falls back to plain text; knows HTTP.
+
+asyncio's own way makes the protocol above known only when the handshake is done, so that whoever begins handshakes
+and never ends them would be counted nowhere. Here a connection counts from its first moment, and has HANDSHAKE_S.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from payagent.core.problems import Refused
+from payagent.secret_file import require_private
+
+HANDSHAKE_S = 5.0
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a server needs to speak TLS 1.2 or newer. Refused, `config_invalid`: files that are not there, do not
+    belong together, or a key that others can read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        require_private(key)
+        context.load_cert_chain(certificate, key, _no_password)
+    except ssl.SSLError as error:
+        reason = (
+            "they do not belong together" if "MISMATCH" in (error.reason or "") else "they cannot be read as PEM"
+        )
+        raise Refused(
+            "config_invalid", f"api.tls_certificate_file {certificate} and api.tls_key_file {key}: {reason}"
+        ) from None
+    except OSError as error:
+        raise Refused(
+            "config_invalid", f"{error.filename or certificate} cannot be read: {error.strerror}"
+        ) from None
+    return context
+
+
+def _no_password() -> str:
+    """Instead of a question on the terminal: a key that needs a password is one that cannot be read."""
+    return ""
+
+
+@dataclass(slots=True)
+class Handshakes:
+    """The connections of one port that have not shown yet that they speak TLS: at most `most` at once."""
+
+    context: ssl.SSLContext
+    most: int
+    make: Callable[[], asyncio.Protocol]
+    """The protocol above."""
+
+    handshake_s: float = HANDSHAKE_S
+    _under_way: dict[asyncio.Task[None], None] = field(default_factory=dict)
+
+    def protocol(self) -> asyncio.Protocol:
+        """For a new connection."""
+        return _Plain(self)
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        if len(self._under_way) >= self.most:
+            transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._shake(transport))
+        self._under_way[task] = None
+        task.add_done_callback(lambda done: self._under_way.pop(done, None))
+
+    async def _shake(self, transport: asyncio.Transport) -> None:
+        early = _Early()
+        try:
+            secure = await asyncio.get_running_loop().start_tls(
+                transport,
+                early,
+                self.context,
+                server_side=True,
+                ssl_handshake_timeout=self.handshake_s,
+                ssl_shutdown_timeout=self.handshake_s,
+            )
+        except (OSError, asyncio.CancelledError):
+            transport.abort()
+            return
+        if secure is None or early.is_over:
+            transport.abort()
+            return
+        above = self.make()
+        above.connection_made(secure)
+        secure.set_protocol(above)
+        if early.heard:
+            above.data_received(bytes(early.heard))
+
+
+class _Plain(asyncio.Protocol):
+    def __init__(self, handshakes: Handshakes) -> None:
+        self._handshakes = handshakes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._handshakes.begin(transport)  # type: ignore[arg-type]  # of a stream
+
+
+class _Early(asyncio.Protocol):
+    """Keeps what is said between the handshake and the moment in which the protocol above is told of it."""
+
+    def __init__(self) -> None:
+        self.heard = bytearray()
+        self.is_over = False
+
+    def data_received(self, data: bytes) -> None:
+        self.heard += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_over = True

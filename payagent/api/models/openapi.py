@@ -1,0 +1,95 @@
+"""How an operation names the shapes of its body and its answers in /openapi.json.
+
+May import: core, api.http, pydantic.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import models_json_schema
+
+from payagent.api.http.problems import MEDIA_TYPE
+from payagent.api.models.apps import AppOrder, LimitsOrder, TokenOrder
+from payagent.api.models.merchants import MerchantOrder, PinOrder
+from payagent.api.models.payments import DeliveryReport, EventTold, PaymentRequest
+from payagent.api.models.prepaid import PrepaidQuestion, TopupOrder
+from payagent.api.models.wallet import PauseOrder, SendOrder, SplitOrder, ThawOrder
+
+
+class ProblemError(BaseModel):
+    """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
+
+    message: str
+    code: str
+    type: Literal["payagent_error"]
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457, with what the refusal means for the money and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    retryable: bool
+    money: str
+    fix: str
+    error: ProblemError
+
+
+# what no answer's model brings into the document by itself
+_REFERRED: tuple[type[BaseModel], ...] = (
+    PaymentRequest,
+    DeliveryReport,
+    SplitOrder,
+    ThawOrder,
+    SendOrder,
+    PrepaidQuestion,
+    TopupOrder,
+    EventTold,
+    LimitsOrder,
+    PinOrder,
+    AppOrder,
+    TokenOrder,
+    PauseOrder,
+    MerchantOrder,
+    ProblemAnswer,
+)
+_REF = "#/components/schemas/{model}"
+
+
+def takes(model: type[BaseModel], *, may_be_absent: bool = False) -> dict[str, Any]:
+    """The part of an operation that describes its body."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": not may_be_absent, "content": {"application/json": {"schema": schema}}}}
+
+
+def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation: these with the model, any other as a problem."""
+    problem = {"schema": {"$ref": _REF.format(model=ProblemAnswer.__name__)}}
+    described: dict[int | str, dict[str, Any]] = {
+        status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses
+    }
+    return described | {"default": {"description": "A refusal.", "content": {MEDIA_TYPE: problem}}}
+
+
+def gives_text(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation whose answer is text."""
+    content = {media_type.partition(";")[0]: {"schema": {"type": "string"}}}
+    return gives(ProblemAnswer) | {200: {"description": "Text.", "content": content}}
+
+
+def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation that streams events, each with the model as its data."""
+    content = {"text/event-stream": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    return gives(ProblemAnswer) | {200: {"description": (model.__doc__ or "").strip(), "content": content}}
+
+
+def add_schemas(document: dict[str, Any]) -> dict[str, Any]:
+    """Put what `takes` and `gives` refer to into an OpenAPI document."""
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _REFERRED]
+    _, described = models_json_schema(models, ref_template=_REF)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
+    return document

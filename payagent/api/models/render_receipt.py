@@ -1,0 +1,128 @@
+"""A payment's receipt as JSON: what is recorded of it, in the form that `payagent.audit.receipt` reads.
+
+May import: core, agent, audit's form, store. Never: I/O beyond the ledger's connection that it is given; judges.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from payagent.agent.base.config import Terms
+from payagent.agent.base.payment_view import retry_headers
+from payagent.audit.finding import Head
+from payagent.audit.receipt import ANSWERS, DECISIONS
+from payagent.audit.receipt_form import FORMAT
+from payagent.core.payment import State
+from payagent.core.timestamps import iso_time
+from payagent.store.audit.receipts import Recorded, Row, recorded
+from payagent.store.db.unit import Connection
+from payagent.store.rows.journal import EntryRow
+from payagent.store.rows.payments import PaymentRow
+
+Json = dict[str, object]
+
+
+def receipt_view(conn: Connection, row: PaymentRow, terms: Terms) -> Json:
+    """Everything that the ledger has of a payment; `conn` is in one read transaction."""
+    known = recorded(conn, row.id)
+    event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
+    return {
+        "format": FORMAT,
+        "network": terms.network.name,
+        "wallet": terms.own.text,
+        "payment": _payment(known),
+        "intent": _intent(known.intent),
+        "invoice": None if known.invoice is None else _invoice(known.invoice),
+        "other_invoices": [_invoice(invoice) for invoice in known.other_invoices],
+        "decisions": _told(known.events, DECISIONS),
+        "holds": [_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
+        "attempts": [_attempt(attempt, row, known, terms) for attempt in known.attempts],
+        "sightings": [_sighting(seen) for seen in known.sightings],
+        "answers": _told(known.events, ANSWERS),
+        "entries": [_entry(entry) for entry in known.entries],
+        "events": [_only(event, *event_names) for event in known.events],
+        "ledger": {
+            "last_event": dict(zip(("seq", "hash"), known.last_event, strict=True)),
+            "head": str(Head(*known.last_seal)),
+        },
+    }
+
+
+def _only(row: Row, *names: str) -> Json:
+    return {name: row[name] for name in names}
+
+
+def _units(row: Row) -> Json:
+    return {"units": str(row["units"])}
+
+
+def _payment(known: Recorded) -> Json:
+    row = known.payment
+    return {
+        **_only(row, "id", "kind", "state", "delivery", "anchor", "ttl_slot", "first_invoice"),
+        "app": dict(known.app),
+        "outputs": json.loads(row["outputs"]),
+        "is_prepaid": row["pool"] is not None,
+        "tx_hash": row["tx_id"],
+        "block": None if row["block_hash"] is None else _block(row),
+        **_only(row, "void_by", "merchant_status", "reason_code", "reason", "created_at_ms", "changed_at_ms"),
+    }
+
+
+def _block(row: Row) -> Json:
+    return {"hash": row["block_hash"], "height": row["block_height"], "slot": row["block_slot"]}
+
+
+def _intent(row: Row) -> Json:
+    told = _only(row, "id", "app_id", "key", "fingerprint", "origin", "request", "request_id")
+    return told | {"derived": bool(row["derived"])}
+
+
+def _invoice(row: Row) -> Json:
+    names = ("dialect", "origin", "invoice_id", "terms_hash", "batch_target", "proof", "echo", "commitment")
+    return {
+        "number": row["seq"],
+        **_only(row, *names, "received_at_ms", "expires_at_ms", "response"),
+        "outputs": json.loads(row["outputs"]),
+        "handed_over": bool(row["handed_over"]),
+    }
+
+
+def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: Terms) -> Json:
+    """With the headers that its retry carries, also where it is over: they may have been shown."""
+    headers: dict[str, str] = {}
+    if row["kind"] == "pay":
+        shown = replace(payment, tx_id=row["tx_id"], cbor=row["cbor"], state=State.SIGNED)
+        invoice = next((one for one in known.other_invoices if one["seq"] == row["invoice"]), known.invoice)
+        if invoice is not None:
+            names = ("dialect", "invoice_id", "proof", "echo")
+            shown = replace(shown, **{name: invoice[name] for name in names})
+        headers = retry_headers(shown, terms.merchants.get(payment.origin or ""), terms.own.text)
+    return {
+        **_only(row, "kind", "anchor", "invoice", "ttl_slot", "signed_at_ms"),
+        "tx_hash": row["tx_id"],
+        "inputs": row["inputs"].split(" "),
+        "fee": str(row["fee_lovelace"]),
+        "cbor": row["cbor"].hex(),
+        "headers": headers,
+    }
+
+
+def _sighting(row: Row) -> Json:
+    return {"tx_hash": row["tx_id"], "block": _block(row), "at_ms": row["at_ms"]}
+
+
+def _told(events: Sequence[Row], names: frozenset[str]) -> list[Json]:
+    """Some of the events, for people."""
+    return [
+        _only(event, "seq", "event") | {"at": iso_time(event["at_ms"]), "detail": json.loads(event["detail"])}
+        for event in events
+        if event["event"] in names
+    ]
+
+
+def _entry(entry: EntryRow) -> Json:
+    postings = [
+        {"account": account, "asset": asset, "units": str(units)} for account, asset, units in entry.postings
+    ]
+    return {"id": entry.id, "kind": entry.kind, "ref": entry.ref, "at_ms": entry.at_ms, "postings": postings}

@@ -1,0 +1,86 @@
+"""/healthz and /readyz, for whoever watches the daemon; no token.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: asks the chain itself.
+"""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+
+from payagent.agent.context import Desk
+from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
+from payagent.api.models.health import Health, Readiness
+from payagent.api.models.openapi import gives
+from payagent.api.models.render import chain_problem, chain_refusal
+from payagent.core.timestamps import iso_time
+from payagent.store.rows import about, pauses
+
+_REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paused"}
+
+Check = Callable[[], str | None]
+"""None while what is looked at is well, else what is wrong with it."""
+
+
+def find(desk: Desk, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+    """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
+    return {
+        "chain": chain_problem(desk.chain, desk.ports.clock.now_ms()),
+        "ledger": _ledger_problem(desk),
+        "sweeps": heartbeat(),
+        "signer": signer(),
+        "pause": _pause_problem(desk),
+    }
+
+
+def health_router(desk: Desk, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.head("/healthz", include_in_schema=False)
+    @router.get("/healthz", summary="The process answers", responses=gives(Health, 200))
+    async def healthz() -> JsonResponse:
+        return JsonResponse({"status": "ok"})
+
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
+    async def readyz() -> JsonResponse:
+        found = checks()
+        ready = not any(found.values())
+        return JsonResponse(
+            {
+                "ready": ready,
+                "code": _code(desk, found),
+                "network": desk.terms.network.name,
+                "checks": {name: problem or "ok" for name, problem in found.items()},
+                "providers": {name: problem or "ok" for name, problem in desk.providers.items()},
+            },
+            200 if ready else 503,
+            None if ready else {"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+    return router
+
+
+def _code(desk: Desk, found: dict[str, str | None]) -> str | None:
+    """As what an order is refused now: what is to be done goes by it."""
+    refused = chain_refusal(desk.chain, desk.ports.clock.now_ms())
+    if refused is not None:
+        return refused.code
+    return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
+
+
+def _pause_problem(desk: Desk) -> str | None:
+    """Without the reason: nobody shows a token here."""
+    try:
+        pause = pauses.standing(desk.conn)
+    except Exception:  # noqa: BLE001  the ledger's own check tells of it
+        return None
+    return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
+
+
+def _ledger_problem(desk: Desk) -> str | None:
+    try:
+        about.meta(desk.conn, "network")
+        problem = desk.room_problem()
+    except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
+        return f"ledger.db cannot be read: {type(error).__name__}"
+    return None if problem is None else f"ledger.db: {problem}"

@@ -1,0 +1,120 @@
+"""What the calls share: a bounded body, its declared type, a page's cursor and time.
+
+May import: core, FastAPI, pydantic. Never: knows one call from another.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from payagent.api.models.parse import BODY_MAX_BYTES
+from payagent.core.bounds import LIST_LIMIT_MAX
+from payagent.core.problems import Refused
+
+_MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)?', re.ASCII | re.IGNORECASE)
+
+WAIT_MAX_S = 60
+BODY_S = 10.0
+"""A body must be there within this time after its head."""
+
+Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
+PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
+Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
+
+
+class Parameters(BaseModel):
+    """What stands in a query; an unknown one is refused, for a filter that is misspelt filters nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Waiting(Parameters):
+    """How long to wait for a change."""
+
+    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
+
+
+class Page(Parameters):
+    """What every list takes."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+    @property
+    def before(self) -> int | None:
+        return None if self.cursor is None else int(self.cursor)
+
+
+async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
+    """Return when one of them is done, or time is up; the others are given up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
+    """The body, at most 256 KiB, in time, and declared as JSON: what a web form sends is neither. Where it may be
+    absent, no body at all is an empty object.
+    """
+    declared = request.headers.getlist("content-type")
+    is_json = len(declared) == 1 and _MEDIA_TYPE.fullmatch(declared[0].strip()) is not None
+    if not is_json and (declared or not may_be_absent):
+        raise _not_json()
+    try:
+        async with asyncio.timeout(request.app.state.body_s):
+            raw = await _bounded(request)
+    except TimeoutError:
+        raise Refused("body_too_slow", "the request's body did not come in its time") from None
+    if raw and not is_json:
+        raise _not_json()
+    return raw or (b"{}" if may_be_absent else b"")
+
+
+def _not_json() -> Refused:
+    return Refused("media_type_refused", "Content-Type must be application/json")
+
+
+async def _bounded(request: Request) -> bytes:
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > BODY_MAX_BYTES:
+            raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
+    return raw
+
+
+def require_clear_query(request: Request) -> None:
+    """Refuse a parameter that comes twice, for one of the two would be lost, and any where the call takes none: a
+    bound on money that stands in the wrong place is not silently no bound.
+    """
+    if not request.scope["query_string"]:
+        return
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    # without a route it is a call of `express`, which takes none
+    route = request.scope.get("route")
+    if given and (route is None or not route.dependant.query_params):
+        name = next(iter(given))[:80]
+        raise Refused("bad_request", f"the call takes no parameters, and was given {name!a}", key=name)
+    twice = next((name for name, count in given.items() if count > 1), None)
+    if twice is not None:
+        name = twice[:80]
+        raise Refused("bad_request", f"the parameter {name!a} is given twice", key=name)
+
+
+def single_header(request: Request, name: str) -> str | None:
+    """A header that may come once; twice is `bad_request`."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise Refused("bad_request", f"the header {name} is given twice", key=name)
+    return values[0] if values else None

@@ -1,0 +1,57 @@
+"""/v1/pause and /v1/resume: the switch that stops all signing.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: signs.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from payagent.agent.operator.pause import pause, unpause
+from payagent.api.http.problems import JsonResponse
+from payagent.api.models.openapi import gives, takes
+from payagent.api.models.parse import read_pause
+from payagent.api.models.render import pause_view
+from payagent.api.models.wallet import PauseOrder, PauseTold
+from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.store.rows import apps, pauses
+from payagent.store.rows.pauses import Pause
+
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+
+router = APIRouter(tags=["pause"])
+
+
+@router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseTold, 200))
+async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
+    """By whom and why is told to those who read the books or operate the wallet."""
+    return _told(caller, pauses.standing(caller.desk.conn))
+
+
+@router.post(
+    "/v1/pause",
+    summary="Stop all signing",
+    responses=gives(PauseTold, 200),
+    openapi_extra=takes(PauseOrder, may_be_absent=True),
+)
+async def begin(request: Request, caller: Operator) -> JsonResponse:
+    """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
+    replacement, no cancel, no transfer. What was signed before is sent and followed, and may land. Paused already,
+    the earlier pause stands with its reason, and `already` says so."""
+    reason = read_pause(await caller.json_body(request, may_be_absent=True))
+    found, is_new = await pause(caller.desk, caller.app.id, reason)
+    return _told(caller, found, already=not is_new)
+
+
+@router.post("/v1/resume", summary="Sign again", responses=gives(PauseTold, 200))
+async def end(caller: Operator) -> JsonResponse:
+    """What was held before the pause and has time left is signed now; what is too late is given back."""
+    return _told(caller, await unpause(caller.desk, caller.app.id))
+
+
+def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
+    by = None if pause is None else apps.by_id(caller.desk.conn, pause.by)
+    name = None if pause is None else pause.by if by is None else by.name
+    more = {"already": True} if already else {}
+    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all) | more)

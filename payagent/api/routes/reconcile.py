@@ -1,0 +1,255 @@
+"""/v1/ledger/reconcile: the wallet's own address, as a provider shows it now, against the books.
+
+May import: core, agent, audit, chain.address_history and chain.provider, store, the rest of api, FastAPI. Never:
+writes; takes silence for agreement.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import StreamingResponse
+
+from payagent.agent.base.chain_view import SKEW_MAX_S
+from payagent.agent.context import Desk
+from payagent.api.models.ledger import Reconciliation
+from payagent.api.models.openapi import gives
+from payagent.api.routes.auth import Caller
+from payagent.api.routes.ledger import FINDINGS_MAX, Auditor
+from payagent.api.routes.params import Parameters
+from payagent.api.routes.prepaid import holdings_view
+from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
+from payagent.chain.address_history import History, read_history
+from payagent.chain.provider import ChainSource, NotFound, Read, Tip, TxSeen
+from payagent.core.network import SlotClock
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection
+from payagent.store.rows.onchain import under_way_since_ms
+
+T = TypeVar("T")
+
+BREATH_S = 10.0
+"""After so long without a word an empty line keeps who waits from giving up."""
+
+_TX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
+
+
+SINCE = "Blocks from this slot on; 0: all. What is not booked yet is looked at in older ones too."
+
+
+class Period(Parameters):
+    """Which part of the chain."""
+
+    since_slot: Annotated[int, Field(ge=0, lt=2**53, description=SINCE)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Since when, as a slot and as a time; and when it was asked, up to where payagent itself had looked, and had
+    booked all deposits.
+    """
+
+    since_slot: int
+    since_s: int
+    looked: Tip
+    booked: Tip | None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What was told so far, but for the differences, which are on their way."""
+
+    found: int = 0
+    provider: str | None = None
+    tip: Tip | None = None
+    doubts: list[str] = field(default_factory=list)
+    in_flight: list[InFlight] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
+    checked: Counter[str] = field(default_factory=Counter)
+
+    def take(self, told: Told) -> str:
+        """What of it goes out at once."""
+        if isinstance(told, Difference):
+            self.found += 1
+            return ("," if self.found > 1 else "") + json.dumps(_difference(told)) if self._has_room else ""
+        if isinstance(told, InFlight):
+            self.in_flight.append(told)
+        elif isinstance(told, Doubt):
+            self.doubts.append(told.what)
+        elif isinstance(told, Standing):
+            self.standings.append(told)
+        else:
+            self.checked[told.table] = told.rows
+        return "\n"
+
+    @property
+    def _has_room(self) -> bool:
+        return self.found <= FINDINGS_MAX
+
+    def end(self, since_slot: int) -> dict[str, object]:
+        tip = self.tip
+        return {
+            "clean": not self.found and not self.doubts,
+            "complete": not self.doubts,
+            "found": self.found,
+            "could_not_tell": self.doubts[:FINDINGS_MAX],
+            "in_flight": [_in_flight(told) for told in self.in_flight[:FINDINGS_MAX]],
+            "balances": [_standing(told) for told in self.standings],
+            "checked": dict(self.checked),
+            "since_slot": since_slot,
+            "provider": self.provider,
+            "tip": None if tip is None else {"height": tip.height, "slot": tip.slot, "hash": tip.hash},
+        }
+
+
+@router.get(
+    "/reconcile",
+    summary="Whether the books are what the chain shows at our address",
+    responses=gives(Reconciliation, 200),
+    response_class=StreamingResponse,
+)
+async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
+    """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
+    chain = caller.desk.chain
+    if chain.slots is None or chain.tip is None:
+        raise Refused("chain_not_ready", chain.why_unseen)
+    since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
+    since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
+    bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked)
+    return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
+
+
+def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
+    """Since when something may be in a block and not booked yet: all that is unspent is compared."""
+    began_ms = under_way_since_ms(conn)
+    return tip.slot if began_ms is None else min(tip.slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
+
+
+async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
+    """One JSON object in pieces, as long as the token is good."""
+    desk, answer = caller.desk, _Answer()
+    yield '{"findings":['
+    async for told in _breathing(_compared(desk, bounds, answer)):
+        caller.require_still_let_in()
+        yield "\n" if told is None else answer.take(told)
+    prepaid = {"prepaid": holdings_view(desk.conn, desk.terms)}
+    yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
+
+
+async def _compared(desk: Desk, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+    """Everything that there is to tell, by the first provider that shows all of it."""
+    doubts = []
+    for source in desk.senders:
+        history = await read_history(source, desk.terms.own.text, bounds.since_s)
+        if isinstance(history, History):
+            answer.provider, answer.tip = source.name, history.tip
+            async for told in _judged(desk, source, history, bounds):
+                yield told
+            return
+        doubts.append(Doubt(f"{source.name}: {history.reason}"))
+    for doubt in doubts:
+        yield doubt
+
+
+async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
+    """The books against a history. They may be ahead of it; what they know more is asked for."""
+    is_forked = await _is_gone(source, bounds.looked)
+    if is_forked:
+        yield Doubt(
+            "the block that payagent last looked at is on the chain no more: ask again after its next look"
+        )
+    booked_height = 0 if is_forked else await _booked_height(source, bounds)
+    with desk.snapshot() as conn:
+        since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
+        claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
+        asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
+        steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
+        while (told := await _in_thread(partial(next, steps, None))) is not None:
+            yield told
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What it comes to in another thread. Who is cancelled meanwhile waits for that: a connection that is closed
+    under a thread that reads from it ends the process.
+    """
+    working = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(working)
+    finally:
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((working,))
+
+
+async def _booked_height(source: ChainSource, bounds: _Bounds) -> int:
+    """Up to where all deposits are booked. What a fork brought since may be in any block of it."""
+    booked = bounds.booked
+    if booked is None or (booked != bounds.looked and await _is_gone(source, booked)):
+        return 0
+    return booked.height
+
+
+async def _is_gone(source: ChainSource, tip: Tip) -> bool:
+    """Whether what was the newest block is on the chain no more."""
+    return isinstance(await source.block(tip.hash), NotFound)
+
+
+async def _placed(source: ChainSource, tx_id: str) -> Read[TxSeen]:
+    """Where a transaction is; what cannot be the id of one is nowhere."""
+    return await source.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
+
+
+async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
+    """Each step as it comes, and None whenever none came for long."""
+    came: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async for step in steps:
+                came.put_nowait(step)
+        finally:
+            came.put_nowait(None)
+
+    task = asyncio.create_task(take(), name="reconcile")
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(BREATH_S):
+                    step = await came.get()
+            except TimeoutError:
+                yield None
+                continue
+            if step is None:
+                break
+            yield step
+        await task
+    finally:
+        task.cancel()
+
+
+def _difference(told: Difference) -> dict[str, object]:
+    return {"kind": told.kind, "table": told.table, "row": told.row, "tx_hash": told.tx_id, "what": told.what}
+
+
+def _in_flight(told: InFlight) -> dict[str, object]:
+    units = {asset: str(n) for asset, n in told.units.items()}
+    return {"tx_hash": told.tx_id, "payment": told.payment_id, "what": told.what, "units": units}
+
+
+def _standing(told: Standing) -> dict[str, str]:
+    return {
+        "asset": told.asset,
+        "books": str(told.books_units),
+        "chain": str(told.chain_units),
+        "in_flight": str(told.in_flight_units),
+    }

@@ -1,0 +1,127 @@
+"""All payments, in shares: one is checked by its own rows alone, so that processes can look at them side by side.
+
+Each process reads the file for itself and a moment later than the first, which changes nothing: a payment and what
+belongs to it are one consistent state for it too.
+May import: store, audit. Never: starts a process for books that one reads in a few seconds.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+from payagent.audit.checked_rows import UNREADABLE, to_the_end, unreadable
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.payments import check_payment
+from payagent.audit.signed_bytes import Owner
+from payagent.store.audit import books
+from payagent.store.audit.payment_records import cases, payment_spans
+from payagent.store.db.opening import DatabaseError
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Connection
+
+SHARE = 2_000
+SHARES_ALONE_MAX = 10
+HELPERS_MAX = 3
+
+_open = ExitStack()
+"""What a process that helps reads from until it ends."""
+
+Span = tuple[int, int]
+Found = tuple[int, list[Finding]]
+"""How many payments there were, and what was found."""
+
+
+@contextmanager
+def shared_out(
+    conn: Connection, owner: Owner, share: int = SHARE
+) -> Generator[Iterator[Finding | Progress], None, None]:
+    """What there is to tell of the payments. Others begin with them now; who takes of it joins in."""
+    spans = list(payment_spans(conn, share))
+    helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
+    path = books.path_of(conn)
+    if len(spans) <= SHARES_ALONE_MAX or helpers < 1 or path is None:
+        yield _told(check_share(conn, owner, span) for span in spans)
+        return
+    with ProcessPoolExecutor(helpers, get_context("spawn"), _begin_to_help) as pool:
+        try:
+            futures = [pool.submit(_check_elsewhere, path, owner, span) for span in spans]
+            yield _told(_join_in(conn, owner, dict(zip(spans, futures, strict=True))))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
+    """All of it at once; by halves where a row cannot be read, until one payment is left that has it."""
+    first, last = span
+    try:
+        return _check(conn, owner, span)
+    except (*UNREADABLE, DatabaseError) as error:
+        found = unreadable("payments", str(first), error)
+    if first == last:
+        return 1, [found]
+    middle = (first + last) // 2
+    count, lower = check_share(conn, owner, (first, middle))
+    more, upper = check_share(conn, owner, (middle + 1, last))
+    return count + more, lower + upper
+
+
+def _check(conn: Connection, owner: Owner, span: Span) -> Found:
+    found: list[Finding] = []
+    count = 0
+    for case in cases(conn, *span):
+        found.extend(to_the_end("payments", check_payment(case, owner), case.id))
+        count += 1
+    return count, found
+
+
+def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
+    return check_share(_read_from(path), owner, span)
+
+
+@cache
+def _read_from(path: Path) -> Connection:
+    """One state of the books for all shares, and what was read of them for one is at hand for the next."""
+    return _open.enter_context(Readers(path).snapshot())
+
+
+def _begin_to_help() -> None:
+    """Signals are for the first process alone; who helps it ends with it, however that comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    # not by the kernel's signal for a parent's death: that comes when the thread ends that started the process
+    if (first := parent_process()) is not None:
+        first.join()
+        os._exit(1)
+
+
+def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]) -> Iterator[Found]:
+    """From the last share on, what nobody has begun with; then what the others found."""
+    begun: list[Span] = []
+    for span in reversed(shares):
+        if shares[span].cancel():
+            yield check_share(conn, owner, span)
+        else:
+            begun.append(span)
+    for span in begun:
+        try:
+            yield shares[span].result()
+        except BrokenProcessPool:
+            yield check_share(conn, owner, span)
+
+
+def _told(shares: Iterator[Found]) -> Iterator[Finding | Progress]:
+    total = 0
+    for count, found in shares:
+        yield from found
+        total += count
+        yield Progress("payments", total)

@@ -1,0 +1,156 @@
+"""The books for plain-text accounting: beancount and hledger, each by its own rules, with the same accounts.
+
+A token is named by the hash of its policy and name, never by what its maker calls it: anybody can mint an "ADA".
+May import: core, audit. Never: writes a name that the program would read otherwise.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+
+from payagent.audit.statement import Balance, Booked, Statement
+from payagent.core.ledger import EXTERNAL, FEES, HELD, WALLET
+from payagent.core.money import LOVELACE, format_units
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+
+_ACCOUNTS = {
+    WALLET: "Assets:Payagent:Wallet",
+    HELD: "Assets:Payagent:Held",
+    FEES: "Expenses:Fees",
+    EXTERNAL: "Equity:External",
+}
+_ROOTS = {"merchant": "Expenses:Merchant", "prepaid": "Assets:Prepaid"}
+_LAST_DAY = date.max - timedelta(days=1)
+_UNSAFE = re.compile(r"[^A-Za-z0-9]+", re.ASCII)
+
+
+@lru_cache(maxsize=4096)
+def account_name(account: str) -> str:
+    """An account as both programs take it; a merchant's has the hash of its origin, so that no two are one."""
+    if account in _ACCOUNTS:
+        return _ACCOUNTS[account]
+    kind, _, origin = account.partition(":")
+    if kind not in _ROOTS:
+        raise Refused("store_failed", f"{account!r} is not an account of the books")
+    host = _UNSAFE.sub("-", origin.partition("://")[2]).strip("-") or "host"
+    digest = hashlib.sha256(origin.encode()).hexdigest()[:8]
+    return f"{_ROOTS[kind]}:{host[:1].upper()}{host[1:]}-{digest}"
+
+
+@lru_cache(maxsize=4096)
+def commodity_name(asset: str) -> str:
+    """ADA, or T and 16 characters of the hash of what names the token on the chain."""
+    return "ADA" if asset == LOVELACE else "T" + hashlib.sha256(asset.encode()).hexdigest()[:16].upper()
+
+
+def _number(asset: str, units: int) -> str:
+    return format_units(units, 6 if asset == LOVELACE else 0)
+
+
+def _assets(balances: Iterable[Balance]) -> list[str]:
+    return sorted({asset for _, asset, _ in balances})
+
+
+def _accounts(balances: Iterable[Balance]) -> list[str]:
+    return sorted({account for account, _, _ in balances})
+
+
+def _title(books: Statement) -> str:
+    since, until = books.only.since_ms, books.only.until_ms
+    period = "" if since is None else f", since {iso_time(since)}"
+    return f"payagent on {books.network}{period}" + ("" if until is None else f", until {iso_time(until)}")
+
+
+def _day(ms: int, later: int = 0) -> str:
+    """A day that has one after it, which is that of the closing balances."""
+    day = min(datetime.fromtimestamp(ms // 1000, UTC).date(), _LAST_DAY)
+    return (day + timedelta(days=later)).isoformat()
+
+
+def beancount(books: Statement) -> Iterator[str]:
+    """Lines that `bean-check` accepts."""
+    yield f'option "title" {_quoted(_title(books))}'
+    if books.first_ms is None or books.last_ms is None:
+        return
+    first = _day(books.first_ms)
+    for asset in _assets(books.closing):
+        yield f"{first} commodity {commodity_name(asset)}"
+        yield f"  asset: {_quoted(asset)}"
+    for account in _accounts(books.closing):
+        yield f"{first} open {account_name(account)}"
+        yield f"  account: {_quoted(account)}"
+    if books.opening:
+        yield f'{first} * "opening balances"'
+        yield from _bean_lines(books.opening)
+    for entry in books.entries:
+        yield from _bean_entry(entry)
+    after = _day(books.last_ms, later=1)
+    for account, asset, units in books.closing:
+        yield f"{after} balance {account_name(account)}  {_number(asset, units)} {commodity_name(asset)}"
+
+
+def _bean_entry(entry: Booked) -> Iterator[str]:
+    row = entry.row
+    told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
+    payee = f"{_quoted(entry.origin)} " if entry.origin else ""
+    yield f"{_day(row.at_ms)} * {payee}{_quoted(told)}"
+    for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref), ("app", entry.app)):
+        if value is not None:
+            yield f"  {name}: {_quoted(value)}"
+    yield from _bean_lines(row.postings)
+
+
+def _bean_lines(lines: Iterable[Balance]) -> Iterator[str]:
+    for account, asset, units in lines:
+        yield f"  {account_name(account)}  {_number(asset, units)} {commodity_name(asset)}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+def hledger(books: Statement) -> Iterator[str]:
+    """Lines that `hledger check --strict` accepts."""
+    yield f"; {_title(books)}"
+    if books.first_ms is None or books.last_ms is None:
+        return
+    for asset in _assets(books.closing):
+        yield f"; {commodity_name(asset)} is {asset}"
+        yield f"commodity {'1.000000' if asset == LOVELACE else '1.'} {_symbol(asset)}"
+    for account in _accounts(books.closing):
+        yield f"; {account_name(account)} is {account}"
+        yield f"account {account_name(account)}"
+    if books.opening:
+        yield f"{_day(books.first_ms)} * opening balances"
+        yield from _hledger_lines(books.opening)
+    for entry in books.entries:
+        yield from _hledger_entry(entry)
+    yield f"{_day(books.last_ms, later=1)} * closing balances"
+    for account, asset, units in books.closing:
+        amount = f"{_number(asset, 0)} {_symbol(asset)} = {_number(asset, units)} {_symbol(asset)}"
+        yield f"    {account_name(account)}  {amount}"
+
+
+def _hledger_entry(entry: Booked) -> Iterator[str]:
+    row = entry.row
+    told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
+    yield f"{_day(row.at_ms)} * ({row.id}) {told}"
+    told_of = (("at", iso_time(row.at_ms)), ("ref", row.ref), ("merchant", entry.origin), ("app", entry.app))
+    for name, value in told_of:
+        if value is not None:
+            yield f"    ; {name}:{value}"
+    yield from _hledger_lines(row.postings)
+
+
+def _hledger_lines(lines: Iterable[Balance]) -> Iterator[str]:
+    for account, asset, units in lines:
+        yield f"    {account_name(account)}  {_number(asset, units)} {_symbol(asset)}"
+
+
+def _symbol(asset: str) -> str:
+    name = commodity_name(asset)
+    return name if name.isalpha() else f'"{name}"'

@@ -1,0 +1,172 @@
+"""The seals against the rows that they are of: every table of record once, in order, all of them side by side.
+
+The events' own chain is looked at as they pass.
+May import: store, audit. Never: holds more than a few rows of a table in memory; enumerates what a row claims.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import islice
+
+from payagent.audit.checked_rows import UNREADABLE
+from payagent.audit.finding import Finding, Head, Progress, numbers
+from payagent.store.audit import books
+from payagent.store.db.seals import SEALED, marks_of, seal_hash
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.unit import Connection
+
+TOLD_EVERY = 5_000
+_AHEAD = 100
+_MARK = 4
+_LINK = len(',"",""]') + 2 * len(GENESIS)
+"""What an event's text ends with: the hash before and its own."""
+_SEALED = frozenset(SEALED)
+_read = json.JSONDecoder().raw_decode
+
+Row = tuple[int, bytes]
+Span = tuple[str, int, int]
+"""Table, first and last number."""
+
+
+class Rows:
+    """The rows of a table that no seal has taken yet. `sealed` is the number that the last one ended with."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self.sealed = 0
+        self._rows = rows
+        self._ahead: list[Row] = []
+        self._at = 0
+
+    def take(self, first: int, last: int) -> tuple[list[Row], list[Row]]:
+        """The rows before `first`, which no seal is of, and those up to `last`."""
+        if last > self.sealed:
+            self.sealed = last
+        at, end = self._at, self._at + last - first + 1
+        taken = self._ahead[at:end]
+        if taken and taken[0][0] == first and taken[-1][0] == last:
+            self._at = at + len(taken)
+            return [], taken
+        while not self._ahead or self._ahead[-1][0] < last:
+            more = list(islice(self._rows, _AHEAD))
+            if not more:
+                break
+            self._ahead = self._ahead[self._at :] + more
+            self._at = 0
+        passed = [row for row in self._ahead[self._at :] if row[0] <= last]
+        self._at += len(passed)
+        before = sum(number < first for number, _ in passed)
+        return passed[:before], passed[before:]
+
+    def rest(self) -> Iterator[Row]:
+        yield from self._ahead[self._at :]
+        yield from self._rows
+
+
+def _linked(events: Iterator[Row], broken: list[Finding]) -> Iterator[Row]:
+    """The events as they are, and which of them do not follow from the one before.
+
+    An event's hash is of its text with the hash before in front in place of the row's number.
+    """
+    last_seq, last_hash = 0, GENESIS.encode()
+    for row in events:
+        seq, text = row
+        told = text[len(str(seq)) + 2 : -_LINK]
+        made = hashlib.sha256(b'["%b",%b]' % (last_hash, told)).hexdigest().encode()
+        link = text[-_LINK:]
+        if seq != last_seq + 1 or link != b',"%b","%b"]' % (last_hash, made):
+            broken.append(Finding("events", str(seq), "its hash does not follow from it and the event before"))
+        last_seq, last_hash = seq, link[-2 - len(made) : -2]
+        yield row
+
+
+def check_seals(conn: Connection, noted: Head | None) -> Iterator[Finding | Progress | Head]:
+    """Every row is in one seal and is what was sealed; the seals are a chain, which `noted` is in."""
+    broken: list[Finding] = []
+    tables = {table: Rows(books.row_texts(conn, table)) for table in SEALED}
+    tables["events"] = Rows(_linked(books.row_texts(conn, "events"), broken))
+    last_seq, last_hash = 0, GENESIS
+    missed = None if noted is None or noted == Head(0, GENESIS) else (noted.seq, noted.hash)
+    for seal in books.seals(conn):
+        if seal.seq != last_seq + 1:
+            yield Finding("seals", numbers(last_seq + 1, seal.seq - 1), "missing: seals are numbered without gaps")
+        yield from _check(seal, last_hash, tables)
+        if broken:
+            yield from broken
+            broken.clear()
+        last_seq, last_hash = seal.seq, seal.hash
+        if (last_seq, last_hash) == missed:
+            missed = None
+        if last_seq % TOLD_EVERY == 0:
+            yield Progress("seals", last_seq)
+    for table, rows in tables.items():
+        for number, _ in rows.rest():
+            yield Finding(table, str(number), "no seal is of it")
+    yield from broken
+    if missed is not None:
+        yield Finding("seals", str(missed[0]), f"the chain does not have the head that was noted, {noted}")
+    yield Progress("seals", last_seq)
+    yield Head(last_seq, last_hash)
+
+
+def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[Finding]:
+    spans = _spans(seal.what, seal.marks)
+    if spans is None:
+        yield Finding("seals", str(seal.seq), "it does not say which rows it is of")
+        return
+    found: list[list[Row]] = []
+    for table, first, last in spans:
+        rows = tables[table]
+        if first != rows.sealed + 1:
+            yield Finding("seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was next")
+        unsealed, taken = rows.take(first, last)
+        for number, _ in unsealed:
+            yield Finding(table, str(number), "no seal is of it")
+        found.append(taken)
+    texts = [text for rows in found for _, text in rows]
+    if seal_hash(prev_hash, seal.seq, seal.what, seal.marks, texts) != seal.hash:
+        yield from _explain(seal, prev_hash, spans, found)
+
+
+def _spans(what: str, marks: bytes) -> list[Span] | None:
+    """Which rows a seal is of, as many as it has marks; None when it does not say so in its own form."""
+    spans = []
+    try:
+        told, end = _read(what)
+        marks_size = len(marks)
+        if end != len(what):
+            return None
+        for table, (first, last) in told.items():
+            if table not in _SEALED or type(first) is not int or type(last) is not int or not 0 < first <= last:
+                return None
+            spans.append((table, first, last))
+            marks_size -= (last - first + 1) * _MARK
+    except UNREADABLE:
+        return None
+    return None if marks_size else spans
+
+
+def _explain(seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]) -> Iterator[Finding]:
+    """Find the rows that are not what was sealed, by their marks; or tell of the seal itself, when it is none of
+    them.
+    """
+    texts = [text for rows in found for _, text in rows]
+    if len(texts) * _MARK == len(seal.marks):
+        marks = marks_of(texts)
+        is_marked = marks == seal.marks
+        if is_marked or seal_hash(prev_hash, seal.seq, seal.what, marks, texts) == seal.hash:
+            yield Finding("seals", str(seal.seq), "it does not follow from its rows and the seal before")
+            return
+    place = 0
+    for (table, first, last), rows in zip(spans, found, strict=True):
+        expected = first
+        for number, text in rows:
+            if number > expected:
+                yield Finding(table, numbers(expected, number - 1), "missing: it was sealed")
+            expected = number + 1
+            at = (place + number - first) * _MARK
+            if marks_of((text,)) != seal.marks[at : at + _MARK]:
+                yield Finding(table, str(number), "it is not what was sealed")
+        if expected <= last:
+            yield Finding(table, numbers(expected, last), "missing: it was sealed")
+        place += last - first + 1

@@ -1,0 +1,123 @@
+"""What signed bytes say, against the row that holds them and what was to be paid: pure.
+
+May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row what the bytes say themselves.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
+
+from payagent.core.address import Address, encode_address
+from payagent.core.money import LOVELACE
+from payagent.core.network import Network
+from payagent.store.audit.payment_records import SignedRow
+from payagent.store.rows.payments import OutputRow
+from payagent.wallet.tx_decode import DecodedTransaction, Undecodable, decode
+
+Reading = DecodedTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose books these are: the wallet's one address, and its network."""
+
+    address: Address
+    network: Network
+
+
+def read(cbor: bytes) -> Reading | str:
+    """The transaction, or why the bytes are not one of ours."""
+    try:
+        return decode(cbor)
+    except (Undecodable, RecursionError, IndexError, KeyError, TypeError) as error:
+        return str(error) or type(error).__name__
+
+
+def foreign_value(reading: Reading, owner: Owner) -> dict[str, int]:
+    """Units per asset of the outputs that are not the wallet's own."""
+    own = owner.address.raw
+    total: dict[str, int] = {}
+    for output in reading.outputs:
+        if output.address != own:
+            total[LOVELACE] = total.get(LOVELACE, 0) + output.lovelace
+            for asset, units in output.assets.items():
+                total[asset] = total.get(asset, 0) + units
+    return total
+
+
+def misread(
+    reading: Reading,
+    row: SignedRow,
+    outputs: tuple[OutputRow, ...],
+    kind: str,
+    commitment: str | None,
+    owner: Owner,
+) -> Iterator[str]:
+    """What the bytes and the row (or what was to be paid) say differently."""
+    tx_id = hashlib.blake2b(reading.body, digest_size=32).digest()
+    if tx_id.hex() != row.tx_id:
+        yield "its bytes have another transaction id"
+    inputs = [f"{spent}#{index}" for spent, index in reading.inputs]
+    if sorted(inputs) != sorted(row.inputs) or len(set(inputs)) != len(inputs):
+        yield "its bytes spend other inputs"
+    if row.anchor not in inputs:
+        yield "its bytes do not spend the anchor"
+    for name, found, told in (
+        ("fee", reading.fee_lovelace, row.fee_lovelace),
+        ("TTL", reading.ttl_slot, row.ttl_slot),
+        ("network id", reading.network_id, owner.network.network_id),
+    ):
+        if found != told:
+            yield f"its bytes have the {name} {found}, not {told}"
+    if (reading.commitment.hex() if reading.commitment else None) != commitment:
+        yield "its bytes commit to something else than the invoice"
+    if not _is_signed_by(reading, tx_id, owner):
+        yield "it is not signed by the wallet's key"
+    if not _pays(reading, row, outputs, kind, owner):
+        yield "its bytes pay something else than they are to"
+
+
+def _is_signed_by(reading: Reading, tx_id: bytes, owner: Owner) -> bool:
+    if len(reading.witnesses) != 1:
+        return False
+    key, signature = reading.witnesses[0]
+    if hashlib.blake2b(key, digest_size=28).digest() != owner.address.payment_key_hash:
+        return False
+    try:
+        crypto_sign_open(signature + tx_id, key)
+    except BadSignatureError:
+        return False
+    return True
+
+
+def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind: str, owner: Owner) -> bool:
+    """A cancel pays only the wallet; a sweep what its outputs list; the rest each output on its own, in order."""
+    own = owner.address.raw
+    if row.kind == "cancel":
+        return all(output.address == own for output in reading.outputs)
+    if kind == "sweep":
+        flat = [
+            (_text(output.address), asset, units)
+            for output in reading.outputs
+            for asset, units in ((LOVELACE, output.lovelace), *output.assets.items())
+        ]
+        return flat == [(o.address, o.asset, o.units) for o in outputs]
+    if len(reading.outputs) < len(outputs):
+        return False
+    for found, wanted in zip(reading.outputs, outputs, strict=False):
+        paid = found.assets if wanted.asset != LOVELACE else {LOVELACE: found.lovelace}
+        if paid != {wanted.asset: wanted.units} or (wanted.asset == LOVELACE and found.assets):
+            return False
+        if _text(found.address) != wanted.address:
+            return False
+    return all(output.address == own for output in reading.outputs[len(outputs) :])
+
+
+@lru_cache(maxsize=1000)
+def _text(raw: bytes) -> str:
+    """Many payments go to the same few addresses."""
+    return encode_address(raw).text if raw else ""

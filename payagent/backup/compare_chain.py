@@ -1,0 +1,96 @@
+"""A ledger that comes back against the chain as it is now: which coins were spent since, which have come.
+
+May import: core, secret_file, settings, chain, store, agent.base. Never: writes; takes silence for an answer.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from payagent.agent.base.chain_view import ChainView, require_right_clock
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.provider import ChainUtxo, Found, Read, Unknown
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.core.problems import Refused
+from payagent.secret_file import read_secret_file
+from payagent.settings.schema import Provider, Settings
+from payagent.store.db.unit import Connection
+from payagent.store.rows import attempts_and_utxos as queries
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Coins:
+    """How many, and what they hold per asset."""
+
+    count: int
+    units: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """`gone`: the ledger has them to spend, and the chain does not. `unknown`: on the chain, not in the ledger."""
+
+    gone: Coins
+    unknown: Coins
+
+
+async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
+    """The coins of an address by the first provider that sees the chain well, or why there is none.
+
+    Refused: `clock_skew`, when all that could be asked have another time than ours; by a clock that is wrong,
+    nobody could tell when it is safe to sign again.
+    """
+    reasons: list[str] = []
+    skewed: Refused | None = None
+    for provider in settings.chain.providers:
+        try:
+            return await _coins_by(provider, settings.network, address, now_ms)
+        except Refused as refused:
+            if refused.code == "clock_skew":
+                skewed = refused
+            reasons.append(f"{provider.base_url}: {refused.detail}")
+    if skewed is not None:
+        raise skewed
+    return "; ".join(reasons)
+
+
+def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
+    """Coins that a payment under way has reserved are the daemon's matter: it looks for the payment."""
+    coins = {utxo.ref: utxo for utxo in listed}
+    ready = [row for row in queries.coins(conn) if row.state in ("free", "locked") and row.reserved_for is None]
+    gone = [row for row in ready if row.ref not in coins]
+    unknown = [utxo for ref, utxo in coins.items() if queries.coin(conn, ref) is None]
+    return Differences(_sum(gone), _sum(unknown))
+
+
+def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> Coins:
+    return Coins(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
+
+
+async def _coins_by(
+    provider: Provider, network: str, address: str, now_ms: Callable[[], int]
+) -> tuple[ChainUtxo, ...]:
+    project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
+    source = Blockfrost("provider", provider.base_url, project_id)
+    try:
+        view = ChainView(NETWORKS[network])
+        view.learn_genesis(_found("genesis", await source.genesis()))
+        view.learn_parameters(_found("parameters", await source.parameters()))
+        view.tip, view.problem = _found("newest block", await source.tip()), None
+        off_s = await source.clock_off_s(now_ms)
+        require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
+        view.require_in_step(now_ms())
+        return _found("coins", await source.utxos(address))
+    finally:
+        await source.aclose()
+
+
+def _found(what: str, read: Read[T]) -> T:
+    if isinstance(read, Found):
+        return read.value
+    reason = read.reason if isinstance(read, Unknown) else "not there"
+    raise Refused("chain_not_ready", f"its {what} could not be read: {reason}")

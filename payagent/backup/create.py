@@ -1,0 +1,51 @@
+"""Take a backup: a copy of the ledger as it is now, the keystore, and what tells them from any other.
+
+May import: core, secret_file, settings, store, wallet.keystore, the rest of backup. Never: touches the files that
+it copies.
+"""
+
+from pathlib import Path
+
+from payagent.backup.archive import KEYSTORE, LEDGER, VERSION, Manifest, measure, pack
+from payagent.backup.staging import put, workshop, writing
+from payagent.backup.verify import Tell, checked
+from payagent.core.problems import Refused
+from payagent.secret_file import sync_folder
+from payagent.settings.schema import Settings
+from payagent.store.audit.copy import copy_ledger
+from payagent.store.db.opening import require_ledger
+from payagent.wallet.keystore import read_header
+
+
+def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
+    """Write a new file, or none. The daemon may run and pay meanwhile: what it does then is not in it.
+
+    Refused: `backup_invalid` when the books are not sound (no restore would take them), `backup_not_written`,
+    `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer`, `store_failed`.
+    """
+    ledger, keystore = settings.data_dir / LEDGER, settings.data_dir / KEYSTORE
+    require_ledger(ledger)
+    read_header(keystore)
+    if target.exists() or target.is_symlink():
+        raise Refused("file_exists", f"{target} is there already")
+    with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        tell("copying the ledger")
+        (folder / KEYSTORE).touch(mode=0o600)
+        (folder / KEYSTORE).write_bytes(keystore.read_bytes())
+        copy_ledger(ledger, folder / LEDGER)
+        header, held, head = checked(folder, tell)
+        manifest = Manifest(
+            version=VERSION,
+            network=header.network.name,
+            address=header.address,
+            made_at_ms=now_ms,
+            head=str(head),
+            payments=held.payments,
+            open_payments=held.open_payments,
+            keystore=measure(folder / KEYSTORE),
+            ledger=measure(folder / LEDGER),
+        )
+        pack(folder, manifest, folder / "backup.tar")
+        put(folder / "backup.tar", target)
+        sync_folder(target.parent)
+    return manifest

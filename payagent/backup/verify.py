@@ -1,0 +1,59 @@
+"""Whether a ledger and a keystore can be relied on: they belong together, and the books are whole.
+
+May import: core, store, audit, wallet.keystore, backup.archive. Never: writes.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.signed_bytes import Owner
+from payagent.audit.verify import verify
+from payagent.backup.archive import KEYSTORE, LEDGER, invalid
+from payagent.core.address import parse_address
+from payagent.core.problems import Refused
+from payagent.store.audit.copy import Contents, contents
+from payagent.store.db.opening import DatabaseError, open_read_only
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.unit import Connection
+from payagent.wallet.keystore import Header, read_header
+
+Tell = Callable[[str], None]
+
+
+def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
+    """Who owns what is in the folder, what its ledger holds, and its newest seal.
+
+    Refused: `backup_invalid` when ledger and keystore do not belong together, or the books are not whole.
+    """
+    try:
+        header = read_header(folder / KEYSTORE)
+    except Refused as refused:
+        raise invalid(f"{KEYSTORE}: {refused.detail.rpartition(': ')[2]}") from None
+    try:
+        with closing(open_read_only(folder / LEDGER)) as conn:
+            held = contents(conn)
+            if held.network not in (None, header.network.name) or held.address not in (None, header.address):
+                raise invalid("ledger and keystore are of two wallets")
+            owner = Owner(parse_address(header.address, header.network), header.network)
+            head = _verified(conn, owner, tell)
+    except DatabaseError as error:
+        raise invalid(f"{LEDGER} cannot be read: {error}") from None
+    return header, held, head
+
+
+def _verified(conn: Connection, owner: Owner, tell: Tell) -> Head:
+    found, head = [], Head(0, GENESIS)
+    for told in verify(conn, owner):
+        match told:
+            case Finding():
+                found.append(told)
+            case Progress():
+                tell(f"checked {told.rows} {told.table}")
+            case Head():
+                head = told
+    if found:
+        first = found[0]
+        raise invalid(f"{len(found)} findings in its books, the first in {first.table} {first.row}: {first.what}")
+    return head

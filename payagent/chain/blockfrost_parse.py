@@ -1,0 +1,273 @@
+"""What Blockfrost's API answers, read strictly into values: found, not found, or could not tell. Pure.
+
+May import: the standard library, core, chain.provider, chain.submit_answers. Never: I/O; quotes what a provider
+sent; takes a 404 for "not there" that is not in Blockfrost's own form.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Genesis,
+    Movement,
+    NotFound,
+    Parameters,
+    Read,
+    Tip,
+    TxSeen,
+    Unknown,
+    Why,
+)
+from payagent.chain.submit_answers import ANSWER_MAX_BYTES, RawAnswer, TransportError, retry_after_s
+from payagent.core import strict_json
+from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
+from payagent.core.problems import Refused
+
+T = TypeVar("T")
+
+PAGE_ROWS = 100
+_MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
+_VALUES_MAX = 600_000
+"""How many values an answer may hold: 100 outputs full of assets are 400,000, and 16 MB of brackets 5,000,000."""
+
+HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
+
+_IN_WORDS = {
+    TransportError.CONNECT: "no connection",
+    TransportError.TLS: "no secure connection",
+    TransportError.TIMEOUT: "no answer in time",
+    TransportError.RESET: "the connection broke",
+    TransportError.TRUNCATED: "the answer broke off",
+    TransportError.TOO_BIG: "the answer is too big",
+}
+
+_OF_STATUS = {
+    401: ": the project id is not accepted",
+    402: ": the day's calls are used up",
+    403: ": the project id is not accepted, or is of another network",
+    418: ": banned for going on after too many calls",
+}
+"""What Blockfrost means by these statuses."""
+
+
+def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
+    return {row.ref for row in rows}
+
+
+def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
+    """What an answer says. Only a 200 and Blockfrost's own 404 say anything."""
+    if answer.error is not None:
+        return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
+    if answer.status not in (200, 404):
+        status = f"http {answer.status}{_OF_STATUS.get(answer.status or 0, '')}"
+        return Unknown(status, _why(answer.status or 0), retry_after_s(answer.retry_after))
+    if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
+        return Unknown(f"http {answer.status}, not understood (too many values)")
+    try:
+        body = strict_json.loads(answer.body, max_bytes=ANSWER_MAX_BYTES)
+        if answer.status == 404:
+            return NotFound() if _says_not_found(body) else Unknown("http 404, not in the provider's own form")
+        return Found(parse(body))
+    except Refused as refused:
+        why = refused.code  # its detail quotes what the provider sent
+    except ValueError as error:
+        why = str(error)
+    except (LookupError, TypeError) as error:
+        why = type(error).__name__
+    return Unknown(f"http {answer.status}, not understood ({why})")
+
+
+def _why(status: int) -> Why:
+    if status in (402, 418):
+        return Why.QUOTA
+    return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
+
+
+def _says_not_found(body: Any) -> bool:
+    """Whether it is Blockfrost's own 404, and not one of a proxy or a framework on the way."""
+    return (
+        type(body) is dict
+        and (body.get("status_code"), body.get("error")) == (404, "Not Found")
+        and isinstance(body.get("message"), str)
+    )
+
+
+def _text_hash(value: Any) -> str:
+    if not isinstance(value, str) or not HASH.fullmatch(value):
+        raise ValueError("not a hash")
+    return value
+
+
+def parse_tip(body: Any) -> Tip:
+    return Tip(
+        height=parse_count(body["height"], "height"),
+        slot=parse_count(body["slot"], "slot"),
+        hash=_text_hash(body["hash"]),
+        time_s=parse_count(body["time"], "time"),
+    )
+
+
+def parse_block(body: Any, block_hash: str) -> BlockSeen:
+    tip = parse_tip(body)
+    if tip.hash != block_hash:
+        raise ValueError("another block")
+    return BlockSeen(hash=tip.hash, height=tip.height, slot=tip.slot, time_s=tip.time_s)
+
+
+def parse_tx(body: Any, tx_id: str) -> TxSeen:
+    if body["hash"] != tx_id:
+        raise ValueError("another transaction")
+    return TxSeen(
+        tx_id=tx_id,
+        block_hash=_text_hash(body["block"]),
+        block_height=parse_count(body["block_height"], "block_height"),
+        slot=parse_count(body["slot"], "slot"),
+    )
+
+
+def parse_genesis(body: Any) -> Genesis:
+    return Genesis(
+        network_magic=parse_count(body["network_magic"], "network_magic"),
+        system_start_s=parse_count(body["system_start"], "system_start"),
+        slot_length_s=parse_units(body["slot_length"], "slot_length"),
+    )
+
+
+def parse_parameters(body: Any) -> Parameters:
+    return Parameters(
+        min_fee_a=parse_units(body["min_fee_a"], "min_fee_a"),
+        min_fee_b=parse_units(body["min_fee_b"], "min_fee_b"),
+        coins_per_utxo_byte=parse_units(body["coins_per_utxo_size"], "coins_per_utxo_size"),
+        max_tx_size=parse_units(body["max_tx_size"], "max_tx_size"),
+        max_value_size=parse_units(body["max_val_size"], "max_val_size"),
+        epoch=parse_count(body["epoch"], "epoch"),
+    )
+
+
+def parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:
+    if type(body) is not list or len(body) > PAGE_ROWS:
+        raise ValueError("not a page")
+    rows = tuple(_parse_utxo(row, address) for row in body)
+    if len(refs(rows)) != len(rows):
+        raise ValueError("an output is listed twice")
+    return rows
+
+
+def _parse_utxo(row: Any, address: str) -> ChainUtxo:
+    if row["address"] != address:
+        raise ValueError("an output of another address")
+    amounts: dict[str, int] = {}
+    for entry in row["amount"]:
+        unit = entry["unit"]
+        if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
+            raise ValueError("an amount of no known unit")
+        amounts[unit] = _quantity(entry["quantity"], unit)
+    block = row.get("block")
+    is_in_no_block = block is None or block == ""  # Dolos says "" of one that is older than what it keeps
+    return ChainUtxo(
+        tx_id=_text_hash(row["tx_hash"]),
+        index=parse_count(row["output_index"], "output_index"),
+        address=address,
+        lovelace=amounts.pop(LOVELACE),
+        assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
+        block_hash=None if is_in_no_block else _text_hash(block),
+        has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
+        has_script=row.get("reference_script_hash") is not None,
+        unreadable=any(units > MAX_UNITS for units in amounts.values()),
+    )
+
+
+def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
+    """A page, newest first."""
+    if type(body) is not list or len(body) > PAGE_ROWS:
+        raise ValueError("not a page")
+    rows = tuple(
+        AddressTx(
+            tx_id=_text_hash(row["tx_hash"]),
+            block_height=parse_count(row["block_height"], "block_height"),
+            time_s=parse_count(row["block_time"], "block_time"),
+        )
+        for row in body
+    )
+    if len({row.tx_id for row in rows}) != len(rows):
+        raise ValueError("a transaction is listed twice")
+    if any(newer.time_s < older.time_s for newer, older in pairwise(rows)):
+        raise ValueError("not the newest first")
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What is listed of a transaction at an address: in the ordinary way, and as collateral.
+
+    When a script failed, Blockfrost lists what moved in both ways, and Dolos lists it as collateral only.
+    """
+
+    plain: Movement
+    collateral: Movement
+    has_collateral: bool
+
+
+_Values = Mapping[str, Mapping[str, int]]
+"""What coins hold, by their refs."""
+
+
+def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
+    if body["hash"] != tx_id:
+        raise ValueError("another transaction")
+    # `reference` is the one member that is read and that Blockfrost's OpenAPI does not require
+    spent = [row for row in body["inputs"] if row.get("reference") is None or not _flag(row, "reference")]
+    made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
+    plain, collateral = (
+        Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
+        for is_collateral in (False, True)
+    )
+    failed = Movement(spent=_known(collateral.spent, plain.spent), made=_known(collateral.made, plain.made))
+    return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
+
+
+def _known(coins: _Values, in_full: _Values) -> _Values:
+    """The coins, with all that they hold where that is listed: Blockfrost leaves out the tokens of collateral."""
+    return {ref: in_full.get(ref, value) for ref, value in coins.items()}
+
+
+def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
+    """What the coins at the address hold, by ref, of the rows that are, or are not, listed as collateral."""
+    found: dict[str, Mapping[str, int]] = {}
+    for row in rows:
+        if _flag(row, "collateral") is is_collateral and row["address"] == address:
+            coin = _parse_utxo(row, address)
+            if coin.ref in found:
+                raise ValueError("a coin is listed twice")
+            found[coin.ref] = {LOVELACE: coin.lovelace, **coin.assets}
+    return found
+
+
+def parse_validity(body: Any) -> bool:
+    return _flag(body, "valid_contract")
+
+
+def _flag(row: Any, name: str) -> bool:
+    if type(row[name]) is not bool:
+        raise ValueError(f"{name} is not true or false")
+    return bool(row[name])
+
+
+def _quantity(value: Any, unit: str) -> int:
+    """Units of one output, above zero. A token's may exceed 2^63-1: anybody can send such an output here."""
+    try:
+        return check_supply(unit, parse_units(value, unit))
+    except Refused:
+        if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
+            units = int(value)
+            if MAX_UNITS < units <= _MAX_TOKEN_QUANTITY:
+                return units
+        raise

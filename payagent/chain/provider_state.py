@@ -1,0 +1,249 @@
+"""One provider: what is known of it, and whether what it says goes together.
+
+It contradicts itself when it denies its own newest block, tells two heights of one block, or lists a coin of a
+transaction that it denies. Replicas and indexes look like that for a moment, so most of it counts only when it
+lasts. One that was caught serves a sentence: for a while it is not heard and gets no bytes.
+
+May import: chain.provider, chain.quorum_rules, chain.throttled_provider, chain.circuit_breaker. Never: compares
+one provider with another, which `panel` does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from payagent.chain.circuit_breaker import Span
+from payagent.chain.provider import Found, Genesis, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.quorum_rules import MISSES_MIN, Silence, is_lasting, missed
+from payagent.chain.throttled_provider import Guarded
+
+AHEAD_MAX_S = 120
+"""How many seconds a tip may be ahead of our clock, or of what the slots since its last one allow."""
+
+FALLEN_MS = 600_000
+"""How long a provider stays below its highest block, which it denies, before that block counts no more.
+
+A tip that is higher than the slots since allow is refused for as long: the earlier height may have been the lie.
+"""
+
+START_PATIENCE_MS = 10_000
+"""How long one that has never answered since the start is waited for.
+
+It has said nothing yet that its absence could hide. Until it has been silent for as long as counts for the others,
+nothing ends for good (`View.is_final`), and what is new to the books takes three reads.
+"""
+
+CONVICTION_MS = 60_000
+"""How far apart its two contradictions have to be before it is convicted."""
+
+SENTENCE_MS = 600_000
+"""How long one that was caught in a lie is not heard and gets no bytes."""
+
+ABSENT_MS = 600_000
+"""How long one has to be out, look after look, before the others may settle without it.
+
+A replica that lags denies its provider's newest block, so an honest one may be out for minutes, more than once.
+"""
+
+FOR_GOOD = ("tx", "block", "coins")
+"""The kinds of question by whose answers something is concluded that no later look can undo."""
+
+_BY_HEARING = {"tip", "time"}
+"""The kinds that each look asks everybody for."""
+
+TWO_HEIGHTS = "it tells two heights of one block"
+"""Once is enough: a block's hash fixes its height and slot, so no lag of an index explains it."""
+
+
+class Odd(NamedTuple):
+    """What is odd about protocol parameters, and whether it forbids signing."""
+
+    detail: str
+    forbids: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """When one that was caught in a lie is not heard."""
+
+    span: Span = field(default_factory=Span)
+    is_relapse: bool = False
+    """Whether it came soon after another sentence: the provider was heard again, and lied again."""
+
+    def holds(self, now_ms: int) -> bool:
+        return self.span.holds(now_ms)
+
+    def after(self, at_ms: int) -> "Sentence":
+        """The sentence after one more lie. Lies of one moment make one sentence, found in any order."""
+        from_ms, until_ms = self.span.from_ms, self.span.until_ms
+        if from_ms - SENTENCE_MS < at_ms < until_ms:
+            span = Span(min(from_ms, at_ms), max(until_ms, at_ms + SENTENCE_MS))
+            return Sentence(span, self.is_relapse)
+        is_relapse = until_ms > 0 and 0 <= at_ms - until_ms <= SENTENCE_MS
+        return Sentence(Span(at_ms, at_ms + SENTENCE_MS), is_relapse)
+
+
+@dataclass(slots=True)
+class Member:
+    """What is known of one provider. `trouble` says why it is not heard; None when it is."""
+
+    source: Guarded
+    trouble: str | None = "not asked yet"
+    has_answered: bool = False
+    is_foreign: bool = False
+    odd: Odd | None = None
+    """What is odd about its parameters; None when they are those that payagent is built for."""
+
+    is_late: bool = False
+    tip: Tip | None = None
+    peak: Tip | None = None
+    fallen: Silence | None = None
+    leapt: Silence | None = None
+    fresh_at_ms: int | None = None
+    was_heard: bool = False
+    has_told_coins: bool = False
+    absence: Silence | None = None
+    """Since when it has not been heard, for whatever reason."""
+
+    gap: Silence | None = None
+    """Since when it has been heard and could tell nothing of a kind in `FOR_GOOD`."""
+
+    checked: Span = field(default_factory=Span)
+    is_vetted: bool = False
+    """Whether its network is ours, and its parameters were read."""
+
+    genesis: Found[Genesis] | None = None
+    sentence: Sentence = field(default_factory=Sentence)
+    lied: str = ""
+    confirmed_tip: Tip | None = None
+    silences: dict[str, Silence] = field(default_factory=dict)
+    suspicions: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    """By transaction: how it contradicted itself, at which tip, and when."""
+
+    shown: dict[str, TxSeen] = field(default_factory=dict)
+    """By transaction: what it showed of one that others do not show in the same way."""
+
+    def note(self, what: str, read: Read[Any], now_ms: int) -> None:
+        """Remember whether it could answer, for `is_mute`."""
+        if isinstance(read, Unknown):
+            self.silences[what] = missed(self.silences.get(what), now_ms)
+        else:
+            self.silences.pop(what, None)
+            self.has_told_coins |= what == "coins"
+
+    def is_mute(self, what: str) -> bool:
+        return is_lasting(self.silences.get(what))
+
+    def note_look(self, is_heard: bool, now_ms: int) -> None:
+        """Remember whether it was heard in a look, and could tell what it was asked until then.
+
+        One that is not heard is asked nothing: it is as silent as it was before, unless it is we who do not ask.
+        """
+        self.absence = None if is_heard else missed(self.absence, now_ms)
+        for what in () if is_heard or self.lied else self.silences.keys() - _BY_HEARING:
+            self.silences[what] = missed(self.silences[what], now_ms)
+        self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
+        self.was_heard |= is_heard
+
+    def is_missing(self, now_ms: int) -> bool:
+        """Whether something of what it may say is missing, and not for so long that nothing waits for it."""
+        if self.trouble is not None:
+            return not self.is_given_up(now_ms)
+        has_gap = any(map(self.is_mute, FOR_GOOD))
+        return has_gap and not (self.gap is not None and _lasts_ms(self.gap, ABSENT_MS))
+
+    @property
+    def is_dead_at_start(self) -> bool:
+        """Whether it has told no tip since the start, often enough to count as silent, but not for so long."""
+        silence = self.silences.get("tip")
+        if self.has_answered or silence is None or is_lasting(silence):
+            return False
+        return silence.count >= MISSES_MIN and silence.last_ms - silence.since_ms >= START_PATIENCE_MS
+
+    def is_given_up(self, now_ms: int) -> bool:
+        """Whether it has been out for so long, or was convicted again so soon, that nothing waits for it."""
+        is_out_again = self.sentence.is_relapse and self.sentence.holds(now_ms)
+        return is_out_again or (self.absence is not None and _lasts_ms(self.absence, ABSENT_MS))
+
+    def is_sent_out(self, now_ms: int) -> bool:
+        """Whether it is serving a sentence."""
+        lied_ms = self.source.lied_at_ms
+        if lied_ms is not None and Span(lied_ms, lied_ms + SENTENCE_MS).holds(now_ms):
+            self.send_out(lied_ms, "it answered a submission with another transaction's id")
+        if not self.sentence.holds(now_ms):
+            self.lied = ""
+        return bool(self.lied)
+
+    def send_out(self, at_ms: int, why: str) -> None:
+        self.lied = why
+        self.trouble = why
+        self.sentence = self.sentence.after(at_ms)
+
+    async def contradiction(self, tip: Tip) -> str | None:
+        """How it contradicts itself about its tip, which replicas do for a moment; None when it does not."""
+        source, before = self.source, self.tip
+        if tip != self.confirmed_tip:
+            own = await source.block(tip.hash)
+            if isinstance(own, NotFound):
+                return "it does not know the block that it calls its newest"
+            if isinstance(own, Found):
+                if (own.value.height, own.value.slot) != (tip.height, tip.slot):
+                    return "it tells another height of the block that it calls its newest"
+                self.confirmed_tip = tip
+        if before and tip.height < before.height and isinstance(await source.block(before.hash), Found):
+            return "its newest block went back, and the one before is still there"
+        return None
+
+    async def climb(self, tip: Tip, now_ms: int) -> str | None:
+        """Keep its highest block up to date. Says why a tip is too high: a slot holds one block at most.
+
+        A replica that lags denies the highest block too, so one denial does not bring it down.
+        """
+        height, slot = (self.peak.height, self.peak.slot) if self.peak else (0, 0)
+        if tip.height - height > max(tip.slot - slot, 0) + AHEAD_MAX_S:
+            self.leapt = missed(self.leapt, now_ms)
+            if not _lasts_ms(self.leapt, FALLEN_MS):
+                return f"its newest block is {tip.height - height} higher than one {tip.slot - slot} slots before"
+        elif self.peak is not None and tip.height < height:
+            self.leapt = None
+            if not isinstance(await self.source.block(self.peak.hash), NotFound):
+                return None
+            self.fallen = missed(self.fallen, now_ms)
+            if not _lasts_ms(self.fallen, FALLEN_MS):
+                return None
+        self.peak, self.fallen, self.leapt = tip, None, None
+        return None
+
+    async def lie(self, tx_id: str, read: Read[TxSeen], own: str) -> str | None:
+        """How what else it says contradicts what it says of a transaction; None when nothing does."""
+        source = self.source
+        if isinstance(read, Found):
+            seen, before = read.value, self.shown.get(tx_id, read.value)
+            self.shown[tx_id] = seen
+            block = await source.block(seen.block_hash)
+            if before.block_hash == seen.block_hash and before != seen:
+                return TWO_HEIGHTS
+            if isinstance(block, Found):
+                is_it = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
+                return None if is_it else TWO_HEIGHTS
+            return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
+        listed = await source.utxos(own) if isinstance(read, NotFound) else None
+        if isinstance(listed, Found) and any(coin.tx_id == tx_id for coin in listed.value):
+            return f"it lists a coin of {tx_id}, and denies that transaction"
+        return None
+
+    def is_convicted(self, tx_id: str, why: str | None, now_ms: int) -> bool:
+        """Whether it contradicted itself again, at another tip and a minute later: indexes lag."""
+        seen = self.suspicions.get(tx_id)
+        tip_hash = self.tip.hash if self.tip else ""
+        if why is None:
+            self.suspicions.pop(tx_id, None)
+        elif seen is None or seen[0] != why or now_ms < seen[2]:
+            self.suspicions[tx_id] = (why, tip_hash, now_ms)
+        elif tip_hash != seen[1] and now_ms >= seen[2] + CONVICTION_MS:
+            del self.suspicions[tx_id]
+            return True
+        return False
+
+
+def _lasts_ms(silence: Silence, wanted_ms: int) -> bool:
+    return is_lasting(silence) and silence.last_ms - silence.since_ms >= wanted_ms

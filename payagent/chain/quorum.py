@@ -1,0 +1,286 @@
+"""The configured providers, and which of them are heard in a look.
+
+One provider alone is taken at its word while its tip is recent. Of several, one is heard if it is of our network,
+tells no odd parameters where another tells ours, has a recent tip and does not contradict itself
+(chain.provider_state). One that cannot be heard is waited for, two minutes. One that is caught in a lie
+(chain.disputes) is sent out for a while. What those that are heard say together is `chain.quorum_view`.
+
+May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
+chain.circuit_breaker, chain.provider, chain.quorum_view, core.problems. Never: concludes anything about a payment;
+sends.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from payagent.chain.circuit_breaker import Span
+from payagent.chain.deadlines import in_time
+from payagent.chain.disputes import Disputes
+from payagent.chain.provider import Found, Genesis, Parameters, Read, Tip, Unknown
+from payagent.chain.provider_state import AHEAD_MAX_S, Member, Odd
+from payagent.chain.quorum_rules import is_lasting
+from payagent.chain.quorum_view import View
+from payagent.chain.throttled_provider import Clock, Guarded
+from payagent.core.problems import Refused
+
+CHECK_EVERY_MS = 3_600_000
+"""How often a provider's network and parameters are asked for again."""
+
+ODD_EVERY_MS = 60_000
+"""How often while they are not those that payagent is built for, or it does not tell them."""
+
+TIP_PATIENCE_S = 5.0
+"""How long one of several providers may take over its tip, while the others wait."""
+
+HEARING_PATIENCE_S = 15.0
+"""How long all that is asked of a provider before it is heard may take when another is done (of three: two)."""
+
+FRESH_S = 120
+"""A provider lags if none of its tips was younger than this for as long as a tip may be old."""
+
+FORK_HEIGHTS = 10
+"""How far apart the heights of one slot may be, where the chain forks.
+
+Two tips that are further apart than that and the slots between them are not of one chain, and a person is told:
+depth is counted from the lower one.
+"""
+
+HEIGHTS = "how high the chain is"
+"""The subject of the dispute about tips that cannot be of one chain."""
+
+
+class Panel:
+    """The configured providers.
+
+    `vouch` raises `Refused` for a network that is not ours. `weigh` says what is odd about parameters: a provider
+    that tells odd ones is not heard beside one that does not. Where all tell odd ones, the chain has changed: all
+    are heard, and nothing is signed if those parameters forbid it (`View.odd`).
+
+    `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Guarded],
+        clock: Clock,
+        own: str,
+        vouch: Callable[[Genesis], None],
+        weigh: Callable[[Parameters], Odd | None],
+        slot_at: Callable[[int], int | None],
+        tip_age_max_s: int,
+    ) -> None:
+        self._members = [Member(source) for source in sources]
+        self._clock = clock
+        self._vouch = vouch
+        self._weigh = weigh
+        self._slot_at = slot_at
+        self._tip_age_max_s = tip_age_max_s
+        self._disputes = Disputes(self._members, clock, own)
+
+    @property
+    def troubles(self) -> dict[str, str | None]:
+        """Why a provider is not heard, by name; None when it is."""
+        return {member.source.name: member.trouble for member in self._members}
+
+    @property
+    def has_foreign(self) -> bool:
+        """Whether a provider shows another network, or parameters that another one does not."""
+        return any(member.is_foreign for member in self._members)
+
+    @property
+    def has_several(self) -> bool:
+        return len(self._members) > 1
+
+    def outs(self) -> dict[str, str]:
+        """What a person is told when there are several: who is out, what stops signing, a dispute that lasts."""
+        if not self.has_several:
+            return {}
+        found = {
+            f"provider:{member.source.name}": f"{member.source.name} is not heard: {member.trouble}"
+            for member in self._members
+            if member.trouble and (member.is_foreign or member.is_late or member.lied or member.is_mute("tip"))
+        }
+        found |= {
+            f"provider:{member.source.name}": f"{member.source.name}: its newest block is lower than one before"
+            for member in self._members
+            if not member.trouble and is_lasting(member.fallen)
+        }
+        found |= {
+            f"provider:{member.source.name}": f"{member.source.name}: {member.odd.detail}"
+            for member in self._members
+            if not member.trouble and member.odd and member.odd.forbids
+        }
+        for subject in self._disputes.lasting[:1]:
+            found["providers"] = f"the providers disagree about {subject}, and it cannot be told who lies"
+        return found
+
+    def senders(self) -> list[Guarded]:
+        """Who gets submissions: those that are heard come first; none that is foreign or serves a sentence."""
+        now_ms = self._clock.now_ms()
+        fit = [m for m in self._members if not m.is_foreign and not m.sentence.holds(now_ms)]
+        return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
+
+    async def look(self) -> View | None:
+        """Who is heard now, and the tip that they have in common; None when nobody is."""
+        tips = await self._hear()
+        tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
+        heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
+        for member in self._members:
+            member.note_look(member in heard, self._clock.now_ms())
+        late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
+        return self._view(heard, heard or late) if heard or late else None
+
+    def _view(self, heard: Sequence[Member], speaking: Sequence[Member]) -> View:
+        """What those that speak show together, and what may be concluded from it."""
+        now_ms = self._clock.now_ms()
+        tips = [member.tip for member in speaking if member.tip]
+        self._compare(tips)
+        is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
+        is_final = is_current and not any(
+            (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
+            for member in self._members
+        )
+        return View(
+            tip=min(tips, key=lambda tip: tip.height),
+            is_current=is_current,
+            is_final=is_final,
+            odd=next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None),
+            _heard=tuple(speaking),
+            _awaited=tuple(m.source.name for m in self._members if self._is_awaited(m, speaking)),
+            _members=tuple(self._members),
+            _disputes=self._disputes,
+            _clock=self._clock,
+        )
+
+    def _is_odd_one_out(self, member: Member) -> bool:
+        """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""
+        if member.odd is None:
+            return False
+        now_ms = self._clock.now_ms()
+        member.is_foreign = any(
+            other.is_vetted and other.odd is None and not other.is_given_up(now_ms) for other in self._members
+        )
+        if member.is_foreign:
+            member.trouble = member.odd.detail
+        return member.is_foreign
+
+    def _compare(self, tips: Sequence[Tip]) -> None:
+        low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
+        if high.height - low.height > abs(high.slot - low.slot) + FORK_HEIGHTS:
+            self._disputes.note(HEIGHTS)
+        else:
+            self._disputes.settle(HEIGHTS)
+
+    def _is_awaited(self, member: Member, speaking: Sequence[Member]) -> bool:
+        """Whether one that is not heard merely could not answer, or is late, and not for long yet.
+
+        Without waiting for the late, a clock that is off by a little could leave one provider alone for a moment.
+        """
+        is_out = member in speaking or member.is_foreign or member.lied or member.is_dead_at_start
+        return not is_out and not member.is_mute("time" if member.is_late else "tip")
+
+    async def _hear(self) -> list[Tip | None]:
+        """The tip of each that is heard or only late. Sets `trouble`."""
+        now_ms = self._clock.now_ms()
+        asked = [member for member in self._members if not self._is_kept_out(member, now_ms)]
+        slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
+        examined = [self._examine(member, now_ms) for member in asked]
+        late = slow, _unread("tip", slow)
+        told = await in_time(examined, HEARING_PATIENCE_S, late, lambda one: one[1] is None)
+        tips = {member.source.name: self._heard_of(member, *one) for member, one in zip(asked, told, strict=True)}
+        return [tips.get(member.source.name) for member in self._members]
+
+    def _is_kept_out(self, member: Member, now_ms: int) -> bool:
+        member.is_late = False
+        if not self.has_several or not member.is_sent_out(now_ms):  # a lone one is put up with
+            return False
+        member.trouble = member.lied
+        return True
+
+    def _heard_of(self, member: Member, read: Read[Tip], trouble: str | None) -> Tip | None:
+        """Its tip, if it is heard or only late."""
+        now_ms = self._clock.now_ms()
+        member.note("tip", Unknown(trouble) if trouble else read, now_ms)
+        if trouble is not None or not isinstance(read, Found):
+            member.trouble = trouble
+            return None
+        member.tip = read.value
+        member.trouble = self._lateness(member, read.value, now_ms)
+        member.is_late = member.trouble is not None
+        member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
+        return read.value
+
+    async def _examine(self, member: Member, now_ms: int) -> tuple[Read[Tip], str | None]:
+        """Its tip, and why it is not to be believed."""
+        read = await self._read_tip(member)
+        if not isinstance(read, Found):
+            return read, _unread("tip", read)
+        member.has_answered = True
+        trouble = await self._distrust(member, now_ms)
+        if trouble is None and self.has_several:
+            trouble = await member.contradiction(read.value)
+        if trouble is None:
+            trouble = await member.climb(read.value, now_ms)
+        return read, trouble
+
+    async def _read_tip(self, member: Member) -> Read[Tip]:
+        if not self.has_several:
+            return await member.source.tip()
+        try:
+            async with asyncio.timeout(TIP_PATIENCE_S):
+                return await member.source.tip()
+        except TimeoutError:
+            return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
+
+    async def _distrust(self, member: Member, now_ms: int) -> str | None:
+        """Why the provider's network or parameters are not to be believed; asked at first and every hour.
+
+        They are asked for again when it says that a transaction can never be valid, as after parameters changed.
+        A server that has none to tell, as for minutes when an epoch begins, stands by those that it told before.
+        """
+        if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
+            return None
+        genesis = member.genesis or await member.source.genesis()
+        found = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
+        if member.is_vetted:  # else one that drips would get on by it, to be heard
+            member.genesis = found
+        parameters = await member.source.parameters()
+        member.genesis = found
+        if not isinstance(genesis, Found):
+            return _unread("genesis", genesis)
+        try:
+            self._vouch(genesis.value)
+        except Refused as refusal:
+            member.genesis, member.odd = None, None
+            member.is_foreign, member.is_vetted = True, False
+            return refusal.detail
+        if not isinstance(parameters, Found) and not member.is_vetted:
+            return _unread("parameters", parameters)
+        member.genesis = None
+        if isinstance(parameters, Found):
+            odd = self._weigh(parameters.value)
+            if odd is not None and member.odd is None:  # the others may tell them too by now
+                for other in self._members:
+                    other.checked = Span()
+            member.odd = odd
+        member.is_foreign, member.is_vetted = False, True
+        is_as_ever = isinstance(parameters, Found) and member.odd is None
+        member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
+        return None
+
+    def _lateness(self, member: Member, tip: Tip, now_ms: int) -> str | None:
+        """Why its tip is not a recent one: it is old, always lags, or is in the future; None when it is recent."""
+        slot = self._slot_at(now_ms)
+        age_s = 0 if slot is None else slot - tip.slot
+        if age_s <= FRESH_S or member.fresh_at_ms is None or now_ms < member.fresh_at_ms:
+            member.fresh_at_ms = now_ms
+        if age_s > self._tip_age_max_s or now_ms - member.fresh_at_ms > self._tip_age_max_s * 1000:
+            return f"its newest block is {age_s} s old"
+        if age_s < -AHEAD_MAX_S and self.has_several:
+            return f"its newest block is {-age_s} s in the future"
+        return None
+
+
+def _unread(what: str, read: object) -> str:
+    """Why something could not be read, for people."""
+    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"

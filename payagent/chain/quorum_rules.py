@@ -1,0 +1,176 @@
+"""What several providers' answers to one question come to: pure rules, from testimonies to one three-valued read.
+
+With two or more witnesses two have to agree; one alone is taken at its word. What a witness could not tell, or has
+not come to yet, is no answer, and no answer is never made up for by somebody else's (docs/exactly-once.md R6).
+
+May import: chain.provider. Never: I/O, a clock.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    TxSeen,
+    Unknown,
+    Why,
+)
+
+T = TypeVar("T")
+
+PATIENCE_MS = 120_000
+MISSES_MIN = 3
+"""How often, and for how long, a witness may tell nothing before it is not waited for any more.
+
+For as long witnesses may disagree (an index lags, a chain forks) before it is asked who lies.
+"""
+
+
+GAP_MAX_MS = 300_000
+"""How long nothing may be asked within one silence.
+
+A look beside a provider that answers at the last moment takes over a minute, and so may the pause before the next.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Said(Generic[T]):
+    """What one witness said, and the slot of its newest block.
+
+    Slots tell who has come how far: a tip that is heard is recent, whatever height it claims.
+    """
+
+    name: str
+    slot: int
+    read: Read[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Since when, until when and how often there was no answer: of one witness, or that two agree on."""
+
+    since_ms: int
+    last_ms: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Our coins: those that every witness lists alike, and refs of those that only some list, or not alike."""
+
+    agreed: tuple[ChainUtxo, ...]
+    doubtful: frozenset[str]
+
+
+def missed(silence: Silence | None, now_ms: int) -> Silence:
+    """Once more there was none. A silence ends with an answer, or when nothing was asked for `GAP_MAX_MS`."""
+    if silence is None or not 0 <= now_ms - silence.last_ms <= GAP_MAX_MS:
+        return Silence(now_ms, now_ms, 1)
+    return Silence(silence.since_ms, now_ms, silence.count + 1)
+
+
+def is_lasting(silence: Silence | None) -> bool:
+    return (
+        silence is not None and silence.count >= MISSES_MIN and silence.last_ms - silence.since_ms >= PATIENCE_MS
+    )
+
+
+def weigh_tx(said: Sequence[Said[TxSeen]]) -> Read[TxSeen]:
+    """Is a transaction in a block, and in which?"""
+    return _weigh(said, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
+
+
+def weigh_block(said: Sequence[Said[BlockSeen]]) -> Read[BlockSeen]:
+    """Is a block on the chain?"""
+    return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
+
+
+def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], slot: Callable[[T], int]) -> Read[T]:
+    needed = min(2, len(said))
+    groups: dict[Hashable, list[T]] = {}
+    for one in said:
+        if isinstance(one.read, Found):
+            groups.setdefault(what(one.read.value), []).append(one.read.value)
+    agreed = [group for group in groups.values() if len(group) >= needed]
+    denials = [one for one in said if isinstance(one.read, NotFound)]
+    if len(agreed) == 1:
+        return Found(agreed[0][0])
+    if not groups:
+        return NotFound() if denials and len(denials) >= needed else Unknown(_reasons(said))
+    if len(groups) > 1:
+        return Unknown("the providers disagree", Why.DISPUTE)
+    seen = next(iter(groups.values()))[0]
+    deniers = [one.name for one in denials if one.slot >= slot(seen)]
+    if deniers:
+        return Unknown(f"the providers disagree: {', '.join(deniers)} denies what another shows", Why.DISPUTE)
+    if denials:
+        return Unknown(f"{denials[0].name} has not come so far", Why.NOT_YET)
+    return Unknown(_reasons(said))
+
+
+def weigh_transactions(said: Sequence[Said[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
+    """Which transactions does an address have? A list that lacks one is another list."""
+    return _weigh_alike(said, frozenset)
+
+
+def weigh_movement(said: Sequence[Said[Movement]]) -> Read[Movement]:
+    """What did a transaction move at an address?"""
+    return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
+
+
+def _units(coins: Mapping[str, Mapping[str, int]]) -> Hashable:
+    return frozenset((ref, frozenset(value.items())) for ref, value in coins.items())
+
+
+def _weigh_alike(said: Sequence[Said[T]], what: Callable[[T], Hashable]) -> Read[T]:
+    """What two say alike, where no other two say something else."""
+    needed = min(2, len(said))
+    groups: dict[Hashable, list[Read[T]]] = {}
+    for one in said:
+        if not isinstance(one.read, Unknown):
+            key = what(one.read.value) if isinstance(one.read, Found) else None
+            groups.setdefault(key, []).append(one.read)
+    agreed = [group for group in groups.values() if len(group) >= needed]
+    if len(agreed) == 1:
+        return agreed[0][0]
+    if len(groups) > 1:
+        return Unknown("the providers do not say the same", Why.DISPUTE)
+    return Unknown(_reasons(said))
+
+
+def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+    """Which coins are there? A list that could not be read leaves it open, however many others there are.
+
+    It is `NOT_YET` that tells of others.
+    """
+    if len(said) == 1 and isinstance(only := said[0].read, Found):
+        return Found(Listing(only.value, frozenset()))
+    lists = [{coin.ref: _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)]
+    if not lists or len(lists) < len(said):
+        return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
+    first = next(one.read.value for one in said if isinstance(one.read, Found))
+    is_agreed = {ref: all(listed.get(ref) == coin for listed in lists) for ref, coin in lists[0].items()}
+    listed_refs = {ref for listed in lists for ref in listed}
+    return Found(
+        Listing(
+            tuple(coin for coin in first if is_agreed[coin.ref]),
+            frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
+        )
+    )
+
+
+def _unplaced(coin: ChainUtxo) -> ChainUtxo:
+    """Whatever block it is said to be in."""
+    return coin if coin.block_hash is None else replace(coin, block_hash=None)
+
+
+def _reasons(said: Sequence[Said[T]]) -> str:
+    reasons = [f"{one.name}: {one.read.reason}" for one in said if isinstance(one.read, Unknown)]
+    return "; ".join(reasons) or "nobody could be asked"

@@ -1,0 +1,177 @@
+"""The chain as the providers that are heard show it together, in one look.
+
+Two of them have to agree (chain.quorum_rules). One that is not heard, and not for long yet, counts as a witness
+that could not tell, so that a liar gains nothing from a short absence of an honest one.
+
+May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
+chain.provider. Never: decides who is heard (`panel` does); concludes anything about a payment.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard, TypeVar
+
+from payagent.chain.deadlines import in_time
+from payagent.chain.disputes import Disputes
+from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.provider_state import Member
+from payagent.chain.quorum_rules import (
+    Listing,
+    Said,
+    weigh_block,
+    weigh_coins,
+    weigh_movement,
+    weigh_transactions,
+    weigh_tx,
+)
+from payagent.chain.throttled_provider import Clock, Guarded
+
+T = TypeVar("T")
+
+ANSWER_PATIENCE_S = 5.0
+"""How long an answer may take when another provider, of three or more two, told its own."""
+
+LIST_PATIENCE_S = 60.0
+"""How long a list of many pages may take then."""
+
+_LISTS = ("coins", "transactions")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the providers that are heard show together, up to the lowest of their tips."""
+
+    tip: Tip
+    is_current: bool
+    """Whether a denial counts: the tips are recent, and no lower than the ones before."""
+    is_final: bool
+    """Whether what cannot be taken back may be concluded: nobody who may be honest is sent out or left out early.
+
+    One that is convicted again soon after a sentence is not honest. One that is dead at the start is out early.
+    """
+    odd: str | None
+    """Why nothing can be signed by the parameters that all of them tell; None when it can."""
+    _heard: tuple[Member, ...]
+    _awaited: tuple[str, ...]
+    _members: tuple[Member, ...]
+    _disputes: Disputes
+    _clock: Clock
+
+    @property
+    def name(self) -> str:
+        """Who is heard."""
+        return ", ".join(member.source.name for member in self._heard)
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether what no later look can undo may be concluded: besides, only those that are given up are missing.
+
+        One that is heard, and could tell nothing of transactions, say, for minutes, is missing too.
+        """
+        return self.is_final and not self._missing()
+
+    def may_add(self, *, is_first: bool) -> bool:
+        """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
+        ago.
+
+        One that was never heard since the start is not waited for, and with the first coins one that never told
+        its own: a provider that is dead, or drips, does not hold up a first funding.
+        """
+        missing = self._missing()
+        return not any(one.was_heard and (one.has_told_coins or not is_first) for one in missing)
+
+    def _missing(self) -> list[Member]:
+        """Those that cannot tell what they may know, and are not given up."""
+        now_ms = self._clock.now_ms()
+        return [member for member in self._members if member.is_missing(now_ms)]
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether what is found or denied is the word of one provider only."""
+        return self._is_alone("tx")
+
+    def is_lonely(self, what: str) -> bool:
+        """Whether it stands alone in such a thing though several are configured: none of the others can tell."""
+        return self._is_alone(what) and len(self._members) > 1
+
+    def _is_alone(self, what: str) -> bool:
+        return len(self._witnesses(what)) + len(self._awaited) < 2
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        said = await self._ask("tx", lambda source: source.tx(tx_id))
+        read = weigh_tx(said)
+        if not _is_open(read):
+            self._disputes.settle(tx_id)
+        elif await self._disputes.follow(tx_id, said):
+            return replace(read, why=Why.DISPUTE)  # one that has not come so far for so long denies it
+        return read
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        return weigh_block(await self._ask("block", lambda source: source.block(block_hash)))
+
+    async def coins(self, address: str) -> Read[Listing]:
+        return weigh_coins(await self._ask("coins", lambda source: source.utxos(address)))
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        said = await self._ask("transactions", lambda source: source.transactions(address, since_s))
+        return self._noted(f"the transactions of {address}", weigh_transactions(said))
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        said = await self._ask("movement", lambda source: source.movement(tx_id, address))
+        return self._noted(f"what {tx_id} moved", weigh_movement(said))
+
+    async def has_unknown_spend(self, address: str, since_s: int, is_known: Callable[[str], bool]) -> Read[bool]:
+        """Whether a transaction that is not known spends coins of an address, in blocks from a time on.
+
+        Any provider's word counts. `Unknown` only where none of them could tell.
+        """
+
+        async def read(source: Guarded) -> Read[bool]:
+            listed = await source.transactions(address, since_s)
+            if not isinstance(listed, Found):
+                return listed
+            for tx_id in (tx.tx_id for tx in listed.value if not is_known(tx.tx_id)):
+                moved = await source.movement(tx_id, address)
+                if isinstance(moved, Unknown):
+                    return moved
+                if isinstance(moved, Found) and moved.value.spent:
+                    return Found(True)
+            return Found(False)
+
+        said = await self._ask("transactions", read)
+        told = [one.read.value for one in said if isinstance(one.read, Found)]
+        if told:
+            return Found(any(told))
+        return next((one.read for one in said if isinstance(one.read, Unknown)), Unknown("no provider was asked"))
+
+    def _noted(self, subject: str, read: Read[T]) -> Read[T]:
+        if _is_open(read):
+            self._disputes.note(subject)
+        else:
+            self._disputes.settle(subject)
+        return read
+
+    def _witnesses(self, what: str) -> list[Member]:
+        """Those that can tell such a thing; all, when none can."""
+        return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
+
+    async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
+        patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
+        late = Unknown("no answer while others told their own")
+        asked = [ask(member.source) for member in self._heard]
+        reads = await in_time(asked, patience_s, late, lambda read: not isinstance(read, Unknown))
+        now_ms = self._clock.now_ms()
+        for member, read in zip(self._heard, reads, strict=True):
+            member.note(what, read, now_ms)
+        able = self._witnesses(what)
+        said = [
+            Said(member.source.name, member.tip.slot if member.tip else 0, read)
+            for member, read in zip(self._heard, reads, strict=True)
+            if member in able
+        ]
+        return [*said, *(Said(name, 0, Unknown("waited for")) for name in self._awaited)]
+
+
+def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:
+    """Whether what several said does not go together, or not yet."""
+    return isinstance(read, Unknown) and read.why in (Why.DISPUTE, Why.NOT_YET)

@@ -1,0 +1,190 @@
+"""A chain source behind a door and a bucket (chain.circuit_breaker): who asks more than it bears is told so here.
+
+May import: chain.provider, chain.circuit_breaker. Never: sends a submission twice; turns a provider's answer into
+another.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from payagent.chain import circuit_breaker as quota
+from payagent.chain.circuit_breaker import Rate, Span
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Genesis,
+    Movement,
+    PacedSource,
+    Parameters,
+    Read,
+    SubmitAnswer,
+    SubmitKind,
+    Tip,
+    TxSeen,
+    Unknown,
+    Why,
+)
+
+T = TypeVar("T")
+
+WAIT_MAX_S = 10.0
+"""How long a read waits for its turn."""
+
+ROWS_PER_CALL = 100
+"""A list takes one call for so many rows."""
+
+_TOLD_NOTHING = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
+_GIVEN_UP = Unknown("no answer in time", Why.OUTAGE)
+_PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int: ...
+
+
+class Guarded:
+    """A `ChainSource` that keeps its provider's limits. `rate` is None where there are none."""
+
+    def __init__(self, source: PacedSource, clock: Clock, rate: Rate | None) -> None:
+        self._source = source
+        self._clock = clock
+        self._rate = rate
+        self._bucket = quota.full(rate, clock.now_ms()) if rate else None
+        self._door = quota.OPEN
+        self._is_tried = False
+        self._full = Span()
+        self.calls = 0
+        self.failures = 0
+        """How many of the calls told nothing."""
+        self.lied_at_ms: int | None = None
+        """When it last answered a submission with another transaction's id."""
+        self.refused_at_ms = 0
+        """When it last said that a transaction can never be valid: the parameters may have changed."""
+        source.pace(self._further)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def trouble(self, now_ms: int) -> str | None:
+        """Why it is not called now; None when it is."""
+        return None if self._door.is_open(now_ms) else f"left alone for a while: {self._door.why}"
+
+    def takes_submissions(self, now_ms: int) -> bool:
+        return self._door.is_open(now_ms) and not self._full.holds(now_ms)
+
+    async def tip(self) -> Read[Tip]:
+        return await self._read(self._source.tip)
+
+    async def genesis(self) -> Read[Genesis]:
+        return await self._read(self._source.genesis)
+
+    async def parameters(self) -> Read[Parameters]:
+        return await self._read(self._source.parameters)
+
+    async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return self._counted(await self._read(lambda: self._source.utxos(address)))
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        return await self._read(lambda: self._source.transactions(address, since_s))
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        return await self._read(lambda: self._source.movement(tx_id, address))
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        return await self._read(lambda: self._source.tx(tx_id))
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        return await self._read(lambda: self._source.block(block_hash))
+
+    async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
+        """Sent at once, whatever is in the bucket; who decides to send asks `takes_submissions` before."""
+        self._take(1)
+        self.calls += 1
+        answer = await self._source.submit(raw, tx_id)
+        self.failures += answer.kind in _TOLD_NOTHING
+        now_ms = self._clock.now_ms()
+        if (pause := _PAUSES.get(answer.kind)) is not None:
+            self._door = quota.refused(self._door, pause, answer.retry_after_s, answer.detail, now_ms)
+        elif answer.kind in (SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS):
+            self._door = quota.failed(self._door, answer.detail, now_ms)
+        elif answer.kind is SubmitKind.FULL:
+            self._full = quota.full_pause(answer.retry_after_s, now_ms)
+        elif answer.kind is SubmitKind.LIAR:
+            self.lied_at_ms = now_ms
+        elif answer.kind is SubmitKind.NEVER:
+            self.refused_at_ms = now_ms
+        return answer
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+    async def _read(self, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
+        """Ask, if the door is open and there is a call left. While it is on trial, one asks for all."""
+        now_ms = self._clock.now_ms()
+        if (trouble := self.trouble(now_ms)) is not None:
+            return Unknown(trouble)
+        if self._door.is_on_trial and self._is_tried:
+            return Unknown(f"on trial: {self._door.why}")
+        if not await self._turn(now_ms):
+            return Unknown("out of calls")
+        self._take(1)
+        self.calls += 1
+        self._is_tried = True
+        read: Read[T] = _GIVEN_UP
+        try:
+            read = await ask()
+            return read
+        finally:
+            self._is_tried = False
+            self._learn(read)
+
+    async def _further(self) -> bool:
+        """The turn of a further call of one read, like that of any other; those before it were answered."""
+        now_ms = self._clock.now_ms()
+        if self._door.is_open(now_ms):
+            self._door = quota.OPEN
+        if self.trouble(now_ms) is not None or not await self._turn(now_ms):
+            return False
+        self._take(1)
+        self.calls += 1
+        return True
+
+    def _learn(self, read: Read[T]) -> None:
+        now_ms = self._clock.now_ms()
+        self.failures += isinstance(read, Unknown)
+        if not isinstance(read, Unknown):
+            self._door = quota.OPEN if self._door.is_open(now_ms) else self._door
+        elif read.why is Why.OUTAGE:
+            self._door = quota.failed(self._door, read.reason, now_ms)
+        elif read.why is not Why.UNCLEAR:
+            self._door = quota.refused(self._door, read.why, read.retry_after_s, read.reason, now_ms)
+
+    async def _turn(self, now_ms: int) -> bool:
+        """Wait until a read may be made; False when that takes too long."""
+        if self._rate is None or self._bucket is None:
+            return True
+        waited_ms = 0
+        while True:
+            self._bucket = quota.refill(self._bucket, self._rate, now_ms)
+            wait_ms = quota.wait_ms(self._bucket, self._rate, quota.RESERVED_CALLS)
+            if wait_ms == 0:
+                return True
+            waited_ms += wait_ms
+            if waited_ms > WAIT_MAX_S * 1000:
+                return False
+            await asyncio.sleep(wait_ms / 1000)
+            now_ms = self._clock.now_ms()
+
+    def _take(self, count: int) -> None:
+        if self._bucket is not None:
+            self._bucket = quota.take(self._bucket, count)
+
+    def _counted(self, read: Read[tuple[T, ...]]) -> Read[tuple[T, ...]]:
+        """A list of many rows took more than the one call."""
+        if isinstance(read, Found):
+            self._take(len(read.value) // ROWS_PER_CALL)
+        return read

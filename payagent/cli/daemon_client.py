@@ -1,0 +1,228 @@
+"""The way to the daemon: HTTP over its Unix socket, with the operator's token.
+
+May import: httpx, core, secret_file, settings. Never: follows a redirect or a proxy of the environment; shows the
+token; goes over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given
+the token.
+"""
+
+import json
+import os
+import secrets
+import ssl
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from payagent.cli.terminal import ProblemError
+from payagent.core.problems import Refused
+from payagent.secret_file import make_secret_file, put_in_place, read_header_secret
+from payagent.settings.paths import TOKEN_FILE
+from payagent.settings.schema import Settings
+
+TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
+WAIT_S = 25
+_TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
+_MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
+
+
+class Link:
+    """Calls to the daemon. `ProblemError` for its refusals; `daemon_not_running` when there is none."""
+
+    def __init__(self, settings: Settings, token_file: Path | None) -> None:
+        self.settings = settings
+        self._token_file = (token_file or settings.data_dir / TOKEN_FILE).resolve()
+        self._token: str | None = None
+        self._client: httpx.Client | None = None
+
+    def __repr__(self) -> str:
+        return "Link()"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
+        """A GET; query values that are None are left out."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=given)
+
+    def stream(self, path: str, **query: str | None) -> Iterator[str]:
+        """A GET whose answer is text, in pieces as they come; a part of it is not taken for the whole."""
+        given = {name: value for name, value in query.items() if value is not None}
+        with self._streaming(path, given, _TIMEOUT) as answer:
+            yield from answer.iter_text()
+
+    def stream_bytes(self, path: str) -> Iterator[bytes]:
+        """As `stream`, of a file that the daemon makes before its first byte comes."""
+        with self._streaming(path, {}, _MAKING) as answer:
+            yield from answer.iter_bytes()
+
+    @contextmanager
+    def _streaming(self, path: str, query: dict[str, str], timeout: httpx.Timeout) -> Iterator[httpx.Response]:
+        client = self._opened()
+        with (
+            self._answering("GET", path),
+            client.stream("GET", path, params=query, headers=self._auth(), timeout=timeout) as answer,
+        ):
+            if answer.status_code >= 400:
+                answer.read()
+                raise ProblemError(_object(answer))
+            yield answer
+
+    def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
+        """A POST of JSON, with the idempotency key that names what is wanted."""
+        return self.post_text(path, json.dumps(body), key)
+
+    def post_text(self, path: str, body: str, key: str | None = None) -> dict[str, Any]:
+        """A POST of JSON that is there as text, byte by byte as it stands."""
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise Refused("idempotency_key_invalid", "the key has characters that a header cannot hold")
+        named = {} if key is None else {"idempotency-key": key}
+        return self._ask("POST", path, content=body.encode(), headers={"content-type": "application/json"} | named)
+
+    def renew_own_token(self, path: str, order: dict[str, object]) -> dict[str, Any]:
+        """Have the token in this very file replaced. The new one lies beside it before the daemon hears of it:
+        who is killed here has the old one that is good, or the new one, which `finish_renewal` finds.
+        """
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        self._beside.unlink(missing_ok=True)
+        make_secret_file(self._beside, token)
+        answer = self.post(path, order | {"token": token})
+        self._take_new_token()
+        return answer
+
+    def finish_renewal(self) -> None:
+        """Go on where one was cut off: its token is the good one when that in the file is not."""
+        if not self._beside.exists():
+            return
+        try:
+            self.get("/v1/apps")
+        except ProblemError as problem:
+            if problem.problem.get("code") != "unauthorized":
+                raise
+            with Link(self.settings, self._beside) as other:
+                other.get("/v1/apps")
+            self._take_new_token()
+
+    @property
+    def _beside(self) -> Path:
+        return self._token_file.with_name(f"{self._token_file.name}.new")
+
+    def _take_new_token(self) -> None:
+        put_in_place(self._beside, self._token_file)
+        self._token = None
+
+    def readiness(self) -> dict[str, Any]:
+        """What /readyz says, ready or not; needs no token."""
+        answer = self._send("GET", "/readyz", {})
+        return _object(answer)
+
+    def unsigned_because(self) -> list[str]:
+        """Why nothing is signed, as /readyz tells it now. Empty: payagent signs.
+
+        Asked after an order that is done: so its own failure is told here, and is none of the order's.
+        """
+        try:
+            checks = self.readiness().get("checks", {})
+        except (ProblemError, Refused):
+            return ["whether it signs was not told: payagent did not answer any more"]
+        return [reason for reason in checks.values() if reason != "ok"]
+
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any
+    ) -> dict[str, Any]:
+        answer = self._send(method, path, self._auth() | (headers or {}), **content)
+        body = _object(answer)
+        if answer.status_code >= 400:
+            if body.get("code") == "unauthorized" and self._beside.exists():
+                left = f"{self._beside} is left of a renewal that was cut off: payagent app token NAME goes on"
+                body["detail"] = f"{body.get('detail')}; {left}"
+            raise ProblemError(body)
+        return body
+
+    def _auth(self) -> dict[str, str]:
+        if self._token is None:
+            self._require_token_file()
+            self._token = read_header_secret(self._token_file)
+        return {"authorization": f"Bearer {self._token}"}
+
+    def _require_token_file(self) -> None:
+        try:
+            self._token_file.stat()
+        except FileNotFoundError:
+            lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
+            raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}") from None
+        except OSError:
+            return  # who reads it says why it cannot be read
+
+    def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
+        client = self._opened()
+        with self._answering(method, path):
+            return client.request(method, path, headers=headers, **content)
+
+    def _opened(self) -> httpx.Client:
+        _require_ours(self.settings)
+        if self._client is None:
+            self._client = _client(self.settings.api.socket)
+        return self._client
+
+    @contextmanager
+    def _answering(self, method: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise _not_running(self.settings) from None
+        except (httpx.HTTPError, OSError) as error:
+            raise Refused(
+                "daemon_silent",
+                f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
+            ) from None
+
+
+def _client(socket: Path) -> httpx.Client:
+    # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
+    transport = httpx.HTTPTransport(uds=str(socket), verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    return httpx.Client(
+        transport=transport, base_url="http://localhost", trust_env=False, follow_redirects=False, timeout=_TIMEOUT
+    )
+
+
+def _require_ours(settings: Settings) -> None:
+    """The daemon's socket: one that somebody else listens on is told nothing."""
+    path = settings.api.socket
+    try:
+        status = path.stat()
+    except OSError:
+        raise _not_running(settings) from None
+    if not stat.S_ISSOCK(status.st_mode):
+        raise _not_running(settings)
+    if status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"api.socket {path} belongs to another user: the token is not sent there")
+
+
+def _not_running(settings: Settings) -> Refused:
+    return Refused(
+        "daemon_not_running",
+        f"nobody answers on {settings.api.socket}",
+    )
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    """The answer's JSON object; anything else is not from payagent."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused("daemon_silent", f"what answers at {answer.url.host} is not payagent ({answer.status_code})")
+    return body

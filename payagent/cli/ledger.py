@@ -1,0 +1,328 @@
+"""`payagent ledger`: what the books say, and whether they are whole.
+
+May import: click, core, cli; backup.staging and audit inside a function. Never: computes a balance (the daemon
+does).
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, get_args
+
+import click
+
+from payagent.cli.options import (
+    Connect,
+    example,
+    group_of,
+    page_options,
+    say_more,
+    show_amount,
+    show_asset,
+    show_units,
+    talks_to_daemon,
+)
+from payagent.cli.terminal import Terminal, harmless
+from payagent.core.ledger import Kind
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CHAIN_UNREAD = 4
+
+_ROWS = {
+    "journal": "entries of no payment",
+    "prepaid_moves": "moves of prepaid balances",
+    "payments": "payments with their entries",
+}
+"""What `verify` has looked at, where the table's name alone says too little."""
+
+_BY = ("merchant", "app", "day", "month", "asset")
+_SPENT = ("paid", "fees", "sent", "total")
+_FORMATS = ("csv", "jsonl", "beancount", "hledger")
+_CHOSEN = (
+    ("--since", {"metavar": "TIME"}, "From this time on, such as 2026-11-01T00:00:00Z."),
+    ("--until", {"metavar": "TIME"}, "Before this time."),
+    ("--merchant", {"metavar": "NAME"}, "Of payments to this merchant: its name in the config, or its origin."),
+    ("--app", {"metavar": "NAME"}, "Of payments of this app: its name or id."),
+    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy and name in hex."),
+    ("--kind", {"type": click.Choice(get_args(Kind))}, "Only entries of this kind."),
+    (
+        "--state",
+        {"type": click.Choice([str(state) for state in State])},
+        "Of payments that are in this state now.",
+    ),
+    (
+        "--text",
+        {"metavar": "TEXT"},
+        "With this in a kind, ref or account, or in the payment's id, merchant, invoice id, request, transaction "
+        "id or reason.",
+    ),
+)
+
+
+def selection_options(command: F) -> F:
+    """Which part of the books; handed on by their names."""
+    for name, more, text in reversed(_CHOSEN):
+        command = click.option(name, help=text, **more)(command)
+    return command
+
+
+@group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
+def ledger() -> None:
+    """Show the double-entry ledger. Alone: the balance of every account."""
+
+
+@ledger.command(epilog=example("payagent ledger entries --payment pay_0123456789abcdef01234567"))
+@click.option("--payment", metavar="ID", help="Only the entries of this payment.")
+@click.option("--account", metavar="NAME", help="Only entries that touch this account, such as fees.")
+@selection_options
+@page_options
+@talks_to_daemon
+def entries(
+    terminal: Terminal,
+    connect: Connect,
+    payment: str | None,
+    account: str | None,
+    limit: int,
+    cursor: str | None,
+    **chosen: str | None,
+) -> None:
+    """Journal entries with their postings, newest first. Debits are positive."""
+    with connect() as link:
+        answer = link.get(
+            "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **chosen
+        )
+    terminal.give(answer, lambda: _show_entries(terminal, answer))
+
+
+def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
+    rows = []
+    for entry in answer["entries"]:
+        head = (str(entry["id"]), entry["at"], entry["kind"], entry["payment"] or "")
+        for posting in entry["postings"]:
+            amount = show_units(posting["asset"], posting["units"])
+            rows.append((*head, posting["account"], show_asset(posting["asset"]), amount))
+            head = ("", "", "", "")
+    columns = ("entry", "at", "kind", "payment", "account", "asset", "units")
+    terminal.table(columns, rows, right=("entry", "units"))
+    say_more(terminal, answer)
+
+
+@ledger.command(epilog=example("payagent ledger balance --until 2026-11-01T00:00:00Z"))
+@selection_options
+@talks_to_daemon
+def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
+    """The balance of every account. Over all accounts each asset sums to zero."""
+    with connect() as link:
+        answer = link.get("/v1/ledger/balance", **chosen)
+
+    def human() -> None:
+        rows = [
+            (row["account"], show_asset(row["asset"]), show_units(row["asset"], row["units"]))
+            for row in answer["balances"]
+        ]
+        terminal.table(("account", "asset", "units"), rows, right=("units",))
+
+    terminal.give(answer, human)
+
+
+@ledger.command(epilog=example("payagent ledger spend --by merchant,day --since 2026-11-01T00:00:00Z"))
+@click.option(
+    "--by",
+    metavar="LIST",
+    default="merchant",
+    show_default=True,
+    help="Some of merchant, app, day, month and asset, with commas. Days are UTC's.",
+)
+@selection_options
+@talks_to_daemon
+def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -> None:
+    """What left the wallet, and where it went. Amounts of two assets are never added.
+
+    Paid went to merchants, also for what is prepaid; sent is what the operator sent. A payment counts when it is
+    confirmed, a cancelled one with its fee; what a rollback took back is taken off.
+    """
+    if unknown := [name for name in by.split(",") if name not in _BY]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_BY)}", param_hint="--by")
+    with connect() as link:
+        answer = link.get("/v1/ledger/spend", by=by, **chosen)
+    terminal.give(answer, lambda: _show_spend(terminal, answer, by))
+
+
+def _show_spend(terminal: Terminal, answer: dict[str, Any], by: str) -> None:
+    keys = [key for key in dict.fromkeys(by.split(",")) if key != "asset"]
+    rows = [_spend_line(row, [row[key] or "-" for key in keys]) for row in answer["spend"] if keys]
+    rows += [_spend_line(row, ["total", *[""] * len(keys)][: len(keys)]) for row in answer["totals"]]
+    terminal.table((*keys, "asset", *_SPENT, "payments"), rows, right=(*_SPENT, "payments"))
+
+
+def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:
+    amounts = (show_units(row["asset"], row[part]) for part in _SPENT)
+    return (*names, show_asset(row["asset"]), *amounts, str(row["payments"]))
+
+
+@ledger.command(epilog=example("payagent ledger snapshot books.db"))
+@click.argument("file", type=click.Path(path_type=Path))
+@talks_to_daemon
+def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
+    """Write a copy of the ledger as it is now into a new FILE, for sqlite-utils, Datasette and the like.
+
+    So nobody need touch ledger.db. It needs a token with the scope operate. FILE holds no key and no token, but
+    all that was bought: only its owner can read it.
+    """
+    from payagent.backup.staging import put, workshop, writing
+
+    target = file.absolute()
+    if target.exists() or target.is_symlink():
+        raise Refused("file_exists", f"{target} is there already")
+    with connect() as link, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        made = folder / target.name
+        made.touch(mode=0o600)
+        with made.open("wb") as copy:
+            for piece in link.stream_bytes("/v1/ledger/snapshot"):
+                copy.write(piece)
+            copy.flush()
+            os.fsync(copy.fileno())
+            size_bytes = copy.tell()
+        put(made, target)
+    data = {"file": str(target), "bytes": size_bytes}
+    terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
+
+
+@ledger.command(epilog=example("payagent ledger verify", "payagent ledger verify --receipt receipt.json"))
+@click.option("--head", metavar="SEQ:HASH", help="A head that verify told before: nothing up to it was cut off.")
+@click.option(
+    "--receipt", type=click.File("rb"), help="Check this receipt instead: needs no daemon and no config."
+)
+@talks_to_daemon
+def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: BinaryIO | None) -> int:
+    """Check that the books are whole. Exit code 0 only when nothing was found.
+
+    Every row is looked at: its seal, the hashes of the events, the entries and their sums, the bytes of every
+    transaction against what was to be paid, and the coins against the balances. Each finding names its table and
+    row. The head that it ends with stands for every row up to it: note it, and give it to --head the next time.
+    """
+    if receipt is not None:
+        if head is not None:
+            raise click.UsageError("--head is of the whole ledger, --receipt of one payment: give one of them")
+        return _verify_receipt(terminal, receipt)
+    with connect() as link:
+        answer = link.get("/v1/ledger/verify", head=head)
+
+    def human() -> None:
+        for finding in answer["findings"]:
+            terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
+        checked = ", ".join(f"{count} {_ROWS.get(table, table)}" for table, count in answer["checked"].items())
+        terminal.line(f"{'clean' if answer['clean'] else _findings(answer['found'])}: {checked}")
+        terminal.line(f"head {answer['head']}")
+
+    terminal.give(answer, human)
+    return 0 if answer["clean"] else 1
+
+
+def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
+    from payagent.audit.receipt import check_receipt, checked, untold
+    from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
+
+    receipt = read_receipt(file.read(RECEIPT_MAX_BYTES + 1))
+    findings = [{"table": one.table, "row": one.row, "what": one.what} for one in check_receipt(receipt)]
+    answer = {
+        "payment": receipt["payment"]["id"],
+        "clean": not findings,
+        "findings": findings,
+        "checked": checked(receipt),
+        "not_told": untold(receipt),
+    }
+
+    def human() -> None:
+        for finding in findings:
+            terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
+        terminal.line(f"{_findings(len(findings)) if findings else 'clean'}: {answer['payment']}")
+        for heading, part in (("Checked:", "checked"), ("What the file alone cannot show:", "not_told")):
+            terminal.line(heading)
+            for text in answer[part]:
+                terminal.line(f"  {text}")
+
+    terminal.give(answer, human)
+    return 1 if findings else 0
+
+
+@ledger.command(epilog=example("payagent ledger reconcile", "payagent ledger reconcile --since-slot 140000000"))
+@click.option(
+    "--since-slot",
+    type=click.IntRange(0),
+    metavar="SLOT",
+    help="Only blocks from this slot on, and what is not booked yet.",
+)
+@talks_to_daemon
+def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> int:
+    """Compare the books with the chain, to the unit. Exit code 0 only when they agree.
+
+    Every transaction of the wallet's address is asked for: missing is what the books say is on the chain and is
+    not there, foreign is what is there and not of their making, differing has other amounts. What is in flight
+    between the two is shown apart. Exit code 1 when something was found, 4 when the chain was not read in full.
+    """
+    with connect() as link:
+        answer = link.get("/v1/ledger/reconcile", since_slot=since_slot)
+    terminal.give(answer, lambda: show_reconciled(terminal, answer))
+    return 0 if answer["clean"] else 1 if answer["found"] else CHAIN_UNREAD
+
+
+def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
+    """The answer for people."""
+    for finding in answer["findings"]:
+        place = f"{finding['table']} {finding['row']}"
+        terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
+    for doubt in answer["could_not_tell"]:
+        terminal.line(f"could not tell: {doubt}")
+    for moved in answer["in_flight"]:
+        amounts = ", ".join(show_amount(asset, n) for asset, n in moved["units"].items())
+        terminal.line(f"in flight: {moved['payment'] or 'deposit'}, transaction {moved['tx_hash']}: {amounts}")
+    parts = ("books", "chain", "in_flight")
+    columns = ("books", "chain", "in flight")
+    rows = [
+        (show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts))
+        for row in answer["balances"]
+    ]
+    if rows:
+        terminal.table(("asset", *columns), rows, right=columns)
+    for pool in answer["prepaid"]:
+        terminal.line(_prepaid_line(pool))
+    checked = ", ".join(f"{count} {what}" for what, count in answer["checked"].items()) or "nothing was compared"
+    found = _findings(answer["found"]) if answer["found"] else "nothing found"
+    terminal.line(f"{'clean' if answer['clean'] else found}: {checked}")
+
+
+def _findings(count: int) -> str:
+    return "1 finding" if count == 1 else f"{count} findings"
+
+
+def _prepaid_line(pool: dict[str, Any]) -> str:
+    """A prepaid balance against its merchant's word."""
+    name, told = pool["merchant"] or pool["origin"], pool["merchant_says"]
+    ours = f"prepaid at {name}: {pool['left']} {pool['unit']} are left"
+    if pool["difference"] is None:
+        why = "has said nothing" if told is None else "says something that cannot be compared"
+        return f"{ours}, the merchant {why}"
+    same = "the same" if pool["difference"] == "0" else told["remaining"]
+    return f"{ours}, the merchant says {same}"
+
+
+@ledger.command(
+    epilog=example("payagent ledger export --format beancount --since 2026-11-01T00:00:00Z > november.beancount")
+)
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), default="csv", show_default=True, help="How it is written."
+)
+@selection_options
+@talks_to_daemon
+def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None) -> None:
+    """Write the books of a period to stdout, oldest first, with their opening and closing balances.
+
+    Amounts are whole units as digits, and ADA as decimals. A token is named by a hash in beancount and hledger.
+    """
+    with connect() as link:
+        for piece in link.stream("/v1/ledger/export", format=form, **chosen):
+            terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)

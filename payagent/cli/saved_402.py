@@ -1,0 +1,52 @@
+"""A saved 402, in each form in which one is kept: its body, `curl -i`, or an object with its headers.
+
+May import: core. Never: reads an invoice, or repairs what came: it goes on to the daemon as it stands.
+"""
+
+import base64
+import json
+import re
+
+from payagent.core import strict_json
+from payagent.core.problems import Refused
+
+FILE_BYTES_MAX = 128 * 1024
+
+_ENVELOPE = {"status", "headers", "body"}
+_STATUS_LINE = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([0-9]{3})(?: [^\r\n]*)?\r?\n")
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
+
+
+def read_saved(raw: bytes) -> tuple[str, bool]:
+    """The `response` of an order, as JSON text, and whether the file was taken for a bare body.
+
+    What is none of the other forms is one, and the daemon says what is wrong with it.
+    """
+    if _STATUS_LINE.match(raw):
+        return json.dumps(_of_http(raw)), False
+    try:
+        value = strict_json.loads(raw, max_bytes=FILE_BYTES_MAX - 1)
+    except Refused:
+        value = None
+    if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
+        return raw.decode(), False
+    return json.dumps({"status": 402, "body_base64": _base64(raw)}), True
+
+
+def _of_http(raw: bytes) -> dict[str, object]:
+    """The 402 behind whatever came before it: a proxy's answer, 100 Continue, a redirect."""
+    while True:
+        head, *rest = _EMPTY_LINE.split(raw, maxsplit=1)
+        body = rest[0] if rest else b""
+        status_line, *lines = head.splitlines()
+        status = int(status_line.split()[1])
+        if status == 402 or not _STATUS_LINE.match(body):
+            break
+        raw = body
+    pairs = [line.decode("latin-1").partition(":") for line in lines]
+    headers = [[name.strip(), value.strip()] for name, _, value in pairs]
+    return {"status": status, "headers": headers, "body_base64": _base64(body)}
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

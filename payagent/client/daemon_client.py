@@ -1,0 +1,175 @@
+"""The way to the daemon, blocking and not: HTTP on loopback or over its Unix socket, with an app's token.
+
+May import: httpx, the standard library, core, the rest of client. Never: shows the token, or sends it anywhere but
+to this machine; follows a redirect or a proxy of the environment.
+"""
+
+import json
+import os
+import re
+import ssl
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from payagent.client.effects import Ask, Reply
+from payagent.client.errors import own_error
+from payagent.core.origin import is_this_machine
+
+DEFAULT = "http://127.0.0.1:8402"
+TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
+
+_TOKEN = re.compile(r"[!-~]+", re.ASCII)
+_NO_SCHEME = re.compile(r"[^/]*:[0-9]+/?", re.ASCII)
+_WANTED = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
+_TIMEOUT_S, _WAIT_MORE_S = 30.0, 15.0
+_LIMITS = httpx.Limits(max_connections=100)  # and all of them are kept, where httpx would keep 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the daemon listens, and the token for it. `socket` is a Unix socket's path."""
+
+    url: str
+    socket: Path | None
+    token: str = field(repr=False)
+
+    @classmethod
+    def read(cls, daemon: str | Path, token: str | None) -> "Place":
+        """Made of what a program says; without a token, of $PAYAGENT_TOKEN. Raises ValueError."""
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        if not token:
+            raise ValueError(f"no token: give one, or set {TOKEN_VARIABLE}")
+        if not _TOKEN.fullmatch(token):
+            raise ValueError("the token has characters that no token has")
+        text = str(daemon)
+        if _NO_SCHEME.fullmatch(text):
+            raise ValueError(_WANTED)
+        if "://" not in text:
+            return cls("http://localhost", Path(text), token)
+        url = httpx.URL(text)
+        if url.scheme != "http" or not is_this_machine(url.host) or url.raw_path != b"/":
+            raise ValueError(_WANTED)
+        return cls(text.rstrip("/"), None, token)
+
+    def request(self, ask: Ask) -> dict[str, Any]:
+        """The arguments of a client's `request`."""
+        headers = {"authorization": f"Bearer {self.token}"}
+        if ask.key is not None:
+            headers["idempotency-key"] = ask.key
+        made: dict[str, Any] = {"method": ask.method, "url": ask.path, "headers": headers}
+        if ask.body is not None:
+            headers["content-type"] = "application/json"
+            made["content"] = json.dumps(ask.body).encode()
+        if ask.wait_s:
+            made |= {"params": {"wait": ask.wait_s}, "timeout": _timeout(ask.wait_s + _WAIT_MORE_S)}
+        return made
+
+    def require_ours(self) -> None:
+        """A socket that somebody else listens on is told nothing."""
+        if self.socket is None:
+            return
+        try:
+            status = self.socket.stat()
+        except OSError:
+            raise self.not_running() from None
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            raise own_error(
+                "config_invalid", f"{self.socket} is not a socket of this user's: no token is sent there"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """What both clients are made with."""
+        timeout = _timeout(_TIMEOUT_S)
+        return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": timeout}
+
+    def transport_options(self) -> dict[str, Any]:
+        # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
+        uds = None if self.socket is None else str(self.socket)
+        return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "limits": _LIMITS}
+
+    def not_running(self) -> Exception:
+        return own_error("daemon_not_running", f"nobody answers on {self.socket or self.url}")
+
+    def silent(self, ask: Ask, error: Exception) -> Exception:
+        return own_error("daemon_silent", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
+
+
+class Daemon:
+    """Asks the daemon and waits. It may be used again after `close`, as httpx's own transports may."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._open()
+
+    def _open(self) -> None:
+        transport = httpx.HTTPTransport(**self._place.transport_options())
+        self._http = httpx.Client(transport=transport, **self._place.options())
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"Daemon({self._place!r})"
+
+    def ask(self, ask: Ask) -> Reply:
+        self._place.require_ours()
+        if self._pid != os.getpid():  # forked: two processes on one connection read each other's answers
+            self._open()
+        try:
+            return _reply(self._http.request(**self._place.request(ask)))
+        except httpx.ConnectError:
+            raise self._place.not_running() from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._place.silent(ask, error) from None
+
+    def close(self) -> None:
+        self._http.close()
+        self._open()
+
+
+class AsyncDaemon:
+    """Asks the daemon, and lets others run meanwhile. It may be used again after `aclose`."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._open()
+
+    def _open(self) -> None:
+        transport = httpx.AsyncHTTPTransport(**self._place.transport_options())
+        self._http = httpx.AsyncClient(transport=transport, **self._place.options())
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"AsyncDaemon({self._place!r})"
+
+    async def ask(self, ask: Ask) -> Reply:
+        self._place.require_ours()
+        if self._pid != os.getpid():
+            self._open()
+        try:
+            return _reply(await self._http.request(**self._place.request(ask)))
+        except httpx.ConnectError:
+            raise self._place.not_running() from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._place.silent(ask, error) from None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+        self._open()
+
+
+def _timeout(most_s: float) -> httpx.Timeout:
+    """Where nobody listens the machine says so at once: who waits for a connection has a busy daemon, or is busy
+    itself, and calls of its own that it waits for come to an end."""
+    return httpx.Timeout(most_s, pool=None)
+
+
+def _reply(answer: httpx.Response) -> Reply:
+    """The daemon's object; anything else is not from it (ValueError)."""
+    body = answer.json()
+    if not isinstance(body, dict):
+        raise ValueError("not an object")
+    after = answer.headers.get("retry-after", "")
+    return Reply(answer.status_code, body, int(after) if after.isdecimal() else 0)

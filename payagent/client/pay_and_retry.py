@@ -1,0 +1,216 @@
+"""What a call goes through until its client has an answer: a generator of steps, carried out by a transport.
+
+The daemon decides. This asks the merchant, has the daemon pay the 402, repeats the call with the headers that it
+gave, tells it what came back, and shows the same proof again when it says so. While another call buys the batch
+that would serve this one too, it waits and makes the call anew.
+
+May import: httpx's values, core, the rest of client. Never: I/O but through a step; pays for a call whose payment
+was redirected; takes a header that begins with X-Payagent- from a merchant.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httpx
+
+from payagent.client.effects import Ask, Bought, Keep, Pause, Peek, Reply, Send, Steps
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.merchant_answers import decoded, plain, readable
+from payagent.client.present_proof import PAID_MARK, Showing, asked, delivery_path
+from payagent.client.request import WALLET, Call, read_call
+from payagent.core.prepaid_balance import WALLET_WANTED
+
+_BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
+_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
+
+REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
+"""In `extensions`: of a 402 that was not paid, the daemon's reason; of the answer to a dry run, the quote."""
+
+CALL_MARK = "payagent_call"
+"""In the `extensions` of a dry run: make the call though a prepaid balance would serve it."""
+
+
+@dataclass(slots=True)
+class Purchases:
+    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
+
+    `untold` are deliveries that the daemon was not there for, by path; `_taken` are those that a call tells now.
+    """
+
+    max_cost_units: int | None
+    max_cost_asset: str | None
+    patience_s: float
+    spool_bytes: int
+    untold: dict[str, Ask] = field(default_factory=dict)
+    _taken: set[str] = field(default_factory=set)
+    _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
+
+    def run(self, request: httpx.Request) -> Steps[Bought]:
+        """From a client's call to its answer."""
+        call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
+        try:
+            payment_id, paid_url = request.extensions.get(PAID_MARK, (None, None))
+            if payment_id is not None and paid_url != str(request.url):
+                return (yield from self._follow(call, payment_id))
+            return (yield from self._buy(call))
+        finally:
+            call.body.end()
+
+    def _follow(self, call: Call, payment_id: str) -> Steps[Bought]:
+        """Where a redirect leads after the payment: it gets no proof, and nothing is paid there."""
+        answer = plain((yield Send(call.first({}))))
+        if answer.status_code != 402:
+            return Bought(answer)
+        raw, answer = yield Peek(answer)
+        detail = f"the merchant took {payment_id} and redirects to {call.request.url}, which asks for money"
+        raise own_error("paid_not_served", detail, payment=payment_id, merchant_answer=readable(answer, raw))
+
+    def _buy(self, call: Call) -> Steps[Bought]:
+        """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
+        is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
+        if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
+            return Bought(quote)
+        used_up: PayAgentError | None = None
+        wait = BatchWait(self.patience_s)
+        while True:
+            demand, body = yield from self._ask_merchant(call)
+            if body is None:
+                return Bought(demand)
+            if call.dry_run:
+                return Bought((yield from self._quote(call, demand, body)))
+            yield from self._tell_late()
+            reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
+            if _is_no_invoice(reply, demand):
+                return Bought(demand)
+            if (after_s := wait.after_s(reply)) is not None:
+                yield Pause(after_s)
+                continue
+            payment = reply.value()
+            if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
+                yield from self._tell(late)
+                continue
+            if used_up is not None and payment["id"] == used_up.payment:
+                raise used_up
+            shown = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
+            if isinstance(shown, Bought):
+                return shown
+            used_up = shown
+
+    def _tell_late(self) -> Steps[None]:
+        """Say what was served, before it is bought again: else the daemon takes the call for the one before.
+
+        One call tells it. Another that comes meanwhile tells it too, if it is given what was served.
+        """
+        taken = [ask for ask in tuple(self.untold.values()) if ask.path not in self._taken]
+        self._taken.update(ask.path for ask in taken)
+        try:
+            for ask in taken:
+                yield from self._tell(ask)
+        finally:
+            self._taken.difference_update(ask.path for ask in taken)
+
+    def _tell(self, ask: Ask) -> Steps[None]:
+        reply = yield from asked(ask, time.monotonic() + self.patience_s)
+        if reply.body.get("retryable") is True:
+            reply.value()
+        self.untold.pop(ask.path, None)
+
+    def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
+        """(what the call without a proof gets, the body of a 402 that can be read).
+
+        It is repeated if it costs before we could learn what it has to say, or if it has to name the wallet.
+        """
+        origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
+        if self._buyers is None:
+            yield from self._introduce()
+        while True:
+            buyers = self._buyers or {}
+            answer = plain((yield Send(call.first(buyers.get(origin, {})))))
+            if not 400 <= answer.status_code < 500:
+                return answer, None
+            raw, answer = yield Peek(answer)
+            body = None if raw is None else decoded(answer, raw)
+            wants_wallet = WALLET_WANTED.encode() in (body or b"")
+            if origin not in buyers and (answer.status_code == 402 or wants_wallet):
+                yield from self._introduce()
+            wants_wallet = wants_wallet and origin in (self._buyers or {})
+            if answer.status_code != 402 and not wants_wallet:
+                return answer, None
+            yield Keep(call.body)
+            if not call.body.is_whole:
+                if self._buyers is not None and origin not in self._buyers:
+                    foreign = own_error("merchant_not_allowed", f"{origin} is not configured")
+                    answer.extensions[REFUSAL_MARK] = foreign.problem
+                    return answer, None
+                raise own_error(
+                    "request_too_big_to_replay",
+                    f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",
+                )
+            is_news = origin not in buyers and bool((self._buyers or {}).get(origin))
+            if wants_wallet and not is_news:
+                yield from self._name_wallet(call, origin)
+            elif not is_news:
+                return answer, body
+
+    def _introduce(self) -> Steps[None]:
+        """Learn what calls to each merchant carry: at first, and when one that is not known yet wants something.
+
+        Without the daemon, calls that cost nothing still work.
+        """
+        try:
+            reply: Reply = yield Ask("GET", "/v1/merchants")
+            told = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
+            self._buyers = {**told, **(self._buyers or {})}
+        except PayAgentError:
+            return
+
+    def _name_wallet(self, call: Call, origin: str) -> Steps[None]:
+        """From now on, calls to this merchant say whose the calls of a batch are."""
+        if any(name.lower() == WALLET for name, _ in call.headers):
+            raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
+        reply: Reply = yield Ask("GET", "/v1/wallet")
+        buyers = self._buyers or {}
+        self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
+
+    def _quote_prepaid(self, call: Call) -> Steps[httpx.Response | None]:
+        """What the call would use of a prepaid balance that would serve it; None where none would."""
+        reply: Reply = yield Ask("POST", "/v1/prepaid/quotes", call.question())
+        if reply.body.get("code") == "merchant_not_allowed":  # then its 402 is somebody else's affair
+            return None
+        quote = reply.value()
+        return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
+
+    def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
+        reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))
+        if _is_no_invoice(reply, demand):
+            return demand
+        quote = reply.value()
+        return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote})
+
+
+@dataclass(slots=True)
+class BatchWait:
+    """How long a call waits for a batch that another call buys; `deadline_s` is set when it first has to."""
+
+    patience_s: float
+    deadline_s: float | None = None
+    pause_s: float = _BATCH_FIRST_S
+
+    def after_s(self, reply: Reply) -> float | None:
+        """In how many seconds the call is made anew; None when there is no batch to wait for, or no time left."""
+        if reply.body.get("code") != "batch_under_way":
+            return None
+        if self.deadline_s is None:
+            self.deadline_s = time.monotonic() + self.patience_s
+        after_s = max(self.pause_s, reply.after_s)
+        self.pause_s = min(self.pause_s * 2, _BATCH_MAX_S)
+        return after_s if after_s < self.deadline_s - time.monotonic() else None
+
+
+def _is_no_invoice(reply: Reply, demand: httpx.Response) -> bool:
+    """Whether a 402 is somebody else's affair; why it was not paid is noted on it."""
+    if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
+        return False
+    demand.extensions[REFUSAL_MARK] = dict(reply.body)
+    return True

@@ -1,0 +1,153 @@
+"""A client's call: what goes to the merchant, without what it says to us, and how far it may go in paying.
+
+May import: httpx's values, core, client.merchant_answers, cli.bodies, cli.errors, cli.steps. Never: I/O; lets a
+header that begins with X-Payagent- through to a merchant.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from payagent.client.effects import Json
+from payagent.client.errors import own_error
+from payagent.client.merchant_answers import is_own, told
+from payagent.client.streams import Replay
+from payagent.core import strict_json
+from payagent.core.money import parse_bound
+from payagent.core.problems import Refused
+
+Headers = Sequence[tuple[bytes, bytes]]
+PAID_READ_TIMEOUT_S = 180.0
+"""A merchant that settles before it serves may wait for blocks."""
+
+_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+_SWITCHES = {None: False, "false": False, "true": True}
+WALLET = b"x-wallet-address"
+_BUYER = frozenset((b"x-partner", WALLET))
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of the client's: what goes to the merchant, and how far it may go in paying."""
+
+    request: httpx.Request
+    body: Replay
+    headers: list[tuple[bytes, bytes]]
+    key: str | None
+    max_cost_units: int | None
+    max_cost_asset: str | None
+    dry_run: bool
+
+    def first(self, buyer: Mapping[str, str]) -> httpx.Request:
+        """The call without a proof. An invoice is bound to who buys, so the first call says that already."""
+        names = {name.lower() for name, _ in self.headers}
+        added = [(name.encode(), value.encode()) for name, value in buyer.items()]
+        self.headers += [pair for pair in added if pair[0].lower() not in names]
+        return self._request(self.headers, self.request.url, self.request.extensions)
+
+    def paid(self, proof: Mapping[str, str], query: str | None, *, is_batch: bool) -> httpx.Request:
+        """The call with a proof; `query` asks for the outcome instead. Who buys is said as in the first call;
+        of a batch that an earlier one bought for another's balance it is said whose that is.
+        """
+        url, headers = self.request.url, self.headers
+        if query is not None:
+            mark = b"&" if url.query else b"?"
+            url = url.copy_with(raw_path=url.raw_path + mark + query.encode())
+        else:
+            new = [(name.encode(), value.encode()) for name, value in proof.items()]
+            if is_batch and _buyer(new) != _buyer(headers):
+                headers = [pair for pair in headers if pair[0].lower() not in _BUYER]
+            else:
+                new = [pair for pair in new if pair[0].lower() not in _BUYER]
+            names = {name.lower() for name, _ in new}
+            headers = [pair for pair in headers if pair[0].lower() not in names] + new
+        limits = dict(self.request.extensions.get("timeout") or {})
+        if limits.get("read") is not None:
+            limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
+        return self._request(headers, url, self.request.extensions | {"timeout": limits})
+
+    def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
+        return httpx.Request(
+            self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
+        )
+
+    def ask(self, demand: httpx.Response, body: bytes) -> Json:
+        """The 402 as the daemon takes it, with the call's headers that say who buys or that the merchant binds."""
+        asked = self._told(_bound(demand).union(_BUYER))
+        asked["request"]["body_sha256"] = self.body.sha256
+        asked["response"] = {"status": demand.status_code, **told(demand, body)}
+        if self.max_cost_units is not None:
+            asked["max_total"] = str(self.max_cost_units)
+        if self.max_cost_asset is not None:
+            asked["max_total_asset"] = self.max_cost_asset
+        return asked
+
+    def question(self) -> Json:
+        """The call as the daemon is asked, before it is made, whether a prepaid balance would serve it."""
+        return self._told(_BUYER)
+
+    def _told(self, names: frozenset[bytes]) -> dict[str, Any]:
+        """The call without its body, with the headers of these names."""
+        url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
+        return {
+            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
+            "request": {
+                "method": self.request.method,
+                "path": url.raw_path.decode("ascii"),
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
+            },
+        }
+
+
+def _buyer(headers: Headers) -> dict[bytes, bytes]:
+    """Who buys, as headers say it: an address in capitals is the same address (BIP-173)."""
+    said = {name.lower(): value for name, value in headers if name.lower() in _BUYER}
+    return {name: value.lower() if name == WALLET else value for name, value in said.items()}
+
+
+def _bound(demand: httpx.Response) -> frozenset[bytes]:
+    """The names of headers that the merchant wants a payment bound to. No others are told: they may be secret."""
+    found: object = None
+    with suppress(ValueError, Refused):
+        found = strict_json.loads(base64.b64decode(demand.headers.get("payment-required", ""), validate=True))
+    for key in ("extensions", "cardano-request-commitment", "info", "bindingParams", "headers"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return frozenset(str(name).encode() for name in found) if isinstance(found, list) else frozenset()
+
+
+def read_call(
+    request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
+) -> Call:
+    """A client's request without what it says to us. Its bound holds beside the transport's."""
+    headers = request.headers.raw
+    own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if is_own(name)]
+    ours = dict(own)
+    for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
+        raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    if len(ours) < len(own):
+        raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
+    said = ours.get(_DRY_RUN)
+    if said not in _SWITCHES:
+        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
+    if (text := ours.get(_MAX_COST)) is not None:
+        try:
+            asked, asset = parse_bound(text, "X-Payagent-Max-Cost")
+        except Refused as refused:
+            raise own_error("bad_request", refused.detail) from None
+        if None not in (asset, max_cost_asset) and asset != max_cost_asset:
+            raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
+        max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
+        max_cost_asset = asset or max_cost_asset
+    return Call(
+        request=request,
+        body=Replay(request.stream, spool_bytes),
+        headers=[pair for pair in headers if not is_own(pair[0])],
+        key=request.headers.get("idempotency-key"),
+        max_cost_units=max_cost_units,
+        max_cost_asset=max_cost_asset,
+        dry_run=_SWITCHES[said],
+    )

@@ -1,0 +1,279 @@
+"""The scheme `exact` on Cardano for the official x402 SDK's clients: the daemon signs, and the SDK sends.
+
+    http = ExactCardanoScheme(token=...).connect(x402Client())     # then x402HttpxClient(http)
+
+May import: the standard library, core, the rest of client; x402 inside a function. Never: holds a key; makes a
+second payment for a call whose first one was not answered.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urljoin, urlsplit
+
+from payagent.client.daemon_client import DEFAULT, Daemon, Place
+from payagent.client.effects import Ask, Json, Pause, Reply, Steps, T
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.present_proof import asked, delivery_path, until_ready
+from payagent.core.origin import DEFAULT_PORTS, parse_origin
+from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.resource import is_called
+
+PATIENCE_S = 120.0
+PATIENCE_BY_HAND_S = 2.0
+"""How long a scheme that does not know whether an event loop stands still for it waits for a settlement."""
+
+PATTERNS = ("cardano:*", "cip34:*")
+_USDM = "c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d"
+_TUSDM = "e675b46e4d2242c991a8932a99db3044e80515ae14b4c4ccf6b3f4c9.0014df10745553444d"
+_DOLLARS = {
+    **dict.fromkeys(("cardano:mainnet", "cip34:1-764824073"), (_USDM, "USDM")),
+    **dict.fromkeys(("cardano:preprod", "cip34:0-1"), (_TUSDM, "tUSDM")),
+}
+
+
+log = logging.getLogger("payagent.client")
+
+
+@dataclass(slots=True)
+class _Shown:
+    """The last payload that this task or thread was given."""
+
+    scheme: object
+    url: str
+    payment_id: str
+    transaction: str
+    is_answered: bool = False
+
+
+# What the SDK's steps for one call share: they run in one task, or one thread.
+_called: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
+_came: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
+_wanted: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
+_last: ContextVar[_Shown | None] = ContextVar("payagent_last", default=None)
+
+
+class ExactCardanoScheme:
+    """Has the daemon sign for an SDK client.
+
+    `connect` registers it and gives the SDK's HTTP client that tells the scheme which URL was called. Registered
+    by hand (`client.register("cardano:*", scheme)`), it must believe the merchant's 402 about that: whoever is
+    called can then name another server's URL, and is paid under its name, within your limits. Nor is it told of a
+    redirect, which is paid again if its receipt says that the first payment is settled.
+
+    A redirect serves nothing, as the daemon is told: where it points may cost again. What a merchant hands out
+    only at another URL is not known to be served, and its payment ends as paid and not served.
+
+    Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
+    proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
+    payment has no answer, another URL that wants money in the same task or thread is refused once, since that is
+    what a redirect after paying looks like. A settlement that is pending is waited for, up to `patience_s`.
+    """
+
+    scheme = "exact"
+
+    def __init__(
+        self, *, daemon: str | Path = DEFAULT, token: str | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._daemon = Daemon(Place.read(daemon, token))
+        self._patience_s = patience_s
+        self.scheme_hooks = self._hooks(partial(self._on_response, patience_s=PATIENCE_BY_HAND_S))
+
+    def connect(self, client: Any) -> Any:
+        """Register for Cardano's networks; returns the HTTP client to be used, blocking as `client` is."""
+        from x402 import x402ClientSync
+        from x402.http import x402HTTPClient, x402HTTPClientSync
+
+        is_sync = isinstance(client, x402ClientSync)
+        answered = partial(self._on_response, patience_s=self._patience_s)
+        by_hand = self.scheme_hooks
+        self.scheme_hooks = self._hooks(answered if is_sync else partial(asyncio.to_thread, answered))
+        for pattern in PATTERNS:
+            client.register(pattern, self)
+        self.scheme_hooks = by_hand
+        made = x402HTTPClientSync if is_sync else x402HTTPClient
+        http: Any = made(client).on_payment_required(self._on_required)
+        http.process_payment_result = partial(_process, http.process_payment_result)
+        return http
+
+    def close(self) -> None:
+        self._daemon.close()
+
+    def find_default_asset(self, asset: str, network: str) -> dict[str, object] | None:
+        """The dollar of a network, for the SDK's own spend controls."""
+        unit, symbol = _DOLLARS.get(network, ("", ""))
+        return {"asset": unit, "decimals": 6, "symbol": symbol} if unit and asset == unit else None
+
+    def create_payment_payload(self, requirements: Any) -> dict[str, Any]:
+        """The inner payload. Blocks while the daemon signs, mostly for some milliseconds."""
+        url, required = _take_wanted(requirements)
+        self._refuse_redirect(url)
+        payment = self._pay(url, required)
+        proof = json.loads(base64.b64decode(payment["headers"]["PAYMENT-SIGNATURE"]))
+        _last.set(_Shown(self, url, payment["id"], proof["payload"]["transaction"]))
+        payload: dict[str, Any] = dict(proof["payload"])
+        if proof.get("extensions"):
+            payload["__extensions"] = proof["extensions"]
+        return payload
+
+    def _pay(self, url: str, required: str) -> Json:
+        parts = urlsplit(url)
+        demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
+        body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
+        payment = self._daemon.ask(Ask("POST", "/v1/payments", body)).value()
+        return self._take(until_ready(payment, time.monotonic() + self._patience_s))
+
+    def _take(self, steps: Steps[T]) -> T:
+        """Carry out steps that lead to the daemon only."""
+        said: Reply | None = None
+        try:
+            while True:
+                step = steps.send(said)
+                said = None
+                if isinstance(step, Ask):
+                    said = self._daemon.ask(step)
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+        except StopIteration as end:
+            return cast("T", end.value)
+
+    def _refuse_redirect(self, url: str) -> None:
+        last = _last.get()
+        if last is None or last.scheme is not self or last.is_answered or last.url == url:
+            return
+        last.is_answered = True
+        raise own_error(
+            "not_served_yet",
+            f"{last.payment_id} for {last.url} has no answer, and {url} wants money now: a redirect after paying "
+            "is not paid again. If it is another call, repeat it",
+            payment=last.payment_id,
+        )
+
+    def _hooks(self, on_response: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+        """What the SDK calls; it takes these when the scheme is registered."""
+        return {"on_before_payment_creation": self._before_creation, "on_payment_response": on_response}
+
+    def _on_required(self, context: Any) -> None:
+        _called.set((context.payment_required, context.request_url))
+
+    def _before_creation(self, context: Any) -> None:
+        required = context.payment_required.model_dump(by_alias=True, exclude_none=True)
+        chosen = context.selected_requirements
+        required["accepts"] = [chosen.model_dump(by_alias=True, exclude_none=True)]
+        answered, called = _called.get()
+        sold = (required.get("resource") or {}).get("url")
+        # the same 402 again, when the call is repeated with a payload that is made anew
+        url = called if answered is context.payment_required else sold
+        if not url or urlsplit(url).scheme not in DEFAULT_PORTS:
+            raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
+        if sold and not self._is_the_calls(urljoin(url, sold), url):
+            raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the call was to {url[:300]!a}")
+        _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
+
+    def _is_the_calls(self, sold: str, called: str) -> bool:
+        """Whether a resource is the call's, or would be but for an origin in the merchant's `known_as`."""
+        if _is_same(sold, called):
+            return True
+        origin, at = _origin(called), urlsplit(called)
+        rows = self._daemon.ask(Ask("GET", "/v1/merchants")).value()["merchants"]
+        known_as = next((row.get("known_as", ()) for row in rows if row["origin"] == origin), ())
+        here = urlsplit(sold)._replace(scheme=at.scheme, netloc=at.netloc).geturl()
+        return _origin(sold) in known_as and _is_same(here, called)
+
+    def _on_response(self, context: Any, *, patience_s: float) -> Any:
+        """Tell the daemon. What comes back has the SDK repeat the call, which it does once."""
+        shown = _last.get()
+        if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
+            return None
+        # a redirect serves nothing, also where its receipt says that the payment is settled
+        payload, status = _came.get()
+        is_redirect = payload is context.payment_payload and 300 <= status < 400
+        shown.is_answered = not is_redirect
+        heard = {"status": status} if is_redirect else _heard(context)
+        try:
+            ask = Ask("POST", delivery_path(shown.payment_id), heard)
+            payment = self._take(asked(ask, time.monotonic() + patience_s)).value()
+            if is_redirect:
+                return None
+            depth = _depth_wanted(context.requirements)
+            return _recovered() if self._is_worth_repeating(payment, depth, patience_s) else None
+        except PayAgentError as error:
+            log.warning("what came of a payment could not be told: %s", error)
+            return None
+
+    def _is_worth_repeating(self, payment: Json, depth: int, patience_s: float) -> bool:
+        """The same proof, once it is as deep as wanted; or a new one, when it has served another call."""
+        said, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
+        if said == "used_up":
+            return bool(payment["delivery"] == "accepted")
+        deadline_s = time.monotonic() + patience_s
+        while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
+            time.sleep(again_after_s)
+            payment = self._take(asked(Ask("GET", f"/v1/payments/{payment['id']}"), deadline_s)).value()
+            if said != "pending" or (payment["depth"] or 0) >= depth:
+                return True
+            again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)
+        return False
+
+
+def _take_wanted(requirements: Any) -> tuple[str, str]:
+    """(the URL, the 402's header) that the hook before the creation left."""
+    wanted = _wanted.get()
+    _wanted.set(None)
+    if wanted is None or wanted[1][0] is not requirements:
+        raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
+    url, (_, required) = wanted
+    return str(url), str(required)
+
+
+def _process(process: Callable[..., Any], payload: Any, get_header: Any, status: int) -> Any:
+    """The SDK's own step, whose hooks are not told the status: a redirect's receipt looks like a served call's."""
+    _came.set((payload, status))
+    return process(payload, get_header, status)
+
+
+def _origin(url: str) -> str | None:
+    parts = urlsplit(url)
+    try:
+        return parse_origin(f"{parts.scheme}://{parts.netloc}")
+    except ValueError:
+        return None
+
+
+def _is_same(sold: str, called: str) -> bool:
+    """Whether a resource is the call's. A server behind TLS says http."""
+    one, other = urlsplit(sold), urlsplit(called)
+    default = {None, *DEFAULT_PORTS.values()}
+    same_port = one.port == other.port or {one.port, other.port} <= default
+    return one.hostname == other.hostname and same_port and is_called(one, other)
+
+
+def _heard(context: Any) -> Json:
+    """What the SDK knows of the merchant's answer, as the daemon takes it."""
+    if context.settle_response is not None and context.settle_response.success:
+        return {"status": 200}
+    name, said = "PAYMENT-RESPONSE", context.settle_response
+    if said is None:
+        name, said = "PAYMENT-REQUIRED", context.payment_required
+    raw = said.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return {"status": 402, "headers": {name: base64.b64encode(raw).decode("ascii")}}
+
+
+def _depth_wanted(requirements: Any) -> int:
+    """How many blocks the merchant waits for, the transaction's own counted; `l1Confirmations` are newer ones."""
+    policy = (requirements.extra or {}).get("confirmationPolicy") or {}
+    return int(policy.get("l1Confirmations", 1)) + 1
+
+
+def _recovered() -> Any:
+    from x402.schemas import RecoveredResponseResult
+
+    return RecoveredResponseResult()

@@ -1,0 +1,266 @@
+"""What every dialect shares: the 402 as received, what we know beside it, and how a field is read.
+
+May import: the standard library, core. Never: knows one dialect from another, or does I/O.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from payagent.core import strict_json
+from payagent.core.address import Address
+from payagent.core.invoice import Proof, SplitMode
+from payagent.core.money import LOVELACE
+from payagent.core.network import Network
+from payagent.core.problems import Refused
+
+PAYMENT_REQUIRED = "payment-required"
+PAYMENT_RESPONSE = "payment-response"
+TIMEOUT_MAX_S = 86_400
+_DECIMALS_MAX = 19
+_TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+# How the names of headers begin that say something of a payment, in any dialect.
+_TELLING = (
+    "payment-", "x-payment-", "x-402-", "x-invoice-", "x-pay-", "x-amount", "x-asset", "x-chain", "x-timeout",
+)  # fmt: skip
+
+# A member that a dialect does not know is a note, unless its name says that it is about money or terms.
+_TERM_STEMS = (
+    "amount", "split", "output", "percent", "lovelace", "recipient", "receiver", "currenc", "revenue", "royalt",
+    "commission", "deposit", "payout", "address", "payto", "pay_to", "payee", "beneficiar",
+    "expir", "deadline", "network", "asset", "policy", "decimal", "timeout", "invoiceid", "invoice_id",
+)  # fmt: skip
+_TERM_WORDS = frozenset(
+    (
+        *("pay", "price", "cost", "share", "shares", "tax", "vat", "tip", "premium", "bps"),
+        *("charge", "charges", "surcharge", "surcharges", "chain", "blockchain"),
+    )
+)
+_BESIDE_TERMS = frozenset(("mode", "inclusive", "additional", "paid", "state", "unit", "units", "total", "to"))
+"""Words that are about terms everywhere but inside what is made for a merchant's own words (`_OWN_WORDS`)."""
+
+_OWN_WORDS = frozenset(("metadata", "customFields"))
+_ADDRESS = re.compile("addr(?:_test)?1", re.ASCII | re.IGNORECASE)
+# A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
+_FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l(?:s|ess|ings?)?\b|t\b|bl[ey])[a-z]*")
+# Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP answer: header names in lower case; the body strictly parsed JSON, or a str when it is not JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex.
+
+    `headers` is None of a call of which nobody knows them any more.
+    """
+
+    method: str
+    url: str
+    body_sha256: str
+    headers: Mapping[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What we bring to the reading of a 402.
+
+    `split_mode`, `proof` and `decimals` (per asset) are the operator's, and so are `assets`, those that have a
+    limit; `own` is the wallet's address, which no invoice may pay; `received_at_ms` is when the 402 came in,
+    POSIX milliseconds; `call` is the paid call, where it is known. `salt` is 32 fresh random bytes where payments
+    may commit to the request that they buy. `known_as` are further origins by which the merchant may name itself.
+    """
+
+    origin: str
+    network: Network
+    split_mode: SplitMode | None
+    received_at_ms: int
+    decimals: Mapping[str, int] = field(default_factory=dict)
+    own: Address | None = None
+    call: Call | None = None
+    proof: Proof = "tx_hash"
+    assets: frozenset[str] = frozenset((LOVELACE,))
+    salt: bytes | None = None
+    known_as: frozenset[str] = frozenset()
+
+    def check_decimals(self, asset: str, stated: object) -> int | None:
+        """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""
+        if stated is None:
+            return None
+        known = 6 if asset == LOVELACE else self.decimals.get(asset)
+        if type(stated) is not int or not 0 <= stated <= _DECIMALS_MAX or known not in (None, stated):
+            raise Refused("decimals_mismatch", f"decimals is {show(stated)}, known is {show(known)}")
+        return stated
+
+    def check_expiry(self, expires_at_ms: int) -> int:
+        """Refuse an end that has passed (`invoice_expired`) or is more than a day away (`invoice_incomplete`).
+
+        A merchant that means milliseconds and says seconds would otherwise be paid when its invoice is over.
+        """
+        left_ms = expires_at_ms - self.received_at_ms
+        if left_ms <= 0:
+            raise Refused("invoice_expired", f"the invoice was over {-left_ms // 1000} s before it was received")
+        if left_ms > TIMEOUT_MAX_S * 1000:
+            raise Refused("invoice_incomplete", f"the invoice ends in {left_ms // 1000} s, a day is the most")
+        return expires_at_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a retry can carry of a payment: its hash alone (`cbor` is None) or the transaction.
+
+    `nonce` is the anchor, as "txid#index".
+    """
+
+    tx_id: str
+    cbor: bytes | None
+    nonce: str
+    intent_id: str
+
+
+def make_response(status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object) -> Response:
+    """The answer as a client forwards it: `body` is a strictly parsed JSON value, or the text as received."""
+    lowered = _lower_headers(headers)
+    return Response(status, lowered, _parse_body(lowered, body) if isinstance(body, str) else body)
+
+
+def parse_response(
+    status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], raw_body: bytes
+) -> Response:
+    """The answer as it came over the wire, decompressed; a body that looks like JSON must be strict JSON."""
+    lowered = _lower_headers(headers)
+    return Response(status, lowered, _parse_body(lowered, raw_body))
+
+
+def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> Response:
+    """The answer to a retry, whatever it is: a body that is not strict JSON says nothing, and of a header that is
+    given twice the first counts. It is advice, so nothing is refused."""
+    lowered: dict[str, str] = {}
+    for name, value in headers:
+        lowered.setdefault(name.lower(), value)
+    try:
+        return Response(status, lowered, _parse_body(lowered, raw_body))
+    except Refused:
+        return Response(status, lowered, "")
+
+
+def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> str:
+    """An answer as it came, for the record: JSON that a receipt's reader understands (`audit.receipt`).
+
+    A body longer than that of any invoice is anybody's, and as text it may take six times its room.
+    """
+    kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
+    if len(raw_body) <= strict_json.MAX_BYTES:
+        with suppress(UnicodeDecodeError):
+            kept = {"body": raw_body.decode()}
+    return json.dumps({"status": status, "headers": list(headers), **kept}, separators=(",", ":"))
+
+
+def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:
+    lowered: dict[str, str] = {}
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise Refused("bad_request", "a header's name and value must be text")
+        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(_TELLING):
+            raise Refused(
+                "invoice_contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
+            )
+    return lowered
+
+
+def _parse_body(headers: Mapping[str, str], body: str | bytes) -> object:
+    """The body's value. Beside a header that says everything the body is anybody's, and may be anything."""
+    try:
+        return _parse_text(headers, body)
+    except Refused:
+        if headers.keys() & {PAYMENT_REQUIRED, PAYMENT_RESPONSE}:
+            return ""
+        raise
+
+
+def _parse_text(headers: Mapping[str, str], body: str | bytes) -> object:
+    text = strict_json.decode_text(body)
+    if is_json_type(headers) or text.lstrip(" \t\r\n")[:1] in ("{", "[", '"', "\ufeff"):
+        return strict_json.loads(body)
+    return text
+
+
+def is_json_type(headers: Mapping[str, str]) -> bool:
+    """Whether the content type is there and is JSON."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+
+
+def require(terms: Mapping[str, object], key: str) -> object:
+    """A field that a payment needs; absent or null is `invoice_incomplete`."""
+    value = terms.get(key)
+    if value is None:
+        raise Refused("invoice_incomplete", f"the invoice has no {key}")
+    return value
+
+
+def parse_timeout_s(value: object, what: str) -> int:
+    """Read a relative time-out in seconds: a JSON int; zero and less is `invoice_expired`."""
+    if type(value) is not int:
+        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+    if value <= 0:
+        raise Refused("invoice_expired", f"{what} is {show(value)} s")
+    if value > TIMEOUT_MAX_S:
+        raise Refused("invoice_incomplete", f"{what} is {show(value)} s, a day is the most")
+    return value
+
+
+def parse_timeout_text(value: str, what: str) -> int:
+    """Read a relative time-out in seconds from a header, as `parse_timeout_s`."""
+    if not _TIMEOUT_TEXT.fullmatch(value):
+        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+    return parse_timeout_s(int(value), what)
+
+
+def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    """Refuse members that the dialect does not know and that name money or terms (`terms_not_understood`).
+
+    A member names them by its own name, or by an address or such a name anywhere in its value. All others are
+    notes: they change nothing that is paid, and stay in the 402 as received.
+    """
+    for key in terms.keys() - known:
+        inside = _TERM_WORDS if key in _OWN_WORDS else _TERM_WORDS | _BESIDE_TERMS
+        if _names_terms(key, _TERM_WORDS | _BESIDE_TERMS) or _holds_terms(terms[key], inside):
+            raise Refused("terms_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+
+
+def _names_terms(name: str, term_words: frozenset[str]) -> bool:
+    plain = name.lower()
+    words = {word.lower() for pattern in _WORDS for word in pattern.findall(name)}
+    is_fee = any(_FEE.fullmatch(word) for word in words)
+    return is_fee or bool(words & term_words) or any(stem in plain for stem in _TERM_STEMS)
+
+
+def _holds_terms(value: object, term_words: frozenset[str]) -> bool:
+    if isinstance(value, dict):
+        names = any(_names_terms(key, term_words) for key in value)
+        return names or any(_holds_terms(inner, term_words) for inner in (*value, *value.values()))
+    if isinstance(value, list):
+        return any(_holds_terms(inner, term_words) for inner in value)
+    return isinstance(value, str) and _ADDRESS.search(value) is not None
+
+
+def show(value: object, limit: int = 300) -> str:
+    """A foreign value as bounded plain ASCII, for a refusal's detail."""
+    if type(value) is int and value.bit_length() > 256:
+        return "a very long number"
+    return json.dumps(value, default=lambda other: getattr(other, "text", type(other).__name__))[:limit]

@@ -1,0 +1,87 @@
+"""The dialect `t-backend`: a 402 whose JSON body holds the invoice under `detail` (FastAPI's HTTPException).
+
+Source: the T Backend developer guide (63c7145). What it leaves open is refused, not guessed: `babel: true` is
+undocumented and could change who pays what; a version other than 0.1 may mean anything.
+May import: the standard library, core, dialects.http_wire and dialects.splits. Never: reads another dialect's
+fields.
+"""
+
+from collections.abc import Mapping
+
+from payagent.core.address import parse_address
+from payagent.core.invoice import Invoice, parse_invoice_id
+from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
+from payagent.core.network import require_chain
+from payagent.core.problems import Refused
+from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.splits import Ask, read_form, resolve_outputs
+
+NAME = "t-backend"
+VERSION = "0.1"
+BATCH_MAX = 1_000_000_000
+
+_DETAIL_KEYS = frozenset(
+    ("version", "invoiceId", "chain", "asset", "amountUnits", "decimals", "payTo", "timeout", "extra")
+)
+_EXTRA_KEYS = frozenset(("lovelace", "babel", "partner", "batchTarget", "outputs", "split"))
+
+
+def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Reading) -> Invoice:
+    """The invoice of a body whose `detail` is an invoice; every way of not being one has its code."""
+    refuse_foreign_terms(body, frozenset(("detail",)), "the body beside detail")
+    refuse_foreign_terms(detail, _DETAIL_KEYS, "detail")
+    extra = _read_extra(detail.get("extra"))
+    if detail.get("version", VERSION) != VERSION:
+        raise Refused("body_not_understood", f"version is {show(detail['version'])}, {VERSION} is known")
+    require_chain(require(detail, "chain"), reading.network)
+    invoice_id = parse_invoice_id(require(detail, "invoiceId"))
+    asset = parse_asset(require(detail, "asset"))
+    _check_flags(extra, asset)
+    units = check_supply(asset, parse_units(require(detail, "amountUnits"), "amountUnits"), "amountUnits")
+    decimals = reading.check_decimals(asset, detail.get("decimals"))
+    ask = Ask(parse_address(require(detail, "payTo"), reading.network), asset, units)
+    timeout_s = parse_timeout_s(require(detail, "timeout"), "timeout")
+    forms = [
+        read_form(f"extra.{key}", extra[key], None, asset, reading)
+        for key in ("outputs", "split")
+        if extra.get(key) is not None
+    ]
+    batch = extra.get("batchTarget")
+    return Invoice(
+        dialect=NAME,
+        origin=reading.origin,
+        invoice_id=invoice_id,
+        network=reading.network.name,
+        outputs=resolve_outputs(ask, forms, reading),
+        expires_at_ms=reading.received_at_ms + timeout_s * 1000,
+        decimals=decimals,
+        batch_target=None if batch is None else _read_batch(batch),
+        proof=reading.proof,
+        handed_over=reading.proof == "signed_cbor",
+    )
+
+
+def _read_batch(batch: object) -> int:
+    """How many calls the payment buys; so many that nobody could mean it is refused."""
+    count = parse_units(batch, "extra.batchTarget")
+    if count > BATCH_MAX:
+        raise Refused("body_not_understood", f"extra.batchTarget is {show(batch)}, {BATCH_MAX} is the bound")
+    return count
+
+
+def _read_extra(extra: object) -> Mapping[str, object]:
+    if extra is None:
+        return {}
+    if not isinstance(extra, dict):
+        raise Refused("split_not_understood", f"extra is {show(extra)}, not an object")
+    refuse_foreign_terms(extra, _EXTRA_KEYS, "extra")
+    return extra
+
+
+def _check_flags(extra: Mapping[str, object], asset: str) -> None:
+    lovelace = extra.get("lovelace")
+    if lovelace is not None and lovelace is not (asset == LOVELACE):
+        raise Refused("invoice_contradiction", f"extra.lovelace is {show(lovelace)}, the asset is {asset}")
+    babel = extra.get("babel")
+    if babel is not None and babel is not False:
+        raise Refused("body_not_understood", f"extra.babel is {show(babel)}, which is documented nowhere")

@@ -1,0 +1,59 @@
+"""The x402 that the Orynq SDK's own middleware emits: terms in PAYMENT-REQUIRED, the invoice's id in the body.
+
+It is no x402 that another client could pay: whatever form its 402 has, the middleware looks for the proof of its
+Flux form, X-Invoice-Id and the raw X-Payment. So this is read into an invoice of the dialect `flux`.
+Its gateway's 402 (`protocol` instead of `paymentRequired`) is refused: no proof for Cardano passes that one.
+Source: the Orynq SDK's server middleware and gateway (8079f4b).
+May import: the standard library, core, dialects.http_wire, dialects.x402 and dialects.flux. Never: reads another
+dialect's fields.
+"""
+
+from payagent.core.address import parse_address
+from payagent.core.invoice import Invoice, Output, check_outputs, parse_invoice_id
+from payagent.core.money import check_supply, parse_asset, parse_units
+from payagent.core.network import require_chain
+from payagent.core.problems import Refused
+from payagent.dialects import flux, x402
+from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.x402 import Terms
+
+VERSION = "1"
+
+_KEYS = frozenset(
+    (
+        "version", "scheme", "network", "maxAmountRequired", "resource", "payTo", "maxTimeoutSeconds",
+        "asset", "decimals", "extra",
+    )
+)  # fmt: skip
+_BODY_KEYS = frozenset(("error", "invoiceId", "paymentRequired"))
+
+
+def read(required: Terms, body: object, reading: Reading) -> Invoice:
+    """The invoice of header and body.
+
+    `resource` proves nothing: it is the path below whatever router the middleware is mounted on.
+    """
+    if required.get("version") != VERSION or required.get("scheme") != x402.SCHEME:
+        raise Refused("body_not_understood", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")
+    if not isinstance(body, dict) or body.get("paymentRequired") is not True:
+        raise Refused("body_not_understood", f"no proof is known for a 402 with the body {show(body)}")
+    refuse_foreign_terms(required, _KEYS, "PAYMENT-REQUIRED")
+    refuse_foreign_terms(body, _BODY_KEYS, "the body")
+    x402.read_extra(required, frozenset())
+    require_chain(require(required, "network"), reading.network)
+    asset = parse_asset(require(required, "asset"))
+    units = parse_units(require(required, "maxAmountRequired"), "maxAmountRequired")
+    pay_to = parse_address(require(required, "payTo"), reading.network)
+    timeout_s = parse_timeout_s(require(required, "maxTimeoutSeconds"), "maxTimeoutSeconds")
+    output = Output("pay_to", pay_to, asset, check_supply(asset, units, "maxAmountRequired"))
+    return Invoice(
+        dialect=flux.NAME,
+        origin=reading.origin,
+        invoice_id=parse_invoice_id(require(body, "invoiceId")),
+        network=reading.network.name,
+        outputs=check_outputs((output,), reading.own),
+        expires_at_ms=reading.received_at_ms + timeout_s * 1000,
+        decimals=reading.check_decimals(asset, required.get("decimals")),
+        proof=reading.proof,
+        handed_over=reading.proof == "signed_cbor",
+    )

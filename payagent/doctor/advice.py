@@ -1,0 +1,180 @@
+"""Looks at what was chosen and could be safer: it works as it is, so all that is said here is a warning.
+
+May import: core, settings, store. Never: says that something is wrong (`files` does).
+"""
+
+import os
+import re
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from payagent.core.money import LOVELACE
+from payagent.core.policy import Window
+from payagent.core.problems import Refused
+from payagent.doctor.check_result import Finding
+from payagent.doctor.open_ledger import opened
+from payagent.settings.paths import LEDGER_FILE
+from payagent.settings.schema import Merchant, Settings
+from payagent.store.rows import apps
+from payagent.store.rows import limit_counters as spending
+
+
+def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
+    """What was chosen and could be safer, by its key, with what to do: warnings, since all works as it is.
+
+    On the devnet no real money is at stake, so nobody is told there of what guards it.
+    """
+    told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings)]
+    told += [*_signed_less(settings), *_apps(settings)]
+    for name, merchant in settings.merchants.items():
+        told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
+    if not settings.is_devnet:
+        told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
+    told += _signer(settings.api.socket)
+    return [Finding(name, why, is_warning=True) for name, why in told]
+
+
+Choice = tuple[str, str]
+"""A key, and what it means, with what to do."""
+
+
+def _trusting(merchant: Merchant, network: str) -> Iterator[Choice]:
+    """Whom a merchant may have paid, at what price, and how often in vain."""
+    is_real = network != "devnet"
+    if is_real and merchant.pin == "off" and not merchant.pay_to:
+        yield "pin", 'off: a new address is paid unasked; write "first_use", or the addresses as pay_to'
+    if is_real and merchant.drift_percent is None:
+        yield "drift_percent", "off: any price within the limits is paid unasked; write 25"
+    if is_real and merchant.in_flight_max is None:
+        yield "in_flight_max", "off: its invoices can hold the whole wallet; write 100"
+    if merchant.stop_after is None:
+        yield "stop_after", "off: it may take and not serve for as long as the limits last; write 3"
+    if merchant.private_network:
+        yield (
+            "private_network",
+            "true: its name may lead calls into your network; only where it is meant to be there",
+        )
+
+
+def _open_doors(settings: Settings) -> Iterator[Choice]:
+    if settings.api.is_remote:
+        yield (
+            "api.listen",
+            "other machines reach it, and a stolen token works there; a tunnel to a loopback port does not",
+        )
+    if settings.api.hosts:
+        names = ", ".join(sorted(settings.api.hosts))
+        yield (
+            "api.hosts",
+            f"calls to {names} are let in; keep only names that nobody else can point at this machine",
+        )
+    for index, provider in enumerate(settings.chain.providers):
+        if (risk := provider.risk) is not None:
+            yield f"chain.providers {index + 1}", risk
+
+
+def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
+    if config.stat().st_mode & stat.S_IROTH:
+        yield "config", f"every user can read whom you pay and what may be spent; run: chmod o-rwx {config}"
+    passphrase = settings.keystore.passphrase_file
+    if passphrase is not None and passphrase.parent.is_dir():
+        folder = passphrase.parent.stat()
+        if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
+            what = f"others can replace what lies in {passphrase.parent}; move it to a folder of its own (0700)"
+            yield "keystore.passphrase_file", what
+
+
+def _key(limit: str, asset: str) -> str:
+    return f"limits.{limit}" if asset == LOVELACE else f"limits.{limit} of {asset}"
+
+
+def _wide_limits(settings: Settings) -> Iterator[Choice]:
+    """What the signer lets out, where it is more than the payments of a day could need."""
+    limits = settings.limits
+    days = {LOVELACE: limits.per_day_lovelace} | {token.asset: token.per_day_units for token in limits.assets}
+    for asset, per_day in days.items():
+        if limits.caps[asset] > per_day:
+            yield _key("per_transaction", asset), "above per_day; take it back once the large sum was moved"
+        if limits.day_caps[asset] > 2 * max(per_day, limits.caps[asset]):
+            yield _key("signed_per_day", asset), "above twice per_day; take it back once the large sum was moved"
+
+
+def _signed_less(settings: Settings) -> Iterator[Choice]:
+    """Limits above what the signer lets out, which therefore bind nothing."""
+    filed = settings.limits
+    told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
+    told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
+    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own line
+        told += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
+    for asset, window, units in dict.fromkeys(told):
+        less = None if units is None else filed.signed_less(Window(window), asset, units)
+        if less is not None:
+            yield (
+                _key(window, asset),
+                f"{units} is above {less[0]}, {less[1]}, which bounds first: raise that and start again, or lower "
+                "the limit",
+            )
+
+
+def _apps(settings: Settings) -> Iterator[Choice]:
+    """Programs whose token is worth all that the wallet may spend."""
+    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
+        bound = {limit.scope.app for limit in spending.limits(conn)}
+        for app in apps.everybody(conn):
+            token = apps.last_token(conn, app.id)
+            is_program = "pay" in app.scopes and "operate" not in app.scopes
+            if is_program and app.id not in bound and token is not None and token.revoked_at_ms is None:
+                fix = f'payagent limits set --app {app.name} --per-day "5 ADA"'
+                yield (
+                    f"app {app.name}",
+                    f"it has no limits of its own: a stolen token spends all that you allow; {fix}",
+                )
+
+
+def _signer(path: Path) -> Iterator[Choice]:
+    """Whether the memory that holds the key can be written to disk, as the kernel says of a daemon that runs."""
+    with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(1)
+        unix.connect(str(path))
+        peer = unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        daemon: int = struct.unpack("3i", peer)[0]
+        (launcher,) = _children(daemon)
+        (signer,) = _children(launcher)
+        if re.search(r"^VmLck:\s+0 kB$", Path(f"/proc/{signer}/status").read_text(), re.MULTILINE):
+            yield (
+                "signer",
+                "its memory can be swapped out; give the daemon LimitMEMLOCK=64M, as config/payagent.service does",
+            )
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def _one_word(settings: Settings) -> Iterator[Choice]:
+    providers = settings.chain.providers
+    if len(providers) == 1:
+        yield "chain.providers", "one alone is taken at its word; name a second one, of another operator"
+    elif len({urlsplit(provider.base_url).hostname for provider in providers}) == 1:
+        yield "chain.providers", "all are of one host: who lies there lies twice; name one of another operator"
+
+
+def _soon(settings: Settings) -> Iterator[Choice]:
+    """Depths below what the page on exactly-once argues from."""
+    for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
+        if getattr(settings.payments, key) < depth:
+            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; leave it out"
+
+
+def _untold(settings: Settings) -> Iterator[Choice]:
+    if settings.alerts.webhook_url is None:
+        yield (
+            "alerts.webhook_url",
+            "nobody is told when something is wrong but who reads the log; name a server of yours",
+        )

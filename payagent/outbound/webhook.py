@@ -1,0 +1,80 @@
+"""webhook: hands an alert to the operator's own server, signed as Standard Webhooks 1.0 says (v1, HMAC-SHA256).
+
+May import: core, outbound.egress, httpx. Never: follows a redirect, reads proxies from the environment, reads an
+answer's body, shows its address or its key.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+
+import httpx
+
+from payagent.core.problems import Refused
+from payagent.core.version import USER_AGENT
+from payagent.outbound.egress import trusted
+
+TIMEOUT_S = 10
+SECRET_PREFIX = "whsec_"  # noqa: S105  how every such secret begins
+KEY_BYTES_MIN, KEY_BYTES_MAX = 24, 64
+
+
+def signing_key(secret: str) -> bytes:
+    """The key that a secret stands for. Refused: `config_invalid`, for a text that stands for none."""
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not secret.startswith(SECRET_PREFIX) or not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
+        raise Refused(
+            "config_invalid",
+            f"the file of alerts.webhook_secret_file must hold {SECRET_PREFIX} and {KEY_BYTES_MIN} to "
+            f'{KEY_BYTES_MAX} random bytes in base64; make one: echo "{SECRET_PREFIX}$(openssl rand -base64 32)"',
+        )
+    return key
+
+
+def signature(key: bytes, alert_id: str, at_s: int, body: bytes) -> str:
+    """What the header webhook-signature says."""
+    signed = f"{alert_id}.{at_s}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+class Webhook:
+    """The one address that alerts are sent to. Every call ends within its time-out, whatever the peer does."""
+
+    def __init__(self, url: str, key: bytes) -> None:
+        self._url = url
+        self._key = key
+        self._http = httpx.AsyncClient(
+            verify=trusted(),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(TIMEOUT_S),
+            headers={"User-Agent": USER_AGENT},
+        )
+
+    async def deliver(self, alert_id: str, now_ms: int, body: bytes) -> str | None:
+        """None when it was taken, which only a 2xx says; else why not, in words that hold no address."""
+        at_s = now_ms // 1000
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": alert_id,
+            "webhook-timestamp": str(at_s),
+            "webhook-signature": signature(self._key, alert_id, at_s, body),
+        }
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                self._http.stream("POST", self._url, content=body, headers=headers) as response,
+            ):
+                return None if response.is_success else f"it answered {response.status_code}"
+        except TimeoutError:
+            return f"no answer within {TIMEOUT_S} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__
+
+    async def aclose(self) -> None:
+        await self._http.aclose()

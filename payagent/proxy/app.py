@@ -1,0 +1,80 @@
+"""The ASGI application in front of the API: calls to /proxy/... go to merchants, everything else to the API.
+
+May import: core, outbound.egress, agent, store, api.http, the rest of proxy. Never: a request object of a
+framework on this path.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from payagent.agent.agent import Agent
+from payagent.api.http.rate_limit import Rates, Turnstile
+from payagent.api.http.tokens import hash_token
+from payagent.outbound.egress import Egress
+from payagent.proxy.client_reply import Reply
+from payagent.proxy.exchange import Trip
+from payagent.proxy.http1 import Target, Upstream
+from payagent.proxy.payer import Clerk
+from payagent.proxy.request import ROOT, read_errand
+from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_scope import Rules, attend
+from payagent.store.rows import apps
+from payagent.store.rows.apps import AppRow
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the operator allows: how much of a body is kept for a replay, how long is waited, the names that
+    `Host` may say beside the loopback ones, and each app's rates.
+    """
+
+    spool_bytes: int = 64 * 1024 * 1024
+    read_timeout_s: float = 600.0
+    patience_s: float = 900.0
+    hosts: frozenset[str] = frozenset()
+    rates: Rates = field(default_factory=Rates)
+
+
+class Door:
+    """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
+
+    def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
+        self._desk = agent.desk
+        self._then = then
+        self._bounds = bounds
+        self._egress = egress
+        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.desk.refusals)
+        self._upstreams: dict[str, Upstream] = {}
+        self._clerk = Clerk(agent)
+        self._turnstile = Turnstile(bounds.rates, time.monotonic)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["raw_path"].startswith(ROOT):
+            await self._then(scope, receive, send)
+            return
+
+        async def work(intake: Intake, reply: Reply) -> None:
+            merchants = {merchant.name: merchant for merchant in self._desk.terms.merchants.values()}
+            errand = read_errand(scope, merchants, self._find_app, self._desk.terms.own.text)
+            with self._turnstile.admit(errand.app_id):
+                intake.listen()
+                upstream = self._upstream(errand.merchant.origin)
+                await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
+
+        spool = Spool(self._bounds.spool_bytes)
+        await attend(scope, receive, send, self._desk.ports.new_id("call"), spool, self._rules, work)
+
+    def close(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.close()
+
+    def _upstream(self, origin: str) -> Upstream:
+        if origin not in self._upstreams:
+            target = Target.of_origin(origin)
+            self._upstreams[origin] = Upstream(target, self._bounds.read_timeout_s, self._egress)
+        return self._upstreams[origin]
+
+    def _find_app(self, token: str) -> AppRow | None:
+        return apps.by_token(self._desk.conn, hash_token(token), self._desk.latest_ms)

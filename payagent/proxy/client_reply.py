@@ -1,0 +1,72 @@
+"""What the client gets: the merchant's answer piece by piece, or a problem of our own.
+
+May import: core, api.http, Starlette's types, proxy.http1. Never: changes an answer that it hands on.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from payagent.api.http.connection_limits import break_off
+from payagent.api.http.problems import JsonResponse, problem_response
+from payagent.core.problems import Refused
+from payagent.proxy.headers import Headers
+from payagent.proxy.http1 import MerchantAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A merchant's answer in full."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Reply:
+    """The answer to one call; `id` names it in the log and in a problem. `refusals` counts these by code."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str, refusals: Counter[str]) -> None:
+        self.id = call_id
+        self._refusals = refusals
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.has_started = False
+
+    async def stream(self, answer: MerchantAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
+        """Hand a merchant's answer on as it comes. `last` is called before its end goes out."""
+        self.has_started = True
+        headers = [*answer.headers, *more_headers]
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        more = True
+        while more:
+            chunk, more = await answer.read()
+            if not more:
+                last()
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def send_kept(self, kept: Kept, more_headers: Headers) -> None:
+        """Hand on an answer that was read to its end."""
+        self.has_started = True
+        headers = [*kept.headers, *more_headers]
+        await self._send({"type": "http.response.start", "status": kept.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": kept.body, "more_body": False})
+
+    async def json(self, value: object) -> None:
+        """An answer of our own."""
+        self.has_started = True
+        answer = JsonResponse(value, headers={"X-Request-Id": self.id, "Cache-Control": "no-store"})
+        await answer(self._scope, self._receive, self._send)
+
+    async def problem(self, refused: Refused) -> None:
+        """A refusal; where an answer is on its way already the connection is dropped instead."""
+        if self.has_started:
+            await break_off(self._scope, self._receive)
+            return
+        self.has_started = True
+        self._refusals[refused.code] += 1
+        headers = {"X-Request-Id": self.id, "Cache-Control": "no-store"}
+        await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)

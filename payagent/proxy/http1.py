@@ -1,0 +1,483 @@
+"""Calls to merchants over HTTP/1.1: connections that are kept, bodies that stream both ways at once.
+
+May import: asyncio, h11, core, outbound.egress. Never: follows a redirect, decodes a body, sends a call again that
+might have been carried out.
+
+Written on h11 and not on an HTTP client, since those send the whole request before they read: a merchant that
+answers 402 and hangs up while 25 MB are still on their way would not be heard.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import h11
+
+from payagent.core.origin import DEFAULT_PORTS
+from payagent.core.problems import Refused
+from payagent.outbound.egress import Egress, trusted
+from payagent.proxy.headers import Headers, has_body, passing
+
+CONNECT_TIMEOUT_S = 10.0
+ADDRESS_TIMEOUT_S = 4.0
+"""How long one address of several is tried."""
+
+HEAD_MAX_BYTES = 128 * 1024
+"""A v2 402 has its requirements in a header."""
+
+_STATUS_MAX = 599  # RFC 9110 15
+_AHEAD_BYTES = 256 * 1024
+_EVENT_BYTES = 128  # what a chunk takes beside its data
+_TURN_EVENTS = 1024
+"""So many are read out of what came before others have their turn: chunks of a byte keep them waiting."""
+
+_INTERIM_MAX = 1000  # answers before the answer; some servers say every few seconds that they are at it
+_IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
+_SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
+
+
+class Body(Protocol):
+    """A request's body, as it comes."""
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as it goes out. `headers` are what passes, without Host."""
+
+    method: bytes
+    target: bytes
+    headers: Headers
+    body: Body | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a merchant listens, or the daemon, whose Unix socket is `path`."""
+
+    authority: bytes
+    host: str
+    port: int
+    tls: bool
+    path: Path | None = None
+
+    @classmethod
+    def of_daemon(cls, path: Path) -> "Target":
+        return cls(b"localhost", "", 0, False, path)
+
+    def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
+        """For no answer, or none that can be understood. `is_sent`: something of the call may have arrived."""
+        ours = "daemon_silent" if is_sent else "daemon_not_running"
+        code = "merchant_unreachable" if self.path is None else ours
+        return Refused(code, detail, **({} if is_sent else {"sent": False}))
+
+    def late(self, detail: str) -> Refused:
+        """For an answer that does not come."""
+        return Refused("merchant_timeout" if self.path is None else "daemon_silent", detail)
+
+    @classmethod
+    def of_origin(cls, origin: str) -> "Target":
+        """Of an origin in its canonical spelling."""
+        parts = urlsplit(origin)
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+        return cls(parts.netloc.encode("ascii"), parts.hostname or "", port, parts.scheme == "https")
+
+
+class MerchantAnswer:
+    """A merchant's answer: its head, and its body as it comes in."""
+
+    def __init__(self, line: "_Line", head: h11.Response, upstream: "Upstream") -> None:
+        self._line = line
+        self._upstream = upstream
+        self._peeked = b""
+        self._more = True
+        self.status = head.status_code
+        self.headers = passing(list(head.headers), own=upstream.target.path is not None)
+
+    async def read(self) -> tuple[bytes, bool]:
+        """What has come in since (waits for at least something), and whether more follows."""
+        if self._peeked or not self._more:
+            peeked, self._peeked = self._peeked, b""
+            return peeked, self._more
+        chunk, self._more = await self._line.read()
+        return chunk, self._more
+
+    async def peek(self, most_bytes: int) -> bytes | None:
+        """The whole body, which can still be read; None when it is longer.
+
+        All of it comes within the time in which something has to move: who waits for a whole body is kept by no
+        merchant that lets it drip. Raises `merchant_timeout`.
+        """
+        parts, size, within_s = [self._peeked], len(self._peeked), self._upstream.timeout_s
+        try:
+            async with asyncio.timeout(within_s):
+                while self._more and size <= most_bytes:
+                    chunk, self._more = await self._line.read()
+                    parts.append(chunk)
+                    size += len(chunk)
+        except TimeoutError:
+            raise self._upstream.target.late(f"its answer did not end in {within_s:g} s") from None
+        self._peeked = b"".join(parts)
+        return None if self._more else self._peeked
+
+
+@dataclass(slots=True)
+class Upstream:
+    """The connections to one server."""
+
+    target: Target
+    timeout_s: float
+    egress: Egress = field(default_factory=Egress)
+    _idle: list["_Line"] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[MerchantAnswer]:
+        """Send a call; the answer's head is there, and its body may be read inside the block.
+
+        `begins` is called before the first byte may leave. Leaving the block early closes the connection, so that
+        the server hears of it. Raises
+        `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading the body raises
+        `AnswerBrokenError`.
+        """
+        line, head = await self._begin(call, begins)
+        try:
+            yield MerchantAnswer(line, head, self)
+        finally:
+            try:
+                await line.stop_upload()
+            finally:  # the client may hang up at this very moment
+                self._put_back(line)
+
+    def close(self) -> None:
+        for line in self._idle:
+            line.abort()
+        self._idle.clear()
+
+    async def _begin(self, call: Call, begins: Callable[[], object]) -> tuple["_Line", h11.Response]:
+        while True:
+            line = self._rested() or await self._connect()
+            was_used = line.was_used
+            begins()
+            try:
+                return line, await line.begin(call)
+            except _NothingHeardError as error:
+                line.abort()
+                if not was_used or call.body is not None or call.method not in _SAFE_AGAIN:
+                    raise self.target.unreachable(f"it closed the connection: {error}") from None
+            except BaseException:
+                line.abort()
+                raise
+
+    def _put_back(self, line: "_Line") -> None:
+        if line.ready_for_next():
+            self._idle.append(line)
+            line.rest(_IDLE_S, lambda: self._idle.remove(line))
+        else:
+            line.abort()
+
+    def _rested(self) -> "_Line | None":
+        while self._idle:
+            line = self._idle.pop()
+            if line.wake():
+                return line
+        return None
+
+    async def _connect(self) -> "_Line":
+        loop, target = asyncio.get_running_loop(), self.target
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                if target.path is not None:
+                    transport, line = await loop.create_unix_connection(
+                        lambda: _Line(target, self.timeout_s), str(target.path)
+                    )
+                    _require_ours(transport.get_extra_info("socket"))
+                else:
+                    line = await self._reach()
+        except TimeoutError:
+            raise target.unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_sent=False) from None
+        except OSError as error:
+            reason = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
+            raise target.unreachable(f"no connection: {reason or type(error).__name__}", is_sent=False) from None
+        return line
+
+    async def _reach(self) -> "_Line":
+        """A connection to the first address that takes one."""
+        loop, target = asyncio.get_running_loop(), self.target
+        failed = OSError("its name has no address")
+        for address in await self.egress.addresses(target.host, target.port):
+            try:
+                async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+                    _, line = await loop.create_connection(
+                        lambda: _Line(target, self.timeout_s),
+                        address,
+                        target.port,
+                        ssl=trusted() if target.tls else None,
+                        server_hostname=target.host if target.tls else None,
+                    )
+                return line
+            except OSError as error:
+                failed = error
+        raise failed
+
+
+def _require_ours(daemon: socket.socket) -> None:
+    """Whoever else has taken the daemon's place is not given a token."""
+    _, uid, _ = struct.unpack(
+        "3i", daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    if uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", "api.socket is another user's: the token is not sent there")
+
+
+class AnswerBrokenError(Exception):
+    """The merchant's answer broke off, or stood still too long, after its head had come."""
+
+
+class _NothingHeardError(Exception):
+    """The connection ended before a byte of an answer."""
+
+
+class _Line(asyncio.Protocol):
+    """One connection: h11's state, what has arrived and was not read, and the upload that runs beside."""
+
+    def __init__(self, target: Target, timeout_s: float) -> None:
+        self.was_used = False
+        self._target = target
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._wire = h11.Connection(h11.CLIENT, HEAD_MAX_BYTES)
+        self._arrived: deque[h11.Event] = deque()
+        self._ahead_bytes = 0
+        self._heard = self._lost = self._paused = self._has_head = False
+        self._failed: str | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._upload: asyncio.Task[None] | None = None
+        self._rest: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
+        self._moved_at_s = 0.0
+        self._transport: asyncio.Transport
+
+    # --- what asyncio tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._has_head:  # a head that drips, and answers before the answer, buy the merchant no time
+            self._moved_at_s = self._loop.time()
+        self._feed(data)
+
+    def eof_received(self) -> bool:
+        if self._heard:
+            self._feed(b"")
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        if self._failed is None and error is not None:
+            self._failed = type(error).__name__
+        self.resume_writing()
+        self._wake_reader()
+
+    def pause_writing(self) -> None:
+        self._writer = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.done():
+            writer.set_result(None)
+
+    # --- one call
+
+    async def begin(self, call: Call) -> h11.Response:
+        """Send the call, its body beside; wait for the head of the answer."""
+        self.was_used = True
+        self._heard = self._has_head = False
+        self._moved_at_s = self._loop.time()
+        headers = [(b"host", self._target.authority), *call.headers]
+        chunked = call.body is not None and not has_body(headers)
+        if chunked:
+            headers.append((b"transfer-encoding", b"chunked"))
+        self._send(h11.Request(method=call.method, target=call.target, headers=headers))
+        if call.body is None:
+            self._send(h11.EndOfMessage())
+        else:
+            self._upload = self._loop.create_task(self._send_body(call.body))
+            self._upload.add_done_callback(self._upload_ended)
+        for _ in range(_INTERIM_MAX):
+            event = await self._next(before_head=True)
+            if isinstance(event, h11.Response):
+                if event.status_code > _STATUS_MAX:
+                    raise self._target.unreachable(f"it answered {event.status_code}, which is no status of HTTP")
+                return event
+            if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
+                raise self._target.unreachable("it switched to another protocol, unasked")
+        raise self._target.unreachable(f"it answered {_INTERIM_MAX} times that an answer comes")
+
+    async def read(self) -> tuple[bytes, bool]:
+        parts: list[bytes] = []
+        while True:
+            if not self._arrived and parts:
+                return b"".join(parts), True
+            event = await self._next(before_head=False)
+            if isinstance(event, h11.EndOfMessage):
+                return b"".join(parts), False
+            if isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+
+    async def stop_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None and not upload.done():
+            upload.cancel()
+            await asyncio.wait((upload,))
+
+    def ready_for_next(self) -> bool:
+        """Both sides are done, and the connection may carry another call."""
+        wire = self._wire
+        if self._lost or wire.our_state is not h11.DONE or wire.their_state is not h11.DONE or self._arrived:
+            return False
+        wire.start_next_cycle()
+        return not wire.trailing_data[0]
+
+    def rest(self, at_most_s: float, forget: Callable[[], object]) -> None:
+        """Be closed after this time, and forgotten, unless taken up again."""
+
+        def end() -> None:
+            forget()
+            self.abort()
+
+        self._rest = self._loop.call_later(at_most_s, end)
+
+    def wake(self) -> bool:
+        """Take it up again; False when it was closed meanwhile, or the server spoke out of turn."""
+        if self._rest is not None:
+            self._rest.cancel()
+        if self._lost or self._heard_unasked() or self._transport.is_closing():
+            self.abort()
+            return False
+        return True
+
+    def abort(self) -> None:
+        if self._upload is not None:
+            self._upload.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self._transport.abort()
+
+    # --- inside
+
+    def _heard_unasked(self) -> bool:
+        has_begun = self._wire.their_state is not h11.IDLE or bool(self._wire.trailing_data[0])
+        return bool(self._arrived) or self._failed is not None or has_begun
+
+    def _send(self, event: h11.Event) -> None:
+        try:
+            data = self._wire.send(event)
+        except h11.LocalProtocolError as error:
+            raise Refused("bad_request", f"the call cannot be sent on: {error}") from None
+        if data:
+            self._transport.write(data)
+
+    async def _send_body(self, body: Body) -> None:
+        """The body as it comes; what goes wrong here shows in the answer, or in that none comes."""
+        async for chunk in body.chunks():
+            if self._lost:
+                return
+            self._send(h11.Data(data=chunk))
+            if self._writer is not None:
+                await self._writer
+            self._moved_at_s = self._loop.time()
+        if not self._lost:
+            self._send(h11.EndOfMessage())
+
+    def _upload_ended(self, upload: asyncio.Task[None]) -> None:
+        """An upload that failed leaves half a request: nobody should wait for its answer."""
+        if not upload.cancelled() and (error := upload.exception()) is not None:
+            self._failed = f"the body could not be sent: {type(error).__name__}"
+            self._transport.abort()
+
+    def _feed(self, data: bytes) -> None:
+        self._wire.receive_data(data)
+        if self._turn is None:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Read what came; the rest of much when others had their turn, be the connection at its end meanwhile."""
+        self._turn = None
+        try:
+            for _ in range(_TURN_EVENTS):
+                event = self._wire.next_event()
+                if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
+                    break
+                if isinstance(event, h11.Response):
+                    self._has_head = True
+                    self._moved_at_s = self._loop.time()
+                self._arrived.append(event)  # type: ignore[arg-type]
+                if isinstance(event, h11.Data):
+                    self._ahead_bytes += len(event.data) + _EVENT_BYTES
+            else:
+                self._turn = self._loop.call_soon(self._parse)
+        except h11.RemoteProtocolError as error:
+            self._failed = str(error)[:200]  # it repeats what the merchant said
+            self._transport.abort()
+        self._pace()
+        self._wake_reader()
+
+    def _pace(self) -> None:
+        """Take in no more while there is enough to read."""
+        most_bytes = _AHEAD_BYTES // 2 if self._paused else _AHEAD_BYTES
+        is_enough = self._turn is not None or self._ahead_bytes > most_bytes
+        if is_enough != self._paused:
+            self._paused = is_enough
+            (self._transport.pause_reading if is_enough else self._transport.resume_reading)()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _next(self, *, before_head: bool) -> h11.Event:
+        while not self._arrived:
+            has_ended = self._lost or self._failed is not None or self._wire.their_state is h11.CLOSED
+            if has_ended and self._turn is None:
+                raise self._broken(before_head)
+            left_s = self._moved_at_s + self._timeout_s - self._loop.time()
+            if left_s <= 0:
+                raise self._late(before_head)
+            self._reader = self._loop.create_future()
+            timer = self._loop.call_later(left_s, self._wake_reader)
+            try:
+                await self._reader
+            finally:
+                timer.cancel()
+                self._reader = None
+        event = self._arrived.popleft()
+        if isinstance(event, h11.Data):
+            self._ahead_bytes -= len(event.data) + _EVENT_BYTES
+            self._pace()
+        return event
+
+    def _broken(self, before_head: bool) -> Exception:
+        reason = self._failed or "the connection ended"
+        if not before_head:
+            return AnswerBrokenError(reason)
+        if not self._heard:
+            return _NothingHeardError(reason)
+        return self._target.unreachable(f"its answer is not HTTP: {reason}")
+
+    def _late(self, before_head: bool) -> Exception:
+        if before_head:
+            return self._target.late(f"its answer did not begin in {self._timeout_s:g} s")
+        return AnswerBrokenError(f"nothing moved for {self._timeout_s:g} s")

@@ -1,0 +1,351 @@
+"""Carries an errand out: the call (`first`), and when a 402 comes, the payment and the call again with its proof.
+
+May import: core, dialects, agent, store.rows, api.models, the rest of proxy. Never: decides whether to pay; pays
+again because a proof was not accepted; gives a client a merchant's 402.
+
+A 402 leaves as a problem and not as it came. A client that points its base URL here has no code for a 402: it must
+see from the status and the code whether the merchant's demand was not understood, a limit stands against it, or
+money is missing. A client that has such code would pay a second time after our payment (`paid_not_served`).
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from payagent.agent.agent import Agent
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.prepaid import Buyer
+from payagent.agent.base.requests import Advice
+from payagent.api.models.render import prepaid_quote_view, quote_view
+from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
+from payagent.core.problems import Refused
+from payagent.core.retry_schedule import again_after_s, cost_text
+from payagent.dialects import Response, Said
+from payagent.proxy.client_reply import Kept
+from payagent.proxy.exchange import Trip
+from payagent.proxy.headers import BUYER, Headers, replaced, values
+from payagent.proxy.http1 import AnswerBrokenError, MerchantAnswer
+from payagent.proxy.payment_required import (
+    BODY_MAX_BYTES,
+    READABLE,
+    CodingError,
+    Demand,
+    as_told,
+    read_demand,
+    read_response,
+)
+from payagent.proxy.request import Errand
+from payagent.proxy.shielded_tasks import Steps, tell_log
+from payagent.proxy.single_flight import Flight, Flights, Purchase, Turn
+from payagent.proxy.unpaid_call import FirstCalls
+from payagent.store.rows.payments import PaymentRow
+
+_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
+_WAIT_S = 30.0
+_ASK_AGAIN_S = 0.2
+"""Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""
+
+_SILENT_S = 15.0
+"""A proof without an answer for so long was shown, whoever hangs up then: no connection takes longer to make."""
+
+log = structlog.get_logger("payagent.proxy")
+
+
+@dataclass(slots=True)
+class Proof:
+    """What the retry carries, and how it went so far. `depth`: how deep the transaction was when it was shown.
+
+    `poll`: the next time it is asked after instead. `last` is the merchant's last answer, and `reason` the
+    merchant's word in it.
+    """
+
+    row: PaymentRow
+    headers: Headers
+    depth: int
+    poll: str | None = None
+    lost_count: int = 0
+    last: Kept | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsedUp:
+    """The merchant says that the proof bought another call; `demand` is its new invoice, if there is one.
+
+    `refused` is for the client, if no other payment is opened.
+    """
+
+    refused: Refused
+    demand: Demand | None
+
+
+class Clerk:
+    """Carries errands out; one for all of them."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._desk = agent.desk
+        self._flights = Flights()
+        self._steps = Steps()
+        self._first = FirstCalls(agent, self._steps)
+
+    async def run(self, trip: Trip) -> None:
+        """Answer the client. Raises `Refused` before anything of an answer went out."""
+        if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
+            trip.intake.close()
+            await trip.reply.json(prepaid_quote_view(prepaid, self._desk.terms))
+            return
+        demand = await self._first.demand_of(trip, trip.intake)
+        if demand is None:
+            return
+        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
+        if trip.errand.dry_run:
+            quote = await self._agent.quote(ask)
+            trip.intake.close()
+            await trip.reply.json(quote_view(quote, self._desk.terms))
+            return
+        trip.start_clock()
+        with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
+            await self._buy(trip, flight, demand)
+
+    async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
+        """Pay, or go along with an identical call's payment, until the client has its answer."""
+        past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
+        used_up: UsedUp | None = None
+        while True:
+            turn = await flight.take_turn(trip.left_s)
+            try:
+                purchase = flight.purchase
+                if purchase is None or purchase is past:
+                    demand = demand or await self._first.demand_of(trip, trip.intake.spool)
+                    if demand is None:
+                        return
+                    bought = await self._pay_unless_batch(trip, purchase, demand)
+                    if bought is None:
+                        demand = None
+                        continue
+                    if used_up is not None and past is not None and bought.id == past.id:
+                        raise used_up.refused
+                    flight.purchase = purchase = bought
+                if purchase.is_served:
+                    turn.release()
+                used_up = await self._show(trip, purchase, turn)
+                if used_up is None:
+                    return
+                past, demand = purchase, used_up.demand
+            finally:
+                turn.release()
+
+    async def _pay_unless_batch(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase | None:
+        """Pay; None when another call was buying a batch, which may serve this one too: it is made anew."""
+        try:
+            return await self._pay(trip, before, demand)
+        except Refused as refused:
+            if refused.code != "batch_under_way" or trip.left_s <= 0:
+                raise
+        origin, buyer = trip.errand.merchant.origin, self._first.buyer(trip.errand)
+        await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)
+        await asyncio.sleep(_ASK_AGAIN_S)
+        return None
+
+    async def _pay(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase:
+        """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
+        if before is not None:
+            await before.decided(trip.left_s)
+        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
+
+        async def pay() -> tuple[PaymentRow, bool]:
+            trip.errand.require_let_in()
+            return await self._agent.pay(ask)
+
+        row, _ = await self._steps.to_its_end(pay())
+        log.info("proxy.payment", payment=row.id)
+        return before if before is not None and before.id == row.id else Purchase(row.id)
+
+    async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
+        """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
+        row = await self._until_ready(trip, self._desk.payment(purchase.id))
+        proof = Proof(row, self._proof_headers(trip.errand, row), self._desk.depth(row))
+        while True:
+            after_s, used_up = await self._show_once(trip, purchase, turn, proof)
+            if after_s is None:
+                return used_up
+            if after_s >= trip.left_s or not await self._may_show_again(trip, proof, after_s):
+                await self._give_up(trip, proof)
+                return None
+
+    async def _may_show_again(self, trip: Trip, proof: Proof, after_s: float) -> bool:
+        """Wait until the same payment's proof may be shown again; False when there is no time left for it."""
+        await asyncio.sleep(after_s)
+        try:
+            row = await self._until_ready(trip, self._desk.payment(proof.row.id))
+        except Refused as refused:
+            if refused.code == "not_served_yet":
+                return False
+            raise
+        if row.tx_id != proof.row.tx_id:
+            proof.headers, proof.poll = self._proof_headers(trip.errand, row), None
+        proof.row, proof.depth = row, self._desk.depth(row)
+        return True
+
+    async def _show_once(
+        self, trip: Trip, purchase: Purchase, turn: Turn, proof: Proof
+    ) -> tuple[float | None, UsedUp | None]:
+        """(in how many seconds again, or None: the client has its answer, or the proof is used up)."""
+        silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, purchase)
+        try:
+            async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
+                silence.cancel()
+                response = await _hear(answer, proof)
+                proof.row, advice = await self._steps.to_its_end(
+                    self._agent.deliveries.take_answer(
+                        purchase.id, response, shown_depth=proof.depth, has_served=purchase.is_served
+                    )
+                )
+                if advice.answer.said is Said.SERVED:
+                    turn.release()
+                    await self._deliver(trip, purchase, answer, proof.row)
+                    return None, None
+                is_used_up = proof.poll is None and _is_used_up(advice, purchase)
+                if advice.again_after_s is None and answer.status != 402 and not is_used_up:
+                    await trip.reply.stream(answer, trip.intake.close, _marks(proof.row))
+                    return None, None
+                proof.last, proof.reason = await _keep(answer), advice.answer.reason
+                if is_used_up:
+                    return None, _used_up(proof, advice.answer.said, self._desk.ports.clock.now_ms())
+                if advice.again_after_s is None:
+                    raise _paid_not_served(proof)
+                proof.poll = advice.answer.poll_query
+                return advice.again_after_s, None
+        except (Refused, AnswerBrokenError) as lost:
+            if trip.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
+                raise
+            log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
+            if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
+                await self._steps.to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
+            proof.lost_count += 1
+            return again_after_s(proof.lost_count), None
+        finally:
+            silence.cancel()
+
+    def _note_silence(self, purchase: Purchase) -> None:
+        step = self._steps.start(
+            self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
+        )
+        step.add_done_callback(tell_log)
+
+    async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
+        """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
+
+        def last() -> None:
+            trip.intake.close()
+            purchase.is_over = True
+
+        with purchase.serving():
+            await trip.reply.stream(answer, last, _marks(row))
+            await self._steps.to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
+            purchase.delivered()
+
+    async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
+        """Wait until the merchant can be expected to take the proof."""
+        while not self._desk.is_ready(row):
+            if row.state in ENDED_WITHOUT_PAYING:
+                raise Refused(
+                    row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
+                )
+            if row.state is State.CANCELLING and row.reason_code is not None:
+                raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if row.state is State.AWAITING_APPROVAL:
+                raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
+            if row.state in UNSIGNED and self._desk.is_paused:
+                raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
+            if trip.left_s <= 0:
+                raise _not_served(row)
+            row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
+        return row
+
+    async def _give_up(self, trip: Trip, proof: Proof) -> None:
+        """Time is over. What the merchant said last is more than we could say, unless it asks for money again."""
+        if proof.last is None:
+            raise _not_served(proof.row)
+        if proof.last.status == 402:
+            raise _paid_not_served(proof)
+        trip.intake.close()
+        await trip.reply.send_kept(proof.last, _marks(proof.row))
+
+    def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
+        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. Of a batch
+        that an earlier call bought for another's balance it is said whose that is.
+        """
+        said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
+        proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+        if row.partner is not None and self._first.buyer(errand) != Buyer(row.partner, row.wallet or ""):
+            return replaced([pair for pair in errand.headers if pair[0] not in BUYER], proof)
+        first = {key for key, _ in errand.headers}
+        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first]
+        return replaced(errand.headers, proof, unless=BUYER)
+
+
+def _marks(row: PaymentRow) -> Headers:
+    """What an answer that was paid for carries beside the merchant's own headers."""
+    cost = cost_text([(output.asset, output.units) for output in row.outputs], row.fee_lovelace or 0)
+    marks = {"payment": row.id, "cost": cost, "state": str(row.state)}
+    return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
+
+
+def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
+    """Whether the payment has served another call, and the merchant wants to be paid for this one.
+
+    Before it has served a call here, there is no reason to pay again, whatever the merchant says.
+    """
+    return purchase.is_served and advice.answer.said in (Said.USED_UP, Said.INVOICED)
+
+
+def _not_served(row: PaymentRow) -> Refused:
+    return Refused(
+        "not_served_yet", f"{row.id} is {row.state}; the merchant has not served the call", payment=row.id
+    )
+
+
+def _paid_not_served(proof: Proof) -> Refused:
+    """What a client is told that paid and got a 402; it is attached, where no wallet takes it for a demand."""
+    row, last = proof.row, proof.last
+    told = None if last is None else as_told(last.status, last.headers, last.body)
+    code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
+    if row.state in WITHOUT_PROOF:
+        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
+        code, detail = row.reason_code or ended, row.reason or "it ended without paying"
+    return Refused(code, detail, payment=row.id, merchant_answer=told)
+
+
+async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
+    """What a retry's answer says, before it is handed on; the body of one that serves is not waited for."""
+    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
+    without_body = Response(answer.status, headers, "")
+    is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
+    if is_served(answer.status) and not is_later:
+        return without_body
+    raw = await answer.peek(BODY_MAX_BYTES)
+    if raw is None:
+        return without_body
+    try:
+        return read_response(answer.status, answer.headers, raw)
+    except CodingError:
+        proof.headers = replaced(proof.headers, [(b"accept-encoding", READABLE)])
+        return without_body
+
+
+async def _keep(answer: MerchantAnswer) -> Kept | None:
+    """The answer in full, unless it is too long to be kept."""
+    body = await answer.peek(BODY_MAX_BYTES)
+    return None if body is None else Kept(answer.status, answer.headers, body)
+
+
+def _used_up(proof: Proof, said: Said, now_ms: int) -> UsedUp:
+    kept, demand = proof.last, None
+    if kept is not None and said is Said.INVOICED:
+        with suppress(CodingError, Refused):  # then the merchant is asked anew
+            demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
+    return UsedUp(_paid_not_served(proof), demand)

@@ -1,0 +1,80 @@
+"""A merchant's answer as something that dialects can read: bounded, decompressed, kept for the record.
+
+May import: the standard library, core, dialects, proxy.headers. Never: I/O; reads what it has no decoder for.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+from payagent.core.bounds import ANSWER_MAX_BYTES
+from payagent.core.problems import Refused
+from payagent.dialects import Response, as_recorded, parse_answer, parse_response
+from payagent.proxy.headers import Headers, combined, values
+
+BODY_MAX_BYTES = ANSWER_MAX_BYTES
+
+READABLE = b"gzip, deflate"
+"""What may be asked for where an answer came in a coding that is not read here."""
+
+_PLAIN, _GZIP, _DEFLATE = (b"", b"identity"), (b"gzip", b"x-gzip"), b"deflate"
+
+
+class CodingError(Exception):
+    """The body is in a content coding that is not read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A 402. `received` is its text for the record."""
+
+    response: Response
+    received: str
+    heard_at_ms: int
+
+
+def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> Demand:
+    """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
+    body = decode(headers, raw)
+    texts = _texts(headers)
+    return Demand(parse_response(status, texts, body), as_recorded(status, texts, body), now_ms)
+
+
+def read_response(status: int, headers: Headers, raw: bytes) -> Response:
+    """Any answer; one whose body cannot be read has none, and still its headers. `CodingError` as above."""
+    try:
+        body = decode(headers, raw)
+    except Refused:
+        body = b""
+    return parse_answer(status, _texts(headers), body)
+
+
+def as_told(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
+    """An answer as an object for people to read; a body that cannot be read is left out."""
+    try:
+        body = decode(headers, raw)
+    except (CodingError, Refused):
+        body = b""
+    return {"status": status, "headers": combined(headers), "body": body.decode(errors="replace")}
+
+
+def decode(headers: Headers, raw: bytes) -> bytes:
+    """The body without its content coding; at most `BODY_MAX_BYTES` of it, else `body_too_big`."""
+    codings = values(headers, b"content-encoding")
+    coding = codings[0].strip().lower() if len(codings) == 1 else b",".join(codings)
+    if coding in _PLAIN:
+        return raw
+    if coding not in (*_GZIP, _DEFLATE):
+        raise CodingError(coding.decode("latin-1")[:60])
+    is_raw_deflate = coding == _DEFLATE and raw[:1] and (raw[0] & 0x0F) != 8  # RFC 9110 8.4.1.2 knows of those
+    unpack = zlib.decompressobj(31 if coding in _GZIP else -15 if is_raw_deflate else 15)
+    try:
+        body = unpack.decompress(raw, BODY_MAX_BYTES + 1)
+    except zlib.error:
+        raise Refused("body_not_understood", "the body is not what its Content-Encoding says") from None
+    if len(body) > BODY_MAX_BYTES:
+        raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
+    return body
+
+
+def _texts(headers: Headers) -> list[tuple[str, str]]:
+    return [(key.decode("latin-1"), value.decode("latin-1")) for key, value in headers]

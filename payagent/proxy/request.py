@@ -1,0 +1,188 @@
+"""What a call to /proxy/... asks for: whose it is, where it goes, and how far it may go in paying.
+
+May import: core, agent, store.rows, what api has for tokens and keys, proxy.headers. Never: I/O but the look for a
+token; repeats a token, or the path that may hold one.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from starlette.types import Scope
+
+from payagent.agent.base.config import MerchantTerms
+from payagent.api.http.tokens import PREFIX
+from payagent.api.models.parse import read_key
+from payagent.api.routes.auth import PAY
+from payagent.core.money import parse_bound
+from payagent.core.problems import Refused
+from payagent.proxy.headers import (
+    OWN_PREFIX,
+    TOKEN_HEADER,
+    Headers,
+    has_body,
+    passing,
+    replaced,
+    values,
+    wants_websocket,
+)
+from payagent.store.rows.apps import AppRow
+
+ROOT = b"/proxy/"
+
+_PATH_TOKEN = (b"~", b"%7E", b"%7e")
+_BEARER = re.compile(rb"bearer +([!-~]+) *", re.IGNORECASE)
+_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+_KNOWN = frozenset((TOKEN_HEADER, _MAX_COST, _DRY_RUN))
+_SWITCHES = {None: False, "false": False, "true": True}
+_METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
+
+FindApp = Callable[[str], AppRow | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One call of an app to a merchant. `headers` go on; `target` is path and query as they came."""
+
+    app_id: str
+    merchant: MerchantTerms
+    method: str
+    target: bytes
+    headers: Headers
+    has_body: bool
+    keys: tuple[bytes, ...]
+    max_cost_units: int | None
+    max_cost_asset: str | None
+    dry_run: bool
+    find_app: Callable[[], AppRow | None] = field(repr=False)
+
+    def require_let_in(self) -> None:
+        """Refuse (`unauthorized`) when the call's token is not good any more, after what took its time."""
+        if self.find_app() is None:
+            raise Refused("unauthorized", "the call's token has ended meanwhile")
+
+    @property
+    def key(self) -> str | None:
+        """What names the purchase; judged where there is one, since the header is the merchant's too."""
+        if len(self.keys) > 1:
+            raise Refused("bad_request", "the header Idempotency-Key is given twice", key="Idempotency-Key")
+        return read_key(self.keys[0].decode("latin-1")) if self.keys else None
+
+
+def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: FindApp, wallet: str) -> Errand:
+    """The errand of a call; `merchants` go by name, `wallet` is the address that a partner's calls name."""
+    headers: Headers = scope["headers"]
+    path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
+    app, token, headers = _identify(headers, path_token, find_app)
+    if PAY not in app.scopes:
+        raise Refused("forbidden", "the proxy needs a token for pay", needs=PAY)
+    if wants_websocket(headers):
+        raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
+    if not _METHOD.fullmatch(scope["method"]) or scope["method"] == "CONNECT":
+        raise Refused("method_not_allowed", "the proxy takes every method in capitals but CONNECT")
+    if name not in merchants:
+        raise Refused("merchant_not_allowed", "the path after /proxy/ names no merchant of [merchants]")
+    # a call that asks for no payment may draw on a prepaid balance
+    app.require_may_call(merchants[name].origin)
+    for key, _ in headers:
+        if key.startswith(OWN_PREFIX) and key not in _KNOWN:
+            raise Refused("bad_request", f"the header {key.decode('latin-1')[:60]!a} is not known")
+    merchant = merchants[name]
+    max_cost_units, max_cost_asset = _max_cost(headers)
+    return Errand(
+        app_id=app.id,
+        merchant=merchant,
+        method=scope["method"],
+        target=target,
+        headers=_outgoing(headers, merchant, wallet),
+        has_body=has_body(headers),
+        keys=tuple(values(headers, b"idempotency-key")),
+        max_cost_units=max_cost_units,
+        max_cost_asset=max_cost_asset,
+        dry_run=_dry_run(headers),
+        find_app=partial(find_app, token),
+    )
+
+
+def _split_path(raw_path: bytes, query: bytes) -> tuple[str | None, str, bytes]:
+    """(token, merchant, what the merchant is asked for); nothing is decoded."""
+    rest, token = raw_path[len(ROOT) :], None
+    for mark in _PATH_TOKEN:
+        if rest.startswith(mark):
+            said, _, rest = rest[len(mark) :].partition(b"/")
+            token = said.decode("latin-1")
+            break
+    name, _, path = rest.partition(b"/")
+    return token, name.decode("latin-1"), b"/" + path + (b"?" + query if query else b"")
+
+
+def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tuple[AppRow, str, Headers]:
+    """The app whose token came, that token, and the headers without any token of ours.
+
+    The first token that is there counts. An Authorization is ours when it is known here; any other is the
+    merchant's.
+    """
+    ours = {value for value in values(headers, b"authorization") if _is_ours(value, find_app)}
+    said = [
+        *(value.decode("latin-1") for value in values(headers, TOKEN_HEADER)),
+        *([path_token] if path_token is not None else []),
+        *(_bearer(value) or value.decode("latin-1") for value in values(headers, b"proxy-authorization")),
+        *(_bearer(value) for value in ours),
+    ]
+    app = find_app(said[0]) if said else None
+    if app is None:
+        raise Refused("unauthorized", "the call has no token that is known here")
+    token = said[0].encode("latin-1")  # where it stood in the path, a Referer may repeat it
+    return (
+        app,
+        said[0],
+        [
+            pair
+            for pair in headers
+            if token not in pair[1] and not (pair[0] == b"authorization" and pair[1] in ours)
+        ],
+    )
+
+
+def _is_ours(authorization: bytes, find_app: FindApp) -> bool:
+    token = _bearer(authorization)
+    return token.startswith(PREFIX) and find_app(token) is not None
+
+
+def _bearer(value: bytes) -> str:
+    found = _BEARER.fullmatch(value)
+    return found[1].decode("ascii") if found else ""
+
+
+def _outgoing(headers: Headers, merchant: MerchantTerms, wallet: str) -> Headers:
+    """What goes on. An invoice is bound to the partner and the wallet that the first call names."""
+    kept = [pair for pair in passing(headers) if pair[0] != b"host"]
+    buyer = merchant.buyer_headers(wallet)
+    who = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in buyer.items()]
+    return replaced(kept, who, unless=[name for name, _ in who])
+
+
+def single(headers: Headers, name: bytes) -> str | None:
+    """A header that says one thing; two that differ are `bad_request`."""
+    found = values(headers, name)
+    if len(set(found)) > 1:
+        raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
+    return found[0].decode("latin-1") if found else None
+
+
+def _max_cost(headers: Headers) -> tuple[int | None, str | None]:
+    text = single(headers, _MAX_COST)
+    if text is None:
+        return None, None
+    try:
+        return parse_bound(text, "X-Payagent-Max-Cost")
+    except Refused as refused:
+        raise Refused("bad_request", refused.detail, key="X-Payagent-Max-Cost") from None
+
+
+def _dry_run(headers: Headers) -> bool:
+    text = single(headers, _DRY_RUN)
+    if text not in _SWITCHES:
+        raise Refused("bad_request", "X-Payagent-Dry-Run is true or false", key="X-Payagent-Dry-Run")
+    return _SWITCHES[text]

@@ -1,0 +1,76 @@
+"""One call to the proxy from its first byte to its last, whoever carries it out.
+
+May import: core, api.http, Starlette's types, the rest of proxy. Never: knows a merchant or the daemon; says the
+path, which may hold a token, in a log or an error.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Set
+from dataclasses import dataclass, field
+from typing import cast
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from payagent.api.http.connection_limits import GONE
+from payagent.api.http.middleware import refuse_browsers, require_own_target
+from payagent.core.problems import Refused
+from payagent.proxy.client_reply import Reply
+from payagent.proxy.http1 import AnswerBrokenError
+from payagent.proxy.request_body import Intake, Spool
+
+Work = Callable[[Intake, Reply], Awaitable[None]]
+
+log = structlog.get_logger("payagent.proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a client has to keep to: the `hosts` of `refuse_browsers`, and the `slow_s` of an Intake.
+
+    `refusals` counts, by code, what is told.
+    """
+
+    hosts: Set[str]
+    slow_s: float
+    refusals: Counter[str] = field(default_factory=Counter)
+
+
+async def attend(
+    scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, rules: Rules, work: Work
+) -> None:
+    """Have the work done and its errors told. It is cancelled when the client hangs up or is too slow, and by a
+    server that is to stop.
+    """
+    reply = Reply(scope, receive, send, call_id, rules.refusals)
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+    with structlog.contextvars.bound_contextvars(request=call_id):
+        intake = Intake(receive, spool, task.cancel, rules.slow_s, scope[GONE])
+        try:
+            require_own_target(scope)
+            refuse_browsers(scope, rules.hosts, everywhere=True)
+            await work(intake, reply)
+        except asyncio.CancelledError:
+            task.uncancel()
+            if intake.is_slow:
+                await reply.problem(Refused("body_too_slow", "the request's body did not come in its time"))
+            elif intake.is_gone:
+                log.info("proxy.client_gone")
+            else:  # the server gives up waiting for it
+                intake.close()
+                await reply.problem(Refused("daemon_silent", "payagent stops, and the call was still waiting"))
+        except Refused as refused:
+            intake.close()
+            await reply.problem(refused)
+        except AnswerBrokenError as broken:
+            log.info("proxy.answer_broken", reason=str(broken))
+            intake.close()
+            await reply.problem(Refused("merchant_unreachable", f"its answer broke off: {broken}"))
+        except Exception:
+            intake.close()
+            log.exception("proxy.failed", method=scope["method"])
+            bug = Refused("internal_error", "the call could not be carried out; the log says why")
+            await reply.problem(bug)
+        finally:
+            await intake.aclose()

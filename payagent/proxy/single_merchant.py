@@ -1,0 +1,85 @@
+"""`payagent proxy`: a loopback port that is one merchant's origin, for clients that want a bare origin.
+
+Its calls go to the daemon over its Unix socket, with the operator's token; what the daemon answers comes back. So
+whoever reaches the port may spend within the limits: it listens on loopback only, and refuses web pages.
+
+May import: core, agent.base, api.http, Starlette's types, the rest of proxy. Never: pays, or knows a merchant's
+own address.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.types import Receive, Scope, Send
+
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.api.http.server import make_server
+from payagent.core.problems import Refused
+from payagent.proxy.client_reply import Reply
+from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, replaced, wants_websocket
+from payagent.proxy.http1 import Call, Target, Upstream
+from payagent.proxy.request import ROOT
+from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_scope import Rules, attend
+
+
+class Bare:
+    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent.
+
+    It is called by loopback names alone, whatever `api.hosts` says: a page under any other name is a foreign one,
+    and a browser marks its calls with no Sec-Fetch-Site where it does not trust the address.
+    """
+
+    def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:
+        self._upstream = Upstream(Target.of_daemon(daemon), timeout_s)
+        self._root = ROOT + merchant.encode("ascii")
+        self._token = token
+        self._rules = Rules(frozenset(), timeout_s)
+        self._ports = Ports(SystemClock(), SystemRandomness())
+
+    def new_id(self) -> str:
+        return self._ports.new_id("call")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work(intake: Intake, reply: Reply) -> None:
+            call = self._call(scope, intake)
+            intake.listen()
+            async with self._upstream.call(call) as answer:
+                await reply.stream(answer, intake.close)
+
+        await attend(scope, receive, send, self.new_id(), Spool(0), self._rules, work)
+
+    def close(self) -> None:
+        self._upstream.close()
+
+    def _call(self, scope: Scope, intake: Intake) -> Call:
+        headers: Headers = scope["headers"]
+        path, query = scope["raw_path"], scope["query_string"]
+        if not path.startswith(b"/"):
+            raise Refused("bad_request", "the path must begin with /")
+        if wants_websocket(headers):
+            raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
+        kept = [pair for pair in passing(headers, own=True) if pair[0] != b"host"]
+        return Call(
+            scope["method"].encode("ascii"),
+            self._root + path + (b"?" + query if query else b""),
+            replaced(kept, [(TOKEN_HEADER, self._token().encode("ascii"))]),
+            intake if has_body(headers) else None,
+        )
+
+
+def serve_bare(app: Bare, listener: socket.socket, announce: Callable[[], object]) -> None:
+    """Serve until SIGTERM or SIGINT."""
+
+    async def serve() -> None:
+        server = make_server(app, app.new_id)
+        server.stop_on_signal()
+        announce()
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            app.close()
+
+    asyncio.run(serve())

@@ -1,0 +1,191 @@
+"""The call without a proof: its answer is the client's, unless it is a 402 that is to be paid.
+
+It may draw on a prepaid balance, so what it is served counts; and it is repeated where the merchant wants to know
+whose balance that is, or speaks in a coding that cannot be read.
+
+May import: core, dialects, agent, the rest of proxy. Never: decides whether to pay; sends a proof.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from payagent.agent.agent import Agent
+from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.requests import Ask, PrepaidQuote, Request
+from payagent.core.payment import is_served
+from payagent.core.problems import Refused
+from payagent.dialects import wants_wallet_address
+from payagent.proxy.exchange import Trip
+from payagent.proxy.headers import BUYER, PARTNER, WALLET, Headers, combined, replaced, values
+from payagent.proxy.http1 import Body, MerchantAnswer
+from payagent.proxy.payment_required import (
+    BODY_MAX_BYTES,
+    READABLE,
+    CodingError,
+    Demand,
+    read_demand,
+    read_response,
+)
+from payagent.proxy.request import Errand, single
+from payagent.proxy.shielded_tasks import Steps, tell_log
+
+
+class FirstCalls:
+    """Makes them; one for all errands."""
+
+    def __init__(self, agent: Agent, steps: Steps) -> None:
+        self._agent = agent
+        self._desk = agent.desk
+        self._steps = steps
+
+    async def demand_of(self, trip: Trip, body: Body) -> Demand | None:
+        """The call without a proof. Its answer is handed on, unless it is a 402."""
+        headers, is_costly = trip.errand.headers, False
+        if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
+            if await self._answers_nobody(trip, body):
+                return None
+            body, is_costly = trip.intake.spool, True
+        while True:
+            async with self._drawing(trip, body, headers, is_costly) as (answer, use):
+                if await self._wants_wallet(trip, answer):
+                    body, headers = trip.intake.spool, trip.errand.headers
+                    continue
+                if answer.status != 402:
+                    await self._hand_on(trip, answer, use)
+                    return None
+                raw = await answer.peek(BODY_MAX_BYTES)
+            await trip.intake.rest()
+            trip.errand.require_let_in()
+            if not trip.intake.spool.is_whole:
+                raise Refused(
+                    "request_too_big_to_replay",
+                    "the merchant wants to be paid, and the request's body was not kept; see proxy.spool_bytes",
+                )
+            if raw is None:
+                raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
+            try:
+                return read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
+            except CodingError as coding:
+                if values(headers, b"accept-encoding") == [READABLE]:
+                    raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
+            body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
+
+    def ask_of(self, errand: Errand, body_sha256: str, demand: Demand) -> Ask:
+        return Ask(
+            app_id=errand.app_id,
+            origin=errand.merchant.origin,
+            response=demand.response,
+            received=demand.received,
+            request=Request(errand.method, errand.target.decode("ascii"), body_sha256, combined(errand.headers)),
+            idempotency_key=errand.key,
+            max_total_units=errand.max_cost_units,
+            max_total_asset=errand.max_cost_asset,
+            buyer=self.buyer(errand),
+            heard_at_ms=demand.heard_at_ms,
+        )
+
+    def prepaid_quote(self, errand: Errand) -> PrepaidQuote | None:
+        """For a dry run, before the call is made: what it would use of a prepaid balance that would serve it."""
+        return self._agent.prepaid_calls.quote(self._call_of(errand))
+
+    def buyer(self, errand: Errand) -> Buyer:
+        """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
+        said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
+        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._desk.terms.own.text))
+
+    async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
+        """Make the call without saying whose it is, so that it is served from no balance: what is free has its
+        answer then. Else what it costs is noted, if that is said, and it is to be made again.
+        """
+        headers = [pair for pair in trip.errand.headers if pair[0] not in BUYER]
+        async with trip.upstream.call(trip.call(body, headers)) as answer:
+            if not 400 <= answer.status < 500:
+                await trip.reply.stream(answer, trip.intake.close)
+                return True
+            raw = await answer.peek(BODY_MAX_BYTES)
+        await trip.intake.rest()
+        if not trip.intake.spool.is_whole:
+            raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
+        if answer.status == 402 and raw is not None:
+            with suppress(CodingError):
+                demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
+                ask = self.ask_of(trip.errand, trip.intake.spool.sha256, demand)
+                await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
+        return False
+
+    @asynccontextmanager
+    async def _drawing(
+        self, trip: Trip, body: Body, headers: Headers, is_costly: bool
+    ) -> AsyncIterator[tuple[MerchantAnswer, int | None]]:
+        """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
+        nothing was sent, that is given back, also when the client goes away; what no answer came to may have been
+        served.
+        """
+        trip.errand.require_let_in()
+        begun = asyncio.Event()
+        letting = self._steps.start(
+            self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        )
+        try:
+            use = await asyncio.shield(letting)
+            async with trip.upstream.call(trip.call(body, headers), begun.set) as answer:
+                if not is_served(answer.status):
+                    await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
+                    use = None
+                yield answer, use
+        except Refused as lost:
+            if lost.context.get("sent") is False:
+                await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
+            raise
+        except asyncio.CancelledError:
+            if not begun.is_set():
+                self._steps.start(self._give_back_of(letting)).add_done_callback(tell_log)
+            raise
+
+    async def _give_back_of(self, letting: asyncio.Task[int | None]) -> None:
+        """A client went away before anything was sent: what its call is let through with comes back."""
+        with suppress(Refused):  # then nothing counts
+            await asyncio.wait((letting,))
+            await self._agent.prepaid_calls.give_back(letting.result())
+
+    async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
+        """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
+        if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
+            return False
+        raw = await answer.peek(BODY_MAX_BYTES)
+        try:
+            response = None if raw is None else read_response(answer.status, answer.headers, raw)
+        except CodingError:
+            return False
+        if response is None or not wants_wallet_address(response):
+            return False
+        await trip.intake.rest()
+        if values(trip.errand.headers, WALLET) or not trip.intake.spool.is_whole:
+            raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
+        wallet = self._desk.terms.own.text.encode("ascii")
+        trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
+        return True
+
+    async def _hand_on(self, trip: Trip, answer: MerchantAnswer, use: int | None) -> None:
+        """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
+        try:
+            await trip.reply.stream(answer, trip.intake.close)
+        finally:
+            if is_served(answer.status):
+                await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
+
+    def _served(self, trip: Trip) -> ServedCall:
+        """A call with an Idempotency-Key is the same call only with the same request."""
+        errand = trip.errand
+        if len(errand.keys) != 1:
+            return self._call_of(errand)
+        target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
+        key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
+        return replace(self._call_of(errand), key=key)
+
+    def _call_of(self, errand: Errand) -> ServedCall:
+        """What may draw on a prepaid balance, before its body has come."""
+        path = errand.target.decode("latin-1").partition("?")[0]
+        return ServedCall(errand.app_id, errand.merchant.origin, self.buyer(errand), errand.method, path, None)

@@ -1,0 +1,193 @@
+"""sweeps: APScheduler as the heartbeat of idempotent looks. No state lives in a job; a missed beat costs time.
+
+The scheduler goes by the wall clock, which may be set: whatever it jumps, the next beat comes in its time.
+
+May import: apscheduler, core, agent, structlog. Never: decides anything; lets a beat that fails keep the next
+from coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
+goes, since APScheduler cancels the coroutines that run in it.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+
+from payagent.agent.agent import Agent
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import Watch
+from payagent.agent.operator.alerts import Alerts
+from payagent.agent.topups.runner import Topups
+from payagent.core.problems import Refused
+
+DRAIN_S = 20.0
+MISSED_BEATS_MAX = 10
+CLOCK_LOOK_S = 1.0
+"""How soon it is noticed that the clock was set back."""
+
+log = structlog.get_logger("payagent.scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """Seconds between two looks: at the chain, at merchants, at what runs low (coins too), at what is prepaid.
+
+    `idle_s` is between two looks at the chain while nothing is open there: a look at a new block is three calls,
+    and a provider is to be called at most six times a minute then.
+    """
+
+    watch_s: float
+    idle_s: float
+    merchants_s: float
+    alerts_s: float
+    prepaid_s: float
+
+
+DEVNET_BEATS = Beats(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
+NETWORK_BEATS = Beats(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
+
+
+class _Every(BaseTrigger):  # type: ignore[misc]
+    """So long after now, and not a beat for each that was left out when the clock jumped."""
+
+    def __init__(self, seconds: float) -> None:
+        self.interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime:
+        return now + self.interval
+
+
+class Sweeps:
+    """The running heartbeat."""
+
+    def __init__(
+        self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, recovery: Recovery, beats: Beats
+    ) -> None:
+        self._agent = agent
+        self._desk = agent.desk
+        self._watch = watch
+        self._alerts = alerts
+        self._topups = topups
+        self._recovery = recovery
+        self._beats = beats
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_success_s: float | None = None
+        self._last_error = "the first look at the chain is not done"
+        self._failures: dict[str, str] = {}
+        self._told: str | None = None
+        self._clock_look: asyncio.TimerHandle | None = None
+        self._scheduler = AsyncIOScheduler(
+            timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+
+    def start(self) -> None:
+        """Begin to beat, with a first look at once."""
+        logging.getLogger("apscheduler").setLevel(
+            logging.ERROR
+        )  # it tells of every beat, and that one was skipped
+        for name, beat, seconds in (
+            ("watch", self._look, self._beats.watch_s),
+            ("scan", self._scan, self._beats.watch_s),
+            ("merchants", self._watch.inquiries.poll_merchants, self._beats.merchants_s),
+            ("unserved", self._agent.deliveries.give_up_unserved, self._beats.merchants_s),
+            ("prepaid", self._watch.inquiries.observe_prepaid, self._beats.prepaid_s),
+            ("alerts", self._alerts.beat, self._beats.alerts_s),
+            ("topups", self._topups.beat, self._beats.prepaid_s),
+            ("coins", self._agent.stock.keep_ready, self._beats.alerts_s),
+            ("approvals", self._agent.decisions.deny_what_is_over, self._beats.alerts_s),
+        ):
+            self._scheduler.add_job(
+                self._beat, _Every(seconds), [name, beat], id=name, next_run_time=datetime.now(UTC)
+            )
+        self._scheduler.start()
+        self._mind_the_clock()
+
+    def stale(self) -> str | None:
+        """None while the looks succeed; else why the last one that should have did not."""
+        now_s = asyncio.get_running_loop().time()
+        if self._last_success_s is None:
+            return self._last_error
+        age_s = now_s - self._last_success_s
+        if age_s > max(self._beats.watch_s * MISSED_BEATS_MAX, 30) + self._beats.idle_s:
+            return f"the last look at the chain that succeeded is {age_s:.0f} s ago: {self._last_error}"
+        return None
+
+    async def stop(self) -> None:
+        """What is on its way has DRAIN_S to end, the looks and what they send together."""
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + DRAIN_S
+        if self._clock_look is not None:
+            self._clock_look.cancel()
+        self._scheduler.pause()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        await self._agent.sending.drain(until_s - clock())
+        self._scheduler.shutdown(wait=False)
+
+    def _mind_the_clock(self) -> None:
+        """When it is set back no beat would come until it is again where it was; this comes by the loop's own."""
+        self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
+        now = datetime.now(UTC)
+        for job in self._scheduler.get_jobs():
+            if job.next_run_time > now + job.trigger.interval:
+                job.modify(next_run_time=now)
+
+    async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        """A job only starts a task of ours, which nothing but `stop` waits for; one of a name at a time."""
+        if any(task.get_name() == name for task in self._tasks):
+            return
+        task = asyncio.get_running_loop().create_task(self._guarded(name, act), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await act()
+        except Exception as error:
+            self._last_error = str(error)
+            if self._failures.get(name) != repr(error):
+                self._failures[name] = repr(error)
+                log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=not isinstance(error, Refused))
+        else:
+            self._failures.pop(name, None)
+
+    async def _scan(self) -> None:
+        await self._recovery.beat(self._watch.hearing.view)
+
+    async def _look(self) -> None:
+        if self._may_rest():
+            return
+        if await self._watch.tick():
+            self._last_success_s = asyncio.get_running_loop().time()
+            self._tell(self._why_not_ready())
+        else:
+            self._last_error = self._watch.trouble or "the chain was not read in full"
+            self._tell(self._last_error)
+
+    def _may_rest(self) -> bool:
+        """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
+        if self._last_success_s is None or self._desk.chain.behind is not None or not self._watch.is_idle:
+            return False
+        return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
+
+    def _why_not_ready(self) -> str | None:
+        try:
+            self._desk.chain.require_ready(self._desk.ports.clock.now_ms())
+        except Refused as refused:
+            return refused.detail
+        return None
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what keeps us from paying when it changes; a number that differs is no change."""
+        kind = None if problem is None else re.sub(r"[0-9]+", "0", problem)
+        if kind != self._told:
+            self._told = kind
+            if problem is None:
+                log.warning("chain.problem_over")
+            else:
+                log.warning("chain.problem", problem=problem)

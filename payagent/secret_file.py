@@ -1,0 +1,177 @@
+"""A secret in a file: read at use, and only from a file that nobody else could have read or written; what else
+must be its owner's alone, and what nobody but him may have written.
+
+May import: core, the disk, whose groups are whose. Never: keeps a secret; quotes one in an error.
+"""
+
+import grp
+import os
+import pwd
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.core.problems import Refused
+
+SECRET_BYTES_MAX = 4096
+_LINKS_MAX = 40  # so many the kernel follows
+_IN_HEADER = re.compile(r"[!-~]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """Where a secret lies; `private` asks that its owner alone can read it."""
+
+    path: Path
+    private: bool
+
+
+def read_secret_file(path: Path, *, private: bool = True) -> str:
+    """The secret in a file, without its last line end; `private` asks that its owner alone can read it.
+
+    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError as error:
+        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
+    if private and status.st_mode & 0o077:
+        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
+    if private and status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
+    try:
+        secret = raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        secret = ""
+    if not secret or len(raw) > SECRET_BYTES_MAX:
+        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
+    return secret
+
+
+def read_header_secret(path: Path) -> str:
+    """As `read_secret_file`, of a secret that travels in a header: visible ASCII, and so one alone."""
+    secret = read_secret_file(path)
+    if not _IN_HEADER.fullmatch(secret):
+        raise Refused("config_invalid", f"the secret file {path} does not hold one text of visible ASCII alone")
+    return secret
+
+
+def make_secret_file(path: Path, secret: str) -> None:
+    """A new file that its owner alone can read, from its first moment, and that survives the loss of power.
+
+    Raises `config_invalid` when it cannot be made, or there is one.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise Refused("config_invalid", f"the secret file {path} cannot be made: {error.strerror}") from None
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """A file takes another one's place, at once and durably. OSError as the disk."""
+    new.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make durable which files stand in a folder. OSError as the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def require_private(path: Path) -> str:
+    """What was seen of a file or a folder; refused, `config_invalid`, when others than its owner have access."""
+    status = path.stat()
+    mode, wanted = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+    if mode & 0o077:
+        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {wanted:o} {path}")
+    return f"{path} ({mode:04o})"
+
+
+def steps_to(path: Path) -> Iterator[Path]:
+    """Every folder, link and file that opening a path goes through, by its real name; it need not be there."""
+    here, left, links = Path("/"), list(path.absolute().parts[::-1]), 0
+    while left and links <= _LINKS_MAX:
+        name = left.pop()
+        step = here.parent if name == ".." else here / name
+        yield step
+        if step.is_symlink():
+            left += step.readlink().parts[::-1]
+            links += 1
+        else:
+            here = step
+
+
+def require_unchanged_by_others(path: Path) -> str:
+    """What was seen of a file that says what may be spent; refused, `config_invalid`, when another user can change
+    it or put another in its place. What nobody but its owner renames (a sticky folder's) stays where it is.
+    """
+    for step in steps_to(path):
+        try:
+            status = step.lstat()
+        except OSError as error:
+            raise Refused("config_invalid", f"{step} cannot be read: {error.strerror}") from None
+        what = f"{path} can be changed by others"
+        if status.st_uid not in (0, os.geteuid()):
+            mend = f"chown {'root' if os.geteuid() == 0 else os.geteuid()} {step}"
+            raise Refused(
+                "config_invalid", f"{what}: {step} belongs to another user (uid {status.st_uid}); {mend}"
+            )
+        is_kept = stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
+        for_others = stat.S_IWOTH | (0 if _is_private(status.st_gid) else stat.S_IWGRP)
+        if not is_kept and status.st_mode & for_others:
+            raise Refused("config_invalid", f"{what} of this machine; run: chmod go-w {step}")
+    return f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})"
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is our user's alone: many systems give each user one, for which new folders are writable."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name) and {*group.gr_mem} <= {user.pw_name}
+
+
+def require_out_of_reach(paths: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Refuse, `config_invalid`, a path that leads through a folder where a daemon that was taken over can write:
+    it would decide there what the next start allows it.
+    """
+    places = [folder.resolve() for folder in folders]
+    for path in paths:
+        for place in places:
+            if any(step != place and step.is_relative_to(place) for step in steps_to(path)):
+                raise Refused(
+                    "config_invalid",
+                    f"the config {path} lies in {place}, where the daemon writes: who takes the daemon over would "
+                    "write the limits of its next start; move the config to a folder of its own",
+                )
+
+
+def require_own_folder(folder: Path) -> str:
+    """What was seen of api.socket's folder; refused, `config_invalid`, when others may put files there.
+
+    Somebody may have a socket of theirs answer for ours then, sticky bit or not.
+    """
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(
+            "config_invalid",
+            f"{folder}, the folder of api.socket, can be written by others: choose another one, "
+            f"or run: chmod go-w {folder}",
+        )
+    return f"{folder} ({stat.S_IMODE(status.st_mode):04o})"

@@ -1,0 +1,415 @@
+"""Every key of the settings, by its table; and what differs between two settings.
+
+May import: pydantic, pydantic-settings, core, settings.field_types. Never: reads a source.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapSerializer,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from payagent.core.address import parse_address
+from payagent.core.invoice import Proof, SplitMode
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.core.origin import is_this_machine
+from payagent.core.policy import Window
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import Refused
+from payagent.core.retry_schedule import Ready
+from payagent.settings.field_types import (
+    AbsolutePath,
+    Asset,
+    BaseUrl,
+    Count,
+    HostName,
+    Level,
+    Listen,
+    Lovelace,
+    Origin,
+    Partner,
+    SafeOrigin,
+    SafeUrl,
+    SocketPath,
+    Units,
+    named,
+    not_empty,
+    or_off,
+)
+
+ENV_PREFIX = "PAYAGENT_"
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _by_window(table: "Table", unit: str) -> dict[str, int | None]:
+    return {window.value: getattr(table, window.value + unit) for window in Window}
+
+
+class Api(Table):
+    """Where the daemon listens, TCP and a Unix socket; by which other names it may be called; how much one app may
+    ask at once. What other machines reach speaks TLS.
+    """
+
+    listen: Listen = "127.0.0.1:8402"
+    tls_certificate_file: AbsolutePath | None = None
+    tls_key_file: AbsolutePath | None = None
+    socket: SocketPath
+    hosts: frozenset[HostName] = frozenset()
+    calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
+    calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether other machines reach the port."""
+        return not is_this_machine(self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]"))
+
+    @model_validator(mode="after")
+    def _tls_by_both(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        if self.is_remote and self.tls_key_file is None:
+            raise ValueError(
+                "listen is reached from other machines: name tls_certificate_file and tls_key_file, or write a "
+                "loopback address"
+            )
+        return self
+
+
+class Provider(Table):
+    """One way to see the chain. `base_url` is complete: nothing is appended to it but the paths of the API."""
+
+    kind: Literal["blockfrost"]
+    base_url: BaseUrl
+    project_id_file: AbsolutePath | None = None
+
+    @property
+    def risk(self) -> str | None:
+        """What somebody on the way to it can do, with what to do about that; None where nobody can listen.
+
+        It is no refusal: who runs a server of their own in a network of their own may trust that.
+        """
+        parts = urlsplit(self.base_url)
+        if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
+            return None
+        read = "" if self.project_id_file is None else ", and reads the project id"
+        return (
+            f"who is on the way can answer in its place{read}; write https://, or use a tunnel to a loopback port"
+        )
+
+
+class Chain(Table):
+    """The providers; with several, two have to agree."""
+
+    providers: Annotated[tuple[Provider, ...], AfterValidator(not_empty)]
+
+    @property
+    def named(self) -> dict[str, Provider]:
+        """By the names that logs, alerts and numbers tell them apart by."""
+        return {f"{one.kind}-{number}": one for number, one in enumerate(self.providers, 1)}
+
+
+class Payments(Table):
+    """Depths (the block that holds the transaction counts 1) and the least life of an invoice, in seconds.
+
+    `chain_depth`: how many transactions in no block yet may lead to the next one.
+    """
+
+    confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
+    void_depth: Annotated[Count, Field(ge=1, le=2160)] = 15
+    settle_depth: Annotated[Count, Field(ge=1, le=2160)] = 2160
+    min_window_s: Annotated[Count, Field(ge=1, le=86_400)] = 120
+    chain_depth: Annotated[Count, Field(ge=0, le=100)] = 8
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.confirm_depth > self.settle_depth or self.void_depth > self.settle_depth:
+            raise ValueError("settle_depth must be the deepest: nothing is watched beyond it")
+        return self
+
+
+class Topup(Table):
+    """How a merchant's prepaid balance is raised. Without `path` by calls that are named in the order."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
+    path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
+    body: Annotated[str, Field(max_length=65_536)] = ""
+    per_day_lovelace: Annotated[Lovelace | None, Field(alias="per_day")] = None
+    below: Level = (CALLS, 0)
+    to: Level = (CALLS, 0)
+    per_day_count: Annotated[Count, Field(ge=1, le=1000)] = 3
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if self.below[1] == 0:
+            return self
+        if not self.path:
+            raise ValueError("path is missing: what is topped up without an order needs a request")
+        if self.to[0] != self.below[0] or self.to[1] <= self.below[1]:
+            raise ValueError("to must be more than below, and in the same unit")
+        return self
+
+
+class MerchantLimits(Table):
+    """What may be spent at one merchant, in ADA, within what the wallet may spend."""
+
+    per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
+    per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
+    per_day_lovelace: Lovelace | None = Field(default=None, alias="per_day")
+    per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
+    per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
+    total_lovelace: Lovelace | None = Field(default=None, alias="total")
+
+    @property
+    def most_lovelace(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_lovelace")
+
+
+class Merchant(Table):
+    """One server that may be paid, named by its origin; and what its invoices are held to (core.merchant_rules).
+
+    `pay_to` and `split_to`: where there are any, they are all that may be paid without a person's word.
+    `known_as`: origins by which its x402 names itself; no call goes there.
+    """
+
+    origin: SafeOrigin
+    known_as: tuple[Origin, ...] = ()
+    partner: Partner | None = None
+    proof: Proof = "tx_hash"
+    request_commitment: Annotated[bool, Field(strict=True)] = False
+    split_mode: SplitMode | None = None
+    ready: Ready = "auto"
+    api_key_file: AbsolutePath | None = None
+    timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
+    pin: Literal["first_use", "off"] = "off"
+    pay_to: tuple[str, ...] = ()
+    split_to: tuple[str, ...] = ()
+    drift_percent: Annotated[int | None, BeforeValidator(or_off(0, 1_000_000))] = None
+    stop_after: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = 3
+    in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
+    alert_below: Annotated[Count, Field(ge=1)] | None = None
+    private_network: Annotated[bool, Field(strict=True)] = False
+    topup: Topup = Topup()
+    limits: MerchantLimits = MerchantLimits()
+
+
+class Proxy(Table):
+    """The sidecar: how much of a request's body is kept for the retry, and how long it waits, in seconds."""
+
+    spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
+    read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
+    patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
+
+
+class AssetLimit(Table):
+    """The limits of one native token, in its units. `decimals`, when given, must be what an invoice says."""
+
+    asset: Asset
+    per_payment_units: Units = Field(alias="per_payment")
+    per_hour_units: Units | None = Field(default=None, alias="per_hour")
+    per_day_units: Units = Field(alias="per_day")
+    per_week_units: Units | None = Field(default=None, alias="per_week")
+    per_month_units: Units | None = Field(default=None, alias="per_month")
+    total_units: Units | None = Field(default=None, alias="total")
+    per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
+    signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
+    approval_above_units: Units | None = Field(default=None, alias="approval_above")
+    decimals: Annotated[Count, Field(le=19)] | None = None
+
+    @property
+    def most_units(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_units")
+
+
+def _told_or(told: int | None, default: int) -> int:
+    return default if told is None else told
+
+
+class Limits(Table):
+    """What may be spent: ADA, with fees and the ADA that rides along with a token; and each token by itself."""
+
+    per_payment_lovelace: Lovelace = Field(alias="per_payment")
+    per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
+    per_day_lovelace: Lovelace = Field(alias="per_day")
+    per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
+    per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
+    total_lovelace: Lovelace | None = Field(default=None, alias="total")
+    per_transaction_lovelace: Lovelace | None = Field(default=None, alias="per_transaction")
+    signed_per_day_lovelace: Lovelace | None = Field(default=None, alias="signed_per_day")
+    assets: tuple[AssetLimit, ...] = ()
+
+    @property
+    def most_lovelace(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_lovelace")
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """What one transaction may take out of the wallet, whoever orders it: by default a day's payments."""
+        caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
+        for limit in self.assets:
+            caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
+        return caps
+
+    @property
+    def day_caps(self) -> dict[str, int]:
+        """What all that is signed in 24 hours may take: by default twice that, or twice a day's payments.
+
+        Not all that is signed lands, and the ledger does not count any more what does not.
+        """
+        caps = self.caps
+        day = {
+            LOVELACE: _told_or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+        }
+        for limit in self.assets:
+            twice = 2 * max(limit.per_day_units, caps[limit.asset])
+            day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
+        return day
+
+    def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
+        """Where the signer lets out less than a limit would: the key that bounds it, and how much that is."""
+        cap = self.caps.get(asset, 0)
+        if window is Window.PAYMENT or not cap:
+            key, most = "limits.per_transaction", cap
+        elif window in (Window.HOUR, Window.DAY):
+            key, most = "limits.signed_per_day", self.day_caps.get(asset, 0)
+        else:
+            return None
+        return (key, most) if units > most else None
+
+    @model_validator(mode="after")
+    def _each_asset_once(self) -> Self:
+        if len({limit.asset for limit in self.assets}) != len(self.assets):
+            raise ValueError("assets lists the same asset twice; keep one table for it")
+        return self
+
+
+class Approvals(Table):
+    """Above how much ADA, with the fee, a person decides on a payment, and how many seconds it waits; and where
+    people reach the daemon, for the links by which they decide.
+    """
+
+    above_lovelace: Lovelace | None = Field(default=None, alias="above")
+    timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
+    link_origin: SafeOrigin | None = None
+
+
+class Alerts(Table):
+    """When somebody is told that the wallet runs low, and the server that is told of every alert."""
+
+    wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
+    webhook_url: SafeUrl | None = None
+    webhook_secret_file: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret_file is None):
+            raise ValueError("webhook_url and webhook_secret_file go together: what is sent is signed")
+        return self
+
+
+class Wallet(Table):
+    """What payagent may do with the wallet's coins by itself: lovelace for fees in 24 hours, 0 for nothing."""
+
+    upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
+
+
+class Keystore(Table):
+    """The CIP-1852 account whose one base address is the wallet, and where its passphrase may be read."""
+
+    account: Annotated[Count, Field(le=2**31 - 1)] = 0
+    passphrase_file: AbsolutePath | None = None
+
+
+class Settings(BaseSettings):
+    """Every setting, validated and frozen. Made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    network: Literal["mainnet", "preprod", "preview", "devnet"]
+    data_dir: AbsolutePath
+    api: Api
+    chain: Chain
+    payments: Payments
+    merchants: Annotated[
+        Mapping[str, Merchant], AfterValidator(named), WrapSerializer(lambda table, told: told(dict(table)))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    limits: Limits
+    approvals: Approvals = Approvals()
+    proxy: Proxy = Proxy()
+    alerts: Alerts = Alerts()
+    wallet: Wallet = Wallet()
+    keystore: Keystore = Keystore()
+
+    @property
+    def is_devnet(self) -> bool:
+        """Whether the money is worth nothing."""
+        return self.network == "devnet"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` merged counts: nothing is read behind its back."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _each_origin_once(self) -> Self:
+        origins = [merchant.origin for merchant in self.merchants.values()]
+        if len(set(origins)) != len(origins):
+            raise ValueError("two merchants have the same origin; keep one table for it")
+        return self
+
+    @model_validator(mode="after")
+    def _addresses_of_the_network(self) -> Self:
+        for name, merchant in self.merchants.items():
+            for key, addresses in (("pay_to", merchant.pay_to), ("split_to", merchant.split_to)):
+                for address in addresses:
+                    try:
+                        parse_address(address, NETWORKS[self.network])
+                    except Refused as refused:
+                        raise ValueError(
+                            f"merchants.{name}.{key} has no address that can be paid on {self.network} "
+                            f"({refused.code}); copy it anew"
+                        ) from None
+        return self
+
+
+def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
+    """What differs: by the keys of the config file, the values `from` and `to` as the file may have them.
+
+    Null: off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
+    """
+    old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
+    return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
+
+
+def _differing(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        if old != new:
+            yield key, old, new
+        return
+    for name in old.keys() | new.keys():
+        yield from _differing(old.get(name), new.get(name), f"{key}.{name}" if key else name)

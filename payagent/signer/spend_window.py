@@ -1,0 +1,105 @@
+"""How much leaves the wallet in a day, counted by the signer itself: of what it signed, whether it ever landed.
+
+Transactions that share an input exclude each other, so that of those only the most counts. They stand together in
+a group as long as one input is common to all: an anchor's attempts do.
+May import: core. Never: reads a clock of its own, a file or the ledger; forgets what was signed in the last day.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from payagent.core.hard_caps import Caps
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.problems import Refused
+
+DAY_S = 86_400
+GROUPS_MAX = 200_000
+
+Input = tuple[str, int]
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Transactions of which at most one can land: all spend what is in `shared`."""
+
+    shared: frozenset[Input]
+    at_s: float
+    most: dict[str, int] = field(default_factory=dict)
+
+
+class Outflow:
+    """What left in the last day, by asset, against caps. `name` is the setting that a refusal names."""
+
+    def __init__(self, caps: Caps, name: str) -> None:
+        self._caps, self._name = caps, name
+        self._groups: OrderedDict[Group, None] = OrderedDict()  # oldest first
+        self._of: dict[Input, Group] = {}
+        self._sums: dict[str, int] = {}
+
+    def covers(self, inputs: frozenset[Input], leaving: Mapping[str, int]) -> bool:
+        """Whether it takes no more than what is counted already, and excludes that: it joins it then."""
+        group = self._group_for(inputs)
+        if group is None or any(units > group.most.get(asset, 0) for asset, units in leaving.items()):
+            return False
+        self._narrow(group, inputs)
+        return True
+
+    def require(self, inputs: frozenset[Input], leaving: Mapping[str, int], now_s: float) -> None:
+        """Refuse (`limit_exceeded`) what would make it more than the day's caps."""
+        self._forget(now_s)
+        group = self._group_for(inputs)
+        had = {} if group is None else group.most
+        for asset, units in leaving.items():
+            sum_units = self._sums.get(asset, 0)
+            most = self._caps.get(asset, 0)
+            if sum_units + max(units - had.get(asset, 0), 0) > most:
+                raise Refused(
+                    "limit_exceeded",
+                    f"what was signed in 24 hours may take {format_amount(asset, most)} out of the wallet "
+                    f"({self._name}); {format_amount(asset, sum_units)} did, this takes "
+                    f"{format_amount(asset, units)} with its fee",
+                    limit=self._name.removeprefix("limits."),
+                    asset=asset,
+                    left=str(max(most - sum_units, 0)),
+                    asked=str(units),
+                )
+        if group is None and len(self._groups) >= GROUPS_MAX:
+            raise Refused("signer_refused", f"{GROUPS_MAX} transactions were signed in 24 hours")
+
+    def note(self, inputs: frozenset[Input], leaving: Mapping[str, int], now_s: float) -> None:
+        """Count what is signed now."""
+        group = self._group_for(inputs)
+        if group is None:
+            group = Group(inputs, now_s)
+        else:
+            self._narrow(group, inputs)
+        group.at_s = now_s
+        self._groups[group] = None
+        self._groups.move_to_end(group)
+        for one in group.shared:
+            self._of[one] = group
+        for asset, units in leaving.items():
+            more = units - group.most.get(asset, 0)
+            if more > 0:
+                group.most[asset] = units
+                self._sums[asset] = self._sums.get(asset, 0) + more
+
+    def _group_for(self, inputs: frozenset[Input]) -> Group | None:
+        """The one of those it may join that counts most already."""
+        groups = {self._of[one] for one in inputs if one in self._of}
+        return max(groups, key=lambda group: group.most.get(LOVELACE, 0), default=None)
+
+    def _narrow(self, group: Group, inputs: frozenset[Input]) -> None:
+        for one in group.shared - inputs:
+            del self._of[one]
+        group.shared &= inputs
+
+    def _forget(self, now_s: float) -> None:
+        while self._groups and (oldest := next(iter(self._groups))).at_s + DAY_S <= now_s:
+            del self._groups[oldest]
+            for one in oldest.shared:
+                if self._of.get(one) is oldest:
+                    del self._of[one]
+            for asset, units in oldest.most.items():
+                self._sums[asset] -= units

@@ -1,0 +1,1 @@
+"""Reads of the whole ledger, for `audit`."""

@@ -1,0 +1,320 @@
+"""What an audit reads of the ledger, row by row, beside its payments (`cases`) and its limits (`counted`).
+
+Its rows are tuples, which are made fastest. May import: core, store.audit, store.rows, store.db, sqlite3. Never:
+writes; judges; holds a table in memory.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from payagent.core.ledger import add
+from payagent.store.audit.payment_records import value_of
+from payagent.store.db.seals import row_text
+from payagent.store.db.triggers import GUARDS, KEPT
+from payagent.store.rows.journal import EntryRow
+
+REFERRING = (*sorted(KEPT), "reservations")
+"""The tables of record, in which what is there stays, and who has which coins."""
+
+
+class Seal(NamedTuple):
+    """The seal of what one commit added (store.db.seals). There are several of each payment."""
+
+    seq: int
+    what: str
+    marks: bytes
+    hash: str
+
+
+def path_of(conn: sqlite3.Connection) -> Path | None:
+    """The file that a connection reads; None when it is in memory."""
+    (_, _, name), *_ = conn.execute("PRAGMA database_list").fetchall()
+    return Path(name) if name else None
+
+
+def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
+    """Intents that ended without a payment."""
+    rows = conn.execute(
+        "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)"
+    )
+    return (number for (number,) in rows)
+
+
+def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
+    """Every entry that names no payment, in order."""
+    rows = conn.execute(
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units FROM journal j "
+        "LEFT JOIN postings q ON q.entry = j.id WHERE j.payment_id IS NULL ORDER BY j.id, q.seq"
+    )
+    for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=itemgetter(0, 1, 2, 3, 4)):
+        yield EntryRow(number, kind, owner, ref, at_ms, tuple(line[5:] for line in lines if line[5] is not None))
+
+
+def row_texts(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int, bytes]]:
+    """(number, what of it is sealed) of every row, in order."""
+    return conn.execute(f"SELECT rowid, {row_text(conn, table)} FROM {table} ORDER BY rowid")  # noqa: S608
+
+
+def seals(conn: sqlite3.Connection) -> Iterator[Seal]:
+    """Every seal, in order."""
+    return map(Seal._make, conn.execute("SELECT seq, what, marks, hash FROM seals ORDER BY seq"))
+
+
+def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes]]:
+    """(seq, prev_hash, hash, what the hash is of) of every event, in order."""
+    return conn.execute(
+        "SELECT seq, prev_hash, hash, CAST(json_array(prev_hash, seq, payment_id, event, state, detail, at_ms) AS "
+        "BLOB) FROM events ORDER BY seq"
+    )
+
+
+def unposted(conn: sqlite3.Connection) -> Iterator[int]:
+    """Journal rows without a posting."""
+    rows = conn.execute("SELECT id FROM journal j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry = j.id)")
+    return (number for (number,) in rows)
+
+
+def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
+    """The triggers that are none of our guards."""
+    ours = {guard.name for guard in GUARDS}
+    rows = conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
+    return (name for (name,) in rows if name not in ours)
+
+
+def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int | None, str]]:
+    """(row number, the table that lacks the row that it refers to)."""
+    return ((number, parent) for _, number, parent, _ in conn.execute(f"PRAGMA foreign_key_check({table})"))
+
+
+def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
+    """(entry, how many moves of a prepaid balance it books) of those that book another number than one."""
+    return conn.execute(
+        "SELECT j.id, COUNT(m.seq) FROM journal j LEFT JOIN prepaid_moves m ON m.entry = j.id "
+        "WHERE j.kind IN ('use', 'unuse') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
+    )
+
+
+def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
+    """What the coin of a deposit holds, if it is known, and whether the deposit was ever taken back."""
+    row = conn.execute(
+        "SELECT lovelace, assets FROM coins WHERE ref = ? AND source = 'deposit'", (ref,)
+    ).fetchone()
+    if row is not None:
+        return value_of(*row), False
+    back = conn.execute(
+        "SELECT 1 FROM journal WHERE payment_id IS NULL AND kind = 'undeposit' AND ref = ?", (ref,)
+    ).fetchone()
+    return None, back is not None
+
+
+def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    """(event, what it tells, when) of the wallet's own events of these names, in order."""
+    return conn.execute(
+        "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
+        "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (json.dumps(list(names)),),
+    )
+
+
+def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """(origin, role, address) of every address that any merchant may be paid at."""
+    return conn.execute("SELECT origin, role, address FROM pins")
+
+
+def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(origin, method, path, asset, calls, units) of every price that was agreed to."""
+    return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
+
+
+def strikes(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
+    """(origin, how many in a row, since when it is stopped) of every merchant that ever left one unserved."""
+    return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
+
+
+def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
+    """(origin, accepted depth, whether it refused early) of every merchant that taught something."""
+    return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
+
+
+def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
+    """(row number, whose, when it was revoked) of every token, in order."""
+    return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")
+
+
+def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
+    """(app, event, when) of each token that was given or revoked, in order."""
+    return conn.execute(
+        "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
+        "WHERE payment_id IS NULL "
+        "AND event IN ('token_given', 'app_revoked') ORDER BY seq"
+    )
+
+
+# a coin counts from when what made it is booked until what spent it is
+_BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
+             WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
+
+_FOREIGN = """EXISTS (SELECT 1 FROM foreign_sightings f WHERE f.tx_id = c.spent_by AND f.there = 1
+                     AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
+
+_COUNTED = f"""
+SELECT c.ref, c.lovelace, c.assets,
+       ((c.source = 'deposit' AND c.state <> 'vanished') OR {_BOOKED.format("tx_id")})
+         - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_FOREIGN})),
+       c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
+       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
+                                              AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
+         AND NOT {_FOREIGN},
+       c.ref <> c.tx_id || '#' || c.output_index
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
+FROM coins c ORDER BY c.rowid
+"""  # noqa: S608  names of ours
+
+
+class CoinCount(NamedTuple):
+    """A coin as the books count it: once, not, or (spent by a booked transaction, and not booked itself) less."""
+
+    ref: str
+    value: Mapping[str, int]
+    times: int
+    is_unbooked: bool
+    is_spent_by_nothing: bool
+    is_made_by_nothing: bool
+
+
+def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
+    """Every coin that the ledger ever had."""
+    for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
+        yield CoinCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
+
+
+class MoveRow(NamedTuple):
+    """One change of a prepaid balance; `entry` is where what it used up is booked."""
+
+    seq: int
+    pool: int
+    unit: str
+    kind: str
+    bought: int
+    used: int
+    unexplained: int
+    payment_id: str | None
+    entry: int | None
+
+
+def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
+    """Every move, oldest first."""
+    rows = conn.execute(
+        "SELECT seq, pool, unit, kind, bought, used, unexplained, payment_id, entry FROM prepaid_moves "
+        "ORDER BY seq"
+    )
+    return (MoveRow(*row) for row in rows)
+
+
+def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
+    """The entry that posted the payment of a buying, or of the buying that is taken back: the first for the first.
+
+    A payment is posted again where a fork let its block, or another attempt of it, come back.
+    """
+    row = conn.execute(
+        "SELECT id FROM journal WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
+        "(SELECT COUNT(*) - 1 FROM prepaid_moves WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
+        (move.payment_id, move.seq),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+_EVENTS_TOLD = (
+    "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
+)
+"""Events whose detail SQL can look into: SQLite breaks off at one that is not JSON."""
+
+
+def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
+
+    None for what is not said.
+    """
+    stops = {
+        topup_id: (code, reason)
+        for topup_id, code, reason in conn.execute(
+            f"SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM {_EVENTS_TOLD} "  # noqa: S608
+            "WHERE payment_id IS NULL AND event = 'topup_stopped'"
+        )
+    }
+    ends = {
+        topup_id: (at_ms, clock_ms, code, reason)
+        for at_ms, topup_id, clock_ms, code, reason in conn.execute(
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  ours
+            f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
+        )
+    }
+    for number, topup_id, *told in conn.execute(
+        "SELECT seq, id, stop_code, stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups "
+        "ORDER BY seq"
+    ):
+        by_events = (*stops.get(topup_id, (None,) * 2), *ends.get(topup_id, (None,) * 4))
+        yield number, tuple(told), by_events
+
+
+def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
+    """(row number, transaction, whether it is there, what its coins held) of every sighting of a foreign one.
+
+    Where none of the coins was forgotten since, that is what they hold; else what the sighting says.
+    """
+    rows = conn.execute("SELECT seq, tx_id, there, inputs, spent FROM foreign_sightings ORDER BY seq").fetchall()
+    for number, tx_id, there, inputs, spent in rows:
+        refs = inputs.split(" ")
+        coins = conn.execute(
+            f"SELECT lovelace, assets FROM coins WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
+            refs,
+        ).fetchall()
+        held = add(value_of(*coin) for coin in coins) if len(coins) == len(refs) else _units(spent)
+        yield number, tx_id, bool(there), held
+
+
+def _units(text: str) -> dict[str, int]:
+    """Units per asset, as JSON; what cannot be read is what no coins hold."""
+    try:
+        return {str(asset): int(units) for asset, units in json.loads(text).items()} or {"": 0}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {"": 0}
+
+
+def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
+    """(entry, kind, transaction) of what was booked of foreign ones, in order."""
+    return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
+
+
+def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
+    """Events that say that somebody else's or another payment's transaction made a payment void, where no sighting
+    in that block confirms it.
+    """
+    yield from _unseen_foreign_voids(conn)
+    rows = conn.execute(
+        f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_by' IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM sightings s WHERE s.tx_id = e.detail ->> '$.void_by' "
+        "AND s.block_hash = e.detail ->> '$.block_hash') AND NOT EXISTS ("
+        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.void_by' "
+        "AND f.block_hash = e.detail ->> '$.block_hash') ORDER BY seq"
+    )
+    yield from (number for (number,) in rows)
+
+
+def _unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
+    rows = conn.execute(
+        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        "JOIN payments p ON p.id = e.payment_id "
+        "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "
+        "AND f.block_hash = e.detail ->> '$.block_hash' "
+        "AND instr(' ' || f.inputs || ' ', ' ' || p.anchor || ' ')) ORDER BY e.seq"
+    )
+    return (number for (number,) in rows)

@@ -1,0 +1,42 @@
+"""The ledger copied as it is at one moment, while others go on writing it; and what a copy is of.
+
+May import: core, store, sqlite3. Never: writes to the ledger that it copies.
+"""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.core.problems import Refused
+from payagent.store.db.opening import DatabaseError, open_read_only
+from payagent.store.rows import about, payments
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Whose a ledger is (unknown before the first start on it), and how many payments are in it."""
+
+    network: str | None
+    address: str | None
+    payments: int
+    open_payments: int
+
+
+def copy_ledger(path: Path, target: Path) -> None:
+    """Write a copy, page by page in one read transaction, that is whole without a file beside it."""
+    try:
+        with (
+            closing(open_read_only(path)) as source,
+            closing(sqlite3.connect(target, isolation_level=None)) as copy,
+        ):
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+    except DatabaseError as error:
+        raise Refused("backup_not_written", f"{path} cannot be copied: {error}") from None
+
+
+def contents(conn: sqlite3.Connection) -> Contents:
+    count, open_count = payments.payment_counts(conn)
+    network, address = about.meta(conn, "network"), about.meta(conn, "address")
+    return Contents(network, address, count, open_count)

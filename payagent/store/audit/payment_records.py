@@ -1,0 +1,305 @@
+"""A payment with all that is recorded of it, as an audit reads it: payment by payment, many at a time.
+
+Its rows are tuples, which are made fastest.
+May import: core, store.rows, sqlite3. Never: writes; judges; holds a table in memory.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from payagent.core.money import LOVELACE
+from payagent.store.rows.attempts_and_utxos import AttemptKind
+from payagent.store.rows.journal import EntryRow
+from payagent.store.rows.payments import OutputRow, load_outputs
+
+_LEAST, _MOST = -(2**63), 2**63 - 1
+"""The least and the greatest number that a row can have."""
+
+
+class SignedRow(NamedTuple):
+    """An attempt; `inputs` as they stand in its row."""
+
+    tx_id: str
+    kind: AttemptKind
+    anchor: str
+    invoice: int | None
+    inputs: tuple[str, ...]
+    cbor: bytes
+    fee_lovelace: int
+    ttl_slot: int
+    signed_at_ms: int
+
+
+class EventRow(NamedTuple):
+    """An event. Most of all rows are events."""
+
+    seq: int
+    event: str
+    state: str | None
+    detail: str
+    at_ms: int
+
+
+class SightingRow(NamedTuple):
+    seq: int
+    tx_id: str
+    block_hash: str
+    block_height: int
+    block_slot: int
+    at_ms: int
+
+
+class InvoiceTerms(NamedTuple):
+    seq: int
+    origin: str
+    invoice_id: str
+    dialect: str
+    terms_hash: str
+    outputs: tuple[OutputRow, ...]
+    batch_target: int | None
+    commitment: str | None
+
+
+class IntentFacts(NamedTuple):
+    """An intent, and when a call that it bought was first served."""
+
+    number: int
+    app_id: str
+    origin: str
+    derived: bool
+    ended_at_ms: int | None
+    served_at_ms: int | None
+
+
+class CoinMade(NamedTuple):
+    """A coin that a transaction of ours makes for us."""
+
+    ref: str
+    value: Mapping[str, int]
+    state: str
+
+
+class Case(NamedTuple):
+    """A payment with everything that is recorded of it, each list in the order in which it was written.
+
+    `invoices` are those that it goes by or was signed for, by their numbers; `outputs` are of the first.
+    `standing` are the columns of its row that may change (`STANDING`). `holds` are (asset, units, at_ms,
+    released_at_ms), `submissions` (seq, provider, at_ms), `coins` what its attempts made for us, `reserved` the
+    coins that it has for itself.
+    """
+
+    id: str
+    kind: str
+    app_id: str
+    outputs: tuple[OutputRow, ...]
+    is_prepaid: bool
+    created_at_ms: int
+    standing: Mapping[str, object]
+    intent: IntentFacts | None
+    first_invoice: int | None
+    invoices: Mapping[int, InvoiceTerms]
+    attempts: tuple[SignedRow, ...]
+    events: tuple[EventRow, ...]
+    holds: tuple[tuple[str, int, int, int | None], ...]
+    entries: tuple[EntryRow, ...]
+    sightings: tuple[SightingRow, ...]
+    submissions: tuple[tuple[int, str, int], ...]
+    coins: tuple[CoinMade, ...]
+    reserved: frozenset[str]
+
+
+STANDING = (
+    "state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot", "invoice",
+    "void_by", "merchant_status", "reason_code", "reason", "changed_at_ms",
+)  # fmt: skip
+"""The columns of a payment that may change."""
+
+_CASES = f"""
+SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_at_ms, p.first_invoice,
+       {", ".join(f"p.{name}" for name in STANDING)},
+       i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
+       (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
+       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
+FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
+WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
+"""  # noqa: S608  names of ours
+_INTENT_AT = 8 + len(STANDING)
+_INVOICE_AT = _INTENT_AT + 7
+_ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
+_OF_PAYMENTS = {
+    "attempts": (
+        "a.tx_id, a.kind, a.anchor, a.invoice, a.inputs, a.cbor, a.fee_lovelace, a.ttl_slot, a.signed_at_ms",
+        _ATTEMPTS,
+        "a.rowid",
+    ),
+    "invoices": (
+        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
+        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice AND v.seq IS NOT p.invoice",
+        "a.rowid",
+    ),
+    "events": (
+        "e.seq, e.event, e.state, e.detail, e.at_ms",
+        "CROSS JOIN events e ON e.payment_id = p.id",
+        "e.seq",
+    ),
+    "holds": (
+        "h.asset, h.units, h.at_ms, h.released_at_ms",
+        "CROSS JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay'",
+        "h.asset",
+    ),
+    "journal": (
+        "j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units",
+        "CROSS JOIN journal j ON j.payment_id = p.id LEFT JOIN postings q ON q.entry = j.id",
+        "j.id, q.seq",
+    ),
+    "sightings": (
+        "s.seq, s.tx_id, s.block_hash, s.block_height, s.block_slot, s.at_ms",
+        f"{_ATTEMPTS} CROSS JOIN sightings s ON s.tx_id = a.tx_id",
+        "a.rowid, s.seq",
+    ),
+    "submissions": (
+        "s.seq, s.provider, s.at_ms",
+        f"{_ATTEMPTS} CROSS JOIN submissions s ON s.tx_id = a.tx_id",
+        "a.rowid, s.at_ms",
+    ),
+    "coins": (
+        "c.ref, c.lovelace, c.assets, c.state",
+        f"{_ATTEMPTS} CROSS JOIN coins c ON c.tx_id = a.tx_id",
+        "a.rowid, c.rowid",
+    ),
+    "reservations": ("r.ref", "CROSS JOIN reservations r ON r.payment_id = p.id", "r.rowid"),
+}
+"""What belongs to payments, as columns, join and order. Each is read side by side with the payments."""
+
+
+class _Belongings:
+    """The rows of one table that belong to payments, handed out payment by payment."""
+
+    def __init__(self, conn: sqlite3.Connection, table: str, first: int, last: int) -> None:
+        columns, source, order = _OF_PAYMENTS[table]
+        rows = conn.execute(
+            f"SELECT p.seq, {columns} FROM payments p {source} WHERE p.seq BETWEEN ?1 AND ?2 "  # noqa: S608
+            f"ORDER BY p.seq, {order}",
+            (first, last),
+        )
+        self._groups = groupby(rows, key=itemgetter(0))
+        self._next = next(self._groups, None)
+
+    def of(self, seq: int) -> list[Any]:
+        if self._next is None or self._next[0] != seq:
+            return []
+        rows = list(self._next[1])
+        self._next = next(self._groups, None)
+        return rows
+
+
+def payment_spans(conn: sqlite3.Connection, count: int) -> Iterator[tuple[int, int]]:
+    """(first, last) number of spans of so many payments each; of fewer where numbers are missing."""
+    last = _LEAST
+    while True:
+        (first,) = conn.execute("SELECT MIN(seq) FROM payments WHERE seq > ?", (last,)).fetchone()
+        if first is None:
+            return
+        last = min(first + count - 1, _MOST)
+        yield first, last
+
+
+def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
+    """Every payment with a number in this span, oldest first."""
+    tables = {table: _Belongings(conn, table, first, last) for table in _OF_PAYMENTS}
+    for row in conn.execute(_CASES, (first, last)):
+        theirs = {table: rows.of(row[0]) for table, rows in tables.items()}
+        events = tuple(EventRow._make(event[1:]) for event in theirs["events"])
+        yield Case(
+            id=row[1],
+            kind=row[2],
+            app_id=row[3],
+            outputs=_outputs(row[4]),
+            is_prepaid=bool(row[5]),
+            created_at_ms=row[6],
+            first_invoice=row[7],
+            standing=dict(zip(STANDING, row[8:_INTENT_AT], strict=True)),
+            intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
+            invoices={
+                terms[0]: _invoice(*terms)
+                for terms in (row[_INVOICE_AT:], *(one[1:] for one in theirs["invoices"]))
+                if terms[0] is not None
+            },
+            attempts=tuple(_signed(*attempt[1:]) for attempt in theirs["attempts"]),
+            events=events,
+            holds=tuple(hold[1:] for hold in theirs["holds"]),
+            entries=_entries(theirs["journal"]),
+            sightings=tuple(SightingRow(*seen[1:]) for seen in sorted(theirs["sightings"])),
+            submissions=tuple(sent[1:] for sent in sorted(theirs["submissions"])),
+            coins=tuple(
+                CoinMade(ref, value_of(lovelace, assets), state)
+                for _, ref, lovelace, assets, state in theirs["coins"]
+            ),
+            reserved=frozenset(ref for _, ref in theirs["reservations"]),
+        )
+
+
+_SERVED = """
+SELECT e.at_ms FROM payments p CROSS JOIN events e ON e.payment_id = p.id AND e.event = 'delivery_accept'
+WHERE p.intent_id = ? ORDER BY e.seq LIMIT 1
+"""
+
+
+def _intent(conn: sqlite3.Connection, row: tuple[Any, ...], events: tuple[EventRow, ...]) -> IntentFacts | None:
+    number, intent_id, app_id, origin, derived, ended_at_ms, payments = row
+    if number is None:
+        return None
+    served_at_ms = next((event.at_ms for event in events if event.event == "delivery_accept"), None)
+    if payments > 1:
+        (served_at_ms,) = conn.execute(_SERVED, (intent_id,)).fetchone() or (None,)
+    return IntentFacts(number, app_id, origin, bool(derived), ended_at_ms, served_at_ms)
+
+
+@lru_cache(maxsize=1000)
+def _outputs(text: str) -> tuple[OutputRow, ...]:
+    """The outputs in a row's text; none when it cannot be read. Kept, since many payments have the same ones."""
+    try:
+        return load_outputs(text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
+def _signed(
+    tx_id: str, kind: AttemptKind, anchor: str, invoice: int | None, inputs: str, cbor: bytes, *numbers: int
+) -> SignedRow:
+    return SignedRow(tx_id, kind, anchor, invoice, tuple(inputs.split(" ")), cbor, *numbers)
+
+
+def _invoice(
+    seq: int,
+    origin: str,
+    invoice_id: str,
+    dialect: str,
+    terms_hash: str,
+    outputs: str,
+    batch_target: int | None,
+    commitment: str | None,
+) -> InvoiceTerms:
+    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), batch_target, commitment)
+
+
+def _entries(rows: list[Any]) -> tuple[EntryRow, ...]:
+    return tuple(
+        EntryRow(number, kind, owner, ref, at_ms, tuple(line[6:] for line in lines if line[6] is not None))
+        for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=itemgetter(1, 2, 3, 4, 5))
+    )
+
+
+def value_of(lovelace: int, assets: str) -> dict[str, int]:
+    """What a coin holds, per asset. What cannot be read becomes a value that no coin has."""
+    if assets == "{}":
+        return {LOVELACE: lovelace}
+    try:
+        return {LOVELACE: lovelace, **{str(asset): int(units) for asset, units in json.loads(assets).items()}}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {LOVELACE: lovelace, "": 0}

@@ -1,0 +1,151 @@
+"""What counts against limits, counted anew from holds and uses: the rows that say something else.
+
+`spending` keeps sums so that a decision is fast. An audit believes none of them.
+May import: store.rows, sqlite3. Never: writes; judges; holds a table in memory.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+
+from payagent.store.rows.limit_counters import OPEN_MS, SPANS_MS
+
+_EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS NULL THEN h.units
+    WHEN p.state = 'void' AND h.asset = 'lovelace' AND h.stage = 'pay'
+    THEN COALESCE((SELECT fee_lovelace FROM attempts WHERE tx_id = p.tx_id), 0) ELSE 0 END"""
+
+
+def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None, int | None]]:
+    """(payment, asset, what of its hold counts against limits, what ought to) of those that disagree."""
+    return conn.execute(
+        f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
+        "JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS NOT expected ORDER BY h.rowid"
+    )
+
+
+def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds for a question that ended at another time than the question did."""
+    return conn.execute(
+        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT "
+        "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') "
+        "ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
+    )
+
+
+_EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.counted_units > 0
+    THEN (SELECT IIF(json_valid(e.detail), e.detail ->> '$.counts_from_ms', NULL) FROM events e
+          WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
+
+
+def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds that do not count from when their payment ended, as its event tells it."""
+    return conn.execute(
+        "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
+        f"WHERE h.counted_from_ms IS NOT {_EXPECTED_FROM} ORDER BY h.rowid"
+    )
+
+
+def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds that were counted at an earlier time of the limits' clock than the one before."""
+    return conn.execute(
+        "SELECT payment_id, asset FROM (SELECT rowid, payment_id, asset, counted_at_ms, "
+        "LAG(counted_at_ms, 1, 0) OVER (ORDER BY rowid) AS before_ms FROM holds) WHERE counted_at_ms < before_ms "
+        "ORDER BY rowid"
+    )
+
+
+def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
+    """What each event tells that set a limit, in order."""
+    rows = conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'limit_set' ORDER BY seq")
+    return (detail for (detail,) in rows)
+
+
+_FINEST, *_COARSER, _EVER = SPANS_MS
+
+_HALVES = "SUM(s.high) + (SUM(s.low) >> 32), SUM(s.low) & 4294967295"
+_COUNTED = (
+    "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), SUM(h.counted_units & 4294967295) "
+    "& 4294967295"
+)
+_FINE = f"s.span_ms = {_FINEST} AND s.app <> '' AND s.merchant <> ''"
+"""Of an app at a merchant in the finest spans: the rows that all others are sums of."""
+
+_SPENT = "(app, merchant, asset, span_ms, start_ms, what, high, low)"
+_SOME = "WHERE high <> 0 OR low <> 0"
+
+_Spent = Iterator[tuple[str, str, str, int, int]]
+"""(app, merchant, asset, span, its start)."""
+
+
+def misspent(conn: sqlite3.Connection) -> _Spent:
+    """Where what is kept as spent is not what the holds and uses count. Uses count for apps alone."""
+    yield from _finest_misspent(conn)
+    yield from _longer_misspent(conn)
+    yield from _wider_misspent(conn)
+
+
+def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
+    """Of an app at a merchant in the finest spans, against the holds and uses themselves."""
+    at_ms = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
+    of_holds = (
+        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, {at_ms} / {_FINEST} * {_FINEST}, 'paid', {_COUNTED} "  # noqa: S608
+        "FROM holds h JOIN payments p ON p.id = h.payment_id JOIN intents i ON i.id = p.intent_id "
+        "WHERE h.counted_units IS NOT NULL GROUP BY 1, 2, 3, 5"
+    )
+    of_uses = (
+        f"SELECT h.app_id, o.origin, h.asset, {_FINEST}, "  # noqa: S608
+        f"h.counted_at_ms / {_FINEST} * {_FINEST}, 'used', {_COUNTED} "
+        "FROM uses h JOIN prepaid_pools o ON o.id = h.pool GROUP BY 1, 2, 3, 5"
+    )
+    yield from _unlike(conn, f"{of_holds} UNION ALL {of_uses}", _FINE)
+
+
+def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
+    """Of an app at a merchant in longer spans, against the finest."""
+    for span_ms in (*_COARSER, _EVER):
+        start_ms = "0" if span_ms == _EVER else f"s.start_ms / {span_ms} * {span_ms}"
+        sums = (
+            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start_ms}, s.what, {_HALVES} FROM spent s "  # noqa: S608
+            f"WHERE {_FINE} GROUP BY 1, 2, 3, 5, 6"
+        )
+        yield from _unlike(conn, sums, f"s.span_ms = {span_ms} AND s.app <> '' AND s.merchant <> ''")
+
+
+def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
+    """Of an app, of a merchant and of the wallet, in every span, against those of an app at a merchant."""
+    for of_app, of_merchant in ((True, False), (False, True), (False, False)):
+        app, is_app = ("s.app", "s.app <> ''") if of_app else ("''", "s.app = ''")
+        merchant, is_merchant = ("s.merchant", "s.merchant <> ''") if of_merchant else ("''", "s.merchant = ''")
+        what = "" if of_app else "AND s.what = 'paid'"
+        sums = (
+            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, s.what, {_HALVES} FROM spent s "  # noqa: S608
+            f"WHERE s.app <> '' AND s.merchant <> '' {what} GROUP BY 1, 2, 3, 4, 5, 6"
+        )
+        yield from _unlike(conn, sums, f"{is_app} AND {is_merchant}")
+
+
+def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
+    """(pool, app, asset) where what is kept of an app's part in a balance is not what payments and uses say."""
+    told = (
+        "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
+        "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
+        "JOIN payments p ON p.id = h.payment_id WHERE p.pool IS NOT NULL AND h.stage = 'pay' "
+        "UNION ALL SELECT pool, app_id, asset, 0, units, counted_units FROM uses) GROUP BY 1, 2, 3"
+    )
+    some = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
+    rows = conn.execute(
+        f"WITH told AS ({told}), kept AS (SELECT * FROM prepaid_shares {some}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM told {some} EXCEPT SELECT * FROM kept) "
+        "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told)"
+    )
+    return ((pool, app_id, asset) for pool, app_id, asset, *_ in rows)
+
+
+def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> _Spent:
+    """What is in one of the two only: wanted, or kept (`where`). A row of zero is as good as none."""
+    kept = f"SELECT s.* FROM spent s WHERE {where}"  # noqa: S608
+    rows = conn.execute(
+        f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM wanted {_SOME} EXCEPT SELECT * FROM kept) "
+        f"UNION SELECT * FROM (SELECT * FROM kept {_SOME} EXCEPT SELECT * FROM wanted)"
+    )
+    return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)

@@ -1,0 +1,91 @@
+"""Read-only connections to the ledger: one for each thread, one for what takes long, and a copy in one file.
+
+May import: store.db, sqlite3. Never: writes to the ledger.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import mkstemp
+from typing import BinaryIO
+
+from payagent.store.db.disk_space import room_problem
+from payagent.store.db.opening import open_read_only
+
+_CACHE_KIB = 65_536
+"""The page cache of a snapshot. Who reads everything visits a payment's rows in many places of the file, and would
+otherwise read the same pages again and again."""
+
+SCRATCH = ".scratch"
+"""A private folder beside the ledger, for files that the daemon makes and reads back; emptied at each start."""
+
+
+class _OfAThread(sqlite3.Connection):
+    """Closed once nobody holds it: when its thread ends, or when its `Readers` is gone."""
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.Error):  # it was never opened
+            self.close()
+
+
+class Readers:
+    """Read-only connections, one per thread that asks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
+        if conn is None:
+            # closed by the garbage collector, which may run on another thread
+            conn = open_read_only(self._path, check_same_thread=False, factory=_OfAThread)
+            conn.execute("PRAGMA query_only = ON")
+            conn.execute("PRAGMA busy_timeout = 5000")
+            self._local.conn = conn
+        return conn
+
+    def room_problem(self) -> str | None:
+        """What is wrong with the disk that the ledger is on."""
+        return room_problem(self._path.parent)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A separate connection in one read transaction, for long reads; for one thread at a time."""
+        with closing(open_read_only(self._path, check_same_thread=False)) as conn:
+            conn.execute("PRAGMA query_only = ON")
+            conn.execute("PRAGMA busy_timeout = 5000")
+            conn.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            conn.execute("BEGIN")
+            conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # from here on, this is what it sees
+            yield conn
+
+    @contextmanager
+    def copied(self) -> Iterator[BinaryIO]:
+        """The ledger as it is now, in an open file in SCRATCH that has no name any more: it leaves nothing."""
+        handle, name = mkstemp(dir=_scratch(self._path.parent))
+        with os.fdopen(handle, "rb") as file:
+            try:
+                with closing(open_read_only(self._path)) as conn:
+                    conn.execute("VACUUM INTO ?", (name,))
+            finally:
+                Path(name).unlink()
+            yield file
+
+
+def make_scratch(folder: Path) -> Path:
+    """The scratch folder, emptied. Call it only where nobody can be using it."""
+    scratch = _scratch(folder)
+    for left in scratch.iterdir():
+        left.unlink()
+    return scratch
+
+
+def _scratch(folder: Path) -> Path:
+    scratch = folder / SCRATCH
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    return scratch

@@ -1,0 +1,121 @@
+"""Seals: what each commit added to the tables of record, under one hash, each over the seal before.
+
+So the number and hash of the newest seal, the head, stand for every row up to it. Of a row that may change in
+part, what never changes is sealed; the rest follows from the events, which are sealed whole. A row's text is the
+JSON array of its number and its columns in their order, bytes as X'..' in hex; its mark is the CRC-32 of that
+text, which serves to name the row and proves nothing.
+
+May import: store.db, sqlite3. Never: seals what it did not see being added.
+"""
+
+import hashlib
+import json
+import sqlite3
+import struct
+from collections.abc import Iterable
+from itertools import groupby
+from zlib import crc32
+
+from payagent.store.db.tables import GENESIS
+from payagent.store.db.triggers import KEPT
+
+SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
+"""The tables whose rows are sealed."""
+
+
+def row_text(conn: sqlite3.Connection, table: str) -> str:
+    """SQL for the bytes that stand for a row in its seal."""
+    made_by = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    return _row_text(conn, table, made_by[0] if made_by else None)
+
+
+def _row_text(conn: sqlite3.Connection, table: str, made_by: str | None) -> str:
+    if (text := _TEXTS.get((table, made_by))) is None:
+        text = _TEXTS[table, made_by] = _read_row_text(conn, table)
+    return text
+
+
+_TEXTS: dict[tuple[str, str | None], str] = {}
+"""Keyed by a table and the SQL that made it, which tells its columns."""
+
+
+def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
+    fixed = KEPT[table].fixed
+    columns = [
+        f"quote({name})" if kind == "BLOB" else name
+        for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
+        if fixed is None or name in fixed
+    ]
+    return f"CAST(json_array(rowid, {', '.join(columns)}) AS BLOB)"
+
+
+def marks_of(texts: Iterable[bytes]) -> bytes:
+    """Four bytes for each row."""
+    found = [crc32(text) for text in texts]
+    return struct.pack(f">{len(found)}I", *found)
+
+
+def seal_hash(prev_hash: str, seq: int, what: str, marks: bytes, texts: Iterable[bytes]) -> str:
+    """SHA-256 in hex of lines: the hash before, the number, what it is of, the marks in hex, each row's text."""
+    head = f"{prev_hash}\n{seq}\n{what}\n{marks.hex()}\n".encode()
+    return hashlib.sha256(head + b"\n".join(texts)).hexdigest()
+
+
+def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
+    """(seq, hash) of the newest seal; (0, GENESIS) before the first."""
+    row = conn.execute("SELECT seq, hash FROM seals ORDER BY seq DESC LIMIT 1").fetchone()
+    return row or (0, GENESIS)
+
+
+class Sealer:
+    """The last step of every commit: seals what its jobs added.
+
+    The last rows' numbers are read anew, unless `keep` said after a commit that what it left stands, and nobody
+    else has written since: what another connection adds is not sealed.
+    """
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+        last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
+        self._last = f"SELECT {last}"
+        self._kept: tuple[int, tuple[int, ...]] | None = None
+        self._version = 0
+        made_by = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
+        texts = [_row_text(conn, table, made_by.get(table)) for table in SEALED]
+        self._added = " UNION ALL ".join(
+            f"SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
+            for place, table in enumerate(SEALED)
+        )
+
+    def last_rows(self) -> tuple[int, ...]:
+        """The number of each table's last row; what was kept of them is good for once."""
+        kept, self._kept = self._kept, None
+        # another one when another connection has written (SQLite, PRAGMA data_version)
+        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        if kept is not None and kept[0] == self._version:
+            return kept[1]
+        rows: tuple[int, ...] = self._conn.execute(self._last).fetchone()
+        return rows
+
+    def keep(self, rows: tuple[int, ...]) -> None:
+        """The commit that left these last rows, and began with `last_rows`, took place."""
+        self._kept = (self._version, rows)
+
+    def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Seal the rows above these numbers, if there are any; the numbers of the last rows then."""
+        rows = sorted(self._conn.execute(self._added, after))
+        if not rows:
+            return after
+        numbers = {
+            place: [number for _, number, _ in added] for place, added in groupby(rows, key=lambda row: row[0])
+        }
+        spans = {SEALED[place]: [n[0], n[-1]] for place, n in numbers.items()}
+        what = json.dumps(spans, separators=(",", ":"))
+        texts = [text for _, _, text in rows]
+        marks = marks_of(texts)
+        seq, prev_hash = last_seal(self._conn)
+        self._conn.execute(
+            "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",
+            (seq + 1, what, marks, seal_hash(prev_hash, seq + 1, what, marks, texts)),
+        )
+        return tuple(numbers[place][-1] if place in numbers else n for place, n in enumerate(after))

@@ -1,0 +1,161 @@
+"""The signer's own record, beside the keystore: how many attempts were ever committed, and which was the last.
+
+A ledger that lacks that attempt is older than the signer: a copy was put back, or the ledger was lost and begun
+anew. The record is never part of a backup: there it would be as old as the ledger that it is to tell of.
+
+May import: core, secret_file, sqlite3. Never: tells of an attempt that is not durable in the ledger.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from payagent.core.problems import Refused
+from payagent.secret_file import sync_folder
+
+SIGNER_FILE = "signer.json"
+
+_PLACE_BYTES = 4096
+"""Of a file's two places: what tears one write, at whatever size a disk writes at once, leaves the other alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The last attempt that is durable, and how many there are with it."""
+
+    attempts: int
+    tx_id: str
+    ttl_slot: int
+
+
+class SignerRecord(Protocol):
+    """Where the last attempt is noted. `write` returns once it is durable and raises OSError when it is not."""
+
+    def read(self) -> Signed | None: ...
+
+    def write(self, signed: Signed) -> None: ...
+
+
+class SignerFile:
+    """The record in a file of its own, for its owner alone: two lines in places of their own, which are written in
+    turn, so that one that is half written leaves the one before. The greater count is the one that counts.
+
+    A file that stays as it is asks less of a disk than one that is replaced, above all at the worst of times.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written: Signed | None = None
+        self._handle: int | None = None
+        self._place = 0
+
+    def read(self) -> Signed | None:
+        """None when there is none. Refused: `store_failed`, for what nobody of ours has written.
+
+        What was written here is remembered: the daemon cannot read what is new beside the keystore (`fence`).
+        """
+        if self._written is not None:
+            return self._written
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            raw = b""
+        places = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]  # by where they are: a line's end may be lost too
+        told = [signed for place in places if (signed := _read(place, is_alone=not places[1])) is not None]
+        if not told:
+            raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
+        return max(told, key=lambda signed: signed.attempts)
+
+    def write(self, signed: Signed) -> None:
+        line = json.dumps(asdict(signed) | {"check": _check(signed)}).encode()
+        place = line.ljust(_PLACE_BYTES - 1) + b"\n"
+        if self._handle is not None and self._is_there(self._handle):
+            self._write_in_turn(self._handle, place)
+        else:
+            self._lay(place)
+        self._written = signed
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _write_in_turn(self, handle: int, place: bytes) -> None:
+        turn = 1 - self._place
+        if os.pwrite(handle, place, turn * _PLACE_BYTES) != len(place):
+            raise OSError(f"{self._path} took a part of what was written")
+        os.fdatasync(handle)
+        self._place = turn
+
+    def _is_there(self, handle: int) -> bool:
+        """Whether what we write to is what others find: a copy may have been put in its place."""
+        try:
+            return os.path.samestat(self._path.lstat(), os.fstat(handle))
+        except FileNotFoundError:
+            return False
+
+    def _lay(self, place: bytes) -> None:
+        """A new file with all the room that it will ever take, in the place of whatever was there."""
+        self.close()
+        new = self._path.with_name(f".{self._path.name}.new")
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            room = place + b" " * (_PLACE_BYTES - 1) + b"\n"
+            if os.write(handle, room) != len(room):
+                raise OSError(f"{new} took a part of what was written")
+            os.fsync(handle)
+            new.rename(self._path)
+            sync_folder(self._path.parent)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle, self._place = handle, 0
+
+
+def _check(signed: Signed) -> str:
+    """What a line that is half written does not bear out."""
+    return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
+
+
+def _read(place: bytes, *, is_alone: bool) -> Signed | None:
+    """None for one that is half written, or empty. One line alone without a check was put there as a whole."""
+    try:
+        told = json.loads(place)
+        signed = Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
+        is_whole = told["check"] == _check(signed) if "check" in told else is_alone
+        return signed if is_whole else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def last_signed(conn: sqlite3.Connection) -> Signed | None:
+    """The newest attempt of a ledger; their numbers have no gaps, since none is ever removed."""
+    row = conn.execute("SELECT rowid, tx_id, ttl_slot FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
+    return None if row is None else Signed(*row)
+
+
+def lacks(conn: sqlite3.Connection, signed: Signed | None) -> bool:
+    """Whether the signer signed what a ledger does not know of."""
+    if signed is None:
+        return False
+    known = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
+    last = last_signed(conn)
+    return known is None or last is None or last.attempts < signed.attempts
+
+
+def caught_up_at(conn: sqlite3.Connection, signed: Signed | None) -> int | None:
+    """How many attempts a ledger had when it caught up with this very record; None when it has not.
+
+    The record stays as it is until the next attempt is noted.
+    """
+    row = conn.execute(
+        "SELECT detail ->> '$.signed', detail ->> '$.attempts' FROM events "
+        "WHERE payment_id IS NULL AND event = 'caught_up' ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    return int(row[1]) if row is not None and signed is not None and row[0] == signed.tx_id else None

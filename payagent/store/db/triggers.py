@@ -1,0 +1,272 @@
+"""What SQL itself guarantees about rows that are there: which may change, and how.
+
+An anchor never changes; entries balance per asset; what is history (attempts, invoices, journal, postings, events,
+sightings, submissions) is append-only, its events chained by their hashes; of the other rows that stay, only what
+may change does. What a job adds to them is sealed (store.db.seals).
+
+A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
+the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
+
+May import: store.db. Never: reads or writes a row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from payagent.store.db.tables import GENESIS
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A trigger that refuses, with `message`, what its `when` describes."""
+
+    name: str
+    on: str
+    when: str
+    message: str
+
+    @property
+    def sql(self) -> str:
+        return (
+            f"CREATE TRIGGER {self.name} BEFORE {self.on} WHEN {self.when} "
+            f"BEGIN SELECT RAISE(ABORT, '{self.message}'); END;"
+        )
+
+
+_NOT_ENDED = "{0}ended_at_ms IS NULL"
+_NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
+_NOT_FREED = _NOT_REFUSED + " AND {0}reason_code IS NOT 'anchor_gone'"
+_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is unique in a table, among the rows that `live` (with {0} before its columns) describes."""
+
+    columns: tuple[str, ...]
+    live: str | None = None
+
+    def taken(self, table: str, *but: str) -> str:
+        """SQL: whether a row, for which all of `but` holds, has the key of the NEW row."""
+        terms = [f"{column} = NEW.{column}" for column in self.columns]
+        if self.live:
+            terms += [self.live.format(""), self.live.format("NEW.")]
+        return f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join((*terms, *but))})"  # noqa: S608  names of ours
+
+    def can_collide(self, fixed: tuple[str, ...]) -> bool:
+        """Whether an update can give a row the key of another one, when `fixed` columns do not change."""
+        return self.live in (_NOT_REFUSED, _NOT_FREED) or not set(self.columns) <= set(fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A table whose rows stay. `fixed` columns never change (None: nothing does), `once` ones only from NULL."""
+
+    keys: tuple[Key, ...]
+    fixed: tuple[str, ...] | None = None
+    once: tuple[str, ...] = ()
+
+
+_ROW = Key(("rowid",))
+KEPT = {
+    "approvals": Kept((_ROW, Key(("payment_id",)))),
+    "attempts": Kept((_ROW, Key(("tx_id",)))),
+    "events": Kept((_ROW,)),
+    "invoices": Kept((_ROW, Key(("origin", "invoice_id")))),
+    "journal": Kept((_ROW,)),
+    "prepaid_moves": Kept((_ROW, Key(("app_id", "call_key"), "{0}call_key IS NOT NULL"))),
+    "prepaid_observations": Kept((_ROW,)),
+    "prepaid_pools": Kept((_ROW, Key(("origin", "partner", "wallet")))),
+    "postings": Kept((_ROW,)),
+    "foreign_sightings": Kept((_ROW,)),
+    "sightings": Kept((_ROW,)),
+    "uses": Kept((_ROW,)),
+    "submissions": Kept((_ROW,)),
+    "apps": Kept((_ROW, Key(("id",)), Key(("name",)))),
+    "tokens": Kept(
+        (_ROW, Key(("hash",)), Key(("app_id",), "{0}revoked_at_ms IS NULL")),
+        fixed=("rowid", "hash", "app_id", "created_at_ms", "expires_at_ms"),
+        once=("revoked_at_ms",),
+    ),
+    "meta": Kept((_ROW, Key(("key",)))),
+    "seals": Kept((_ROW,)),
+    "intents": Kept(
+        (_ROW, Key(("id",)), Key(("app_id", "key"), _NOT_ENDED)),
+        fixed=(
+            "rowid",
+            "id",
+            "app_id",
+            "key",
+            "derived",
+            "fingerprint",
+            "origin",
+            "request",
+            "request_id",
+            "created_at_ms",
+        ),
+        once=("ended_at_ms",),
+    ),
+    "topups": Kept(
+        (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
+        fixed=(
+            "rowid",
+            "id",
+            "pool",
+            "app_id",
+            "key",
+            "cause",
+            "unit",
+            "units",
+            "request",
+            "is_call",
+            "created_at_ms",
+            "clock_ms",
+        ),
+        once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
+    ),
+    "alerts": Kept(
+        (_ROW, Key(("id",))),
+        fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
+        once=("delivered_at_ms",),
+    ),
+    "holds": Kept(
+        (_ROW, Key(("payment_id", "stage", "asset"))),
+        fixed=("rowid", "payment_id", "stage", "asset", "units", "at_ms", "counted_at_ms"),
+    ),
+    "payments": Kept(
+        (
+            _ROW,
+            Key(("id",)),
+            Key(("invoice",), _NOT_REFUSED),
+            Key(("anchor",), _NOT_FREED),
+        ),
+        fixed=(
+            "rowid",
+            "id",
+            "kind",
+            "app_id",
+            "intent_id",
+            "first_invoice",
+            "origin",
+            "outputs",
+            "pool",
+            "topup",
+            "created_at_ms",
+        ),
+        once=("anchor",),
+    ),
+}
+"""Every table whose rows are never deleted and never replaced, and what of a row may change."""
+
+# SUM() raises when it passes 2^63-1, which two postings of a token can. Summed in two halves it cannot, below
+# 2^31 postings: the sum is zero when the low halves carry whole units of 2^32 and the high halves cancel these.
+_UNBALANCED = (
+    "(SUM(units & 4294967295) & 4294967295) <> 0 OR SUM(units >> 32) + (SUM(units & 4294967295) >> 32) <> 0"
+)
+_OTHER_GUARDS = (
+    # asked when a payment is opened: a rollback may bring a void one back beside the one that came after it
+    Guard(
+        "payments_one_per_intent",
+        "INSERT ON payments",
+        Key(("intent_id",), _NOT_OVER).taken("payments"),
+        "the intent has a payment",
+    ),
+    # an invoice that any attempt was signed for is its payment's for ever, whichever one the payment goes by now
+    *(
+        Guard(
+            f"payments_invoice_{name}",
+            f"{event} ON payments",
+            f"{_NOT_REFUSED.format('NEW.')} AND EXISTS "  # noqa: S608  names of ours
+            "(SELECT 1 FROM attempts WHERE invoice = NEW.invoice AND payment_id <> NEW.id)",
+            "another payment was signed for the invoice",
+        )
+        for name, event in (("unsigned", "INSERT"), ("not_signed", "UPDATE"))
+    ),
+    Guard(
+        "payments_invoice_follows",
+        "UPDATE ON payments",
+        # it may have come first for another intent: while nobody has paid it, it is free for who has it
+        "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
+        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND origin = NEW.origin))",
+        "a payment goes by another invoice when it is replaced or found in a block, by one of its origin",
+    ),
+    Guard(
+        "payments_of_the_origin",
+        "INSERT ON payments",
+        "NEW.origin IS NOT (SELECT origin FROM invoices WHERE seq = NEW.invoice)",
+        "a payment has the origin of its invoice",
+    ),
+    Guard(
+        "attempts_of_the_invoice",
+        "INSERT ON attempts",
+        "EXISTS (SELECT 1 FROM payments WHERE id = NEW.payment_id AND invoice IS NOT NEW.invoice)",
+        "an attempt is signed for the invoice that its payment goes by",
+    ),
+    Guard(
+        "payments_asked",
+        "UPDATE ON payments",
+        "NEW.state = 'awaiting_approval' AND NOT EXISTS (SELECT 1 FROM approvals WHERE payment_id = NEW.id)",
+        "nobody was asked about the payment",
+    ),
+    Guard(
+        "payments_refused_for_good",
+        "UPDATE ON payments",
+        "OLD.state IN ('rejected', 'denied') AND NEW.state IS NOT OLD.state",
+        "what was refused stays refused",
+    ),
+    Guard(
+        "journal_balances",
+        "INSERT ON journal",
+        "NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id) OR EXISTS "  # noqa: S608  names of ours
+        f"(SELECT 1 FROM postings WHERE entry = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
+        "the entry does not balance",
+    ),
+    Guard(
+        "postings_sealed",
+        "INSERT ON postings",
+        "EXISTS (SELECT 1 FROM journal WHERE id = NEW.entry)",
+        "the entry is sealed",
+    ),
+    Guard(
+        "topups_end_once",
+        "UPDATE ON topups",
+        "OLD.ended_at_ms IS NOT NULL",
+        "a top-up ends once",
+    ),
+    Guard(
+        "events_chained",
+        "INSERT ON events",
+        "NEW.prev_hash IS NOT "  # noqa: S608  names of ours
+        f"COALESCE((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}') "
+        "OR NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM events), 0) + 1",
+        "the event does not follow the last one",
+    ),
+    Guard(
+        "seals_chained",
+        "INSERT ON seals",
+        "NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM seals), 0) + 1",
+        "the seal does not follow the last one",
+    ),
+)
+
+
+def _guards_of(table: str, kept: Kept) -> Iterator[Guard]:
+    only_grows = f"{table} is append-only" if kept.fixed is None else None
+    taken = " OR ".join(key.taken(table) for key in kept.keys)
+    yield Guard(f"{table}_no_delete", f"DELETE ON {table}", "1", only_grows or f"{table} are never deleted")
+    yield Guard(f"{table}_no_replace", f"INSERT ON {table}", taken, only_grows or f"{table} has such a row")
+    if kept.fixed is None:
+        yield Guard(f"{table}_no_update", f"UPDATE ON {table}", "1", f"{table} is append-only")
+        return
+    # no list of columns at the trigger: it would not match an update of the rowid by another of its names
+    changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in kept.fixed)
+    yield Guard(f"{table}_fixed", f"UPDATE ON {table}", changed, f"what {table} are about never changes")
+    for column in kept.once:
+        again = f"OLD.{column} IS NOT NULL AND NEW.{column} IS NOT OLD.{column}"
+        yield Guard(f"{table}_{column}_once", f"UPDATE ON {table}", again, f"{column} of {table} is set once")
+    if open_keys := [key for key in kept.keys if key.can_collide(kept.fixed)]:
+        taken = " OR ".join(key.taken(table, "rowid <> OLD.rowid") for key in open_keys)
+        yield Guard(f"{table}_no_overwrite", f"UPDATE ON {table}", taken, f"{table} has such a row")
+
+
+GUARDS = (*_OTHER_GUARDS, *(guard for table, kept in KEPT.items() for guard in _guards_of(table, kept)))

@@ -1,0 +1,141 @@
+"""The writer: the one thread that commits. Jobs that wait at the same time share a commit (`committer`).
+
+The thread goes on whatever a job or a commit raises.
+May import: core, store.db. Never: runs a job twice; answers before the commit is durable.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from payagent.core.problems import Refused
+from payagent.store.db.committer import Checkpoint, Committer, Job, Ownership
+from payagent.store.db.unit import Unit
+
+T = TypeVar("T")
+BATCH_MAX = 256
+QUIET_S = 0.02
+QUIET_COMMITS = 32
+"""After so many commits, the first pause of QUIET_S without a job is used to move the log into the ledger."""
+
+_Awaited = asyncio.Future[Any]
+_Waiting = tuple[Job, Future[Any] | _Awaited]
+"""A job, and what its caller waits for: from a thread, or on an event loop."""
+
+
+class Writer:
+    """The committer's thread, and the queue of what waits for it. May be called from any thread or task."""
+
+    def __init__(
+        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+    ) -> None:
+        self._committer = Committer(path, checkpoint=checkpoint, own=own)
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._door = threading.Lock()
+        self._closed = False
+        self._tidied_at = 0
+        self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def commits(self) -> int:
+        """How many commits were made."""
+        return self._committer.commits
+
+    def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
+        """Queue a job; its future ends after the commit and cannot be cancelled.
+
+        `name` is the commit point, for checkpoints.
+        """
+        waiting: Future[T] = Future()
+        waiting.set_running_or_notify_cancel()
+        self._put(name, job, waiting)
+        return waiting
+
+    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+        """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
+        waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(name, job, waiting)
+        return await waiting
+
+    def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
+        with self._door:  # a job that is queued behind the end would wait for ever
+            if self._closed:
+                raise Refused("store_failed", "the ledger is closed")
+            self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
+
+    def is_noted(self, attempt: int | None) -> bool:
+        """Whether the attempt of this number may be shown: the signer's own record has it."""
+        return self._committer.is_noted(attempt)
+
+    def close(self) -> None:
+        """Run what is queued, then close. Calling it again is harmless."""
+        with self._door:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+        self._committer.close()
+
+    def _loop(self) -> None:
+        while True:
+            batch, is_last = self._next_batch()
+            if batch:
+                self._committer.commit([job for job, _ in batch])
+                _tell(batch)
+            if is_last:
+                return
+
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        batch: list[_Waiting] = []
+        entry = self._next()
+        while entry is not None:
+            batch.append(entry)
+            if len(batch) == BATCH_MAX:
+                return batch, False
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _next(self) -> _Waiting | None:
+        """Wait for a job. The log is tidied in a quiet moment, so that hardly any job waits for it."""
+        if self.commits - self._tidied_at >= QUIET_COMMITS:
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=QUIET_S)
+            self._committer.tidy()
+            self._tidied_at = self.commits
+        return self._queue.get()
+
+
+def _tell(batch: list[_Waiting]) -> None:
+    """Tell each caller what came of its job. Those on one event loop are told together: waking a loop costs."""
+    on_loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, _Awaited]]] = {}
+    for job, waiting in batch:
+        if isinstance(waiting, Future):
+            _end(job, waiting)
+        else:
+            on_loops.setdefault(waiting.get_loop(), []).append((job, waiting))
+    for loop, told in on_loops.items():
+        with suppress(RuntimeError):  # it is closed, and nobody waits on it any more
+            loop.call_soon_threadsafe(_end_each, told)
+
+
+def _end_each(told: list[tuple[Job, _Awaited]]) -> None:
+    for job, waiting in told:
+        if not waiting.done():
+            _end(job, waiting)
+
+
+def _end(job: Job, waiting: Future[Any] | _Awaited) -> None:
+    if job.raised is None:
+        waiting.set_result(job.result)
+    else:
+        waiting.set_exception(job.raised)

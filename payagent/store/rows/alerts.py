@@ -1,0 +1,103 @@
+"""Alerts in the ledger database: what somebody is to be told, and whether the webhook has it.
+
+May import: core, store. Never: commits; changes what an alert says.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.store.db.unit import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRow:
+    """`tries`: how often the webhook was called and did not take it. `next_try_at_ms`: None when not again."""
+
+    seq: int
+    id: str
+    kind: str
+    subject: str
+    facts: Mapping[str, str]
+    at_ms: int
+    tries: int
+    next_try_at_ms: int | None
+
+
+_ALERT = "SELECT seq, id, kind, subject, body, at_ms, tries, next_try_at_ms FROM alerts"
+
+
+def last_seq(conn: sqlite3.Connection) -> int:
+    """The number of the newest alert; 0 before the first."""
+    return int(conn.execute("SELECT COALESCE(MAX(seq), 0) FROM alerts").fetchone()[0])
+
+
+def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
+    """What the newest alert about a subject is; None when there was none."""
+    row = conn.execute(
+        "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def last_of_kind(conn: sqlite3.Connection, kind: str, subject: str) -> AlertRow | None:
+    """The newest alert of this kind about a subject, cleared or not."""
+    row = conn.execute(
+        f"{_ALERT} WHERE subject = ? AND kind = ? ORDER BY seq DESC LIMIT 1", (subject, kind)
+    ).fetchone()
+    return None if row is None else _alert(row)
+
+
+def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
+    """Subjects whose newest alert is of this kind."""
+    rows = conn.execute(
+        "SELECT subject FROM alerts a WHERE kind = ? "
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq",
+        (kind,),
+    )
+    return [subject for (subject,) in rows]
+
+
+def counts_raised(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many subjects have an alert that is not cleared, by its kind."""
+    rows = conn.execute(
+        "SELECT kind, COUNT(*) FROM alerts a WHERE kind <> 'cleared' "
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) GROUP BY kind ORDER BY kind"
+    )
+    return dict(rows.fetchall())
+
+
+def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
+    """Alerts with a higher number, oldest first."""
+    return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]
+
+
+def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
+    """Alerts since then that the webhook does not have and is to be called for, oldest first."""
+    rows = conn.execute(
+        f"{_ALERT} INDEXED BY alerts_waiting WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq",
+        (since_ms,),
+    )
+    return [_alert(row) for row in rows]
+
+
+def add(unit: Unit, alert_id: str, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
+    """The webhook is to be called for it at once."""
+    unit.conn.execute(
+        "INSERT INTO alerts(id, kind, subject, body, at_ms, next_try_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (alert_id, kind, subject, json.dumps(facts, separators=(",", ":")), now_ms, now_ms),
+    )
+
+
+def set_delivered(unit: Unit, seq: int, now_ms: int) -> None:
+    unit.conn.execute("UPDATE alerts SET next_try_at_ms = NULL, delivered_at_ms = ? WHERE seq = ?", (now_ms, seq))
+
+
+def set_missed(unit: Unit, seq: int, again_at_ms: int | None) -> None:
+    """The webhook did not take it. None: it is not called for it again."""
+    unit.conn.execute("UPDATE alerts SET tries = tries + 1, next_try_at_ms = ? WHERE seq = ?", (again_at_ms, seq))
+
+
+def _alert(row: tuple[int, str, str, str, str, int, int, int | None]) -> AlertRow:
+    return AlertRow(*row[:4], json.loads(row[4]), *row[5:])

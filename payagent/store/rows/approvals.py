@@ -1,0 +1,137 @@
+"""What a person is asked about payments, and what was decided: each is asked once, and decided once.
+
+May import: core, store. Never: commits; decides.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from payagent.core.findings import Finding, Reasons
+from payagent.core.payment import State
+from payagent.store.db.unit import Unit
+
+Decision = Literal["approved", "denied", "timed_out"]
+Via = Literal["token", "link", "clock"]
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What is asked. `plan` is the transaction as it would have been; `ends_at_ms` is of the limits' clock."""
+
+    payment_id: str
+    terms_hash: str
+    reasons: Reasons
+    plan: Mapping[str, object]
+    max_total_units: int | None
+    asked_at_ms: int
+    ends_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of a question. `by_app` is None of the clock's and a link's decisions."""
+
+    decision: Decision
+    via: Via
+    by_app: str | None
+    at_ms: int
+
+
+def of_payment(conn: sqlite3.Connection, payment_id: str) -> Approval | None:
+    row = conn.execute(
+        "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, ends_at_ms FROM approvals "
+        "WHERE payment_id = ?",
+        (payment_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    reasons = tuple(Finding(code, detail, asks=True) for code, detail in json.loads(row[2]))
+    return Approval(row[0], row[1], reasons, json.loads(row[3]), *row[4:])
+
+
+def decided(conn: sqlite3.Connection, payment_id: str) -> Decided | None:
+    """What was decided on a payment that a person was asked about; None while it is open."""
+    row = conn.execute(
+        "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
+        "WHERE payment_id = ? AND event IN ('hold', 'deny') ORDER BY seq LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    event, via, by_app, at_ms = row
+    no: Decision = "timed_out" if via == "clock" else "denied"
+    return Decided("approved" if event == "hold" else no, via, by_app, at_ms)
+
+
+def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
+    """Payments that still await a decision, and whose time for it is over, or whose invoice is by `until_ms`."""
+    rows = conn.execute(
+        "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.state = 'awaiting_approval' AND (a.ends_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
+        (clock_ms, until_ms),
+    )
+    return [payment_id for (payment_id,) in rows]
+
+
+def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
+    """How many payments await a decision, of an app or (None) of all."""
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM payments WHERE state = 'awaiting_approval' AND (?1 IS NULL OR app_id = ?1)",
+        (app_id,),
+    ).fetchone()
+    return int(count)
+
+
+def denied_between(
+    conn: sqlite3.Connection,
+    since_ms: int,
+    until_ms: int,
+    *,
+    intent_id: str | None,
+    app_id: str,
+    fingerprint: str | None,
+) -> str | None:
+    """The last payment that a person denied in a time, of an intent or an app's same call; None matches none."""
+    row = conn.execute(
+        "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
+        "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? AND p.changed_at_ms < ? "
+        "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
+        "ORDER BY p.seq DESC LIMIT 1",
+        (since_ms, until_ms, intent_id, app_id, fingerprint),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:
+    """Payments to a merchant except this one: for each state, how many there are and when the newest was made."""
+    rows = conn.execute(
+        "SELECT state, COUNT(*), MAX(created_at_ms) FROM payments WHERE origin = ? AND id <> ? GROUP BY state",
+        (origin, but),
+    )
+    return {State(state): (count, newest_ms) for state, count, newest_ms in rows}
+
+
+def ask(
+    unit: Unit,
+    *,
+    payment_id: str,
+    terms_hash: str,
+    reasons: Reasons,
+    plan: Mapping[str, object],
+    max_total_units: int | None,
+    ends_at_ms: int,
+    now_ms: int,
+) -> None:
+    told = [[reason.code, reason.detail] for reason in reasons]
+    unit.conn.execute(
+        "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, ends_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (payment_id, terms_hash, _dump(told), _dump(plan), max_total_units, now_ms, ends_at_ms),
+    )
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

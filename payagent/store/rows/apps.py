@@ -1,0 +1,178 @@
+"""The clients of payagent: who they are, what they may do, and the one token of each that is good.
+
+Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended. A
+clock that is put back makes none good that had ended when something was last held.
+May import: core, store.rows, store.db, sqlite3. Never: sees a token (its hash is looked up).
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import limit_counters as spending
+
+
+@dataclass(frozen=True, slots=True)
+class AppRow:
+    """An app. `merchants` (origins) and `assets`: the only ones that it may pay; None: all that the wallet may."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    merchants: frozenset[str] | None
+    assets: frozenset[str] | None
+
+    @property
+    def sees_all(self) -> bool:
+        """What other apps do is shown to those who read the books or operate the wallet."""
+        return bool(self.scopes & {"read", "operate"})
+
+    def require_may_call(self, origin: str) -> None:
+        """Refused: `merchant_not_allowed`."""
+        if self.merchants is not None and origin not in self.merchants:
+            raise Refused("merchant_not_allowed", f"the app {self.name} may not pay {origin}", origin=origin)
+
+    def require_may_pay(self, origin: str, asset: str) -> None:
+        """Refused: `merchant_not_allowed`, `asset_not_allowed`."""
+        self.require_may_call(origin)
+        if self.assets is not None and asset not in self.assets:
+            raise Refused("asset_not_allowed", f"the app {self.name} may not pay in {asset}", asset=asset)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """The last token of an app: from when to when it is or was good."""
+
+    created_at_ms: int
+    expires_at_ms: int | None
+    revoked_at_ms: int | None
+
+    def is_good(self, conn: sqlite3.Connection, now_ms: int) -> bool:
+        return self.revoked_at_ms is None and not _has_expired(conn, self.expires_at_ms, now_ms)
+
+
+_APP_COLUMNS = "a.id, a.name, a.scopes, a.merchants, a.assets"
+_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  names of ours
+
+
+def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
+    """By our clock, or already by the limits' clock as of the last hold, which nobody puts back."""
+    return expires_at_ms is not None and expires_at_ms <= max(now_ms, spending.clock_ms(conn, None))
+
+
+def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
+    """Whose token it is, if it is good now."""
+    row = conn.execute(
+        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  names of ours
+        "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
+        (token_hash,),
+    ).fetchone()
+    return None if row is None or _has_expired(conn, row[5], now_ms) else _row(row[:5])
+
+
+def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
+    row = conn.execute(f"{_APP} WHERE a.id = ?", (app_id,)).fetchone()
+    return None if row is None else _row(row)
+
+
+def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
+    """Refused: `not_found`, which no app that was let in is."""
+    app = by_id(conn, app_id)
+    if app is None:
+        raise Refused("not_found", f"there is no app {app_id[:80]!r}")
+    return app
+
+
+def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
+    """Whether an app gets nothing more: its token was revoked, or has expired. payagent's own never had one."""
+    token = last_token(conn, app_id)
+    return token is not None and not token.is_good(conn, now_ms)
+
+
+def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
+    """Refused: `unauthorized`, where the app that calls has ended."""
+    if has_ended(conn, app_id, now_ms):
+        raise Refused("unauthorized", "the call's token has ended meanwhile")
+
+
+def find(conn: sqlite3.Connection, name: str) -> AppRow:
+    """The app of this name or id. Refused: `not_found`."""
+    return by_name(conn, name) or require(conn, name)
+
+
+def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
+    row = conn.execute(f"{_APP} WHERE a.name = ?", (name,)).fetchone()
+    return None if row is None else _row(row)
+
+
+def everybody(conn: sqlite3.Connection) -> list[AppRow]:
+    """All apps that there ever were, oldest first."""
+    return [_row(row) for row in conn.execute(f"{_APP} ORDER BY a.rowid")]
+
+
+def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
+    """None of an app that never had one, as that of the automatic top-ups."""
+    row = conn.execute(
+        "SELECT created_at_ms, expires_at_ms, revoked_at_ms FROM tokens WHERE app_id = ? "
+        "ORDER BY rowid DESC LIMIT 1",
+        (app_id,),
+    ).fetchone()
+    return None if row is None else TokenRow(*row)
+
+
+def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
+    """Whether it is, or was, some app's token."""
+    return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
+
+
+def add(unit: Unit, app: AppRow, now_ms: int) -> None:
+    """An app without a token: nobody can ask for it."""
+    lists = [
+        None if names is None else " ".join(sorted(names)) for names in (app.scopes, app.merchants, app.assets)
+    ]
+    unit.conn.execute(
+        "INSERT INTO apps(id, name, scopes, merchants, assets, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (app.id, app.name, *lists, now_ms),
+    )
+
+
+def ensure_own(unit: Unit, app_id: str, name: str, now_ms: int) -> None:
+    """An app of payagent's own, whose orders nobody gave: it has no token, so nobody can ask for it."""
+    if by_id(unit.conn, app_id) is None:
+        add(unit, AppRow(app_id, name, frozenset(), None, None), now_ms)
+
+
+def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, now_ms: int) -> None:
+    """Let an app in by this token from now on, and by no other."""
+    revoke(unit, app_id, now_ms)
+    unit.conn.execute(
+        "INSERT INTO tokens(hash, app_id, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)",
+        (token_hash, app_id, now_ms, expires_at_ms),
+    )
+
+
+def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
+    """End an app's token for good; False when it has none that is good."""
+    ended = unit.conn.execute(
+        "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
+    )
+    return ended.rowcount > 0
+
+
+def add_with_token(
+    unit: Unit, app_id: str, name: str, token_hash: str, scopes: Iterable[str], now_ms: int
+) -> None:
+    """An app that is bound by what binds the wallet, and its token, which never expires."""
+    add(unit, AppRow(app_id, name, frozenset(scopes), None, None), now_ms)
+    give_token(unit, app_id, token_hash, None, now_ms)
+
+
+def _row(row: tuple[str, str, str, str | None, str | None]) -> AppRow:
+    app_id, name, scopes, merchants, assets = row
+    return AppRow(app_id, name, frozenset(scopes.split()), _names(merchants), _names(assets))
+
+
+def _names(text: str | None) -> frozenset[str] | None:
+    return None if text is None else frozenset(text.split())

@@ -1,0 +1,308 @@
+"""Attempts, and the coins that they spend and make: which are there, free, to come, or gone.
+
+May import: core.payment, store.rows, sqlite3. Never: writes.
+"""
+
+import json
+import sqlite3
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from payagent.core.payment import State
+from payagent.store.rows.payments import PaymentRow, payment
+
+AttemptKind = Literal["pay", "cancel"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    tx_id: str
+    payment_id: str
+    kind: AttemptKind
+    anchor: str
+    invoice: int | None
+    inputs: tuple[str, ...]
+    cbor: bytes
+    fee_lovelace: int
+    ttl_slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoinRow:
+    ref: str
+    tx_id: str
+    output_index: int
+    lovelace: int
+    assets: Mapping[str, int]
+    source: str
+    state: str
+    reserved_for: str | None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing can be built on it now: the list lacks it, or it was seen spent."""
+        return self.state in ("missing", "vanished", "spent")
+
+
+def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
+    """All attempts of a payment, oldest first."""
+    rows = conn.execute(
+        "SELECT tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
+        "WHERE payment_id = ? ORDER BY rowid",
+        (payment_id,),
+    )
+    return [AttemptRow(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split(" ")), r[6], r[7], r[8]) for r in rows]
+
+
+def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | None:
+    """The payment that an attempt was signed for."""
+    row = conn.execute("SELECT payment_id FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
+    return payment(conn, row[0]) if row else None
+
+
+def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, ...]:
+    """The coins that a payment that is `replacing` was given for its next attempt."""
+    (refs,) = conn.execute(
+        "SELECT detail ->> '$.inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
+        "ORDER BY seq DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return tuple(refs.split(" "))
+
+
+def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
+    """How often the bytes were about to be sent to the provider that got them most, and when last to any.
+
+    Both are 0 when never. The last is the one that was written last, whatever the clock said then.
+    """
+    (count,) = conn.execute(
+        "SELECT COALESCE(MAX(times), 0) FROM "
+        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider)",
+        (tx_id,),
+    ).fetchone()
+    last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
+    (last_ms,) = last.fetchone() or (0,)
+    return count, last_ms
+
+
+def was_told(
+    conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str, provider: str | None = None
+) -> bool:
+    """Whether a provider, or this one, ever answered so to an attempt (chain.provider.SubmitKind)."""
+    row = conn.execute(
+        "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
+        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? "
+        "AND (? IS NULL OR detail ->> '$.provider' = ?) LIMIT 1",
+        (payment_id, kind, tx_id, provider, provider),
+    ).fetchone()
+    return row is not None
+
+
+_COIN = """
+SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id
+FROM coins c LEFT JOIN reservations r ON r.ref = c.ref
+"""
+
+
+def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
+    assets = {} if row[4] == "{}" else json.loads(row[4])
+    return CoinRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7])
+
+
+def coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Every coin that is not spent, as we know them; of change to come, that of each payment's last attempt.
+
+    What an attempt before it was to make is kept beside these for as long as a fork may bring it.
+    """
+    of_another = (
+        "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
+        "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
+    )
+    rows = conn.execute(
+        f"{_COIN} WHERE c.state IN ('pending', 'free', 'locked', 'missing') "
+        f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref"
+    )
+    return [_coin(row) for row in rows]
+
+
+def coin_states(conn: sqlite3.Connection) -> dict[str, str]:
+    """The state of every coin that is not spent, as we know them, by its ref."""
+    rows = conn.execute(
+        "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
+    )
+    return {ref: sys.intern(state) for ref, state in rows}
+
+
+def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Coins that selection may take: free and not reserved."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_coin(row) for row in rows]
+
+
+def coins_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[CoinRow]:
+    rows = conn.execute(f"{_COIN} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
+    return [_coin(row) for row in rows]
+
+
+def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
+    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
+
+
+def coin(conn: sqlite3.Connection, ref: str) -> CoinRow | None:
+    row = conn.execute(f"{_COIN} WHERE c.ref = ?", (ref,)).fetchone()
+    return _coin(row) if row else None
+
+
+def is_made(conn: sqlite3.Connection, ref: str) -> bool:
+    """Whether what made a coin is on the chain: a deposit, or an attempt that is in a block."""
+    row = conn.execute(
+        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM coins c "
+        "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
+        "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
+        (ref,),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Coins that the provider's list lacks though nothing of ours spent them, or is about to."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_coin(row) for row in rows]
+
+
+def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Those of them that others' transactions made, reserved or not."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
+    return [_coin(row) for row in rows]
+
+
+def any_vanished(conn: sqlite3.Connection) -> bool:
+    """Whether `is_vanished` can be of any coin."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
+        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone WHERE reason_code = 'anchor_gone')"
+    ).fetchone()
+    return bool(row[0])
+
+
+_DESCENT = """
+SELECT c.state, p.anchor, p.state = 'void' AND p.reason_code = 'anchor_gone' FROM coins c
+LEFT JOIN attempts a ON a.tx_id = c.tx_id AND c.state = 'pending' LEFT JOIN payments p ON p.id = a.payment_id
+WHERE c.ref = ?
+"""
+
+
+def is_vanished(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
+    """Whether a coin's deposit is on no chain any more, or that of which it descends.
+
+    Nothing that spends it can land, as things are. So it is with what was to come of a payment that ended so.
+    `known` is what was found of others in the same state of the ledger, and takes in what is found here.
+    """
+    known, way, found = {} if known is None else known, list[str](), False
+    while ref is not None:
+        if ref in known:
+            found = known[ref]
+            break
+        way.append(ref)
+        state, anchor, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
+        if anchor is None or is_never:
+            found = state == "vanished" or bool(is_never)
+            break
+        ref = anchor
+    known.update(dict.fromkeys(way, found))
+    return found
+
+
+def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether a transaction is an attempt of a payment that is void because nothing of it can land in time."""
+    maker = payment_of_attempt(conn, tx_id)
+    return maker is not None and maker.state is State.VOID and maker.reason_code == "anchor_gone"
+
+
+def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
+    """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
+    rows = conn.execute(
+        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id "
+        "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
+        "WHERE c.state = 'pending' AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
+        (slot,),
+    )
+    return [_coin(row) for row in rows]
+
+
+_TOLD = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
+
+_REFUSED = (
+    f"EXISTS ({_TOLD} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
+    f"'spent_some', 'expired')) AND NOT EXISTS ({_TOLD} 'provider_accepted')"
+)
+"""Of an attempt: a provider refused it, and none ever took it. What spends its change would be refused too."""
+
+_CHAINABLE = (
+    f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
+    "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
+    "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
+    f"AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 AND NOT ({_REFUSED})"
+)
+
+
+def chainable_coins(conn: sqlite3.Connection, ttl_slot: int) -> list[CoinRow]:
+    """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
+
+    Only of the attempt that its payment goes by, and not where a provider refused it and none took it.
+    """
+    return [_coin(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
+
+
+def chainable_coin(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> CoinRow | None:
+    """A coin, if it is one of them."""
+    row = conn.execute(f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref)).fetchone()
+    return None if row is None else _coin(row)
+
+
+def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
+    """Coins that selection may take and that are only there when a transaction is: made by it or after it.
+
+    Those of the most lovelace first.
+    """
+    rows = conn.execute(
+        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
+        f"WHERE c.spent_by IS NOT NULL) {_COIN} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
+        "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
+        (tx_id,),
+    )
+    return [_coin(row) for row in rows]
+
+
+def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
+    """The transactions in no block that an attempt spends coins of."""
+    row = conn.execute("SELECT inputs FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
+    spent = [] if row is None else [coin(conn, ref) for ref in row[0].split(" ")]
+    return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
+
+
+def chain_depth(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
+    """How many transactions in no block lead to an attempt; 0 when all that it spends is in one.
+
+    `known` are those of other attempts, and takes what is found.
+    """
+    depths: dict[str, int] = {} if known is None else known
+
+    def depth_of(one: str) -> int:
+        if one not in depths:
+            depths[one] = max((depth_of(parent) + 1 for parent in pending_parents(conn, one)), default=0)
+        return depths[one]
+
+    return depth_of(tx_id)
+
+
+def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
+    """The payment whose block (`shown_by`) keeps a coin from being there: what was to make it lost to that one."""
+    maker = None if (row := coin(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
+    if row is None or maker is None or maker.tx_id == row.tx_id:
+        return None
+    if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
+        return None
+    return maker if maker.shown_by else None

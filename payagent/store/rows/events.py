@@ -1,0 +1,124 @@
+"""What happened, in order: of a payment, and all of it as a chain in which each event names the hash before it.
+
+May import: store.db, sqlite3. Never: writes.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from payagent.store.db.tables import GENESIS
+
+KEPT_AT_ONCE = 1_000
+KEPT_EVERY_MS = 60_000
+"""How many events a payment has before each of those by which its app and its merchant speak of it, as often as
+they like, goes on record once in so long a time: each look at a payment goes through all of its events."""
+
+
+def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
+    """Payments that something happened to after an event: no other one has another state than then."""
+    rows = conn.execute("SELECT payment_id FROM events WHERE seq > ?", (event_seq,))
+    return {payment_id for (payment_id,) in rows if payment_id is not None}
+
+
+def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, str, str, int]]:
+    """(seq, event, state, detail, at_ms) of a payment, in order."""
+    rows = conn.execute(
+        "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
+    )
+    return rows.fetchall()
+
+
+def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
+    """Whether this event goes on record of a payment once more, where it moves nothing."""
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?)", (payment_id, KEPT_AT_ONCE)
+    ).fetchone()
+    if count < KEPT_AT_ONCE:
+        return True
+    last = conn.execute(
+        "SELECT at_ms FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
+        (payment_id, event),
+    ).fetchone()
+    return last is None or not 0 <= now_ms - last[0] < KEPT_EVERY_MS
+
+
+def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str, Any] | None:
+    """What a payment's last event of a name tells; None when there is none."""
+    row = conn.execute(
+        "SELECT detail FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
+        (payment_id, event),
+    ).fetchone()
+    return None if row is None else json.loads(row[0])
+
+
+def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
+    """What the merchant said to each retry, in order (dialects.Said)."""
+    rows = conn.execute(
+        "SELECT json_extract(detail, '$.said') FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
+        "ORDER BY seq",
+        (payment_id,),
+    )
+    return [said for (said,) in rows]
+
+
+def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
+    """How deep a payment's transaction was when its merchant last answered "pending"; None if it never did."""
+    row = conn.execute(
+        "SELECT detail ->> '$.depth' FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
+        "AND detail ->> '$.said' = 'pending' ORDER BY seq DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+EventLink = tuple[int, str | None, str, str | None, str, int, str, str]
+"""seq, payment_id, event, state, detail, at_ms, prev_hash, hash"""
+
+
+def event_hash(
+    prev_hash: str, seq: int, payment_id: str | None, event: str, state: str | None, detail: str, at_ms: int
+) -> str:
+    """SHA-256 in hex of an event and of the hash before it, as a JSON array in ASCII without spaces."""
+    row = [prev_hash, seq, payment_id, event, state, detail, at_ms]
+    return hashlib.sha256(json.dumps(row, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def first_broken_link(rows: Iterable[EventLink]) -> int | None:
+    """The seq of the first event that does not follow from the one before it; None when all do.
+
+    A link breaks where a row was changed, taken out, put in or moved. What was cut off the end leaves no trace.
+    """
+    last = (0, GENESIS)
+    for row in rows:
+        if not follows(last, row):
+            return row[0]
+        last = row[0], row[7]
+    return None
+
+
+def follows(last: tuple[int, str], row: EventLink) -> bool:
+    """Whether an event is the next one after `last` (its seq and hash)."""
+    seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash = row
+    made = event_hash(last[1], seq, payment_id, event, state, detail, at_ms)
+    return (seq, prev_hash, own_hash) == (last[0] + 1, last[1], made)
+
+
+def event_links(conn: sqlite3.Connection) -> Iterator[EventLink]:
+    """Every event, in order and row by row."""
+    return conn.execute(
+        "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
+    )
+
+
+def broken_event(conn: sqlite3.Connection) -> int | None:
+    """`first_broken_link` of the events of this database, read row by row."""
+    return first_broken_link(event_links(conn))
+
+
+def last_event(conn: sqlite3.Connection) -> tuple[int, str]:
+    """(seq, hash) of the newest event; (0, GENESIS) before the first."""
+    row = conn.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return row or (0, GENESIS)

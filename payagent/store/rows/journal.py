@@ -1,0 +1,260 @@
+"""The books: entries and their postings, what accounts come to, and what was spent, of all or of a selection.
+
+What an audit reads of them row by row is in store.audit.books.
+May import: store.db, sqlite3. Never: writes.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from payagent.store.db.tables import IS_SPEND
+from payagent.store.db.wide_sums import sums, whole
+
+_SUMS = sums("units")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which part of the books: None does not select. The period holds `since_ms` and not `until_ms`.
+
+    `origin`, `app` (id or name) and `state` are those of an entry's payment; of what is used of a prepaid balance,
+    its merchant and the app whose call it was. `asset` selects postings. `text` is part of what names an entry or
+    its payment (`_NAMES`), in upper or lower case.
+    """
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+    origin: str | None = None
+    app: str | None = None
+    asset: str | None = None
+    kind: str | None = None
+    state: str | None = None
+    text: str | None = None
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """What left the wallet of one asset: to merchants (also for prepaid), as fees, and sent by the operator.
+
+    `payments`: how many took it, less those that a rollback took back.
+    """
+
+    group: tuple[str | None, ...]
+    asset: str
+    paid: int
+    fees: int
+    sent: int
+    payments: int
+
+    @property
+    def total(self) -> int:
+        return self.paid + self.fees + self.sent
+
+
+class EntryRow(NamedTuple):
+    id: int
+    kind: str
+    payment_id: str | None
+    ref: str | None
+    at_ms: int
+    postings: tuple[tuple[str, str, int], ...]
+
+
+_APP_OF_MOVE = (
+    "(SELECT COALESCE(m.app_id, b.app_id) FROM prepaid_moves m LEFT JOIN payments b ON b.id = m.payment_id "
+    "WHERE m.entry = j.id)"
+)
+"""Of an entry for what is used of a prepaid balance, which has no payment: whose call it was or purchase."""
+
+_JOURNAL = (
+    "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
+    f"LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {_APP_OF_MOVE}) LEFT JOIN intents i ON i.id = p.intent_id "
+    "LEFT JOIN prepaid_pools o ON o.id = j.pool"
+)
+_NAMES = (
+    *(
+        "j.kind",
+        "j.ref",
+        "p.id",
+        "p.tx_id",
+        "p.reason_code",
+        "p.reason",
+        "v.origin",
+        "o.origin",
+        "v.invoice_id",
+        "i.request",
+    ),
+    "(SELECT group_concat(t.account, char(10)) FROM postings t WHERE t.entry = j.id)",
+)
+_CONTAINS = (
+    "instr(lower(" + " || char(10) || ".join(f"COALESCE({name}, '')" for name in _NAMES) + "), lower(?)) > 0"
+)
+
+
+_POSTS = "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.{} = ?)"
+
+
+def _chosen(only: Selection) -> dict[str, object]:
+    """What of `_JOURNAL` is selected, as clauses with their values; `asset` is for the postings."""
+    return {
+        "j.at_ms >= ?": only.since_ms,
+        "j.at_ms < ?": only.until_ms,
+        "COALESCE(v.origin, o.origin) = ?": only.origin,
+        "? IN (a.id, a.name)": only.app,
+        "j.kind = ?": only.kind,
+        "p.state = ?": only.state,
+        _CONTAINS: only.text,
+    }
+
+
+def _where(clauses: Mapping[str, object]) -> tuple[str, list[object]]:
+    used = {clause: value for clause, value in clauses.items() if value is not None}
+    return (" WHERE " + " AND ".join(used) if used else ""), list(used.values())
+
+
+SpendKey = Literal["merchant", "app", "day", "month"]
+_SPEND_KEYS: Mapping[SpendKey, str] = {
+    "merchant": "v.origin",
+    "app": "a.name",
+    "day": "strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch')",
+    "month": "strftime('%Y-%m', j.at_ms / 1000, 'unixepoch')",
+}
+_SPEND_PARTS = ", ".join(
+    f"COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS {part}"
+    for part, test in (("paid", "NOT IN ('fees', 'external')"), ("fees", "= 'fees'"), ("sent", "= 'external'"))
+)
+
+
+def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
+    """(account, asset, units) of every account that is not empty, of the entries that are selected."""
+    return [row for row in turnover(conn, only) if row[2]]
+
+
+def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
+    """As `balances`, with the accounts that are empty again."""
+    if replace(only, asset=None) != EVERYTHING:
+        return added_up(conn, only)
+    where, values = _where({"asset = ?": only.asset})
+    rows = conn.execute(
+        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  names of ours
+        values,
+    )
+    return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
+
+
+def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
+    """As `turnover`, from the postings themselves, all of them where nothing is selected."""
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    # CROSS: entries before their postings, so that what selects an entry is asked once and not for each posting
+    source = "postings q" if only == EVERYTHING else f"{_JOURNAL} CROSS JOIN postings q ON q.entry = j.id"
+    rows = conn.execute(
+        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  names of ours
+        "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
+        values,
+    )
+    return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
+
+
+def entries_page(
+    conn: sqlite3.Connection,
+    *,
+    payment_id: str | None,
+    account: str | None,
+    before_id: int | None,
+    limit: int,
+    only: Selection = EVERYTHING,
+) -> list[EntryRow]:
+    """Journal entries, newest first. An entry that has the asset is shown with all its postings."""
+    where, values = _where(
+        _chosen(only)
+        | {
+            "j.payment_id = ?": payment_id,
+            _POSTS.format("account"): account,
+            _POSTS.format("asset"): only.asset,
+            "j.id < ?": before_id,
+        }
+    )
+    heads = conn.execute(
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM {_JOURNAL}{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        (*values, limit),
+    ).fetchall()
+    return [_entry(conn, head) for head in heads]
+
+
+def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+    """What left the wallet, by group and asset, where it is not nothing. Each entry is in one group: they add up.
+
+    It left where a transaction of ours is on the chain: by what a payment posted and the fee of what a cancel took
+    back, less what was reversed of both.
+    """
+    keys = [f"{_SPEND_KEYS[key]} AS key{place}" for place, key in enumerate(by)]
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, "IIF(j.kind = 'reverse', -1, 1) AS times"])
+    entries = (
+        f"SELECT {columns} FROM {_JOURNAL} CROSS JOIN postings q ON q.entry = j.id AND {IS_SPEND}"  # noqa: S608
+        f"{where} GROUP BY j.id, q.asset"
+    )
+    group = ", ".join([*(f"key{place}" for place in range(len(keys))), "asset"])
+    parts = ", ".join(sums(part) for part in ("paid", "fees", "sent"))
+    rows = conn.execute(
+        f"SELECT {group}, {parts}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
+        values,
+    )
+    found = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
+    return [row for row in found if row.paid or row.fees or row.sent or row.payments]
+
+
+def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:
+    *halves, payments = numbers
+    paid, fees, sent = (whole(*halves[place : place + 2]) for place in (0, 2, 4))
+    return SpendRow(group, asset, paid, fees, sent, payments)
+
+
+def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, int | None]:
+    """When the first and the last of the selected entries were made; None when there are none."""
+    where, values = _where(_chosen(only) | {_POSTS.format("asset"): only.asset})
+    row = conn.execute(f"SELECT MIN(j.at_ms), MAX(j.at_ms) FROM {_JOURNAL}{where}", values).fetchone()  # noqa: S608
+    return row[0], row[1]
+
+
+def booked(
+    conn: sqlite3.Connection, only: Selection
+) -> Iterator[tuple[EntryRow, str | None, str | None, str | None]]:
+    """The selected entries, oldest first and row by row, each with its merchant, and its app's id and name."""
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    rows = conn.execute(
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, a.name, "  # noqa: S608
+        "q.account, q.asset, q.units "
+        f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
+        values,
+    )
+    for (number, kind, payment_id, ref, at_ms, *whose), lines in groupby(rows, key=lambda row: row[:8]):
+        postings = tuple(line[8:] for line in lines)
+        origin, app_id, app = whose
+        yield EntryRow(number, kind, payment_id, ref, at_ms, postings), origin, app_id, app
+
+
+def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
+    return EntryRow(head[0], head[1], head[2], head[3], head[4], postings(conn, head[0]))
+
+
+def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
+    """(account, asset, units) of each posting; nothing where there is no entry."""
+    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
+    return tuple(rows.fetchall())
+
+
+def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
+    """The entry that ended a payment's hold (it was spent, or given back) and was not reversed since."""
+    row = conn.execute(
+        "SELECT id, kind, payment_id, ref, at_ms FROM journal "
+        "WHERE payment_id = ? AND kind IN ('post', 'release', 'reverse') ORDER BY id DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return _entry(conn, row) if row and row[1] != "reverse" else None

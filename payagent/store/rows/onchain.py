@@ -1,0 +1,278 @@
+"""What the books say of a transaction, and which transactions they say are on the chain.
+
+May import: core, store.rows, sqlite3. Never: writes; believes that a transaction is on the chain.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from payagent.core.ledger import HELD, WALLET, add
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
+from payagent.store.rows import journal, payments
+from payagent.store.rows.attempts_and_utxos import AttemptKind
+
+_WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
+
+_FOREIGN_THERE = (
+    "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
+    "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) AND there = 1"
+)
+
+Units = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTx:
+    """An attempt, and its payment as it is now. `stands`: the payment goes by this attempt, and no other.
+
+    `booked` is what the journal says that it moved of wallet and held.
+    """
+
+    payment_id: str
+    state: State
+    kind: AttemptKind
+    stands: bool
+    hold: Units
+    fee_lovelace: int
+    booked: Units
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A row that says that a transaction is on the chain, the state of its payment, and what is booked for it.
+
+    `height` is that of its block, 0 of a deposit; `is_missing`: a coin of that is not listed, and set aside.
+    """
+
+    table: str
+    row: str
+    tx_id: str
+    state: State | None
+    booked: Units
+    height: int
+    is_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRow:
+    """A transaction that spent coins of ours (`inputs`) and is no attempt, in its block; `there`: not lost.
+
+    `spent` is what those coins held, per asset.
+    """
+
+    tx_id: str
+    there: bool
+    inputs: tuple[str, ...]
+    spent: Mapping[str, int]
+    block_hash: str
+    block_height: int
+    block_slot: int
+
+
+def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
+    """Those that are on the chain, as far as was seen, in blocks from this height on; oldest first."""
+    rows = conn.execute(f"{_FOREIGN_THERE} AND block_height >= ? ORDER BY seq", (from_height,))
+    return [_foreign(row) for row in rows]
+
+
+def foreign_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ForeignRow]:
+    """Those of these transactions that are such and on the chain; of a long past not all are read for them."""
+    rows = [conn.execute(f"{_FOREIGN_THERE} AND f.tx_id = ?", (tx_id,)).fetchone() for tx_id in sorted(tx_ids)]
+    return [_foreign(row) for row in rows if row is not None]
+
+
+def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
+    """Those of them that coins are known to be spent by."""
+    found = [conn.execute("SELECT spent_by FROM coins WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
+    return foreign_named(conn, {row[0] for rows in found for row in rows})
+
+
+def foreign_settled(conn: sqlite3.Connection) -> int:
+    """Up to which height they were read in blocks that no rollback reaches; -1 when none was yet."""
+    _, detail, _ = last_of_wallet(conn, "foreign_settled")
+    return int(json.loads(detail).get("height", -1))
+
+
+def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether it is one of those."""
+    row = conn.execute(
+        "SELECT there FROM foreign_sightings WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether it was ever seen to spend coins of ours, there or lost since."""
+    return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
+def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
+    """Whether it is this transaction that a coin is known to be spent by now."""
+    return conn.execute("SELECT 1 FROM coins WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None
+
+
+def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
+    return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
+def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
+    """When the first of these coins came to be known to be on the chain; 0 when that is not recorded."""
+    times = [
+        conn.execute(
+            "SELECT COALESCE((SELECT MIN(at_ms) FROM journal WHERE kind = 'deposit' AND ref = ?1), "
+            "(SELECT MIN(at_ms) FROM sightings WHERE tx_id = substr(?1, 1, 64)), 0)",
+            (ref,),
+        ).fetchone()[0]
+        for ref in refs
+    ]
+    return min(times, default=0)
+
+
+def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
+    """(payment, foreign transaction) where that spent the anchor, or a coin of what nothing was signed for."""
+    rows = conn.execute(
+        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id "
+        "JOIN coins c ON c.ref = r.ref JOIN foreign_sightings f ON f.tx_id = c.spent_by "
+        "WHERE p.state = 'reserved' "
+        "OR (p.state IN ('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.anchor) "
+        "GROUP BY p.seq ORDER BY p.seq"
+    )
+    return rows.fetchall()
+
+
+def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]:
+    """(seq, detail, at_ms) of the wallet's last event of a name; (0, "{}", 0) when there is none."""
+    row = conn.execute(
+        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? ORDER BY seq DESC LIMIT 1",
+        (event,),
+    ).fetchone()
+    return row or (0, "{}", 0)
+
+
+def last_event_ms(conn: sqlite3.Connection) -> int:
+    """When the last thing happened that the ledger knows of; 0 when nothing did."""
+    row = conn.execute("SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return row[0] if row else 0
+
+
+def last_slot(conn: sqlite3.Connection) -> int | None:
+    """The slot of the newest block that the ledger knows: the last in which a spend of our coins was seen."""
+    (slot,) = conn.execute(
+        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM sightings ORDER BY seq DESC LIMIT 1) "
+        "UNION ALL SELECT * FROM (SELECT block_slot FROM foreign_sightings ORDER BY seq DESC LIMIT 1))"
+    ).fetchone()
+    return None if slot is None else int(slot)
+
+
+def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
+    """The transactions that spent coins of ours elsewhere and that nobody has thawed since, oldest first."""
+    rows = conn.execute(
+        "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'foreign_spend' AND seq > ? ORDER BY seq",
+        (last_of_wallet(conn, "thawed")[0],),
+    )
+    return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)
+
+
+def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
+    row = conn.execute(
+        "SELECT p.id, p.state, a.kind, p.tx_id IS a.tx_id, a.fee_lovelace FROM attempts a "
+        "JOIN payments p ON p.id = a.payment_id WHERE a.tx_id = ?",
+        (tx_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    payment_id, state, kind, stands, fee_lovelace = row
+    booked = booked_payment(conn, payment_id).get(tx_id, {})
+    hold = payments.hold(conn, payment_id)
+    return OwnTx(payment_id, State(state), kind, bool(stands), hold, fee_lovelace, booked)
+
+
+def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None, Units]:
+    """What each transaction of a payment moved, by the journal; what was reversed was that of the entry before."""
+    rows = conn.execute(
+        "SELECT j.id, j.kind, j.ref, q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
+        "WHERE j.payment_id = ? ORDER BY j.id",
+        (payment_id,),
+    )
+    found: dict[str | None, Units] = {}
+    last: str | None = None
+    for (_, kind, ref), lines in groupby(rows, key=lambda row: row[:3]):
+        moved = _ours(line[3:] for line in lines)
+        if moved:
+            last = last if kind == "reverse" else ref
+            found[last] = clean(add((found.get(last, {}), moved)))
+    return found
+
+
+def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
+    """What a transaction of others moved, by the journal: what arrived, less what it spent, or was taken back."""
+    rows = conn.execute(
+        "SELECT q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
+        "WHERE j.kind IN ('deposit', 'undeposit', 'foreign', 'unforeign') AND j.ref >= ? AND j.ref < ?",
+        (tx_id, f"{tx_id}$"),
+    )
+    return _ours(rows)
+
+
+def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int, since_ms: int) -> Iterator[Claim]:
+    """The claims of transactions that are not listed: of payments in blocks from a slot on, of later deposits."""
+    states = (*ON_CHAIN, State.VOID)
+    rows = conn.execute(
+        "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "
+        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_by IS NULL AND tx_id IS NOT NULL ORDER BY seq",
+        (*states, since_slot),
+    )
+    for payment_id, tx_id, state, height in rows:
+        if tx_id not in listed:
+            booked = booked_payment(conn, payment_id).get(tx_id, {})
+            yield Claim("payments", payment_id, tx_id, State(state), booked, height)
+    deposits = conn.execute(
+        "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind IN ('deposit', 'foreign') AND at_ms >= ? "
+        "GROUP BY 2",
+        (since_ms,),
+    )
+    for entry, tx_id in deposits:
+        if tx_id not in listed and (booked := booked_others(conn, tx_id)):
+            yield Claim("journal", str(entry), tx_id, None, booked, *_standing_of(conn, tx_id))
+
+
+def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
+    """In which block somebody else's transaction spent coins of ours, and whether one that it made is missing."""
+    height, missing = conn.execute(
+        "SELECT (SELECT COALESCE(MAX(block_height), 0) FROM foreign_sightings WHERE tx_id = ?1), "
+        "(SELECT COUNT(*) FROM coins WHERE tx_id = ?1 AND state = 'missing')",
+        (tx_id,),
+    ).fetchone()
+    return int(height), bool(missing)
+
+
+def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
+    """When the oldest payment was begun whose attempts may be on the chain and booked by nobody."""
+    states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING - _WITHOUT_ATTEMPT)
+    places = ", ".join("?" * len(states))
+    (began_ms,) = conn.execute(
+        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN ({places})",  # noqa: S608
+        states,
+    ).fetchone()
+    return None if began_ms is None else int(began_ms)
+
+
+def owned(conn: sqlite3.Connection) -> Units:
+    """wallet + held."""
+    return _ours(journal.balances(conn))
+
+
+def clean(units: Units) -> dict[str, int]:
+    """Without what is zero."""
+    return {asset: n for asset, n in units.items() if n}
+
+
+def _foreign(row: tuple[str, int, str, str, str, int, int]) -> ForeignRow:
+    return ForeignRow(row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6])
+
+
+def _ours(lines: Iterable[tuple[str, str, int]]) -> dict[str, int]:
+    return clean(add({asset: units} for account, asset, units in lines if account in (WALLET, HELD)))

@@ -1,0 +1,57 @@
+"""Whether an operator has paused the wallet: the last such event of the wallet stands, through every restart.
+
+May import: core, store.rows, store.db. Never: pauses by itself.
+"""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+from payagent.store.db.unit import Unit
+from payagent.store.rows import writes as records
+from payagent.store.rows.onchain import last_of_wallet
+
+_PAUSED, _RESUMED = "paused", "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Since when nothing is signed, by whose order (an app's id), and why."""
+
+    at_ms: int
+    by: str
+    reason: str
+
+
+def standing(conn: sqlite3.Connection) -> Pause | None:
+    """The pause that nobody has lifted yet."""
+    seq, detail, at_ms = last_of_wallet(conn, _PAUSED)
+    if seq == 0 or seq <= last_of_wallet(conn, _RESUMED)[0]:
+        return None
+    told = json.loads(detail)
+    return Pause(at_ms, told["by"], told["reason"])
+
+
+def require_running(conn: sqlite3.Connection) -> None:
+    """Stands before every signature, and again in the commit that makes it durable. Refused: `paused`."""
+    if (pause := standing(conn)) is not None:
+        why = f": {pause.reason}" if pause.reason else ""
+        raise Refused("paused", f"an operator has paused the wallet at {iso_time(pause.at_ms)}{why}")
+
+
+def begin(unit: Unit, by_app: str, reason: str, now_ms: int) -> bool:
+    """False, and nothing changes, when it is paused already."""
+    if standing(unit.conn) is not None:
+        return False
+    records.note(unit, None, _PAUSED, None, now_ms, {"by": by_app, "reason": reason})
+    return True
+
+
+def end(unit: Unit, by_app: str, now_ms: int) -> bool:
+    """False, and nothing changes, when it is not paused."""
+    if standing(unit.conn) is None:
+        return False
+    records.note(unit, None, _RESUMED, None, now_ms, {"by": by_app})
+    return True

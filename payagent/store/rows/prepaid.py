@@ -1,0 +1,305 @@
+"""Prepaid balances in the ledger database: whose they are, how they moved, what they come to, what merchants say.
+
+The moves are the record; counts and costs are what they come to, kept beside them so that nothing is summed up.
+May import: core, store. Never: commits; takes an observation for a count.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.core.invoice import is_batch
+from payagent.core.prepaid_balance import CALLS, Balance, Cost, buy
+from payagent.store.db.unit import Unit
+from payagent.store.rows.payments import load_outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Whose prepaid balance it is: of a partner ('' for none) and a wallet address, at a merchant."""
+
+    id: int
+    origin: str
+    partner: str
+    wallet: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a pool has in one unit. `coming`: what payments that are not confirmed yet will add."""
+
+    pool: Pool
+    unit: str
+    balance: Balance
+    coming: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a merchant said of a pool. `why_not_understood` is None where it was understood."""
+
+    source: str
+    http_status: int
+    body: str
+    remaining: int | None
+    total: int | None
+    used: int | None
+    unit: str | None
+    expires_at_ms: int | None
+    why_not_understood: str | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One change of a pool, and what it was for."""
+
+    kind: str
+    bought: int
+    used: int
+    unexplained: int
+    payment_id: str | None = None
+    app_id: str | None = None
+    call: str | None = None
+    call_key: str | None = None
+
+
+SHOWN_LATE_MS = 600_000
+"""How long after its last change a confirmed payment is waited for whose proof nobody has shown."""
+
+_POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
+
+
+def find_pool(conn: sqlite3.Connection, origin: str, partner: str, wallet: str) -> Pool | None:
+    row = conn.execute(
+        f"{_POOL} WHERE origin = ? AND partner = ? AND wallet = ?", (origin, partner, wallet)
+    ).fetchone()
+    return Pool(*row) if row else None
+
+
+def pool(conn: sqlite3.Connection, pool_id: int) -> Pool:
+    return Pool(*conn.execute(f"{_POOL} WHERE id = ?", (pool_id,)).fetchone())
+
+
+def all_pools(conn: sqlite3.Connection) -> list[Pool]:
+    return [Pool(*row) for row in conn.execute(f"{_POOL} ORDER BY id")]
+
+
+def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int) -> Pool:
+    """The pool, made if it is the first time that something is bought for it."""
+    if (known := find_pool(unit.conn, origin, partner, wallet)) is not None:
+        return known
+    cursor = unit.conn.execute(
+        "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms) VALUES (?, ?, ?, ?)",
+        (origin, partner, wallet, now_ms),
+    )
+    return Pool(int(cursor.lastrowid or 0), origin, partner, wallet)
+
+
+def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> Balance:
+    row = conn.execute(
+        "SELECT bought, used, unexplained FROM prepaid_counts WHERE pool = ? AND unit = ?", (pool_id, unit_name)
+    ).fetchone()
+    costs = conn.execute(
+        "SELECT asset, bought, used FROM prepaid_costs WHERE pool = ? AND unit = ?", (pool_id, unit_name)
+    )
+    bought, used, unexplained = row or (0, 0, 0)
+    return Balance(bought, used, unexplained, {asset: Cost(*counts) for asset, *counts in costs})
+
+
+def holdings(conn: sqlite3.Connection) -> list[Holding]:
+    """What every pool has, in each unit that ever moved or is on its way."""
+    under_way = coming(conn)
+    moved = {(number, name) for number, name in conn.execute("SELECT pool, unit FROM prepaid_counts")}
+    pools = {one.id: one for one in all_pools(conn)}
+    return [
+        Holding(pools[number], name, balance(conn, number, name), under_way.get((number, name), 0))
+        for number, name in sorted(moved | under_way.keys())
+    ]
+
+
+def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
+    """What payments that are not confirmed yet will add, by pool and unit."""
+    return {key: balance.left for key, balance in bought_soon(conn).items()}
+
+
+def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], Balance]:
+    """As `coming`, with what is paid for it."""
+    rows = conn.execute(
+        "SELECT p.pool, v.batch_target, v.outputs FROM payments p INDEXED BY payments_coming "
+        "JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
+    )
+    found: dict[tuple[int, str], Balance] = {}
+    for pool_id, batch_target, outputs in rows:
+        paid = load_outputs(outputs)
+        units, is_one = sum(output.units for output in paid), is_batch(batch_target)
+        name, count = (CALLS, batch_target) if is_one else (paid[0].asset, units)
+        found[pool_id, name] = buy(found.get((pool_id, name), Balance()), count, {paid[0].asset: units})
+    return found
+
+
+def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
+    """Whether something is left of a pool, or on its way."""
+    row = conn.execute(
+        "SELECT 1 FROM prepaid_counts WHERE pool = ? AND bought > used LIMIT 1", (pool_id,)
+    ).fetchone()
+    return row is not None or any(number == pool_id for number, _ in bought_soon(conn))
+
+
+def record_move(
+    unit: Unit, pool_id: int, unit_name: str, move: Move, after: Balance, entry: int | None, now_ms: int
+) -> None:
+    """Append a move, and keep what the moves come to."""
+    unit.conn.execute(
+        "INSERT INTO prepaid_moves(pool, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
+        "call_key, entry, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            pool_id,
+            unit_name,
+            move.kind,
+            move.bought,
+            move.used,
+            move.unexplained,
+            move.payment_id,
+            move.app_id,
+            move.call,
+            move.call_key,
+            entry,
+            now_ms,
+        ),
+    )
+    unit.conn.execute(
+        "INSERT INTO prepaid_counts(pool, unit, bought, used, unexplained) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used, "
+        "unexplained = excluded.unexplained",
+        (pool_id, unit_name, after.bought, after.used, after.unexplained),
+    )
+    unit.conn.executemany(
+        "INSERT INTO prepaid_costs(pool, unit, asset, bought, used) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used",
+        [(pool_id, unit_name, asset, cost.bought, cost.used) for asset, cost in after.costs.items()],
+    )
+
+
+def has_used(conn: sqlite3.Connection, payment_id: str) -> bool:
+    """Whether the call that was served with a payment's own proof is counted."""
+    row = conn.execute("SELECT 1 FROM prepaid_moves WHERE payment_id = ? AND kind = 'use'", (payment_id,))
+    return row.fetchone() is not None
+
+
+def knows_call(conn: sqlite3.Connection, app_id: str, call_key: str) -> bool:
+    row = conn.execute("SELECT 1 FROM prepaid_moves WHERE app_id = ? AND call_key = ?", (app_id, call_key))
+    return row.fetchone() is not None
+
+
+def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str | None:
+    """The payment for a pool that its merchant may still credit: until it took the proof, or it is too late.
+
+    What is on the chain is waited for beyond its invoice's end: the merchant may credit it all the same.
+    """
+    # INDEXED BY: nearly all payments for a pool were delivered
+    row = conn.execute(
+        "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.pool = :pool "
+        "AND p.delivery IN ('not_presented', 'presented') "
+        "AND p.state NOT IN ('rejected', 'denied', 'void', 'cancelling') "
+        "AND (v.expires_at_ms > :now OR p.state = 'in_block' "
+        "OR (p.state = 'confirmed' AND p.changed_at_ms > :late)) "
+        "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
+        "AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
+        {"pool": pool_id, "now": now_ms, "late": now_ms - SHOWN_LATE_MS},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+    """When a merchant took the proof of the last payment for a pool that pays it; 0 when it never did."""
+    row = conn.execute(
+        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "
+        "INDEXED BY payments_paying WHERE pool = ? "  # else all that was refused since would be read
+        "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
+        "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
+        "AND json_extract(e.detail, '$.said') = 'served'))",
+        (pool_id,),
+    ).fetchone()
+    return row[0] or 0
+
+
+def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, units: int) -> None:
+    """A call has answered 402, and so much was asked for it."""
+    unit.conn.execute(
+        "INSERT INTO priced_calls(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET asset = excluded.asset, units = excluded.units "
+        "WHERE asset <> excluded.asset OR units <> excluded.units",
+        (origin, method, path, asset, units),
+    )
+
+
+def price(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[str, int] | None:
+    """(asset, units) that were last asked for a call; None when it never answered 402."""
+    row = conn.execute(
+        "SELECT asset, units FROM priced_calls WHERE origin = ? AND method = ? AND path = ?",
+        (origin, method, path),
+    ).fetchone()
+    return row or None
+
+
+def add_observation(unit: Unit, pool_id: int, told: Observation) -> None:
+    unit.conn.execute(
+        "INSERT INTO prepaid_observations(pool, source, http_status, body, remaining, total, used, unit, "
+        "expires_at_ms, why_not_understood, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            pool_id,
+            told.source,
+            told.http_status,
+            told.body,
+            told.remaining,
+            told.total,
+            told.used,
+            told.unit,
+            told.expires_at_ms,
+            told.why_not_understood,
+            told.at_ms,
+        ),
+    )
+
+
+def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | None:
+    row = conn.execute(
+        "SELECT source, http_status, body, remaining, total, used, unit, expires_at_ms, why_not_understood, at_ms "
+        "FROM prepaid_observations WHERE pool = ? ORDER BY seq DESC LIMIT 1",
+        (pool_id,),
+    ).fetchone()
+    return Observation(*row) if row else None
+
+
+def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+    """When the pool last moved; 0 when never."""
+    row = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
+    found = row.fetchone()
+    return int(found[0]) if found else 0
+
+
+def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+    """When a payment last changed the pool, or the call that it was made for was served; 0 when never."""
+    row = conn.execute(
+        "SELECT at_ms FROM prepaid_moves WHERE pool = ? AND payment_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
+        (pool_id,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def counted(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:
+    """What is kept beside the moves."""
+    rows = conn.execute("SELECT pool, unit, bought, used, unexplained FROM prepaid_counts")
+    return {(pool_id, unit_name): (bought, used, owed) for pool_id, unit_name, bought, used, owed in rows}
+
+
+def costs_left(conn: sqlite3.Connection) -> Mapping[tuple[str, str], int]:
+    """Units per (merchant's origin, asset) that were paid for what is left of all pools."""
+    rows = conn.execute(
+        "SELECT o.origin, c.asset, SUM(c.bought - c.used) FROM prepaid_costs c "
+        "JOIN prepaid_pools o ON o.id = c.pool GROUP BY o.origin, c.asset"
+    )
+    return {(origin, asset): units for origin, asset, units in rows}

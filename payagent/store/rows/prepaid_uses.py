@@ -1,0 +1,123 @@
+"""What calls that a prepaid balance serves count against the own limits of their apps, and who paid for a balance.
+
+A batch counted for the wallet, and for the app that bought it, when it was bought. So a use counts for its app
+alone, and only what is above what that app has paid for the balance itself and not used up. What a payment covered
+that comes to nothing counts from then on. A use that was not served, or that nobody pays for, is taken back by a
+row of its own.
+
+May import: core, store. Never: commits; decides.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+
+from payagent.core.prepaid_balance import CALLS
+from payagent.store.db.unit import Unit
+from payagent.store.rows import limit_counters as spending
+
+_SHARE = """
+INSERT INTO prepaid_shares(pool, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.used,
+                          counted = counted + excluded.counted
+"""
+
+
+def pay(unit: Unit, pool: int, app_id: str, units: Mapping[str, int]) -> None:
+    """So much more counts as paid for a balance by an app: all that its payment holds or took, the fee too.
+
+    Less than nothing is given back; what it used on account of that counts for it now.
+    """
+    for asset, n in units.items():
+        if n:
+            unit.conn.execute(_SHARE, (pool, app_id, asset, n, 0, 0))
+        if n < 0:
+            _count_uncovered(unit, pool, app_id, asset)
+
+
+def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
+    (owed,) = unit.conn.execute(
+        "SELECT used - paid - counted FROM prepaid_shares WHERE pool = ? AND app_id = ? AND asset = ?",
+        (pool, app_id, asset),
+    ).fetchone()
+    if owed > 0:
+        clock_ms = spending.clock_ms(unit.conn, None)
+        _write(unit, (_next_call(unit), pool, app_id, CALLS, 0, asset, 0, owed, clock_ms))
+
+
+def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
+    """What of a use's cost would count against the app's own limits."""
+    rows = conn.execute(
+        "SELECT asset, paid - used FROM prepaid_shares WHERE pool = ? AND app_id = ?", (pool, app_id)
+    )
+    own = {asset: max(units, 0) for asset, units in rows}
+    return {asset: max(units - own.get(asset, 0), 0) for asset, units in cost.items()}
+
+
+def add(
+    unit: Unit, pool: int, app_id: str, drawn: tuple[str, int], cost: Mapping[str, int], clock_ms: int
+) -> int | None:
+    """A call of an app uses so much of a balance, (unit, count), at that cost; its number, None where it costs
+    nothing.
+    """
+    counted = counting(unit.conn, pool, app_id, cost)
+    call = _next_call(unit)
+    rows = [(call, pool, app_id, *drawn, asset, n, counted[asset], clock_ms) for asset, n in cost.items() if n]
+    for row in rows:
+        _write(unit, row)
+    return call if rows else None
+
+
+def take_back(unit: Unit, call: int) -> None:
+    """A use that was let through used nothing; once."""
+    _take_back(unit, call, is_served=False)
+
+
+def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
+    """So much of a balance was served and is paid by nobody: the newest uses of it, those that were taken back for
+    that before among them.
+    """
+    if count <= 0:
+        return
+    rows = unit.conn.execute(
+        "SELECT call, SUM(count), SUM(units) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset "
+        "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 ORDER BY call DESC",
+        (pool, unit_name),
+    )
+    newest: list[int] = []
+    for call, used, units in rows:
+        if used > count:
+            break
+        count -= used
+        if units > 0:
+            newest.append(call)
+    rows.close()
+    for call in newest:
+        _take_back(unit, call, is_served=True)
+
+
+def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
+    """What a use cost counts no more. That it was served stays on record, where it was."""
+    rows = unit.conn.execute(
+        "SELECT call, pool, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
+        "counted_at_ms FROM uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
+        (is_served, call),
+    ).fetchall()
+    for row in rows:
+        _write(unit, row)
+
+
+def _next_call(unit: Unit) -> int:
+    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM uses").fetchone()
+    return int(call)
+
+
+def _write(unit: Unit, row: tuple[object, ...]) -> None:
+    call, pool, app_id, unit_name, count, asset, units, counted, clock_ms = row
+    unit.conn.execute(
+        "INSERT INTO uses(call, pool, app_id, unit, count, asset, units, counted_units, counted_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (call, pool, app_id, unit_name, count, asset, units, counted, clock_ms),
+    )
+    unit.conn.execute(_SHARE, (pool, app_id, asset, 0, units, counted))
+    (origin,) = unit.conn.execute("SELECT origin FROM prepaid_pools WHERE id = ?", (pool,)).fetchone()
+    spending.count_use(unit, str(app_id), origin, {str(asset): int(str(counted))}, int(str(clock_ms)))

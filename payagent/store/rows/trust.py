@@ -1,0 +1,122 @@
+"""What is known of merchants: the addresses that they may be paid at, agreed prices, strikes, and readiness.
+
+Each change is told in an event of the same commit (agent.base.merchant_trust); these rows are where it stands now.
+May import: core, store.db, sqlite3. Never: commits; decides whom to trust.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from payagent.core.merchant_rules import Agreed, Pin, Pins
+from payagent.core.payment import State
+from payagent.core.retry_schedule import Readiness
+from payagent.store.db.unit import Unit
+
+_ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What was agreed to for a call: its method, its path without the query, and for how many of it at once."""
+
+    method: str
+    path: str
+    asset: str
+    calls: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Strikes:
+    """How many payments in a row were not served; since when nothing is bought, None where it is."""
+
+    count: int = 0
+    stopped_at_ms: int | None = None
+
+
+def pins(conn: sqlite3.Connection, origin: str) -> Pins:
+    rows = conn.execute("SELECT role, address FROM pins WHERE origin = ?", (origin,))
+    return frozenset(Pin(role, address) for role, address in rows)
+
+
+def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
+    unit.conn.executemany(
+        "INSERT INTO pins(origin, role, address) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        [(origin, pin.role, pin.address) for pin in pins],
+    )
+
+
+def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
+    """Whether it was there."""
+    cursor = unit.conn.execute(
+        "DELETE FROM pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+    )
+    return cursor.rowcount > 0
+
+
+def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
+    rows = conn.execute(
+        "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
+        "ORDER BY asset, calls",
+        (origin, method, path),
+    )
+    return tuple(map(Agreed._make, rows))
+
+
+def agree(unit: Unit, origin: str, price: Price) -> None:
+    """From now on the call's prices are measured by this one."""
+    unit.conn.execute(
+        "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET units = excluded.units",
+        (origin, price.method, price.path, price.asset, price.calls, price.units),
+    )
+
+
+def prices(conn: sqlite3.Connection, origin: str) -> list[Price]:
+    rows = conn.execute(
+        "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
+        "ORDER BY path, method, asset, calls",
+        (origin,),
+    )
+    return [Price(*row) for row in rows]
+
+
+def strikes(conn: sqlite3.Connection, origin: str) -> Strikes:
+    row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
+    return Strikes() if row is None else Strikes(*row)
+
+
+def set_strikes(unit: Unit, origin: str, now: Strikes) -> None:
+    unit.conn.execute(
+        "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
+        (origin, now.count, now.stopped_at_ms),
+    )
+
+
+def readiness(conn: sqlite3.Connection, origin: str) -> Readiness:
+    row = conn.execute(
+        "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
+    ).fetchone()
+    return Readiness() if row is None else Readiness(row[0], bool(row[1]))
+
+
+def set_readiness(unit: Unit, origin: str, now: Readiness) -> None:
+    unit.conn.execute(
+        "INSERT INTO readiness(origin, accepted_depth, refused_early) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET accepted_depth = excluded.accepted_depth, "
+        "refused_early = excluded.refused_early",
+        (origin, now.accepted_depth, int(now.refused_early)),
+    )
+
+
+def in_flight(conn: sqlite3.Connection, origin: str) -> int:
+    """Payments of a merchant whose money is held, and in no block yet."""
+    marks = ",".join("?" * len(_ON_THE_WAY))
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice "  # noqa: S608  marks
+        f"WHERE p.state IN ({marks}) AND v.origin = ?",
+        (*_ON_THE_WAY, origin),
+    ).fetchone()
+    return int(count)

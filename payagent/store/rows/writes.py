@@ -1,0 +1,391 @@
+"""What is written to the ledger database, as the small steps that a job is made of.
+
+Each function is one fact; which facts go into one commit is the agent's matter.
+May import: core, store. Never: commits.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from payagent.core.invoice import Invoice
+from payagent.core.ledger import Entry
+from payagent.core.money import LOVELACE
+from payagent.core.payment import Delivery, Event, State, move
+from payagent.store.db.unit import Unit
+from payagent.store.db.wide_sums import add_halves, halves
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import prepaid_uses as uses
+from payagent.store.rows.attempts_and_utxos import AttemptKind, CoinRow
+from payagent.store.rows.events import event_hash, last_event
+from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
+
+
+def put_meta(unit: Unit, key: str, value: str) -> None:
+    """Record a fact about this database for good; another value for the same key is an IntegrityError."""
+    unit.conn.execute("INSERT INTO meta(key, value) VALUES (?, ?)", (key, value))
+
+
+def add_intent(
+    unit: Unit,
+    *,
+    intent_id: str,
+    app_id: str,
+    key: str,
+    derived: bool,
+    fingerprint: str,
+    origin: str,
+    request: str | None,
+    request_id: str,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO intents(id, app_id, key, derived, fingerprint, origin, request, request_id, created_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (intent_id, app_id, key, int(derived), fingerprint, origin, request, request_id, now_ms),
+    )
+
+
+def end_intent(unit: Unit, intent_id: str, now_ms: int) -> None:
+    """A derived intent is over: the same call may be bought again."""
+    unit.conn.execute(
+        "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND derived = 1 AND ended_at_ms IS NULL",
+        (now_ms, intent_id),
+    )
+
+
+def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o.role, o.address.text, o.asset, o.units) for o in invoice.outputs)
+
+
+def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
+    """Returns the invoice's row number. `response` is the 402 as received."""
+    cursor = unit.conn.execute(
+        "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
+        "handed_over, echo, commitment, received_at_ms, expires_at_ms, response) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            invoice.origin,
+            invoice.invoice_id,
+            intent_id,
+            invoice.dialect,
+            invoice.terms_hash,
+            dump_outputs(output_rows(invoice)),
+            invoice.batch_target,
+            invoice.proof,
+            int(invoice.handed_over),
+            invoice.echo,
+            invoice.commitment,
+            received_at_ms,
+            invoice.expires_at_ms,
+            response,
+        ),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def add_payment(
+    unit: Unit,
+    *,
+    payment_id: str,
+    kind: str,
+    app_id: str,
+    intent_id: str,
+    invoice_seq: int | None,
+    outputs: Iterable[OutputRow],
+    now_ms: int,
+    pool: int | None = None,
+    topup: str | None = None,
+) -> None:
+    """A payment begins as `received`; `move_payment` takes it on."""
+    unit.conn.execute(
+        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, "
+        "delivery, pool, topup, created_at_ms, changed_at_ms) "
+        "VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, "
+        "?11)",
+        (
+            payment_id,
+            kind,
+            app_id,
+            intent_id,
+            invoice_seq,
+            dump_outputs(outputs),
+            State.RECEIVED,
+            Delivery.NOT_PRESENTED,
+            pool,
+            topup,
+            now_ms,
+        ),
+    )
+
+
+def move_payment(
+    unit: Unit,
+    payment_id: str,
+    event: Event,
+    now_ms: int,
+    detail: Mapping[str, object] | None = None,
+    **columns: object,
+) -> State:
+    """Take a payment through one row of the transition table, with the columns that change with it.
+
+    Its event tells them, with what `detail` adds, so that the record says how each came to what it is.
+    Reads the state inside the transaction, so that an event decided on an older reading is checked again;
+    an illegal one raises `illegal_transition` and nothing changes.
+    """
+    old = State(unit.conn.execute("SELECT state FROM payments WHERE id = ?", (payment_id,)).fetchone()[0])
+    new = move(old, event)
+    sets = "".join(f", {name} = ?" for name in columns)
+    unit.conn.execute(
+        f"UPDATE payments SET state = ?, changed_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
+        (new, now_ms, *columns.values(), payment_id),
+    )
+    note(unit, payment_id, event, new, now_ms, columns | dict(detail or {}))
+    return new
+
+
+def note(
+    unit: Unit,
+    payment_id: str | None,
+    event: str,
+    state: State | None,
+    now_ms: int,
+    detail: Mapping[str, object] | None = None,
+) -> None:
+    """Record that something happened, to a payment or (None) to the wallet, chained to what happened before."""
+    last_seq, last_hash = last_event(unit.conn)
+    row = (last_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
+    unit.conn.execute(
+        "INSERT INTO events(seq, payment_id, event, state, detail, at_ms, prev_hash, hash) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, last_hash, event_hash(last_hash, *row)),
+    )
+
+
+def set_delivery(unit: Unit, payment_id: str, delivery: Delivery, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET delivery = ?, changed_at_ms = ? WHERE id = ?", (delivery, now_ms, payment_id)
+    )
+
+
+def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET merchant_status = ?, changed_at_ms = ? WHERE id = ?", (status, now_ms, payment_id)
+    )
+
+
+def place_hold(
+    unit: Unit,
+    payment_id: str,
+    units: Mapping[str, int],
+    now_ms: int,
+    counted_at_ms: int,
+    is_counted: bool,
+    stage: Stage = "pay",
+) -> None:
+    """Reserve units, at that time of the limits' clock. They count against limits from now on, and in every window
+    until `post_hold` or `release_hold`; unless none bind the payment.
+    """
+    unit.conn.executemany(
+        "INSERT INTO holds(payment_id, stage, asset, units, at_ms, counted_units, counted_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (payment_id, stage, asset, n, now_ms, n if is_counted else None, counted_at_ms)
+            for asset, n in units.items()
+        ],
+    )
+    if is_counted:
+        app, origin, pool = _whose(unit, payment_id)
+        spending.count(unit, app, origin, units, spending.OPEN_MS)
+        if pool is not None and stage == "pay":
+            uses.pay(unit, pool, app, units)
+
+
+def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
+    """What was held is spent: it counts in windows of the limits' clock from that time on."""
+    rows = unit.conn.execute(
+        "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = 'pay'", (payment_id,)
+    ).fetchall()
+    _count_anew(unit, payment_id, dict(rows), "pay", from_ms)
+
+
+def release_hold(
+    unit: Unit,
+    payment_id: str,
+    now_ms: int,
+    kept_lovelace: int = 0,
+    from_ms: int | None = None,
+    stage: Stage = "pay",
+) -> None:
+    """Give a hold back; what was lost all the same, as the fee of a cancel, counts from `from_ms` on."""
+    rows = unit.conn.execute(
+        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND stage = ? AND released_at_ms IS NULL "
+        "RETURNING asset",
+        (now_ms, payment_id, stage),
+    ).fetchall()
+    kept = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
+    _count_anew(unit, payment_id, kept, stage, from_ms)
+
+
+def renew_hold(unit: Unit, payment_id: str) -> None:
+    """What ended a hold is on no chain any more: all of it counts again, as it did while it was open."""
+    rows = unit.conn.execute(
+        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'pay' RETURNING asset, units",
+        (payment_id,),
+    ).fetchall()
+    _count_anew(unit, payment_id, dict(rows), "pay", None)
+
+
+def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage, from_ms: int | None) -> None:
+    """So much of a payment's holds counts, from that time of the limits' clock on (None: in every window), where
+    they count at all.
+    """
+    rows = unit.conn.execute(
+        "SELECT asset, counted_units, counted_from_ms FROM holds "
+        "WHERE payment_id = ? AND stage = ? AND counted_units IS NOT NULL",
+        (payment_id, stage),
+    ).fetchall()
+    for asset, before, before_ms in rows:
+        if asset in units:
+            app, origin, pool = _whose(unit, payment_id)
+            spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
+            spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
+            if pool is not None and stage == "pay":
+                uses.pay(unit, pool, app, {asset: units[asset] - before})
+            unit.conn.execute(
+                "UPDATE holds SET counted_units = ?, counted_from_ms = ? "
+                "WHERE payment_id = ? AND stage = ? AND asset = ?",
+                (units[asset], from_ms if units[asset] else None, payment_id, stage, asset),
+            )
+
+
+def _counted_at_ms(from_ms: int | None) -> int:
+    return spending.OPEN_MS if from_ms is None else from_ms
+
+
+def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
+    """The app of a payment, the merchant's origin, and the prepaid balance that it is for."""
+    app, origin, pool = unit.conn.execute(
+        "SELECT p.app_id, i.origin, p.pool FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
+        (payment_id,),
+    ).fetchone()
+    return app, origin, pool
+
+
+def write_entry(
+    unit: Unit,
+    entry: Entry,
+    now_ms: int,
+    *,
+    payment_id: str | None = None,
+    ref: str | None = None,
+    pool: int | None = None,
+) -> int:
+    """Append one entry: its postings, which the balances follow, then the row that seals them. Its number."""
+    (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM journal").fetchone()
+    unit.conn.executemany(
+        "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
+        [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
+    )
+    changed = [(p.account, p.asset, *halves(p.units)) for p in entry.postings]
+    add_halves(unit.conn, "balances(account, asset, high, low)", changed)
+    unit.conn.execute(
+        "INSERT INTO journal(id, kind, payment_id, pool, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (entry_id, entry.kind, payment_id, pool, ref, now_ms),
+    )
+    return int(entry_id)
+
+
+def reserve(unit: Unit, refs: Iterable[str], payment_id: str) -> None:
+    unit.conn.executemany(
+        "INSERT INTO reservations(ref, payment_id) VALUES (?, ?)", [(ref, payment_id) for ref in refs]
+    )
+
+
+def unreserve(unit: Unit, payment_id: str) -> None:
+    unit.conn.execute("DELETE FROM reservations WHERE payment_id = ?", (payment_id,))
+
+
+def add_attempt(
+    unit: Unit,
+    *,
+    tx_id: str,
+    payment_id: str,
+    kind: AttemptKind,
+    anchor: str,
+    invoice_seq: int | None,
+    inputs: Iterable[str],
+    cbor: bytes,
+    fee_lovelace: int,
+    ttl_slot: int,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO attempts(tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
+        "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx_id, payment_id, kind, anchor, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
+    )
+
+
+def add_submission(unit: Unit, tx_id: str, provider: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO submissions(tx_id, provider, at_ms) VALUES (?, ?, ?)", (tx_id, provider, now_ms)
+    )
+
+
+def add_sighting(
+    unit: Unit, tx_id: str, block_hash: str, height: int, slot: int, provider: str, now_ms: int
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (tx_id, block_hash, height, slot, provider, now_ms),
+    )
+
+
+def add_foreign_sighting(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO foreign_sightings(tx_id, there, inputs, spent, block_hash, block_height, block_slot, "
+        "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.tx_id,
+            int(row.there),
+            " ".join(row.inputs),
+            json.dumps(dict(row.spent), separators=(",", ":")),
+            row.block_hash,
+            row.block_height,
+            row.block_slot,
+            provider,
+            now_ms,
+        ),
+    )
+
+
+def add_coin(unit: Unit, coin: CoinRow) -> None:
+    unit.conn.execute(
+        "INSERT INTO coins(ref, tx_id, output_index, lovelace, assets, source, state) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            coin.ref,
+            coin.tx_id,
+            coin.output_index,
+            coin.lovelace,
+            json.dumps(dict(coin.assets), separators=(",", ":")),
+            coin.source,
+            coin.state,
+        ),
+    )
+
+
+def set_coin_state(unit: Unit, ref: str, state: str) -> None:
+    """Any state but `spent`, which `spend_coin` sets with its spender."""
+    unit.conn.execute("UPDATE coins SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
+
+
+def spend_coin(unit: Unit, ref: str, tx_id: str) -> None:
+    unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))
+
+
+def forget_coin(unit: Unit, ref: str) -> None:
+    """A coin that never was, as it turned out; what the ledger says of it stays."""
+    unit.conn.execute("DELETE FROM coins WHERE ref = ?", (ref,))

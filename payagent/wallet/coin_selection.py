@@ -1,0 +1,211 @@
+"""Selection: which coins pay for an order. Deterministic, few inputs first, and the largest coins at the last.
+
+Three orders are tried. The first spends the smallest coins that suffice, leaves coins with other assets alone
+and so keeps the wallet tidy. The second takes the asset's largest coins and then the largest in lovelace; the
+third the largest in lovelace alone. So whenever taking the largest coins first fits one transaction, a payment
+is found; and where all coins together leave dust, so is one that leaves a coin out and comes out even.
+May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
+"""
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from enum import Enum
+from itertools import islice
+
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.problems import Refused
+from payagent.wallet import cbor_write as cbor
+from payagent.wallet.tx_plan import FEE_SLACK_BYTES, Draft, Order
+from payagent.wallet.utxo_index import Coin, Coins
+
+_LOOK_AHEAD = 16
+_LEAST_INPUT_SIZE = 36
+_INDEX_BYTES_MAX = 8  # of an index, above the one byte that every input has for it
+
+_Sequence = Callable[[Draft, Coins], Iterator[Coin]]
+
+
+class _Filled(Enum):
+    """What came of adding coins: they pay; one more would not fit; all of them together are too little."""
+
+    PAYS, FULL, SHORT = range(3)
+
+
+def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
+    """Coins that pay for the order, the anchor among them when there is one.
+
+    Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
+    than one transaction holds; `transaction_too_big` when the outputs alone are.
+    """
+    if order.size(1, _LEAST_INPUT_SIZE, 0, 0) > order.frame.parameters.max_tx_size:
+        raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
+    _require_totals(coins, order, anchor, input_count=min(1, len(coins)))
+    for sequence in (_frugal, _assets_then_largest, _largest):
+        draft = Draft(order, [anchor] if anchor else [])
+        filled = _fill(draft, coins, sequence)
+        if filled is _Filled.PAYS:
+            return draft
+        if filled is _Filled.SHORT:
+            if exact := _without_one(draft, coins, anchor):
+                return exact
+            raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
+    _require_totals(coins, order, anchor, input_count=len(coins))
+    raise Refused(
+        "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(coins)}"
+    )
+
+
+def choose_all(coins: Coins, order: Order, anchor: Coin | None, barred: Set[str] = frozenset()) -> Draft:
+    """As many coins as fit one transaction that gives everything to the rest, smallest first.
+
+    Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
+    where there is one. None that holds a `barred` asset. Refused: `not_enough_funds` when they do not even pay
+    their own way.
+    """
+    most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
+    for sequence in (coins.smallest(), coins.largest()):
+        first = [] if anchor is None else [anchor]
+        others = (coin for coin in sequence if coin not in first and not _holds(coin, barred))
+        draft = _longest_prefix(order, [*first, *islice(others, most - len(first))])
+        if draft.pays():
+            return draft
+    raise _not_enough(LOVELACE, draft.shortfall(), "to pay the fee and the smallest output")
+
+
+def take(coins: Sequence[Coin], order: Order) -> Draft:
+    """Exactly these coins. Refused: `not_enough_funds`, `transaction_too_big`."""
+    draft = Draft(order, coins)
+    for asset in order.assets:
+        if missing := draft.lacking(asset):
+            raise _not_enough(asset, missing, "to pay the outputs")
+    if not draft.is_exact() and (missing := draft.shortfall()) > 0:
+        raise _not_enough(LOVELACE, missing, "to keep what would be left as change")
+    return draft
+
+
+def pick_anchor(draft: Draft) -> Coin:
+    """The smallest input of pure ADA, else the smallest input."""
+    return smallest_of(draft.coins)
+
+
+def smallest_of(coins: Sequence[Coin]) -> Coin:
+    """The smallest coin of pure ADA, else the smallest."""
+    return min(coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
+
+
+def _holds(coin: Coin, assets: Set[str]) -> bool:
+    return any(asset in assets for asset, _ in coin.assets)
+
+
+def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:
+    """Refuse what all coins together cannot pay, with the fee of so many inputs."""
+    apart = Draft(order, [anchor] if anchor and anchor.ref not in coins else [])
+    for asset in order.assets:
+        if (missing := apart.lacking(asset) - coins.totals.get(asset, 0)) > 0:
+            raise _not_enough(asset, missing, "to pay the outputs")
+    if (missing := apart.gap(more_inputs=input_count) - coins.totals.get(LOVELACE, 0)) > 0:
+        raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
+
+
+def _not_enough(asset: str, missing: int, why: str) -> Refused:
+    return Refused(
+        "not_enough_funds",
+        f"{format_amount(asset, missing)} are missing {why}",
+        asset=asset,
+        shortfall=str(missing),
+    )
+
+
+def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> _Filled:
+    """Add coins until they pay, or do not fit. That no coin at all has room was asked before."""
+    for coin in sequence(draft, coins):
+        if draft.coins:
+            if draft.pays():
+                return _Filled.PAYS
+            if not draft.has_room():
+                return _Filled.FULL
+        if coin.ref in draft.refs:
+            continue
+        last = _completing(draft, coins)
+        draft.add(last or coin)
+    if draft.pays():
+        return _Filled.PAYS
+    return _Filled.SHORT if draft.shortfall() > 0 else _Filled.FULL
+
+
+def _completing(draft: Draft, coins: Coins) -> Coin | None:
+    """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
+    gap = draft.gap(more_inputs=1)
+    nearest = None if draft.lacks_assets() else next(coins.pure_from(gap), None)
+    if nearest is None:
+        return None
+    most = gap + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
+    if nearest.lovelace <= most and draft.may_be_exact():
+        for coin in islice(coins.pure_from(gap), _LOOK_AHEAD):
+            if coin.lovelace > most:
+                break
+            if coin.lovelace - _index_fee(draft, coin) == gap and coin.ref not in draft.refs:
+                return coin
+    least = draft.shortfall(more_inputs=1)
+    for coin in islice(coins.pure_from(least), _LOOK_AHEAD):
+        if coin.lovelace - _index_fee(draft, coin) >= least and coin.ref not in draft.refs:
+            return coin
+    return None
+
+
+def _without_one(draft: Draft, coins: Coins, anchor: Coin | None) -> Draft | None:
+    """All coins but one, where what they all leave over could not be kept and without that one nothing is left.
+
+    What is too little for change is less than two coins hold, so more than one is never to be left out.
+    """
+    gap = draft.exact_gap()
+    if gap is None:
+        return None
+    saved = draft.order.frame.parameters.min_fee_a * _LEAST_INPUT_SIZE
+    for spared in islice(coins.pure_from(saved - gap), _LOOK_AHEAD):
+        rest = Draft(draft.order, (coin for coin in draft.coins if coin.ref != spared.ref))
+        if spared != anchor and rest.pays():
+            return rest
+    return None
+
+
+def _index_fee(draft: Draft, coin: Coin) -> int:
+    """What a coin's index costs above the one byte that `more_inputs` counts."""
+    return draft.order.frame.parameters.min_fee_a * (cbor.head_size(coin.index) - 1)
+
+
+def _lacked(draft: Draft, asset: str, source: Iterator[Coin]) -> Iterator[Coin]:
+    while draft.lacking(asset) and (coin := next(source, None)):
+        yield coin
+
+
+def _frugal(draft: Draft, coins: Coins) -> Iterator[Coin]:
+    for asset in draft.order.assets:
+        if missing := draft.lacking(asset):
+            near = islice(coins.asset_from(asset, missing), _LOOK_AHEAD)
+            yield from sorted(near, key=lambda coin: len(coin.assets))[:1]
+        yield from _lacked(draft, asset, coins.asset_largest(asset))
+    yield from coins.pure_largest()
+    yield from coins.mixed_largest()
+
+
+def _assets_then_largest(draft: Draft, coins: Coins) -> Iterator[Coin]:
+    for asset in draft.order.assets:
+        yield from _lacked(draft, asset, coins.asset_largest(asset))
+    yield from coins.largest()
+
+
+def _largest(_: Draft, coins: Coins) -> Iterator[Coin]:
+    return coins.largest()
+
+
+def _longest_prefix(order: Order, coins: Sequence[Coin]) -> Draft:
+    """The most coins from the front whose transaction, with all they hold in the rest, fits."""
+    low, high = 1, len(coins)
+    while low < high:
+        middle = (low + high + 1) // 2
+        size = Draft(order, coins[:middle]).kept_size() + FEE_SLACK_BYTES
+        if size <= order.frame.parameters.max_tx_size:
+            low = middle
+        else:
+            high = middle - 1
+    return Draft(order, coins[:low])

@@ -1,0 +1,146 @@
+"""Keystores are made here: new words, a new file, a new passphrase for one that is there.
+
+A new wallet's address is derived twice, by `keys` and by pycardano: were it wrong, that would show only when
+the words are restored elsewhere, and the money is gone.
+May import: core, secret_file, `keys`, `keystore`, cryptography, the disk, and pycardano inside `_second_look`
+alone (it takes over a second and 79 MB). Never: overwrites a keystore but by the same words under another
+passphrase. Randomness comes in as a port.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from payagent.core.network import Network
+from payagent.core.problems import Refused
+from payagent.secret_file import sync_folder
+from payagent.wallet.keys import ENTROPY_BYTES, Seed, derive, seed_from_words
+from payagent.wallet.keystore import (
+    MODE,
+    SCRYPT_N,
+    SCRYPT_P,
+    SCRYPT_R,
+    VERSION,
+    Header,
+    authenticated,
+    open_keystore,
+    read_header,
+    require_bounded,
+    stretch,
+)
+
+RandomBytes = Callable[[int], bytes]
+
+
+def new_words(randomness: RandomBytes) -> str:
+    """24 new words; `randomness(32)` gives the entropy."""
+    return Seed(randomness(ENTROPY_BYTES)).words
+
+
+def create(
+    path: Path,
+    words: str,
+    passphrase: str,
+    network: Network,
+    account: int = 0,
+    *,
+    scrypt_n: int = SCRYPT_N,
+    randomness: RandomBytes = os.urandom,
+) -> Header:
+    """Write a new keystore, durably, and give its public part.
+
+    `scrypt_n` is the cost (a power of two; memory is n KiB). Refused: `mnemonic_invalid`, `keystore_exists`,
+    `keystore_invalid` for an empty passphrase or a cost that would not be read again.
+    """
+    seed = seed_from_words(words)
+    address = derive(seed, network, account).address
+    _second_look(seed, account, address.raw)
+    header = Header(network, account, address.text)
+    _write_new(path, _encrypted(path, seed, header, passphrase, scrypt_n, randomness))
+    return header
+
+
+def change_passphrase(path: Path, old: str, new: str) -> Header:
+    """Encrypt the same words anew, under another passphrase; the file is replaced as a whole, durably.
+
+    A link stays, and what it names is replaced: else the old passphrase would open that for ever.
+    Refused: `keystore_invalid`, for a wrong old passphrase among others; then the file is as it was.
+    """
+    header, seed = read_header(path), open_keystore(path, old)
+    path = path.resolve()
+    new_path = path.with_name(f".{path.name}.new")
+    new_path.unlink(missing_ok=True)  # of a change that was cut off
+    _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, os.urandom))
+    if open_keystore(new_path, new).entropy != seed.entropy:
+        raise Refused("keystore_invalid", f"{new_path} does not hold what was written to it")
+    new_path.rename(path)
+    sync_folder(path.parent)
+    return header
+
+
+def _encrypted(
+    path: Path, seed: Seed, header: Header, passphrase: str, scrypt_n: int, randomness: RandomBytes
+) -> bytes:
+    """A keystore's content, with a salt and a nonce of its own."""
+    if not passphrase:
+        raise Refused("keystore_invalid", "the passphrase is empty")
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "network": header.network.name,
+        "account": header.account,
+        "address": header.address,
+        "kdf": {
+            "name": "scrypt",
+            "n": scrypt_n,
+            "r": SCRYPT_R,
+            "p": SCRYPT_P,
+            "salt": randomness(16).hex(),
+        },
+        "cipher": {"name": "aes-256-gcm", "nonce": randomness(12).hex()},
+    }
+    require_bounded(path, document["kdf"])
+    cipher = AESGCM(stretch(passphrase, document["kdf"]))
+    nonce = bytes.fromhex(document["cipher"]["nonce"])
+    document["ciphertext"] = cipher.encrypt(nonce, seed.entropy, authenticated(document)).hex()
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _second_look(seed: Seed, account: int, raw_address: bytes) -> None:
+    """Refuse to make a wallet whose keys pycardano derives otherwise: no other wallet would find its money."""
+    # Imported here and now: it is slow and big, and it gives its logger a handler that prints to stderr.
+    from pycardano.crypto.bip32 import HDWallet
+
+    logger = logging.getLogger("PyCardano")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.ERROR)
+    root = HDWallet.from_entropy(seed.entropy.hex())
+    keys = (root.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0").public_key for role in (0, 2))
+    hashes = b"".join(hashlib.blake2b(key, digest_size=28).digest() for key in keys)
+    if raw_address[1:] != hashes:
+        raise Refused(
+            "keystore_invalid", "the address comes out otherwise by a second derivation: nothing is made"
+        )
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+    except FileExistsError:
+        raise Refused("keystore_exists", f"{path} is there already, and nothing is overwritten") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), MODE)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink()
+        raise
