@@ -24,12 +24,12 @@ from typing import Any
 import uvicorn
 
 from benchmarks.wallets import outputs, pay
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 Message = MutableMapping[str, Any]
 Row = tuple[bytes, bytes, bytes]
 
-COINS = [Coins([Coin(f"{number:064x}", 0, 100_000_000)]) for number in range(1_000)]
+COINS = [UtxoIndex([Utxo(f"{number:064x}", 0, 100_000_000)]) for number in range(1_000)]
 
 
 class Ledger:

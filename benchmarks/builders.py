@@ -20,7 +20,7 @@ from benchmarks.wallets import KEY, OWN, SIGNER, TTL_SLOT
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.wallet.transaction import MAINNET_PARAMETERS
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks/peers"
@@ -79,7 +79,7 @@ class TooSlow(NotRun):
     """Its first build took longer than it may: it is not asked for more coins."""
 
 
-def job(coins: Sequence[Coin], asked: Sequence[Output], rounds: int, most_s: float) -> dict[str, Any]:
+def job(coins: Sequence[Utxo], asked: Sequence[Output], rounds: int, most_s: float) -> dict[str, Any]:
     """What a peer is told; see `benchmarks.peers`."""
     return {
         "coins": [

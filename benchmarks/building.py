@@ -15,11 +15,11 @@ from benchmarks.measure import Spread, times_ms
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Ratio, Table
 from benchmarks.wallets import ASSETS, build, outputs, pay, wallet
 from payagent.core.invoice import Output
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 US = "payagent"
 CHECKED = "payagent with its check"
-Work = Callable[[Coins, list[Output]], bytes]
+Work = Callable[[UtxoIndex, list[Output]], bytes]
 OURS: dict[str, Work] = {US: build, CHECKED: pay}
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000)
 QUICK_SIZES = (1, 100, 1_000)
@@ -33,7 +33,7 @@ class Task:
     """One payment from one wallet."""
 
     asset: str
-    coins: list[Coin]
+    coins: list[Utxo]
     asked: list[Output]
 
 
@@ -106,7 +106,7 @@ def _rows(options: Options, judge: Judge) -> Iterator[Row]:
 
 
 def _ours(task: Task, judge: Judge, rounds: int) -> Iterator[Row]:
-    index = Coins(task.coins)
+    index = UtxoIndex(task.coins)
     for name, work in OURS.items():
         taken_ms = times_ms(partial(work, index, task.asked), rounds)
         yield judged(task, name, Built(taken_ms, work(index, task.asked)), judge)

@@ -15,7 +15,7 @@ from ledger_check.txkit import Out
 from benchmarks.wallets import NETWORK_ID, OWN, TTL_SLOT
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 VALID = "valid"
 NOT_JUDGED = "not judged: node or scalus is missing"
@@ -40,7 +40,7 @@ class Judge:
     def __init__(self, ledger: Scalus | None) -> None:
         self._ledger = ledger
 
-    def verdict(self, tx: bytes, coins: Iterable[Coin], asked: Sequence[Output]) -> Verdict:
+    def verdict(self, tx: bytes, coins: Iterable[Utxo], asked: Sequence[Output]) -> Verdict:
         try:
             body = dict(parse(tx)[0])
             fee_lovelace, left_over = body[2], _unpaid(body[1], asked)

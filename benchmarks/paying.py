@@ -19,7 +19,7 @@ from benchmarks.measure import Spread, memory_mb, times_ms
 from benchmarks.results import Bars, Bound, Options, Part, Plot, Ratio, Table
 from benchmarks.stage import ROOT, Stage, free_port, is_open, process, stage, until
 from benchmarks.wallets import SIGNER
-from payagent.store.db.signer_record import Signed, SignerFile
+from payagent.store.db.signer_record import LastSigned, SignerFile
 
 COIN_LOVELACE = 100_000_000
 FEW = 100
@@ -182,7 +182,7 @@ def _committer(folder: Path) -> Callable[[], object]:
 
 def _noter(folder: Path) -> Callable[[], object]:
     record = SignerFile(folder / "floor.json")
-    signed = Signed(1, "ab" * 32, 1)
+    signed = LastSigned(1, "ab" * 32, 1)
     return lambda: record.write(signed)
 
 

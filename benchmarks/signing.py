@@ -21,8 +21,8 @@ from payagent.signer.client import SignerProcess, unlocked
 from payagent.signer.policy import Policy, clocks_of
 from payagent.wallet.keys import Account, derive, seed_from_words
 from payagent.wallet.new_keystore import create
-from payagent.wallet.transaction import Plan, select
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, select
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
 PASSPHRASE = "a passphrase"
@@ -89,7 +89,7 @@ def _times_us(work: Callable[[], object], rounds: int = 150) -> list[float]:
     return taken
 
 
-async def _times_from_a_loop_us(signer: SignerProcess, plan: Plan, rounds: int = 150) -> list[float]:
+async def _times_from_a_loop_us(signer: SignerProcess, plan: TxPlan, rounds: int = 150) -> list[float]:
     signer.watch(lambda: None)
     taken = []
     for _ in range(rounds):
@@ -100,11 +100,11 @@ async def _times_from_a_loop_us(signer: SignerProcess, plan: Plan, rounds: int =
     return taken
 
 
-def _plan(here: Account) -> Plan:
+def _plan(here: Account) -> TxPlan:
     payees = [encode_address(b"\x60" + bytes([n]) * 28) for n in range(3)]
     outputs = [Output("split" if n else "pay_to", to, LOVELACE, 2 * ADA) for n, to in enumerate(payees)]
-    coin = Coin("ab" * 32, 0, 100 * ADA)
-    return select(Coins([coin]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
+    coin = Utxo("ab" * 32, 0, 100 * ADA)
+    return select(UtxoIndex([coin]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
 
 
 def _keystore(folder: Path) -> SecretFile:

@@ -13,8 +13,8 @@ from benchmarks import ledgers
 from benchmarks.measure import Spread
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Table
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.config import MerchantTerms, Terms
-from payagent.agent.base.orders import Ids, Purchase
+from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.base.orders import Ids, PaymentIntent
 from payagent.agent.base.payment_view import payment_view
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.prepaid import Buyer
@@ -24,7 +24,7 @@ from payagent.agent.commits.admission import Admission
 from payagent.agent.commits.utxo_sync import sync
 from payagent.api.models.render import balance_view, wallet_view
 from payagent.audit.export import export
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import AuditFinding, Progress
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
@@ -32,7 +32,7 @@ from payagent.chain.provider import ChainUtxo, SubmitAnswer, SubmitKind, Tip, Tx
 from payagent.chain.quorum_rules import Listing
 from payagent.core.address import encode_address
 from payagent.core.invoice import Invoice, Output
-from payagent.core.merchant_rules import Rules
+from payagent.core.merchant_rules import MerchantRules
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.core.policy import Scope, limits_of
@@ -44,8 +44,8 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.approvals import count_awaiting
 from payagent.store.rows.journal import EVERYTHING
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.wallet.transaction import Plan, sign
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.transaction import TxPlan, sign
+from payagent.wallet.utxo_index import UtxoIndex
 
 NETWORK = NETWORKS["devnet"]
 ACCOUNT = derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
@@ -59,7 +59,7 @@ PAID = (
 COIN_LOVELACE = 5_000_000
 MOST = 10**15
 WINDOWS = dict.fromkeys(("per_payment", "per_hour", "per_day", "per_week", "per_month", "total"), MOST)
-RULES = Rules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
+RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
 ADMISSION_RATIO_MAX = 1.5
 PAGE = 50
 
@@ -80,10 +80,10 @@ class Payer:
         tip = Tip(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
         self.chain = ChainView(NETWORK, SlotClock(0, began_s), tip, problem=None, is_compared=True)
         wallet, one = limits_of(LOVELACE, WINDOWS), limits_of(LOVELACE, WINDOWS, Scope(APP, ORIGIN))
-        self.terms = Terms(
+        self.terms = AgentConfig(
             network=NETWORK,
             own=ACCOUNT.address,
-            merchants={ORIGIN: MerchantTerms("t", ORIGIN, "bench", None, "confirmed", 5, rules=RULES)},
+            merchants={ORIGIN: MerchantConfig("t", ORIGIN, "bench", None, "confirmed", 5, rules=RULES)},
             limits=(*wallet, *one),
             decimals={},
             confirm_depth=3,
@@ -91,7 +91,7 @@ class Payer:
             settle_depth=2160,
             min_window_s=120,
         )
-        self.coins = Coins()
+        self.coins = UtxoIndex()
         self._admission = Admission.by(self.terms, self.coins, self.chain)
         self.do(lambda unit: self._begin(unit, coins))
 
@@ -110,27 +110,27 @@ class Payer:
         ]
         sync(unit, Listing((*there, *listed), frozenset()), self.coins, self.now_ms)
 
-    def admit(self, number: int) -> Plan:
+    def admit(self, number: int) -> TxPlan:
         """The commit that admits a payment."""
         purchase = self._purchase(number)
         admitted = self.do(lambda unit: self._admission.admit(unit, purchase, self.now_ms))
         if admitted.plan is None:
             raise RuntimeError(f"payment {number} was not admitted: {admitted}")
-        plan: Plan = admitted.plan
+        plan: TxPlan = admitted.plan
         return plan
 
-    def record(self, number: int, plan: Plan, cbor: bytes) -> None:
+    def record(self, number: int, plan: TxPlan, cbor: bytes) -> None:
         """The commit that makes its signed bytes durable."""
         own = ACCOUNT.address.raw
         self.do(lambda unit: steps.record_attempt(unit, payment_id(number), plan, cbor, own, self.now_ms))
 
-    def follow(self, number: int, plan: Plan) -> None:
+    def follow(self, number: int, plan: TxPlan) -> None:
         """The commits of all that happens to it then, until it is settled."""
         payment, tx_id, now_ms = payment_id(number), plan.tx_id, self.now_ms
         told, rules = SubmitAnswer(SubmitKind.ACCEPTED, "", None), self.terms.rules
         seen = TxSeen(tx_id, "cd" * 32, 50_000, 1_000_000)
         for job in (
-            lambda unit: steps.record_leave(unit, payment, tx_id, "bench", now_ms),
+            lambda unit: steps.record_submit(unit, payment, tx_id, "bench", now_ms),
             lambda unit: steps.record_answer(unit, payment, tx_id, told, "bench", now_ms),
             lambda unit: steps.record_seen(unit, payment, seen, self.coins, "bench", now_ms),
             lambda unit: steps.record_confirmed(unit, payment, 3, rules, now_ms, now_ms),
@@ -142,13 +142,13 @@ class Payer:
     def close(self) -> None:
         self.writer.close()
 
-    def _purchase(self, number: int) -> Purchase:
+    def _purchase(self, number: int) -> PaymentIntent:
         invoice = Invoice(
             *("t-backend", ORIGIN, f"inv_bench_{number}", NETWORK.name, PAID),
             expires_at_ms=self.now_ms + 900_000,
             batch_target=self._batch_target,
         )
-        return Purchase(
+        return PaymentIntent(
             ids=Ids(f"int_bench_{number}", payment_id(number), f"req_bench_{number}"),
             app_id=APP,
             key=f"key:bench-{number}",
@@ -259,7 +259,7 @@ def books(path: Path) -> tuple[float, float]:
         for told in verify(conn, Owner(ACCOUNT.address, NETWORK)):
             if isinstance(told, Progress):
                 rows[told.table] = told.rows
-            elif isinstance(told, Finding):
+            elif isinstance(told, AuditFinding):
                 raise RuntimeError(f"the made ledger is not whole: {told}")
     return lines / (exported - began), sum(rows.values()) / (time.perf_counter() - exported)
 

@@ -11,8 +11,8 @@ from payagent.core.address import Address, encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.transaction import Plan, check, select, sign
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, check, select, sign
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 TOKEN = hashlib.blake2b(b"policy", digest_size=28).hexdigest() + b"TOKEN".hex()
 ASSETS = {"ada": LOVELACE, "token": TOKEN}
@@ -42,19 +42,19 @@ OWN = _address(SIGNER.payment_key_hash, 0)
 PAYEES = [_address(hashlib.blake2b(b"payee %d" % n, digest_size=28).digest(), n) for n in range(3)]
 
 
-def wallet(size: int, asset: str) -> list[Coin]:
+def wallet(size: int, asset: str) -> list[Utxo]:
     """One coin pays alone; of the others a tenth hold 20 assets each, a tenth the token, the rest ADA."""
     rnd = random.Random(size)
     junk = [rnd.randbytes(28).hex() + rnd.randbytes(8).hex() for _ in range(200)]
     alone = ((TOKEN, 1_000_000),) if asset == "token" else ()
-    coins = [Coin(rnd.randbytes(32).hex(), 0, 100_000_000, alone)]
+    coins = [Utxo(rnd.randbytes(32).hex(), 0, 100_000_000, alone)]
     for place in range(1, size):
         assets: tuple[tuple[str, int], ...] = ()
         if place % 10 == 1:
             assets = tuple((name, rnd.randrange(1, 10**9)) for name in rnd.sample(junk, 20))
         elif place % 10 == 2:
             assets = ((TOKEN, rnd.randrange(1, 1000)),)
-        coins.append(Coin(rnd.randbytes(32).hex(), place % 4, rnd.randrange(5_000_000, 15_000_000), assets))
+        coins.append(Utxo(rnd.randbytes(32).hex(), place % 4, rnd.randrange(5_000_000, 15_000_000), assets))
     return coins
 
 
@@ -66,12 +66,12 @@ def outputs(asset: str) -> list[Output]:
     ]
 
 
-def build(coins: Coins, asked: list[Output]) -> bytes:
+def build(coins: UtxoIndex, asked: list[Output]) -> bytes:
     """What the peers do: select, build, sign."""
     return sign(_plan(coins, asked), SIGNER)
 
 
-def pay(coins: Coins, asked: list[Output]) -> bytes:
+def pay(coins: UtxoIndex, asked: list[Output]) -> bytes:
     """What the daemon does: `build`, and then read the bytes again and compare."""
     plan = _plan(coins, asked)
     tx = sign(plan, SIGNER)
@@ -79,5 +79,5 @@ def pay(coins: Coins, asked: list[Output]) -> bytes:
     return tx
 
 
-def _plan(coins: Coins, asked: list[Output]) -> Plan:
+def _plan(coins: UtxoIndex, asked: list[Output]) -> TxPlan:
     return select(coins, asked, change=OWN, ttl_slot=TTL_SLOT, network_id=NETWORK_ID)

@@ -22,17 +22,17 @@ import structlog
 from payagent import sandbox as fence
 from payagent.agent.agent import Agent
 from payagent.agent.base.chain_view import require_right_clock
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.configured import filed_terms
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
-from payagent.agent.chain_sync.sync import Watch
-from payagent.agent.operator.alerts import Alerts
-from payagent.agent.operator.approval_links import KEY_BYTES, Links
-from payagent.agent.operator.config_reload import Rereading
-from payagent.agent.topups.runner import Topups
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.operator.alerts import AlertMonitor
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
+from payagent.agent.operator.config_reload import ConfigReload
+from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
-from payagent.api.http.listeners import Doors, listen_unix
+from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
 from payagent.api.http.tls import server_context
@@ -46,8 +46,8 @@ from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.outbound.webhook import Webhook, signing_key
 from payagent.proxy.app import Bounds as ProxyBounds
-from payagent.proxy.app import Door
-from payagent.scheduler import DEVNET_BEATS, NETWORK_BEATS, Sweeps
+from payagent.proxy.app import ProxyApp
+from payagent.scheduler import DEVNET_BEATS, NETWORK_BEATS, Scheduler
 from payagent.secret_file import (
     SecretFile,
     make_secret_file,
@@ -135,7 +135,7 @@ def serve(
             _warn_of_risks(settings)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
-            doors = Doors(unix, tcp, context)
+            doors = Listeners(unix, tcp, context)
             asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
@@ -179,7 +179,7 @@ def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
 
 def _put_up_fence(
     settings: Settings,
-    plan: fence.Plan,
+    plan: fence.SandboxPlan,
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
@@ -197,14 +197,14 @@ def _put_up_fence(
     temporary = folder if folder in fence.temporary(plan.hidden) else scratch
     tempfile.tempdir = str(temporary)
     use_for_temporary(temporary)
-    fence.put_up(plan.hidden, written_by_daemon(settings, plan), (settings.api.socket.parent,))
+    fence.enter_sandbox(plan.hidden, written_by_daemon(settings, plan), (settings.api.socket.parent,))
 
 
 async def _serve(
     settings: Settings,
     account: Account,
     signer: SignerProcess,
-    doors: Doors,
+    doors: Listeners,
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
@@ -217,7 +217,7 @@ async def _serve(
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
-        door = Door(
+        door = ProxyApp(
             agent,
             create_app(
                 agent,
@@ -237,7 +237,7 @@ async def _serve(
         if reread is not None:
             make = partial(make_terms, own=account.address, redactor=redactor)
             read = partial(_read_anew, config, reread)
-            _read_on_sighup(Rereading(agent.desk, settings, read, make))
+            _read_on_sighup(ConfigReload(agent.desk, settings, read, make))
         signer.watch(_stop)
         _keep_what_is_there()
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -261,11 +261,11 @@ async def _running(
     settings: Settings,
     account: Account,
     signer: SignerProcess,
-    links: Links | None,
+    links: ApprovalLinks | None,
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
+) -> AsyncIterator[tuple[Agent, TopupRunner, Scheduler]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -285,9 +285,9 @@ async def _running(
             recovery = Recovery(agent.desk, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
-        topups = Topups(agent, merchants)
-        sweeps = Sweeps(
-            agent, Watch(agent, merchants), Alerts(agent.desk, webhook, links), topups, recovery, beats
+        topups = TopupRunner(agent, merchants)
+        sweeps = Scheduler(
+            agent, ChainSync(agent, merchants), AlertMonitor(agent.desk, webhook, links), topups, recovery, beats
         )
         sweeps.start()
         try:
@@ -326,7 +326,7 @@ def _egress(settings: Settings) -> Egress:
     return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
 
 
-def _links(settings: Settings, redactor: Redactor) -> Links | None:
+def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
     """The links by which people decide, if there are any. Their key is made when it is first needed."""
     if settings.approvals.link_origin is None:
         return None
@@ -344,10 +344,10 @@ def _links(settings: Settings, redactor: Redactor) -> Links | None:
         raise Refused("config_invalid", f"{path} is no key of links: remove it, and the next start makes one")
     redactor.register(secret)
     redactor.register(key)
-    return Links(settings.approvals.link_origin, key)
+    return ApprovalLinks(settings.approvals.link_origin, key)
 
 
-def _link_host(links: Links | None) -> frozenset[str]:
+def _link_host(links: ApprovalLinks | None) -> frozenset[str]:
     """What `Host` says when a link is opened."""
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
 
@@ -366,7 +366,7 @@ def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
     return reread()
 
 
-def _read_on_sighup(rereading: Rereading) -> None:
+def _read_on_sighup(rereading: ConfigReload) -> None:
     tasks: set[asyncio.Task[None]] = set()
 
     def read() -> None:
@@ -400,7 +400,7 @@ async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Addre
             raise Refused("config_invalid", f"ledger.db is of {key} {known}, the configuration says {value}")
 
 
-def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
+def make_terms(settings: Settings, own: Address, redactor: Redactor) -> AgentConfig:
     """The settings in the form that the agent works with; merchants' keys are read here, and redacted."""
     keys = {
         name: _secret(merchant.api_key_file, redactor, read_header_secret)

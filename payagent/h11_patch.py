@@ -14,7 +14,7 @@ from h11 import _readers
 from h11._abnf import OWS, header_field
 
 
-def read_once() -> None:
+def patch_h11() -> None:
     """From now on, for everything in this process."""
     once = header_field.replace(f":{OWS}", f":{OWS}+", 1)
     _readers.header_field_re = re.compile(once.encode("ascii"))

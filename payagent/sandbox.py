@@ -1,6 +1,6 @@
 """fence: what the daemon's process cannot do for the rest of its life: get at what leads to the key.
 
-`put_up` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon could
+`enter_sandbox` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon could
 type commands into the terminal that it runs in, or give them to tmux or the like by its Unix socket.
 
 The signer and the daemon are of one user, so that file modes keep nothing of the one from the other. Landlock
@@ -48,7 +48,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SandboxPlan:
     """What is kept from the daemon; and what cannot be, each with why and what to do."""
 
     hidden: tuple[Path, ...]
@@ -65,14 +65,14 @@ def version() -> int:
     return max(int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))), 0)
 
 
-def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Path], kernel: int) -> Plan:
+def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Path], kernel: int) -> SandboxPlan:
     """What can be hidden: of `always` what is there, and the passphrase's file where nothing else is lost by it.
 
     `read_anew` are files that the daemon reads again while it runs: what was put in their place must be readable.
     `kernel` is its `version`.
     """
     if not kernel:
-        return Plan(
+        return SandboxPlan(
             (), ("nothing is kept from the daemon: this kernel has no Landlock (Linux 5.13), or leaves it out",)
         )
     there = [real for path in always if (real := path.resolve()).exists()]
@@ -81,7 +81,7 @@ def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Pa
         folders = {ROTATING, *(path.resolve().parent for path in read_anew)} - _above(there)
         reasons[real] = _second_name(real) or _shared(real, folders)
     hidden = tuple(path for path, why in reasons.items() if why is None)
-    return Plan(hidden, tuple(why for why in reasons.values() if why is not None))
+    return SandboxPlan(hidden, tuple(why for why in reasons.values() if why is not None))
 
 
 def _second_name(path: Path) -> str | None:
@@ -147,7 +147,7 @@ def temporary(hidden: Iterable[Path]) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if not any(path.is_relative_to(folder) for path in hidden)]
 
 
-def put_up(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iterable[Path]) -> None:
+def enter_sandbox(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iterable[Path]) -> None:
     """From now on nothing that is hidden can be read, and nothing outside of these folders written. From those
     that are `emptied` files are only removed.
 

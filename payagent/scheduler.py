@@ -20,9 +20,9 @@ from apscheduler.triggers.base import BaseTrigger
 
 from payagent.agent.agent import Agent
 from payagent.agent.chain_sync.recovery import Recovery
-from payagent.agent.chain_sync.sync import Watch
-from payagent.agent.operator.alerts import Alerts
-from payagent.agent.topups.runner import Topups
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.operator.alerts import AlertMonitor
+from payagent.agent.topups.runner import TopupRunner
 from payagent.core.problems import Refused
 
 DRAIN_S = 20.0
@@ -34,7 +34,7 @@ log = structlog.get_logger("payagent.scheduler")
 
 
 @dataclass(frozen=True, slots=True)
-class Beats:
+class JobIntervals:
     """Seconds between two looks: at the chain, at merchants, at what runs low (coins too), at what is prepaid.
 
     `idle_s` is between two looks at the chain while nothing is open there: a look at a new block is three calls,
@@ -48,8 +48,8 @@ class Beats:
     prepaid_s: float
 
 
-DEVNET_BEATS = Beats(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
-NETWORK_BEATS = Beats(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
+DEVNET_BEATS = JobIntervals(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
+NETWORK_BEATS = JobIntervals(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
 
 
 class _Every(BaseTrigger):  # type: ignore[misc]
@@ -62,11 +62,17 @@ class _Every(BaseTrigger):  # type: ignore[misc]
         return now + self.interval
 
 
-class Sweeps:
+class Scheduler:
     """The running heartbeat."""
 
     def __init__(
-        self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, recovery: Recovery, beats: Beats
+        self,
+        agent: Agent,
+        watch: ChainSync,
+        alerts: AlertMonitor,
+        topups: TopupRunner,
+        recovery: Recovery,
+        beats: JobIntervals,
     ) -> None:
         self._agent = agent
         self._desk = agent.desk

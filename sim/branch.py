@@ -5,7 +5,7 @@ May import: devnet. Never: shows anything that no producer ever made.
 
 from dataclasses import dataclass
 
-from payagent.devnet.ledger import Block, Chain, OutRef, Tx, TxOut
+from payagent.devnet.ledger import Chain, DevnetBlock, OutRef, Tx, TxOut
 from payagent.devnet.node import Node, output_of
 
 
@@ -13,7 +13,7 @@ from payagent.devnet.node import Node, output_of
 class Branch:
     """The blocks that were undone, and when; below them it is the chain that everybody sees."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[DevnetBlock, ...]
     since_slot: int
 
     @property
@@ -29,13 +29,13 @@ class Branch:
         below = chain.block(self.base)
         return below is not None and below.hash == self.blocks[0].prev_hash
 
-    def block_at(self, height: int) -> Block:
+    def block_at(self, height: int) -> DevnetBlock:
         return self.blocks[height - self.base - 1]
 
-    def block(self, block_hash: str) -> Block | None:
+    def block(self, block_hash: str) -> DevnetBlock | None:
         return next((block for block in self.blocks if block.hash == block_hash), None)
 
-    def find(self, tx_id: str) -> tuple[Tx, Block] | None:
+    def find(self, tx_id: str) -> tuple[Tx, DevnetBlock] | None:
         return next(((tx, block) for block in self.blocks for tx in block.txs if tx.tx_id == tx_id), None)
 
     def output_of(self, chain: Chain, ref: OutRef) -> TxOut | None:

@@ -17,21 +17,21 @@ from typing import Protocol
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
-from payagent.agent.base.requests import Ask, Request
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problems import Refused
-from payagent.dialects import Said, make_response
-from payagent.proxy.client_reply import Reply
-from payagent.proxy.exchange import Trip
-from payagent.proxy.request import Errand
-from payagent.proxy.request_body import Intake, Spool
+from payagent.dialects import RetryVerdict, make_response
+from payagent.proxy.client_reply import ClientReply
+from payagent.proxy.exchange import Exchange
+from payagent.proxy.request import ProxyRequest
+from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, attend
 from payagent.store.rows import apps
 from payagent.store.rows.payments import PaymentRow
 from sim.judge import Judge
-from sim.merchants import Answer, SimShop, SimUpstream, UnreachedError
-from sim.process import DeadError, Life
-from sim.trace import Story
+from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError
+from sim.process import DeadError, SimProcess
+from sim.trace import Trace
 from sim.virtual_loop import VirtualLoop
 
 PARTNER = "demo"
@@ -41,7 +41,7 @@ LOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class ClientGoal:
     """One thing that an app wants, once."""
 
     app_id: str
@@ -67,13 +67,13 @@ class Town(Protocol):
     """What buyers see of the world."""
 
     loop: VirtualLoop
-    story: Story
+    story: Trace
     judge: Judge
     wallet: str
     asking: Counter[str]
     """How many clients wait for the daemon now, by the purchase."""
 
-    async def life(self) -> Life:
+    async def life(self) -> SimProcess:
         """The daemon, as soon as it runs."""
 
     def draw(self) -> float:
@@ -83,7 +83,7 @@ class Town(Protocol):
 class BuyerTask:
     """One want, from the first call until it is served or given up."""
 
-    def __init__(self, town: Town, want: Want) -> None:
+    def __init__(self, town: Town, want: ClientGoal) -> None:
         self._town = town
         self._want = want
         self.payment: str | None = None
@@ -116,7 +116,7 @@ class BuyerTask:
 
     # --- by hand
 
-    async def _by_hand(self, life: Life) -> bool:
+    async def _by_hand(self, life: SimProcess) -> bool:
         want, town = self._want, self._town
         first = await want.shop.call("POST", want.path, self._headers(), want.body)
         if 200 <= first.status < 300:
@@ -131,7 +131,7 @@ class BuyerTask:
         town.story.tell(f"{want.text}: {row.id} is {row.state}")
         return await self._show(life, row)
 
-    async def _show(self, life: Life, row: PaymentRow) -> bool:
+    async def _show(self, life: SimProcess, row: PaymentRow) -> bool:
         """Wait for readiness as long as patience lasts, and show the proof a few times."""
         want, town = self._want, self._town
         for _ in range(3):
@@ -153,7 +153,7 @@ class BuyerTask:
                 continue  # it never tells the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
             row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
-            if advice.answer.said is Said.SERVED:
+            if advice.answer.said is RetryVerdict.SERVED:
                 self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
                 await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
                 return True
@@ -185,22 +185,22 @@ class BuyerTask:
             "x-wallet-address": self._town.wallet,
         }
 
-    def _ask(self, answer: Answer) -> Ask:
+    def _ask(self, answer: SimResponse) -> PaymentRequest:
         want = self._want
         text = answer.body.decode()
-        return Ask(
+        return PaymentRequest(
             app_id=want.app_id,
             origin=want.shop.origin,
             response=make_response(answer.status, dict(answer.headers), text),
             received=json.dumps({"status": answer.status, "body": text}),
-            request=Request("POST", want.path, want.sha256),
+            request=MerchantRequest("POST", want.path, want.sha256),
             idempotency_key=want.key,
             buyer=Buyer(PARTNER, self._town.wallet),
         )
 
     # --- by the proxy
 
-    async def _by_proxy(self, life: Life) -> bool:
+    async def _by_proxy(self, life: SimProcess) -> bool:
         """The clerk carries it out; the client hangs up when it has waited long enough."""
         gone: asyncio.Future[None] = self._town.loop.create_future()
         patience_s = 60 + self._town.draw() * 400
@@ -220,7 +220,7 @@ class BuyerTask:
             return True
         return False
 
-    async def _errand(self, life: Life, gone: asyncio.Future[None]) -> int | None:
+    async def _errand(self, life: SimProcess, gone: asyncio.Future[None]) -> int | None:
         want = self._want
         bodies = [{"type": "http.request", "body": want.body, "more_body": False}]
         statuses: list[int] = []
@@ -243,13 +243,13 @@ class BuyerTask:
         merchant = life.agent.desk.terms.merchants[want.shop.origin]
         keys = (want.key.encode(),) if want.key is not None else ()
         find_app = partial(apps.by_id, life.agent.desk.conn, want.app_id)
-        errand = Errand(
+        errand = ProxyRequest(
             want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
         )
 
-        async def work(intake: Intake, reply: Reply) -> None:
+        async def work(intake: ClientBody, reply: ClientReply) -> None:
             intake.listen()
-            await life.clerk.run(Trip(errand, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
+            await life.clerk.run(Exchange(errand, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
 
         scope: dict[str, object] = {
             "type": "http",
@@ -259,11 +259,12 @@ class BuyerTask:
         }
         scope["payagent.abort"] = partial(_end, gone)
         scope["payagent.gone"] = gone
-        await attend(scope, receive, send, "call", Spool(1024 * 1024), Rules(frozenset(), PROXY_PATIENCE_S), work)  # type: ignore[arg-type]
+        rules = Rules(frozenset(), PROXY_PATIENCE_S)
+        await attend(scope, receive, send, "call", BodyBuffer(1024 * 1024), rules, work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None
 
 
-async def _depth_if_ready(life: Life, row: PaymentRow) -> int | None:
+async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
     """How deep the payment's transaction is, if its proof may be shown."""
     desk = life.agent.desk
     return desk.depth(row) if desk.is_ready(row) else None

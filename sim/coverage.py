@@ -12,7 +12,7 @@ from payagent.store.db.unit import Connection
 from payagent.store.rows.upkeep import UPKEEP_APP
 from sim.network import DEEP, Net
 from sim.providers import LIES, MISPLACES
-from sim.trace import Story
+from sim.trace import Trace
 
 _EVENTS = """
 SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind, v.dialect
@@ -110,10 +110,10 @@ LISTED = (
 """What a campaign is to meet; what it did not is told as zero, for a list of what was met hides that."""
 
 
-class Census:
+class Coverage:
     """One for a run; it looks after each commit."""
 
-    def __init__(self, net: Net, story: Story) -> None:
+    def __init__(self, net: Net, story: Trace) -> None:
         self._net = net
         self._story = story
         self._last_event = self._last_move = 0

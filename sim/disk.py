@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from random import Random
 
-from payagent.store.db.signer_record import Signed
+from payagent.store.db.signer_record import LastSigned
 from payagent.store.db.unit import Connection
 
 KEYSTORE = "keystore.json"
@@ -24,7 +24,7 @@ class Disk:
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
         self._generation = 0
-        self.signed: Signed | None = None
+        self.signed: LastSigned | None = None
         self._synced_bytes = 0
         self._is_synced = True
         self.path = folder / "0.db"

@@ -10,7 +10,7 @@ OFTEN, SOMETIMES, SELDOM = 0.35, 0.15, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class FaultRates:
     """Chances per call, block or commit, as each name says; the defaults are the greatest that are drawn."""
 
     # of a call to a provider
@@ -56,11 +56,11 @@ class Mix:
     taken_over: float = 0.02
 
 
-def draw_mix(rng: Random) -> Mix:
+def draw_mix(rng: Random) -> FaultRates:
     """Each rate is zero in two of five seeds."""
-    drawn = {f.name: 0.0 if rng.random() < 0.4 else f.default * rng.random() for f in fields(Mix)}  # type: ignore[operator]
-    return Mix(**drawn)
+    drawn = {f.name: 0.0 if rng.random() < 0.4 else f.default * rng.random() for f in fields(FaultRates)}  # type: ignore[operator]
+    return FaultRates(**drawn)
 
 
-QUIET = Mix(**{f.name: 0.0 for f in fields(Mix)})
+QUIET = FaultRates(**{f.name: 0.0 for f in fields(FaultRates)})
 """Nothing goes wrong."""

@@ -15,21 +15,21 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
-from payagent.devnet.ledger import Block, LedgerError, OutRef, Tx, decode_tx
+from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, Tx, decode_tx
 from payagent.store.audit import books
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import journal, payments
 from sim.network import Net
-from sim.spend_judge import Spend, Spending
-from sim.trace import Story
+from sim.spend_judge import Spend, SpendJudge
+from sim.trace import Trace
 
 FEE_MAX_LOVELACE = 900_000
 VERIFIED, SEARCHED = 0.1, 0.2
@@ -72,7 +72,7 @@ LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
 class Judge:
     """One for a run."""
 
-    def __init__(self, net: Net, story: Story, owner: Owner, market: Market, cap_units: int, rng: Random) -> None:
+    def __init__(self, net: Net, story: Trace, owner: Owner, market: Market, cap_units: int, rng: Random) -> None:
         self._net = net
         self._story = story
         self._owner = owner
@@ -90,7 +90,7 @@ class Judge:
         self._forgotten: dict[str, Signed] = {}
         self._is_put_back = False
         self._rng = rng
-        self._spending = Spending(story, cap_units)
+        self._spending = SpendJudge(story, cap_units)
 
     # --- the record
 
@@ -265,7 +265,7 @@ class Judge:
 
     # --- the chain
 
-    def blocks_made(self, blocks: Iterable[Block]) -> None:
+    def blocks_made(self, blocks: Iterable[DevnetBlock]) -> None:
         """I1 on the chain as it is."""
         ours = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
         for tx in ours:
@@ -315,7 +315,7 @@ class Judge:
 
     def _verify(self, conn: Connection) -> None:
         for told in verify(conn, self._owner):
-            if isinstance(told, Finding):
+            if isinstance(told, AuditFinding):
                 self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
 
     def search(self, path: Path) -> None:

@@ -19,15 +19,15 @@ from starlette.types import ASGIApp, Message
 
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import Tx, decode_tx
-from payagent.devnet.merchant import Invoice, Merchant, Terms
+from payagent.devnet.merchant import DevnetMerchant, ShopInvoice, Terms
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.x402 import Shop
 from payagent.devnet.x402_terms import X402
 from payagent.proxy.headers import Headers
-from payagent.proxy.http1 import Call
-from sim.fault_rates import Mix
+from payagent.proxy.http1 import UpstreamRequest
+from sim.fault_rates import FaultRates
 from sim.network import Net
-from sim.trace import Story
+from sim.trace import Trace
 
 CLIENT_PATIENCE_S = 60.0
 BROADCAST_S_MAX = 600.0
@@ -47,7 +47,7 @@ class UnreachedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SimResponse:
     """A merchant's answer in full; header names in lower case."""
 
     status: int
@@ -61,7 +61,9 @@ class _FacilitatorsNode:
     Whatever came of it, the facilitator says "pending" until the chain shows it or its TTL has passed.
     """
 
-    def __init__(self, net: Net, mix: Callable[[], Mix], drawn: Callable[[str, float], bool], rng: Random) -> None:
+    def __init__(
+        self, net: Net, mix: Callable[[], FaultRates], drawn: Callable[[str, float], bool], rng: Random
+    ) -> None:
         self._net = net
         self._mix = mix
         self._drawn = drawn
@@ -95,8 +97,8 @@ class SimShop:
         x402: X402,
         net: Net,
         rng: Random,
-        story: Story,
-        mix: Callable[[], Mix],
+        story: Trace,
+        mix: Callable[[], FaultRates],
         released: Callable[[bytes, str], None],
         refused_below: int = 0,
     ) -> None:
@@ -111,7 +113,7 @@ class SimShop:
         self._refused_below = refused_below
         self._refused: set[str] = set()
         self.prices = {terms.price_units}
-        self.merchant = Merchant(self, self._new_id)
+        self.merchant = DevnetMerchant(self, self._new_id)
         self.merchant.set_terms(terms)
         self.shop = Shop(net.node, lambda: self.merchant.terms)
         self.shop.x402 = x402
@@ -133,7 +135,7 @@ class SimShop:
 
     # --- calls
 
-    async def call(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+    async def call(self, method: str, target: str, headers: dict[str, str], body: bytes) -> SimResponse:
         """One call as a client makes it. Raises `UnreachedError`."""
         rng, mix = self._rng, self._mix()
         self._hear(headers)
@@ -144,7 +146,7 @@ class SimShop:
             self._reprice()
         turned_down = self.shop.counts.faults[TURNS_DOWN]
         if self._refuses(headers.get("x-payment", "")):
-            return Answer(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
+            return SimResponse(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
         answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
         if self.shop.counts.faults[TURNS_DOWN] > turned_down:
             self._send_all_the_same(headers)
@@ -153,7 +155,7 @@ class SimShop:
             if headers["x-payment"] in self._refused:
                 self._story.reach("a proof is served that was refused early")
         if self._drawn("a merchant's 502 after all was done", mix.merchant_broken):
-            return Answer(502, (("content-type", "text/html"),), b"<html>502 Bad Gateway</html>")
+            return SimResponse(502, (("content-type", "text/html"),), b"<html>502 Bad Gateway</html>")
         if self._drawn("a merchant's answer that was lost", mix.merchant_reply_lost):
             await asyncio.sleep(rng.random() * CLIENT_PATIENCE_S)
             raise UnreachedError
@@ -161,7 +163,7 @@ class SimShop:
             "a merchant lies about a status", mix.merchant_status_lies
         ):
             lie = {"invoiceId": target.rpartition("/")[2], "status": rng.choice(_STATUSES)}
-            return Answer(200, (("content-type", "application/json"),), json.dumps(lie).encode())
+            return SimResponse(200, (("content-type", "application/json"),), json.dumps(lie).encode())
         return answer
 
     def _refuses(self, proof: str) -> bool:
@@ -197,7 +199,7 @@ class SimShop:
         self._numbers += 1
         return f"{self.name}-{self._numbers}"
 
-    def invoice(self, invoice_id: str) -> Invoice | None:
+    def invoice(self, invoice_id: str) -> ShopInvoice | None:
         return self.merchant.invoices.get(invoice_id)
 
     def _drawn(self, event: str, rate: float) -> bool:
@@ -228,8 +230,8 @@ def _is_hex(text: str) -> bool:
 
 async def call_app(
     app: ASGIApp, method: str, target: str, headers: dict[str, str], body: bytes, host: str
-) -> Answer:
-    """Call an ASGI application and take its whole answer."""
+) -> SimResponse:
+    """UpstreamRequest an ASGI application and take its whole answer."""
     path, _, query = target.partition("?")
     scope: dict[str, Any] = {
         "type": "http",
@@ -260,10 +262,10 @@ async def call_app(
     await app(scope, receive, send)
     start = sent[0]
     pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
-    return Answer(start["status"], pairs, b"".join(m.get("body", b"") for m in sent[1:]))
+    return SimResponse(start["status"], pairs, b"".join(m.get("body", b"") for m in sent[1:]))
 
 
-class Transport(httpx.AsyncBaseTransport):
+class SimTransport(httpx.AsyncBaseTransport):
     """How the daemon's own calls reach the shops: status, balance, top-ups."""
 
     def __init__(self, shops: dict[str, SimShop]) -> None:
@@ -283,7 +285,7 @@ class Transport(httpx.AsyncBaseTransport):
 class SimAnswer:
     """An answer as the proxy's clerk reads it."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: SimResponse) -> None:
         self.status = answer.status
         self.headers: Headers = [
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers
@@ -306,7 +308,9 @@ class SimUpstream:
     timeout_s: float = CLIENT_PATIENCE_S
 
     @asynccontextmanager
-    async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[SimAnswer]:
+    async def call(
+        self, call: UpstreamRequest, begins: Callable[[], object] = lambda: None
+    ) -> AsyncIterator[SimAnswer]:
         begins()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers}
         body = b"" if call.body is None else b"".join([chunk async for chunk in call.body.chunks()])

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from random import Random
 
 from payagent.devnet.faults import Switches
-from payagent.devnet.ledger import Block, LedgerError, Tx, decode_tx
+from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx, decode_tx
 from payagent.devnet.node import Node
 from sim.branch import Branch
-from sim.fault_rates import Mix
-from sim.trace import Story
+from sim.fault_rates import FaultRates
+from sim.trace import Trace
 
 DEEP = 16
 BLOCK_MEAN_S = 20.0
@@ -23,7 +23,7 @@ class Net:
     """One chain that honest providers and merchants see, sooner or later."""
 
     def __init__(
-        self, rng: Random, story: Story, mix: Callable[[], Mix], now_ms: Callable[[], int], fork_max: int
+        self, rng: Random, story: Trace, mix: Callable[[], FaultRates], now_ms: Callable[[], int], fork_max: int
     ) -> None:
         self._rng = rng
         self._story = story
@@ -46,7 +46,7 @@ class Net:
         """What a fork took of what others sent us; perhaps for good."""
         self.is_dry: Callable[[], bool] = lambda: False
         """Whether blocks are full of what others sent."""
-        self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
+        self.on_blocks: Callable[[list[DevnetBlock]], None] = lambda blocks: None
 
     def release(self, raw: bytes) -> Tx:
         """Bytes have left the process: from now on anybody may have them."""
@@ -143,7 +143,7 @@ class Net:
             return [self.chain.slot]
         return sorted(self._rng.randint(first, last) for _ in range(count))
 
-    def _mint(self, slot: int) -> Block:
+    def _mint(self, slot: int) -> DevnetBlock:
         """A block of the other branch: its producer heard of some of what was released, in some order."""
         chosen: list[bytes] = []
         slot = max(slot, self.chain.tip.slot)
@@ -165,7 +165,7 @@ class Net:
             return False
         return all(self.chain.utxo(ref) is not None for ref in tx.inputs)
 
-    def _tell(self, block: Block) -> None:
+    def _tell(self, block: DevnetBlock) -> None:
         for tx in block.txs:
             self.taken[tx.tx_id] = None
             if tx.tx_id in self.unanswered:

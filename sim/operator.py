@@ -16,8 +16,8 @@ from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import payments
 from sim.fixtures import ADA
-from sim.process import DeadError, Life
-from sim.trace import Story
+from sim.process import DeadError, SimProcess
+from sim.trace import Trace
 
 APP = "app_test"
 QUESTION_S = 900
@@ -28,15 +28,15 @@ _NOT_ASKED = "SELECT DISTINCT a.payment_id FROM attempts a JOIN approvals q ON q
 class Office(Protocol):
     """What the desk sees of the world."""
 
-    story: Story
+    story: Trace
     is_calm: bool
 
-    async def life(self) -> Life:
+    async def life(self) -> SimProcess:
         """The daemon, as soon as it runs."""
 
 
 @dataclass
-class Desk:
+class SimOperator:
     """One for a run. `asks_above` is the threshold of the seed's terms; None: nobody is asked."""
 
     rng: Random
@@ -47,7 +47,7 @@ class Desk:
     """How many attempts there were when a pause was answered; None while none stands, as far as the desk knows."""
 
     @classmethod
-    def of(cls, seed: int) -> "Desk":
+    def of(cls, seed: int) -> "SimOperator":
         rng = Random(f"{seed} desk")  # noqa: S311  a seed gives the same run again
         asks_above = rng.randint(2, 6) * ADA if rng.random() < 0.25 else None
         return cls(rng, asks_above, rng.random() < 0.25)
@@ -91,7 +91,7 @@ class Desk:
                 if way:
                     await self._decide(office, life, way, row.id)
 
-    async def _decide(self, office: Office, life: Life, way: str, payment_id: str) -> None:
+    async def _decide(self, office: Office, life: SimProcess, way: str, payment_id: str) -> None:
         by = Approver("token", APP)
         try:
             if way == "approve":

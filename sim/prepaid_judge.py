@@ -8,7 +8,7 @@ from typing import Protocol
 
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Connection
-from sim.trace import Story
+from sim.trace import Trace
 
 _COUNTS = """
 SELECT o.id, o.origin, o.partner, o.wallet, c.bought, c.used, c.unexplained,
@@ -35,10 +35,10 @@ class Counters(Protocol):
         """How many calls an invoice sells; 0 for none."""
 
 
-class Pools:
+class PrepaidJudge:
     """One for a run."""
 
-    def __init__(self, story: Story, counters: Counters) -> None:
+    def __init__(self, story: Trace, counters: Counters) -> None:
         self._story = story
         self._counters = counters
         self._last_move = 0

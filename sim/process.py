@@ -13,24 +13,24 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.ports import InProcess, Ports
 from payagent.agent.chain_sync.recovery import Recovery
-from payagent.agent.chain_sync.sync import Watch
-from payagent.agent.topups.runner import Topups
-from payagent.chain.provider import PacedSource
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.topups.runner import TopupRunner
+from payagent.chain.provider import PacedProvider
 from payagent.core.problems import Refused
 from payagent.outbound.merchant_client import MerchantClient
-from payagent.proxy.payer import Clerk
+from payagent.proxy.payer import ProxyPayer
 from payagent.store.db.committer import Committer, Job, Ownership
 from payagent.store.db.lease import lease
 from payagent.store.db.readers import Readers
-from payagent.store.db.signer_record import Signed
+from payagent.store.db.signer_record import LastSigned
 from payagent.store.db.unit import Connection, Unit
 from payagent.wallet.keys import Signer
 from sim.disk import Disk
-from sim.fault_rates import Mix
-from sim.trace import Story
+from sim.fault_rates import FaultRates
+from sim.trace import Trace
 from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
@@ -53,9 +53,9 @@ class Host(Protocol):
 
     loop: VirtualLoop
     rng: Random
-    story: Story
+    story: Trace
     disk: Disk
-    terms: Terms
+    terms: AgentConfig
     signer: Signer
     weak_job: str
     is_calm: bool
@@ -64,11 +64,11 @@ class Host(Protocol):
     def beat_s(self) -> float:
         """How long from one look to the next, at present."""
 
-    def mix(self) -> Mix: ...
+    def mix(self) -> FaultRates: ...
 
     def daemon_now_ms(self) -> int: ...
 
-    def sources(self) -> list[PacedSource]: ...
+    def sources(self) -> list[PacedProvider]: ...
 
     def merchants(self) -> MerchantClient: ...
 
@@ -104,10 +104,10 @@ class Record:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def read(self) -> Signed | None:
+    def read(self) -> LastSigned | None:
         return self._host.disk.signed
 
-    def write(self, signed: Signed) -> None:
+    def write(self, signed: LastSigned) -> None:
         if self._host.rng.random() < self._host.mix().disk_error:
             self._host.story.reach("no disk for the signer's record")
             raise OSError("input/output error")
@@ -131,7 +131,7 @@ class InlineReaders(Readers):
 class InlineWriter:
     """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
 
-    def __init__(self, life: "Life", committer: Committer) -> None:
+    def __init__(self, life: "SimProcess", committer: Committer) -> None:
         self._life = life
         self.committer = committer
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
@@ -161,7 +161,7 @@ class InlineWriter:
                 done.set_result(None)
 
 
-class Life:
+class SimProcess:
     """A running daemon."""
 
     def __init__(self, host: Host) -> None:
@@ -183,9 +183,9 @@ class Life:
         writer = InlineWriter(self, self._committer)
         self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), InProcess(host.signer))
         merchants = host.merchants()
-        self.watch = Watch(self.agent, merchants)
-        self.topups = Topups(self.agent, merchants)
-        self.clerk = Clerk(self.agent)
+        self.watch = ChainSync(self.agent, merchants)
+        self.topups = TopupRunner(self.agent, merchants)
+        self.clerk = ProxyPayer(self.agent)
         self._recovery = Recovery(self.agent.desk, record)
 
     async def begin(self) -> None:

@@ -21,7 +21,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
-    Parameters,
+    ProtocolParameters,
     Read,
     SubmitAnswer,
     SubmitKind,
@@ -35,12 +35,12 @@ from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.devnet.blockfrost_shapes import error, refusal_message
 from payagent.devnet.faults import ERRORS
-from payagent.devnet.ledger import Block, LedgerError, OutRef, TxOut
+from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, TxOut
 from payagent.devnet.node import output_of
 from sim.branch import Branch
-from sim.fault_rates import Mix
+from sim.fault_rates import FaultRates
 from sim.network import Net
-from sim.trace import Story
+from sim.trace import Trace
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ MISPLACED_S = 100.0
 """How long it tells that lie: less than a void or a settlement takes, which a liar alone could bring about."""
 
 
-class SimSource:
+class SimProvider:
     """A `ChainSource` on the net. `released` is told of bytes before anything else happens to them."""
 
     def __init__(
@@ -81,8 +81,8 @@ class SimSource:
         habits: Habits,
         net: Net,
         rng: Random,
-        story: Story,
-        mix: Callable[[], Mix],
+        story: Trace,
+        mix: Callable[[], FaultRates],
         released: Callable[[bytes, str], None],
     ) -> None:
         self._habits = habits
@@ -95,7 +95,7 @@ class SimSource:
         self._branch: Branch | None = None
         self._left: Branch | None = None
         self._calls = 0
-        self._misplaced: dict[str, tuple[Block | None, float]] = {}
+        self._misplaced: dict[str, tuple[DevnetBlock | None, float]] = {}
         """By transaction: the block that it is shown in, which does not hold it, and until when."""
 
     @property
@@ -120,9 +120,9 @@ class SimSource:
     async def genesis(self) -> Read[Genesis]:
         return await self._read(lambda _: Found(Genesis(42, self._net.node.system_start_s, 1)))
 
-    async def parameters(self) -> Read[Parameters]:
+    async def parameters(self) -> Read[ProtocolParameters]:
         fee = 4400 if self._lies("parameters") else 44
-        return await self._read(lambda _: Found(Parameters(fee, 155_381, 4310, 16_384, 5000, 1)))
+        return await self._read(lambda _: Found(ProtocolParameters(fee, 155_381, 4310, 16_384, 5000, 1)))
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         def read(top: int) -> Read[TxSeen]:
@@ -237,18 +237,18 @@ class SimSource:
             self._story.reach("a provider is asked that is on an orphaned branch")
         return self._branch is not None
 
-    def _block_at(self, height: int) -> Block:
+    def _block_at(self, height: int) -> DevnetBlock:
         if self._branch is not None and height > self._branch.base:
             return self._branch.block_at(height)
         return self._net.chain.blocks[height]
 
-    def _block(self, block_hash: str) -> Block | None:
+    def _block(self, block_hash: str) -> DevnetBlock | None:
         block = self._net.chain.block(block_hash)
         if self._branch is not None and (block is None or block.height > self._branch.base):
             return self._branch.block(block_hash)
         return block
 
-    def _block_of(self, tx_id: str, top: int) -> Block | None:
+    def _block_of(self, tx_id: str, top: int) -> DevnetBlock | None:
         if self._branch is not None:
             if (on_branch := self._branch.find(tx_id)) is not None:
                 return on_branch[1]
@@ -262,7 +262,7 @@ class SimSource:
         chain = self._net.chain
         return output_of(chain, ref) if self._branch is None else self._branch.output_of(chain, ref)
 
-    def _misplaces(self, tx_id: str, top: int) -> Block | None:
+    def _misplaces(self, tx_id: str, top: int) -> DevnetBlock | None:
         now_s = asyncio.get_running_loop().time()
         block, until_s = self._misplaced.get(tx_id, (None, 0.0))
         if block is None and until_s:

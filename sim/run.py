@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from sim.coverage import LISTED
-from sim.stage import Stage
+from sim.stage import SimStage
 
 SHARE = 25
 
@@ -56,7 +56,7 @@ class Result:
 def run_share(seeds: range) -> Result:
     """These seeds, here, one after the other."""
     result = Result()
-    stage = Stage()
+    stage = SimStage()
     try:
         for seed in seeds:
             story = stage.run(seed)
@@ -84,7 +84,7 @@ def run_seeds(seeds: range, processes: int | None = None, prepare: Prepare = _no
 
 def tell_story(seed: int) -> list[str]:
     """One seed again, step by step."""
-    stage = Stage()
+    stage = SimStage()
     try:
         return stage.run(seed, keep_story=True).lines
     finally:

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from payagent.devnet.merchant import Terms as ShopTerms
-from sim.fault_rates import OFTEN, SOMETIMES, Mix
+from sim.fault_rates import OFTEN, SOMETIMES, FaultRates
 from sim.fixtures import ADA
 from sim.providers import MISPLACES, Habits
 
@@ -33,11 +33,11 @@ AUTO, REFUSED_EARLY = 0.5, 0.5
 """How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
 
 Shops = tuple[ShopTerms, ...]
-Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
+Theme = Callable[[Random, FaultRates, Shops], dict[str, Any]]
 """Which fields of a plan it sets, and to what."""
 
 
-def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _outlived(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """Invoices that outlast a transaction's time limit, and no block has room until it is over.
 
     Afterwards forks at slots from before it may hold the attempt that was replaced. Other branches have no room
@@ -55,7 +55,7 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
-def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _invoiced_again(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """No room until the first invoices are over, or the second too; clients come back with the next ones."""
     is_long = rng.random() < 0.5
     dry_until_s = 900 + rng.random() * 500 if is_long else 400 + rng.random() * 400
@@ -73,7 +73,7 @@ def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
-def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
+def _until(rng: Random, mix: FaultRates, dry_until_s: float) -> dict[str, Any]:
     """No block has room for anything of ours until then, on no branch; then forks come, some of them deep."""
     wet = replace(
         mix,
@@ -92,7 +92,7 @@ def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
     }
 
 
-def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _undone(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """Payments are taken back early, and forks reach below the blocks that took them back."""
     chosen = replace(
         mix,
@@ -114,7 +114,7 @@ def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
-def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _prepaid(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """Calls are bought in batches, and used by clients of the proxy who lose answers and ask again."""
     return {
         "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
@@ -128,7 +128,7 @@ def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
-def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _rush(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """Everybody wants at once, and the day's limit is for two or three of them."""
     chosen = replace(mix, unknown=min(mix.unknown, 0.1), merchant_unreached=0.0, merchant_broken=0.0)
     return {
@@ -144,7 +144,7 @@ def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
-def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def _put_back(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """An older copy takes the ledger's place while much is under way, and clients want before and after it."""
     copied_s = 100 + 300 * rng.random()
     put_back_s = copied_s + 60 + 400 * rng.random()
@@ -233,7 +233,7 @@ def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
     return {"providers": (replace(providers[0], lie=MISPLACES),)} if is_lie else {}
 
 
-def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+def draw_theme(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """What the seed is about: the plan's fields that are not as they were drawn."""
     (theme,) = rng.choices([one for one, _ in _THEMES], [weight for _, weight in _THEMES])
     return {} if theme is None else theme(rng, mix, shops)

@@ -9,7 +9,7 @@ from random import Random
 
 from payagent.core.money import LOVELACE
 from payagent.devnet.merchant import Terms as ShopTerms
-from sim.fault_rates import Mix, draw_mix
+from sim.fault_rates import FaultRates, draw_mix
 from sim.fixtures import ADA
 from sim.providers import LIES, Habits
 from sim.scenarios import draw_dialects, draw_misplaced, draw_ready, draw_theme, draw_turned_down, draw_upkeep
@@ -19,10 +19,10 @@ SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use",
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SeedPlan:
     """What is drawn for a seed before anything happens."""
 
-    mix: Mix
+    mix: FaultRates
     confirm_depth: int
     void_depth: int
     settle_depth: int
@@ -38,7 +38,7 @@ class Plan:
     drought_s: tuple[float, float]
     lasts_s: float
     weak_job: str
-    dry_mix: Mix
+    dry_mix: FaultRates
     """What goes wrong while blocks are full."""
     wanted_from_s: float = 30.0
     wanted_within_s: float = 400.0
@@ -77,7 +77,7 @@ class Plan:
     """How many payments that could be settled each facilitator turns down first."""
 
 
-def draw_plan(rng: Random, seed: int) -> Plan:
+def draw_plan(rng: Random, seed: int) -> SeedPlan:
     """A swarm: few things of many, in amounts that differ by seed.
 
     What came later draws by the seed and not from `rng`, so that all else goes as it went without it.
@@ -91,7 +91,7 @@ def draw_plan(rng: Random, seed: int) -> Plan:
     return replace(plan, **draw_ready(seed, plan.shops, plan.confirm_depth))
 
 
-def _draw_base(rng: Random) -> Plan:
+def _draw_base(rng: Random) -> SeedPlan:
     mix = draw_mix(rng)
     shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
     wants = rng.choice((1, 1, 2, 2, 3))
@@ -109,7 +109,7 @@ def _draw_base(rng: Random) -> Plan:
         mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
     dry_from_s = rng.random() * wanted_within_s
     dry_for_s = rng.choice((0.0, 0.0, 0.0, 300.0, 700.0))
-    plan = Plan(
+    plan = SeedPlan(
         mix=mix,
         dry_mix=mix,
         confirm_depth=rng.choice((1, 1, 2, 3)),

@@ -12,7 +12,7 @@ from payagent.core.payment import State
 from payagent.devnet.ledger import Tx
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about
-from sim.trace import Story
+from sim.trace import Trace
 
 Lines = dict[tuple[str, str], int]
 """Units by account and asset."""
@@ -56,10 +56,10 @@ class Booked:
     units: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
-class Spending:
+class SpendJudge:
     """One for a run."""
 
-    def __init__(self, story: Story, cap_units: int) -> None:
+    def __init__(self, story: Trace, cap_units: int) -> None:
         self._story = story
         self._cap_units = cap_units
         """What may be spent of each asset."""

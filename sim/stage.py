@@ -18,8 +18,8 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 from payagent.store.rows import writes as records
 from sim.fixtures import NETWORK, START_MS, account
-from sim.process import Life
-from sim.trace import Story
+from sim.process import SimProcess
+from sim.trace import Trace
 from sim.virtual_loop import OWNER
 from sim.world import World
 
@@ -39,7 +39,7 @@ def make_template(folder: Path) -> Path:
     return path
 
 
-class Stage:
+class SimStage:
     """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
 
     Garbage is collected between runs: within one, what that ends (a stream that a dead task has read from) would
@@ -60,7 +60,7 @@ class Stage:
         gc.collect()
         gc.freeze()
 
-    def run(self, seed: int, *, keep_story: bool = False) -> Story:
+    def run(self, seed: int, *, keep_story: bool = False) -> Trace:
         folder = self._folder / "run"
         folder.mkdir()
         gc.disable()
@@ -78,7 +78,7 @@ class Stage:
         if error is None and event.get("exc_info"):
             error = repr(sys.exc_info()[1])
         owner = OWNER.get()
-        is_dead = isinstance(owner, Life) and owner.is_over  # what the dead still log is read by nobody
+        is_dead = isinstance(owner, SimProcess) and owner.is_over  # what the dead still log is read by nobody
         if self._world is not None:
             self._world.story.keeps_secrets("the log", repr(event).encode())
         if self._world is not None and error is not None and not is_dead:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sim.canaries import Canaries
 
 
-class Story:
+class Trace:
     """Lines are kept only when somebody will read them; the hash is always over all of them."""
 
     def __init__(self, seed: int, time_s: Callable[[], float], canaries: Canaries, *, keep: bool = False) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from payagent.agent.base.config import MerchantTerms, Terms, TopupRequest
+from payagent.agent.base.config import AgentConfig, MerchantConfig, TopupSource
 from payagent.agent.chain_sync.external_spends import thaw
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR
-from payagent.agent.topups.orders import Wish
+from payagent.agent.topups.orders import TopupGoal
 from payagent.audit.signed_bytes import Owner
 from payagent.chain.circuit_breaker import BLOCKFROST_RATE
-from payagent.chain.provider import PacedSource
+from payagent.chain.provider import PacedProvider
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.core.problems import Refused
-from payagent.devnet.ledger import Block
+from payagent.devnet.ledger import DevnetBlock
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.merchant import role_address
 from payagent.devnet.merchant_api import TOP_UP
@@ -33,23 +33,23 @@ from payagent.store.db.lease import lease
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import events, payments
-from payagent.wallet.transaction import sign, sweep
-from payagent.wallet.utxo_index import Coin, Coins
-from sim.clients import PARTNER, BuyerTask, Want
-from sim.coverage import Census
+from payagent.wallet.transaction import send_all, sign
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.clients import PARTNER, BuyerTask, ClientGoal
+from sim.coverage import Coverage
 from sim.disk import Disk
-from sim.fault_rates import QUIET, Mix
+from sim.fault_rates import QUIET, FaultRates
 from sim.fixtures import ADA, API_KEY, NETWORK, START_MS, account, canaries
 from sim.judge import Judge, outputs_asked
-from sim.merchants import TURNS_DOWN, SimShop, Transport
+from sim.merchants import TURNS_DOWN, SimShop, SimTransport
 from sim.network import Net
-from sim.operator import QUESTION_S, Desk
-from sim.prepaid_judge import Pools
-from sim.process import DeadError, Life
-from sim.providers import SimSource
-from sim.seed_plan import Plan, draw_plan
+from sim.operator import QUESTION_S, SimOperator
+from sim.prepaid_judge import PrepaidJudge
+from sim.process import DeadError, SimProcess
+from sim.providers import SimProvider
+from sim.seed_plan import SeedPlan, draw_plan
 from sim.tokens import Beside
-from sim.trace import Story
+from sim.trace import Trace
 from sim.virtual_loop import StuckError, VirtualLoop
 
 TROUBLE_S = 2400.0
@@ -87,7 +87,7 @@ class World:
     def __init__(self, seed: int, folder: Path, template: Path, *, keep_story: bool = False) -> None:
         self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
         self.loop = VirtualLoop()
-        self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
+        self.story = Trace(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = self._draw_plan(seed)
         self.beside = Beside.of(seed, self.plan.asset)
         self.is_calm = self.is_away = False
@@ -108,26 +108,26 @@ class World:
         # draws of its own: that somebody looks on changes nothing
         looks = Random(f"{seed} judge")  # noqa: S311
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
-        self.census = Census(self.net, self.story)
-        self.pools = Pools(self.story, self)
+        self.census = Coverage(self.net, self.story)
+        self.pools = PrepaidJudge(self.story, self)
         self.desk = self._draw_desk(seed)
         self.terms = self._terms()
-        self._life: Life | None = None
+        self._life: SimProcess | None = None
         self._started = asyncio.Event()
         self._clock_off_ms = 0
         self._is_put_back = False
         self.asking: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[Any]] = []
 
-    def _draw_plan(self, seed: int) -> Plan:
+    def _draw_plan(self, seed: int) -> SeedPlan:
         return draw_plan(self.rng, seed)
 
-    def _draw_desk(self, seed: int) -> Desk:
-        return Desk.of(seed)
+    def _draw_desk(self, seed: int) -> SimOperator:
+        return SimOperator.of(seed)
 
     # --- the run
 
-    def run(self) -> Story:
+    def run(self) -> Trace:
         """From the first coin to the verdict."""
         asyncio.set_event_loop(self.loop)
         self.loop.before_round = self._maybe_die
@@ -222,15 +222,15 @@ class World:
             self.story.reach("a stranger sends a coin with a datum")
         self.net.node.faucet(account().address.raw, lovelace, assets, datum_hash)
 
-    def _wants(self) -> list[Want]:
+    def _wants(self) -> list[ClientGoal]:
         wants = self._draw_wants()
         shared = [want for want in wants if want.key is not None and self.rng.random() < self.plan.shared]
         return wants + [want for want in shared for _ in range(self.rng.randint(1, 2))]
 
-    def _draw_wants(self) -> list[Want]:
+    def _draw_wants(self) -> list[ClientGoal]:
         rng, shops = self.rng, list(self.shops.values())
         return [
-            Want(
+            ClientGoal(
                 app_id="app_test",
                 shop=rng.choice(shops),
                 path="/x402/chat" if rng.random() < self.plan.by_x402 else "/chat",
@@ -246,7 +246,7 @@ class World:
 
     async def _order_topup(self) -> None:
         shop = next(iter(self.shops.values()))
-        wish = Wish(shop.origin, self.plan.asset, 8 * ADA)
+        wish = TopupGoal(shop.origin, self.plan.asset, 8 * ADA)
         await asyncio.sleep(60 + self.rng.random() * 600)
         for _ in range(5):
             life = await self.life()
@@ -366,13 +366,13 @@ class World:
     def _spend_elsewhere(self) -> None:
         """Another program with the wallet's words sends some of its money away; nothing of it comes back."""
         own = account().address
-        coins = Coins(
-            Coin(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
+        coins = UtxoIndex(
+            Utxo(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
             for ref, out in self.net.chain.utxos_at(own.raw)
             if self.rng.random() < 0.5
         )
         slot = self.net.chain.slot
-        plan = sweep(coins, SENT_TO, own=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
+        plan = send_all(coins, SENT_TO, own=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
         raw = sign(plan, self.signer)
         anchors = {signed.anchor for signed in self.judge.signed.values()}
         if any(f"{ref[0]}#{ref[1]}" in anchors for ref in self.net.release(raw).inputs):
@@ -404,7 +404,7 @@ class World:
         is_lied_to = any(one.lie for one in self.plan.providers)
         await asyncio.sleep(LAST_LOOKS_BESIDE_A_LIAR_S if is_lied_to else LAST_LOOKS_S)
 
-    async def _be_away(self, life: Life) -> None:
+    async def _be_away(self, life: SimProcess) -> None:
         """The daemon is stopped over a long weekend, and the chain goes on."""
         self.story.reach("the daemon is off until time limits are over")
         self.story.tell("the daemon is stopped for a long time")
@@ -416,7 +416,7 @@ class World:
         self._start()
         await asyncio.sleep(AWAKE_S)
 
-    def _is_anything_open(self, life: Life) -> bool:
+    def _is_anything_open(self, life: SimProcess) -> bool:
         chain = life.agent.desk.chain
         is_held_up = chain.behind is not None or bool(chain.foreign)
         return is_held_up or _is_open(life.conn)
@@ -424,7 +424,7 @@ class World:
     # --- lives
 
     def _start(self) -> None:
-        self._life = life = Life(self)
+        self._life = life = SimProcess(self)
         if self._is_put_back:
             self.judge.put_back(life.conn)
             self._is_put_back = False
@@ -435,7 +435,7 @@ class World:
         begun = life.spawn(life.begin())
         begun.add_done_callback(lambda done: self._begun(life, done))
 
-    def _begun(self, life: Life, done: asyncio.Task[None]) -> None:
+    def _begun(self, life: SimProcess, done: asyncio.Task[None]) -> None:
         if life is not self._life:
             return
         if not done.cancelled() and done.exception() is not None:
@@ -444,7 +444,7 @@ class World:
         self.judge.begun(life.agent.desk.chain.behind)
         self._started.set()
 
-    async def life(self) -> Life:
+    async def life(self) -> SimProcess:
         while True:
             await self._started.wait()
             if self._life is not None:
@@ -464,7 +464,7 @@ class World:
 
     # --- what the parts ask of the world
 
-    def mix(self) -> Mix:
+    def mix(self) -> FaultRates:
         if self.is_calm:
             return QUIET
         return self.plan.dry_mix if self._is_dry() else self.plan.mix
@@ -482,14 +482,14 @@ class World:
     def daemon_now_ms(self) -> int:
         return START_MS + int(self.loop.now_s * 1000) + self._clock_off_ms
 
-    def sources(self) -> list[PacedSource]:
+    def sources(self) -> list[PacedProvider]:
         return [
-            SimSource(habits, self.net, self.rng, self.story, self.mix, self._released)
+            SimProvider(habits, self.net, self.rng, self.story, self.mix, self._released)
             for habits in self.plan.providers
         ]
 
     def merchants(self) -> MerchantClient:
-        return MerchantClient(Transport(self.shops))
+        return MerchantClient(SimTransport(self.shops))
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
@@ -508,7 +508,7 @@ class World:
     def _released(self, raw: bytes, where: str) -> None:
         self.judge.released(raw, where)
 
-    def _blocks_made(self, blocks: list[Block]) -> None:
+    def _blocks_made(self, blocks: list[DevnetBlock]) -> None:
         self.judge.blocks_made(blocks)
         if self._life is not None:
             self.judge.outflow_is_booked(self._life.conn)
@@ -531,20 +531,20 @@ class World:
         """What an invoice is for; None where nobody's books say."""
         return purchase_of(self.shops[origin], invoice_id) if origin else None
 
-    def _terms(self) -> Terms:
+    def _terms(self) -> AgentConfig:
         plan = self.plan
         caps = {"per_payment": 100 * ADA, "per_day": plan.per_day_units}
         merchants = {
-            shop.origin: MerchantTerms(
+            shop.origin: MerchantConfig(
                 shop.name, shop.origin, PARTNER, None,
                 "auto" if is_auto else self.rng.choice(("submitted", "confirmed")), 30,
                 api_key=API_KEY,
                 proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
-                topup_request=TopupRequest("POST", TOP_UP, "{}") if shop.merchant.terms.batch > 1 else None,
+                topup_request=TopupSource("POST", TOP_UP, "{}") if shop.merchant.terms.batch > 1 else None,
             )
             for shop, is_auto in zip(self.shops.values(), plan.auto, strict=False)
         }  # fmt: skip
-        return Terms(
+        return AgentConfig(
             network=NETWORK,
             own=account().address,
             merchants=merchants,

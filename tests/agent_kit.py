@@ -18,13 +18,13 @@ from canaries import plant
 from http_kit import NO_TLS
 
 from payagent.agent.agent import Agent
-from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness
-from payagent.agent.base.requests import Ask, Request
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.chain_sync.recovery import Recovery
-from payagent.agent.chain_sync.sync import Watch
-from payagent.agent.context import Desk
-from payagent.agent.topups.runner import Topups
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.context import AgentContext
+from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
@@ -84,11 +84,11 @@ class World:
         self.account: Account = derive(seed_from_words(WORDS), DEVNET)
         self.clock = Clock()
         self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
-        self.terms = Terms(
+        self.terms = AgentConfig(
             network=DEVNET,
             own=self.account.address,
             merchants={
-                devnet.merchant_url: MerchantTerms("t", devnet.merchant_url, "demo", None, "confirmed", 5),
+                devnet.merchant_url: MerchantConfig("t", devnet.merchant_url, "demo", None, "confirmed", 5),
             },
             limits=daily(1000 * ADA, 100_000 * ADA),
             decimals={},
@@ -149,7 +149,9 @@ class World:
         sent = {"X-Partner": "demo", "X-Wallet-Address": self.address, **(headers or {})}
         return self.http.post(f"{self.origin}/chat", json={"message": message}, headers=sent)
 
-    def ask(self, message: str = "hello", *, key: str | None = None, max_total_units: int | None = None) -> Ask:
+    def ask(
+        self, message: str = "hello", *, key: str | None = None, max_total_units: int | None = None
+    ) -> PaymentRequest:
         """The call, answered 402, as an app forwards it."""
         answer = self.call(message)
         assert answer.status_code == 402, answer.text
@@ -162,15 +164,15 @@ class World:
         key: str | None = None,
         max_total_units: int | None = None,
         body: str | None = None,
-    ) -> Ask:
+    ) -> PaymentRequest:
         """A merchant's answer as an app forwards it; `body` puts other words in the merchant's mouth."""
         body_sha256 = hashlib.sha256(answer.request.content).hexdigest()
-        return Ask(
+        return PaymentRequest(
             app_id=APP,
             origin=self.origin,
             response=make_response(answer.status_code, dict(answer.headers), body or answer.text),
             received=json.dumps({"status": answer.status_code, "body": answer.text}),
-            request=Request("POST", "/chat", body_sha256),
+            request=MerchantRequest("POST", "/chat", body_sha256),
             idempotency_key=key,
             max_total_units=max_total_units,
         )
@@ -210,7 +212,7 @@ class World:
         self,
         *,
         checkpoint: Checkpoint = lambda _name: None,
-        terms: Callable[[Terms], Terms] = lambda terms: terms,
+        terms: Callable[[AgentConfig], AgentConfig] = lambda terms: terms,
         signer: Signer | None = None,
         providers: Mapping[str, str] | None = None,
         record: SignerRecord | None = None,
@@ -236,7 +238,7 @@ class World:
         try:
             if recovery is not None:
                 await recovery.begin()
-            yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants), recovery)
+            yield Run(self, agent, ChainSync(agent, merchants), TopupRunner(agent, merchants), recovery)
         finally:
             await agent.sending.drain(10)
             await merchants.aclose()
@@ -251,12 +253,12 @@ class Run:
 
     world: World
     agent: Agent
-    watch: Watch
-    topups: Topups
+    watch: ChainSync
+    topups: TopupRunner
     recovery: Recovery | None = None
 
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> AgentContext:
         """The agent's."""
         return self.agent.desk
 
@@ -350,7 +352,7 @@ def world_on(devnet: DevnetThread, folder: Path) -> Iterator[World]:
     world.http.close()
 
 
-def with_terms(**changes: object) -> Callable[[Terms], Terms]:
+def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:
     """For `World.run(terms=...)`."""
     return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]
 

@@ -15,13 +15,13 @@ from canaries import plant
 from http_kit import NO_TLS
 
 from payagent.agent.base.ports import SystemRandomness
-from payagent.agent.operator.approval_links import Links
+from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.api.app import create_app
 from payagent.api.http.server import make_server
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.routes.params import BODY_S
 from payagent.outbound.egress import Egress
-from payagent.proxy.app import Bounds, Door
+from payagent.proxy.app import Bounds, ProxyApp
 from payagent.store.rows import apps
 
 SCOPES = {
@@ -82,7 +82,7 @@ async def served(
     run: Run,
     proxy: Bounds = Bounds(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
-    links: Links | None = None,
+    links: ApprovalLinks | None = None,
 ) -> AsyncIterator[Api]:
     """The API and the proxy of one life of the agent, as the daemon serves them."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
@@ -107,7 +107,7 @@ async def served(
         body_s=body_s,
         links=links,
     )
-    app = Door(run.agent, then, proxy, Egress())
+    app = ProxyApp(run.agent, then, proxy, Egress())
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)

@@ -1,7 +1,7 @@
 """The agent: its parts, put together, and what it is there for: pay a 402, or say what that would take.
 
 Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
-or sends (C4). `Carrying.resume` is the same path from wherever a crash left it.
+or sends (C4). `PaymentLifecycle.resume` is the same path from wherever a crash left it.
 
 May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
 """
@@ -11,23 +11,23 @@ from dataclasses import replace
 
 import structlog
 
-from payagent.agent.base.config import Terms
-from payagent.agent.base.orders import Purchase
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.orders import PaymentIntent
 from payagent.agent.base.ports import Ports, Signatures, Writes
-from payagent.agent.base.requests import Ask, Quote
+from payagent.agent.base.requests import PaymentQuote, PaymentRequest
 from payagent.agent.commits.admission import require_same
 from payagent.agent.commits.rules import as_told
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.payments.decisions import Decisions
 from payagent.agent.payments.deliveries import Deliveries
-from payagent.agent.payments.intake import Reception
-from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.payments.intake import Intake
+from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.prepaid_calls import PrepaidCalls
-from payagent.agent.payments.sign import Signing
-from payagent.agent.payments.submit import Sending
-from payagent.agent.utxos.pool import Stock
+from payagent.agent.payments.sign import PaymentSigner
+from payagent.agent.payments.submit import TxSubmitter
+from payagent.agent.utxos.pool import UtxoPool
 from payagent.agent.utxos.transfers import Transfers
-from payagent.chain.provider import PacedSource
+from payagent.chain.provider import PacedProvider
 from payagent.core.money import format_amount
 from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
@@ -43,25 +43,25 @@ class Agent:
 
     def __init__(
         self,
-        terms: Terms,
+        terms: AgentConfig,
         ports: Ports,
         writer: Writes,
         readers: Readers,
-        sources: Sequence[PacedSource],
+        sources: Sequence[PacedProvider],
         signer: Signatures,
     ) -> None:
-        self.desk = desk = Desk(terms, ports, writer, readers, sources)
-        self.sending = Sending(desk)
-        self.signing = Signing(desk, signer)
-        self.carrying = Carrying(desk, self.signing, self.sending)
-        self._reception = Reception(desk)
-        self.stock = Stock(desk, self.signing, self.carrying, self._reception)
+        self.desk = desk = AgentContext(terms, ports, writer, readers, sources)
+        self.sending = TxSubmitter(desk)
+        self.signing = PaymentSigner(desk, signer)
+        self.carrying = PaymentLifecycle(desk, self.signing, self.sending)
+        self._reception = Intake(desk)
+        self.stock = UtxoPool(desk, self.signing, self.carrying, self._reception)
         self.transfers = Transfers(desk, self.signing, self.carrying)
         self.decisions = Decisions(desk, self.signing, self.sending)
         self.deliveries = Deliveries(desk, self.carrying)
         self.prepaid_calls = PrepaidCalls(desk, self._reception)
 
-    async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
+    async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment that its intent has; True when it is new.
 
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
@@ -93,7 +93,7 @@ class Agent:
                 self.stock.look_ahead(admitted.plan)
             return carried_out
 
-    def _known_already(self, purchase: Purchase) -> PaymentRow | None:
+    def _known_already(self, purchase: PaymentIntent) -> PaymentRow | None:
         """The payment that admission would find, where all that came is in the ledger already: the same intent,
         with the very invoice that one of its payments is for. Nothing is to be decided or recorded then.
 
@@ -113,7 +113,7 @@ class Agent:
                 return None
         return row if self.desk.as_noted(row).is_noted else None
 
-    async def quote(self, ask: Ask, count: int = 1) -> Quote:
+    async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
 
         Refused like the payment would be, and as `invoice_paid_already` where there is one. The order of a top-up
@@ -123,7 +123,7 @@ class Agent:
         offers = self._reception.offers(self.desk.terms.merchant(ask.origin), ask, now_ms)
         purchase = self._reception.purchase(ask, offers, now_ms)
 
-        def job(unit: Unit) -> Quote:
+        def job(unit: Unit) -> PaymentQuote:
             chosen = self.desk.admission.choose(unit, purchase, now_ms)
             self.desk.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
@@ -148,8 +148,8 @@ class Agent:
                     spend = {asset: units * count for asset, units in plan.spend.items()}
                     self._require_funds(spend, self.desk.admission.planner.totals_with_change(unit, now_ms))
             except Refused as refusal:
-                return Quote(invoice, plan, refusal)
-            return Quote(invoice, plan, None, reasons)
+                return PaymentQuote(invoice, plan, refusal)
+            return PaymentQuote(invoice, plan, None, reasons)
 
         try:
             quote = await self.desk.write("quote", job)
@@ -166,7 +166,7 @@ class Agent:
                 have, need = format_amount(asset, free), format_amount(asset, units)
                 raise Refused("not_enough_funds", f"{have} are free or come back as change, {need} are needed")
 
-    def _paid_already(self, ask: Ask) -> PaymentRow | None:
+    def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
         key = ask.key(None)
         intent = None if key is None else intents.live_intent(self.desk.conn, ask.app_id, key)

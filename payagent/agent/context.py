@@ -19,15 +19,15 @@ import structlog
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.configured import overlaid
-from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.orders import Ids
 from payagent.agent.base.payment_view import Json, has_proof, payment_view
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.commits.admission import Admission
-from payagent.chain.provider import PacedSource, Tip
-from payagent.chain.throttled_provider import Guarded
+from payagent.chain.provider import PacedProvider, Tip
+from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
@@ -38,35 +38,35 @@ from payagent.store.rows import about, onchain, pauses, payments, trust
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
 
 log = structlog.get_logger("payagent.agent")
 
 
-class Desk:
+class AgentContext:
     """One for an agent. All methods are for one event loop."""
 
     def __init__(
-        self, terms: Terms, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedSource]
+        self, terms: AgentConfig, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedProvider]
     ) -> None:
         self.filed = terms
         """The terms of the config file; `terms` are those that count, with what was set at run time."""
         self.terms = terms = overlaid(terms, readers.conn)
         self.ports = ports
-        self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
+        self.sources = [ThrottledProvider(source, ports.clock, terms.call_rate) for source in sources]
         self.chain = ChainView(
             terms.network,
             restored_at_ms=about.restored_at_ms(readers.conn),
             foreign=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
-        self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
+        self.coins = UtxoIndex(utxo_of(row) for row in queries.free_coins(readers.conn))
         self._writer = writer
         self._readers = readers
         self.admission = Admission.by(terms, self.coins, self.chain)
-        self.senders: Sequence[Guarded] = self.sources
+        self.senders: Sequence[ThrottledProvider] = self.sources
         """The providers that are to be believed, as the watch last found: to them bytes are sent."""
         self.providers: Mapping[str, str | None] = {}
         """Why a provider is not heard, by name, or None when it is: what the watch last found."""
@@ -101,10 +101,10 @@ class Desk:
             self.changes.notify(payment_id)
         return result
 
-    async def take_terms(self, filed: Terms, job: Callable[[Unit], None]) -> None:
+    async def take_terms(self, filed: AgentConfig, job: Callable[[Unit], None]) -> None:
         """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
 
-        def take(unit: Unit) -> Terms:
+        def take(unit: Unit) -> AgentConfig:
             job(unit)
             terms = overlaid(filed, unit.conn)
             unit.undo(partial(self.admission.take, self.terms))

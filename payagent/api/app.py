@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from payagent.agent.agent import Agent
-from payagent.agent.operator.approval_links import Links
-from payagent.agent.topups.runner import Topups
-from payagent.api.http.fast_path import Express, answering
-from payagent.api.http.middleware import Guard
+from payagent.agent.operator.approval_links import ApprovalLinks
+from payagent.agent.topups.runner import TopupRunner
+from payagent.api.http.fast_path import FastPath, answering
+from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
-from payagent.api.http.rate_limit import Rates, Turnstile
+from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.models.openapi import add_schemas
 from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
@@ -53,20 +53,20 @@ ROOMS = (
 
 def create_app(
     agent: Agent,
-    orders: Topups,
+    orders: TopupRunner,
     *,
     heartbeat: Check,
     signer: Check,
     hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
-    links: Links | None = None,
-) -> Express:
+    links: ApprovalLinks | None = None,
+) -> FastPath:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
     are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones;
     `rates` are each app's; `body_s` is how long a body may take; `links` are those by which people decide, if any.
     """
-    app = Express(
+    app = FastPath(
         title="payagent",
         version="1",
         summary="The paying side of HTTP 402 on Cardano.",
@@ -80,9 +80,9 @@ def create_app(
     app.state.topups = orders
     app.state.body_s = body_s
     app.state.links = links
-    app.state.turnstile = Turnstile(rates, time.monotonic)
+    app.state.turnstile = RateLimiter(rates, time.monotonic)
     guarded = partial(
-        Guard, new_id=partial(agent.desk.ports.new_id, "call"), hosts=hosts, refusals=agent.desk.refusals
+        OuterMiddleware, new_id=partial(agent.desk.ports.new_id, "call"), hosts=hosts, refusals=agent.desk.refusals
     )
     app.add_middleware(guarded)
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}

@@ -6,7 +6,7 @@ May import: audit.finding, store.db. Never: takes a file that cannot be read for
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.store.db.opening import DatabaseError, is_no_text
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErro
 """What reading a value raises that is not of the form that we write."""
 
 
-def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | Finding]:
+def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | AuditFinding]:
     """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
     try:
         yield from check
@@ -23,8 +23,8 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | F
         yield unreadable(table, row, error)
 
 
-def unreadable(table: str, row: str, error: Exception) -> Finding:
+def unreadable(table: str, row: str, error: Exception) -> AuditFinding:
     """What ended a check. Raised again when it is the file, or our SQL."""
     if isinstance(error, DatabaseError) and not is_no_text(error):
         raise error
-    return Finding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")
+    return AuditFinding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")

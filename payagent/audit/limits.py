@@ -8,32 +8,38 @@ import json
 from collections.abc import Iterator
 
 from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.core.policy import Limit, Scope, Window
 from payagent.store.audit import recount as counted
 from payagent.store.db.unit import Connection
 from payagent.store.rows import limit_counters as spending
 
 
-def check_limits(conn: Connection) -> Iterator[Finding]:
+def check_limits(conn: Connection) -> Iterator[AuditFinding]:
     for payment_id, asset, counts, expected in counted.miscounted(conn):
         what = f"{counts} of its hold count against limits, {expected} ought to"
-        yield Finding("holds", f"{payment_id} {asset}", what)
+        yield AuditFinding("holds", f"{payment_id} {asset}", what)
     for payment_id, asset in counted.counted_otherwise(conn):
-        yield Finding("holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end")
+        yield AuditFinding(
+            "holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end"
+        )
     for payment_id, asset in counted.put_back_clocks(conn):
-        yield Finding("holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted")
+        yield AuditFinding(
+            "holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted"
+        )
     for app, merchant, asset, span_ms, start_ms in counted.misspent(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
-        yield Finding("spent", row, "what is kept as spent is not what the holds count")
+        yield AuditFinding("spent", row, "what is kept as spent is not what the holds count")
     for payment_id, asset in counted.unlike_asked(conn):
-        yield Finding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
+        yield AuditFinding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
     for pool, app, asset in counted.misshared(conn):
-        yield Finding("prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say")
+        yield AuditFinding(
+            "prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say"
+        )
     yield from _set(conn)
 
 
-def _set(conn: Connection) -> Iterator[Finding]:
+def _set(conn: Connection) -> Iterator[AuditFinding]:
     """The limits that were set at run time are those that the events tell."""
     told: dict[tuple[Scope, str, Window], int] = {}
     for detail in counted.limits_set(conn):
@@ -48,4 +54,4 @@ def _set(conn: Connection) -> Iterator[Finding]:
     kept = set(spending.limits(conn))
     for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):
         row = " ".join((limit.scope.app or "any", limit.scope.merchant or "any", limit.asset, limit.window))
-        yield Finding("limits", row, "what is set is not what the events tell")
+        yield AuditFinding("limits", row, "what is set is not what the events tell")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.store.audit import books
 from payagent.store.db.unit import Connection
 from payagent.store.rows import merchants
@@ -20,7 +20,7 @@ Rows = dict[Key, Any]
 Detail = Mapping[str, Any]
 
 
-def check_merchants(conn: Connection) -> Iterator[Finding]:
+def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
     """Each table that is kept of merchants is what its events lead to."""
     kept: dict[str, Rows] = {
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
@@ -40,11 +40,11 @@ def check_merchants(conn: Connection) -> Iterator[Finding]:
         yield from _compare(table, rows, told[table])
 
 
-def _compare(table: str, kept: Rows, told: Rows) -> Iterator[Finding]:
+def _compare(table: str, kept: Rows, told: Rows) -> Iterator[AuditFinding]:
     missing = object()
     for key in sorted(kept.keys() | told.keys(), key=str):
         if kept.get(key, missing) != told.get(key, missing):
-            yield Finding(table, " ".join(map(str, key)), "what is kept is not what the events tell")
+            yield AuditFinding(table, " ".join(map(str, key)), "what is kept is not what the events tell")
 
 
 def _added(rows: Rows, event: Detail, _at_ms: int) -> None:

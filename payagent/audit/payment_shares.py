@@ -17,7 +17,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from payagent.audit.checked_rows import UNREADABLE, to_the_end, unreadable
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import AuditFinding, Progress
 from payagent.audit.payments import check_payment
 from payagent.audit.signed_bytes import Owner
 from payagent.store.audit import books
@@ -34,14 +34,14 @@ _open = ExitStack()
 """What a process that helps reads from until it ends."""
 
 Span = tuple[int, int]
-Found = tuple[int, list[Finding]]
+Found = tuple[int, list[AuditFinding]]
 """How many payments there were, and what was found."""
 
 
 @contextmanager
 def shared_out(
     conn: Connection, owner: Owner, share: int = SHARE
-) -> Generator[Iterator[Finding | Progress], None, None]:
+) -> Generator[Iterator[AuditFinding | Progress], None, None]:
     """What there is to tell of the payments. Others begin with them now; who takes of it joins in."""
     spans = list(payment_spans(conn, share))
     helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
@@ -73,7 +73,7 @@ def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
 
 
 def _check(conn: Connection, owner: Owner, span: Span) -> Found:
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
     count = 0
     for case in cases(conn, *span):
         found.extend(to_the_end("payments", check_payment(case, owner), case.id))
@@ -119,7 +119,7 @@ def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]
             yield check_share(conn, owner, span)
 
 
-def _told(shares: Iterator[Found]) -> Iterator[Finding | Progress]:
+def _told(shares: Iterator[Found]) -> Iterator[AuditFinding | Progress]:
     total = 0
     for count, found in shares:
         yield from found

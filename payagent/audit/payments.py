@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner, Reading, foreign_value, misread, read
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
@@ -71,7 +71,7 @@ class Step(NamedTuple):
     invoice: object
 
 
-def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
+def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """Everything that is wrong with one payment."""
     steps, readings = yield from check_record(case, owner)
     yield from _check_intent(case)
@@ -80,7 +80,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
     yield from _check_reservations(case, steps)
 
 
-def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[list[Step], dict[str, Reading]]]:
+def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tuple[list[Step], dict[str, Reading]]]:
     """Check what a payment's receipt alone tells: its events, bytes, terms, blocks, holds and entries."""
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
@@ -103,7 +103,7 @@ def _detail(text: str) -> Mapping[str, object]:
     return told if isinstance(told, dict) and end == len(text) else {}
 
 
-def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
+def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
     """The events through the tables of transitions; what they lead to is what the payment's row must say."""
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
     standing: dict[str, object] = {
@@ -117,7 +117,9 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
         event = _EVENTS.get(row.event)
         after = state if event is None else TRANSITIONS.get((state, event))
         if after is None or row.state != after:
-            yield Finding("events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}")
+            yield AuditFinding(
+                "events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}"
+            )
         if event is not None:
             standing["changed_at_ms"] = row.at_ms
             if event not in _DEEPER:
@@ -134,9 +136,9 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
         for name in STANDING:
             if case.standing[name] != standing[name]:
                 what = f"its {name} is {case.standing[name]!r}, its events lead to {_shown(standing[name])!r}"
-                yield Finding("payments", case.id, what)
+                yield AuditFinding("payments", case.id, what)
     if not case.events or case.created_at_ms != case.events[0].at_ms:
-        yield Finding("payments", case.id, "it was made at another time than its first event")
+        yield AuditFinding("payments", case.id, "it was made at another time than its first event")
     return steps
 
 
@@ -154,7 +156,9 @@ def _shown(value: object) -> object:
     return str(value) if isinstance(value, str) else value
 
 
-def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Finding, None, dict[str, Reading]]:
+def _read_attempts(
+    case: Case, owner: Owner, steps: list[Step]
+) -> Generator[AuditFinding, None, dict[str, Reading]]:
     """Each attempt's bytes against its row, its event and what the payment is to pay."""
     signed = [step for step in steps if step.event in _SIGNED]
     readings: dict[str, Reading] = {}
@@ -166,33 +170,35 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
             attempt.signed_at_ms,
             attempt.kind,
         ):
-            yield Finding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
+            yield AuditFinding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
         if attempt.anchor != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
-            yield Finding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
+            yield AuditFinding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
         terms = None if attempt.invoice is None else case.invoices.get(attempt.invoice)
         if (terms is not None) != (case.kind == "invoice"):
-            yield Finding("attempts", attempt.tx_id, "the invoice that it is for is not there, or there is none")
+            yield AuditFinding(
+                "attempts", attempt.tx_id, "the invoice that it is for is not there, or there is none"
+            )
         reading = read(attempt.cbor)
         if isinstance(reading, str):
-            yield Finding("attempts", attempt.tx_id, f"its bytes are no payment of ours: {reading}")
+            yield AuditFinding("attempts", attempt.tx_id, f"its bytes are no payment of ours: {reading}")
             continue
         readings[attempt.tx_id] = reading
         commitment = terms.commitment if terms and attempt.kind == "pay" else None
         outputs = terms.outputs if terms else case.outputs
         for what in misread(reading, attempt, outputs, case.kind, commitment, owner):
-            yield Finding("attempts", attempt.tx_id, what)
+            yield AuditFinding("attempts", attempt.tx_id, what)
     for step in signed[len(case.attempts) :]:
-        yield Finding(
+        yield AuditFinding(
             "attempts", str(step.tx_id), f"event {step.row.seq} says that it was signed; there is no row"
         )
     return readings
 
 
-def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
+def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """It belongs to its intent's app and pays what its invoices say, which is what their terms hashes are of."""
     for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
-            yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
+            yield AuditFinding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
     for invoice in case.invoices.values():
         terms = ((o.role, o.address, o.asset, o.units) for o in invoice.outputs)
         made = hash_of_terms(
@@ -204,21 +210,21 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
             calls_of(invoice.batch_target),
         )
         if made != invoice.terms_hash:
-            yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
+            yield AuditFinding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
     first = None if case.first_invoice is None else case.invoices.get(case.first_invoice)
     if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
-        yield Finding("payments", case.id, "its outputs are not those of its invoice")
+        yield AuditFinding("payments", case.id, "its outputs are not those of its invoice")
 
 
-def _check_intent(case: Case) -> Iterator[Finding]:
+def _check_intent(case: Case) -> Iterator[AuditFinding]:
     """A derived intent ends when its call is first served; another one never does."""
     intent = case.intent
     if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.derived else None):
         what = f"it ended at {intent.ended_at_ms}, its call was first served at {intent.served_at_ms}"
-        yield Finding("intents", str(intent.number), what)
+        yield AuditFinding("intents", str(intent.number), what)
 
 
-def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
+def _check_sightings(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does.
 
     Unless it is void it goes by an attempt, and by nobody else's transaction.
@@ -227,20 +233,22 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     state, stands = case.standing["state"], case.standing["tx_id"]
     if stands is not None and stands not in kinds and state != State.VOID:
-        yield Finding("payments", case.id, f"it goes by {stands}, which is none of its attempts")
+        yield AuditFinding("payments", case.id, f"it goes by {stands}, which is none of its attempts")
     for step in shown:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
             what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
-            yield Finding("events", str(step.row.seq), what)
+            yield AuditFinding("events", str(step.row.seq), what)
     for step, sighting in zip(shown, case.sightings, strict=False):
         told = step.told.get
         wanted = told("tx_id"), told("block_hash"), told("block_height"), told("block_slot"), step.row.at_ms
         if sighting[1:] != wanted:
-            yield Finding("sightings", str(sighting.seq), f"event {step.row.seq} tells of another block or time")
+            yield AuditFinding(
+                "sightings", str(sighting.seq), f"event {step.row.seq} tells of another block or time"
+            )
     if len(shown) > len(case.sightings):
-        yield Finding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
+        yield AuditFinding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
     for sighting in case.sightings[len(shown) :]:
-        yield Finding("sightings", str(sighting.seq), "no event tells of it")
+        yield AuditFinding("sightings", str(sighting.seq), "no event tells of it")
 
 
 def _is_void_from_outside(step: Step) -> bool:
@@ -250,7 +258,7 @@ def _is_void_from_outside(step: Step) -> bool:
     return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_by", "time_over"))
 
 
-def _check_time_over(case: Case, steps: list[Step]) -> Iterator[Finding]:
+def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """What is void because nothing of it can land in time is so by a block past all time limits, and for good."""
     last_slot = max((attempt.ttl_slot for attempt in case.attempts), default=0)
     for step in steps:
@@ -258,17 +266,17 @@ def _check_time_over(case: Case, steps: list[Step]) -> Iterator[Finding]:
         if step.told.get("time_over") and not (
             step is steps[-1] and step.event is _VOID and isinstance(slot, int) and slot >= last_slot
         ):
-            yield Finding(
+            yield AuditFinding(
                 "events", str(step.row.seq), f"its block's slot is {slot}, and {last_slot} the last limit"
             )
 
 
-def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
+def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """What left the process left when its event says so, and who answered had been sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
         if step.event is _LEAVE and not step.told.get("to") and step.row.at_ms not in times:
-            yield Finding(
+            yield AuditFinding(
                 "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
             )
     answered: dict[str, int] = {}
@@ -280,57 +288,59 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
     for provider, count in answered.items():
         sent = providers.count(provider)
         if sent < count:
-            yield Finding(
+            yield AuditFinding(
                 "submissions", "-", f"{provider} answered {count} times for {case.id}, and was sent {sent}"
             )
 
 
 def _check_holds(
     case: Case, steps: list[Step], readings: Mapping[str, Reading], paid: Mapping[str, Units]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """What is held is the most that signed bytes take from the wallet, from the decision until it is given back.
 
     No attempt takes more, and the one that was decided on takes just that.
     """
     held = next((step for step in steps if step.event is _HOLD), None)
     if (held is None) != (not case.holds):
-        yield Finding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
+        yield AuditFinding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
     given_back = [s for s in steps if s.event is _VOID or (s.event is _REJECT and held is not None)]
     is_over = case.standing["state"] in ENDED_WITHOUT_PAYING
     released_at_ms = given_back[-1].row.at_ms if given_back and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
         if held is not None and at_ms != held.row.at_ms:
-            yield Finding("holds", f"{case.id} {asset}", "it is of another time than the decision")
+            yield AuditFinding("holds", f"{case.id} {asset}", "it is of another time than the decision")
         if until_ms != released_at_ms:
-            yield Finding(
+            yield AuditFinding(
                 "holds", f"{case.id} {asset}", f"it ended at {until_ms}, by the events at {released_at_ms}"
             )
     hold = {asset: units for asset, units, *_ in case.holds}
     if len(hold) < len(case.holds):
-        yield Finding("holds", case.id, "an asset is held twice")
+        yield AuditFinding("holds", case.id, "an asset is held twice")
     is_first = True
     for attempt in case.attempts:
         if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):
             spend = ledger.add((paid[attempt.tx_id], {LOVELACE: reading.fee_lovelace}))
             is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
             if (hold != spend) if is_first else not is_within:
-                yield Finding("holds", case.id, f"{hold} is held, the bytes of {attempt.tx_id} take {spend}")
+                yield AuditFinding("holds", case.id, f"{hold} is held, the bytes of {attempt.tx_id} take {spend}")
             is_first = False
 
 
-def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[Finding]:
+def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[AuditFinding]:
     """The journal has, of this payment, what its events book: each entry, to the unit, and no other."""
     wanted = list(_booked(case, steps, paid)) if case.holds else []
     for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
         lines = sorted(entry.postings)
         same = lines == sorted(expected.postings)
         if (entry.kind, entry.ref, entry.at_ms) != (expected.kind, ref, step.row.at_ms) or not same:
-            yield Finding("journal", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books")
+            yield AuditFinding(
+                "journal", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books"
+            )
     for step, expected, _ in wanted[len(case.entries) :]:
         what = f"event {step.row.seq} of {case.id} books a {expected.kind}, and there is no entry"
-        yield Finding("journal", "-", what)
+        yield AuditFinding("journal", "-", what)
     for entry in case.entries[len(wanted) :]:
-        yield Finding("journal", str(entry.id), f"no event of {case.id} books it")
+        yield AuditFinding("journal", str(entry.id), f"no event of {case.id} books it")
 
 
 @lru_cache(maxsize=1000)
@@ -375,7 +385,7 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             last = None
 
 
-def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[Finding]:
+def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[AuditFinding]:
     """The coins that an attempt makes for us are those that its bytes make. An attempt that can never land needs
     none.
     """
@@ -389,12 +399,14 @@ def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
     for coin in case.coins:
         maker = coin.ref.partition("#")[0]
         if made.pop(coin.ref, None) != coin.value and maker in readings:
-            yield Finding("coins", coin.ref, f"it holds {dict(coin.value)}, the bytes that made it say otherwise")
+            yield AuditFinding(
+                "coins", coin.ref, f"it holds {dict(coin.value)}, the bytes that made it say otherwise"
+            )
         if (coin.state == "pending") is (is_there and maker == stands) and coin.state != "spent":
-            yield Finding("coins", coin.ref, f"it is {coin.state}, and its payment is {state}")
+            yield AuditFinding("coins", coin.ref, f"it is {coin.state}, and its payment is {state}")
     for ref in made:
         if ref.partition("#")[0] == stands or state not in _NEED_NO_COINS:
-            yield Finding("coins", ref, "the bytes make it for us, and it is not there")
+            yield AuditFinding("coins", ref, "the bytes make it for us, and it is not there")
 
 
 def _chosen(steps: list[Step]) -> frozenset[str]:
@@ -403,7 +415,7 @@ def _chosen(steps: list[Step]) -> frozenset[str]:
     return frozenset(ref for refs in chosen for ref in refs.split(" "))
 
 
-def _check_reservations(case: Case, steps: list[Step]) -> Iterator[Finding]:
+def _check_reservations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """From the decision until no rollback reaches it, a payment has the coins that its attempts spend."""
     state = case.standing["state"]
     spent = frozenset(ref for attempt in case.attempts for ref in attempt.inputs) | _chosen(steps)
@@ -414,4 +426,4 @@ def _check_reservations(case: Case, steps: list[Step]) -> Iterator[Finding]:
     else:
         is_sound = case.reserved == spent if spent else case.standing["anchor"] in case.reserved
     if not is_sound:
-        yield Finding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")
+        yield AuditFinding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")

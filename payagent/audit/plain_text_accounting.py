@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
-from payagent.audit.statement import Balance, Booked, Statement
+from payagent.audit.statement import Balance, Statement, StatementEntry
 from payagent.core.ledger import EXTERNAL, FEES, HELD, WALLET
 from payagent.core.money import LOVELACE, format_units
 from payagent.core.problems import Refused
@@ -93,7 +93,7 @@ def beancount(books: Statement) -> Iterator[str]:
         yield f"{after} balance {account_name(account)}  {_number(asset, units)} {commodity_name(asset)}"
 
 
-def _bean_entry(entry: Booked) -> Iterator[str]:
+def _bean_entry(entry: StatementEntry) -> Iterator[str]:
     row = entry.row
     told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
     payee = f"{_quoted(entry.origin)} " if entry.origin else ""
@@ -135,7 +135,7 @@ def hledger(books: Statement) -> Iterator[str]:
         yield f"    {account_name(account)}  {amount}"
 
 
-def _hledger_entry(entry: Booked) -> Iterator[str]:
+def _hledger_entry(entry: StatementEntry) -> Iterator[str]:
     row = entry.row
     told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
     yield f"{_day(row.at_ms)} * ({row.id}) {told}"

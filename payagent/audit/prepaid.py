@@ -5,28 +5,28 @@ May import: core, store, audit. Never: asks a merchant; changes how it judges by
 
 from collections.abc import Iterator, Mapping
 
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import AuditFinding, Progress
 from payagent.core import ledger
 from payagent.core.ledger import prepaid_account
-from payagent.core.prepaid_balance import Balance, Cost, buy, take_back, use
+from payagent.core.prepaid_balance import Cost, PrepaidBalance, buy, take_back, use
 from payagent.store.audit import books
 from payagent.store.audit.books import MoveRow
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, prepaid
 
-Balances = dict[tuple[int, str], Balance]
+Balances = dict[tuple[int, str], PrepaidBalance]
 
 
-def check_prepaid(conn: Connection) -> Iterator[Finding | Progress]:
+def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
     """Every move follows from the ones before it, is booked to the unit, and together they make the counts."""
     balances: Balances = {}
     origins = {pool.id: pool.origin for pool in prepaid.all_pools(conn)}
     count = 0
     for row in books.prepaid_moves(conn):
-        before = balances.get((row.pool, row.unit), Balance())
+        before = balances.get((row.pool, row.unit), PrepaidBalance())
         after = _follow(conn, row, before, origins.get(row.pool, ""))
         if after is None:
-            yield Finding(
+            yield AuditFinding(
                 "prepaid_moves", str(row.seq), f"a {row.kind} of payment {row.payment_id}, which is none"
             )
             continue
@@ -38,14 +38,14 @@ def check_prepaid(conn: Connection) -> Iterator[Finding | Progress]:
     yield Progress("prepaid_moves", count)
 
 
-def _check_topups(conn: Connection) -> Iterator[Finding]:
+def _check_topups(conn: Connection) -> Iterator[AuditFinding]:
     """Each order ended as its event says, or is open."""
     for number, ended, told in books.topup_ends(conn):
         if ended != told:
-            yield Finding("topups", str(number), f"it ended as {ended}, by its event as {told}")
+            yield AuditFinding("topups", str(number), f"it ended as {ended}, by its event as {told}")
 
 
-def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Balance | None:
+def _follow(conn: Connection, row: MoveRow, before: PrepaidBalance, origin: str) -> PrepaidBalance | None:
     """What the balance must be after a move; None when it is bought by nothing."""
     if row.kind == "use":
         return use(before, row.used + row.unexplained)
@@ -61,27 +61,31 @@ def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
     return {asset: units for account, asset, units in lines if account == prepaid_account(origin)}
 
 
-def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance, origin: str) -> Iterator[Finding]:
+def _check_move(
+    conn: Connection, row: MoveRow, before: PrepaidBalance, after: PrepaidBalance, origin: str
+) -> Iterator[AuditFinding]:
     told = (row.bought, row.used, row.unexplained)
     made = (after.bought - before.bought, after.used - before.used, after.unexplained - before.unexplained)
     if told != made:
-        yield Finding("prepaid_moves", str(row.seq), f"it changes the balance by {told}, it ought to by {made}")
+        yield AuditFinding(
+            "prepaid_moves", str(row.seq), f"it changes the balance by {told}, it ought to by {made}"
+        )
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     wanted = ledger.use(origin, spent)
     lines = sorted(wanted.postings) if wanted else []
     if lines != sorted(journal.postings(conn, row.entry)) or (wanted is None) != (row.entry is None):
-        yield Finding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
+        yield AuditFinding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
 
 
-def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, str]) -> Iterator[Finding]:
+def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, str]) -> Iterator[AuditFinding]:
     for (pool, name), (bought, used, unexplained) in prepaid.counted(conn).items():
-        made = balances.pop((pool, name), Balance())
+        made = balances.pop((pool, name), PrepaidBalance())
         if (bought, used, unexplained) != (made.bought, made.used, made.unexplained):
-            yield Finding("prepaid_counts", f"{pool} {name}", "it is not what the moves come to")
+            yield AuditFinding("prepaid_counts", f"{pool} {name}", "it is not what the moves come to")
         if dict(prepaid.balance(conn, pool, name).costs) != dict(made.costs):
-            yield Finding("prepaid_costs", f"{pool} {name}", "they are not what the moves come to")
+            yield AuditFinding("prepaid_costs", f"{pool} {name}", "they are not what the moves come to")
     for pool, name in balances:
-        yield Finding("prepaid_counts", f"{pool} {name}", "missing: there are moves of it")
+        yield AuditFinding("prepaid_counts", f"{pool} {name}", "missing: there are moves of it")
     left = {(prepaid_account(origin), asset): units for (origin, asset), units in prepaid.costs_left(conn).items()}
     booked = {
         (account, asset): units
@@ -90,4 +94,4 @@ def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, st
     }
     for account, asset in sorted(left.keys() | booked.keys()):
         if left.get((account, asset), 0) != booked.get((account, asset), 0):
-            yield Finding("prepaid_costs", f"{account} {asset}", "the books have another balance of it")
+            yield AuditFinding("prepaid_costs", f"{account} {asset}", "the books have another balance of it")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.payments import check_record
 from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units, told_invoices
 from payagent.audit.signed_bytes import Owner
@@ -23,10 +23,10 @@ from payagent.core.invoice import Invoice, SplitMode
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.dialects import (
-    Call,
+    HttpRequest,
+    HttpResponse,
+    ProofMaterial,
     Reading,
-    Response,
-    Shown,
     make_response,
     parse_response,
     proof_headers,
@@ -51,14 +51,14 @@ _402_MAX_BYTES = 6 * 1024 * 1024
 _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 
 
-def check_receipt(receipt: Receipt) -> Iterator[Finding]:
+def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
     """Everything in it that does not follow from the rest."""
     owner = owner_of(receipt)
     ids = {str(number): invoice["invoice_id"] for number, invoice in invoices_of(receipt).items()}
     yield from _check_events(receipt)
     for one in check_record(case_of(receipt), owner):
         # a receipt knows an invoice by its id
-        yield Finding(one.table, ids[one.row], one.what) if one.table == "invoices" else one
+        yield AuditFinding(one.table, ids[one.row], one.what) if one.table == "invoices" else one
     yield from _check_told(receipt)
     yield from _check_limits(receipt)
     yield from _check_intent(receipt)
@@ -68,27 +68,27 @@ def check_receipt(receipt: Receipt) -> Iterator[Finding]:
     yield from _check_headers(receipt)
 
 
-def _check_events(receipt: Receipt) -> Iterator[Finding]:
+def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
     """Each event's own hash, and the link to the one before where that is the payment's too."""
     payment_id, events = receipt["payment"]["id"], receipt["events"]
     for event in events:
         told = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
         if event_hash(event["prev_hash"], *told) != event["hash"]:
-            yield Finding("events", str(event["seq"]), "its hash is not that of what it says")
+            yield AuditFinding("events", str(event["seq"]), "its hash is not that of what it says")
     last = receipt["ledger"]["last_event"]
     for before, after in pairwise((*events, last)):
         is_last = after is last
         if after["seq"] < before["seq"] or (after["seq"] == before["seq"] and not is_last):
-            yield Finding("events", str(after["seq"]), f"it stands behind event {before['seq']}")
+            yield AuditFinding("events", str(after["seq"]), f"it stands behind event {before['seq']}")
         linked = after["hash"] if is_last else after["prev_hash"]
         if after["seq"] - before["seq"] == (0 if is_last else 1) and linked != before["hash"]:
-            yield Finding("events", str(after["seq"]), "its hash does not follow from the event before")
+            yield AuditFinding("events", str(after["seq"]), "its hash does not follow from the event before")
     for before, after in pairwise(receipt["entries"]):
         if after["id"] <= before["id"]:
-            yield Finding("journal", str(after["id"]), f"it stands behind entry {before['id']}")
+            yield AuditFinding("journal", str(after["id"]), f"it stands behind entry {before['id']}")
 
 
-def _check_told(receipt: Receipt) -> Iterator[Finding]:
+def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
     """Decisions and answers are repeated from the events, for people."""
     for part, names in (("decisions", DECISIONS), ("answers", ANSWERS)):
         told = [
@@ -102,10 +102,10 @@ def _check_told(receipt: Receipt) -> Iterator[Finding]:
             if event["event"] in names
         ]
         if receipt[part] != told:
-            yield Finding("events", "-", f"{part} are not what the events tell of them")
+            yield AuditFinding("events", "-", f"{part} are not what the events tell of them")
 
 
-def _check_limits(receipt: Receipt) -> Iterator[Finding]:
+def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
     """What each limit left was enough for what is held."""
     held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
     for event in receipt["events"]:
@@ -119,10 +119,10 @@ def _check_limits(receipt: Receipt) -> Iterator[Finding]:
                 is_sound = False
             if not is_sound:
                 what = f"it was held by a limit that does not allow it: {strict_json.dumps(limit)[:300]}"
-                yield Finding("events", str(event["seq"]), what)
+                yield AuditFinding("events", str(event["seq"]), what)
 
 
-def _check_intent(receipt: Receipt) -> Iterator[Finding]:
+def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
     """The fingerprint is of what was asked for, or an order of upkeep's; a key that nobody chose is made of it."""
     payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
     kind, outputs = payment["kind"], payment["outputs"]
@@ -139,15 +139,15 @@ def _check_intent(receipt: Receipt) -> Iterator[Finding]:
         made = intent["id"]
     roles = [("change" if output["address"] == receipt["wallet"] else "pay_to") for output in outputs]
     if asked is None or (kind == "invoice") != (invoice is not None):
-        yield Finding("payments", payment["id"], f"a payment of the kind {kind} has no such invoice")
+        yield AuditFinding("payments", payment["id"], f"a payment of the kind {kind} has no such invoice")
     elif made != intent["fingerprint"]:
-        yield Finding("intents", intent["id"], "its fingerprint is not of what was asked for")
+        yield AuditFinding("intents", intent["id"], "its fingerprint is not of what was asked for")
     if invoice is None and (
         request is not None or payment["is_prepaid"] or [output["role"] for output in outputs] != roles
     ):
-        yield Finding("payments", payment["id"], "it is not one that an order of the operator's makes")
+        yield AuditFinding("payments", payment["id"], "it is not one that an order of the operator's makes")
     if not _is_its_key(receipt):
-        yield Finding("intents", intent["id"], "its key is not one that it can have")
+        yield AuditFinding("intents", intent["id"], "its key is not one that it can have")
 
 
 def _is_its_key(receipt: Receipt) -> bool:
@@ -169,7 +169,7 @@ def _own_id(receipt: Receipt, invoice: dict[str, Any]) -> str:
     return str(invoice["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
 
 
-def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[Finding]:
+def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[AuditFinding]:
     """The 402 as received, read again by its dialect, asks for what the invoice says.
 
     How the operator has a split without a mode read is not recorded: any way that gives these outputs will do.
@@ -185,10 +185,10 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
         if any(_is_same(offer, invoice, _own_id(receipt, invoice)) for offer in offers):
             return
         whys.insert(0, "the 402 as received asks for something else")
-    yield Finding("invoices", invoice["invoice_id"], whys[0])
+    yield AuditFinding("invoices", invoice["invoice_id"], whys[0])
 
 
-def _response(text: str) -> Response:
+def _response(text: str) -> HttpResponse:
     """A 402 as the ledger keeps it: status, headers, and its body as text, as a value, or in base64.
 
     What stands beside the terms may be any text; they are read as strictly as when they came.
@@ -237,7 +237,7 @@ def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: Spli
         split_mode=mode,
         received_at_ms=invoice["received_at_ms"],
         own=owner.address,
-        call=Call(method, invoice["origin"] + path, body_sha256, None) if method else None,
+        call=HttpRequest(method, invoice["origin"] + path, body_sha256, None) if method else None,
         proof=invoice["proof"],
         assets=frozenset(output["asset"] for output in invoice["outputs"]),
         salt=None if invoice["commitment"] is None else bytes(32),
@@ -259,20 +259,20 @@ def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
     )
 
 
-def _check_invoices(receipt: Receipt) -> Iterator[Finding]:
+def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
     """Besides the one that the payment goes by there are those that attempts were signed for, each once."""
     told = told_invoices(receipt)
     times = Counter(invoice["number"] for invoice in told)
     for invoice in told:
         if times[invoice["number"]] > 1:
-            yield Finding("invoices", invoice["invoice_id"], "another one has its number")
+            yield AuditFinding("invoices", invoice["invoice_id"], "another one has its number")
     signed_for = {attempt["invoice"] for attempt in receipt["attempts"]}
     for invoice in receipt["other_invoices"]:
         if invoice["number"] not in signed_for:
-            yield Finding("invoices", invoice["invoice_id"], "nothing was signed for it")
+            yield AuditFinding("invoices", invoice["invoice_id"], "nothing was signed for it")
 
 
-def _check_headers(receipt: Receipt) -> Iterator[Finding]:
+def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
     """What each attempt's retry carries is made of the attempt."""
     invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
     own = {"X-Request-Id": intent["request_id"]}
@@ -288,7 +288,7 @@ def _check_headers(receipt: Receipt) -> Iterator[Finding]:
                     proof_headers(
                         invoice["dialect"],
                         invoice_id=invoice["invoice_id"],
-                        shown=Shown(attempt["tx_hash"], cbor, attempt["anchor"], name),
+                        shown=ProofMaterial(attempt["tx_hash"], cbor, attempt["anchor"], name),
                         echo=invoice["echo"],
                         partner=headers.get("X-Partner"),
                         # a prepaid balance may be another wallet's, as the call said it
@@ -300,7 +300,7 @@ def _check_headers(receipt: Receipt) -> Iterator[Finding]:
             except Refused:
                 made = []
         if headers not in made:
-            yield Finding("attempts", attempt["tx_hash"], "its headers are not those of its proof")
+            yield AuditFinding("attempts", attempt["tx_hash"], "its headers are not those of its proof")
 
 
 def checked(receipt: Receipt) -> list[str]:

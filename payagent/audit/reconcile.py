@@ -60,7 +60,7 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AssetReconciliation:
     """An asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
 
     asset: str
@@ -69,7 +69,7 @@ class Standing:
     in_flight_units: int
 
 
-Told = Difference | InFlight | Doubt | Standing | Progress
+Told = Difference | InFlight | Doubt | AssetReconciliation | Progress
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ def _standing(conn: Connection, history: History, gap: _Gap) -> Iterator[Told]:
         if more != told:
             what = f"the chain has {more} more than the books; {told} of that is told above"
             yield Difference("differing", "balances", asset, None, what)
-        yield Standing(asset, books.get(asset, 0), chain.get(asset, 0), gap.in_flight.get(asset, 0))
+        yield AssetReconciliation(asset, books.get(asset, 0), chain.get(asset, 0), gap.in_flight.get(asset, 0))
 
 
 def _net(moved: Movement) -> Units:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import Finding, Head, Progress, numbers
+from payagent.audit.finding import AuditFinding, Head, Progress, numbers
 from payagent.store.audit import books
 from payagent.store.db.seals import SEALED, marks_of, seal_hash
 from payagent.store.db.tables import GENESIS
@@ -63,7 +63,7 @@ class Rows:
         yield from self._rows
 
 
-def _linked(events: Iterator[Row], broken: list[Finding]) -> Iterator[Row]:
+def _linked(events: Iterator[Row], broken: list[AuditFinding]) -> Iterator[Row]:
     """The events as they are, and which of them do not follow from the one before.
 
     An event's hash is of its text with the hash before in front in place of the row's number.
@@ -75,21 +75,25 @@ def _linked(events: Iterator[Row], broken: list[Finding]) -> Iterator[Row]:
         made = hashlib.sha256(b'["%b",%b]' % (last_hash, told)).hexdigest().encode()
         link = text[-_LINK:]
         if seq != last_seq + 1 or link != b',"%b","%b"]' % (last_hash, made):
-            broken.append(Finding("events", str(seq), "its hash does not follow from it and the event before"))
+            broken.append(
+                AuditFinding("events", str(seq), "its hash does not follow from it and the event before")
+            )
         last_seq, last_hash = seq, link[-2 - len(made) : -2]
         yield row
 
 
-def check_seals(conn: Connection, noted: Head | None) -> Iterator[Finding | Progress | Head]:
+def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding | Progress | Head]:
     """Every row is in one seal and is what was sealed; the seals are a chain, which `noted` is in."""
-    broken: list[Finding] = []
+    broken: list[AuditFinding] = []
     tables = {table: Rows(books.row_texts(conn, table)) for table in SEALED}
     tables["events"] = Rows(_linked(books.row_texts(conn, "events"), broken))
     last_seq, last_hash = 0, GENESIS
     missed = None if noted is None or noted == Head(0, GENESIS) else (noted.seq, noted.hash)
     for seal in books.seals(conn):
         if seal.seq != last_seq + 1:
-            yield Finding("seals", numbers(last_seq + 1, seal.seq - 1), "missing: seals are numbered without gaps")
+            yield AuditFinding(
+                "seals", numbers(last_seq + 1, seal.seq - 1), "missing: seals are numbered without gaps"
+            )
         yield from _check(seal, last_hash, tables)
         if broken:
             yield from broken
@@ -101,27 +105,27 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[Finding | Prog
             yield Progress("seals", last_seq)
     for table, rows in tables.items():
         for number, _ in rows.rest():
-            yield Finding(table, str(number), "no seal is of it")
+            yield AuditFinding(table, str(number), "no seal is of it")
     yield from broken
     if missed is not None:
-        yield Finding("seals", str(missed[0]), f"the chain does not have the head that was noted, {noted}")
+        yield AuditFinding("seals", str(missed[0]), f"the chain does not have the head that was noted, {noted}")
     yield Progress("seals", last_seq)
     yield Head(last_seq, last_hash)
 
 
-def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[Finding]:
+def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[AuditFinding]:
     spans = _spans(seal.what, seal.marks)
     if spans is None:
-        yield Finding("seals", str(seal.seq), "it does not say which rows it is of")
+        yield AuditFinding("seals", str(seal.seq), "it does not say which rows it is of")
         return
     found: list[list[Row]] = []
     for table, first, last in spans:
         rows = tables[table]
         if first != rows.sealed + 1:
-            yield Finding("seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was next")
+            yield AuditFinding("seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was next")
         unsealed, taken = rows.take(first, last)
         for number, _ in unsealed:
-            yield Finding(table, str(number), "no seal is of it")
+            yield AuditFinding(table, str(number), "no seal is of it")
         found.append(taken)
     texts = [text for rows in found for _, text in rows]
     if seal_hash(prev_hash, seal.seq, seal.what, seal.marks, texts) != seal.hash:
@@ -146,7 +150,9 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
     return None if marks_size else spans
 
 
-def _explain(seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]) -> Iterator[Finding]:
+def _explain(
+    seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]
+) -> Iterator[AuditFinding]:
     """Find the rows that are not what was sealed, by their marks; or tell of the seal itself, when it is none of
     them.
     """
@@ -155,18 +161,18 @@ def _explain(seal: books.Seal, prev_hash: str, spans: list[Span], found: list[li
         marks = marks_of(texts)
         is_marked = marks == seal.marks
         if is_marked or seal_hash(prev_hash, seal.seq, seal.what, marks, texts) == seal.hash:
-            yield Finding("seals", str(seal.seq), "it does not follow from its rows and the seal before")
+            yield AuditFinding("seals", str(seal.seq), "it does not follow from its rows and the seal before")
             return
     place = 0
     for (table, first, last), rows in zip(spans, found, strict=True):
         expected = first
         for number, text in rows:
             if number > expected:
-                yield Finding(table, numbers(expected, number - 1), "missing: it was sealed")
+                yield AuditFinding(table, numbers(expected, number - 1), "missing: it was sealed")
             expected = number + 1
             at = (place + number - first) * _MARK
             if marks_of((text,)) != seal.marks[at : at + _MARK]:
-                yield Finding(table, str(number), "it is not what was sealed")
+                yield AuditFinding(table, str(number), "it is not what was sealed")
         if expected <= last:
-            yield Finding(table, numbers(expected, last), "missing: it was sealed")
+            yield AuditFinding(table, numbers(expected, last), "missing: it was sealed")
         place += last - first + 1

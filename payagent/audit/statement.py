@@ -14,7 +14,7 @@ Balance = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Booked:
+class StatementEntry:
     """An entry, and its payment's merchant and app, which is its name."""
 
     row: EntryRow
@@ -36,7 +36,7 @@ class Statement:
     closing: tuple[Balance, ...]
     first_ms: int | None
     last_ms: int | None
-    entries: Iterator[Booked]
+    entries: Iterator[StatementEntry]
 
 
 def statement(conn: Connection, only: Selection, network: str) -> Statement:
@@ -52,5 +52,5 @@ def statement(conn: Connection, only: Selection, network: str) -> Statement:
         closing=tuple(journal.turnover(conn, replace(only, since_ms=None))),
         first_ms=min(times_ms, default=None),
         last_ms=max(times_ms, default=None),
-        entries=(Booked(*booked) for booked in journal.booked(conn, only)),
+        entries=(StatementEntry(*booked) for booked in journal.booked(conn, only)),
     )

@@ -6,12 +6,12 @@ May import: store, audit. Never: sees a token.
 from collections import defaultdict
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.store.audit import books
 from payagent.store.db.unit import Connection
 
 
-def check_tokens(conn: Connection) -> Iterator[Finding]:
+def check_tokens(conn: Connection) -> Iterator[AuditFinding]:
     events: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
     for app, event, at_ms in books.token_events(conn):
         events[app].append((event, at_ms))
@@ -23,7 +23,7 @@ def check_tokens(conn: Connection) -> Iterator[Finding]:
         for (number, revoked_at_ms), expected_ms in zip(theirs, ends, strict=True):
             if revoked_at_ms != expected_ms:
                 what = f"it ended at {revoked_at_ms}, by the events at {expected_ms}"
-                yield Finding("tokens", str(number), what)
+                yield AuditFinding("tokens", str(number), what)
 
 
 def _ends(count: int, events: list[tuple[str, int]]) -> list[int | None]:

@@ -7,7 +7,7 @@ only the chain can tell (a deposit and its coin that were changed alike).
 from collections.abc import Iterator
 
 from payagent.audit.checked_rows import to_the_end
-from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.finding import AuditFinding, Head, Progress
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.payment_shares import shared_out
@@ -25,7 +25,7 @@ from payagent.store.rows.journal import EntryRow
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
 
-Told = Finding | Progress | Head
+Told = AuditFinding | Progress | Head
 
 
 def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterator[Told]:
@@ -51,22 +51,22 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             yield from to_the_end(table, check)
 
 
-def _guards(conn: Connection) -> Iterator[Finding]:
+def _guards(conn: Connection) -> Iterator[AuditFinding]:
     if lacking := lacking_migrations(conn):
         told = "it is of an older payagent: use that one, or start this one on it, which brings it up to date"
-        yield Finding("_sqlite_migrations", ", ".join(lacking), told)
+        yield AuditFinding("_sqlite_migrations", ", ".join(lacking), told)
     for name in missing_guards(conn):
-        yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
+        yield AuditFinding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):
-        yield Finding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
+        yield AuditFinding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
     for name in changed_views(conn):
-        yield Finding("sqlite_master", name, "the view that people read is not there as it was made")
+        yield AuditFinding("sqlite_master", name, "the view that people read is not there as it was made")
 
 
 def _references(conn: Connection) -> Iterator[Told]:
     for place, table in enumerate(books.REFERRING, 1):
         for number, parent in books.broken_references(conn, table):
-            yield Finding(table, str(number), f"it refers to a row that {parent} lacks")
+            yield AuditFinding(table, str(number), f"it refers to a row that {parent} lacks")
         yield Progress("tables", place)
 
 
@@ -79,47 +79,47 @@ def _entries(conn: Connection) -> Iterator[Told]:
         if count % TOLD_EVERY == 0:
             yield Progress("journal", count)
     for number in books.unposted(conn):
-        yield Finding("journal", str(number), "it has no postings")
+        yield AuditFinding("journal", str(number), "it has no postings")
     for number, moves in books.unmoved(conn):
-        yield Finding("journal", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
+        yield AuditFinding("journal", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
     for number in books.unpaid_ends(conn):
-        yield Finding("intents", str(number), "it ended, and it has no payment")
+        yield AuditFinding("intents", str(number), "it ended, and it has no payment")
     yield Progress("journal", count)
 
 
-def _entry(conn: Connection, entry: EntryRow) -> Iterator[Finding]:
+def _entry(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     sums = ledger.add({asset: units} for _, asset, units in entry.postings)
     for asset, units in sums.items():
         if units:
-            yield Finding("journal", str(entry.id), f"{asset} is out of balance by {units}")
+            yield AuditFinding("journal", str(entry.id), f"{asset} is out of balance by {units}")
     if entry.kind not in _OF_NO_PAYMENT:
-        yield Finding("journal", str(entry.id), f"a {entry.kind} of no payment")
+        yield AuditFinding("journal", str(entry.id), f"a {entry.kind} of no payment")
     elif entry.kind in ("deposit", "undeposit"):
         yield from _deposit(conn, entry)
 
 
-def _deposit(conn: Connection, entry: EntryRow) -> Iterator[Finding]:
+def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     sign = 1 if entry.kind == "deposit" else -1
     lines = {(account, asset): sign * units for account, asset, units in entry.postings}
     arrived = {asset: units for (account, asset), units in lines.items() if account == WALLET}
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
     if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
-        yield Finding("journal", str(entry.id), f"a {entry.kind} moves units between wallet and external")
+        yield AuditFinding("journal", str(entry.id), f"a {entry.kind} moves units between wallet and external")
     coin, was_taken_back = books.deposited(conn, entry.ref or "")
     if coin is not None and coin != arrived:
-        yield Finding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {coin}")
+        yield AuditFinding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {coin}")
     if coin is None and not was_taken_back:
-        yield Finding("coins", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
+        yield AuditFinding("coins", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
 
 
-def _balances(conn: Connection) -> Iterator[Finding]:
+def _balances(conn: Connection) -> Iterator[AuditFinding]:
     """Each account's balance is what its postings come to."""
     kept = {(account, asset): units for account, asset, units in journal.turnover(conn, journal.EVERYTHING)}
     booked = {(account, asset): units for account, asset, units in journal.added_up(conn)}
     for account, asset in sorted(kept.keys() | booked.keys()):
         told, made = kept.get((account, asset)), booked.get((account, asset))
         if told != made:
-            yield Finding("balances", f"{account} {asset}", f"it says {told}, the postings come to {made}")
+            yield AuditFinding("balances", f"{account} {asset}", f"it says {told}, the postings come to {made}")
 
 
 def _coins(conn: Connection) -> Iterator[Told]:
@@ -130,11 +130,11 @@ def _coins(conn: Connection) -> Iterator[Told]:
         for asset, units in coin.value.items():
             ours[asset] = ours.get(asset, 0) + coin.times * units
         if coin.is_unbooked:
-            yield Finding("coins", coin.ref, "a deposit that the journal does not tell of")
+            yield AuditFinding("coins", coin.ref, "a deposit that the journal does not tell of")
         if coin.is_spent_by_nothing:
-            yield Finding("coins", coin.ref, "it is spent by a transaction that does not spend it")
+            yield AuditFinding("coins", coin.ref, "it is spent by a transaction that does not spend it")
         if coin.is_made_by_nothing:
-            yield Finding("coins", coin.ref, "it is no deposit, and no transaction of ours makes it as this")
+            yield AuditFinding("coins", coin.ref, "it is no deposit, and no transaction of ours makes it as this")
         count += 1
         if count % TOLD_EVERY == 0:
             yield Progress("coins", count)
@@ -145,11 +145,11 @@ def _coins(conn: Connection) -> Iterator[Told]:
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
             what = f"the books say {booked.get(asset, 0)} are ours, the coins come to {ours.get(asset, 0)}"
-            yield Finding("coins", asset, what)
+            yield AuditFinding("coins", asset, what)
     yield Progress("coins", count)
 
 
-def _foreign(conn: Connection) -> Iterator[Finding]:
+def _foreign(conn: Connection) -> Iterator[AuditFinding]:
     """Each sighting of a foreign transaction, and each loss of one, is booked once, with what its coins hold."""
     entries = list(books.foreign_entries(conn))
     sightings = list(books.foreign_sums(conn))
@@ -159,10 +159,12 @@ def _foreign(conn: Connection) -> Iterator[Finding]:
         if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in wanted.postings
         ):
-            yield Finding("journal", str(entry), f"it is not what foreign sighting {number} books")
+            yield AuditFinding("journal", str(entry), f"it is not what foreign sighting {number} books")
     for number, tx_id, *_ in sightings[len(entries) :]:
-        yield Finding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
+        yield AuditFinding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
     for entry, *_ in entries[len(sightings) :]:
-        yield Finding("journal", str(entry), "no sighting of a foreign transaction books it")
+        yield AuditFinding("journal", str(entry), "no sighting of a foreign transaction books it")
     for number in books.unseen_voids(conn):
-        yield Finding("events", str(number), "no transaction was seen in that block that makes the payment void")
+        yield AuditFinding(
+            "events", str(number), "no transaction was seen in that block that makes the payment void"
+        )

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Coins:
+class UtxoTotals:
     """How many, and what they hold per asset."""
 
     count: int
@@ -34,8 +34,8 @@ class Coins:
 class Differences:
     """`gone`: the ledger has them to spend, and the chain does not. `unknown`: on the chain, not in the ledger."""
 
-    gone: Coins
-    unknown: Coins
+    gone: UtxoTotals
+    unknown: UtxoTotals
 
 
 async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
@@ -67,8 +67,8 @@ def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     return Differences(_sum(gone), _sum(unknown))
 
 
-def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> Coins:
-    return Coins(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
+def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> UtxoTotals:
+    return UtxoTotals(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
 
 
 async def _coins_by(

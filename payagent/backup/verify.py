@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.finding import AuditFinding, Head, Progress
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.backup.archive import KEYSTORE, LEDGER, invalid
@@ -47,7 +47,7 @@ def _verified(conn: Connection, owner: Owner, tell: Tell) -> Head:
     found, head = [], Head(0, GENESIS)
     for told in verify(conn, owner):
         match told:
-            case Finding():
+            case AuditFinding():
                 found.append(told)
             case Progress():
                 tell(f"checked {told.rows} {told.table}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from payagent.chain.provider import AddressTx, ChainSource, ChainUtxo, Found, Movement, Read, Tip, Unknown
+from payagent.chain.provider import AddressTx, ChainProvider, ChainUtxo, Found, Movement, Read, Tip, Unknown
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class History:
     utxos: tuple[ChainUtxo, ...]
 
 
-async def read_history(source: ChainSource, address: str, since_s: int) -> History | Unknown:
+async def read_history(source: ChainProvider, address: str, since_s: int) -> History | Unknown:
     """The history, or why there is none."""
     movements: dict[str, Movement] = {}
     listed: tuple[AddressTx, ...] = ()
@@ -70,7 +70,7 @@ async def read_history(source: ChainSource, address: str, since_s: int) -> Histo
 
 
 async def _read_movements(
-    source: ChainSource, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
+    source: ChainProvider, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
 ) -> Unknown | None:
     """Add what is not known yet. One that is not found is left out: a fork took it since it was listed."""
     for tx in listed:

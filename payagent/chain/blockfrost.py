@@ -49,7 +49,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
-    Parameters,
+    ProtocolParameters,
     Read,
     SubmitAnswer,
     Tip,
@@ -157,7 +157,7 @@ class Blockfrost:
     async def genesis(self) -> Read[Genesis]:
         return await self._read("genesis", parse_genesis, self._genesis)
 
-    async def parameters(self) -> Read[Parameters]:
+    async def parameters(self) -> Read[ProtocolParameters]:
         return await self._read("parameters", parse_parameters, self._epoch_parameters)
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:

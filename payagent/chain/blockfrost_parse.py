@@ -18,7 +18,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
-    Parameters,
+    ProtocolParameters,
     Read,
     Tip,
     TxSeen,
@@ -141,8 +141,8 @@ def parse_genesis(body: Any) -> Genesis:
     )
 
 
-def parse_parameters(body: Any) -> Parameters:
-    return Parameters(
+def parse_parameters(body: Any) -> ProtocolParameters:
+    return ProtocolParameters(
         min_fee_a=parse_units(body["min_fee_a"], "min_fee_a"),
         min_fee_b=parse_units(body["min_fee_b"], "min_fee_b"),
         coins_per_utxo_byte=parse_units(body["coins_per_utxo_size"], "coins_per_utxo_size"),

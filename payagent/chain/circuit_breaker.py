@@ -86,7 +86,7 @@ def full_pause(asked_s: int | None, now_ms: int) -> Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class CircuitBreaker:
     """Closed for a time, with the reason, after so many failures in a row, which closed it so often."""
 
     failures: int = 0
@@ -105,20 +105,20 @@ class Door:
         return self.closings > 0
 
 
-OPEN = Door()
+OPEN = CircuitBreaker()
 """The door of a provider that answered: it is open, whatever happened before."""
 
 
-def failed(door: Door, reason: str, now_ms: int) -> Door:
+def failed(door: CircuitBreaker, reason: str, now_ms: int) -> CircuitBreaker:
     """No answer, or a server error. Enough of them in a row close the door, and each one after that at once."""
     failures = door.failures + 1
     if failures < FAILURES_MAX and not door.is_on_trial:
         return replace(door, failures=failures)
     pause_ms = min(PAUSE_FIRST_MS << min(door.closings, 10), PAUSE_MAX_MS)
-    return Door(failures, door.closings + 1, now_ms, now_ms + pause_ms, reason)
+    return CircuitBreaker(failures, door.closings + 1, now_ms, now_ms + pause_ms, reason)
 
 
-def refused(door: Door, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> Door:
+def refused(door: CircuitBreaker, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> CircuitBreaker:
     """It wants a pause (429, 402, 418): for as long as it says, or as such a refusal commonly takes."""
     pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
     if retry_after_s is not None:

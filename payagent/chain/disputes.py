@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Sequence
 
 from payagent.chain.provider import Read, TxSeen
-from payagent.chain.provider_state import TWO_HEIGHTS, Member
-from payagent.chain.quorum_rules import PATIENCE_MS, Said, Silence, is_lasting, missed
-from payagent.chain.throttled_provider import Clock
+from payagent.chain.provider_state import TWO_HEIGHTS, ProviderState
+from payagent.chain.quorum_rules import PATIENCE_MS, ProviderAnswer, Silence, is_lasting, missed
+from payagent.chain.throttled_provider import ProviderClock
 
 SEARCH_PATIENCE_S = 60.0
 """How long a provider may take over what else it says of a transaction that is disputed."""
@@ -19,7 +19,7 @@ SEARCH_PATIENCE_S = 60.0
 class Disputes:
     """By subject. `own` is the wallet's address, whose coins tell who lies."""
 
-    def __init__(self, members: Sequence[Member], clock: Clock, own: str) -> None:
+    def __init__(self, members: Sequence[ProviderState], clock: ProviderClock, own: str) -> None:
         self._members = members
         self._clock = clock
         self._own = own
@@ -43,7 +43,7 @@ class Disputes:
         self._open[subject] = dispute = missed(self._open.get(subject), now_ms)
         return _lasts(dispute, now_ms)
 
-    async def follow(self, tx_id: str, said: Sequence[Said[TxSeen]]) -> bool:
+    async def follow(self, tx_id: str, said: Sequence[ProviderAnswer[TxSeen]]) -> bool:
         """Providers say different things of a transaction. Returns whether that lasts; then we look who lies."""
         if not self.note(tx_id):
             return False
@@ -57,7 +57,7 @@ class Disputes:
                 member.send_out(now_ms, why or "")
         return True
 
-    async def _lie(self, member: Member, tx_id: str, read: Read[TxSeen]) -> str | None:
+    async def _lie(self, member: ProviderState, tx_id: str, read: Read[TxSeen]) -> str | None:
         try:
             async with asyncio.timeout(SEARCH_PATIENCE_S):
                 return await member.lie(tx_id, read, self._own)

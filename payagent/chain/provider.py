@@ -134,7 +134,7 @@ class Genesis:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class ProtocolParameters:
     """The protocol parameters that a plain payment meets, in force in `epoch`."""
 
     min_fee_a: int
@@ -181,7 +181,7 @@ async def at_once() -> bool:
     return True
 
 
-class ChainSource(Protocol):
+class ChainProvider(Protocol):
     """One provider's view of one chain. Safe for concurrent tasks of one event loop.
 
     Hashes and transaction ids are 64 lower-case hex digits; another form is a ValueError, a bug of the caller.
@@ -195,7 +195,7 @@ class ChainSource(Protocol):
 
     async def genesis(self) -> Read[Genesis]: ...
 
-    async def parameters(self) -> Read[Parameters]: ...
+    async def parameters(self) -> Read[ProtocolParameters]: ...
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """Every unspent output of the address, or Unknown; never a part of them. Never used: Found(())."""
@@ -221,7 +221,7 @@ class ChainSource(Protocol):
     async def aclose(self) -> None: ...
 
 
-class PacedSource(ChainSource, Protocol):
+class PacedProvider(ChainProvider, Protocol):
     """One whose reads of very many calls wait for their turns."""
 
     def pace(self, turn: Turn) -> None:

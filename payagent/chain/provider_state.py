@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from payagent.chain.circuit_breaker import Span
 from payagent.chain.provider import Found, Genesis, NotFound, Read, Tip, TxSeen, Unknown
 from payagent.chain.quorum_rules import MISSES_MIN, Silence, is_lasting, missed
-from payagent.chain.throttled_provider import Guarded
+from payagent.chain.throttled_provider import ThrottledProvider
 
 AHEAD_MAX_S = 120
 """How many seconds a tip may be ahead of our clock, or of what the slots since its last one allow."""
@@ -62,7 +62,7 @@ class Odd(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sentence:
+class Exclusion:
     """When one that was caught in a lie is not heard."""
 
     span: Span = field(default_factory=Span)
@@ -72,21 +72,21 @@ class Sentence:
     def holds(self, now_ms: int) -> bool:
         return self.span.holds(now_ms)
 
-    def after(self, at_ms: int) -> "Sentence":
+    def after(self, at_ms: int) -> "Exclusion":
         """The sentence after one more lie. Lies of one moment make one sentence, found in any order."""
         from_ms, until_ms = self.span.from_ms, self.span.until_ms
         if from_ms - SENTENCE_MS < at_ms < until_ms:
             span = Span(min(from_ms, at_ms), max(until_ms, at_ms + SENTENCE_MS))
-            return Sentence(span, self.is_relapse)
+            return Exclusion(span, self.is_relapse)
         is_relapse = until_ms > 0 and 0 <= at_ms - until_ms <= SENTENCE_MS
-        return Sentence(Span(at_ms, at_ms + SENTENCE_MS), is_relapse)
+        return Exclusion(Span(at_ms, at_ms + SENTENCE_MS), is_relapse)
 
 
 @dataclass(slots=True)
-class Member:
+class ProviderState:
     """What is known of one provider. `trouble` says why it is not heard; None when it is."""
 
-    source: Guarded
+    source: ThrottledProvider
     trouble: str | None = "not asked yet"
     has_answered: bool = False
     is_foreign: bool = False
@@ -112,7 +112,7 @@ class Member:
     """Whether its network is ours, and its parameters were read."""
 
     genesis: Found[Genesis] | None = None
-    sentence: Sentence = field(default_factory=Sentence)
+    sentence: Exclusion = field(default_factory=Exclusion)
     lied: str = ""
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from payagent.chain.circuit_breaker import Span
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
-from payagent.chain.provider import Found, Genesis, Parameters, Read, Tip, Unknown
-from payagent.chain.provider_state import AHEAD_MAX_S, Member, Odd
+from payagent.chain.provider import Found, Genesis, ProtocolParameters, Read, Tip, Unknown
+from payagent.chain.provider_state import AHEAD_MAX_S, Odd, ProviderState
 from payagent.chain.quorum_rules import is_lasting
-from payagent.chain.quorum_view import View
-from payagent.chain.throttled_provider import Clock, Guarded
+from payagent.chain.quorum_view import QuorumView
+from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 from payagent.core.problems import Refused
 
 CHECK_EVERY_MS = 3_600_000
@@ -49,27 +49,27 @@ HEIGHTS = "how high the chain is"
 """The subject of the dispute about tips that cannot be of one chain."""
 
 
-class Panel:
+class ProviderQuorum:
     """The configured providers.
 
     `vouch` raises `Refused` for a network that is not ours. `weigh` says what is odd about parameters: a provider
     that tells odd ones is not heard beside one that does not. Where all tell odd ones, the chain has changed: all
-    are heard, and nothing is signed if those parameters forbid it (`View.odd`).
+    are heard, and nothing is signed if those parameters forbid it (`QuorumView.odd`).
 
     `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
     """
 
     def __init__(
         self,
-        sources: Sequence[Guarded],
-        clock: Clock,
+        sources: Sequence[ThrottledProvider],
+        clock: ProviderClock,
         own: str,
         vouch: Callable[[Genesis], None],
-        weigh: Callable[[Parameters], Odd | None],
+        weigh: Callable[[ProtocolParameters], Odd | None],
         slot_at: Callable[[int], int | None],
         tip_age_max_s: int,
     ) -> None:
-        self._members = [Member(source) for source in sources]
+        self._members = [ProviderState(source) for source in sources]
         self._clock = clock
         self._vouch = vouch
         self._weigh = weigh
@@ -114,13 +114,13 @@ class Panel:
             found["providers"] = f"the providers disagree about {subject}, and it cannot be told who lies"
         return found
 
-    def senders(self) -> list[Guarded]:
+    def senders(self) -> list[ThrottledProvider]:
         """Who gets submissions: those that are heard come first; none that is foreign or serves a sentence."""
         now_ms = self._clock.now_ms()
         fit = [m for m in self._members if not m.is_foreign and not m.sentence.holds(now_ms)]
         return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
 
-    async def look(self) -> View | None:
+    async def look(self) -> QuorumView | None:
         """Who is heard now, and the tip that they have in common; None when nobody is."""
         tips = await self._hear()
         tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
@@ -130,7 +130,7 @@ class Panel:
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         return self._view(heard, heard or late) if heard or late else None
 
-    def _view(self, heard: Sequence[Member], speaking: Sequence[Member]) -> View:
+    def _view(self, heard: Sequence[ProviderState], speaking: Sequence[ProviderState]) -> QuorumView:
         """What those that speak show together, and what may be concluded from it."""
         now_ms = self._clock.now_ms()
         tips = [member.tip for member in speaking if member.tip]
@@ -140,7 +140,7 @@ class Panel:
             (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
             for member in self._members
         )
-        return View(
+        return QuorumView(
             tip=min(tips, key=lambda tip: tip.height),
             is_current=is_current,
             is_final=is_final,
@@ -152,7 +152,7 @@ class Panel:
             _clock=self._clock,
         )
 
-    def _is_odd_one_out(self, member: Member) -> bool:
+    def _is_odd_one_out(self, member: ProviderState) -> bool:
         """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""
         if member.odd is None:
             return False
@@ -171,7 +171,7 @@ class Panel:
         else:
             self._disputes.settle(HEIGHTS)
 
-    def _is_awaited(self, member: Member, speaking: Sequence[Member]) -> bool:
+    def _is_awaited(self, member: ProviderState, speaking: Sequence[ProviderState]) -> bool:
         """Whether one that is not heard merely could not answer, or is late, and not for long yet.
 
         Without waiting for the late, a clock that is off by a little could leave one provider alone for a moment.
@@ -190,14 +190,14 @@ class Panel:
         tips = {member.source.name: self._heard_of(member, *one) for member, one in zip(asked, told, strict=True)}
         return [tips.get(member.source.name) for member in self._members]
 
-    def _is_kept_out(self, member: Member, now_ms: int) -> bool:
+    def _is_kept_out(self, member: ProviderState, now_ms: int) -> bool:
         member.is_late = False
         if not self.has_several or not member.is_sent_out(now_ms):  # a lone one is put up with
             return False
         member.trouble = member.lied
         return True
 
-    def _heard_of(self, member: Member, read: Read[Tip], trouble: str | None) -> Tip | None:
+    def _heard_of(self, member: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
         """Its tip, if it is heard or only late."""
         now_ms = self._clock.now_ms()
         member.note("tip", Unknown(trouble) if trouble else read, now_ms)
@@ -210,7 +210,7 @@ class Panel:
         member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
         return read.value
 
-    async def _examine(self, member: Member, now_ms: int) -> tuple[Read[Tip], str | None]:
+    async def _examine(self, member: ProviderState, now_ms: int) -> tuple[Read[Tip], str | None]:
         """Its tip, and why it is not to be believed."""
         read = await self._read_tip(member)
         if not isinstance(read, Found):
@@ -223,7 +223,7 @@ class Panel:
             trouble = await member.climb(read.value, now_ms)
         return read, trouble
 
-    async def _read_tip(self, member: Member) -> Read[Tip]:
+    async def _read_tip(self, member: ProviderState) -> Read[Tip]:
         if not self.has_several:
             return await member.source.tip()
         try:
@@ -232,7 +232,7 @@ class Panel:
         except TimeoutError:
             return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
 
-    async def _distrust(self, member: Member, now_ms: int) -> str | None:
+    async def _distrust(self, member: ProviderState, now_ms: int) -> str | None:
         """Why the provider's network or parameters are not to be believed; asked at first and every hour.
 
         They are asked for again when it says that a transaction can never be valid, as after parameters changed.
@@ -268,7 +268,7 @@ class Panel:
         member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
         return None
 
-    def _lateness(self, member: Member, tip: Tip, now_ms: int) -> str | None:
+    def _lateness(self, member: ProviderState, tip: Tip, now_ms: int) -> str | None:
         """Why its tip is not a recent one: it is old, always lags, or is in the future; None when it is recent."""
         slot = self._slot_at(now_ms)
         age_s = 0 if slot is None else slot - tip.slot

@@ -41,7 +41,7 @@ A look beside a provider that answers at the last moment takes over a minute, an
 
 
 @dataclass(frozen=True, slots=True)
-class Said(Generic[T]):
+class ProviderAnswer(Generic[T]):
     """What one witness said, and the slot of its newest block.
 
     Slots tell who has come how far: a tip that is heard is recent, whatever height it claims.
@@ -82,17 +82,17 @@ def is_lasting(silence: Silence | None) -> bool:
     )
 
 
-def weigh_tx(said: Sequence[Said[TxSeen]]) -> Read[TxSeen]:
+def weigh_tx(said: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
     """Is a transaction in a block, and in which?"""
     return _weigh(said, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
 
 
-def weigh_block(said: Sequence[Said[BlockSeen]]) -> Read[BlockSeen]:
+def weigh_block(said: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:
     """Is a block on the chain?"""
     return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
 
 
-def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], slot: Callable[[T], int]) -> Read[T]:
+def _weigh(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable], slot: Callable[[T], int]) -> Read[T]:
     needed = min(2, len(said))
     groups: dict[Hashable, list[T]] = {}
     for one in said:
@@ -115,12 +115,12 @@ def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], slot: Callabl
     return Unknown(_reasons(said))
 
 
-def weigh_transactions(said: Sequence[Said[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
+def weigh_transactions(said: Sequence[ProviderAnswer[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
     """Which transactions does an address have? A list that lacks one is another list."""
     return _weigh_alike(said, frozenset)
 
 
-def weigh_movement(said: Sequence[Said[Movement]]) -> Read[Movement]:
+def weigh_movement(said: Sequence[ProviderAnswer[Movement]]) -> Read[Movement]:
     """What did a transaction move at an address?"""
     return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
 
@@ -129,7 +129,7 @@ def _units(coins: Mapping[str, Mapping[str, int]]) -> Hashable:
     return frozenset((ref, frozenset(value.items())) for ref, value in coins.items())
 
 
-def _weigh_alike(said: Sequence[Said[T]], what: Callable[[T], Hashable]) -> Read[T]:
+def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable]) -> Read[T]:
     """What two say alike, where no other two say something else."""
     needed = min(2, len(said))
     groups: dict[Hashable, list[Read[T]]] = {}
@@ -145,7 +145,7 @@ def _weigh_alike(said: Sequence[Said[T]], what: Callable[[T], Hashable]) -> Read
     return Unknown(_reasons(said))
 
 
-def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+def weigh_coins(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     """Which coins are there? A list that could not be read leaves it open, however many others there are.
 
     It is `NOT_YET` that tells of others.
@@ -171,6 +171,6 @@ def _unplaced(coin: ChainUtxo) -> ChainUtxo:
     return coin if coin.block_hash is None else replace(coin, block_hash=None)
 
 
-def _reasons(said: Sequence[Said[T]]) -> str:
+def _reasons(said: Sequence[ProviderAnswer[T]]) -> str:
     reasons = [f"{one.name}: {one.read.reason}" for one in said if isinstance(one.read, Unknown)]
     return "; ".join(reasons) or "nobody could be asked"

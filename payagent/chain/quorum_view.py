@@ -14,17 +14,17 @@ from typing import Any, TypeGuard, TypeVar
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
 from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Tip, TxSeen, Unknown, Why
-from payagent.chain.provider_state import Member
+from payagent.chain.provider_state import ProviderState
 from payagent.chain.quorum_rules import (
     Listing,
-    Said,
+    ProviderAnswer,
     weigh_block,
     weigh_coins,
     weigh_movement,
     weigh_transactions,
     weigh_tx,
 )
-from payagent.chain.throttled_provider import Clock, Guarded
+from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _LISTS = ("coins", "transactions")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class QuorumView:
     """What the providers that are heard show together, up to the lowest of their tips."""
 
     tip: Tip
@@ -51,11 +51,11 @@ class View:
     """
     odd: str | None
     """Why nothing can be signed by the parameters that all of them tell; None when it can."""
-    _heard: tuple[Member, ...]
+    _heard: tuple[ProviderState, ...]
     _awaited: tuple[str, ...]
-    _members: tuple[Member, ...]
+    _members: tuple[ProviderState, ...]
     _disputes: Disputes
-    _clock: Clock
+    _clock: ProviderClock
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class View:
         missing = self._missing()
         return not any(one.was_heard and (one.has_told_coins or not is_first) for one in missing)
 
-    def _missing(self) -> list[Member]:
+    def _missing(self) -> list[ProviderState]:
         """Those that cannot tell what they may know, and are not given up."""
         now_ms = self._clock.now_ms()
         return [member for member in self._members if member.is_missing(now_ms)]
@@ -126,7 +126,7 @@ class View:
         Any provider's word counts. `Unknown` only where none of them could tell.
         """
 
-        async def read(source: Guarded) -> Read[bool]:
+        async def read(source: ThrottledProvider) -> Read[bool]:
             listed = await source.transactions(address, since_s)
             if not isinstance(listed, Found):
                 return listed
@@ -151,11 +151,13 @@ class View:
             self._disputes.settle(subject)
         return read
 
-    def _witnesses(self, what: str) -> list[Member]:
+    def _witnesses(self, what: str) -> list[ProviderState]:
         """Those that can tell such a thing; all, when none can."""
         return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
 
-    async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
+    async def _ask(
+        self, what: str, ask: Callable[[ThrottledProvider], Coroutine[Any, Any, Read[T]]]
+    ) -> list[ProviderAnswer[T]]:
         patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
         late = Unknown("no answer while others told their own")
         asked = [ask(member.source) for member in self._heard]
@@ -165,11 +167,11 @@ class View:
             member.note(what, read, now_ms)
         able = self._witnesses(what)
         said = [
-            Said(member.source.name, member.tip.slot if member.tip else 0, read)
+            ProviderAnswer(member.source.name, member.tip.slot if member.tip else 0, read)
             for member, read in zip(self._heard, reads, strict=True)
             if member in able
         ]
-        return [*said, *(Said(name, 0, Unknown("waited for")) for name in self._awaited)]
+        return [*said, *(ProviderAnswer(name, 0, Unknown("waited for")) for name in self._awaited)]
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:

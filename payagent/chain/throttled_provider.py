@@ -17,8 +17,8 @@ from payagent.chain.provider import (
     Found,
     Genesis,
     Movement,
-    PacedSource,
-    Parameters,
+    PacedProvider,
+    ProtocolParameters,
     Read,
     SubmitAnswer,
     SubmitKind,
@@ -41,14 +41,14 @@ _GIVEN_UP = Unknown("no answer in time", Why.OUTAGE)
 _PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
 
 
-class Clock(Protocol):
+class ProviderClock(Protocol):
     def now_ms(self) -> int: ...
 
 
-class Guarded:
+class ThrottledProvider:
     """A `ChainSource` that keeps its provider's limits. `rate` is None where there are none."""
 
-    def __init__(self, source: PacedSource, clock: Clock, rate: Rate | None) -> None:
+    def __init__(self, source: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
         self._source = source
         self._clock = clock
         self._rate = rate
@@ -82,7 +82,7 @@ class Guarded:
     async def genesis(self) -> Read[Genesis]:
         return await self._read(self._source.genesis)
 
-    async def parameters(self) -> Read[Parameters]:
+    async def parameters(self) -> Read[ProtocolParameters]:
         return await self._read(self._source.parameters)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:

@@ -18,7 +18,7 @@ from payagent.core.timestamps import iso_time
 
 if TYPE_CHECKING:
     from payagent.backup.archive import Manifest
-    from payagent.backup.compare_chain import Coins, Differences
+    from payagent.backup.compare_chain import Differences, UtxoTotals
     from payagent.backup.restore import Restored
 
 _FILE = click.Path(path_type=Path)
@@ -99,7 +99,7 @@ def _as_json(restored: "Restored") -> Json:
     }
 
 
-def _coins(coins: "Coins") -> Json:
+def _coins(coins: "UtxoTotals") -> Json:
     return {"coins": coins.count, "units": {asset: str(units) for asset, units in coins.units.items()}}
 
 
@@ -138,6 +138,6 @@ def _compared(found: "Differences | str") -> Iterator[str]:
         yield "The chain has the coins that the ledger has: none was spent since, and none has come."
 
 
-def _said(coins: "Coins") -> str:
+def _said(coins: "UtxoTotals") -> str:
     """Amounts for people, a token with its name."""
     return ", ".join(show_amount(asset, units) for asset, units in coins.units.items())

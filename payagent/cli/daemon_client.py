@@ -30,7 +30,7 @@ _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
 _MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
 
 
-class Link:
+class OperatorClient:
     """Calls to the daemon. `ProblemError` for its refusals; `daemon_not_running` when there is none."""
 
     def __init__(self, settings: Settings, token_file: Path | None) -> None:
@@ -110,7 +110,7 @@ class Link:
         except ProblemError as problem:
             if problem.problem.get("code") != "unauthorized":
                 raise
-            with Link(self.settings, self._beside) as other:
+            with OperatorClient(self.settings, self._beside) as other:
                 other.get("/v1/apps")
             self._take_new_token()
 

@@ -15,7 +15,7 @@ from payagent.cli.terminal import Json, Terminal
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
-    from payagent.doctor.check_result import Finding
+    from payagent.doctor.check_result import CheckResult
     from payagent.settings.schema import Settings
 
 
@@ -41,17 +41,17 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     return next((item.problem.problem.exit_code for item in findings if item.problem is not None), 0)
 
 
-def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[Finding]":
+def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[CheckResult]":
     import asyncio
 
-    from payagent.cli.daemon_client import Link
+    from payagent.cli.daemon_client import OperatorClient
     from payagent.doctor.advice import look_at_choices
     from payagent.doctor.chain import look_at_chain
     from payagent.doctor.check_result import finding
     from payagent.doctor.files import look_at_files
 
     def daemon() -> str:
-        with Link(settings, None) as link:
+        with OperatorClient(settings, None) as link:
             said = link.readiness()
         wrong = {name: reason for name, reason in said.get("checks", {}).items() if reason != "ok"}
         if wrong or not said.get("ready"):
@@ -65,7 +65,7 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[F
     return [*findings, finding("daemon", daemon)]
 
 
-def _as_json(item: "Finding") -> Json:
+def _as_json(item: "CheckResult") -> Json:
     return {
         "name": item.name,
         "ok": item.problem is None,

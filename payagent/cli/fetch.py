@@ -38,8 +38,8 @@ from payagent.core.version import USER_AGENT
 if TYPE_CHECKING:
     import httpx
 
-    from payagent.cli.daemon_client import Link
-    from payagent.client.effects import Ask, Reply
+    from payagent.cli.daemon_client import OperatorClient
+    from payagent.client.effects import AskDaemon, DaemonReply
 
 NOT_SERVED = 4
 _AGAIN = frozenset((408, 425, 429, *range(500, 600)))
@@ -161,7 +161,7 @@ def _content_type(content: bytes) -> str:
     return "application/json"
 
 
-def _require_merchant(link: "Link", origin: str) -> None:
+def _require_merchant(link: "OperatorClient", origin: str) -> None:
     """Refuse before anything is sent, as every other way of paying does."""
     if origin not in {row["origin"] for row in link.get("/v1/merchants")["merchants"]}:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
@@ -171,15 +171,15 @@ def _require_merchant(link: "Link", origin: str) -> None:
 class _Watcher:
     """Asks the daemon over its socket for the client, and shows how the wait goes."""
 
-    link: "Link"
+    link: "OperatorClient"
     is_seen: bool
     progress: Callable[[str], None] = lambda _text: None
     started_s: float = field(default_factory=time.monotonic)
     payment_id: str | None = None
 
-    def ask(self, ask: "Ask") -> "Reply":
+    def ask(self, ask: "AskDaemon") -> "DaemonReply":
         from payagent.client import PayAgentError
-        from payagent.client.effects import Reply
+        from payagent.client.effects import DaemonReply
 
         wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
         try:
@@ -190,13 +190,13 @@ class _Watcher:
         except ProblemError as error:
             if error.problem["code"] == "batch_under_way":
                 self._show("another call buys the batch")
-            return Reply(int(str(error.problem["status"])), error.problem)
+            return DaemonReply(int(str(error.problem["status"])), error.problem)
         except Refused as refused:
             raise PayAgentError(describe(refused)) from None
         if "state" in body:
             self.payment_id = body["id"]
             self._show(in_words(body["state"]))
-        return Reply(200, body)
+        return DaemonReply(200, body)
 
     def _show(self, what: str) -> None:
         self.progress(f"{what}, {time.monotonic() - self.started_s:.0f} s")
@@ -210,7 +210,7 @@ class _Fetcher:
     """Makes the call, gives what came back, and says what it means."""
 
     terminal: Terminal
-    link: "Link"
+    link: "OperatorClient"
     call: _Call
     output: Path | None
 

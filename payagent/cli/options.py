@@ -19,11 +19,11 @@ from payagent.core.money import LOVELACE, format_ada
 from payagent.core.problems import EXIT_INVOICE, Refused
 
 if TYPE_CHECKING:
-    from payagent.cli.daemon_client import Link
+    from payagent.cli.daemon_client import OperatorClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-Connect = Callable[[], "Link"]
+Connect = Callable[[], "OperatorClient"]
 """Opens the way to the daemon, with the settings of the config that was named."""
 
 pass_terminal = click.make_pass_decorator(Terminal)
@@ -87,11 +87,11 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
     return _daemon_options(with_link)
 
 
-def _link(config: Path | None, token_file: Path | None) -> "Link":
-    from payagent.cli.daemon_client import Link
+def _link(config: Path | None, token_file: Path | None) -> "OperatorClient":
+    from payagent.cli.daemon_client import OperatorClient
     from payagent.settings.loading import load_settings
 
-    return Link(load_settings(config, os.environ), token_file)
+    return OperatorClient(load_settings(config, os.environ), token_file)
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:

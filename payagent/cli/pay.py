@@ -22,7 +22,7 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
-    from payagent.cli.daemon_client import Link
+    from payagent.cli.daemon_client import OperatorClient
 
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
@@ -109,7 +109,7 @@ class _Request:
         return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
 
 
-def _origin(terminal: Terminal, link: "Link", merchant: str | None, origin: str | None) -> str:
+def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, origin: str | None) -> str:
     """Whose 402 it is: as a flag says, else the only merchant there is, which is told. A file says it of itself
     as it likes.
     """
@@ -148,7 +148,9 @@ def parse_most(text: str) -> tuple[bool, int]:
     return True, parse_ada(text)
 
 
-def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
+def _order(
+    link: "OperatorClient", asked: _Request, bound: tuple[bool, int] | None, key: str | None
+) -> dict[str, Any]:
     """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
 
     What is paid already cannot be quoted, and can be found.
@@ -184,7 +186,7 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     return units, asset
 
 
-def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
+def _dry_run(terminal: Terminal, link: "OperatorClient", asked: _Request, bound: tuple[bool, int] | None) -> int:
     quote = link.post_text("/v1/quotes", asked.text(None))
     if bound is not None:
         quote = link.post_text("/v1/quotes", asked.text(same_unit(quote, bound)))
@@ -235,7 +237,7 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
     terminal.table(("role", "units", "asset", "address"), rows, right=("units",))
 
 
-def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:
+def _wait(terminal: Terminal, link: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:
     """Until it is ready, or has ended, or a person must decide, or nobody can see the chain."""
     from payagent.cli.daemon_client import WAIT_S
 
@@ -259,7 +261,7 @@ def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str
     return payment
 
 
-def _unseen_because(link: "Link") -> str | None:
+def _unseen_because(link: "OperatorClient") -> str | None:
     """Why the daemon does not see the chain now, as /readyz tells it; None while it does, whatever else keeps it
     from signing.
     """

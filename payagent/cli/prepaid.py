@@ -25,7 +25,7 @@ from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.prepaid_balance import CALLS
 
 if TYPE_CHECKING:
-    from payagent.cli.daemon_client import Link
+    from payagent.cli.daemon_client import OperatorClient
 
 BODY_BYTES_MAX = 128 * 1024
 QUIET_S = 5
@@ -214,7 +214,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
     return int(str(problem["exit_code"]))
 
 
-def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dict[str, Any]:
+def _until_ended(terminal: Terminal, link: "OperatorClient", order: dict[str, Any]) -> dict[str, Any]:
     started_s, asked = time.monotonic(), set[str]()
     patience_s = 1 if terminal.stderr.isatty() else QUIET_S
     with terminal.waiting() as progress:
@@ -229,7 +229,7 @@ def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dic
     return order
 
 
-def _tell_of_questions(terminal: Terminal, link: "Link", order: dict[str, Any], asked: set[str]) -> None:
+def _tell_of_questions(terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]) -> None:
     """Once of each payment that waits for a person: the order waits too, and its limits and time run on."""
     for payment_id in order["payments"][-1:]:
         if payment_id not in asked and link.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":

@@ -38,9 +38,9 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
     """
     from payagent.api.http.server import listen_tcp
-    from payagent.cli.daemon_client import Link
+    from payagent.cli.daemon_client import OperatorClient
     from payagent.log import Redactor, configure_logging
-    from payagent.proxy.single_merchant import Bare, serve_bare
+    from payagent.proxy.single_merchant import SingleMerchantApp, serve_bare
     from payagent.secret_file import read_header_secret
     from payagent.settings.field_types import require_loopback
     from payagent.settings.loading import load_settings
@@ -51,7 +51,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
     if not names:  # it may have been added at run time
-        with Link(settings, token_file) as link:
+        with OperatorClient(settings, token_file) as link:
             names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
         raise Refused("merchant_not_allowed", f"{origin} is no merchant that may be paid", origin=origin)
@@ -60,7 +60,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     redactor.register(token())
     configure_logging(sys.stderr, redactor)
     timeout_s = settings.proxy.read_timeout_s + settings.proxy.patience_s
-    app = Bare(settings.api.socket, names[0], token, timeout_s)
+    app = SingleMerchantApp(settings.api.socket, names[0], token, timeout_s)
     with listen_tcp(listen, "--listen") as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from payagent.client.effects import Ask, Reply
+from payagent.client.effects import AskDaemon, DaemonReply
 from payagent.client.errors import own_error
 from payagent.core.origin import is_this_machine
 
@@ -30,7 +30,7 @@ _LIMITS = httpx.Limits(max_connections=100)  # and all of them are kept, where h
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DaemonAddress:
     """Where the daemon listens, and the token for it. `socket` is a Unix socket's path."""
 
     url: str
@@ -38,7 +38,7 @@ class Place:
     token: str = field(repr=False)
 
     @classmethod
-    def read(cls, daemon: str | Path, token: str | None) -> "Place":
+    def read(cls, daemon: str | Path, token: str | None) -> "DaemonAddress":
         """Made of what a program says; without a token, of $PAYAGENT_TOKEN. Raises ValueError."""
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         if not token:
@@ -55,7 +55,7 @@ class Place:
             raise ValueError(_WANTED)
         return cls(text.rstrip("/"), None, token)
 
-    def request(self, ask: Ask) -> dict[str, Any]:
+    def request(self, ask: AskDaemon) -> dict[str, Any]:
         """The arguments of a client's `request`."""
         headers = {"authorization": f"Bearer {self.token}"}
         if ask.key is not None:
@@ -94,14 +94,14 @@ class Place:
     def not_running(self) -> Exception:
         return own_error("daemon_not_running", f"nobody answers on {self.socket or self.url}")
 
-    def silent(self, ask: Ask, error: Exception) -> Exception:
+    def silent(self, ask: AskDaemon, error: Exception) -> Exception:
         return own_error("daemon_silent", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
 
 
-class Daemon:
+class DaemonClient:
     """Asks the daemon and waits. It may be used again after `close`, as httpx's own transports may."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: DaemonAddress) -> None:
         self._place = place
         self._open()
 
@@ -113,7 +113,7 @@ class Daemon:
     def __repr__(self) -> str:
         return f"Daemon({self._place!r})"
 
-    def ask(self, ask: Ask) -> Reply:
+    def ask(self, ask: AskDaemon) -> DaemonReply:
         self._place.require_ours()
         if self._pid != os.getpid():  # forked: two processes on one connection read each other's answers
             self._open()
@@ -129,10 +129,10 @@ class Daemon:
         self._open()
 
 
-class AsyncDaemon:
+class AsyncDaemonClient:
     """Asks the daemon, and lets others run meanwhile. It may be used again after `aclose`."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: DaemonAddress) -> None:
         self._place = place
         self._open()
 
@@ -144,7 +144,7 @@ class AsyncDaemon:
     def __repr__(self) -> str:
         return f"AsyncDaemon({self._place!r})"
 
-    async def ask(self, ask: Ask) -> Reply:
+    async def ask(self, ask: AskDaemon) -> DaemonReply:
         self._place.require_ours()
         if self._pid != os.getpid():
             self._open()
@@ -166,10 +166,10 @@ def _timeout(most_s: float) -> httpx.Timeout:
     return httpx.Timeout(most_s, pool=None)
 
 
-def _reply(answer: httpx.Response) -> Reply:
+def _reply(answer: httpx.Response) -> DaemonReply:
     """The daemon's object; anything else is not from it (ValueError)."""
     body = answer.json()
     if not isinstance(body, dict):
         raise ValueError("not an object")
     after = answer.headers.get("retry-after", "")
-    return Reply(answer.status_code, body, int(after) if after.isdecimal() else 0)
+    return DaemonReply(answer.status_code, body, int(after) if after.isdecimal() else 0)

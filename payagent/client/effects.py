@@ -17,8 +17,8 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the daemon; gives a `Reply`. Raises `PayAgentError` when there is none."""
+class AskDaemon:
+    """Ask the daemon; gives a `DaemonReply`. Raises `PayAgentError` when there is none."""
 
     method: str
     path: str
@@ -28,7 +28,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class DaemonReply:
     """What the daemon said: an object, or a problem (RFC 9457); `after_s` is its Retry-After."""
 
     status: int
@@ -43,39 +43,39 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendRequest:
     """Send a call to the merchant; gives its answer, whose body is not read yet. Raises `httpx.TransportError`."""
 
     request: httpx.Request
 
 
 @dataclass(frozen=True, slots=True)
-class Peek:
+class ReadAnswer:
     """Read an answer's body; gives (the raw bytes, or None if they are too many, and the answer anew)."""
 
     answer: httpx.Response
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class BufferRequest:
     """Read what is left of the call's body."""
 
     body: Replay
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Wait."""
 
     seconds: float
 
 
-Step = Ask | Send | Peek | Keep | Pause
+Step = AskDaemon | SendRequest | ReadAnswer | BufferRequest | Sleep
 Steps = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True, slots=True)
-class Bought:
+class FinalAnswer:
     """The answer for the client. `payment_id` is there when its last byte means that the payment is delivered."""
 
     answer: httpx.Response

@@ -14,11 +14,20 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from payagent.client.effects import Ask, Bought, Keep, Pause, Peek, Reply, Send, Steps
+from payagent.client.effects import (
+    AskDaemon,
+    BufferRequest,
+    DaemonReply,
+    FinalAnswer,
+    ReadAnswer,
+    SendRequest,
+    Sleep,
+    Steps,
+)
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded, plain, readable
-from payagent.client.present_proof import PAID_MARK, Showing, asked, delivery_path
-from payagent.client.request import WALLET, Call, read_call
+from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
+from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
 
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
@@ -32,7 +41,7 @@ CALL_MARK = "payagent_call"
 
 
 @dataclass(slots=True)
-class Purchases:
+class PayAndRetry:
     """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
 
     `untold` are deliveries that the daemon was not there for, by path; `_taken` are those that a call tells now.
@@ -42,11 +51,11 @@ class Purchases:
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
-    untold: dict[str, Ask] = field(default_factory=dict)
+    untold: dict[str, AskDaemon] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
-    def run(self, request: httpx.Request) -> Steps[Bought]:
+    def run(self, request: httpx.Request) -> Steps[FinalAnswer]:
         """From a client's call to its answer."""
         call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
         try:
@@ -57,34 +66,34 @@ class Purchases:
         finally:
             call.body.end()
 
-    def _follow(self, call: Call, payment_id: str) -> Steps[Bought]:
+    def _follow(self, call: ClientRequest, payment_id: str) -> Steps[FinalAnswer]:
         """Where a redirect leads after the payment: it gets no proof, and nothing is paid there."""
-        answer = plain((yield Send(call.first({}))))
+        answer = plain((yield SendRequest(call.first({}))))
         if answer.status_code != 402:
-            return Bought(answer)
-        raw, answer = yield Peek(answer)
+            return FinalAnswer(answer)
+        raw, answer = yield ReadAnswer(answer)
         detail = f"the merchant took {payment_id} and redirects to {call.request.url}, which asks for money"
         raise own_error("paid_not_served", detail, payment=payment_id, merchant_answer=readable(answer, raw))
 
-    def _buy(self, call: Call) -> Steps[Bought]:
+    def _buy(self, call: ClientRequest) -> Steps[FinalAnswer]:
         """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
         is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
         if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
-            return Bought(quote)
+            return FinalAnswer(quote)
         used_up: PayAgentError | None = None
         wait = BatchWait(self.patience_s)
         while True:
             demand, body = yield from self._ask_merchant(call)
             if body is None:
-                return Bought(demand)
+                return FinalAnswer(demand)
             if call.dry_run:
-                return Bought((yield from self._quote(call, demand, body)))
+                return FinalAnswer((yield from self._quote(call, demand, body)))
             yield from self._tell_late()
-            reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
+            reply: DaemonReply = yield AskDaemon("POST", "/v1/payments", call.ask(demand, body), call.key)
             if _is_no_invoice(reply, demand):
-                return Bought(demand)
+                return FinalAnswer(demand)
             if (after_s := wait.after_s(reply)) is not None:
-                yield Pause(after_s)
+                yield Sleep(after_s)
                 continue
             payment = reply.value()
             if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
@@ -92,8 +101,8 @@ class Purchases:
                 continue
             if used_up is not None and payment["id"] == used_up.payment:
                 raise used_up
-            shown = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
-            if isinstance(shown, Bought):
+            shown = yield from ProofPresenter(call, payment, time.monotonic() + self.patience_s).run()
+            if isinstance(shown, FinalAnswer):
                 return shown
             used_up = shown
 
@@ -110,13 +119,13 @@ class Purchases:
         finally:
             self._taken.difference_update(ask.path for ask in taken)
 
-    def _tell(self, ask: Ask) -> Steps[None]:
+    def _tell(self, ask: AskDaemon) -> Steps[None]:
         reply = yield from asked(ask, time.monotonic() + self.patience_s)
         if reply.body.get("retryable") is True:
             reply.value()
         self.untold.pop(ask.path, None)
 
-    def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
+    def _ask_merchant(self, call: ClientRequest) -> Steps[tuple[httpx.Response, bytes | None]]:
         """(what the call without a proof gets, the body of a 402 that can be read).
 
         It is repeated if it costs before we could learn what it has to say, or if it has to name the wallet.
@@ -126,10 +135,10 @@ class Purchases:
             yield from self._introduce()
         while True:
             buyers = self._buyers or {}
-            answer = plain((yield Send(call.first(buyers.get(origin, {})))))
+            answer = plain((yield SendRequest(call.first(buyers.get(origin, {})))))
             if not 400 <= answer.status_code < 500:
                 return answer, None
-            raw, answer = yield Peek(answer)
+            raw, answer = yield ReadAnswer(answer)
             body = None if raw is None else decoded(answer, raw)
             wants_wallet = WALLET_WANTED.encode() in (body or b"")
             if origin not in buyers and (answer.status_code == 402 or wants_wallet):
@@ -137,7 +146,7 @@ class Purchases:
             wants_wallet = wants_wallet and origin in (self._buyers or {})
             if answer.status_code != 402 and not wants_wallet:
                 return answer, None
-            yield Keep(call.body)
+            yield BufferRequest(call.body)
             if not call.body.is_whole:
                 if self._buyers is not None and origin not in self._buyers:
                     foreign = own_error("merchant_not_allowed", f"{origin} is not configured")
@@ -159,30 +168,30 @@ class Purchases:
         Without the daemon, calls that cost nothing still work.
         """
         try:
-            reply: Reply = yield Ask("GET", "/v1/merchants")
+            reply: DaemonReply = yield AskDaemon("GET", "/v1/merchants")
             told = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
             self._buyers = {**told, **(self._buyers or {})}
         except PayAgentError:
             return
 
-    def _name_wallet(self, call: Call, origin: str) -> Steps[None]:
+    def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
         """From now on, calls to this merchant say whose the calls of a batch are."""
         if any(name.lower() == WALLET for name, _ in call.headers):
             raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
-        reply: Reply = yield Ask("GET", "/v1/wallet")
+        reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
 
-    def _quote_prepaid(self, call: Call) -> Steps[httpx.Response | None]:
+    def _quote_prepaid(self, call: ClientRequest) -> Steps[httpx.Response | None]:
         """What the call would use of a prepaid balance that would serve it; None where none would."""
-        reply: Reply = yield Ask("POST", "/v1/prepaid/quotes", call.question())
+        reply: DaemonReply = yield AskDaemon("POST", "/v1/prepaid/quotes", call.question())
         if reply.body.get("code") == "merchant_not_allowed":  # then its 402 is somebody else's affair
             return None
         quote = reply.value()
         return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
 
-    def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
-        reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))
+    def _quote(self, call: ClientRequest, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
+        reply: DaemonReply = yield AskDaemon("POST", "/v1/quotes", call.ask(demand, body))
         if _is_no_invoice(reply, demand):
             return demand
         quote = reply.value()
@@ -197,7 +206,7 @@ class BatchWait:
     deadline_s: float | None = None
     pause_s: float = _BATCH_FIRST_S
 
-    def after_s(self, reply: Reply) -> float | None:
+    def after_s(self, reply: DaemonReply) -> float | None:
         """In how many seconds the call is made anew; None when there is no batch to wait for, or no time left."""
         if reply.body.get("code") != "batch_under_way":
             return None
@@ -208,7 +217,7 @@ class BatchWait:
         return after_s if after_s < self.deadline_s - time.monotonic() else None
 
 
-def _is_no_invoice(reply: Reply, demand: httpx.Response) -> bool:
+def _is_no_invoice(reply: DaemonReply, demand: httpx.Response) -> bool:
     """Whether a 402 is somebody else's affair; why it was not paid is noted on it."""
     if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
         return False

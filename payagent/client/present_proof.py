@@ -11,10 +11,19 @@ from dataclasses import dataclass
 
 import httpx
 
-from payagent.client.effects import Ask, Bought, Json, Pause, Peek, Reply, Send, Steps
+from payagent.client.effects import (
+    AskDaemon,
+    DaemonReply,
+    FinalAnswer,
+    Json,
+    ReadAnswer,
+    SendRequest,
+    Sleep,
+    Steps,
+)
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded, plain, readable, told
-from payagent.client.request import Call
+from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
@@ -32,10 +41,10 @@ PAID_MARK = "payagent_paid"
 
 
 @dataclass(slots=True)
-class Showing:
+class ProofPresenter:
     """A payment's proof, shown until the merchant has answered for good or patience is over."""
 
-    call: Call
+    call: ClientRequest
     payment: Json
     deadline_s: float
     lost_count: int = 0
@@ -44,7 +53,7 @@ class Showing:
     last_raw: bytes | None = None
     reason: str = ""
 
-    def run(self) -> Steps[Bought | PayAgentError]:
+    def run(self) -> Steps[FinalAnswer | PayAgentError]:
         """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
         while True:
             try:
@@ -57,9 +66,9 @@ class Showing:
                 paid = self.call.paid(
                     self.payment["headers"], self.query, is_batch=is_batch(self.payment["batch_target"])
                 )
-                answer = plain((yield Send(paid)))
+                answer = plain((yield SendRequest(paid)))
                 if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"])
+                    return FinalAnswer(self._marked(answer), self.payment["id"])
                 answer, is_used_up, wanted_s = yield from self._tell(answer)
             except httpx.TransportError as error:
                 yield from self._tell_silence(error)
@@ -75,7 +84,7 @@ class Showing:
                 if self.last is None:
                     raise _not_served(self.payment)
                 return self._ended(self.last)
-            yield Pause(after_s)
+            yield Sleep(after_s)
 
     def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
         """Tell the daemon, once, that the proof was shown: what is never served counts against its merchant."""
@@ -87,7 +96,7 @@ class Showing:
     def _report(self, got: Json) -> Steps[None]:
         """Say what the retry got; the payment is as the daemon has it then."""
         payment_id = self.payment["id"]
-        ask = Ask("POST", delivery_path(payment_id), got)
+        ask = AskDaemon("POST", delivery_path(payment_id), got)
         self.payment = yield from _ask_about(payment_id, ask, self.deadline_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
@@ -99,7 +108,7 @@ class Showing:
     def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
         """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
         has used the proof up, in how many seconds it is shown again)."""
-        raw, answer = yield Peek(answer)
+        raw, answer = yield ReadAnswer(answer)
         self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
         depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
@@ -123,11 +132,11 @@ class Showing:
         answer.headers["X-Payagent-State"] = self.payment["state"]
         return answer
 
-    def _ended(self, answer: httpx.Response) -> Bought:
+    def _ended(self, answer: httpx.Response) -> FinalAnswer:
         """What the merchant said last is more than we could say, unless it asks for money again."""
         if answer.status_code == 402:
             raise self._unserved(answer)
-        return Bought(self._marked(answer))
+        return FinalAnswer(self._marked(answer))
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
         """The merchant's 402 is attached, where no wallet takes it for a demand."""
@@ -168,22 +177,22 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)
-        ask = Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        ask = AskDaemon("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
         payment = yield from _ask_about(payment_id, ask, deadline_s)
     return payment
 
 
-def asked(ask: Ask, deadline_s: float) -> Steps[Reply]:
+def asked(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
     """What the daemon answers about something that is paid: that the app asks too often just now is no answer."""
     while True:
-        reply: Reply = yield ask
+        reply: DaemonReply = yield ask
         after_s = max(reply.after_s, 1)
         if reply.body.get("code") != "rate_limited" or after_s >= deadline_s - time.monotonic():
             return reply
-        yield Pause(after_s)
+        yield Sleep(after_s)
 
 
-def _ask_about(payment_id: str, ask: Ask, deadline_s: float) -> Steps[Json]:
+def _ask_about(payment_id: str, ask: AskDaemon, deadline_s: float) -> Steps[Json]:
     """What the daemon says of a payment. An error names the payment also where nobody answered."""
     try:
         reply = yield from asked(ask, deadline_s)

@@ -31,7 +31,7 @@ _BUYER = frozenset((b"x-partner", WALLET))
 
 
 @dataclass(slots=True)
-class Call:
+class ClientRequest:
     """A call of the client's: what goes to the merchant, and how far it may go in paying."""
 
     request: httpx.Request
@@ -121,7 +121,7 @@ def _bound(demand: httpx.Response) -> frozenset[bytes]:
 
 def read_call(
     request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
-) -> Call:
+) -> ClientRequest:
     """A client's request without what it says to us. Its bound holds beside the transport's."""
     headers = request.headers.raw
     own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if is_own(name)]
@@ -142,7 +142,7 @@ def read_call(
             raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
         max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
         max_cost_asset = asset or max_cost_asset
-    return Call(
+    return ClientRequest(
         request=request,
         body=Replay(request.stream, spool_bytes),
         headers=[pair for pair in headers if not is_own(pair[0])],

@@ -14,11 +14,20 @@ from typing import Any, Protocol, cast
 
 import httpx
 
-from payagent.client.daemon_client import DEFAULT, AsyncDaemon, Daemon, Place
-from payagent.client.effects import Ask, Bought, Keep, Pause, Peek, Reply, Send, Step
+from payagent.client.daemon_client import DEFAULT, AsyncDaemonClient, DaemonAddress, DaemonClient
+from payagent.client.effects import (
+    AskDaemon,
+    BufferRequest,
+    DaemonReply,
+    FinalAnswer,
+    ReadAnswer,
+    SendRequest,
+    Sleep,
+    Step,
+)
 from payagent.client.errors import PayAgentError
 from payagent.client.merchant_answers import ANSWER_MAX_BYTES
-from payagent.client.pay_and_retry import Purchases
+from payagent.client.pay_and_retry import PayAndRetry
 from payagent.client.present_proof import delivery_path
 from payagent.client.streams import AsyncWatched, Watched, aread_up_to, read_up_to
 
@@ -31,7 +40,7 @@ log = logging.getLogger("payagent.client")
 class Asks(Protocol):
     """What a transport needs of the way to the daemon."""
 
-    def ask(self, ask: Ask) -> Reply: ...
+    def ask(self, ask: AskDaemon) -> DaemonReply: ...
 
     def close(self) -> None: ...
 
@@ -63,10 +72,12 @@ class PayAgentTransport(httpx.BaseTransport):
         patience_s: float = PATIENCE_S,
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
-        self._daemon = Daemon(Place.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
+        self._daemon = (
+            DaemonClient(DaemonAddress.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
+        )
         self._inner = inner or httpx.HTTPTransport()
         self._has_own, self._pid = inner is None, os.getpid()
-        self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
+        self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"PayAgentTransport({self._daemon!r})"
@@ -80,7 +91,7 @@ class PayAgentTransport(httpx.BaseTransport):
         try:
             step = next(steps)
             while True:
-                if isinstance(step, Send) and opened is not None:
+                if isinstance(step, SendRequest) and opened is not None:
                     opened.close()
                 try:
                     said = self._take(step)
@@ -103,26 +114,26 @@ class PayAgentTransport(httpx.BaseTransport):
 
     def _take(self, step: Step) -> Any:
         match step:
-            case Ask():
+            case AskDaemon():
                 return self._daemon.ask(step)
-            case Send(request):
+            case SendRequest(request):
                 return self._inner.handle_request(request)
-            case Peek(answer):
+            case ReadAnswer(answer):
                 stream = cast("httpx.SyncByteStream", answer.stream)
                 return _peeked(answer, *read_up_to(stream, ANSWER_MAX_BYTES))
-            case Keep(body):
+            case BufferRequest(body):
                 return body.rest()
-            case Pause(seconds):
+            case Sleep(seconds):
                 return time.sleep(seconds)
 
-    def _hand_on(self, bought: Bought) -> httpx.Response:
+    def _hand_on(self, bought: FinalAnswer) -> httpx.Response:
         answer, payment_id = bought.answer, bought.payment_id
         if payment_id is not None:
             stream = cast("httpx.SyncByteStream", answer.stream)
             answer.stream = Watched(stream, lambda: self._report(_delivered(payment_id, answer)))
         return answer
 
-    def _report(self, ask: Ask) -> None:
+    def _report(self, ask: AskDaemon) -> None:
         try:
             self._daemon.ask(ask).value()
         except PayAgentError as error:
@@ -146,10 +157,10 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         patience_s: float = PATIENCE_S,
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
-        self._daemon = AsyncDaemon(Place.read(daemon, token))
+        self._daemon = AsyncDaemonClient(DaemonAddress.read(daemon, token))
         self._inner = inner or httpx.AsyncHTTPTransport()
         self._has_own, self._pid = inner is None, os.getpid()
-        self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
+        self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"AsyncPayAgentTransport({self._daemon!r})"
@@ -163,7 +174,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         try:
             step = next(steps)
             while True:
-                if isinstance(step, Send) and opened is not None:
+                if isinstance(step, SendRequest) and opened is not None:
                     await opened.aclose()
                 try:
                     said = await self._take(step)
@@ -186,26 +197,26 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
 
     async def _take(self, step: Step) -> Any:
         match step:
-            case Ask():
+            case AskDaemon():
                 return await self._daemon.ask(step)
-            case Send(request):
+            case SendRequest(request):
                 return await self._inner.handle_async_request(request)
-            case Peek(answer):
+            case ReadAnswer(answer):
                 stream = cast("httpx.AsyncByteStream", answer.stream)
                 return _peeked(answer, *await aread_up_to(stream, ANSWER_MAX_BYTES))
-            case Keep(body):
+            case BufferRequest(body):
                 return await body.arest()
-            case Pause(seconds):
+            case Sleep(seconds):
                 return await asyncio.sleep(seconds)
 
-    def _hand_on(self, bought: Bought) -> httpx.Response:
+    def _hand_on(self, bought: FinalAnswer) -> httpx.Response:
         answer, payment_id = bought.answer, bought.payment_id
         if payment_id is not None:
             stream = cast("httpx.AsyncByteStream", answer.stream)
             answer.stream = AsyncWatched(stream, lambda: self._report(_delivered(payment_id, answer)))
         return answer
 
-    async def _report(self, ask: Ask) -> None:
+    async def _report(self, ask: AskDaemon) -> None:
         try:
             (await self._daemon.ask(ask)).value()
         except PayAgentError as error:
@@ -215,14 +226,14 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             raise
 
 
-def _note_untold(purchases: Purchases, ask: Ask, error: PayAgentError) -> None:
+def _note_untold(purchases: PayAndRetry, ask: AskDaemon, error: PayAgentError) -> None:
     log.warning("a delivery could not be reported: %s", error)
     if error.retryable:
         purchases.untold[ask.path] = ask
 
 
-def _delivered(payment_id: str, answer: httpx.Response) -> Ask:
-    return Ask("POST", delivery_path(payment_id), {"status": answer.status_code})
+def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
+    return AskDaemon("POST", delivery_path(payment_id), {"status": answer.status_code})
 
 
 def _peeked(
@@ -237,9 +248,9 @@ def _peeked(
 def _opened(step: Step, said: Any, before: httpx.Response | None) -> httpx.Response | None:
     """The answer that is still to be closed, should nobody get it: its connection waits for that."""
     match step:
-        case Send():
+        case SendRequest():
             return cast("httpx.Response", said)
-        case Peek():
+        case ReadAnswer():
             raw, answer = said
             return None if raw is not None else cast("httpx.Response", answer)
     return before

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
-from payagent.client.daemon_client import DEFAULT, Daemon, Place
-from payagent.client.effects import Ask, Json, Pause, Reply, Steps, T
+from payagent.client.daemon_client import DEFAULT, DaemonAddress, DaemonClient
+from payagent.client.effects import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.present_proof import asked, delivery_path, until_ready
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
@@ -83,7 +83,7 @@ class ExactCardanoScheme:
     def __init__(
         self, *, daemon: str | Path = DEFAULT, token: str | None = None, patience_s: float = PATIENCE_S
     ) -> None:
-        self._daemon = Daemon(Place.read(daemon, token))
+        self._daemon = DaemonClient(DaemonAddress.read(daemon, token))
         self._patience_s = patience_s
         self.scheme_hooks = self._hooks(partial(self._on_response, patience_s=PATIENCE_BY_HAND_S))
 
@@ -128,19 +128,19 @@ class ExactCardanoScheme:
         parts = urlsplit(url)
         demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
         body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
-        payment = self._daemon.ask(Ask("POST", "/v1/payments", body)).value()
+        payment = self._daemon.ask(AskDaemon("POST", "/v1/payments", body)).value()
         return self._take(until_ready(payment, time.monotonic() + self._patience_s))
 
     def _take(self, steps: Steps[T]) -> T:
         """Carry out steps that lead to the daemon only."""
-        said: Reply | None = None
+        said: DaemonReply | None = None
         try:
             while True:
                 step = steps.send(said)
                 said = None
-                if isinstance(step, Ask):
+                if isinstance(step, AskDaemon):
                     said = self._daemon.ask(step)
-                elif isinstance(step, Pause):
+                elif isinstance(step, Sleep):
                     time.sleep(step.seconds)
         except StopIteration as end:
             return cast("T", end.value)
@@ -183,7 +183,7 @@ class ExactCardanoScheme:
         if _is_same(sold, called):
             return True
         origin, at = _origin(called), urlsplit(called)
-        rows = self._daemon.ask(Ask("GET", "/v1/merchants")).value()["merchants"]
+        rows = self._daemon.ask(AskDaemon("GET", "/v1/merchants")).value()["merchants"]
         known_as = next((row.get("known_as", ()) for row in rows if row["origin"] == origin), ())
         here = urlsplit(sold)._replace(scheme=at.scheme, netloc=at.netloc).geturl()
         return _origin(sold) in known_as and _is_same(here, called)
@@ -199,7 +199,7 @@ class ExactCardanoScheme:
         shown.is_answered = not is_redirect
         heard = {"status": status} if is_redirect else _heard(context)
         try:
-            ask = Ask("POST", delivery_path(shown.payment_id), heard)
+            ask = AskDaemon("POST", delivery_path(shown.payment_id), heard)
             payment = self._take(asked(ask, time.monotonic() + patience_s)).value()
             if is_redirect:
                 return None
@@ -217,7 +217,7 @@ class ExactCardanoScheme:
         deadline_s = time.monotonic() + patience_s
         while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
             time.sleep(again_after_s)
-            payment = self._take(asked(Ask("GET", f"/v1/payments/{payment['id']}"), deadline_s)).value()
+            payment = self._take(asked(AskDaemon("GET", f"/v1/payments/{payment['id']}"), deadline_s)).value()
             if said != "pending" or (payment["depth"] or 0) >= depth:
                 return True
             again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)

@@ -28,7 +28,7 @@ class Pin(NamedTuple):
 Pins = frozenset[Pin]
 
 
-class Claim(NamedTuple):
+class InvoiceClaim(NamedTuple):
     """What a merchant asks for: whom it wants paid, so many units of one asset, for so many calls."""
 
     pins: tuple[Pin, ...]
@@ -46,7 +46,7 @@ class Agreed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class MerchantRules:
     """What the operator set for a merchant; None and False: that guard does not look.
 
     `first_use`: what is paid first is what may be paid from then on. `filed`: addresses of the config; where there
@@ -62,7 +62,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class MerchantFacts:
     """What is known of a merchant. `pins` are those beside the config's.
 
     `agreed`: every price that was agreed to for this call; none of one that was never paid.
@@ -82,7 +82,7 @@ class Moment(StrEnum):
     SAME_TERMS = "same_terms"
 
 
-class Guard(NamedTuple):
+class MerchantRule(NamedTuple):
     """One row: the code of its finding, whether a person may allow it, when it looks, and at what.
 
     `find` gives what speaks against the claim, in words; None: nothing does.
@@ -91,35 +91,35 @@ class Guard(NamedTuple):
     code: str
     asks: bool
     moments: tuple[Moment, ...]
-    find: Callable[[Claim, Rules, Known], str | None]
+    find: Callable[[InvoiceClaim, MerchantRules, MerchantFacts], str | None]
 
 
-def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> Claim:
+def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> InvoiceClaim:
     """The claim of an invoice's outputs, each as its role, address, asset and units; all are of one asset."""
     paid = tuple(outputs)
     pins = tuple(Pin(output[0], output[1]) for output in paid)
-    return Claim(pins, paid[0][2], sum(output[3] for output in paid), calls)
+    return InvoiceClaim(pins, paid[0][2], sum(output[3] for output in paid), calls)
 
 
-def first_pins(claim: Claim, rules: Rules, known: Known) -> tuple[Pin, ...]:
+def first_pins(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> tuple[Pin, ...]:
     """The addresses that a payment makes those of its merchant, being the first."""
     is_first = rules.first_use and not rules.filed and not known.pins
     return claim.pins if is_first else ()
 
 
-def _stopped(_claim: Claim, rules: Rules, known: Known) -> str | None:
+def _stopped(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
     if rules.stop_after is None or not known.is_stopped:
         return None
     return "nothing is bought from this merchant any more: it took money and did not serve"
 
 
-def _crowded(_claim: Claim, rules: Rules, known: Known) -> str | None:
+def _crowded(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
     if rules.in_flight_max is None or known.in_flight < rules.in_flight_max:
         return None
     return f"{known.in_flight} payments to this merchant are on their way, {rules.in_flight_max} are the most"
 
 
-def _not_pinned(claim: Claim, rules: Rules, known: Known) -> str | None:
+def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
     pinned = rules.filed | known.pins
     new = [pin for pin in claim.pins if pin not in pinned]
     if not (rules.filed or rules.first_use) or not pinned or not new:
@@ -131,7 +131,7 @@ def _named(pins: Iterable[Pin]) -> str:
     return ", ".join(f"{pin.role} {pin.address}" for pin in pins)
 
 
-def _drifted(claim: Claim, rules: Rules, known: Known) -> str | None:
+def _drifted(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
     """How many calls it buys is the merchant's word, so that a price is measured by itself and by each call.
 
     In another asset than those that were agreed to, nothing says what the call may cost.
@@ -154,7 +154,7 @@ def _costs(prices: Iterable[Agreed]) -> str:
     return ", ".join(map(_cost, prices))
 
 
-def _cost(price: Claim | Agreed) -> str:
+def _cost(price: InvoiceClaim | Agreed) -> str:
     return f"{format_amount(price.asset, price.units)} for {price.calls} {'call' if price.calls == 1 else 'calls'}"
 
 
@@ -162,15 +162,17 @@ _ANY = tuple(Moment)
 _NEW_TERMS = (Moment.PAYMENT, Moment.NEXT_INVOICE)
 
 GUARDS = (
-    Guard("merchant_stopped", False, _ANY, _stopped),
-    Guard("merchant_busy", False, (Moment.PAYMENT,), _crowded),
-    Guard("address_not_pinned", True, _NEW_TERMS, _not_pinned),
-    Guard("price_drifted", True, _NEW_TERMS, _drifted),
+    MerchantRule("merchant_stopped", False, _ANY, _stopped),
+    MerchantRule("merchant_busy", False, (Moment.PAYMENT,), _crowded),
+    MerchantRule("address_not_pinned", True, _NEW_TERMS, _not_pinned),
+    MerchantRule("price_drifted", True, _NEW_TERMS, _drifted),
 )
 """Every guard, those first that ask nobody."""
 
 
-def look(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYMENT) -> tuple[Finding, ...]:
+def look(
+    claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
+) -> tuple[Finding, ...]:
     """What speaks against a claim, by what is known of its merchant."""
     return tuple(
         Finding(guard.code, detail, guard.asks)
@@ -179,6 +181,6 @@ def look(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYME
     )
 
 
-def must_stop(rules: Rules, strikes: int) -> bool:
+def must_stop(rules: MerchantRules, strikes: int) -> bool:
     """Whether a merchant that left so many payments in a row unserved is not to be paid any more."""
     return rules.stop_after is not None and strikes >= rules.stop_after

@@ -73,7 +73,7 @@ class Limit(NamedTuple):
     most_units: int
 
 
-class Asked(NamedTuple):
+class LimitCheck(NamedTuple):
     """A limit that was asked, by its name: what it leaves, and what the payment takes of it."""
 
     name: str
@@ -87,7 +87,7 @@ class Asked(NamedTuple):
         return self.asked_units > self.left_units
 
 
-class Span(NamedTuple):
+class SpendSpan(NamedTuple):
     """What was spent in one span of a window."""
 
     start_ms: int
@@ -134,7 +134,7 @@ def counts_from_ms(window: Window, clock_ms: int) -> int:
     return (clock_ms - LENGTH_MS[window]) // SPAN_MS[window] * SPAN_MS[window]
 
 
-def frees_at_ms(window: Window, spans: Sequence[Span], units: int) -> int | None:
+def frees_at_ms(window: Window, spans: Sequence[SpendSpan], units: int) -> int | None:
     """When so many units of what the window counts are spent long enough ago; None: never. Oldest spans first."""
     for span in spans:
         units -= span.units
@@ -143,14 +143,14 @@ def frees_at_ms(window: Window, spans: Sequence[Span], units: int) -> int | None
     return None
 
 
-def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int = 1) -> Asked:
+def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int = 1) -> LimitCheck:
     """What a limit leaves, when so much is counted in its window, to a spend that comes `count` times."""
     times = 1 if limit.window is Window.PAYMENT else count
     left_units = max(limit.most_units - counted_units, 0)
-    return Asked(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
+    return LimitCheck(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
 
 
-def ask_again(asked: Iterable[Asked], spend: Mapping[str, int]) -> tuple[Asked, ...]:
+def ask_again(asked: Iterable[LimitCheck], spend: Mapping[str, int]) -> tuple[LimitCheck, ...]:
     """The same limits, with what they left, asked for another spend."""
     return tuple(one._replace(asked_units=spend.get(one.asset, 0)) for one in asked)
 
@@ -161,21 +161,21 @@ def ask_bounds(
     max_total_units: int | None,
     topup_left_lovelace: int | None,
     count: int = 1,
-) -> tuple[Asked, ...]:
+) -> tuple[LimitCheck, ...]:
     """Bounds beside the limits, which can only tighten: the caller's own, and the merchant's for top-ups.
 
     `max_total_units` bounds what leaves in the invoice's asset: the fee counts where that is ADA.
     """
     asked = []
     if max_total_units is not None:
-        asked.append(Asked("max_total", WALLET, paid_asset, max_total_units, spend.get(paid_asset, 0)))
+        asked.append(LimitCheck("max_total", WALLET, paid_asset, max_total_units, spend.get(paid_asset, 0)))
     if topup_left_lovelace is not None:
         left, units = max(topup_left_lovelace, 0), spend.get(LOVELACE, 0) * count
-        asked.append(Asked("topup_per_day", WALLET, LOVELACE, left, units))
+        asked.append(LimitCheck("topup_per_day", WALLET, LOVELACE, left, units))
     return tuple(asked)
 
 
-def tightest(asked: Iterable[Asked]) -> Asked | None:
+def tightest(asked: Iterable[LimitCheck]) -> LimitCheck | None:
     """The limit that leaves least, of those that are exceeded; of equal ones, that with the longest window."""
     exceeded = [one for one in asked if one.is_exceeded]
     return min(exceeded, key=lambda one: (one.left_units, -_rank(one.name)), default=None)
@@ -221,7 +221,7 @@ def is_shared(name: str, whose: Mapping[str, object]) -> bool:
 
 
 def refusal(
-    asked: Asked, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
+    asked: LimitCheck, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
 ) -> Refused:
     """`limit_exceeded`, naming the limit, whose it is, what it leaves and before when there is no room.
 

@@ -32,7 +32,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class PrepaidBalance:
     """Never negative: 0 <= used <= bought, and only of a balance that is used up more was served than bought."""
 
     bought: int = 0
@@ -45,7 +45,7 @@ class Balance:
         return self.bought - self.used
 
 
-def buy(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
+def buy(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> PrepaidBalance:
     """The balance after so much more is bought, for `paid` units per asset. It first covers what was served
     unexplained.
     """
@@ -53,21 +53,21 @@ def buy(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
     for asset, units in paid.items():
         cost = costs.get(asset, Cost())
         costs[asset] = Cost(cost.bought + units, cost.used)
-    more = Balance(balance.bought + count, balance.used, 0, costs)
+    more = PrepaidBalance(balance.bought + count, balance.used, 0, costs)
     return use(more, balance.unexplained)
 
 
-def use(balance: Balance, count: int) -> Balance:
+def use(balance: PrepaidBalance, count: int) -> PrepaidBalance:
     """The balance after so much was served: covered by what is left, at its average cost; else unexplained."""
     covered = min(count, balance.left)
     costs = {
         asset: Cost(cost.bought, cost.used + (cost.left * covered // balance.left if covered else 0))
         for asset, cost in balance.costs.items()
     }
-    return Balance(balance.bought, balance.used + covered, balance.unexplained + count - covered, costs)
+    return PrepaidBalance(balance.bought, balance.used + covered, balance.unexplained + count - covered, costs)
 
 
-def average(balance: Balance, count: int) -> dict[str, int]:
+def average(balance: PrepaidBalance, count: int) -> dict[str, int]:
     """What a use of so much costs per asset: the average of what is left; of nothing left, that of all."""
     if balance.left:
         return {asset: cost.left * count // balance.left for asset, cost in balance.costs.items()}
@@ -76,14 +76,14 @@ def average(balance: Balance, count: int) -> dict[str, int]:
     }
 
 
-def take_back(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
+def take_back(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> PrepaidBalance:
     """What `buy` had added is on no chain any more. What was served of it is unexplained now."""
     bought = balance.bought - count
     used = min(balance.used, bought)
     costs = {
         asset: _averaged(cost.bought - paid.get(asset, 0), used, bought) for asset, cost in balance.costs.items()
     }
-    return Balance(bought, used, balance.unexplained + balance.used - used, costs)
+    return PrepaidBalance(bought, used, balance.unexplained + balance.used - used, costs)
 
 
 def _averaged(units: int, used: int, bought: int) -> Cost:

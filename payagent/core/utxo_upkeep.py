@@ -68,7 +68,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class RecentPayment:
     """A payment that was wanted. `lovelace`: what it took, with its fee; None where it was refused for lack of a
     free coin. `handed_over`: it takes coins in a block alone.
     """
@@ -131,7 +131,7 @@ class Gather:
     refs: tuple[str, ...]
 
 
-def demand_of(begun: Sequence[Begun], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
+def demand_of(begun: Sequence[RecentPayment], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
     """The demand of payments that began lately, in any order, and of those that wait (by what each pays in
     lovelace).
     """

@@ -23,7 +23,7 @@ from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.faults import NOW, BadFault, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
-from payagent.devnet.ledger import Block, LedgerError, Tx
+from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
 
 API_ROOT = "/api/v0"
@@ -165,14 +165,14 @@ class ChainApi:
             raise _not_found()
         return JSONResponse([shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)])
 
-    def in_block(self, request: Request) -> tuple[Tx, Block]:
+    def in_block(self, request: Request) -> tuple[Tx, DevnetBlock]:
         """The transaction that the path names, when it is in a block."""
         found = self.node.chain.tx(request.path_params["hash"])
         if found is None or found[1] is None:
             raise _not_found()
         return found[0], found[1]
 
-    def block(self, request: Request) -> Block:
+    def block(self, request: Request) -> DevnetBlock:
         """The block that the path names by hash, number or `latest`."""
         name = request.path_params.get("block", "latest")
         chain = self.node.chain

@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from payagent.core.address import encode_address
 from payagent.devnet import cbor
-from payagent.devnet.ledger import Block, Chain, LedgerError, OutRef, Params, Tx, TxOut
+from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.node import Node, output_of
 
 Json = dict[str, object]
@@ -131,7 +131,7 @@ def genesis(system_start_s: int) -> Json:
     }
 
 
-def block(node: Node, shown: Block) -> Json:
+def block(node: Node, shown: DevnetBlock) -> Json:
     """GET /blocks/{hash or number}."""
     tip = node.chain.tip
     following = node.chain.block(shown.height + 1)
@@ -269,7 +269,7 @@ def _tx_facts(tx: Tx) -> Json:
     }
 
 
-def transaction(node: Node, tx: Tx, shown: Block) -> Json:
+def transaction(node: Node, tx: Tx, shown: DevnetBlock) -> Json:
     """GET /txs/{hash}."""
     return _tx_facts(tx) | {
         "block": shown.hash,

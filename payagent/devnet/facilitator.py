@@ -61,7 +61,7 @@ class Unpayable(Exception):  # noqa: N818  a verdict, not an error of ours
 
 
 @dataclass(frozen=True, slots=True)
-class Payment:
+class VerifiedPayment:
     """A payment that was found to pay: the transaction, who pays, and what its settlement takes."""
 
     tx: Tx
@@ -70,7 +70,9 @@ class Payment:
     by_client: bool
 
 
-def _check(requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]) -> Payment:
+def _check(
+    requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]
+) -> VerifiedPayment:
     """The payment, read and judged. What is in `settling` was sent before: its inputs may be spent by itself."""
     _check_header(requirements, payment, network)
     confirmations, by_client = _read_policy(requirements, payment)
@@ -85,7 +87,7 @@ def _check(requirements: Json, payment: Json, node: Node, network: str, settling
     if not sent:
         _check_ledger(tx, node)
     _check_output(requirements, tx)
-    return Payment(tx, payer, confirmations, by_client)
+    return VerifiedPayment(tx, payer, confirmations, by_client)
 
 
 # --- what is asked and what is said ------------------------------------------------------------------------------
@@ -264,7 +266,7 @@ class Settlement:
 
 
 @dataclass(slots=True)
-class Claim:
+class SettledClaim:
     """A transaction that was taken as the payment of one call; `served` counts the answers it bought."""
 
     tx_id: str
@@ -281,7 +283,7 @@ class Facilitator:
     def __init__(self, node: Node, network: str = "cardano:devnet") -> None:
         self.node = node
         self.network = network
-        self.claims: dict[str, Claim] = {}
+        self.claims: dict[str, SettledClaim] = {}
 
     def verify(self, requirements: Json, payment: Json) -> str | None:
         """Why the payment does not pay what is required; None when it does. Changes nothing.
@@ -326,12 +328,12 @@ class Facilitator:
         claim.served += 1
         return claim.served - 1
 
-    def _check(self, requirements: Json, payment: Json) -> Payment:
+    def _check(self, requirements: Json, payment: Json) -> VerifiedPayment:
         return _check(requirements, payment, self.node, self.network, self.claims)
 
-    def _claim(self, requirements: Json, found: Payment, buys: str) -> Claim:
+    def _claim(self, requirements: Json, found: VerifiedPayment, buys: str) -> SettledClaim:
         tx = found.tx
-        claim = Claim(tx.tx_id, buys, str(requirements["asset"]), int(str(requirements["amount"])))
+        claim = SettledClaim(tx.tx_id, buys, str(requirements["asset"]), int(str(requirements["amount"])))
         if not found.by_client and self.node.chain.tx(tx.tx_id) is None:
             try:
                 self.node.submit(tx.raw)
@@ -339,7 +341,7 @@ class Facilitator:
                 claim.rejected = True
         return claim
 
-    def _look(self, found: Payment, network: object) -> Settlement:
+    def _look(self, found: VerifiedPayment, network: object) -> Settlement:
         tx = found.tx
         seen = self.node.seen(tx.tx_id)
         confirmations = None if seen is None else seen.depth - 1

@@ -16,7 +16,7 @@ SUBMIT_PATH = "/tx/submit"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FaultKind:
     """One row: the faces it exists on, what happens to a submitted transaction, and the shape of the answer."""
 
     faces: tuple[str, ...]
@@ -25,23 +25,23 @@ class Kind:
 
 
 _BOTH = (SUBMIT, READS)
-KINDS: dict[str, Kind] = {
-    "lost_reply": Kind(_BOTH, NOW, "abort"),
-    "late_accept": Kind((SUBMIT,), LATER, "gateway_timeout"),
-    "full": Kind((SUBMIT,), NEVER, "full"),
-    "rate": Kind(_BOTH, NEVER, "rate"),
-    "quota": Kind(_BOTH, NEVER, "quota"),
-    "banned": Kind(_BOTH, NEVER, "banned"),
-    "server": Kind(_BOTH, NEVER, "server"),
-    "html": Kind(_BOTH, NEVER, "html"),
-    "truncated": Kind(_BOTH, NOW, "truncated"),
-    "oversized": Kind(_BOTH, NOW, "oversized"),
-    "lying_ok": Kind((SUBMIT,), NEVER, "other_hash"),
-    "drop": Kind((SUBMIT,), NEVER, "honest"),
-    "hang": Kind(_BOTH, NEVER, "hang"),
-    "stale_index": Kind((READS,), NEVER, "stale"),
-    "not_found": Kind((READS,), NEVER, "not_found"),
-    "no_optional": Kind((READS,), NEVER, "no_optional"),
+KINDS: dict[str, FaultKind] = {
+    "lost_reply": FaultKind(_BOTH, NOW, "abort"),
+    "late_accept": FaultKind((SUBMIT,), LATER, "gateway_timeout"),
+    "full": FaultKind((SUBMIT,), NEVER, "full"),
+    "rate": FaultKind(_BOTH, NEVER, "rate"),
+    "quota": FaultKind(_BOTH, NEVER, "quota"),
+    "banned": FaultKind(_BOTH, NEVER, "banned"),
+    "server": FaultKind(_BOTH, NEVER, "server"),
+    "html": FaultKind(_BOTH, NEVER, "html"),
+    "truncated": FaultKind(_BOTH, NOW, "truncated"),
+    "oversized": FaultKind(_BOTH, NOW, "oversized"),
+    "lying_ok": FaultKind((SUBMIT,), NEVER, "other_hash"),
+    "drop": FaultKind((SUBMIT,), NEVER, "honest"),
+    "hang": FaultKind(_BOTH, NEVER, "hang"),
+    "stale_index": FaultKind((READS,), NEVER, "stale"),
+    "not_found": FaultKind((READS,), NEVER, "not_found"),
+    "no_optional": FaultKind((READS,), NEVER, "no_optional"),
 }
 """`stale_index` shows the UTxO view of some blocks ago; `not_found` denies what is there; `no_optional` leaves out
 the members of `OPTIONAL`.

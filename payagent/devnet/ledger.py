@@ -5,7 +5,7 @@ imports the standard library, PyNaCl and its neighbours decode and rules; never 
 Every block keeps what it spent and made, so that a rollback undoes it without copies of the whole state.
 
 The names that other rooms use are all here: `TxOut`, `Tx`, `Params`, `LedgerError`, `decode_tx`, `check_tx`,
-`Chain`, `Block`.
+`Chain`, `DevnetBlock`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from payagent.devnet.rules import check_mempool, check_outputs, check_tx, rechec
 
 __all__ = [
     "UNSUPPORTED",
-    "Block",
     "Chain",
+    "DevnetBlock",
     "LedgerError",
     "OutRef",
     "Params",
@@ -31,7 +31,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class DevnetBlock:
     """One block. `hash` and `prev_hash` are hex; height and slot count as on the chain."""
 
     hash: str
@@ -94,28 +94,28 @@ class Chain:
         self._tx_ids_at: dict[bytes, list[str]] = {}
         self._spender: dict[OutRef, str] = {}
         self._place: dict[str, tuple[int, int]] = {}
-        self._by_hash: dict[str, Block] = {}
+        self._by_hash: dict[str, DevnetBlock] = {}
         self._undos: list[_Undo] = []
         self._view = _View(self._utxos)
         self._faucet_ids: set[str] = set()
         self._forks = 0
-        self.blocks: list[Block] = []
+        self.blocks: list[DevnetBlock] = []
         self._append("00" * 32, start_slot, ())
 
     # --- reads ---
 
     @property
-    def tip(self) -> Block:
+    def tip(self) -> DevnetBlock:
         """The highest block."""
         return self.blocks[-1]
 
-    def block(self, hash_or_height: str | int) -> Block | None:
+    def block(self, hash_or_height: str | int) -> DevnetBlock | None:
         """The canonical block with this hash (hex) or height; None when there is none."""
         if isinstance(hash_or_height, str):
             return self._by_hash.get(hash_or_height)
         return self.blocks[hash_or_height] if 0 <= hash_or_height < len(self.blocks) else None
 
-    def tx(self, tx_id: str) -> tuple[Tx, Block | None] | None:
+    def tx(self, tx_id: str) -> tuple[Tx, DevnetBlock | None] | None:
         """A transaction with its block, or with None while it waits in the mempool; None when unknown."""
         if (place := self._place.get(tx_id)) is not None:
             block = self.blocks[place[0]]
@@ -210,7 +210,7 @@ class Chain:
 
     # --- blocks ---
 
-    def make_block(self) -> Block:
+    def make_block(self) -> DevnetBlock:
         """Put the mempool's first transactions, up to a block's size, into a block at the present slot.
 
         As in a node, the first one that does not fit ends the block.
@@ -223,7 +223,7 @@ class Chain:
             chosen.append(tx)
         return self._extend(self.slot, chosen)
 
-    def mint_fork_block(self, txs: Sequence[bytes], slot: int | None) -> Block:
+    def mint_fork_block(self, txs: Sequence[bytes], slot: int | None) -> DevnetBlock:
         """Another producer's block: the given transactions at a slot from the tip's up to the present one.
 
         Raises `LedgerError`, with nothing changed, when one of them is not valid there, and `ValueError` for a
@@ -247,7 +247,7 @@ class Chain:
         elif tx.tx_id in self._place or (tx.tx_id, 0) in view:
             raise LedgerError("BadInputsUTxO", "this faucet transaction is in the chain already")
 
-    def rollback(self, depth: int, *, readd: bool = False) -> tuple[Block, ...]:
+    def rollback(self, depth: int, *, readd: bool = False) -> tuple[DevnetBlock, ...]:
         """Undo the last `depth` blocks; they are given back, oldest first.
 
         The clock stays. Their transactions are gone, as with real nodes, unless `readd` puts them in front of
@@ -268,15 +268,15 @@ class Chain:
         self.refill([*lost, *self.mempool.values()])
         return tuple(undone)
 
-    def _extend(self, slot: int, txs: Sequence[Tx]) -> Block:
+    def _extend(self, slot: int, txs: Sequence[Tx]) -> DevnetBlock:
         block = self._append(self.tip.hash, slot, tuple(txs))
         self.refill(self.mempool.values())
         return block
 
-    def _append(self, prev_hash: str, slot: int, txs: tuple[Tx, ...]) -> Block:
+    def _append(self, prev_hash: str, slot: int, txs: tuple[Tx, ...]) -> DevnetBlock:
         height = len(self.blocks)
         block_hash = _block_hash(prev_hash, slot, height, self._forks, txs)
-        block = Block(block_hash, height, slot, prev_hash, txs)
+        block = DevnetBlock(block_hash, height, slot, prev_hash, txs)
         undo = _Undo()
         for index, tx in enumerate(txs):
             self._place[tx.tx_id] = (height, index)

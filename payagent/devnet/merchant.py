@@ -56,7 +56,7 @@ def role_address(role: str) -> Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class RevenueShare:
     """One revenue share, in the invoice's asset."""
 
     role: str
@@ -83,9 +83,9 @@ class Terms:
     price_units: int = 10_000_000
     asset: str = LOVELACE
     pay_to: Address = role_address("pay_to")  # noqa: RUF009  it is frozen
-    splits: tuple[Split, ...] = (
-        Split("platform", role_address("platform"), 2_000_000),
-        Split("creator", role_address("creator"), 1_000_000),
+    splits: tuple[RevenueShare, ...] = (
+        RevenueShare("platform", role_address("platform"), 2_000_000),
+        RevenueShare("creator", role_address("creator"), 1_000_000),
     )
     split_mode: str = "additional"
     split_form: str = "split"
@@ -129,13 +129,13 @@ def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
     return changed
 
 
-def _read_splits(value: object, _name: str) -> tuple[Split, ...]:
+def _read_splits(value: object, _name: str) -> tuple[RevenueShare, ...]:
     if not isinstance(value, list) or len(value) > _MOST_SPLITS:
         raise BadSettings(f"splits must be a list of at most {_MOST_SPLITS}")
     return tuple(_read_split(item) for item in value)
 
 
-def _read_split(item: object) -> Split:
+def _read_split(item: object) -> RevenueShare:
     """A split in the words of /merchant/state, or in those of a 402: `to`, `amount`, `amountUnits`."""
     named = [(_SPLIT_WORDS.get(name, ""), value) for name, value in item.items()] if isinstance(item, dict) else []
     split = dict(named)
@@ -145,7 +145,7 @@ def _read_split(item: object) -> Split:
     if not isinstance(role, str) or not _ROLE.fullmatch(role) or role == "pay_to":
         raise BadSettings("a role is a short lower-case name, and not pay_to")
     address = parse_address(split["address"], DEVNET) if "address" in split else role_address(role)
-    return Split(role, address, parse_units(split["units"], "units"))
+    return RevenueShare(role, address, parse_units(split["units"], "units"))
 
 
 def _read_asset(value: object, _name: str) -> str:
@@ -177,7 +177,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ShopRequest:
     """One request for a paid thing. `path` has the query; absent headers are None.
 
     A `top_up` buys a batch for the balance and uses no call of it. `key` is the X-Idempotency-Key.
@@ -206,7 +206,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Invoice:
+class ShopInvoice:
     """An invoice and what became of it. Times are POSIX milliseconds."""
 
     id: str
@@ -237,7 +237,7 @@ class Verdict:
     """The outcome of a call; `reason` and `detail` say why a proof does not satisfy."""
 
     outcome: Outcome
-    invoice: Invoice | None = None
+    invoice: ShopInvoice | None = None
     reason: str = ""
     detail: str = ""
 
@@ -253,10 +253,10 @@ class OwnNode(Protocol):
 
 
 @dataclass(slots=True)
-class Account:
+class BuyerAccount:
     """A buyer's batches, and how many calls it was served of them all."""
 
-    batches: list[Invoice] = field(default_factory=list)
+    batches: list[ShopInvoice] = field(default_factory=list)
     used: int = 0
 
 
@@ -285,17 +285,17 @@ class Counts:
     wrong: Counter[str] = field(default_factory=Counter)
 
 
-class Merchant:
+class DevnetMerchant:
     """The merchant's books and its judgement."""
 
     def __init__(self, node: OwnNode, new_id: Callable[[], str]) -> None:
         self._node = node
         self._new_id = new_id
-        self._open: dict[tuple[str, ...], Invoice] = {}
+        self._open: dict[tuple[str, ...], ShopInvoice] = {}
         self._paid_with: dict[str, str] = {}
         self.terms = Terms()
-        self.invoices: dict[str, Invoice] = {}
-        self.accounts: dict[tuple[str, str], Account] = {}
+        self.invoices: dict[str, ShopInvoice] = {}
+        self.accounts: dict[tuple[str, str], BuyerAccount] = {}
         self.counts = Counts()
 
     def set_terms(self, terms: Terms) -> None:
@@ -303,7 +303,7 @@ class Merchant:
         self.terms = terms
         self._open.clear()
 
-    def ask(self, call: Call, now_ms: int) -> Verdict:
+    def ask(self, call: ShopRequest, now_ms: int) -> Verdict:
         """Serve a call, or say what it takes."""
         if call.invoice_id is None and call.proof is None:
             verdict = self._without_proof(call, now_ms)
@@ -314,11 +314,11 @@ class Merchant:
 
     def balance(self, buyer: tuple[str, str]) -> Balance:
         """What a buyer's batches come to; one whose transaction is not on the chain any more does not count."""
-        account = self.accounts.get(buyer, Account())
+        account = self.accounts.get(buyer, BuyerAccount())
         standing = sum(invoice.terms.batch for invoice in account.batches if self._stands(invoice))
         return Balance(standing, account.used)
 
-    def _count(self, call: Call, verdict: Verdict) -> None:
+    def _count(self, call: ShopRequest, verdict: Verdict) -> None:
         match verdict.outcome:
             case Outcome.SERVED if call.top_up:
                 self.counts.topped_up += 1
@@ -332,7 +332,7 @@ class Merchant:
             case Outcome.WRONG:
                 self.counts.wrong[verdict.reason] += 1
 
-    def _without_proof(self, call: Call, now_ms: int) -> Verdict:
+    def _without_proof(self, call: ShopRequest, now_ms: int) -> Verdict:
         if call.top_up and not self.terms.sells_batches:
             return Verdict(Outcome.NO_BATCHES)
         if not call.top_up and self.balance(call.buyer).left > 0:
@@ -342,18 +342,18 @@ class Merchant:
             return Verdict(Outcome.WALLET_REQUIRED)
         return Verdict(Outcome.INVOICE, self._invoice_for(call, now_ms))
 
-    def _invoice_for(self, call: Call, now_ms: int) -> Invoice:
+    def _invoice_for(self, call: ShopRequest, now_ms: int) -> ShopInvoice:
         """The open invoice of the same request while a whole second of it is left, else a new one."""
         known = self._open.get(call.request_key)
         if known is not None and known.paid_by is None and known.ends_ms - now_ms >= 1000:
             return known
         ends_ms = now_ms + self.terms.timeout_s * 1000
         partner = call.partner or ""
-        made = Invoice(self._new_id(), self.terms, call.request_key, partner, now_ms, ends_ms, call.key)
+        made = ShopInvoice(self._new_id(), self.terms, call.request_key, partner, now_ms, ends_ms, call.key)
         self.invoices[made.id] = self._open[call.request_key] = made
         return made
 
-    def _with_proof(self, call: Call, now_ms: int) -> Verdict:
+    def _with_proof(self, call: ShopRequest, now_ms: int) -> Verdict:
         invoice = self.invoices.get(call.invoice_id or "")
         if invoice is None:
             return _wrong(None, "unknown_invoice", "X-Invoice-Id names no invoice of this merchant")
@@ -390,7 +390,7 @@ class Merchant:
             return None, None
         return tx.tx_id, tx
 
-    def _send(self, invoice: Invoice, tx: Tx, now_ms: int) -> Verdict | None:
+    def _send(self, invoice: ShopInvoice, tx: Tx, now_ms: int) -> Verdict | None:
         """Send a transaction that is not there yet, if it pays in time; the refusal when it does not."""
         if self._node.seen(tx.tx_id) is not None or now_ms >= invoice.ends_ms:
             return None
@@ -402,7 +402,7 @@ class Merchant:
             return _wrong(invoice, "not_accepted", error.rule)
         return None
 
-    def _look(self, call: Call, invoice: Invoice, proof: str, now_ms: int) -> Verdict:
+    def _look(self, call: ShopRequest, invoice: ShopInvoice, proof: str, now_ms: int) -> Verdict:
         invoice.presented = proof
         seen = self._node.seen(proof)
         if seen is not None and (fault := output_fault(invoice.terms, seen.tx.outputs)) is not None:
@@ -419,20 +419,20 @@ class Merchant:
         self._accept(call, invoice, proof)
         return Verdict(Outcome.SERVED, invoice)
 
-    def _accept(self, call: Call, invoice: Invoice, proof: str) -> None:
+    def _accept(self, call: ShopRequest, invoice: ShopInvoice, proof: str) -> None:
         invoice.paid_by = proof
         self._paid_with[proof] = invoice.id
         if invoice.terms.batch > 1:
-            account = self.accounts.setdefault(call.buyer, Account())
+            account = self.accounts.setdefault(call.buyer, BuyerAccount())
             account.batches.append(invoice)
             account.used += not call.top_up
 
-    def _stands(self, invoice: Invoice) -> bool:
+    def _stands(self, invoice: ShopInvoice) -> bool:
         """Whether the transaction that paid is there, and deep enough: its block may have been rolled back."""
         seen = None if invoice.paid_by is None else self._node.seen(invoice.paid_by)
         return seen is not None and seen.depth >= invoice.terms.confirmations
 
-    def status(self, invoice: Invoice, now_ms: int) -> str:
+    def status(self, invoice: ShopInvoice, now_ms: int) -> str:
         """pending, submitted, confirmed, consumed or expired, by what was presented to us.
 
         A merchant that needs no confirmation also looks for the payment in its own mempool.
@@ -447,19 +447,19 @@ class Merchant:
             return "confirmed" if seen.depth >= invoice.terms.confirmations else "submitted"
         return "expired" if now_ms >= invoice.ends_ms and invoice.paid_by is None else "pending"
 
-    def _paying(self, invoice: Invoice) -> str | None:
+    def _paying(self, invoice: ShopInvoice) -> str | None:
         """The first transaction in the mempool that pays as the invoice asks, and that no other invoice has."""
         taken = {other.presented for other in self.invoices.values()}
         paying = (tx for tx in self._node.waiting() if output_fault(invoice.terms, tx.outputs) is None)
         return next((tx.tx_id for tx in paying if tx.tx_id not in taken), None)
 
 
-def _is_for(invoice: Invoice, call: Call) -> bool:
+def _is_for(invoice: ShopInvoice, call: ShopRequest) -> bool:
     """Whether the invoice was made for this call. Who named no partner or wallet may name one with the proof."""
     return all(asked in ("", told) for asked, told in zip(invoice.request_key, call.request_key, strict=True))
 
 
-def _wrong(invoice: Invoice | None, reason: str, detail: str) -> Verdict:
+def _wrong(invoice: ShopInvoice | None, reason: str, detail: str) -> Verdict:
     return Verdict(Outcome.WRONG, invoice, reason, detail)
 
 

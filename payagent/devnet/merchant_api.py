@@ -19,10 +19,10 @@ from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, json_obje
 from payagent.devnet.merchant import (
     DEVNET,
     Balance,
-    Call,
-    Invoice,
-    Merchant,
+    DevnetMerchant,
     Outcome,
+    ShopInvoice,
+    ShopRequest,
     Terms,
     Verdict,
     read_settings,
@@ -44,7 +44,7 @@ def _wire_asset(asset: str) -> str:
     return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"
 
 
-def t_backend_402(invoice: Invoice, now_ms: int) -> Response:
+def t_backend_402(invoice: ShopInvoice, now_ms: int) -> Response:
     """The documented T Backend body: everything under `detail`, `timeout` in seconds from now."""
     terms = invoice.terms
     extra: Json = {
@@ -86,7 +86,7 @@ def _t_backend_splits(terms: Terms) -> Json:
     return {"split": {"mode": terms.split_mode, "outputs": shares}}
 
 
-def flux_402(invoice: Invoice, now_ms: int) -> Response:
+def flux_402(invoice: ShopInvoice, now_ms: int) -> Response:
     """The Flux body and headers: top-level fields, an absolute end in ISO milliseconds."""
     terms, pay_to = invoice.terms, invoice.terms.pay_to.text
     ends = datetime.fromtimestamp(invoice.ends_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
@@ -114,7 +114,7 @@ def flux_402(invoice: Invoice, now_ms: int) -> Response:
     return JSONResponse(body, 402, headers)
 
 
-_WRITERS: dict[str, Callable[[Invoice, int], Response]] = {"t-backend": t_backend_402, "flux": flux_402}
+_WRITERS: dict[str, Callable[[ShopInvoice, int], Response]] = {"t-backend": t_backend_402, "flux": flux_402}
 
 
 def _plain(balance: Balance) -> Json:
@@ -136,7 +136,7 @@ class MerchantApi:
     """The handlers; `now_ms` is the clock that invoices and the chain share, `tick` tells the chain the time."""
 
     def __init__(
-        self, merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
+        self, merchant: DevnetMerchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
     ) -> None:
         self.merchant = merchant
         self.shop = shop
@@ -169,7 +169,7 @@ class MerchantApi:
         return self.merchant.terms.dialect == "x402" and not plain
 
     def _answer(
-        self, path: str, body: Mapping[str, object], call: Call, verdict: Verdict, now_ms: int
+        self, path: str, body: Mapping[str, object], call: ShopRequest, verdict: Verdict, now_ms: int
     ) -> Response:
         invoice = verdict.invoice
         match verdict.outcome:
@@ -198,11 +198,11 @@ class MerchantApi:
         """GET /payments/status/{invoice_id}."""
         invoice = self.merchant.invoices.get(request.path_params["invoice_id"])
         if invoice is None:
-            return JSONResponse({"detail": "Invoice not found"}, 404)
+            return JSONResponse({"detail": "ShopInvoice not found"}, 404)
         self.tick()
         return JSONResponse(self._invoice_json(invoice))
 
-    def _invoice_json(self, invoice: Invoice) -> Json:
+    def _invoice_json(self, invoice: ShopInvoice) -> Json:
         return {
             "invoiceId": invoice.id,
             "status": self.merchant.status(invoice, self.now_ms()),
@@ -280,10 +280,10 @@ class MerchantApi:
         )
 
 
-def _call(request: Request, body: bytes) -> Call:
+def _call(request: Request, body: bytes) -> ShopRequest:
     query = request.url.query
     headers = request.headers
-    return Call(
+    return ShopRequest(
         request.method,
         request.url.path + (f"?{query}" if query else ""),
         body,
@@ -333,7 +333,9 @@ async def _health(_request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def merchant_app(merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]) -> Starlette:
+def merchant_app(
+    merchant: DevnetMerchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
+) -> Starlette:
     """The ASGI application of the merchant's port."""
     api = MerchantApi(merchant, shop, now_ms, tick)
     return Starlette(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from payagent.devnet.faults import LATER, NOW, Switches
-from payagent.devnet.ledger import Block, Chain, LedgerError, OutRef, Params, Tx, TxOut, decode_tx
+from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut, decode_tx
 
 SLOT_LENGTH_MS = 1000
 
@@ -62,7 +62,7 @@ class Node:
         self.tick()
         return self.chain.faucet(address, lovelace, assets, datum_hash)
 
-    def make_blocks(self, count: int) -> list[Block]:
+    def make_blocks(self, count: int) -> list[DevnetBlock]:
         """Make blocks at the present slot; what was held back long enough enters the mempool after each."""
         made = []
         for _ in range(count):

@@ -24,7 +24,7 @@ from payagent.devnet.blockfrost_api import API_ROOT, chain_app
 from payagent.devnet.faults import Switches
 from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.ledger import Chain
-from payagent.devnet.merchant import DEVNET, Merchant, role_address
+from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.node import Node
 from payagent.devnet.x402 import Shop
@@ -100,7 +100,7 @@ class Devnet:
 
     network = DEVNET.name
 
-    def __init__(self, node: Node, merchants: Mapping[str, Merchant], chain_origin: str) -> None:
+    def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
         """`merchants` go by their URLs; the first is the one that most programs need."""
         self.node = node
         self.merchants = merchants
@@ -161,9 +161,9 @@ class Devnet:
             yield devnet
 
 
-def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[Merchant, ASGIApp]:
+def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[DevnetMerchant, ASGIApp]:
     """A merchant with books of its own."""
-    merchant = Merchant(node, lambda: str(uuid.uuid4()))
+    merchant = DevnetMerchant(node, lambda: str(uuid.uuid4()))
     return merchant, merchant_app(merchant, Shop(node, lambda: merchant.terms), now_ms, node.tick)
 
 

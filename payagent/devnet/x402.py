@@ -15,7 +15,15 @@ from enum import Enum
 from payagent.devnet.facilitator import DUPLICATE, PAYLOAD, PENDING, Facilitator, Settlement, Unpayable
 from payagent.devnet.merchant import Terms
 from payagent.devnet.node import Node
-from payagent.devnet.x402_terms import NETWORK, READERS, X402, BadIdentifier, Call, read_identifier, requirements
+from payagent.devnet.x402_terms import (
+    NETWORK,
+    READERS,
+    X402,
+    BadIdentifier,
+    X402Request,
+    read_identifier,
+    requirements,
+)
 
 
 class Kind(Enum):
@@ -43,7 +51,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Counts:
+class X402Counts:
     """What happened so far; `served` are first answers, `replayed` further ones."""
 
     unpaid: int = 0
@@ -63,13 +71,13 @@ class Shop:
         self._asked: dict[str, dict[str, object]] = {}
         self.facilitator = Facilitator(node, NETWORK)
         self.x402 = X402()
-        self.counts = Counts()
+        self.counts = X402Counts()
 
     @property
     def terms(self) -> Terms:
         return self._terms()
 
-    def ask(self, call: Call) -> Answer:
+    def ask(self, call: X402Request) -> Answer:
         """Serve a call, or say what it takes."""
         if call.proof is None:
             self.counts.unpaid += 1
@@ -79,7 +87,7 @@ class Shop:
         self._count(answer)
         return answer
 
-    def _judge(self, call: Call, proof: str) -> Answer:
+    def _judge(self, call: X402Request, proof: str) -> Answer:
         wanted = self._asked.get(call.key) or requirements(self.terms, self.x402)
         try:
             payment = READERS[self.x402.version](proof, call, wanted)
@@ -94,7 +102,7 @@ class Shop:
             return Answer(Kind.CONFLICT, "the identifier named another payment")
         return self._settle(call, wanted, payment)
 
-    def _settle(self, call: Call, wanted: Mapping[str, object], payment: Mapping[str, object]) -> Answer:
+    def _settle(self, call: X402Request, wanted: Mapping[str, object], payment: Mapping[str, object]) -> Answer:
         fault = self.x402.fault
         if fault is not None and fault in _BEFORE:
             self._meet(fault)

@@ -17,7 +17,7 @@ from payagent.devnet.facilitator import PENDING, Settlement
 from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.merchant import DEVNET
 from payagent.devnet.x402 import Answer, Kind, Shop
-from payagent.devnet.x402_terms import Call, extensions, requirements, requirements_v1, resource
+from payagent.devnet.x402_terms import X402Request, extensions, requirements, requirements_v1, resource
 
 Json = dict[str, object]
 
@@ -37,7 +37,7 @@ def _encoded(value: Json) -> str:
 # --- version 2 ---------------------------------------------------------------------------------------------------
 
 
-def _required_v2(shop: Shop, call: Call, error: str) -> Response:
+def _required_v2(shop: Shop, call: X402Request, error: str) -> Response:
     told: Json = {
         "x402Version": 2,
         "error": error or "PAYMENT-SIGNATURE header is required",
@@ -51,7 +51,7 @@ def _required_v2(shop: Shop, call: Call, error: str) -> Response:
     return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(told)})
 
 
-def _unsettled_v2(_shop: Shop, _call: Call, settlement: Settlement) -> Response:
+def _unsettled_v2(_shop: Shop, _call: X402Request, settlement: Settlement) -> Response:
     return JSONResponse({}, 402, {"PAYMENT-RESPONSE": _encoded(settlement.as_json())})
 
 
@@ -62,7 +62,7 @@ def _receipt_v2(settlement: Settlement) -> dict[str, str]:
 # --- version 1 ---------------------------------------------------------------------------------------------------
 
 
-def _required_v1(shop: Shop, call: Call, error: str) -> Response:
+def _required_v1(shop: Shop, call: X402Request, error: str) -> Response:
     told: Json = {
         "x402Version": 1,
         "error": error or "X-PAYMENT header is required",
@@ -75,7 +75,7 @@ def _required_v1(shop: Shop, call: Call, error: str) -> Response:
     return HTMLResponse(_PAGE.replace("{requirements}", script), 402, headers)
 
 
-def _unsettled_v1(shop: Shop, call: Call, settlement: Settlement) -> Response:
+def _unsettled_v1(shop: Shop, call: X402Request, settlement: Settlement) -> Response:
     if settlement.reason == PENDING:
         told = {"pending": True, "transaction": settlement.tx_id, "retryAfterSeconds": _RETRY_AFTER_S}
         return JSONResponse(told, 202)
@@ -88,8 +88,8 @@ def _receipt_v1(settlement: Settlement) -> dict[str, str]:
     return {"X-PAYMENT-RESPONSE": _encoded(told)}
 
 
-Required = Callable[[Shop, Call, str], Response]
-Unsettled = Callable[[Shop, Call, Settlement], Response]
+Required = Callable[[Shop, X402Request, str], Response]
+Unsettled = Callable[[Shop, X402Request, Settlement], Response]
 Receipt = Callable[[Settlement], dict[str, str]]
 _WRITERS: dict[int, tuple[Required, Unsettled, Receipt]] = {
     1: (_required_v1, _unsettled_v1, _receipt_v1),
@@ -119,13 +119,13 @@ class X402Api:
         call = self._call(request, raw)
         return self._answer(call, body, self.shop.ask(call))
 
-    def _call(self, request: Request, raw: bytes) -> Call:
+    def _call(self, request: Request, raw: bytes) -> X402Request:
         query = request.url.query
         path = request.url.path + (f"?{query}" if query else "")
         proof = request.headers.get(_PROOF_HEADER[self.shop.x402.version])
-        return Call(request.method, str(request.url), path, raw, proof)
+        return X402Request(request.method, str(request.url), path, raw, proof)
 
-    def _answer(self, call: Call, body: Json, answer: Answer) -> Response:
+    def _answer(self, call: X402Request, body: Json, answer: Answer) -> Response:
         required, unsettled, receipt = _WRITERS[self.shop.x402.version]
         settlement = answer.settlement
         match answer.kind:
@@ -147,7 +147,7 @@ class X402Api:
                 return JSONResponse({"error": answer.reason}, 409)
         return required(self.shop, call, answer.reason)
 
-    def _goods(self, call: Call, body: Json, receipt: Json) -> Response:
+    def _goods(self, call: X402Request, body: Json, receipt: Json) -> Response:
         path = call.path.partition("?")[0]
         if (sold := chat if path == "/x402/chat" else GOODS.get(path)) is not None:
             return sold(body, receipt)

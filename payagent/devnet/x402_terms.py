@@ -107,7 +107,7 @@ def read_x402(body: object, now: X402) -> X402:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class X402Request:
     """One request below /x402/. `path` has the query; `proof` is the payment header of the version spoken."""
 
     method: str
@@ -190,7 +190,7 @@ def read_proof(proof: str) -> Json:
     return value
 
 
-def _payment_v2(proof: str, call: Call, wanted: Json) -> Json:
+def _payment_v2(proof: str, call: X402Request, wanted: Json) -> Json:
     """A payment of version 2, which must repeat what was asked."""
     payment = read_proof(proof)
     if payment.get("accepted") != wanted:
@@ -200,7 +200,7 @@ def _payment_v2(proof: str, call: Call, wanted: Json) -> Json:
     return payment
 
 
-def _payment_v1(proof: str, _call: Call, wanted: Json) -> Json:
+def _payment_v1(proof: str, _call: X402Request, wanted: Json) -> Json:
     """A payment of version 1 in version 2's words; it names no nonce, so the first input stands for one."""
     payment = read_proof(proof)
     if payment.get("x402Version") != 1:
@@ -214,7 +214,7 @@ def _payment_v1(proof: str, _call: Call, wanted: Json) -> Json:
     return {"x402Version": 2, "accepted": {**wanted, "scheme": payment.get("scheme")}, "payload": payload}
 
 
-READERS: dict[int, Callable[[str, Call, Json], Json]] = {1: _payment_v1, 2: _payment_v2}
+READERS: dict[int, Callable[[str, X402Request, Json], Json]] = {1: _payment_v1, 2: _payment_v2}
 
 
 class BadIdentifier(Exception):  # noqa: N818  the caller's mistake, told with its reason

@@ -15,10 +15,10 @@ from payagent.dialects import t_backend as tbackend
 from payagent.dialects import x402_orynq as sdk_x402
 from payagent.dialects.http_wire import (
     PAYMENT_REQUIRED,
-    Call,
+    HttpRequest,
+    HttpResponse,
+    ProofMaterial,
     Reading,
-    Response,
-    Shown,
     as_recorded,
     is_json_type,
     make_response,
@@ -26,20 +26,20 @@ from payagent.dialects.http_wire import (
     parse_response,
     show,
 )
-from payagent.dialects.prepaid_answers import PrepaidSaid, read_prepaid
-from payagent.dialects.retry_answers import Answer, Said, is_refusal, may_pass, read_answer
+from payagent.dialects.prepaid_answers import PrepaidAnswer, read_prepaid
+from payagent.dialects.retry_answers import RetryAnswer, RetryVerdict, is_refusal, may_pass, read_answer
 from payagent.dialects.status_answers import read_status
 
 __all__ = [
     "TIMED_BY_BLOCK",
     "WITH_STATUS",
-    "Answer",
-    "Call",
-    "PrepaidSaid",
+    "HttpRequest",
+    "HttpResponse",
+    "PrepaidAnswer",
+    "ProofMaterial",
     "Reading",
-    "Response",
-    "Said",
-    "Shown",
+    "RetryAnswer",
+    "RetryVerdict",
     "as_recorded",
     "is_refusal",
     "make_response",
@@ -73,7 +73,7 @@ _MATERIOS_HEADER = "x-402-payment-required"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 
 
-def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
+def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
     """The invoices of a 402 of which one is to be paid, in the merchant's order; at least one, or `Refused`.
 
     Nothing is an invoice unless it is understood in full.
@@ -101,7 +101,7 @@ def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
     return (tbackend.read(body, detail, reading),)
 
 
-def wants_wallet_address(response: Response) -> bool:
+def wants_wallet_address(response: HttpResponse) -> bool:
     """Whether a merchant refused a call because it must know whose the prepaid calls will be.
 
     Neither the status nor where the word stands is documented.
@@ -109,7 +109,7 @@ def wants_wallet_address(response: Response) -> bool:
     return 400 <= response.status < 500 and _says(response.body, WALLET_WANTED)
 
 
-def _read_x402(response: Response, reading: Reading) -> tuple[Invoice, ...]:
+def _read_x402(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
     """What the header says counts, and never a body beside it; only without the header is the body looked at."""
     body = response.body
     if PAYMENT_REQUIRED in response.headers:
@@ -129,13 +129,13 @@ def _read_x402(response: Response, reading: Reading) -> tuple[Invoice, ...]:
     raise Refused("body_not_understood", f"the 402 has a shape of x402 that is not paid: {show(said)}")
 
 
-def _require_json_type(response: Response) -> None:
+def _require_json_type(response: HttpResponse) -> None:
     if "content-type" in response.headers and not is_json_type(response.headers):
         raise Refused("body_not_understood", f"the content type is {show(response.headers['content-type'], 80)}")
 
 
 def proof_headers(
-    dialect: str, *, invoice_id: str, shown: Shown, echo: str | None, partner: str | None, wallet: str
+    dialect: str, *, invoice_id: str, shown: ProofMaterial, echo: str | None, partner: str | None, wallet: str
 ) -> dict[str, str]:
     """The headers that a client adds to its retry; `echo` is the invoice's.
 

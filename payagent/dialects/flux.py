@@ -15,7 +15,7 @@ from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import parse_chain, require_chain
 from payagent.core.problems import Refused
 from payagent.dialects.http_wire import Reading, parse_timeout_text, refuse_foreign_terms, require, show
-from payagent.dialects.splits import Ask, read_form, resolve_outputs
+from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "flux"
 HEADERS = ("x-invoice-id", "x-pay-to", "x-amount", "x-asset", "x-chain", "x-timeout")
@@ -34,7 +34,7 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
     asset = parse_asset(require(body, "currency"))
     units = check_supply(asset, parse_units(require(body, "amount")))
     decimals = reading.check_decimals(asset, body.get("decimals"))
-    ask = Ask(parse_address(require(body, "payTo"), reading.network), asset, units)
+    ask = InvoiceAmount(parse_address(require(body, "payTo"), reading.network), asset, units)
     _check_headers(headers, invoice_id, ask, reading)
     expires_at_ms = _read_expiry(body.get("expiresAt"), headers.get("x-timeout"), reading)
     splits = body.get("splits")
@@ -52,7 +52,7 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
     )
 
 
-def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: Ask, reading: Reading) -> None:
+def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: InvoiceAmount, reading: Reading) -> None:
     said: dict[str, object] = {name: value for name, value in headers.items() if name in HEADERS}
     if "x-amount" in said:
         said["x-amount"] = parse_units(said["x-amount"], "X-Amount")

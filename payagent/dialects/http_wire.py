@@ -52,7 +52,7 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """An HTTP answer: header names in lower case; the body strictly parsed JSON, or a str when it is not JSON."""
 
     status: int
@@ -61,7 +61,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class HttpRequest:
     """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex.
 
     `headers` is None of a call of which nobody knows them any more.
@@ -89,7 +89,7 @@ class Reading:
     received_at_ms: int
     decimals: Mapping[str, int] = field(default_factory=dict)
     own: Address | None = None
-    call: Call | None = None
+    call: HttpRequest | None = None
     proof: Proof = "tx_hash"
     assets: frozenset[str] = frozenset((LOVELACE,))
     salt: bytes | None = None
@@ -118,7 +118,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ProofMaterial:
     """What a retry can carry of a payment: its hash alone (`cbor` is None) or the transaction.
 
     `nonce` is the anchor, as "txid#index".
@@ -130,30 +130,32 @@ class Shown:
     intent_id: str
 
 
-def make_response(status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object) -> Response:
+def make_response(
+    status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object
+) -> HttpResponse:
     """The answer as a client forwards it: `body` is a strictly parsed JSON value, or the text as received."""
     lowered = _lower_headers(headers)
-    return Response(status, lowered, _parse_body(lowered, body) if isinstance(body, str) else body)
+    return HttpResponse(status, lowered, _parse_body(lowered, body) if isinstance(body, str) else body)
 
 
 def parse_response(
     status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], raw_body: bytes
-) -> Response:
+) -> HttpResponse:
     """The answer as it came over the wire, decompressed; a body that looks like JSON must be strict JSON."""
     lowered = _lower_headers(headers)
-    return Response(status, lowered, _parse_body(lowered, raw_body))
+    return HttpResponse(status, lowered, _parse_body(lowered, raw_body))
 
 
-def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> Response:
+def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> HttpResponse:
     """The answer to a retry, whatever it is: a body that is not strict JSON says nothing, and of a header that is
     given twice the first counts. It is advice, so nothing is refused."""
     lowered: dict[str, str] = {}
     for name, value in headers:
         lowered.setdefault(name.lower(), value)
     try:
-        return Response(status, lowered, _parse_body(lowered, raw_body))
+        return HttpResponse(status, lowered, _parse_body(lowered, raw_body))
     except Refused:
-        return Response(status, lowered, "")
+        return HttpResponse(status, lowered, "")
 
 
 def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> str:

@@ -49,7 +49,7 @@ _MILLISECONDS = range(10**12, 10**14)
 
 
 @dataclass(frozen=True, slots=True)
-class PrepaidSaid:
+class PrepaidAnswer:
     """The merchant's word on a balance; nothing of it counts unless it is `understood`.
 
     `unit` is `calls` or an asset, and None where the answer names none. `why` says what was not understood; of an
@@ -74,7 +74,7 @@ class _Field:
     value: object
 
 
-def read_prepaid(status: int, body: bytes | str) -> PrepaidSaid:
+def read_prepaid(status: int, body: bytes | str) -> PrepaidAnswer:
     """Read an answer as it came over the wire, whatever it is."""
     try:
         if not 200 <= status < 300:
@@ -84,10 +84,10 @@ def read_prepaid(status: int, body: bytes | str) -> PrepaidSaid:
             raise _unclear(f"the answer is {show(value, 80)}, not an object")
         return _read(list(_walk(value, (), 0)))
     except Refused as refused:
-        return PrepaidSaid(None, None, None, None, None, understood=False, why=refused.detail[:_WHY_MAX])
+        return PrepaidAnswer(None, None, None, None, None, understood=False, why=refused.detail[:_WHY_MAX])
 
 
-def _read(fields: Sequence[_Field]) -> PrepaidSaid:
+def _read(fields: Sequence[_Field]) -> PrepaidAnswer:
     for field in fields:
         if (field.name in ("error", "errors") and field.value) or (
             field.name in ("success", "ok") and field.value is False
@@ -108,7 +108,7 @@ def _read(fields: Sequence[_Field]) -> PrepaidSaid:
     expires_at_ms, why = _read_expiry(fields)
     remaining, total, used = said.get("remaining"), said.get("total"), said.get("used")
     _check(remaining, total, used)
-    return PrepaidSaid(remaining, total, used, next(iter(units)), expires_at_ms, understood=True, why=why)
+    return PrepaidAnswer(remaining, total, used, next(iter(units)), expires_at_ms, understood=True, why=why)
 
 
 def _walk(fields: Mapping[str, object], above: tuple[str, ...], depth: int) -> Iterator[_Field]:

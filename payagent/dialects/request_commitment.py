@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from payagent.core import strict_json
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import Call, show
+from payagent.dialects.http_wire import HttpRequest, show
 
 PROFILE = "http:1"
 
@@ -27,7 +27,7 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*", re.ASCII)
 _URL = re.compile(r"https?://[!-\"$-.0->A-~]+(?:[/?][!-\"$-~]*)?", re.ASCII)
 
 
-def check_declared(info: object, call: Call) -> tuple[str, ...]:
+def check_declared(info: object, call: HttpRequest) -> tuple[str, ...]:
     """The headers that the merchant binds, once its commitment was found to be that of our call.
 
     `resource_mismatch` when it is another's, whether or not the merchant insists on the extension. Of headers that
@@ -45,7 +45,7 @@ def check_declared(info: object, call: Call) -> tuple[str, ...]:
     return bound
 
 
-def salted_hash(call: Call, bound: Sequence[str], salt: bytes) -> bytes:
+def salted_hash(call: HttpRequest, bound: Sequence[str], salt: bytes) -> bytes:
     """What the transaction commits to. The salt must be random, new for each payment, and told to the merchant."""
     if len(salt) != _SALT_BYTES:
         raise ValueError(f"a salt has {_SALT_BYTES} bytes")
@@ -62,7 +62,7 @@ def _check_names(names: object) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _bind(call: Call, bound: Sequence[str]) -> dict[str, object]:
+def _bind(call: HttpRequest, bound: Sequence[str]) -> dict[str, object]:
     if not _METHOD.fullmatch(call.method) or not _URL.fullmatch(call.url) or "@" in _authority(call.url):
         raise Refused("extension_required", f"no commitment can be made for {show(call.method)} {show(call.url)}")
     return {

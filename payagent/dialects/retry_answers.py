@@ -14,14 +14,14 @@ from payagent.core.payment import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import status_answers as status
 from payagent.dialects import x402, x402_v1, x402_v2
-from payagent.dialects.http_wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, Response
+from payagent.dialects.http_wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, HttpResponse
 
 RETRY_AFTER_MAX_S = 3_600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON_MAX = 200
 
 
-class Said(StrEnum):
+class RetryVerdict(StrEnum):
     """What the answer means for the proof."""
 
     SERVED = "served"
@@ -40,13 +40,13 @@ class Said(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RetryAnswer:
     """`reason` is the merchant's word, as bounded plain ASCII for people.
 
     `poll_query`: ask again with this added to the URL's query, and without the proof.
     """
 
-    said: Said
+    said: RetryVerdict
     reason: str
     retry_after_s: int | None = None
     poll_query: str | None = None
@@ -56,11 +56,11 @@ _PAYLOAD = "invalid_exact_cardano_payload"
 _NONCE_GONE = f"{_PAYLOAD}_nonce_not_on_chain"
 _FACILITATOR = "exact_cardano_facilitator"
 
-_WORDS: dict[Said, tuple[str, ...]] = {
-    Said.PENDING: ("settlement_pending", "settlement failed: confirmation_timeout"),
+_WORDS: dict[RetryVerdict, tuple[str, ...]] = {
+    RetryVerdict.PENDING: ("settlement_pending", "settlement failed: confirmation_timeout"),
     # The reference facilitator says so too while another settlement of the same transaction is under way.
-    Said.USED_UP: ("duplicate_settlement",),
-    Said.REFUSED: (
+    RetryVerdict.USED_UP: ("duplicate_settlement",),
+    RetryVerdict.REFUSED: (
         "unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected",
         "masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements",
         # the resource server, which looks before it verifies what the payment commits to
@@ -72,7 +72,7 @@ _WORDS: dict[Said, tuple[str, ...]] = {
         "invalid payment-signature header", "invalid_base64", "invalid_cbor", "cbor_required",
         "recipient_mismatch", "amount_insufficient", "missing_witness", "unreasonable_fee",
     ),
-    Said.UNCLEAR: (
+    RetryVerdict.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
         _NONCE_GONE, f"{_PAYLOAD}_input_not_available",
         # What we broadcast is not in sight of them yet.
@@ -84,7 +84,7 @@ _WORDS: dict[Said, tuple[str, ...]] = {
         "exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed",
         "unexpected_settle_error", "unexpected_verify_error", "invalid_transaction_state",
     ),
-    Said.INVOICED: (
+    RetryVerdict.INVOICED: (
         "", "missing", "payment required", "payment-signature header is required",
         "x-payment header is required", "no x-payment header provided",
     ),
@@ -104,8 +104,8 @@ _UNSETTLED = (202, 409)
 Fields = Mapping[str, object]
 
 
-def classify(word: str) -> Said:
-    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known.
+def classify(word: str) -> RetryVerdict:
+    """What a word of an x402 server or facilitator means; `RetryVerdict.UNCLEAR` for any that is not known.
 
     The SDKs of x402 put a facilitator's message behind its word and a colon. An explained word means what it means
     alone; only one that asks for money does not, for the message may speak of the proof.
@@ -114,9 +114,9 @@ def classify(word: str) -> Said:
     if plain in _BY_WORD:
         return _BY_WORD[plain]
     explained = plain.partition(":")[0]
-    default = Said.REFUSED if explained.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
+    default = RetryVerdict.REFUSED if explained.startswith(_REFUSED_PREFIX) else RetryVerdict.UNCLEAR
     said = _BY_WORD.get(explained, default)
-    return Said.UNCLEAR if said is Said.INVOICED else said
+    return RetryVerdict.UNCLEAR if said is RetryVerdict.INVOICED else said
 
 
 def may_pass(status: int) -> bool:
@@ -124,30 +124,30 @@ def may_pass(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
-def is_refusal(dialect: str, answer: Answer, status: int) -> bool:
+def is_refusal(dialect: str, answer: RetryAnswer, status: int) -> bool:
     """Whether the merchant refused the proof: the call did not merely fail, and the merchant does not wait.
 
     An x402 facilitator that cannot see the transaction yet has words of its own for that, which are `UNCLEAR`.
     """
     if not 400 <= status < 500 or may_pass(status):
-        return answer.said is Said.REFUSED
-    if answer.said is Said.UNCLEAR:
+        return answer.said is RetryVerdict.REFUSED
+    if answer.said is RetryVerdict.UNCLEAR:
         return dialect not in (x402_v2.NAME, x402_v1.NAME)
-    if answer.said is Said.OTHER:  # others, as 400 or 422, refuse the call itself
+    if answer.said is RetryVerdict.OTHER:  # others, as 400 or 422, refuse the call itself
         return status in _PROOF_STATUS
-    return answer.said in (Said.REFUSED, Said.INVOICED)
+    return answer.said in (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
 
 def read_answer(
     dialect: str,
-    response: Response,
+    response: HttpResponse,
     *,
     invoice_id: str,
     shown_tx: str,
     now_ms: int,
     is_on_chain: bool = False,
     has_served: bool = False,
-) -> Answer:
+) -> RetryAnswer:
     """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time.
 
     `is_on_chain`: whether we have seen that transaction in a block. `has_served`: whether it has served a call, so
@@ -160,65 +160,67 @@ def read_answer(
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
             # none is named where it could not be submitted: it is shown again, unless it is there already
             is_sent = is_on_chain or _fields(response.body).get("transaction", shown_tx) not in ("", None)
-            return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}" if is_sent else None)
+            return RetryAnswer(RetryVerdict.PENDING, "pending", after_s, f"tx={shown_tx}" if is_sent else None)
         if not is_unsettled:
-            return Answer(Said.SERVED, f"status {code}")
+            return RetryAnswer(RetryVerdict.SERVED, f"status {code}")
     if may_pass(code):
-        return Answer(Said.UNCLEAR, f"status {code}", after_s)
+        return RetryAnswer(RetryVerdict.UNCLEAR, f"status {code}", after_s)
     if code != 402 and not is_unsettled:
-        return Answer(Said.OTHER, f"status {code}")
+        return RetryAnswer(RetryVerdict.OTHER, f"status {code}")
     if is_x402:
         said, word = _read_x402(response, shown_tx)
         if has_served and word.strip().lower().partition(":")[0] == _NONCE_GONE:
-            said = Said.USED_UP
+            said = RetryVerdict.USED_UP
     else:
         said, word = _read_body(_fields(response.body), invoice_id)
-    return Answer(said, _plain(word) or "no reason given", after_s)
+    return RetryAnswer(said, _plain(word) or "no reason given", after_s)
 
 
-def _read_body(body: Fields, invoice_id: str) -> tuple[Said, str]:
+def _read_body(body: Fields, invoice_id: str) -> tuple[RetryVerdict, str]:
     """A 402 of the T Backend or of Flux, where what is said stands in the body or in its `detail`."""
     for said in (body, _fields(body.get("detail"))):
         word, reason = _text(said.get("error")), _text(said.get("reason"))
         if reason in _USED_UP_REASONS:
-            return Said.USED_UP, reason
+            return RetryVerdict.USED_UP, reason
         if word and word.lower() != "payment required":
-            return Said.UNCLEAR, f"{word} {reason}"
+            return RetryVerdict.UNCLEAR, f"{word} {reason}"
         if stated := _text(said.get("status")):
             return _read_status(stated), stated
         if named := _text(said.get("invoiceId")):
             return (
-                (Said.PENDING, "the same invoice") if named == invoice_id else (Said.INVOICED, "another invoice")
+                (RetryVerdict.PENDING, "the same invoice")
+                if named == invoice_id
+                else (RetryVerdict.INVOICED, "another invoice")
             )
-    return Said.UNCLEAR, _text(body.get("detail"))
+    return RetryVerdict.UNCLEAR, _text(body.get("detail"))
 
 
-def _read_status(stated: str) -> Said:
+def _read_status(stated: str) -> RetryVerdict:
     known = status.WORDS.get(stated.strip().lower())
     if known == "consumed":
-        return Said.USED_UP
-    return Said.PENDING if known in ("pending", "submitted", "confirmed") else Said.UNCLEAR
+        return RetryVerdict.USED_UP
+    return RetryVerdict.PENDING if known in ("pending", "submitted", "confirmed") else RetryVerdict.UNCLEAR
 
 
-def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
+def _read_x402(response: HttpResponse, shown_tx: str) -> tuple[RetryVerdict, str]:
     """What an x402 answer says: the settlement's result counts first, then the 402's own `error`."""
     settled = _read_settled(response)
     if settled is not None:
         named = _text(settled.get("transaction"))
         if named and named.lower() != shown_tx:
-            return Said.UNCLEAR, f"it names the transaction {named}"
+            return RetryVerdict.UNCLEAR, f"it names the transaction {named}"
         word = _text(settled.get("errorReason"))
-        return (classify(word) if word else Said.UNCLEAR), word
+        return (classify(word) if word else RetryVerdict.UNCLEAR), word
     required = _find_required(response)
     if required is not None:
         word = response.headers.get("x-payment-error") or _text(required.get("error"))
         word = word or _text(_fields(_fields(response.body).get("verification")).get("invalidReason"))
         return classify(word), word
     word = _text(_fields(response.body).get("errorReason")) or _text(_fields(response.body).get("error"))
-    return (classify(word) if word else Said.UNCLEAR), word
+    return (classify(word) if word else RetryVerdict.UNCLEAR), word
 
 
-def _read_settled(response: Response) -> Fields | None:
+def _read_settled(response: HttpResponse) -> Fields | None:
     return _decode(response, PAYMENT_RESPONSE) or _decode(response, "x-payment-response")
 
 
@@ -227,7 +229,7 @@ def _has_failed(settled: Fields | None) -> bool:
     return settled is not None and settled.get("success") in (False, "false")
 
 
-def _find_required(response: Response) -> Fields | None:
+def _find_required(response: HttpResponse) -> Fields | None:
     """The requirements that the 402 states again, wherever they stand."""
     if (required := _decode(response, PAYMENT_REQUIRED)) is not None:
         return required
@@ -240,14 +242,14 @@ def _find_required(response: Response) -> Fields | None:
         return None
 
 
-def _decode(response: Response, name: str) -> Fields | None:
+def _decode(response: HttpResponse, name: str) -> Fields | None:
     try:
         return x402.decode_header(response.headers[name], name) if name in response.headers else None
     except Refused:
         return None
 
 
-def _read_retry_after(response: Response, now_ms: int) -> int | None:
+def _read_retry_after(response: HttpResponse, now_ms: int) -> int | None:
     """In how many seconds: as such, or as a date (RFC 9110 10.2.3)."""
     stated: object = response.headers.get("retry-after", _fields(response.body).get("retryAfterSeconds"))
     if isinstance(stated, str):

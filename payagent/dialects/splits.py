@@ -48,7 +48,7 @@ class SplitForm:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class InvoiceAmount:
     """The invoice's own amount, before any split: who, how much, of what."""
 
     pay_to: Address
@@ -75,7 +75,7 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     return SplitForm(name, _read_mode(name, mode), shares)
 
 
-def resolve_outputs(ask: Ask, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
+def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
     """The outputs that the invoice means, pay_to first; `split_not_understood` unless all forms mean the same.
 
     Each form is resolved on its own. Its mode is, in this order: what it states; `outputs`, when payTo is in
@@ -138,7 +138,7 @@ def _check_asset(name: str, entry: Mapping[str, object], units_field: str, asset
         raise Refused("split_not_understood", f"{name} is in lovelace, the invoice is not: {show(entry)}")
 
 
-def _resolve(ask: Ask, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
+def _resolve(ask: InvoiceAmount, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
     if not form.shares:
         return (Output("pay_to", ask.pay_to, ask.asset, ask.units),)
     splits = [share for share in form.shares if share.address.raw != ask.pay_to.raw]

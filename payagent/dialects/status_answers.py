@@ -6,10 +6,10 @@ It is advice; the chain decides. So the reading is lenient, never raises, and a 
 
 from typing import Literal
 
-Said = Literal["pending", "submitted", "confirmed", "consumed", "expired", "failed", "unknown"]
+StatusWord = Literal["pending", "submitted", "confirmed", "consumed", "expired", "failed", "unknown"]
 
 # The union of what the SDK's core, its command line, its gateway and partners' clients know.
-WORDS: dict[str, Said] = {
+WORDS: dict[str, StatusWord] = {
     "pending": "pending",
     "processing": "pending",
     "submitted": "submitted",
@@ -25,7 +25,7 @@ WORDS: dict[str, Said] = {
 }
 
 
-def read_status(body: object) -> Said:
+def read_status(body: object) -> StatusWord:
     """The word of a status answer, at the top level or under `detail`, whatever its letter case."""
     if isinstance(body, dict):
         for said in (body, body.get("detail")):

@@ -14,7 +14,7 @@ from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
 from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_foreign_terms, require, show
-from payagent.dialects.splits import Ask, read_form, resolve_outputs
+from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "t-backend"
 VERSION = "0.1"
@@ -39,7 +39,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
     _check_flags(extra, asset)
     units = check_supply(asset, parse_units(require(detail, "amountUnits"), "amountUnits"), "amountUnits")
     decimals = reading.check_decimals(asset, detail.get("decimals"))
-    ask = Ask(parse_address(require(detail, "payTo"), reading.network), asset, units)
+    ask = InvoiceAmount(parse_address(require(detail, "payTo"), reading.network), asset, units)
     timeout_s = parse_timeout_s(require(detail, "timeout"), "timeout")
     forms = [
         read_form(f"extra.{key}", extra[key], None, asset, reading)

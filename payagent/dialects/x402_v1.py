@@ -17,7 +17,14 @@ from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
 from payagent.dialects import x402
-from payagent.dialects.http_wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import (
+    ProofMaterial,
+    Reading,
+    parse_timeout_s,
+    refuse_foreign_terms,
+    require,
+    show,
+)
 from payagent.dialects.x402 import Terms
 
 NAME = "x402-v1"
@@ -102,7 +109,7 @@ def _read_asset(value: object, name: object) -> str:
     raise Refused("asset_not_understood", f"asset is {show(value, 140)}, its assetNameHex is {show(name, 80)}")
 
 
-def proof_headers(*, shown: Shown, echo: str) -> dict[str, str]:
+def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
     """X-PAYMENT, which is base64 here (the T Backend's header of that name is raw)."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict):

@@ -18,7 +18,14 @@ from payagent.core.money import parse_asset
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
 from payagent.dialects import x402
-from payagent.dialects.http_wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import (
+    ProofMaterial,
+    Reading,
+    parse_timeout_s,
+    refuse_foreign_terms,
+    require,
+    show,
+)
 from payagent.dialects.request_commitment import check_declared, salted_hash
 from payagent.dialects.x402 import Terms
 
@@ -212,7 +219,7 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
     return text
 
 
-def proof_headers(*, shown: Shown, echo: str, wallet: str) -> dict[str, str]:
+def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, str]:
     """PAYMENT-SIGNATURE; the same bytes whenever it is made for the same payment."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import Finding
+from payagent.doctor.check_result import CheckResult
 from payagent.doctor.open_ledger import opened
 from payagent.settings.paths import LEDGER_FILE
 from payagent.settings.schema import Merchant, Settings
@@ -24,7 +24,7 @@ from payagent.store.rows import apps
 from payagent.store.rows import limit_counters as spending
 
 
-def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
+def look_at_choices(settings: Settings, config: Path) -> list[CheckResult]:
     """What was chosen and could be safer, by its key, with what to do: warnings, since all works as it is.
 
     On the devnet no real money is at stake, so nobody is told there of what guards it.
@@ -36,7 +36,7 @@ def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
     if not settings.is_devnet:
         told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
     told += _signer(settings.api.socket)
-    return [Finding(name, why, is_warning=True) for name, why in told]
+    return [CheckResult(name, why, is_warning=True) for name, why in told]
 
 
 Choice = tuple[str, str]

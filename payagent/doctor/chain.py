@@ -11,22 +11,22 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found, Read
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import Finding
+from payagent.doctor.check_result import CheckResult
 from payagent.secret_file import read_secret_file
 from payagent.settings.schema import Provider, Settings
 
 T = TypeVar("T")
 
 
-async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Finding]:
+async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
     """Every provider: does it answer, is it of our network, do its newest block and its clock agree with ours?"""
     findings = []
     for index, (called, provider) in enumerate(settings.chain.named.items()):
         name = f"provider {index + 1}"
         try:
-            findings.append(Finding(name, await _provider(provider, called, settings.network, now_ms)))
+            findings.append(CheckResult(name, await _provider(provider, called, settings.network, now_ms)))
         except Refused as refused:
-            findings.append(Finding(name, f"{provider.base_url}: {refused.detail}", refused))
+            findings.append(CheckResult(name, f"{provider.base_url}: {refused.detail}", refused))
     return findings
 
 

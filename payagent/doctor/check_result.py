@@ -10,7 +10,7 @@ from payagent.core.problems import Refused
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen.
 
     `is_warning`: the daemon works as it is, and more could be had.
@@ -27,9 +27,9 @@ class Finding:
         return None if self.problem is None else self.problem.problem.fix
 
 
-def finding(name: str, look: Callable[[], str]) -> Finding:
+def finding(name: str, look: Callable[[], str]) -> CheckResult:
     """What `look` saw, or the refusal that it ended in."""
     try:
-        return Finding(name, look())
+        return CheckResult(name, look())
     except Refused as refused:
-        return Finding(name, refused.detail, refused)
+        return CheckResult(name, refused.detail, refused)

@@ -13,7 +13,7 @@ from pathlib import Path
 from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import Finding, finding
+from payagent.doctor.check_result import CheckResult, finding
 from payagent.doctor.open_ledger import opened
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
@@ -46,14 +46,14 @@ from payagent.wallet.keystore import read_header
 
 def look_at_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
     return list(_files(settings, config, environ, looked_for))
 
 
 def _files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     data_dir = settings.data_dir
     yield finding("config file", lambda: _config(settings, config, looked_for, environ))
     yield finding("data folder", lambda: _data_folder(data_dir))
@@ -119,13 +119,13 @@ def _ledger_file(path: Path) -> str:
     return _private(path)
 
 
-def _ledger(settings: Settings) -> Finding:
+def _ledger(settings: Settings) -> CheckResult:
     """Whether it is whole. Of one that the next start changes, that is not known before."""
     path = settings.data_dir / LEDGER_FILE
     with suppress(Refused), opened(path) as conn:
         if lacking := lacking_migrations(conn):
             told = f"{path} is of an older payagent (it lacks {', '.join(lacking)})"
-            return Finding("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
+            return CheckResult("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
     return finding("ledger", lambda: _books(settings))
 
 
@@ -178,12 +178,12 @@ def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
     return f"{path} is there and private"
 
 
-def _left(settings: Settings) -> Finding:
+def _left(settings: Settings) -> CheckResult:
     """New words that nobody has taken away yet; on the devnet they stand for nothing."""
     told = f"{settings.data_dir / WORDS_FILE} holds them in clear: whoever reads it has the money"
     if settings.is_devnet:
-        return Finding("recovery words", told, is_warning=True)
-    return Finding("recovery words", told, Refused("words_left", told))
+        return CheckResult("recovery words", told, is_warning=True)
+    return CheckResult("recovery words", told, Refused("words_left", told))
 
 
 def _tls(settings: Settings) -> str:
@@ -209,13 +209,13 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     return f"{found.path} is there{' and private' if found.private else ''}"
 
 
-def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Finding:
+def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:
     """What of the secrets the daemon itself will be kept from at its next start."""
     try:
         passphrase = passphrase_file(settings, environ, can_ask=True)
         plan = fence_plan(settings, config, passphrase)
     except (OSError, Refused) as error:
-        return Finding("fence", f"it cannot be told: {error}", is_warning=True)
+        return CheckResult("fence", f"it cannot be told: {error}", is_warning=True)
     if plan.open:
-        return Finding("fence", "; ".join(plan.open), is_warning=True)
-    return Finding("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))
+        return CheckResult("fence", "; ".join(plan.open), is_warning=True)
+    return CheckResult("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))

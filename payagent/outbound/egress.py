@@ -21,7 +21,7 @@ from payagent import h11_patch as heads
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused
 
-heads.read_once()
+heads.patch_h11()
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host, in the order in which they are to be tried. Raises OSError where there are none.

@@ -19,8 +19,8 @@ from payagent.core.problems import Refused
 from payagent.core.strict_json import loads
 from payagent.core.version import USER_AGENT
 from payagent.dialects import as_recorded
-from payagent.dialects.prepaid_answers import PrepaidSaid, read_prepaid
-from payagent.dialects.status_answers import Said, read_status
+from payagent.dialects.prepaid_answers import PrepaidAnswer, read_prepaid
+from payagent.dialects.status_answers import StatusWord, read_status
 from payagent.outbound.egress import Egress
 
 BODY_MAX_BYTES = 65_536
@@ -35,7 +35,7 @@ log = structlog.get_logger("payagent.outbound")
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class MerchantReply:
     """A merchant's answer to a call. `body` is None when it has more bytes than are read."""
 
     status: int
@@ -57,7 +57,7 @@ class Observed:
     source: Source
     status: int
     body: str
-    said: PrepaidSaid
+    said: PrepaidAnswer
 
     @property
     def is_puzzling(self) -> bool:
@@ -82,7 +82,7 @@ class MerchantClient:
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
-    ) -> Said | None:
+    ) -> StatusWord | None:
         """What the merchant says of its invoice; None when it could not be asked or did not make sense."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
         said, why = None, None
@@ -116,7 +116,9 @@ class MerchantClient:
             pass
         return _most_telling(seen)
 
-    async def call(self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int) -> Heard:
+    async def call(
+        self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int
+    ) -> MerchantReply:
         """Make a call. Raises `merchant_unreachable` or `merchant_timeout`; it may have been carried out then.
 
         `merchant_address_private` when its name leads where no call goes.
@@ -134,7 +136,7 @@ class MerchantClient:
             ):
                 raw = await _read(answer, ANSWER_MAX_BYTES)
                 whole = raw if len(raw) <= ANSWER_MAX_BYTES else None
-                return Heard(answer.status_code, tuple(answer.headers.multi_items()), whole)
+                return MerchantReply(answer.status_code, tuple(answer.headers.multi_items()), whole)
         except (TimeoutError, httpx.TimeoutException):
             raise Refused("merchant_timeout", f"no answer within {timeout_s} s") from None
         except httpx.HTTPError as error:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payagent.agent.agent import Agent
-from payagent.api.http.rate_limit import Rates, Turnstile
+from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.tokens import hash_token
 from payagent.outbound.egress import Egress
-from payagent.proxy.client_reply import Reply
-from payagent.proxy.exchange import Trip
+from payagent.proxy.client_reply import ClientReply
+from payagent.proxy.exchange import Exchange
 from payagent.proxy.http1 import Target, Upstream
-from payagent.proxy.payer import Clerk
+from payagent.proxy.payer import ProxyPayer
 from payagent.proxy.request import ROOT, read_errand
-from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, attend
 from payagent.store.rows import apps
 from payagent.store.rows.apps import AppRow
@@ -37,7 +37,7 @@ class Bounds:
     rates: Rates = field(default_factory=Rates)
 
 
-class Door:
+class ProxyApp:
     """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
 
     def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
@@ -47,23 +47,23 @@ class Door:
         self._egress = egress
         self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.desk.refusals)
         self._upstreams: dict[str, Upstream] = {}
-        self._clerk = Clerk(agent)
-        self._turnstile = Turnstile(bounds.rates, time.monotonic)
+        self._clerk = ProxyPayer(agent)
+        self._turnstile = RateLimiter(bounds.rates, time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["raw_path"].startswith(ROOT):
             await self._then(scope, receive, send)
             return
 
-        async def work(intake: Intake, reply: Reply) -> None:
+        async def work(intake: ClientBody, reply: ClientReply) -> None:
             merchants = {merchant.name: merchant for merchant in self._desk.terms.merchants.values()}
             errand = read_errand(scope, merchants, self._find_app, self._desk.terms.own.text)
             with self._turnstile.admit(errand.app_id):
                 intake.listen()
                 upstream = self._upstream(errand.merchant.origin)
-                await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
+                await self._clerk.run(Exchange(errand, intake, reply, upstream, self._bounds.patience_s))
 
-        spool = Spool(self._bounds.spool_bytes)
+        spool = BodyBuffer(self._bounds.spool_bytes)
         await attend(scope, receive, send, self._desk.ports.new_id("call"), spool, self._rules, work)
 
     def close(self) -> None:

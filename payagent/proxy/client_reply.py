@@ -13,11 +13,11 @@ from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.core.problems import Refused
 from payagent.proxy.headers import Headers
-from payagent.proxy.http1 import MerchantAnswer
+from payagent.proxy.http1 import UpstreamAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class BufferedAnswer:
     """A merchant's answer in full."""
 
     status: int
@@ -25,7 +25,7 @@ class Kept:
     body: bytes
 
 
-class Reply:
+class ClientReply:
     """The answer to one call; `id` names it in the log and in a problem. `refusals` counts these by code."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str, refusals: Counter[str]) -> None:
@@ -36,7 +36,7 @@ class Reply:
         self._send = send
         self.has_started = False
 
-    async def stream(self, answer: MerchantAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
+    async def stream(self, answer: UpstreamAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
         """Hand a merchant's answer on as it comes. `last` is called before its end goes out."""
         self.has_started = True
         headers = [*answer.headers, *more_headers]
@@ -48,7 +48,7 @@ class Reply:
                 last()
             await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def send_kept(self, kept: Kept, more_headers: Headers) -> None:
+    async def send_kept(self, kept: BufferedAnswer, more_headers: Headers) -> None:
         """Hand on an answer that was read to its end."""
         self.has_started = True
         headers = [*kept.headers, *more_headers]

@@ -45,20 +45,20 @@ _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is be
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
 
-class Body(Protocol):
+class UpstreamBody(Protocol):
     """A request's body, as it comes."""
 
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class UpstreamRequest:
     """One request as it goes out. `headers` are what passes, without Host."""
 
     method: bytes
     target: bytes
     headers: Headers
-    body: Body | None
+    body: UpstreamBody | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Target:
         return cls(parts.netloc.encode("ascii"), parts.hostname or "", port, parts.scheme == "https")
 
 
-class MerchantAnswer:
+class UpstreamAnswer:
     """A merchant's answer: its head, and its body as it comes in."""
 
     def __init__(self, line: "_Line", head: h11.Response, upstream: "Upstream") -> None:
@@ -141,7 +141,9 @@ class Upstream:
     _idle: list["_Line"] = field(default_factory=list)
 
     @asynccontextmanager
-    async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[MerchantAnswer]:
+    async def call(
+        self, call: UpstreamRequest, begins: Callable[[], object] = lambda: None
+    ) -> AsyncIterator[UpstreamAnswer]:
         """Send a call; the answer's head is there, and its body may be read inside the block.
 
         `begins` is called before the first byte may leave. Leaving the block early closes the connection, so that
@@ -151,7 +153,7 @@ class Upstream:
         """
         line, head = await self._begin(call, begins)
         try:
-            yield MerchantAnswer(line, head, self)
+            yield UpstreamAnswer(line, head, self)
         finally:
             try:
                 await line.stop_upload()
@@ -163,7 +165,7 @@ class Upstream:
             line.abort()
         self._idle.clear()
 
-    async def _begin(self, call: Call, begins: Callable[[], object]) -> tuple["_Line", h11.Response]:
+    async def _begin(self, call: UpstreamRequest, begins: Callable[[], object]) -> tuple["_Line", h11.Response]:
         while True:
             line = self._rested() or await self._connect()
             was_used = line.was_used
@@ -301,7 +303,7 @@ class _Line(asyncio.Protocol):
 
     # --- one call
 
-    async def begin(self, call: Call) -> h11.Response:
+    async def begin(self, call: UpstreamRequest) -> h11.Response:
         """Send the call, its body beside; wait for the head of the answer."""
         self.was_used = True
         self._heard = self._has_head = False
@@ -391,7 +393,7 @@ class _Line(asyncio.Protocol):
         if data:
             self._transport.write(data)
 
-    async def _send_body(self, body: Body) -> None:
+    async def _send_body(self, body: UpstreamBody) -> None:
         """The body as it comes; what goes wrong here shows in the answer, or in that none comes."""
         async for chunk in body.chunks():
             if self._lost:

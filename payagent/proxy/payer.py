@@ -22,24 +22,24 @@ from payagent.api.models.render import prepaid_quote_view, quote_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s, cost_text
-from payagent.dialects import Response, Said
-from payagent.proxy.client_reply import Kept
-from payagent.proxy.exchange import Trip
+from payagent.dialects import HttpResponse, RetryVerdict
+from payagent.proxy.client_reply import BufferedAnswer
+from payagent.proxy.exchange import Exchange
 from payagent.proxy.headers import BUYER, Headers, replaced, values
-from payagent.proxy.http1 import AnswerBrokenError, MerchantAnswer
+from payagent.proxy.http1 import AnswerBrokenError, UpstreamAnswer
 from payagent.proxy.payment_required import (
     BODY_MAX_BYTES,
     READABLE,
     CodingError,
-    Demand,
+    PaymentRequired,
     as_told,
     read_demand,
     read_response,
 )
-from payagent.proxy.request import Errand
-from payagent.proxy.shielded_tasks import Steps, tell_log
-from payagent.proxy.single_flight import Flight, Flights, Purchase, Turn
-from payagent.proxy.unpaid_call import FirstCalls
+from payagent.proxy.request import ProxyRequest
+from payagent.proxy.shielded_tasks import ShieldedTasks, tell_log
+from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
+from payagent.proxy.unpaid_call import UnpaidCalls
 from payagent.store.rows.payments import PaymentRow
 
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
@@ -66,7 +66,7 @@ class Proof:
     depth: int
     poll: str | None = None
     lost_count: int = 0
-    last: Kept | None = None
+    last: BufferedAnswer | None = None
     reason: str = ""
 
 
@@ -78,20 +78,20 @@ class UsedUp:
     """
 
     refused: Refused
-    demand: Demand | None
+    demand: PaymentRequired | None
 
 
-class Clerk:
+class ProxyPayer:
     """Carries errands out; one for all of them."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._desk = agent.desk
-        self._flights = Flights()
-        self._steps = Steps()
-        self._first = FirstCalls(agent, self._steps)
+        self._flights = SingleFlight()
+        self._steps = ShieldedTasks()
+        self._first = UnpaidCalls(agent, self._steps)
 
-    async def run(self, trip: Trip) -> None:
+    async def run(self, trip: Exchange) -> None:
         """Answer the client. Raises `Refused` before anything of an answer went out."""
         if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
             trip.intake.close()
@@ -110,7 +110,7 @@ class Clerk:
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
             await self._buy(trip, flight, demand)
 
-    async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
+    async def _buy(self, trip: Exchange, flight: Flight, demand: PaymentRequired | None) -> None:
         """Pay, or go along with an identical call's payment, until the client has its answer."""
         past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
         used_up: UsedUp | None = None
@@ -138,7 +138,9 @@ class Clerk:
             finally:
                 turn.release()
 
-    async def _pay_unless_batch(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase | None:
+    async def _pay_unless_batch(
+        self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired
+    ) -> SharedPayment | None:
         """Pay; None when another call was buying a batch, which may serve this one too: it is made anew."""
         try:
             return await self._pay(trip, before, demand)
@@ -150,7 +152,7 @@ class Clerk:
         await asyncio.sleep(_ASK_AGAIN_S)
         return None
 
-    async def _pay(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase:
+    async def _pay(self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired) -> SharedPayment:
         """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
         if before is not None:
             await before.decided(trip.left_s)
@@ -162,9 +164,9 @@ class Clerk:
 
         row, _ = await self._steps.to_its_end(pay())
         log.info("proxy.payment", payment=row.id)
-        return before if before is not None and before.id == row.id else Purchase(row.id)
+        return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
+    async def _show(self, trip: Exchange, purchase: SharedPayment, turn: Turn) -> UsedUp | None:
         """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
         row = await self._until_ready(trip, self._desk.payment(purchase.id))
         proof = Proof(row, self._proof_headers(trip.errand, row), self._desk.depth(row))
@@ -176,7 +178,7 @@ class Clerk:
                 await self._give_up(trip, proof)
                 return None
 
-    async def _may_show_again(self, trip: Trip, proof: Proof, after_s: float) -> bool:
+    async def _may_show_again(self, trip: Exchange, proof: Proof, after_s: float) -> bool:
         """Wait until the same payment's proof may be shown again; False when there is no time left for it."""
         await asyncio.sleep(after_s)
         try:
@@ -191,7 +193,7 @@ class Clerk:
         return True
 
     async def _show_once(
-        self, trip: Trip, purchase: Purchase, turn: Turn, proof: Proof
+        self, trip: Exchange, purchase: SharedPayment, turn: Turn, proof: Proof
     ) -> tuple[float | None, UsedUp | None]:
         """(in how many seconds again, or None: the client has its answer, or the proof is used up)."""
         silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, purchase)
@@ -204,7 +206,7 @@ class Clerk:
                         purchase.id, response, shown_depth=proof.depth, has_served=purchase.is_served
                     )
                 )
-                if advice.answer.said is Said.SERVED:
+                if advice.answer.said is RetryVerdict.SERVED:
                     turn.release()
                     await self._deliver(trip, purchase, answer, proof.row)
                     return None, None
@@ -230,13 +232,15 @@ class Clerk:
         finally:
             silence.cancel()
 
-    def _note_silence(self, purchase: Purchase) -> None:
+    def _note_silence(self, purchase: SharedPayment) -> None:
         step = self._steps.start(
             self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
         )
         step.add_done_callback(tell_log)
 
-    async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
+    async def _deliver(
+        self, trip: Exchange, purchase: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
+    ) -> None:
         """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
 
         def last() -> None:
@@ -248,7 +252,7 @@ class Clerk:
             await self._steps.to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
             purchase.delivered()
 
-    async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
+    async def _until_ready(self, trip: Exchange, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to take the proof."""
         while not self._desk.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
@@ -266,7 +270,7 @@ class Clerk:
             row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
         return row
 
-    async def _give_up(self, trip: Trip, proof: Proof) -> None:
+    async def _give_up(self, trip: Exchange, proof: Proof) -> None:
         """Time is over. What the merchant said last is more than we could say, unless it asks for money again."""
         if proof.last is None:
             raise _not_served(proof.row)
@@ -275,7 +279,7 @@ class Clerk:
         trip.intake.close()
         await trip.reply.send_kept(proof.last, _marks(proof.row))
 
-    def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
+    def _proof_headers(self, errand: ProxyRequest, row: PaymentRow) -> Headers:
         """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. Of a batch
         that an earlier call bought for another's balance it is said whose that is.
         """
@@ -295,12 +299,12 @@ def _marks(row: PaymentRow) -> Headers:
     return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
 
-def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
+def _is_used_up(advice: Advice, purchase: SharedPayment) -> bool:
     """Whether the payment has served another call, and the merchant wants to be paid for this one.
 
     Before it has served a call here, there is no reason to pay again, whatever the merchant says.
     """
-    return purchase.is_served and advice.answer.said in (Said.USED_UP, Said.INVOICED)
+    return purchase.is_served and advice.answer.said in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
 
 
 def _not_served(row: PaymentRow) -> Refused:
@@ -320,10 +324,10 @@ def _paid_not_served(proof: Proof) -> Refused:
     return Refused(code, detail, payment=row.id, merchant_answer=told)
 
 
-async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
+async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
     """What a retry's answer says, before it is handed on; the body of one that serves is not waited for."""
     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
-    without_body = Response(answer.status, headers, "")
+    without_body = HttpResponse(answer.status, headers, "")
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
     if is_served(answer.status) and not is_later:
         return without_body
@@ -337,15 +341,15 @@ async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
         return without_body
 
 
-async def _keep(answer: MerchantAnswer) -> Kept | None:
+async def _keep(answer: UpstreamAnswer) -> BufferedAnswer | None:
     """The answer in full, unless it is too long to be kept."""
     body = await answer.peek(BODY_MAX_BYTES)
-    return None if body is None else Kept(answer.status, answer.headers, body)
+    return None if body is None else BufferedAnswer(answer.status, answer.headers, body)
 
 
-def _used_up(proof: Proof, said: Said, now_ms: int) -> UsedUp:
+def _used_up(proof: Proof, said: RetryVerdict, now_ms: int) -> UsedUp:
     kept, demand = proof.last, None
-    if kept is not None and said is Said.INVOICED:
+    if kept is not None and said is RetryVerdict.INVOICED:
         with suppress(CodingError, Refused):  # then the merchant is asked anew
             demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
     return UsedUp(_paid_not_served(proof), demand)

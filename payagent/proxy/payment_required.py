@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused
-from payagent.dialects import Response, as_recorded, parse_answer, parse_response
+from payagent.dialects import HttpResponse, as_recorded, parse_answer, parse_response
 from payagent.proxy.headers import Headers, combined, values
 
 BODY_MAX_BYTES = ANSWER_MAX_BYTES
@@ -24,22 +24,22 @@ class CodingError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class PaymentRequired:
     """A 402. `received` is its text for the record."""
 
-    response: Response
+    response: HttpResponse
     received: str
     heard_at_ms: int
 
 
-def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> Demand:
+def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> PaymentRequired:
     """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
     body = decode(headers, raw)
     texts = _texts(headers)
-    return Demand(parse_response(status, texts, body), as_recorded(status, texts, body), now_ms)
+    return PaymentRequired(parse_response(status, texts, body), as_recorded(status, texts, body), now_ms)
 
 
-def read_response(status: int, headers: Headers, raw: bytes) -> Response:
+def read_response(status: int, headers: Headers, raw: bytes) -> HttpResponse:
     """Any answer; one whose body cannot be read has none, and still its headers. `CodingError` as above."""
     try:
         body = decode(headers, raw)

@@ -11,7 +11,7 @@ from functools import partial
 
 from starlette.types import Scope
 
-from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.tokens import PREFIX
 from payagent.api.models.parse import read_key
 from payagent.api.routes.auth import PAY
@@ -42,11 +42,11 @@ FindApp = Callable[[str], AppRow | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class ProxyRequest:
     """One call of an app to a merchant. `headers` go on; `target` is path and query as they came."""
 
     app_id: str
-    merchant: MerchantTerms
+    merchant: MerchantConfig
     method: str
     target: bytes
     headers: Headers
@@ -70,7 +70,9 @@ class Errand:
         return read_key(self.keys[0].decode("latin-1")) if self.keys else None
 
 
-def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: FindApp, wallet: str) -> Errand:
+def read_errand(
+    scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
+) -> ProxyRequest:
     """The errand of a call; `merchants` go by name, `wallet` is the address that a partner's calls name."""
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
@@ -90,7 +92,7 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
             raise Refused("bad_request", f"the header {key.decode('latin-1')[:60]!a} is not known")
     merchant = merchants[name]
     max_cost_units, max_cost_asset = _max_cost(headers)
-    return Errand(
+    return ProxyRequest(
         app_id=app.id,
         merchant=merchant,
         method=scope["method"],
@@ -155,7 +157,7 @@ def _bearer(value: bytes) -> str:
     return found[1].decode("ascii") if found else ""
 
 
-def _outgoing(headers: Headers, merchant: MerchantTerms, wallet: str) -> Headers:
+def _outgoing(headers: Headers, merchant: MerchantConfig, wallet: str) -> Headers:
     """What goes on. An invoice is bound to the partner and the wallet that the first call names."""
     kept = [pair for pair in passing(headers) if pair[0] != b"host"]
     buyer = merchant.buyer_headers(wallet)

@@ -22,7 +22,7 @@ BODY_BYTES_PER_S = 500
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-class Spool:
+class BodyBuffer:
     """A request's body, to be sent again; let go when it is more than `most_bytes`."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -85,7 +85,7 @@ def _write(file: IO[bytes], data: bytes | bytearray) -> None:
         view = view[file.write(view) :]
 
 
-class Intake:
+class ClientBody:
     """Reads what the client sends, from `listen` on. `lost` is called when it hangs up before `close`, or is so
     slow that it was waited for longer than `slow_s`, and a second for each BODY_BYTES_PER_S that came. `gone` is
     done when its connection has ended: while there is room for nothing more, nothing is received that says so.
@@ -94,7 +94,7 @@ class Intake:
     def __init__(
         self,
         receive: Receive,
-        spool: Spool,
+        spool: BodyBuffer,
         lost: Callable[[], object],
         slow_s: float,
         gone: "asyncio.Future[None]",

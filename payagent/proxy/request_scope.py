@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 from payagent.api.http.connection_limits import GONE
 from payagent.api.http.middleware import refuse_browsers, require_own_target
 from payagent.core.problems import Refused
-from payagent.proxy.client_reply import Reply
+from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.http1 import AnswerBrokenError
-from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_body import BodyBuffer, ClientBody
 
-Work = Callable[[Intake, Reply], Awaitable[None]]
+Work = Callable[[ClientBody, ClientReply], Awaitable[None]]
 
 log = structlog.get_logger("payagent.proxy")
 
@@ -38,15 +38,15 @@ class Rules:
 
 
 async def attend(
-    scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, rules: Rules, work: Work
+    scope: Scope, receive: Receive, send: Send, call_id: str, spool: BodyBuffer, rules: Rules, work: Work
 ) -> None:
     """Have the work done and its errors told. It is cancelled when the client hangs up or is too slow, and by a
     server that is to stop.
     """
-    reply = Reply(scope, receive, send, call_id, rules.refusals)
+    reply = ClientReply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
-        intake = Intake(receive, spool, task.cancel, rules.slow_s, scope[GONE])
+        intake = ClientBody(receive, spool, task.cancel, rules.slow_s, scope[GONE])
         try:
             require_own_target(scope)
             refuse_browsers(scope, rules.hosts, everywhere=True)

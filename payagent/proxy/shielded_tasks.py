@@ -14,7 +14,7 @@ T = TypeVar("T")
 log = structlog.get_logger("payagent.proxy")
 
 
-class Steps:
+class ShieldedTasks:
     """Those that are under way; kept here, since nothing else holds a task whose client is gone."""
 
     def __init__(self) -> None:

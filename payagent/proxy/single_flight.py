@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from payagent.core.problems import Refused
 
 
-class Purchase:
+class SharedPayment:
     """One payment, as the calls of a flight see it."""
 
     def __init__(self, payment_id: str) -> None:
@@ -55,7 +55,7 @@ class Flight:
     """The calls of one intent that are under way. `purchase` is the one that counts now."""
 
     def __init__(self) -> None:
-        self.purchase: Purchase | None = None
+        self.purchase: SharedPayment | None = None
         self.calls = 0
         self._turn = asyncio.Lock()
 
@@ -77,7 +77,7 @@ class Turn:
             lock.release()
 
 
-class Flights:
+class SingleFlight:
     """All flights, by what names the intent."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Flights:
                 del self._flights[key]
 
 
-async def _within(timeout_s: float, waiting: Awaitable[object], purchase: Purchase | None) -> None:
+async def _within(timeout_s: float, waiting: Awaitable[object], purchase: SharedPayment | None) -> None:
     try:
         async with asyncio.timeout(max(timeout_s, 0)):
             await waiting

@@ -17,15 +17,15 @@ from starlette.types import Receive, Scope, Send
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.api.http.server import make_server
 from payagent.core.problems import Refused
-from payagent.proxy.client_reply import Reply
+from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, replaced, wants_websocket
-from payagent.proxy.http1 import Call, Target, Upstream
+from payagent.proxy.http1 import Target, Upstream, UpstreamRequest
 from payagent.proxy.request import ROOT
-from payagent.proxy.request_body import Intake, Spool
+from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, attend
 
 
-class Bare:
+class SingleMerchantApp:
     """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent.
 
     It is called by loopback names alone, whatever `api.hosts` says: a page under any other name is a foreign one,
@@ -43,18 +43,18 @@ class Bare:
         return self._ports.new_id("call")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def work(intake: Intake, reply: Reply) -> None:
+        async def work(intake: ClientBody, reply: ClientReply) -> None:
             call = self._call(scope, intake)
             intake.listen()
             async with self._upstream.call(call) as answer:
                 await reply.stream(answer, intake.close)
 
-        await attend(scope, receive, send, self.new_id(), Spool(0), self._rules, work)
+        await attend(scope, receive, send, self.new_id(), BodyBuffer(0), self._rules, work)
 
     def close(self) -> None:
         self._upstream.close()
 
-    def _call(self, scope: Scope, intake: Intake) -> Call:
+    def _call(self, scope: Scope, intake: ClientBody) -> UpstreamRequest:
         headers: Headers = scope["headers"]
         path, query = scope["raw_path"], scope["query_string"]
         if not path.startswith(b"/"):
@@ -62,7 +62,7 @@ class Bare:
         if wants_websocket(headers):
             raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
         kept = [pair for pair in passing(headers, own=True) if pair[0] != b"host"]
-        return Call(
+        return UpstreamRequest(
             scope["method"].encode("ascii"),
             self._root + path + (b"?" + query if query else b""),
             replaced(kept, [(TOKEN_HEADER, self._token().encode("ascii"))]),
@@ -70,7 +70,7 @@ class Bare:
         )
 
 
-def serve_bare(app: Bare, listener: socket.socket, announce: Callable[[], object]) -> None:
+def serve_bare(app: SingleMerchantApp, listener: socket.socket, announce: Callable[[], object]) -> None:
     """Serve until SIGTERM or SIGINT."""
 
     async def serve() -> None:

@@ -12,35 +12,35 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from payagent.agent.agent import Agent
-from payagent.agent.base.prepaid import Buyer, ServedCall
-from payagent.agent.base.requests import Ask, PrepaidQuote, Request
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest, PrepaidQuote
 from payagent.core.payment import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import wants_wallet_address
-from payagent.proxy.exchange import Trip
+from payagent.proxy.exchange import Exchange
 from payagent.proxy.headers import BUYER, PARTNER, WALLET, Headers, combined, replaced, values
-from payagent.proxy.http1 import Body, MerchantAnswer
+from payagent.proxy.http1 import UpstreamAnswer, UpstreamBody
 from payagent.proxy.payment_required import (
     BODY_MAX_BYTES,
     READABLE,
     CodingError,
-    Demand,
+    PaymentRequired,
     read_demand,
     read_response,
 )
-from payagent.proxy.request import Errand, single
-from payagent.proxy.shielded_tasks import Steps, tell_log
+from payagent.proxy.request import ProxyRequest, single
+from payagent.proxy.shielded_tasks import ShieldedTasks, tell_log
 
 
-class FirstCalls:
+class UnpaidCalls:
     """Makes them; one for all errands."""
 
-    def __init__(self, agent: Agent, steps: Steps) -> None:
+    def __init__(self, agent: Agent, steps: ShieldedTasks) -> None:
         self._agent = agent
         self._desk = agent.desk
         self._steps = steps
 
-    async def demand_of(self, trip: Trip, body: Body) -> Demand | None:
+    async def demand_of(self, trip: Exchange, body: UpstreamBody) -> PaymentRequired | None:
         """The call without a proof. Its answer is handed on, unless it is a 402."""
         headers, is_costly = trip.errand.headers, False
         if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
@@ -72,13 +72,15 @@ class FirstCalls:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
             body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
 
-    def ask_of(self, errand: Errand, body_sha256: str, demand: Demand) -> Ask:
-        return Ask(
+    def ask_of(self, errand: ProxyRequest, body_sha256: str, demand: PaymentRequired) -> PaymentRequest:
+        return PaymentRequest(
             app_id=errand.app_id,
             origin=errand.merchant.origin,
             response=demand.response,
             received=demand.received,
-            request=Request(errand.method, errand.target.decode("ascii"), body_sha256, combined(errand.headers)),
+            request=MerchantRequest(
+                errand.method, errand.target.decode("ascii"), body_sha256, combined(errand.headers)
+            ),
             idempotency_key=errand.key,
             max_total_units=errand.max_cost_units,
             max_total_asset=errand.max_cost_asset,
@@ -86,16 +88,16 @@ class FirstCalls:
             heard_at_ms=demand.heard_at_ms,
         )
 
-    def prepaid_quote(self, errand: Errand) -> PrepaidQuote | None:
+    def prepaid_quote(self, errand: ProxyRequest) -> PrepaidQuote | None:
         """For a dry run, before the call is made: what it would use of a prepaid balance that would serve it."""
         return self._agent.prepaid_calls.quote(self._call_of(errand))
 
-    def buyer(self, errand: Errand) -> Buyer:
+    def buyer(self, errand: ProxyRequest) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
         said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
         return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._desk.terms.own.text))
 
-    async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
+    async def _answers_nobody(self, trip: Exchange, body: UpstreamBody) -> bool:
         """Make the call without saying whose it is, so that it is served from no balance: what is free has its
         answer then. Else what it costs is noted, if that is said, and it is to be made again.
         """
@@ -117,8 +119,8 @@ class FirstCalls:
 
     @asynccontextmanager
     async def _drawing(
-        self, trip: Trip, body: Body, headers: Headers, is_costly: bool
-    ) -> AsyncIterator[tuple[MerchantAnswer, int | None]]:
+        self, trip: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
+    ) -> AsyncIterator[tuple[UpstreamAnswer, int | None]]:
         """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
         nothing was sent, that is given back, also when the client goes away; what no answer came to may have been
         served.
@@ -150,7 +152,7 @@ class FirstCalls:
             await asyncio.wait((letting,))
             await self._agent.prepaid_calls.give_back(letting.result())
 
-    async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
+    async def _wants_wallet(self, trip: Exchange, answer: UpstreamAnswer) -> bool:
         """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
         if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
             return False
@@ -168,7 +170,7 @@ class FirstCalls:
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
         return True
 
-    async def _hand_on(self, trip: Trip, answer: MerchantAnswer, use: int | None) -> None:
+    async def _hand_on(self, trip: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
         """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
         try:
             await trip.reply.stream(answer, trip.intake.close)
@@ -176,7 +178,7 @@ class FirstCalls:
             if is_served(answer.status):
                 await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
-    def _served(self, trip: Trip) -> ServedCall:
+    def _served(self, trip: Exchange) -> ServedRequest:
         """A call with an Idempotency-Key is the same call only with the same request."""
         errand = trip.errand
         if len(errand.keys) != 1:
@@ -185,7 +187,7 @@ class FirstCalls:
         key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
         return replace(self._call_of(errand), key=key)
 
-    def _call_of(self, errand: Errand) -> ServedCall:
+    def _call_of(self, errand: ProxyRequest) -> ServedRequest:
         """What may draw on a prepaid balance, before its body has come."""
         path = errand.target.decode("latin-1").partition("?")[0]
-        return ServedCall(errand.app_id, errand.merchant.origin, self.buyer(errand), errand.method, path, None)
+        return ServedRequest(errand.app_id, errand.merchant.origin, self.buyer(errand), errand.method, path, None)

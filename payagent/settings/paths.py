@@ -63,7 +63,7 @@ def require_config_out_of_reach(settings: Settings, places: Iterable[Path], fold
         require_out_of_reach(places, folders)
 
 
-def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.Plan:
+def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.SandboxPlan:
     """What of the wallet's secrets the daemon can be kept from, by where they lie.
 
     It must be able to read anew what an operator may replace while it runs: the config and what that names.
@@ -84,6 +84,6 @@ def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) 
     )
 
 
-def written_by_daemon(settings: Settings, plan: fence.Plan) -> list[Path]:
+def written_by_daemon(settings: Settings, plan: fence.SandboxPlan) -> list[Path]:
     """The folders where the daemon may make files while it runs; without a fence those that are its own."""
     return [settings.data_dir, *(fence.temporary(plan.hidden) if plan.hidden else ())]

@@ -13,7 +13,7 @@ from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S, Caps, req
 from payagent.core.money import LOVELACE
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
-from payagent.signer.spend_window import Input, Outflow
+from payagent.signer.spend_window import Input, SpendWindow
 from payagent.wallet.tx_decode import DecodedBody, DecodedOutput, Undecodable, decode_body
 
 
@@ -45,12 +45,12 @@ class Policy:
     day_caps: Caps
     clocks: Clocks
     fee_cap_lovelace: int = FEE_CAP_LOVELACE
-    _paid: Outflow = field(init=False)
-    _fees: Outflow = field(init=False)
+    _paid: SpendWindow = field(init=False)
+    _fees: SpendWindow = field(init=False)
 
     def __post_init__(self) -> None:
-        self._paid = Outflow(self.day_caps, "limits.signed_per_day")
-        self._fees = Outflow({LOVELACE: self.day_caps.get(LOVELACE, 0)}, "limits.signed_per_day")
+        self._paid = SpendWindow(self.day_caps, "limits.signed_per_day")
+        self._fees = SpendWindow({LOVELACE: self.day_caps.get(LOVELACE, 0)}, "limits.signed_per_day")
 
     @property
     def network_id(self) -> int:

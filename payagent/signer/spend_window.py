@@ -28,7 +28,7 @@ class Group:
     most: dict[str, int] = field(default_factory=dict)
 
 
-class Outflow:
+class SpendWindow:
     """What left in the last day, by asset, against caps. `name` is the setting that a refusal names."""
 
     def __init__(self, caps: Caps, name: str) -> None:

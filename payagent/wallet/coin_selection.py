@@ -14,14 +14,14 @@ from itertools import islice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problems import Refused
 from payagent.wallet import cbor_write as cbor
-from payagent.wallet.tx_plan import FEE_SLACK_BYTES, Draft, Order
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.tx_plan import FEE_SLACK_BYTES, Draft, TxRequest
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 _LOOK_AHEAD = 16
 _LEAST_INPUT_SIZE = 36
 _INDEX_BYTES_MAX = 8  # of an index, above the one byte that every input has for it
 
-_Sequence = Callable[[Draft, Coins], Iterator[Coin]]
+_Sequence = Callable[[Draft, UtxoIndex], Iterator[Utxo]]
 
 
 class _Filled(Enum):
@@ -30,7 +30,7 @@ class _Filled(Enum):
     PAYS, FULL, SHORT = range(3)
 
 
-def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
+def choose(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None) -> Draft:
     """Coins that pay for the order, the anchor among them when there is one.
 
     Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
@@ -54,7 +54,7 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     )
 
 
-def choose_all(coins: Coins, order: Order, anchor: Coin | None, barred: Set[str] = frozenset()) -> Draft:
+def choose_all(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None, barred: Set[str] = frozenset()) -> Draft:
     """As many coins as fit one transaction that gives everything to the rest, smallest first.
 
     Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
@@ -71,7 +71,7 @@ def choose_all(coins: Coins, order: Order, anchor: Coin | None, barred: Set[str]
     raise _not_enough(LOVELACE, draft.shortfall(), "to pay the fee and the smallest output")
 
 
-def take(coins: Sequence[Coin], order: Order) -> Draft:
+def take(coins: Sequence[Utxo], order: TxRequest) -> Draft:
     """Exactly these coins. Refused: `not_enough_funds`, `transaction_too_big`."""
     draft = Draft(order, coins)
     for asset in order.assets:
@@ -82,21 +82,21 @@ def take(coins: Sequence[Coin], order: Order) -> Draft:
     return draft
 
 
-def pick_anchor(draft: Draft) -> Coin:
+def pick_anchor(draft: Draft) -> Utxo:
     """The smallest input of pure ADA, else the smallest input."""
     return smallest_of(draft.coins)
 
 
-def smallest_of(coins: Sequence[Coin]) -> Coin:
+def smallest_of(coins: Sequence[Utxo]) -> Utxo:
     """The smallest coin of pure ADA, else the smallest."""
     return min(coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
 
 
-def _holds(coin: Coin, assets: Set[str]) -> bool:
+def _holds(coin: Utxo, assets: Set[str]) -> bool:
     return any(asset in assets for asset, _ in coin.assets)
 
 
-def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:
+def _require_totals(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None, input_count: int) -> None:
     """Refuse what all coins together cannot pay, with the fee of so many inputs."""
     apart = Draft(order, [anchor] if anchor and anchor.ref not in coins else [])
     for asset in order.assets:
@@ -115,7 +115,7 @@ def _not_enough(asset: str, missing: int, why: str) -> Refused:
     )
 
 
-def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> _Filled:
+def _fill(draft: Draft, coins: UtxoIndex, sequence: _Sequence) -> _Filled:
     """Add coins until they pay, or do not fit. That no coin at all has room was asked before."""
     for coin in sequence(draft, coins):
         if draft.coins:
@@ -132,7 +132,7 @@ def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> _Filled:
     return _Filled.SHORT if draft.shortfall() > 0 else _Filled.FULL
 
 
-def _completing(draft: Draft, coins: Coins) -> Coin | None:
+def _completing(draft: Draft, coins: UtxoIndex) -> Utxo | None:
     """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
     gap = draft.gap(more_inputs=1)
     nearest = None if draft.lacks_assets() else next(coins.pure_from(gap), None)
@@ -152,7 +152,7 @@ def _completing(draft: Draft, coins: Coins) -> Coin | None:
     return None
 
 
-def _without_one(draft: Draft, coins: Coins, anchor: Coin | None) -> Draft | None:
+def _without_one(draft: Draft, coins: UtxoIndex, anchor: Utxo | None) -> Draft | None:
     """All coins but one, where what they all leave over could not be kept and without that one nothing is left.
 
     What is too little for change is less than two coins hold, so more than one is never to be left out.
@@ -168,17 +168,17 @@ def _without_one(draft: Draft, coins: Coins, anchor: Coin | None) -> Draft | Non
     return None
 
 
-def _index_fee(draft: Draft, coin: Coin) -> int:
+def _index_fee(draft: Draft, coin: Utxo) -> int:
     """What a coin's index costs above the one byte that `more_inputs` counts."""
     return draft.order.frame.parameters.min_fee_a * (cbor.head_size(coin.index) - 1)
 
 
-def _lacked(draft: Draft, asset: str, source: Iterator[Coin]) -> Iterator[Coin]:
+def _lacked(draft: Draft, asset: str, source: Iterator[Utxo]) -> Iterator[Utxo]:
     while draft.lacking(asset) and (coin := next(source, None)):
         yield coin
 
 
-def _frugal(draft: Draft, coins: Coins) -> Iterator[Coin]:
+def _frugal(draft: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
     for asset in draft.order.assets:
         if missing := draft.lacking(asset):
             near = islice(coins.asset_from(asset, missing), _LOOK_AHEAD)
@@ -188,17 +188,17 @@ def _frugal(draft: Draft, coins: Coins) -> Iterator[Coin]:
     yield from coins.mixed_largest()
 
 
-def _assets_then_largest(draft: Draft, coins: Coins) -> Iterator[Coin]:
+def _assets_then_largest(draft: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
     for asset in draft.order.assets:
         yield from _lacked(draft, asset, coins.asset_largest(asset))
     yield from coins.largest()
 
 
-def _largest(_: Draft, coins: Coins) -> Iterator[Coin]:
+def _largest(_: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
     return coins.largest()
 
 
-def _longest_prefix(order: Order, coins: Sequence[Coin]) -> Draft:
+def _longest_prefix(order: TxRequest, coins: Sequence[Utxo]) -> Draft:
     """The most coins from the front whose transaction, with all they hold in the rest, fits."""
     low, high = 1, len(coins)
     while low < high:

@@ -16,49 +16,49 @@ from payagent.wallet.keys import Signer
 from payagent.wallet.tx_check import CheckFailed, check
 from payagent.wallet.tx_plan import (
     Frame,
-    Parameters,
-    Plan,
     PlannedOutput,
+    TxParameters,
+    TxPlan,
     assemble,
     finish,
     lay_order,
     min_lovelace,
 )
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 __all__ = [
     "FEE_CAP_LOVELACE",
     "MAINNET_PARAMETERS",
     "CheckFailed",
-    "Parameters",
-    "Plan",
     "PlannedOutput",
+    "TxParameters",
+    "TxPlan",
     "assemble",
     "build",
     "check",
-    "fan_out",
     "min_lovelace",
     "select",
+    "send_all",
     "sign",
     "smallest_of",
-    "sweep",
+    "split_outputs",
 ]
 
-MAINNET_PARAMETERS = Parameters()
+MAINNET_PARAMETERS = TxParameters()
 
 
 def select(
-    coins: Coins,
+    coins: UtxoIndex,
     outputs: Sequence[Output],
     *,
     change: Address,
     ttl_slot: int,
     network_id: int,
-    params: Parameters = MAINNET_PARAMETERS,
+    params: TxParameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
-    anchor: Coin | None = None,
+    anchor: Utxo | None = None,
     commitment: bytes | None = None,
-) -> Plan:
+) -> TxPlan:
     """Choose coins for the outputs and build. An anchor that is given is spent, whether it is in `coins` or not.
 
     Refused: `output_below_minimum`, `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`,
@@ -71,18 +71,18 @@ def select(
 
 
 def build(
-    inputs: Sequence[Coin],
-    anchor: Coin,
+    inputs: Sequence[Utxo],
+    anchor: Utxo,
     outputs: Sequence[Output],
     *,
     change: Address,
     ttl_slot: int,
     network_id: int,
-    params: Parameters = MAINNET_PARAMETERS,
+    params: TxParameters = MAINNET_PARAMETERS,
     rest_role: Role = "change",
     commitment: bytes | None = None,
-) -> Plan:
-    """The transaction that spends exactly these coins; the one that `select` or `sweep` gave for them.
+) -> TxPlan:
+    """The transaction that spends exactly these coins; the one that `select` or `send_all` gave for them.
 
     Refused as `select`; `not_enough_funds` when the coins do not pay for the outputs with change that is no dust.
     """
@@ -93,16 +93,16 @@ def build(
     return finish(take(inputs, order), anchor)
 
 
-def sweep(
-    coins: Coins,
+def send_all(
+    coins: UtxoIndex,
     to: Address,
     *,
     own: Address,
     ttl_slot: int,
     network_id: int,
-    anchor: Coin | None = None,
+    anchor: Utxo | None = None,
     barred: Set[str] = frozenset(),
-) -> Plan:
+) -> TxPlan:
     """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
 
     A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation. Coins that hold a
@@ -115,11 +115,11 @@ def sweep(
     return finish(draft, anchor or pick_anchor(draft))
 
 
-def fan_out(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
+def split_outputs(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
     """The outputs of a `wallet split`: so many equal coins of pure ADA to ourselves."""
     return tuple(Output("change", own, LOVELACE, lovelace) for _ in range(count))
 
 
-def sign(plan: Plan, signer: Signer) -> bytes:
+def sign(plan: TxPlan, signer: Signer) -> bytes:
     """The bytes to submit. `check` them before they are stored or leave the process."""
     return assemble(plan, signer.public_key, signer.sign(plan.body, plan.paid))

@@ -13,7 +13,7 @@ from nacl.exceptions import BadSignatureError
 from payagent.core.address import LENGTH_OF_TYPE
 from payagent.core.money import LOVELACE
 from payagent.wallet.tx_decode import DecodedTransaction, Undecodable, decode
-from payagent.wallet.tx_plan import FEE_SLACK_BYTES, Plan
+from payagent.wallet.tx_plan import FEE_SLACK_BYTES, TxPlan
 
 _OUTPUT_OVERHEAD_BYTES = 160  # Babbage's rule for the minimum counts them on top of an output's own
 
@@ -22,7 +22,7 @@ class CheckFailed(Exception):  # noqa: N818  a verdict
     """The signed bytes are not the transaction that was planned. Nothing may be stored or sent."""
 
 
-def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
+def check(raw: bytes, plan: TxPlan, signer_public_key: bytes) -> None:
     """Compare signed bytes with the plan: inputs, anchor, outputs, balance, fee, TTL, network, witness, id.
 
     That every output goes to a key address of the network and holds the ledger's minimum is asked of the bytes
@@ -41,7 +41,7 @@ def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
     _check_witness(found, plan, signer_public_key)
 
 
-def _check_frame(found: DecodedTransaction, plan: Plan) -> None:
+def _check_frame(found: DecodedTransaction, plan: TxPlan) -> None:
     frame = plan.frame
     if found.ttl_slot != frame.ttl_slot:
         raise CheckFailed(f"TTL {found.ttl_slot}, planned {frame.ttl_slot}")
@@ -51,7 +51,7 @@ def _check_frame(found: DecodedTransaction, plan: Plan) -> None:
         raise CheckFailed("the metadata are others than planned")
 
 
-def _check_inputs(found: DecodedTransaction, plan: Plan) -> None:
+def _check_inputs(found: DecodedTransaction, plan: TxPlan) -> None:
     planned, spent = {(coin.tx_id, coin.index) for coin in plan.inputs}, set(found.inputs)
     if len(found.inputs) != len(spent):
         raise CheckFailed("an input stands twice")
@@ -61,7 +61,7 @@ def _check_inputs(found: DecodedTransaction, plan: Plan) -> None:
         raise CheckFailed("the anchor is not spent")
 
 
-def _check_outputs(found: DecodedTransaction, plan: Plan) -> None:
+def _check_outputs(found: DecodedTransaction, plan: TxPlan) -> None:
     if len(found.outputs) != len(plan.outputs):
         raise CheckFailed(f"{len(found.outputs)} outputs")
     for place, (output, planned) in enumerate(zip(found.outputs, plan.outputs, strict=True)):
@@ -81,7 +81,7 @@ def _check_outputs(found: DecodedTransaction, plan: Plan) -> None:
             raise CheckFailed(f"output {place} is neither asked nor change")
 
 
-def _check_payable(found: DecodedTransaction, plan: Plan) -> None:
+def _check_payable(found: DecodedTransaction, plan: TxPlan) -> None:
     coins_per_byte, asked = plan.frame.parameters.coins_per_utxo_byte, plan.asked
     for place, (address, lovelace, _, size) in enumerate(found.outputs):
         header = address[0] if address else -1
@@ -99,7 +99,7 @@ def _check_payable(found: DecodedTransaction, plan: Plan) -> None:
             raise CheckFailed(f"more ADA rides along in output {place} than must")
 
 
-def _check_balance(found: DecodedTransaction, plan: Plan) -> None:
+def _check_balance(found: DecodedTransaction, plan: TxPlan) -> None:
     lovelace = -found.fee_lovelace
     balance: dict[str, int] = {}
     for coin in plan.inputs:
@@ -115,7 +115,7 @@ def _check_balance(found: DecodedTransaction, plan: Plan) -> None:
         raise CheckFailed(f"{asset} is out of balance by {units}")
 
 
-def _check_fee(found: DecodedTransaction, plan: Plan, size: int) -> None:
+def _check_fee(found: DecodedTransaction, plan: TxPlan, size: int) -> None:
     parameters = plan.frame.parameters
     least = parameters.min_fee_b + parameters.min_fee_a * size
     most = min(least + FEE_SLACK_BYTES * parameters.min_fee_a, plan.frame.fee_cap_lovelace)
@@ -125,7 +125,7 @@ def _check_fee(found: DecodedTransaction, plan: Plan, size: int) -> None:
         raise CheckFailed(f"{size} bytes")
 
 
-def _check_witness(found: DecodedTransaction, plan: Plan, public_key: bytes) -> None:
+def _check_witness(found: DecodedTransaction, plan: TxPlan, public_key: bytes) -> None:
     tx_id = hashlib.blake2b(found.body, digest_size=32).digest()
     if tx_id.hex() != plan.tx_id:
         raise CheckFailed("the transaction id is another than planned")

@@ -16,7 +16,7 @@ from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE, MAX_UNITS
 from payagent.core.problems import Refused
 from payagent.wallet import cbor_write as cbor
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 Assets = tuple[tuple[str, int], ...]
 
@@ -31,7 +31,7 @@ _FEE_WIDTH = 5  # every fee from 65,536 lovelace to 4,294 ADA
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class TxParameters:
     """The protocol parameters that a payment meets; the defaults are mainnet's, and what a lie is measured by."""
 
     min_fee_a: int = 44
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
     rest: Address
     ttl_slot: int
     network_id: int
-    parameters: Parameters
+    parameters: TxParameters
     fee_cap_lovelace: int
     rest_role: Role = "change"
     commitment: bytes | None = None
@@ -71,15 +71,15 @@ class Frame(NamedTuple):
         return _NULL if self.commitment is None else cbor.commitment(self.commitment)
 
 
-class Plan(NamedTuple):
+class TxPlan(NamedTuple):
     """One transaction, complete but for the signature. The same inputs and outputs give the same bytes.
 
     `asked` is what was to be paid, as it came in; `outputs` are those of the transaction, in order: one for
     each of `asked`, then the rest. `size` is that of the signed bytes.
     """
 
-    anchor: Coin
-    inputs: tuple[Coin, ...]
+    anchor: Utxo
+    inputs: tuple[Utxo, ...]
     asked: tuple[Output, ...]
     outputs: tuple[PlannedOutput, ...]
     fee_lovelace: int
@@ -121,12 +121,12 @@ class Plan(NamedTuple):
         return leaving
 
 
-def output_minimum(address: bytes, assets: bytes, parameters: Parameters) -> int:
+def output_minimum(address: bytes, assets: bytes, parameters: TxParameters) -> int:
     """Least lovelace of an output with this encoded multiasset map (empty for none), in the form we send."""
     return _minimum(_base_size(address), assets, parameters)
 
 
-def _minimum(base_size: int, assets: bytes, parameters: Parameters) -> int:
+def _minimum(base_size: int, assets: bytes, parameters: TxParameters) -> int:
     return (_OUTPUT_OVERHEAD_BYTES + base_size + _value_size(assets)) * parameters.coins_per_utxo_byte
 
 
@@ -140,7 +140,7 @@ def _value_size(assets: bytes) -> int:
     return 6 + len(assets) if assets else 5
 
 
-def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters: Parameters) -> int:
+def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters: TxParameters) -> int:
     """Least lovelace that the ledger accepts in an output with these assets (hex names, units above 0).
 
     Measured with a coin of five bytes, which every minimum has: Babbage's rule counts the bytes as sent, and
@@ -150,7 +150,7 @@ def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters:
     return output_minimum(raw_address, assets, parameters)
 
 
-class Order(NamedTuple):
+class TxRequest(NamedTuple):
     """What is asked, laid out once: the planned outputs, their bytes, and what they need per asset.
 
     `assets` are those that must be paid besides lovelace; `fixed_size` are the bytes of the signed transaction
@@ -186,7 +186,7 @@ def _fixed_size(encoded: bytes, frame: Frame) -> int:
     )  # fmt: skip
 
 
-def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
+def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
     """Lay out what is asked. A token output carries its minimum of ADA; an ADA output must hold its own.
 
     Refused: `output_below_minimum`, `amount_out_of_range`.
@@ -215,7 +215,7 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
     encoded = b"".join(parts)
     assets_asked = tuple(asset for asset in needs if asset != LOVELACE)
     sizes = _fixed_size(encoded, frame), _base_size(frame.rest.raw)
-    return Order(tuple(asked), tuple(planned), encoded, needs, assets_asked, frame, *sizes)
+    return TxRequest(tuple(asked), tuple(planned), encoded, needs, assets_asked, frame, *sizes)
 
 
 class Bundle(NamedTuple):
@@ -234,7 +234,7 @@ class Rest(NamedTuple):
     least_lovelace: int
 
 
-def _spread(left: Mapping[str, int], order: Order) -> Rest:
+def _spread(left: Mapping[str, int], order: TxRequest) -> Rest:
     """What is left over, in as few outputs as values allow (maxValueSize; 2^63-1 units of an asset)."""
     waiting = sorted(
         ((asset, units) for asset, units in left.items() if units), key=lambda pair: cbor.canonical_key(pair[0])
@@ -279,9 +279,9 @@ class Draft:
 
     __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "coins", "held", "order", "refs")
 
-    def __init__(self, order: Order, coins: Iterable[Coin] = ()) -> None:
+    def __init__(self, order: TxRequest, coins: Iterable[Utxo] = ()) -> None:
         self.order = order
-        self.coins: list[Coin] = []
+        self.coins: list[Utxo] = []
         self.refs: set[str] = set()
         self.held: dict[str, int] = {LOVELACE: 0}
         self._input_bytes = 0
@@ -291,7 +291,7 @@ class Draft:
         for coin in coins:
             self.add(coin)
 
-    def add(self, coin: Coin) -> None:
+    def add(self, coin: Utxo) -> None:
         """Spend one more coin."""
         self.coins.append(coin)
         self.refs.add(coin.ref)
@@ -388,7 +388,7 @@ class Draft:
         return size <= self.order.frame.parameters.max_tx_size
 
 
-def finish(draft: Draft, anchor: Coin) -> Plan:
+def finish(draft: Draft, anchor: Utxo) -> TxPlan:
     """Lay the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
     order, frame = draft.order, draft.order.frame
     coins = tuple(sorted(draft.coins, key=lambda coin: (coin.tx_id, coin.index)))
@@ -405,7 +405,7 @@ def finish(draft: Draft, anchor: Coin) -> Plan:
     size = 1 + len(body) + _WITNESS_SIZE + len(_TRUE) + len(frame.auxiliary)
     if size > frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{size} bytes, {frame.parameters.max_tx_size} are the bound")
-    return Plan(
+    return TxPlan(
         anchor=anchor,
         inputs=coins,
         asked=order.asked,
@@ -453,7 +453,7 @@ def _last_change(lovelace: int, min_fee_a: int) -> tuple[int, int]:
     return cbor.WIDTH_4_MAX, lovelace - cbor.WIDTH_4_MAX
 
 
-def assemble(plan: Plan, public_key: bytes, signature: bytes) -> bytes:
+def assemble(plan: TxPlan, public_key: bytes, signature: bytes) -> bytes:
     """The signed transaction: [body, {0: set of one [key, signature]}, true, auxiliary data]."""
     return b"".join(
         (b"\x84", plan.body, _WITNESSES, public_key, _SIGNATURE, signature, _TRUE, plan.frame.auxiliary)

@@ -16,7 +16,7 @@ _Entry = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Coin:
+class Utxo:
     """One unspent output of ours: `lovelace`, and `assets` as (policy and name in hex, units) pairs."""
 
     tx_id: str
@@ -29,7 +29,7 @@ class Coin:
         object.__setattr__(self, "ref", f"{self.tx_id}#{self.index}")
 
 
-class Coins:
+class UtxoIndex:
     """The free coins. Adding and removing cost a binary search; so does each question a selection asks.
 
     Everything is ordered by amount and then by reference, never by arrival: the same coins give the same answers.
@@ -38,8 +38,8 @@ class Coins:
 
     __slots__ = ("_by_asset", "_by_ref", "_mixed", "_pure", "_totals")
 
-    def __init__(self, coins: Iterable[Coin] = ()) -> None:
-        self._by_ref: dict[str, Coin] = {}
+    def __init__(self, coins: Iterable[Utxo] = ()) -> None:
+        self._by_ref: dict[str, Utxo] = {}
         self._pure: list[_Entry] = []
         self._mixed: list[_Entry] = []
         self._by_asset: dict[str, list[_Entry]] = {}
@@ -55,10 +55,10 @@ class Coins:
     def __contains__(self, ref: object) -> bool:
         return ref in self._by_ref
 
-    def __getitem__(self, ref: str) -> Coin:
+    def __getitem__(self, ref: str) -> Utxo:
         return self._by_ref[ref]
 
-    def __iter__(self) -> Iterator[Coin]:
+    def __iter__(self) -> Iterator[Utxo]:
         return iter(self._by_ref.values())
 
     @property
@@ -66,11 +66,11 @@ class Coins:
         """Units per asset, lovelace among them; an asset that is not there has none."""
         return MappingProxyType(self._totals)
 
-    def add(self, coin: Coin) -> None:
+    def add(self, coin: Utxo) -> None:
         """Make a coin spendable; KeyError when it is there already."""
         self._enter(coin, insort)
 
-    def remove(self, ref: str) -> Coin:
+    def remove(self, ref: str) -> Utxo:
         """Take a coin out; KeyError when it is not there."""
         coin = self._by_ref.pop(ref)
         _cut(self._mixed if coin.assets else self._pure, (coin.lovelace, ref))
@@ -83,35 +83,35 @@ class Coins:
             self._count(asset, -units)
         return coin
 
-    def pure_from(self, lovelace: int) -> Iterator[Coin]:
-        """Coins of nothing but lovelace, from the smallest that holds at least so much upwards."""
+    def pure_from(self, lovelace: int) -> Iterator[Utxo]:
+        """UtxoIndex of nothing but lovelace, from the smallest that holds at least so much upwards."""
         return self._upwards(self._pure, lovelace)
 
-    def asset_from(self, asset: str, units: int) -> Iterator[Coin]:
-        """Coins with at least so many units of an asset, fewest units first."""
+    def asset_from(self, asset: str, units: int) -> Iterator[Utxo]:
+        """UtxoIndex with at least so many units of an asset, fewest units first."""
         return self._upwards(self._by_asset.get(asset, []), units)
 
-    def pure_largest(self) -> Iterator[Coin]:
-        """Coins of nothing but lovelace, largest first."""
+    def pure_largest(self) -> Iterator[Utxo]:
+        """UtxoIndex of nothing but lovelace, largest first."""
         return self._named(reversed(self._pure))
 
-    def mixed_largest(self) -> Iterator[Coin]:
-        """Coins with other assets, most lovelace first."""
+    def mixed_largest(self) -> Iterator[Utxo]:
+        """UtxoIndex with other assets, most lovelace first."""
         return self._named(reversed(self._mixed))
 
-    def largest(self) -> Iterator[Coin]:
+    def largest(self) -> Iterator[Utxo]:
         """All coins, most lovelace first."""
         return self._named(merge(reversed(self._pure), reversed(self._mixed), reverse=True))
 
-    def smallest(self) -> Iterator[Coin]:
+    def smallest(self) -> Iterator[Utxo]:
         """All coins, least lovelace first."""
         return self._named(merge(self._pure, self._mixed))
 
-    def asset_largest(self, asset: str) -> Iterator[Coin]:
-        """Coins with an asset, most units first."""
+    def asset_largest(self, asset: str) -> Iterator[Utxo]:
+        """UtxoIndex with an asset, most units first."""
         return self._named(reversed(self._by_asset.get(asset, [])))
 
-    def _enter(self, coin: Coin, put: Callable[[list[_Entry], _Entry], None]) -> None:
+    def _enter(self, coin: Utxo, put: Callable[[list[_Entry], _Entry], None]) -> None:
         if coin.ref in self._by_ref:
             raise KeyError(f"coin {coin.ref} is there already")
         self._by_ref[coin.ref] = coin
@@ -128,10 +128,10 @@ class Coins:
         else:
             self._totals.pop(asset, None)
 
-    def _named(self, entries: Iterable[_Entry]) -> Iterator[Coin]:
+    def _named(self, entries: Iterable[_Entry]) -> Iterator[Utxo]:
         return (self._by_ref[ref] for _, ref in entries)
 
-    def _upwards(self, entries: list[_Entry], amount: int) -> Iterator[Coin]:
+    def _upwards(self, entries: list[_Entry], amount: int) -> Iterator[Utxo]:
         for place in range(bisect_left(entries, (amount, "")), len(entries)):
             yield self._by_ref[entries[place][1]]
 

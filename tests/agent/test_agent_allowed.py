@@ -20,9 +20,9 @@ import pytest
 from agent.test_agent_approvals import is_sound
 from agent_kit import ADA, APP, Clock, Run, World
 
-from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.orders import Approver
-from payagent.agent.base.requests import Ask, Quote, Request
+from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window, limits_of
@@ -123,11 +123,11 @@ class Day:
     random: Random
     seen: Counter[str] = field(default_factory=Counter)
     calls: int = 0
-    asked: dict[str, Ask] = field(default_factory=dict)
+    asked: dict[str, PaymentRequest] = field(default_factory=dict)
 
     # --- what is asked
 
-    def ask(self, app: str, merchant: str, asset: str, units: int, most: int | None) -> Ask:
+    def ask(self, app: str, merchant: str, asset: str, units: int, most: int | None) -> PaymentRequest:
         self.calls += 1
         detail = {
             "version": "0.1",
@@ -140,16 +140,16 @@ class Day:
             "timeout": self.random.choice([600, 600, 7_200, 80_000]),
             "extra": {"lovelace": asset == "lovelace", "babel": False, "partner": "demo", "batchTarget": 1},
         }
-        return Ask(
+        return PaymentRequest(
             app_id=app,
             origin=merchant,
             response=make_response(402, {"content-type": "application/json"}, json.dumps({"detail": detail})),
             received="{}",
-            request=Request("POST", f"/chat/{self.calls}", "0" * 64),
+            request=MerchantRequest("POST", f"/chat/{self.calls}", "0" * 64),
             max_total_units=most,
         )
 
-    def some_ask(self) -> Ask:
+    def some_ask(self) -> PaymentRequest:
         """Often one that just fits, or just does not."""
         random = self.random
         app, merchant = random.choice(APPS), random.choice(list(self.world.terms.merchants))
@@ -182,7 +182,7 @@ class Day:
             if told is not None:
                 self._as_quoted(told, answer)
 
-    async def _quote(self, ask: Ask) -> Quote | Refused:
+    async def _quote(self, ask: PaymentRequest) -> PaymentQuote | Refused:
         try:
             return await self.run.agent.quote(ask)
         except Refused as refused:
@@ -331,7 +331,7 @@ class Day:
                     takes[asset] = takes.get(asset, 0) + units
         return takes
 
-    def _admitted(self, row: PaymentRow, ask: Ask) -> None:
+    def _admitted(self, row: PaymentRow, ask: PaymentRequest) -> None:
         self.asked[row.id] = ask
         if row.state is State.AWAITING_APPROVAL:
             self.seen["asked"] += 1
@@ -353,7 +353,7 @@ class Day:
             assert self.allowed.least(key) + takes[key.asset] <= most, (key, takes)
         self.allowed.bought[payment_id] = Bought(payment_id, app, merchant, takes, takes)
 
-    def _refused(self, answer: BaseException, ask: Ask, before: Mapping[Key, int]) -> None:
+    def _refused(self, answer: BaseException, ask: PaymentRequest, before: Mapping[Key, int]) -> None:
         assert isinstance(answer, Refused), answer
         self.seen[answer.code] += 1
         if answer.code == "limit_exceeded":
@@ -383,7 +383,7 @@ class Day:
         for key, units in self.allowed.binding(app, merchant, [at.asset]).items():
             assert left <= max(units - before[key], 0), (at, key, told)
 
-    def _as_quoted(self, told: Quote | Refused, answer: object) -> None:
+    def _as_quoted(self, told: PaymentQuote | Refused, answer: object) -> None:
         """Paying does what was told just before."""
         if isinstance(told, Refused):
             assert isinstance(answer, Refused), (told, answer)
@@ -429,7 +429,7 @@ def mall(folder: Path) -> Iterator[World]:
         )
         world.terms = replace(
             world.terms,
-            merchants={o: MerchantTerms(f"m{n}", o, "demo", None, "confirmed", 5) for n, o in enumerate(origins)},
+            merchants={o: MerchantConfig(f"m{n}", o, "demo", None, "confirmed", 5) for n, o in enumerate(origins)},
             limits=tuple(limit for (limit,) in limits),
             approval_above=ABOVE,
             chain_depth=8,
@@ -449,7 +449,7 @@ def add_apps(unit: Unit) -> None:
 
 async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
     """Two lives of a daemon, one after the other; what was seen how often."""
-    random, seen, asked = Random(seed), Counter[str](), dict[str, Ask]()
+    random, seen, asked = Random(seed), Counter[str](), dict[str, PaymentRequest]()
     with mall(folder) as world:
         allowed = Allowed(filed(list(world.terms.merchants)))
         for life in range(2):

@@ -18,7 +18,7 @@ from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
@@ -29,7 +29,7 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
-from payagent.wallet.transaction import Plan
+from payagent.wallet.transaction import TxPlan
 
 PRICE = 10 * ADA
 """What the merchant asks."""
@@ -65,7 +65,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 def is_sound(run: Run) -> bool:
     told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
-    return [one for one in told if isinstance(one, Finding)] == []
+    return [one for one in told if isinstance(one, AuditFinding)] == []
 
 
 def spent(run: Run) -> int:
@@ -222,7 +222,7 @@ async def test_a_second_yes_takes_nothing_from_the_one_that_is_being_signed(
         row = await ask(run)
         signing, release, sign = asyncio.Event(), asyncio.Event(), run.agent.signing.sign
 
-        async def slow(payment_id: str, plan: Plan) -> None:
+        async def slow(payment_id: str, plan: TxPlan) -> None:
             signing.set()
             await release.wait()
             await sign(payment_id, plan)

@@ -19,13 +19,13 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
-from payagent.dialects import Said, make_response
+from payagent.dialects import RetryVerdict, make_response
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 REFUSAL = "invalid_exact_cardano_payload_phase1_invalid"
 
@@ -47,7 +47,7 @@ async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
     row, advice = await run.agent.deliveries.take_answer(
         row.id, make_response(402, {"payment-required": header}, {})
     )
-    assert advice.answer.said is Said.REFUSED
+    assert advice.answer.said is RetryVerdict.REFUSED
     return row
 
 
@@ -186,7 +186,7 @@ async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: Wor
     def paid_by(lovelace: int) -> bool:
         try:
             select(
-                Coins([Coin("ab" * 32, 0, lovelace)]),
+                UtxoIndex([Utxo("ab" * 32, 0, lovelace)]),
                 (Output("pay_to", to, "lovelace", units),),
                 change=world.account.address,
                 ttl_slot=2000,

@@ -24,7 +24,7 @@ from agent.test_agent_replace import (
 )
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.external_spends import thaw
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
@@ -34,7 +34,7 @@ from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import payments
 from payagent.store.rows.attempts_and_utxos import CoinRow
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 DEPTH = 8
 chained = with_terms(chain_depth=DEPTH)
@@ -215,7 +215,7 @@ async def bury(world: World, run: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def two_providers(world: World, terms: Callable[[Terms], Terms]) -> AsyncIterator[Run]:
+async def two_providers(world: World, terms: Callable[[AgentConfig], AgentConfig]) -> AsyncIterator[Run]:
     with Relay(world.devnet).serving() as one, Relay(world.devnet).serving() as other:
         async with world.run(terms=terms, providers={"one": one.url, "other": other.url}) as run:
             yield run
@@ -381,7 +381,7 @@ class TestACancelOfWhatIsNotThere:
         async with world.run() as run:
             row, other = await self.cancelled(world, run)
             world.control("faults", clear=True)
-            spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
+            spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
             await run.look()
             await thaw(run.desk, APP)
             await run.settle_down()

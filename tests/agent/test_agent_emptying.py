@@ -8,7 +8,7 @@ from agent.test_agent_edges import somebody_else
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent.utxos.emptying import told_of
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
@@ -54,7 +54,7 @@ async def emptied(run: Run) -> PaymentRow:
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
     told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
-    assert [one for one in told if isinstance(one, Finding)] == []
+    assert [one for one in told if isinstance(one, AuditFinding)] == []
     return row
 
 

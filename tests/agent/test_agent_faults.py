@@ -9,7 +9,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.ports import InProcess
 from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync.follow_up import resubmit_due_ms
-from payagent.chain.provider import Genesis, Parameters, Tip
+from payagent.chain.provider import Genesis, ProtocolParameters, Tip
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -336,10 +336,10 @@ class TestChainView:
         pinned = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
         pinned |= {"max_value_size": 5000, "epoch": 1}
         view = ChainView(NETWORKS["preprod"])
-        view.learn_parameters(Parameters(**pinned))
-        view.learn_parameters(Parameters(**{**pinned, name: pinned[name] - step}))
+        view.learn_parameters(ProtocolParameters(**pinned))
+        view.learn_parameters(ProtocolParameters(**{**pinned, name: pinned[name] - step}))
         with pytest.raises(Refused, match=name):
-            view.learn_parameters(Parameters(**{**pinned, name: pinned[name] + step}))
+            view.learn_parameters(ProtocolParameters(**{**pinned, name: pinned[name] + step}))
 
     @pytest.mark.parametrize(
         ("left_s", "ttl_in_s"), [(300, 280), (140, 120), (139, None), (0, None), (86_400, 1800), (None, 1800)]

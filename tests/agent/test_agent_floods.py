@@ -10,11 +10,11 @@ import pytest
 from agent.test_agent_replace import lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent.base.requests import Request
+from payagent.agent.base.requests import MerchantRequest
 from payagent.agent.operator.pause import pause
 from payagent.agent.payments import floods
-from payagent.agent.payments.floods import AT_ONCE, EVERY_S, Floods
-from payagent.audit.finding import Finding
+from payagent.agent.payments.floods import AT_ONCE, EVERY_S, RefusalThrottle
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import Delivery
@@ -94,7 +94,7 @@ async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(wo
         if code == "paused":
             await pause(run.desk, APP, "")
         for n in range(6):
-            request = Request("POST", f"/chat/{n}", "0" * 64)
+            request = MerchantRequest("POST", f"/chat/{n}", "0" * 64)
             assert await code_of(run, replace(heard, request=request, idempotency_key=str(n))) == code
         (count,) = run.desk.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
         assert count == 3
@@ -124,7 +124,7 @@ async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_move
             assert run.events(row.id)[before + 6 :] == ["merchant_answered"] * 3
         assert run.desk.payment(row.id).delivery is Delivery.ACCEPTED
         owner = Owner(run.desk.terms.own, DEVNET)
-        assert not [one for one in verify(run.desk.conn, owner) if isinstance(one, Finding)]
+        assert not [one for one in verify(run.desk.conn, owner) if isinstance(one, AuditFinding)]
 
 
 async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) -> None:
@@ -177,7 +177,7 @@ async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_mor
 
 
 def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() -> None:
-    kept = Floods()
+    kept = RefusalThrottle()
     for _ in range(AT_ONCE):
         assert kept.has_room(APP, 0.0)
         kept.note(APP, 0.0)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from agent_kit import ADA, Run, World, daily, with_terms
 
-from payagent.agent.chain_sync.sync import Watch
+from payagent.agent.chain_sync.sync import ChainSync
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -65,7 +65,7 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
         await run.pay_in_block()
         world.clock.ahead_ms += 1000  # so old it is when the merchant is first asked, whatever that took
         client = MerchantClient(net)
-        watch = Watch(run.agent, client)
+        watch = ChainSync(run.agent, client)
         counts = []
         for _ in range(0, 3600, 2):
             await watch.inquiries.poll_merchants()
@@ -83,7 +83,7 @@ async def test_a_merchant_is_asked_of_an_invoice_that_is_in_no_block_yet(world: 
         await run.look()
         await run.pay()
         client = MerchantClient(net)
-        watch = Watch(run.agent, client)
+        watch = ChainSync(run.agent, client)
         await watch.inquiries.poll_merchants()
         assert net.calls == 1
         world.clock.ahead_ms -= 3_600_000
@@ -100,7 +100,7 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         rows = [await run.pay(f"call {number}") for number in range(60)]
         world.clock.ahead_ms += 60_000
         client = MerchantClient(net)
-        watch = Watch(run.agent, client)
+        watch = ChainSync(run.agent, client)
         await watch.inquiries.poll_merchants()
         assert net.calls == 50
         await watch.inquiries.poll_merchants()

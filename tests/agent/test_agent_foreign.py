@@ -12,17 +12,17 @@ from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
-from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.chain_sync import external_spends as foreign
 from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync.external_spends import thaw
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.address_history import History, read_history
 from payagent.chain.provider import AddressTx, Found, Movement
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS
@@ -32,7 +32,7 @@ from payagent.store.db.opening import open_read_only
 from payagent.store.rows import alerts, onchain
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.wallet.transaction import build, select, sign
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 
@@ -52,7 +52,7 @@ def submit(world: World, raw: bytes) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Coin) -> str:
+def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Utxo) -> str:
     """Another program with the wallet's words sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
@@ -72,7 +72,9 @@ async def require_whole(run: Run) -> None:
     assert run.owned() == world.on_chain()
     with closing(open_read_only(world.folder / "ledger.db")) as conn:
         conn.execute("BEGIN")
-        found = [told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)]
+        found = [
+            told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, AuditFinding)
+        ]
         assert found == []
         source = run.desk.sources[0]
         history = await read_history(source, world.address, 0)
@@ -159,7 +161,7 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
     async with world.run() as run:
         await run.look()
         assert ref not in run.selectable()
-        spender = spend_elsewhere(run, 3 * ADA, Coin(tx_id, int(index), 7 * ADA))
+        spender = spend_elsewhere(run, 3 * ADA, Utxo(tx_id, int(index), 7 * ADA))
         await run.look()
         assert run.desk.chain.foreign == (spender,)
         await require_whole(run)
@@ -201,7 +203,7 @@ async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_sp
                 if ref[0] == first
             )
         )
-        second = spend_elsewhere(run, ADA * 2, Coin(first, change[0][1], change[1], ()))
+        second = spend_elsewhere(run, ADA * 2, Utxo(first, change[0][1], change[1], ()))
         await run.look()
         assert {row.tx_id for row in onchain.foreign_there(run.desk.conn)} == {first, second}
         await require_whole(run)
@@ -358,7 +360,7 @@ async def test_a_search_of_a_long_past_lets_others_go_on_between(
     async def transactions(*_: object) -> Found[tuple[AddressTx, ...]]:
         return rows
 
-    monkeypatch.setattr(View, "transactions", transactions)
+    monkeypatch.setattr(QuorumView, "transactions", transactions)
     monkeypatch.setattr(onchain, "is_ours", lambda *_: True)
     async with world.run() as run:
         await run.look()
@@ -372,7 +374,7 @@ async def test_a_search_of_a_long_past_lets_others_go_on_between(
 
         task = asyncio.create_task(others())
         assert view is not None
-        assert await scan.Search(run.desk).find(view, 0) == []
+        assert await scan.ExternalSpendSearch(run.desk).find(view, 0) == []
         task.cancel()
         assert turns > 20
 
@@ -441,7 +443,7 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         row = await run.pay("overtaken")
         assert run.state(row.id) is State.IN_FLIGHT
         anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-        tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
         assert run.desk.chain.foreign == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
@@ -473,7 +475,7 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         row = await run.pay("overtaken for a while")
         world.control("faults", clear=True)
         anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-        tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
         assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
         fork_with(world, low, row.cbor or b"")
@@ -517,7 +519,7 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             row = await run.pay("overtaken for a while")
             world.control("faults", clear=True)
             anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-            tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+            tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
             await run.look()
             assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
             fork_with(world, low, row.cbor or b"")
@@ -542,7 +544,7 @@ async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_sett
         reserved = {coin.ref: coin for coin in queries.coins_reserved_for(run.desk.conn, row.id)}
         assert len(reserved) == 2
         anchor = reserved.pop(row.anchor or "")
-        spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
         await run.pass_time(4, 61)
         assert run.state(row.id) is State.VOID
@@ -562,7 +564,7 @@ async def test_a_lost_coin_beside_the_anchor_keeps_no_payment_for_ever(world: Wo
         coins = queries.coins_reserved_for(run.desk.conn, row.id)
         other = next(coin for coin in coins if coin.ref != row.anchor)
         world.control("faults", clear=True)
-        spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
+        spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
         await run.look()
         assert run.state(row.id) is State.IN_FLIGHT
         await thaw(run.desk, APP)
@@ -581,7 +583,7 @@ async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operato
             world.control("rollback", depth=1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
             relay.tell(f"/txs/{row.tx_id}", 200, {})
-            both = [coin_of(anchor), next(coin for coin in run.desk.coins if coin.ref in world.unspent())]
+            both = [utxo_of(anchor), next(coin for coin in run.desk.coins if coin.ref in world.unspent())]
             slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
             out = Output("pay_to", SOMEBODY, "lovelace", 3 * ADA)
             own, network_id = world.account.address, DEVNET.network_id
@@ -603,4 +605,4 @@ async def require_verified(run: Run) -> None:
     with closing(open_read_only(run.world.folder / "ledger.db")) as conn:
         conn.execute("BEGIN")
         owner = Owner(run.world.account.address, DEVNET)
-        assert [told for told in verify(conn, owner) if isinstance(told, Finding)] == []
+        assert [told for told in verify(conn, owner) if isinstance(told, AuditFinding)] == []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from agent_kit import ADA, Relay, Run, World, with_terms
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.confirmations import RECHECK_DEPTHS
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -228,7 +228,7 @@ class TestParentAndChild:
         await self.next_ones_land(world, terms)
 
     @staticmethod
-    async def next_ones_land(world: World, terms: Callable[[Terms], Terms]) -> None:
+    async def next_ones_land(world: World, terms: Callable[[AgentConfig], AgentConfig]) -> None:
         """After a restart that cannot list the coins, no coin is selectable that is spent, and none twice."""
         world.fault("/addresses/", "server")
         async with world.run(terms=terms) as run:

@@ -11,12 +11,12 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
-from payagent.dialects import Said, make_response
+from payagent.dialects import RetryVerdict, make_response
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-def with_handover(terms: Terms) -> Terms:
+def with_handover(terms: AgentConfig) -> AgentConfig:
     merchants = {origin: replace(merchant, proof="signed_cbor") for origin, merchant in terms.merchants.items()}
     return replace(terms, merchants=merchants)
 
@@ -134,7 +134,7 @@ class TestHandedOver:
             assert row.state is not State.REJECTED
 
 
-def without_handover(terms: Terms) -> Terms:
+def without_handover(terms: AgentConfig) -> AgentConfig:
     merchants = {origin: replace(merchant, proof="tx_hash") for origin, merchant in terms.merchants.items()}
     return replace(terms, merchants=merchants)
 
@@ -264,7 +264,7 @@ class TestAnswers:
             await run.look()
             row = await run.pay()
             row, advice = await run.agent.deliveries.take_answer(row.id, make_response(200, {}, {}))
-            assert (advice.answer.said, advice.again_after_s) == (Said.SERVED, None)
+            assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.SERVED, None)
             assert row.delivery is Delivery.PRESENTED
             row = await run.agent.deliveries.record_delivery(row.id, 200)
             assert row.delivery is Delivery.ACCEPTED

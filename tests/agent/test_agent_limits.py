@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 
-from payagent.agent.base.config import MerchantTerms
-from payagent.agent.base.prepaid import Buyer, ServedCall
-from payagent.agent.operator.limits import Standing, set_limits, standing
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.operator.limits import LimitStatus, set_limits, standing
 from payagent.core.payment import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problems import Refused
@@ -30,7 +30,7 @@ DAY_MS = 86_400_000
 TOKEN = "ab" * 28 + b"RIDE".hex()
 
 
-def left(stands: list[Standing], window: Window) -> int | None:
+def left(stands: list[LimitStatus], window: Window) -> int | None:
     (found,) = [one.left_units for one in stands if one.limit.window is window]
     return found
 
@@ -198,7 +198,7 @@ async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(
         await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
         await run.desk.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
         theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
-        call = ServedCall("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
+        call = ServedRequest("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
         with pytest.raises(Refused, match="unauthorized"):
             await (run.agent.pay(theirs) if door == "pay" else run.agent.prepaid_calls.let_through(call))
         assert spending.totals(run.desk.conn, Scope("app_two")) == {}
@@ -210,7 +210,7 @@ def mall(tmp_path: Path) -> Iterator[World]:
     with DevnetThread(merchants=5) as devnet:
         world = World(devnet, tmp_path)
         origins = list(devnet.devnet.merchants)
-        terms = (MerchantTerms(f"m{n}", origin, "demo", None, "confirmed", 5) for n, origin in enumerate(origins))
+        terms = (MerchantConfig(f"m{n}", origin, "demo", None, "confirmed", 5) for n, origin in enumerate(origins))
         world.terms = replace(world.terms, merchants={one.origin: one for one in terms})
         yield world
         world.http.close()

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from agent_kit import ADA, APP, DEVNET, Run, World
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.operator.merchants import add_merchant, remove_merchant
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
@@ -16,7 +16,7 @@ from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow
 
 
-def without_merchants(terms: Terms) -> Terms:
+def without_merchants(terms: AgentConfig) -> AgentConfig:
     return replace(terms, merchants={})
 
 
@@ -24,9 +24,9 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
     return refused.value.code
 
 
-def findings(run: Run) -> list[Finding]:
+def findings(run: Run) -> list[AuditFinding]:
     told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
-    return [one for one in told if isinstance(one, Finding)]
+    return [one for one in told if isinstance(one, AuditFinding)]
 
 
 async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_after_it_is_removed(

@@ -11,7 +11,7 @@ from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
 
 from payagent.agent.operator.apps import revoke
 from payagent.agent.operator.pause import pause, unpause
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
@@ -125,7 +125,7 @@ async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: Wo
         assert await unpause(run.desk, APP) is None
         assert alerts.raised(run.desk.conn, "paused") == []
         told = verify(run.desk.conn, Owner(world.account.address, DEVNET))
-        assert [one for one in told if isinstance(one, Finding)] == []
+        assert [one for one in told if isinstance(one, AuditFinding)] == []
 
 
 async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_leaving(world: World) -> None:

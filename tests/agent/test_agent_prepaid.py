@@ -11,16 +11,16 @@ from agent.test_agent_edges import BadSigner
 from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
 from payagent.agent.base.orders import Approver
-from payagent.agent.base.prepaid import Buyer, ServedCall
-from payagent.agent.base.requests import Request
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.requests import MerchantRequest
 from payagent.agent.operator.limits import set_limits
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
-from payagent.core.prepaid_balance import CALLS, Balance
+from payagent.core.prepaid_balance import CALLS, PrepaidBalance
 from payagent.core.problems import Refused
 from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
@@ -49,20 +49,20 @@ async def run(world: World):  # type: ignore[no-untyped-def]
         yield run
 
 
-def balance(run: Run) -> Balance:
+def balance(run: Run) -> PrepaidBalance:
     (pool,) = prepaid.all_pools(run.desk.conn)
     assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
     return prepaid.balance(run.desk.conn, pool.id, CALLS)
 
 
-def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedCall:
-    return ServedCall("app_test", run.world.origin, Buyer(partner, run.world.address), "POST", path, key)
+def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedRequest:
+    return ServedRequest("app_test", run.world.origin, Buyer(partner, run.world.address), "POST", path, key)
 
 
 def require_whole(run: Run, *, in_flight: bool = False) -> None:
     with run.desk.snapshot() as conn:
         found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
-    assert not [one for one in found if isinstance(one, Finding)], found
+    assert not [one for one in found if isinstance(one, AuditFinding)], found
     books = run.books()
     left = sum(one.balance.costs["lovelace"].left for one in prepaid.holdings(run.desk.conn) if one.balance.costs)
     assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
@@ -72,7 +72,7 @@ def require_whole(run: Run, *, in_flight: bool = False) -> None:
 async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
     row = await run.pay("first")
     (coming,) = prepaid.holdings(run.desk.conn)
-    assert (coming.coming, coming.balance) == (4, Balance())
+    assert (coming.coming, coming.balance) == (4, PrepaidBalance())
     await run.settle_down()
     assert (balance(run).bought, balance(run).left) == (4, 4)
     assert run.books()[prepaid_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
@@ -213,7 +213,7 @@ async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
     ask = run.world.ask_of(answer)
     request = ask.request
     assert request is not None
-    other = Request("POST", "/token-analysis?full=1", request.body_sha256)
+    other = MerchantRequest("POST", "/token-analysis?full=1", request.body_sha256)
     heard = {"request": other, "heard_at_ms": run.world.clock.now_ms()}
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(type(ask)(**{**vars_of(ask), **heard}))
@@ -228,7 +228,7 @@ async def test_a_402_that_an_app_may_have_made_up_prices_a_call_once_it_is_paid(
     await run.pay_in_block("first")
     ask = run.world.ask("second")
     assert ask.request is not None
-    made_up = replace(ask, request=Request("GET", "/health", ask.request.body_sha256), max_total_units=1)
+    made_up = replace(ask, request=MerchantRequest("GET", "/health", ask.request.body_sha256), max_total_units=1)
     for refused in (made_up, replace(made_up, idempotency_key="k")):
         with pytest.raises(Refused):
             await run.agent.pay(refused)
@@ -263,7 +263,9 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     ask = run.world.ask_of(answer)
     request = ask.request
     assert request is not None
-    named = Request(request.method, request.path, request.body_sha256, {k.lower(): v for k, v in said.items()})
+    named = MerchantRequest(
+        request.method, request.path, request.body_sha256, {k.lower(): v for k, v in said.items()}
+    )
     row, _ = await run.agent.pay(type(ask)(**{**vars_of(ask), "request": named}))
     assert row.state is not State.REJECTED
     assert [pool.partner for pool in prepaid.all_pools(run.desk.conn)] == ["demo", "other"]
@@ -315,7 +317,7 @@ async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_f
 
     def job(unit: Unit) -> None:
         pool = prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1)
-        prepaid.record_move(unit, pool.id, CALLS, Move("buy", 1, 0, 0), Balance(1, 0, 0, {}), None, 1)
+        prepaid.record_move(unit, pool.id, CALLS, Move("buy", 1, 0, 0), PrepaidBalance(1, 0, 0, {}), None, 1)
 
     await run.desk.write("pool", job)
     await run.pay_in_block("first")
@@ -500,7 +502,7 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
     require_whole(run)
 
 
-async def another_app(run: Run, most: int) -> ServedCall:
+async def another_app(run: Run, most: int) -> ServedRequest:
     """A call of an app that has a limit of its own, of a balance that others paid for."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
@@ -510,7 +512,7 @@ async def another_app(run: Run, most: int) -> ServedCall:
     return replace(call(run), app_id="app_two")
 
 
-async def use_up(run: Run, theirs: ServedCall, most: int) -> int:
+async def use_up(run: Run, theirs: ServedRequest, most: int) -> int:
     """How often the app is served from the balance, until its own limit stands against it."""
     for served in range(most):
         try:

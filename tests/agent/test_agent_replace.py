@@ -16,7 +16,7 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.chain_sync.external_spends import thaw
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
 from payagent.api.models.render_receipt import receipt_view
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 from payagent.audit.signed_bytes import Owner
@@ -30,8 +30,8 @@ from payagent.store.rows import alerts, events, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import Plan, select, sign, sweep
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, select, send_all, sign
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 TTL_S = 1_800
 LONG_S = 7_200
@@ -88,7 +88,7 @@ def assert_sound(world: World, run: Run) -> None:
     assert_memory(run)
     owner = Owner(world.account.address, DEVNET)
     with run.desk.snapshot() as conn:
-        assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
+        assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
             receipt = read_receipt(dumps(receipt_view(conn, row, run.desk.terms)).encode())
             assert list(check_receipt(receipt)) == []
@@ -298,8 +298,8 @@ class TestTheSameInvoice:
 def spend(world: World, coin: queries.CoinRow | None, to: str) -> None:
     """Beside payagent, with its keys: all of it to somebody else."""
     assert coin is not None
-    plan = sweep(
-        Coins([Coin(coin.tx_id, coin.output_index, coin.lovelace)]),
+    plan = send_all(
+        UtxoIndex([Utxo(coin.tx_id, coin.output_index, coin.lovelace)]),
         parse_address(to, DEVNET),
         own=world.account.address,
         ttl_slot=world.devnet.run(lambda devnet: devnet.chain.slot) + 5000,
@@ -403,14 +403,14 @@ class TestTakenBack:
             assert_at_rest(world, run)
 
 
-def exact_coin(plan: Plan, own: Address) -> int:
+def exact_coin(plan: TxPlan, own: Address) -> int:
     """What a coin holds that pays to the unit for what a plan pays."""
     asked = sum(output.units for output in plan.asked)
 
     def paid_by(lovelace: int) -> bool:
         try:
             select(
-                Coins([Coin("ab" * 32, 0, lovelace)]),
+                UtxoIndex([Utxo("ab" * 32, 0, lovelace)]),
                 plan.asked,
                 change=own,
                 ttl_slot=plan.ttl_slot,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.store import ACCOUNT, Payer, payment_id
-from payagent.agent.chain_sync.open_payments import Rows
+from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.core.payment import State
 from payagent.store.rows import payments
 from payagent.store.rows import writes as records
@@ -27,7 +27,7 @@ def open_some(payer: Payer, numbers: range) -> None:
         payer.record(number, plan, sign(plan, ACCOUNT.signer))
 
 
-def steps_after_one_commit(payer: Payer, rows: Rows) -> int:
+def steps_after_one_commit(payer: Payer, rows: OpenPayments) -> int:
     """How many steps SQLite takes to read what is open, after one payment of it went on."""
     rows.open(tuple(State))
     payer.do(lambda unit: records.note(unit, payment_id(0), "looked_at", State.SIGNED, 1))
@@ -43,7 +43,7 @@ def steps_after_one_commit(payer: Payer, rows: Rows) -> int:
 
 
 def test_a_commit_makes_a_look_read_no_more_when_more_are_open(payer: Payer) -> None:
-    rows = Rows(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
+    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
     open_some(payer, range(10))
     steps_after_one_commit(payer, rows)
     few = steps_after_one_commit(payer, rows)
@@ -53,7 +53,7 @@ def test_a_commit_makes_a_look_read_no_more_when_more_are_open(payer: Payer) -> 
 
 
 def test_what_is_kept_is_what_the_ledger_has(payer: Payer) -> None:
-    rows = Rows(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
+    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
 
     def as_in_the_ledger() -> bool:
         return rows.open(tuple(State)) == payments.open_payments(payer.readers.conn)

@@ -16,10 +16,10 @@ from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync.external_spends import thaw
 from payagent.chain.provider import AddressTx, Read
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
 from payagent.core.problems import Refused
-from payagent.store.db.signer_record import SIGNER_FILE, Signed, SignerFile, last_signed
+from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerFile, last_signed
 from payagent.store.rows import alerts, onchain, payments
 
 __all__ = ["world"]
@@ -59,8 +59,8 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
         assert record.read() is None
         rows = [await run.pay("one"), await run.pay("two")]
         assert record.read() == last_signed(run.desk.conn)
-        assert (record.read() or Signed(0, "", 0)).tx_id == rows[-1].tx_id
-        assert (record.read() or Signed(0, "", 0)).attempts == 2
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == rows[-1].tx_id
+        assert (record.read() or LastSigned(0, "", 0)).attempts == 2
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -102,12 +102,12 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
 ) -> None:
     listed_since: list[int] = []
 
-    async def transactions(view: View, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+    async def transactions(view: QuorumView, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         listed_since.append(since_s)
         return await listing(view, address, since_s)
 
-    listing = View.transactions
-    monkeypatch.setattr(View, "transactions", transactions)
+    listing = QuorumView.transactions
+    monkeypatch.setattr(QuorumView, "transactions", transactions)
     monkeypatch.setattr(scan, "LAG_S", 0)
     monkeypatch.setattr(scan, "ROWS_AT_ONCE", 1)
     world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
@@ -216,7 +216,7 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
         pass_quiet(world)
         await run.look()
         assert (run.desk.chain.behind, run.desk.chain.tip is None) == (None, False)
-        assert run.desk.chain.tip.slot >= (record.read() or Signed(0, "", 0)).ttl_slot
+        assert run.desk.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
 
 
 async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
@@ -375,7 +375,7 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
         world.block()
         await run.look()
         await run.agent.transfers.split(APP, 2, 5 * ADA)
-        assert (record.read() or Signed(0, "", 0)).attempts == 2
+        assert (record.read() or LastSigned(0, "", 0)).attempts == 2
 
 
 async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
@@ -389,7 +389,7 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
             (row,) = payments.payments_in(run.desk.conn, (State.SIGNED,))
         await run.look()
         assert world.waiting() == [row.tx_id]
-        assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
 
 
 async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
@@ -417,7 +417,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             assert run.desk.view(run.desk.payment(row.id))["headers"] == {}
     async with world.run(record=record, terms=with_handover) as run:
         assert run.desk.view(run.desk.payment(row.id))["headers"] != {}
-        assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
 
 
 @contextmanager

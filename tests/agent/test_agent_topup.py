@@ -13,15 +13,15 @@ from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
 from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
 
-from payagent.agent.base.config import AutoTopup, TopupRequest
-from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.config import AutoTopup, TopupSource
+from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.orders import Approver
-from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.base.requests import PrepaidQuote
 from payagent.agent.chain_sync.external_spends import thaw
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
-from payagent.agent.topups.orders import Wish
+from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import EXPIRED_MAX, PATIENCE_MS, TopupPlan
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
@@ -36,8 +36,8 @@ from payagent.wallet.keys import Signer
 
 BATCH = 4
 COST = 13 * ADA
-REQUEST = TopupRequest("POST", "/payments/topup", "{}")
-CHAT = TopupRequest("POST", "/chat", '{"message": "for a batch"}')
+REQUEST = TopupSource("POST", "/payments/topup", "{}")
+CHAT = TopupSource("POST", "/chat", '{"message": "for a batch"}')
 ROUNDS = 40
 
 
@@ -68,11 +68,11 @@ def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
     return replace(world.terms, merchants=merchants)
 
 
-def wish(world: World, units: int, request: TopupRequest | None = None, unit: str = "lovelace") -> Wish:
-    return Wish(world.origin, unit, units, request)
+def wish(world: World, units: int, request: TopupSource | None = None, unit: str = "lovelace") -> TopupGoal:
+    return TopupGoal(world.origin, unit, units, request)
 
 
-async def order(run: Run, units: int, request: TopupRequest | None = None, key: str = "k") -> TopupRow:
+async def order(run: Run, units: int, request: TopupSource | None = None, key: str = "k") -> TopupRow:
     row, _ = await run.topups.order(APP, key, wish(run.world, units, request))
     return row
 
@@ -224,7 +224,7 @@ class TestLimits:
 
     async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
         async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
-            row, _ = await run.topups.order(APP, "next", Wish(theirs.origin, "lovelace", 10 * ADA))
+            row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
             await run.topups.beat()
             row = run.topups.find(row.id)
             assert row.reason_code == "limit_exceeded"
@@ -489,11 +489,11 @@ class TestTheEndOfAnOrder:
 
             peer.answers["/topup"] = answer
             known = next(iter(world.terms.merchants.values()))
-            merchant = replace(known, origin=peer.url, topup_request=TopupRequest("POST", "/topup", ""))
+            merchant = replace(known, origin=peer.url, topup_request=TopupSource("POST", "/topup", ""))
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
                 await add_orderer(run)
-                row, _ = await run.topups.order("app_ops", "k", Wish(peer.url, "lovelace", 50 * ADA))
+                row, _ = await run.topups.order("app_ops", "k", TopupGoal(peer.url, "lovelace", 50 * ADA))
                 await run.topups.beat()
                 assert ended.is_set()
                 for _ in range(3):
@@ -592,7 +592,7 @@ class TestTrouble:
         merchant = replace(terms.merchants[world.origin], origin=dead)
         async with world.run(terms=lambda _terms: replace(gone, merchants={dead: merchant})) as run:
             await run.look()
-            row, _ = await run.topups.order(APP, "k", Wish(dead, "lovelace", COST))
+            row, _ = await run.topups.order(APP, "k", TopupGoal(dead, "lovelace", COST))
             for _ in range(5):
                 world.clock.ahead_ms += 400_000
                 await run.settle_down()
@@ -615,13 +615,13 @@ class TestTrouble:
                 await (away if asked < 8 else wall)(heard)
 
             peer.answers["/topup"] = answer
-            request = TopupRequest("POST", "/topup", "")
+            request = TopupSource("POST", "/topup", "")
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
                 world.clock.stop()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 counts = []
                 for _ in range(12):
                     await go_round(run)
@@ -740,7 +740,7 @@ class TestTrouble:
             await run.agent.sending.drain(10)
             (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
             anchor = next(one for one in queries.coins(run.desk.conn) if one.ref == paid.anchor)
-            spend_elsewhere(run, 3 * ADA, coin_of(anchor))
+            spend_elsewhere(run, 3 * ADA, utxo_of(anchor))
             await run.look()
             await run.pass_time(5, 61)
             assert run.state(paid.id) is State.VOID
@@ -1018,16 +1018,16 @@ async def know_price(run: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedCall]]:
+async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedRequest]]:
     """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
     async with Peer().running() as peer:
         peer.answers["/topup"] = Paywall(price=units)
-        request = TopupRequest("POST", "/topup", "")
+        request = TopupSource("POST", "/topup", "")
         known = next(iter(world.terms.merchants.values()))
         merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted", **terms)  # type: ignore[arg-type]
         async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
             await run.look()
-            row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", units))
+            row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", units))
             for _ in range(3):
                 await run.topups.beat()
                 await run.agent.sending.drain(10)
@@ -1038,14 +1038,14 @@ async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterato
             await run.desk.write(
                 "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, scopes, 1)
             )
-            yield run, ServedCall("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
+            yield run, ServedRequest("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
 
 
 async def limit_of_two(run: Run, units: int) -> None:
     await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: units})
 
 
-async def serve(run: Run, theirs: ServedCall, count: int) -> None:
+async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
     """So many calls of the app, served from the balance."""
     for _ in range(count):
         use = await run.agent.prepaid_calls.let_through(theirs)
@@ -1087,13 +1087,13 @@ class TestOddMerchants:
                     await wall(heard)
 
             peer.answers["/topup"] = answer
-            request = TopupRequest("POST", "/topup", "")
+            request = TopupSource("POST", "/topup", "")
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
                 world.clock.stop()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(4):
                     await go_round(run)
                 assert refusals == 2, "not at each beat"
@@ -1104,12 +1104,12 @@ class TestOddMerchants:
     async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
         async with Peer().running() as peer:
             peer.answers["/topup"] = Binding(("content-type", "x-account", "x-wallet-address"))
-            request = TopupRequest("POST", "/topup", '{"calls": 1}')
+            request = TopupSource("POST", "/topup", '{"calls": 1}')
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request, request_commitment=True)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 2 * ADA))
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 2 * ADA))
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
@@ -1120,12 +1120,12 @@ class TestOddMerchants:
             peer.answers["/topup"] = Paywall(
                 price=10 * ADA, serve=saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
             )
-            request = TopupRequest("POST", "/topup", "")
+            request = TopupSource("POST", "/topup", "")
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 world.clock.ahead_ms += PATIENCE_MS - 60_000
                 for hours in (0, 23, 1):
                     assert run.topups.find(row.id).state == "open"
@@ -1145,13 +1145,13 @@ class TestOddMerchants:
         async with Peer().running() as peer:
             wall = Paywall(price=10 * ADA)
             peer.answers["/topup"] = wall
-            request = TopupRequest("POST", "/topup", "")
+            request = TopupSource("POST", "/topup", "")
             known = next(iter(world.terms.merchants.values()))
             terms = with_terms(merchants={peer.url: replace(known, origin=peer.url, topup_request=request)})
             killed = Killed("after delivery", nth)
             async with world.run(terms=terms, checkpoint=killed) as run:
                 await run.look()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(3):
                     with contextlib.suppress(Refused):
                         await go_round(run)
@@ -1197,7 +1197,7 @@ class TestOddMerchants:
         async with ada_prepaid(world, 3 * ADA) as (run, theirs):
             await run.settle_down()
             await serve(run, theirs, 1)
-            row, _ = await run.topups.order(APP, "more", Wish(theirs.origin, "lovelace", 3 * ADA))
+            row, _ = await run.topups.order(APP, "more", TopupGoal(theirs.origin, "lovelace", 3 * ADA))
             for _ in range(3):
                 await run.topups.beat()
                 await run.agent.sending.drain(10)

@@ -17,13 +17,13 @@ from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Ask, Request
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.operator import merchants
 from payagent.core.address import encode_address
-from payagent.core.merchant_rules import Pin, Rules
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
 from payagent.daemon import make_terms
@@ -34,7 +34,7 @@ from payagent.settings.loading import load_settings
 from payagent.store.rows import alerts, approvals, events, payments, trust
 from payagent.store.rows.payments import PaymentRow
 
-PINNED = Rules(first_use=True)
+PINNED = MerchantRules(first_use=True)
 SOMEBODY = Approver("token", "app_somebody")
 PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform", "creator"))
 
@@ -47,7 +47,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-def guarded(world: World, rules: Rules) -> Callable[[Terms], Terms]:
+def guarded(world: World, rules: MerchantRules) -> Callable[[AgentConfig], AgentConfig]:
     return with_terms(merchants={o: replace(m, rules=rules) for o, m in world.terms.merchants.items()})
 
 
@@ -69,7 +69,7 @@ async def question(run: Run, message: str) -> list[str]:
 
 
 async def approve(run: Run, message: str) -> PaymentRow:
-    """Ask about a payment, and let it go on."""
+    """PaymentRequest about a payment, and let it go on."""
     row = await run.pay(message)
     await run.agent.decisions.approve(row.id, SOMEBODY)
     await run.agent.sending.drain(10)
@@ -206,7 +206,7 @@ class TestAddresses:
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
-        async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
             await run.look()
             assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
@@ -267,7 +267,7 @@ class TestAddresses:
 
     async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
-        async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
             await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
             await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
             assert trust.pins(run.desk.conn, world.origin) == frozenset()
@@ -291,7 +291,7 @@ class TestAddresses:
 
     async def test_a_reason_that_is_new_is_asked_about_once_the_question_is_over(self, world: World) -> None:
         """What was refused for it says so: to say yes again and again does not help."""
-        rules = Rules(drift_percent=25)
+        rules = MerchantRules(drift_percent=25)
         above = {"lovelace": 5 * ADA}
         terms = guarded(world, rules)
         world.settings(timeout=7_200, splits=[])
@@ -315,7 +315,7 @@ class TestAddresses:
             assert (await run.agent.decisions.approve(again.id, SOMEBODY)).tx_id is not None
 
 
-def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
+def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRequest:
     """An x402 version 1 answer with an offer for each payee."""
     entry = {
         "scheme": "exact",
@@ -328,18 +328,18 @@ def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
         "maxTimeoutSeconds": 300,
     }
     body = {"x402Version": 1, "error": "", "accepts": [entry | {"payTo": pay_to(name)} for name in payees]}
-    return Ask(
+    return PaymentRequest(
         app_id=APP,
         origin=world.origin,
         response=make_response(402, {"content-type": "application/json"}, json.dumps(body)),
         received="{}",
-        request=Request("GET", path, hashlib.sha256(b"").hexdigest()),
+        request=MerchantRequest("GET", path, hashlib.sha256(b"").hexdigest()),
         idempotency_key=key,
     )
 
 
 class TestPrices:
-    DRIFT = Rules(drift_percent=25)
+    DRIFT = MerchantRules(drift_percent=25)
 
     async def test_a_price_far_above_the_agreed_one_asks(self, world: World) -> None:
         world.settings(price=str(4 * ADA), splits=[])
@@ -388,7 +388,7 @@ class TestPrices:
     async def test_fewer_calls_for_the_same_money_ask(self, world: World) -> None:
         """What a batch costs is of all its calls: one call is not worth as much."""
         world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
-        async with world.run(terms=guarded(world, Rules(drift_percent=0))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(drift_percent=0))) as run:
             await run.look()
             world.settings(batch=1)
             dear = world.ask("one call, at the price of four")
@@ -489,7 +489,7 @@ async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
 
 
 class TestStrikes:
-    STOP = Rules(stop_after=2)
+    STOP = MerchantRules(stop_after=2)
 
     async def test_a_merchant_that_does_not_serve_is_paid_no_more(self, world: World) -> None:
         """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
@@ -520,7 +520,7 @@ class TestStrikes:
         """One that is a block behind says 402 to what is paid, whatever our clock says."""
         with world_apart(tmp_path) as world:
             world.fund(*[50 * ADA] * 2)
-            async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:
+            async with world.run(terms=guarded(world, MerchantRules(stop_after=1))) as run:
                 row = await run.pay_in_block("paid")
                 world.clock.ahead_ms = 86_400_000
                 await run.look()
@@ -543,7 +543,7 @@ class TestStrikes:
 
     async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
         """What waited when it was stopped waits on; the operator lets it be paid again first."""
-        terms = guarded(world, Rules(stop_after=1))
+        terms = guarded(world, MerchantRules(stop_after=1))
         above = {"lovelace": 15 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
             unserved = await run.pay_in_block("not served")
@@ -562,7 +562,7 @@ class TestStrikes:
 
     async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
         signer = BadSigner(world.account.signer, trouble="mended")
-        async with world.run(terms=guarded(world, Rules(stop_after=1)), signer=signer) as run:
+        async with world.run(terms=guarded(world, MerchantRules(stop_after=1)), signer=signer) as run:
             unserved = await run.pay_in_block("not served")
             world.clock.ahead_ms += 301_000
             await run.settle_down()
@@ -578,7 +578,7 @@ class TestStrikes:
             assert "held" not in run.books()
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
-        async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(stop_after=1))) as run:
             unserved = await run.pay_in_block("not served")
             world.settings(timeout=LONG_S)
             row = await lose(world, run)
@@ -597,7 +597,7 @@ class TestStrikes:
 class TestNobodyAsksAgain:
     """D6, where no client shows the old proof once the invoice is over: each new call would be paid for anew."""
 
-    STOP = Rules(stop_after=3)
+    STOP = MerchantRules(stop_after=3)
 
     async def test_a_merchant_that_takes_the_money_is_stopped_by_itself(self, world: World) -> None:
         """It says no twice before its invoices are over, and the next call is another one; told once for each."""
@@ -711,7 +711,7 @@ async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -
 class TestCrowds:
     async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
         """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
-        async with world.run(terms=guarded(world, Rules(in_flight_max=2))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(in_flight_max=2))) as run:
             await run.look()
             for message in ("first", "second"):
                 await run.pay(message)
@@ -747,6 +747,6 @@ def test_the_config_says_what_merchants_are_held_to(tmp_path: Path) -> None:
     )
     terms = make_terms(load_settings(config, {"HOME": str(tmp_path)}), role_address("wallet"), Redactor())
     filed = {Pin("pay_to", pay_to("pay_to"))} | {Pin("split", pay_to(name)) for name in ("platform", "creator")}
-    held = Rules(first_use=True, filed=frozenset(filed), drift_percent=25, stop_after=5, in_flight_max=100)
+    held = MerchantRules(first_use=True, filed=frozenset(filed), drift_percent=25, stop_after=5, in_flight_max=100)
     assert terms.rules("https://a.example") == held
-    assert terms.rules("https://b.example") == terms.rules(None) == Rules()
+    assert terms.rules("https://b.example") == terms.rules(None) == MerchantRules()

@@ -10,7 +10,7 @@ from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, he
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.commits import payment_transitions as steps
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.provider import TxSeen
@@ -334,7 +334,9 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
         assert run.state(row.id) is State.VOID
         with run.desk.snapshot() as conn:
             found = [
-                told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)
+                told
+                for told in verify(conn, Owner(world.account.address, DEVNET))
+                if isinstance(told, AuditFinding)
             ]
         assert [(one.table, "last limit" in one.what) for one in found] == [("events", True)]
 

@@ -16,20 +16,20 @@ from agent.test_agent_handover import pass_ttl, wait_for_void
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from commitments import commitment_to
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.configured import merchant_terms
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice, Ask, Request
+from payagent.agent.base.requests import Advice, MerchantRequest, PaymentRequest
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core.invoice import Invoice
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
-from payagent.dialects import Said, parse_answer, parse_response
+from payagent.dialects import RetryVerdict, parse_answer, parse_response
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.tx_plan import Plan
+from payagent.wallet.tx_plan import TxPlan
 
 TOKEN = "ab" * 28 + b"USD".hex()
 PATH = "/x402/report?day=1"
@@ -46,15 +46,15 @@ def get(world: World, headers: dict[str, str] | None = None) -> httpx.Response:
     return world.http.get(world.origin + PATH, headers=headers)
 
 
-def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Ask:
+def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> PaymentRequest:
     answer = answer or get(world)
     assert answer.status_code == 402, answer.text
-    return Ask(
+    return PaymentRequest(
         app_id=APP,
         origin=world.origin,
         response=parse_response(402, list(answer.headers.multi_items()), answer.content),
         received=json.dumps({"status": 402}),
-        request=Request("GET", PATH, hashlib.sha256(b"").hexdigest()),
+        request=MerchantRequest("GET", PATH, hashlib.sha256(b"").hexdigest()),
         **more,
     )
 
@@ -75,7 +75,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         assert (row.dialect, row.handed_over, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
         assert world.waiting() == [row.tx_id]
         await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
@@ -96,7 +96,7 @@ async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
         world.clock.ahead_ms += 27_000
         row, _ = await run.agent.pay(ask(world))
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED), answer.text
+        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED), answer.text
 
 
 async def test_the_same_call_is_another_purchase_once_it_was_served(world: World) -> None:
@@ -129,11 +129,11 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
-            assert (answer.status_code, advice.answer.said) == (402, Said.PENDING)
+            assert (answer.status_code, advice.answer.said) == (402, RetryVerdict.PENDING)
             assert advice.again_after_s is not None
             await run.settle_down()
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
         assert retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"] == header
         assert len(world.transactions()) == 1
 
@@ -162,7 +162,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         await run.look()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert (advice.answer.said, advice.again_after_s) == (Said.REFUSED, None)
+        assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
         assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.sending.drain(10)
@@ -208,7 +208,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
         await run.look()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert advice.answer.said is Said.UNCLEAR
+        assert advice.answer.said is RetryVerdict.UNCLEAR
         assert row.state is State.IN_FLIGHT
         for _ in range(3):
             answer, row, advice = await show(world, run, row)
@@ -249,10 +249,10 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
         row = run.desk.payment(row.id)
         assert run.desk.is_ready(row)
         answer, _, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
 
 
-def with_tokens(terms: Terms) -> Terms:
+def with_tokens(terms: AgentConfig) -> AgentConfig:
     return replace(terms, limits=(*terms.limits, *daily(1_000_000, 2_000_000, TOKEN)))
 
 
@@ -352,7 +352,7 @@ async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
     planned: list[int] = []
     plan = Planner.plan
 
-    def counting(planner: Planner, unit: Unit, invoice: Invoice, *more: Any) -> Plan:
+    def counting(planner: Planner, unit: Unit, invoice: Invoice, *more: Any) -> TxPlan:
         planned.append(invoice.total_units)
         return plan(planner, unit, invoice, *more)
 
@@ -379,7 +379,7 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
     header = base64.b64encode(json.dumps(required).encode()).decode()
     asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
 
-    def knowing(terms: Terms) -> Terms:
+    def knowing(terms: AgentConfig) -> AgentConfig:
         named = read_merchant("m", {"origin": world.origin, "known_as": ["http://localhost:3000"]}, "devnet")
         known_as = merchant_terms("m", named, None).known_as
         return replace(terms, merchants={o: replace(m, known_as=known_as) for o, m in terms.merchants.items()})
@@ -402,7 +402,7 @@ async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> No
     header = base64.b64encode(json.dumps(required).encode()).decode()
     asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
 
-    def committing(terms: Terms) -> Terms:
+    def committing(terms: AgentConfig) -> AgentConfig:
         return replace(
             terms, merchants={o: replace(m, request_commitment=True) for o, m in terms.merchants.items()}
         )

@@ -13,7 +13,7 @@ from api_kit import Api, served
 from http_kit import NO_TLS
 from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
-from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, Rates, Turnstile
+from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, RateLimiter, Rates
 from payagent.core.problems import Refused
 from payagent.proxy.app import Bounds
 
@@ -90,7 +90,7 @@ async def test_a_body_counts_by_its_length_and_the_others_are_served(world: Worl
 
 def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_for_after() -> None:
     now_s = 0.0
-    turnstile = Turnstile(Rates(calls_per_s=1), lambda: now_s)
+    turnstile = RateLimiter(Rates(calls_per_s=1), lambda: now_s)
     with turnstile.admit("app_1"):
         turnstile.weigh("app_1", 64 * BODY_BYTES)
     for waited_s, is_let_in in ((55.5, False), (1.0, True)):
@@ -106,7 +106,7 @@ def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_f
 @pytest.mark.parametrize("weight", [1, 7, 64])
 def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: int) -> None:
     now_s = 0.0
-    turnstile = Turnstile(Rates(calls_per_s=rate), lambda: now_s)
+    turnstile = RateLimiter(Rates(calls_per_s=rate), lambda: now_s)
     for _ in range(rate * BURST_S - 1):
         with turnstile.admit("app"):
             pass
@@ -136,7 +136,7 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
 
 def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
     now_s = 0.0
-    turnstile = Turnstile(Rates(calls_per_s=2, calls_at_once=100), lambda: now_s)
+    turnstile = RateLimiter(Rates(calls_per_s=2, calls_at_once=100), lambda: now_s)
 
     def enter() -> int:
         entered = 0

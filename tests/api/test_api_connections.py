@@ -16,12 +16,12 @@ import uvicorn
 from certificates import certificate
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
-from payagent.api.http.connection_limits import HEAD_LINES_MAX, Bounds, bounded
+from payagent.api.http.connection_limits import HEAD_LINES_MAX, ConnectionLimits, bounded
 from payagent.api.http.tls import Handshakes, server_context
 
 HEAD_S = 0.3
 READ_S = 1.0
-BOUNDS = Bounds(tcp=5, unix=3, backlog=8)
+BOUNDS = ConnectionLimits(tcp=5, unix=3, backlog=8)
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATIENCE_S = 20
 MANY = 16 * 1024 * 1024
@@ -224,13 +224,13 @@ async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("soft", "hard", "raised", "bounds"),
     [
-        (64, 2048, 2048, Bounds(512, 256, 256)),
-        (64, 64, 64, Bounds(16, 8, 8)),
-        (64, 9999, 4096, Bounds(1024, 512, 512)),
+        (64, 2048, 2048, ConnectionLimits(512, 256, 256)),
+        (64, 64, 64, ConnectionLimits(16, 8, 8)),
+        (64, 9999, 4096, ConnectionLimits(1024, 512, 512)),
     ],
 )
 def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
-    soft: int, hard: int, raised: int, bounds: Bounds
+    soft: int, hard: int, raised: int, bounds: ConnectionLimits
 ) -> None:
     code = (
         "import resource; from payagent.api.http.connection_limits import make_room;"

@@ -15,7 +15,7 @@ import pytest
 from agent_kit import World
 from api_kit import Api, served
 
-from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.api.routes import ledger as books
 from payagent.api.routes import reconcile
 from payagent.audit.finding import Progress
@@ -164,7 +164,7 @@ async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_
     buyer = Buyer("demo", api.world.address)
     for _ in range(2):
         await api.run.agent.prepaid_calls.record_call(
-            ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None)
+            ServedRequest("app_other", api.world.origin, buyer, "POST", "/chat", None)
         )
     http = api.as_("reader")
     for app, kinds in (("other", ["use", "use"]), ("payer", ["use", "post", "reserve"]), ("both", [])):

@@ -8,16 +8,16 @@ import pytest
 from agent_kit import ADA, APP, World, with_terms
 from api_kit import Api, served
 
-from payagent.agent.operator.approval_links import KEY_BYTES, Links, Way
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks, Way
 from payagent.agent.operator.limits import set_limits
 from payagent.api.http.rate_limit import BURST_S, Rates
-from payagent.core.merchant_rules import Rules
+from payagent.core.merchant_rules import MerchantRules
 from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.proxy.app import Bounds
 from payagent.store.rows import approvals, events
 
-LINKS = Links("http://127.0.0.1", bytes(KEY_BYTES))
+LINKS = ApprovalLinks("http://127.0.0.1", bytes(KEY_BYTES))
 ASKING = with_terms(approval_above={"lovelace": 5 * ADA})
 TOKEN = "5c" * 28 + "6c"
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null"}
@@ -166,7 +166,7 @@ async def test_a_link_that_is_none_says_that_nothing_was_decided_and_what_to_do(
 
 async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
     world.fund(*[100 * ADA] * 3)
-    merchants = {o: replace(m, rules=Rules(in_flight_max=1)) for o, m in world.terms.merchants.items()}
+    merchants = {o: replace(m, rules=MerchantRules(in_flight_max=1)) for o, m in world.terms.merchants.items()}
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
         await run.look()
         await api.pay("first")

@@ -10,8 +10,8 @@ from api_kit import Api, served
 from canaries import plant
 from test_api_refusals import require_problem
 
-from payagent.agent.base.config import MerchantTerms
-from payagent.core.merchant_rules import Rules
+from payagent.agent.base.config import MerchantConfig
+from payagent.core.merchant_rules import MerchantRules
 from payagent.devnet.merchant import role_address
 
 KEY = plant("a merchant's key", "canary-key-of-a-merchant")
@@ -19,7 +19,7 @@ KEY = plant("a merchant's key", "canary-key-of-a-merchant")
 
 async def test_a_program_learns_what_its_calls_should_carry(world: World) -> None:
     inside = frozenset(("http://localhost:3000",))
-    plain = MerchantTerms("a", "https://a.example", None, None, "submitted", 5, api_key=KEY, known_as=inside)
+    plain = MerchantConfig("a", "https://a.example", None, None, "submitted", 5, api_key=KEY, known_as=inside)
     merchants = {plain.origin: plain, **{k: replace(v, api_key=KEY) for k, v in world.terms.merchants.items()}}
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
         for app in ("payer", "reader", "operator"):
@@ -53,7 +53,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
     """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[100_000_000] * 5)
-        rules = Rules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
+        rules = MerchantRules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
         merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
         async with world.run(terms=with_terms(merchants=merchants)) as run:
             await run.look()

@@ -6,7 +6,7 @@ from typing import Any
 from agent_kit import World, daily, with_terms
 from api_kit import Api, served
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 
@@ -17,7 +17,7 @@ async def receipt_of(api: Api, payment_id: object, app: str = "first") -> dict[s
     return dict(answer.json())
 
 
-def judge(receipt: dict[str, Any]) -> list[Finding]:
+def judge(receipt: dict[str, Any]) -> list[AuditFinding]:
     return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
 
 

@@ -10,8 +10,8 @@ from api_kit import Api, served
 from canaries import plant
 from test_api_refusals import require_problem
 
-from payagent.agent.base.config import TopupRequest
-from payagent.agent.base.requests import Ask, Quote
+from payagent.agent.base.config import TopupSource
+from payagent.agent.base.requests import PaymentQuote, PaymentRequest
 
 COST = 13 * ADA
 PATH = "/v1/prepaid/topups"
@@ -22,7 +22,7 @@ async def api(world: World) -> AsyncIterator[Api]:
     """A merchant that sells batches by a request of its own, and a funded wallet."""
     world.fund(*[100 * ADA] * 5)
     world.settings(batch=4)
-    request = TopupRequest("POST", "/payments/topup", "{}")
+    request = TopupSource("POST", "/payments/topup", "{}")
     merchants = {origin: replace(one, topup_request=request) for origin, one in world.terms.merchants.items()}
     world.terms = replace(world.terms, merchants=merchants)
     async with world.run() as run:
@@ -122,7 +122,7 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
     agent = api.run.agent
     quote = agent.quote
 
-    async def quote_then_lose_it(ask: Ask, count: int = 1) -> Quote:
+    async def quote_then_lose_it(ask: PaymentRequest, count: int = 1) -> PaymentQuote:
         try:
             return await quote(ask, count)
         finally:

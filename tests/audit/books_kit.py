@@ -13,10 +13,10 @@ from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 
 from payagent.agent.base.orders import Approver
-from payagent.agent.base.prepaid import Buyer, ServedCall
+from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.operator.apps import NewApp, add_app, renew_token, revoke
 from payagent.agent.operator.limits import set_limits
-from payagent.audit.finding import Finding, Head
+from payagent.audit.finding import AuditFinding, Head
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
@@ -108,7 +108,7 @@ async def use_the_batch(run: Run) -> None:
     )
     await set_limits(run.desk, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
     calls = [
-        ServedCall(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
+        ServedRequest(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
         for app in (APP, user.id)
     ]
     for call in (*calls, calls[1]):
@@ -168,9 +168,11 @@ def _fill(conn: sqlite3.Connection, table: str) -> None:
         conn.execute(f"INSERT INTO {table} VALUES ({marks})", values)
 
 
-def told(conn: sqlite3.Connection, owner: Owner, noted: Head | None = None) -> set[Finding]:
+def told(conn: sqlite3.Connection, owner: Owner, noted: Head | None = None) -> set[AuditFinding]:
     """What verify finds; of guards, which are off, nothing."""
-    return {one for one in verify(conn, owner, noted) if isinstance(one, Finding) and one.table != "sqlite_master"}
+    return {
+        one for one in verify(conn, owner, noted) if isinstance(one, AuditFinding) and one.table != "sqlite_master"
+    }
 
 
 def tamper(path: Path, *statements: str) -> None:
@@ -195,9 +197,9 @@ def append(path: Path, *statements: str) -> None:
         sealer.seal(before)
 
 
-def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[Finding]:
+def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditFinding]:
     with Readers(path).snapshot() as conn:
-        return [one for one in verify(conn, owner, noted) if isinstance(one, Finding)]
+        return [one for one in verify(conn, owner, noted) if isinstance(one, AuditFinding)]
 
 
 VIEWS_MIGRATION = "m003_a_merchants_word_stands_beside_its_own_unit_alone"

@@ -14,10 +14,10 @@ from audit.books_kit import Past, copy_of, findings, fresh, tamper
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.operator import merchants
 from payagent.audit.signed_bytes import Owner
-from payagent.core.merchant_rules import Rules
+from payagent.core.merchant_rules import MerchantRules
 from payagent.store.db.unit import Unit
 
-RULES = Rules(first_use=True, drift_percent=25, stop_after=2)
+RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=2)
 
 
 async def live(world: World) -> None:

@@ -19,9 +19,9 @@ from agent.test_agent_x402 import show as show_x402
 from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
 from audit.books_kit import Past
 
-from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.api.models.render_receipt import receipt_view
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt, untold
 from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
 from payagent.audit.signed_bytes import Owner
@@ -59,10 +59,10 @@ UNTOLD_OWN = {
 }
 
 
-def terms_of(owner: Owner, origin: str) -> Terms:
+def terms_of(owner: Owner, origin: str) -> AgentConfig:
     """As the past was lived under, as far as a receipt depends on it."""
-    merchant = MerchantTerms("t", origin, "demo", None, "confirmed", 5)
-    return Terms(
+    merchant = MerchantConfig("t", origin, "demo", None, "confirmed", 5)
+    return AgentConfig(
         network=DEVNET,
         own=owner.address,
         merchants={origin: merchant},
@@ -75,7 +75,7 @@ def terms_of(owner: Owner, origin: str) -> Terms:
     )
 
 
-def receipts(path: Path, terms: Terms) -> list[Receipt]:
+def receipts(path: Path, terms: AgentConfig) -> list[Receipt]:
     """As the API gives them, oldest first."""
     with Readers(path).snapshot() as conn:
         rows = payments.payments_page(
@@ -84,7 +84,7 @@ def receipts(path: Path, terms: Terms) -> list[Receipt]:
         return [json.loads(json.dumps(receipt_view(conn, row, terms))) for row in reversed(rows)]
 
 
-def judge(receipt: Receipt) -> list[Finding]:
+def judge(receipt: Receipt) -> list[AuditFinding]:
     return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
 
 

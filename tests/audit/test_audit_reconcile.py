@@ -24,7 +24,7 @@ from payagent.core.invoice import Output
 from payagent.devnet.server import DevnetThread
 from payagent.store.rows import apps
 from payagent.wallet.transaction import select, sign
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
@@ -83,7 +83,7 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
     slot = run.desk.chain.require_ready(world.clock.now_ms())
-    plan = select(Coins(run.desk.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    plan = select(UtxoIndex(run.desk.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     assert broadcast(world, sign(plan, world.account.signer)) == 200
     world.block()
     return plan.tx_id

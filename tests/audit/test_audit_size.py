@@ -21,7 +21,7 @@ from typing import get_args
 import pytest
 
 from payagent.audit.export import Format, export
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import AuditFinding, Progress
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
@@ -62,9 +62,9 @@ def chars_of(path: Path, form: Format) -> int:
         return sum(len(piece) for piece in export(statement(conn, EVERYTHING, "devnet"), form))
 
 
-def found_in(path: Path) -> list[Finding]:
+def found_in(path: Path) -> list[AuditFinding]:
     with Readers(path).snapshot() as conn:
-        return [told for told in verify(conn, owner_of(conn)) if isinstance(told, Finding)]
+        return [told for told in verify(conn, owner_of(conn)) if isinstance(told, AuditFinding)]
 
 
 def peak_bytes(act: Callable[[], object]) -> int:
@@ -128,7 +128,7 @@ def test_many_payments_are_checked_by_several_processes_alike(ledgers: tuple[Pat
         ids = {row[0] for row in conn.execute("SELECT id FROM payments WHERE seq IN (?, ?, ?)", changed)}
     with Readers(path).snapshot() as conn, shared_out(conn, owner_of(conn), share=MANY // 20) as payments:
         told = list(payments)
-    found = {(one.table, one.row) for one in told if isinstance(one, Finding)}
+    found = {(one.table, one.row) for one in told if isinstance(one, AuditFinding)}
     assert found == {("payments", one) for one in ids}
     assert told[-1] == Progress("payments", MANY)
 

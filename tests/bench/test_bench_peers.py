@@ -12,7 +12,7 @@ from benchmarks.judge import NOT_JUDGED, VALID, Judge, judging
 from benchmarks.measure import Spread
 from benchmarks.results import Options
 from benchmarks.wallets import ASSETS, build, outputs, pay, wallet
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 OK = VALID if available() else NOT_JUDGED
 
@@ -40,7 +40,7 @@ def test_a_job_comes_back_from_stock_pycardano_as_a_transaction(asset: str, judg
 @pytest.mark.parametrize("asset", ASSETS)
 def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge) -> None:
     coins = wallet(12, asset)
-    verdict = judge.verdict(work(Coins(coins), outputs(asset)), coins, outputs(asset))
+    verdict = judge.verdict(work(UtxoIndex(coins), outputs(asset)), coins, outputs(asset))
     assert verdict.said == OK
     assert verdict.fee_lovelace is not None
     assert 160_000 < verdict.fee_lovelace < 200_000
@@ -49,7 +49,7 @@ def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge
 @needs_scalus
 def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> None:
     coins, asked = wallet(1, "ada"), outputs("ada")
-    tx = bytearray(build(Coins(coins), asked))
+    tx = bytearray(build(UtxoIndex(coins), asked))
     tx[-3] ^= 1  # in the signature
     task = building.Task("ada", coins, asked)
     row = building.judged(task, US, Built([1.0], bytes(tx)), judge)
@@ -61,7 +61,7 @@ def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> 
 
 def test_a_transaction_that_pays_somebody_else_is_refused(judge: Judge) -> None:
     coins, asked = wallet(1, "ada"), outputs("ada")
-    tx = build(Coins(coins), asked[:2])
+    tx = build(UtxoIndex(coins), asked[:2])
     assert judge.verdict(tx, coins, asked).said.startswith("refused: it does not pay 1000000 lovelace")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import ledgers, seeds, starting, store
 from benchmarks.results import Options, Part
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.store.db.readers import Readers
@@ -33,7 +33,7 @@ def test_a_made_ledger_is_whole_with_payments_in_flight_after_those_that_are_set
     subprocess.run([sys.executable, ledgers.MAKER, path, "3", "20"], check=True)
     with Readers(path).snapshot() as conn:
         owner = Owner(store.ACCOUNT.address, store.NETWORK)
-        assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
+        assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         assert payments.payments_by_state(conn) == {"settled": 3, "in_flight": 24}
 
 

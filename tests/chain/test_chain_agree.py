@@ -17,7 +17,7 @@ from payagent.chain.provider import (
 from payagent.chain.quorum_rules import (
     GAP_MAX_MS,
     PATIENCE_MS,
-    Said,
+    ProviderAnswer,
     Silence,
     is_lasting,
     missed,
@@ -38,9 +38,9 @@ def tx(block: str = "b1", height: int = 500, slot: int = 10) -> Found[TxSeen]:
 NO, MUTE = NotFound(), Unknown("time-out")
 
 
-def said(*reads: tuple[int, Read[TxSeen]]) -> list[Said[TxSeen]]:
+def said(*reads: tuple[int, Read[TxSeen]]) -> list[ProviderAnswer[TxSeen]]:
     """By the slots of their tips, which are small here, and heights large."""
-    return [Said(f"p{number}", slot, read) for number, (slot, read) in enumerate(reads, 1)]
+    return [ProviderAnswer(f"p{number}", slot, read) for number, (slot, read) in enumerate(reads, 1)]
 
 
 FOUND = {
@@ -101,9 +101,11 @@ def test_a_block_is_the_same_by_height_and_slot() -> None:
     def block(height: int, slot: int = 1000) -> Found[BlockSeen]:
         return Found(BlockSeen("b1" * 32, height, slot, 1))
 
-    assert weigh_block([Said("a", 12, block(10)), Said("b", 12, block(10))]) == block(10)
+    assert weigh_block([ProviderAnswer("a", 12, block(10)), ProviderAnswer("b", 12, block(10))]) == block(10)
     for other in (block(11), block(10, 1001), NotFound(), Unknown("")):
-        assert isinstance(weigh_block([Said("a", 12, block(10)), Said("b", 12, other)]), Unknown)
+        assert isinstance(
+            weigh_block([ProviderAnswer("a", 12, block(10)), ProviderAnswer("b", 12, other)]), Unknown
+        )
 
 
 def moved(spent: int = 5, made: int = 3, ref: str = "aa#0") -> Found[Movement]:
@@ -134,7 +136,7 @@ MOVED: dict[str, tuple[list[Read[Movement]], Read[Movement] | Why]] = {
 def test_what_was_moved(name: str) -> None:
     reads, expected = MOVED[name]
     for order in (reads, reads[::-1]):
-        read = weigh_movement([Said(str(at), 12, one) for at, one in enumerate(order)])
+        read = weigh_movement([ProviderAnswer(str(at), 12, one) for at, one in enumerate(order)])
         if isinstance(expected, Why):
             assert isinstance(read, Unknown)
             assert read.why is expected
@@ -145,10 +147,10 @@ def test_what_was_moved(name: str) -> None:
 
 def test_a_list_of_transactions_that_lacks_one_is_another() -> None:
     one, two = AddressTx("aa" * 32, 5, 100), AddressTx("bb" * 32, 6, 120)
-    whole = Said("a", 12, Found((one, two)))
-    assert weigh_transactions([whole, Said("b", 12, Found((two, one)))]) == whole.read
+    whole = ProviderAnswer("a", 12, Found((one, two)))
+    assert weigh_transactions([whole, ProviderAnswer("b", 12, Found((two, one)))]) == whole.read
     for other in ((one,), (), (one, AddressTx("bb" * 32, 7, 120))):
-        read = weigh_transactions([whole, Said("b", 12, Found(other))])
+        read = weigh_transactions([whole, ProviderAnswer("b", 12, Found(other))])
         assert isinstance(read, Unknown)
         assert read.why is Why.DISPUTE
 
@@ -175,17 +177,17 @@ COINS = {
 def test_which_coins_count(name: str) -> None:
     lists, agreed, doubtful = COINS[name]
     for order in (lists, lists[::-1]):
-        read = weigh_coins([Said(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
+        read = weigh_coins([ProviderAnswer(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
         assert isinstance(read, Found)
         assert {row.tx_id[:2] for row in read.value.agreed} == {f"{number:02x}" for number in agreed}
         assert read.value.doubtful == refs(*doubtful)
 
 
 def test_a_list_that_could_not_be_read_leaves_all_open() -> None:
-    one_of_two = weigh_coins([Said("a", 12, Found((coin(1),))), Said("b", 12, MUTE)])
+    one_of_two = weigh_coins([ProviderAnswer("a", 12, Found((coin(1),))), ProviderAnswer("b", 12, MUTE)])
     assert isinstance(one_of_two, Unknown)
     assert one_of_two.why is Why.NOT_YET
-    for none in (weigh_coins([]), weigh_coins([Said("a", 12, MUTE), Said("b", 12, MUTE)])):
+    for none in (weigh_coins([]), weigh_coins([ProviderAnswer("a", 12, MUTE), ProviderAnswer("b", 12, MUTE)])):
         assert isinstance(none, Unknown)
         assert none.why is Why.UNCLEAR
 

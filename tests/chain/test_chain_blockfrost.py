@@ -33,7 +33,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
-    Parameters,
+    ProtocolParameters,
     Read,
     SubmitKind,
     Tip,
@@ -132,7 +132,7 @@ async def test_what_is_found_is_read_in_full(provider: FaultyProvider, source: B
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     assert await source.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
     assert await source.genesis() == Found(Genesis(1, 1_654_041_600, 1))
-    assert await source.parameters() == Found(Parameters(44, 155_381, 4310, 16_384, 5000, 225))
+    assert await source.parameters() == Found(ProtocolParameters(44, 155_381, 4310, 16_384, 5000, 225))
     assert await source.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
     assert await source.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from payagent.chain import circuit_breaker as quota
-from payagent.chain.circuit_breaker import Bucket, Door, Rate
+from payagent.chain.circuit_breaker import Bucket, CircuitBreaker, Rate
 from payagent.chain.provider import (
     AddressTx,
     Found,
@@ -19,7 +19,7 @@ from payagent.chain.provider import (
     Unknown,
     Why,
 )
-from payagent.chain.throttled_provider import Guarded
+from payagent.chain.throttled_provider import ThrottledProvider
 
 RATE = Rate(10, 500)
 TIP = Found(Tip(1, 1, "aa" * 32, 1))
@@ -50,7 +50,7 @@ class TestBucket:
 
 class TestDoor:
     def test_it_closes_after_failures_in_a_row_and_longer_each_time(self) -> None:
-        door, now_ms, pauses = Door(), 0, []
+        door, now_ms, pauses = CircuitBreaker(), 0, []
         for _ in range(quota.FAILURES_MAX - 1):
             door = quota.failed(door, "time-out", now_ms)
             assert door.is_open(now_ms)
@@ -63,7 +63,7 @@ class TestDoor:
         assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
 
     def test_an_answer_between_failures_starts_them_anew(self) -> None:
-        door = Door()
+        door = CircuitBreaker()
         for _ in range(quota.FAILURES_MAX - 1):
             door = quota.failed(door, "time-out", 0)
         door = quota.failed(quota.OPEN, "time-out", 0)
@@ -80,12 +80,12 @@ class TestDoor:
         ],
     )
     def test_who_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
-        door = quota.refused(Door(), why, asked_s, "http 429", 1000)
+        door = quota.refused(CircuitBreaker(), why, asked_s, "http 429", 1000)
         assert door.is_open(999)  # the clock was ahead when it closed
         assert door.closed_until_ms == 1000 + pause_ms
 
     def test_a_longer_pause_is_not_shortened(self) -> None:
-        door = quota.refused(Door(), Why.QUOTA, 600, "x", 0)
+        door = quota.refused(CircuitBreaker(), Why.QUOTA, 600, "x", 0)
         assert quota.refused(door, Why.RATE, 1, "x", 0).closed_until_ms == 600_000
 
 
@@ -134,9 +134,9 @@ class Provider:
         return SubmitAnswer(self.kind, "said", self.retry_after_s)
 
 
-def guarded(provider: Provider, rate: Rate | None = None) -> tuple[Guarded, Clock]:
+def guarded(provider: Provider, rate: Rate | None = None) -> tuple[ThrottledProvider, Clock]:
     clock = Clock()
-    return Guarded(provider, clock, rate), clock  # type: ignore[arg-type]
+    return ThrottledProvider(provider, clock, rate), clock  # type: ignore[arg-type]
 
 
 DOWN = Unknown("http 500", Why.OUTAGE)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import pytest
 
 from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
-from payagent.chain.provider_state import SENTENCE_MS, Sentence
-from payagent.chain.quorum import Panel
-from payagent.chain.throttled_provider import Guarded
+from payagent.chain.provider_state import SENTENCE_MS, Exclusion
+from payagent.chain.quorum import ProviderQuorum
+from payagent.chain.throttled_provider import ThrottledProvider
 from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
 
 
 def test_lies_of_one_moment_are_one_sentence_in_whatever_order_they_are_found_out() -> None:
-    once = Sentence().after(LATER_MS)
+    once = Exclusion().after(LATER_MS)
     again_ms = LATER_MS + SENTENCE_MS + 1000
     for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
         sentence = once
@@ -34,7 +34,7 @@ def test_lies_of_one_moment_are_one_sentence_in_whatever_order_they_are_found_ou
 
 
 def test_one_that_lies_again_soon_after_its_sentence_has_relapsed_and_long_after_it_has_not() -> None:
-    once = Sentence().after(LATER_MS)
+    once = Exclusion().after(LATER_MS)
     assert not once.is_relapse
     over_ms = LATER_MS + SENTENCE_MS
     assert once.after(over_ms).is_relapse
@@ -45,8 +45,8 @@ def test_one_that_lies_again_soon_after_its_sentence_has_relapsed_and_long_after
 
 def test_a_clock_that_is_put_back_a_day_begins_a_sentence_of_its_own() -> None:
     day_ms = 86_400_000
-    sentence = Sentence().after(LATER_MS + day_ms).after(LATER_MS)
-    assert sentence == Sentence().after(LATER_MS)
+    sentence = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
+    assert sentence == Exclusion().after(LATER_MS)
 
 
 class Clock:
@@ -86,10 +86,10 @@ class Slow:
         return self._told
 
 
-def panel_of(*sources: Slow) -> Panel:
+def panel_of(*sources: Slow) -> ProviderQuorum:
     clock = Clock()
-    guarded = [Guarded(source, clock, None) for source in sources]  # type: ignore[arg-type]
-    return Panel(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
+    guarded = [ThrottledProvider(source, clock, None) for source in sources]  # type: ignore[arg-type]
+    return ProviderQuorum(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
 
 
 def run(asking: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,7 @@ from payagent.core.invoice import Output
 from payagent.core.network import NETWORKS
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import select, sign
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 DEVNET = NETWORKS["devnet"]
 OUT = Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), "lovelace", 3_000_000)
@@ -19,8 +19,8 @@ def spend_elsewhere(shop: Shop) -> str:
     account, chain = derive(seed_from_words(shop.words), DEVNET), shop.devnet.chain_url
     slot = shop.http.get(f"{chain}/blocks/latest").json()["slot"]
     rows = shop.payagent("wallet", "utxos").json["utxos"]
-    coins = Coins(
-        Coin(row["ref"].partition("#")[0], int(row["ref"].partition("#")[2]), int(row["lovelace"]), ())
+    coins = UtxoIndex(
+        Utxo(row["ref"].partition("#")[0], int(row["ref"].partition("#")[2]), int(row["lovelace"]), ())
         for row in rows
         if row["state"] == "free"
     )

@@ -24,9 +24,9 @@ from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.daemon_client import AsyncDaemon, Daemon
-from payagent.client.daemon_client import Place as DaemonPlace
-from payagent.client.effects import Ask, Reply
+from payagent.client.daemon_client import AsyncDaemonClient, DaemonClient
+from payagent.client.daemon_client import DaemonAddress as DaemonPlace
+from payagent.client.effects import AskDaemon, DaemonReply
 from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.core.payment import Delivery
 from payagent.proxy.app import Bounds
@@ -222,8 +222,8 @@ async def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(way: str
         listening.listen(0)
         address = listening.getsockname()
         where = DaemonPlace.read(f"http://127.0.0.1:{address[1]}", TOKEN)
-        ask = Ask("GET", "/v1/merchants")
-        blocking, waiting = Daemon(where), AsyncDaemon(where)
+        ask = AskDaemon("GET", "/v1/merchants")
+        blocking, waiting = DaemonClient(where), AsyncDaemonClient(where)
         with socket.create_connection(address):  # as many as may wait to be accepted
             asking = waiting.ask(ask) if way == "async" else asyncio.to_thread(blocking.ask, ask)
             asked = asyncio.ensure_future(asking)
@@ -302,15 +302,15 @@ async def test_a_delivery_whose_telling_was_cut_off_is_told_later(
 ) -> None:
     """A program's time limit may end between an answer's last byte and the daemon's word."""
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
-    program, telling, ask = Program(shop, "async"), asyncio.Event(), AsyncDaemon.ask
+    program, telling, ask = Program(shop, "async"), asyncio.Event(), AsyncDaemonClient.ask
 
-    async def slow(daemon: AsyncDaemon, asked: Ask) -> Reply:
+    async def slow(daemon: AsyncDaemonClient, asked: AskDaemon) -> DaemonReply:
         if asked.path.endswith("/delivery") and not telling.is_set():
             telling.set()
             await asyncio.Event().wait()
         return await ask(daemon, asked)
 
-    monkeypatch.setattr(AsyncDaemon, "ask", slow)
+    monkeypatch.setattr(AsyncDaemonClient, "ask", slow)
     async with program.async_client() as http:
         first = asyncio.create_task(http.get(f"{shop.peer.url}/chat"))
         await telling.wait()

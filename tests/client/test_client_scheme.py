@@ -20,7 +20,7 @@ from x402.http.clients import x402HttpxClient
 from x402.http.clients.requests import x402_http_adapter
 from x402_sdk.sdk_merchant import SdkMerchant
 
-from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
 from payagent.core.payment import Delivery
@@ -73,7 +73,7 @@ async def market(
 ) -> AsyncIterator[Market]:
     world.fund(*COINS)
     with SdkMerchant(world.devnet, **options) as merchant:
-        sold = MerchantTerms("sdk", merchant.url, None, None, "confirmed", 5)
+        sold = MerchantConfig("sdk", merchant.url, None, None, "confirmed", 5)
         merchants = {**world.terms.merchants, merchant.url: sold}
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
             await run.look()
@@ -255,7 +255,7 @@ async def bent(at: Market, bent: Bent, known_as: frozenset[str] = frozenset()) -
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
     known = dict(agent.desk.filed.merchants)
-    known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
+    known[bent.url] = MerchantConfig("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
     await agent.desk.take_terms(replace(agent.desk.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:

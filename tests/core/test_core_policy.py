@@ -11,7 +11,7 @@ from payagent.core.policy import (
     WALLET,
     Limit,
     Scope,
-    Span,
+    SpendSpan,
     Window,
     allowed_assets,
     ask,
@@ -192,16 +192,16 @@ class TestWindows:
     @given(ROLLING, TIMES)
     def test_what_frees_up_does_so_just_then(self, window: Window, spent_ms: int) -> None:
         start_ms = spent_ms // SPAN_MS[window] * SPAN_MS[window]
-        frees_ms = frees_at_ms(window, [Span(start_ms, 5)], 5)
+        frees_ms = frees_at_ms(window, [SpendSpan(start_ms, 5)], 5)
         assert frees_ms is not None
         assert counts_from_ms(window, frees_ms - 1) <= start_ms < counts_from_ms(window, frees_ms)
 
     def test_it_is_told_when_enough_is_free(self) -> None:
-        spans = [Span(0, 3), Span(300_000, 4), Span(900_000, 5)]
+        spans = [SpendSpan(0, 3), SpendSpan(300_000, 4), SpendSpan(900_000, 5)]
         day = [frees_at_ms(Window.DAY, spans, units) for units in (1, 3, 4, 7, 8, 12, 13)]
         ends = [start + 300_000 + 86_400_000 for start in (0, 0, 300_000, 300_000, 900_000, 900_000)]
         assert day == [*ends, None]
-        assert frees_at_ms(Window.MONTH, [Span(0, 1)], 1) == 21_600_000 + 30 * 86_400_000
+        assert frees_at_ms(Window.MONTH, [SpendSpan(0, 1)], 1) == 21_600_000 + 30 * 86_400_000
 
     def test_the_windows_are_of_the_lengths_that_they_say(self) -> None:
         hours = {window: length_ms / 3_600_000 for window, length_ms in LENGTH_MS.items()}

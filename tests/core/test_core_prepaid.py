@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.ledger import use as book
-from payagent.core.prepaid_balance import Balance, Cost, average, buy, take_back, use
+from payagent.core.prepaid_balance import Cost, PrepaidBalance, average, buy, take_back, use
 
 
 @dataclass
@@ -31,7 +31,7 @@ steps = st.lists(
 
 @given(steps)
 def test_bought_less_used_is_left_and_never_negative(taken: list[tuple[str, object]]) -> None:
-    balance, plain = Balance(), Plain()
+    balance, plain = PrepaidBalance(), Plain()
     for kind, what in taken:
         if kind == "buy":
             plain.lots.append(what)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_bought_less_used_is_left_and_never_negative(taken: list[tuple[str, obje
 
 @given(st.integers(1, 500), st.integers(0, 10**12))
 def test_a_batch_costs_what_was_paid_for_it_call_by_call(count: int, price: int) -> None:
-    balance = buy(Balance(), count, {"lovelace": price} if price else {})
+    balance = buy(PrepaidBalance(), count, {"lovelace": price} if price else {})
     shares = []
     for _ in range(count):
         after = use(balance, 1)
@@ -64,7 +64,7 @@ def test_a_batch_costs_what_was_paid_for_it_call_by_call(count: int, price: int)
 
 
 def test_what_a_lost_block_takes_back_comes_again_with_the_block() -> None:
-    bought = use(buy(Balance(), 100, {"lovelace": 10_000_000}), 40)
+    bought = use(buy(PrepaidBalance(), 100, {"lovelace": 10_000_000}), 40)
     lost = take_back(bought, 100, {"lovelace": 10_000_000})
     assert (lost.bought, lost.used, lost.unexplained, lost.left) == (0, 0, 40, 0)
     assert lost.costs["lovelace"] == Cost(0, 0)
@@ -72,7 +72,7 @@ def test_what_a_lost_block_takes_back_comes_again_with_the_block() -> None:
 
 
 def test_a_balance_in_an_asset_is_used_by_what_the_call_costs() -> None:
-    balance = use(buy(Balance(), 5_000_000, {"lovelace": 5_000_000}), 1_500_000)
+    balance = use(buy(PrepaidBalance(), 5_000_000, {"lovelace": 5_000_000}), 1_500_000)
     assert balance.costs["lovelace"] == Cost(5_000_000, 1_500_000)
     over = use(balance, 4_000_000)
     assert (over.left, over.unexplained) == (0, 500_000)
@@ -93,7 +93,7 @@ def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
 
 
 def test_a_use_costs_the_average_of_what_is_left_and_of_nothing_left_that_of_all() -> None:
-    balance = buy(Balance(), 100, {"lovelace": 1_000, "token": 50})
+    balance = buy(PrepaidBalance(), 100, {"lovelace": 1_000, "token": 50})
     assert average(balance, 3) == {"lovelace": 30, "token": 1}
     assert average(use(balance, 100), 3) == {"lovelace": 30, "token": 1}
-    assert average(Balance(), 3) == {}
+    assert average(PrepaidBalance(), 3) == {}

@@ -12,11 +12,11 @@ from payagent.core.utxo_upkeep import (
     GATHERED_LEAST,
     GATHERED_MOST,
     KEPT_LOVELACE,
-    Begun,
     Budget,
     Demand,
     Gather,
     Held,
+    RecentPayment,
     Split,
     decide,
     demand_of,
@@ -45,26 +45,28 @@ class TestDemand:
         assert demand_of([], [], is_quiet=True) == Demand(is_quiet=True)
 
     def test_at_once_is_what_begins_within_a_minute_of_each_other(self) -> None:
-        begun = [Begun(at_ms, ADA) for at_ms in (0, AT_ONCE_MS - 1, AT_ONCE_MS, AT_ONCE_MS + 1, 5 * AT_ONCE_MS)]
+        begun = [
+            RecentPayment(at_ms, ADA) for at_ms in (0, AT_ONCE_MS - 1, AT_ONCE_MS, AT_ONCE_MS + 1, 5 * AT_ONCE_MS)
+        ]
         assert demand_of(begun, [], is_quiet=False).at_once == 3
 
     def test_what_was_refused_for_lack_of_a_coin_counts_and_has_no_price(self) -> None:
-        begun = [Begun(0, 3 * ADA), Begun(1, None), Begun(2, None, handed_over=True)]
+        begun = [RecentPayment(0, 3 * ADA), RecentPayment(1, None), RecentPayment(2, None, handed_over=True)]
         demand = demand_of(begun, [], is_quiet=False)
         assert (demand.at_once, demand.handed_over, demand.typical_lovelace) == (3, 1, 3 * ADA)
 
     def test_what_is_handed_over_and_found_coins_wants_no_more(self) -> None:
-        begun = [Begun(0, ADA, handed_over=True), Begun(1, ADA, handed_over=True)]
+        begun = [RecentPayment(0, ADA, handed_over=True), RecentPayment(1, ADA, handed_over=True)]
         assert demand_of(begun, [], is_quiet=False).handed_over == 0
-        assert demand_of([*begun, Begun(2, None, handed_over=True)], [], is_quiet=False).handed_over == 3
+        assert demand_of([*begun, RecentPayment(2, None, handed_over=True)], [], is_quiet=False).handed_over == 3
 
     def test_the_typical_one_is_the_lower_median(self) -> None:
-        begun = [Begun(0, lovelace) for lovelace in (9, 1, 4, 2)]
+        begun = [RecentPayment(0, lovelace) for lovelace in (9, 1, 4, 2)]
         demand = demand_of(begun, [], is_quiet=False)
         assert (demand.typical_lovelace, demand.largest_lovelace) == (2, 9)
 
     def test_those_who_wait_say_what_is_typical(self) -> None:
-        demand = demand_of([Begun(0, 9 * ADA)], [2 * ADA, 3 * ADA, 3 * ADA], is_quiet=False)
+        demand = demand_of([RecentPayment(0, 9 * ADA)], [2 * ADA, 3 * ADA, 3 * ADA], is_quiet=False)
         assert (demand.waiting, demand.typical_lovelace, demand.largest_lovelace) == (3, 3 * ADA, 9 * ADA)
 
 

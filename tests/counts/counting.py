@@ -97,9 +97,9 @@ async def of_the_agent(folder: Path) -> Counts:
 def builder(coins: int) -> Callable[[], object]:
     """Select, build, sign and check one payment from a wallet of so many coins."""
     from benchmarks.wallets import outputs, pay, wallet
-    from payagent.wallet.utxo_index import Coins
+    from payagent.wallet.utxo_index import UtxoIndex
 
-    index, asked = Coins(wallet(coins, "ada")), outputs("ada")
+    index, asked = UtxoIndex(wallet(coins, "ada")), outputs("ada")
     return lambda: pay(index, asked)
 
 

@@ -19,7 +19,7 @@ from agent.test_agent_x402 import show
 from agent_kit import ADA, APP, Relay, Run, World
 
 from payagent.agent.base.ports import SystemClock
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import Delivery, State
@@ -303,7 +303,7 @@ def findings(world: World) -> list[str]:
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn:
         conn.execute("BEGIN")
         told = verify(conn, Owner(world.account.address, world.terms.network))
-        return [f"{one.table} {one.row}: {one.what}" for one in told if isinstance(one, Finding)]
+        return [f"{one.table} {one.row}: {one.what}" for one in told if isinstance(one, AuditFinding)]
 
 
 def head_of(path: Path) -> tuple[int, str]:

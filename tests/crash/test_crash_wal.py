@@ -29,7 +29,7 @@ from crash.crash_kit import (
     head_of,
 )
 
-from payagent.audit.finding import Finding, Head
+from payagent.audit.finding import AuditFinding, Head
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.problems import Refused
@@ -190,7 +190,7 @@ def test_what_was_durable_and_is_rotten_is_missed_by_who_noted_the_head(crashed:
         conn.execute("BEGIN")
         noted = Head(*crashed.expected(len(log)))
         told = list(verify(conn, Owner(crashed.world.account.address, crashed.world.terms.network), noted))
-        assert [one.table for one in told if isinstance(one, Finding)] == ["seals"]
+        assert [one.table for one in told if isinstance(one, AuditFinding)] == ["seals"]
 
 
 def test_a_log_without_its_database_or_a_database_that_is_none_is_refused(

@@ -19,10 +19,10 @@ from canaries import plant
 from daemon.test_daemon_doors import devnet, folder, refused, start, stop  # noqa: F401  fixtures
 
 from payagent.agent.base.alert_records import raise_alert
-from payagent.agent.base.config import Terms
-from payagent.agent.base.prepaid import Buyer, ServedCall
-from payagent.agent.operator.alerts import Alerts, crossing, retry_at_ms
-from payagent.audit.finding import Finding
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.operator.alerts import AlertMonitor, crossing, retry_at_ms
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.problems import Refused
@@ -122,7 +122,7 @@ def lines(written: io.StringIO, *events: str) -> list[dict[str, object]]:
     return [said for line in written.getvalue().splitlines() if (said := json.loads(line))["event"] in events]
 
 
-def marked(terms: Terms) -> Terms:
+def marked(terms: AgentConfig) -> AgentConfig:
     merchants = {origin: replace(one, alert_below=3) for origin, one in terms.merchants.items()}
     return replace(terms, wallet_below_lovelace=MARK, merchants=merchants)
 
@@ -132,7 +132,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
     """One life of the agent, with its alerts."""
     webhook = None if receiver is None else Webhook(receiver.url, KEY)
     async with world.run(terms=marked) as run:
-        yield run, Alerts(run.desk, webhook)
+        yield run, AlertMonitor(run.desk, webhook)
     if webhook is not None:
         await webhook.aclose()
 
@@ -148,7 +148,7 @@ def is_genuine(call: Call, secret: str = SECRET) -> bool:
 def require_whole(run: Run) -> None:
     with run.desk.snapshot() as conn:
         found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
-    assert not [one for one in found if isinstance(one, Finding)], found
+    assert not [one for one in found if isinstance(one, AuditFinding)], found
 
 
 def told_in_the_ledger(run: Run) -> list[dict[str, str]]:
@@ -256,7 +256,7 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
         for number in range(2):
             buyer = Buyer("demo", world.address)
             await run.agent.prepaid_calls.record_call(
-                ServedCall(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
+                ServedRequest(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
             )
             await alerting.beat()
         assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"

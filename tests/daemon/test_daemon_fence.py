@@ -19,7 +19,7 @@ import pytest
 from daemon.test_daemon_doors import devnet, folder, log_of_a_run, start, stop  # noqa: F401  fixtures
 
 from payagent import sandbox as fence
-from payagent.sandbox import Plan
+from payagent.sandbox import SandboxPlan
 
 needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has no Landlock")
 
@@ -289,7 +289,7 @@ def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder:
 # What is hidden, and what cannot be
 
 
-def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -> Plan:
+def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -> SandboxPlan:
     for name in ("data/keystore.json", "config/config.toml", "config/passphrase", "secret/passphrase"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -300,7 +300,7 @@ def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -
 def test_what_is_there_is_hidden_by_its_real_name(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     plan = plan_of(tmp_path, "link/passphrase", "config/config.toml")
-    assert plan == Plan((tmp_path / "data/keystore.json", tmp_path / "secret/passphrase"), ())
+    assert plan == SandboxPlan((tmp_path / "data/keystore.json", tmp_path / "secret/passphrase"), ())
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_lies_there(tmp
     (tmp_path / "data").mkdir()
     (tmp_path / "data/passphrase").touch()
     plan = plan_of(tmp_path, "data/passphrase", "data/config.toml")
-    assert plan == Plan((tmp_path / "data/keystore.json", tmp_path / "data/passphrase"), ())
+    assert plan == SandboxPlan((tmp_path / "data/keystore.json", tmp_path / "data/passphrase"), ())
 
 
 def test_a_file_with_a_second_name_is_not_said_to_be_hidden(tmp_path: Path) -> None:

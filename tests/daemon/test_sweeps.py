@@ -16,9 +16,9 @@ from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.chain.provider import Tip
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.log import Redactor, configure_logging
-from payagent.scheduler import DRAIN_S, Beats, Sweeps
+from payagent.scheduler import DRAIN_S, JobIntervals, Scheduler
 
-FAST = Beats(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
+FAST = JobIntervals(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Quiet:
 async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
     watch = Watch(fail_first=3)
     watch.go_on.set()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     assert sweeps.stale() is not None
     await asyncio.wait_for(watch.several.wait(), 10)
@@ -123,7 +123,7 @@ async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.Mon
         monkeypatch.setattr(f"{module}.datetime", clock)
     monkeypatch.setattr("payagent.scheduler.CLOCK_LOOK_S", 0.01)
     watch.go_on.set()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await looks(watch, 3)
     clock.off = off
@@ -134,7 +134,7 @@ async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.Mon
 async def test_what_nobody_decided_on_in_time_is_looked_for() -> None:
     agent, watch = Agent(), Watch()
     watch.go_on.set()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(agent.asked.wait(), 10)
     await sweeps.stop()
@@ -142,7 +142,7 @@ async def test_what_nobody_decided_on_in_time_is_looked_for() -> None:
 
 async def test_looks_do_not_run_beside_each_other() -> None:
     watch = Watch()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.started.wait(), 10)
     for _ in range(20):
@@ -158,7 +158,7 @@ async def test_what_is_idle_is_looked_at_seldom_and_what_is_admitted_with_the_ne
     watch = Watch(is_idle=True)
     watch.go_on.set()
     beats = replace(FAST, idle_s=3600, merchants_s=0.01)
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), beats)  # type: ignore[arg-type]
+    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), beats)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.started.wait(), 10)
     async with asyncio.timeout(10):
@@ -172,7 +172,7 @@ async def test_what_is_idle_is_looked_at_seldom_and_what_is_admitted_with_the_ne
 
 async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
     agent, watch = Agent(), Watch()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.started.wait(), 10)
     stopping = asyncio.create_task(sweeps.stop())
@@ -188,7 +188,7 @@ async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
 async def test_readiness_says_what_the_last_look_said() -> None:
     agent, watch = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     watch.go_on.set()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.several.wait(), 10)
     assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
@@ -224,7 +224,7 @@ async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_
     agent.chain.slots = SlotClock(0, now_s)
     agent.chain.tip = Tip(1, 0, "ab" * 32, now_s)
     watch.go_on.set()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await looks(watch, 5)
     watch.trouble = "first: timeout after 5.2 s"
@@ -250,7 +250,7 @@ async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_
 async def test_a_look_that_fails_in_the_same_way_again_is_logged_once(written: io.StringIO) -> None:
     watch = Watch(fail_first=1_000_000)
     watch.go_on.set()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await looks(watch, 5)
     await sweeps.stop()

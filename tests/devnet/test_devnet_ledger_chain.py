@@ -10,7 +10,7 @@ import pytest
 from ledger_check.scalus import Scalus, needs_scalus
 from ledger_check.txkit import Draft, Key, Out, OutRef, asset
 
-from payagent.devnet.ledger import Block, Chain, LedgerError, Params, TxOut
+from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, Params, TxOut
 
 START = 1_000
 ALICE, BOB = Key.extended(1), Key.extended(2)
@@ -126,7 +126,7 @@ def test_unspent_outputs_come_oldest_first(chain: Chain) -> None:
 
 
 def test_the_same_calls_make_the_same_blocks() -> None:
-    def play() -> list[Block]:
+    def play() -> list[DevnetBlock]:
         chain = Chain(Params(), 0, START)
         (ref,) = fund(chain, A, 100 * ADA)
         chain.submit(pay(chain, [ref], 10 * ADA).tx())
@@ -328,7 +328,7 @@ def test_a_fork_block_stays_between_tip_and_clock(chain: Chain, slot: int) -> No
 # --- the whole against a naive replay -----------------------------------------------------------------------
 
 
-def replay(blocks: Sequence[Block]) -> tuple[dict[OutRef, TxOut], dict[OutRef, str], dict[bytes, list[str]]]:
+def replay(blocks: Sequence[DevnetBlock]) -> tuple[dict[OutRef, TxOut], dict[OutRef, str], dict[bytes, list[str]]]:
     """Unspent outputs in order of creation, spenders and histories, from the blocks alone."""
     outputs: dict[OutRef, TxOut] = {}
     spender: dict[OutRef, str] = {}

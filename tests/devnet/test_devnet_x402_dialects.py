@@ -11,9 +11,9 @@ from http_kit import NO_TLS
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.dialects import Call, Reading, Response, Shown, proof_headers, read_offers
+from payagent.dialects import HttpRequest, HttpResponse, ProofMaterial, Reading, proof_headers, read_offers
 from payagent.dialects.http_wire import parse_answer, parse_response
-from payagent.dialects.retry_answers import Said, read_answer
+from payagent.dialects.retry_answers import RetryVerdict, read_answer
 
 PATH = "/x402/chat?output=short"
 INTENT = "int_" + "0" * 24
@@ -39,13 +39,13 @@ class Reader(Purse):
             network=NETWORKS["devnet"],
             split_mode=None,
             received_at_ms=1,
-            call=Call("POST", self.devnet.merchant_url + PATH, "", {}),
+            call=HttpRequest("POST", self.devnet.merchant_url + PATH, "", {}),
             assets=frozenset(("lovelace", TOKEN)),
         )
         (invoice,) = read_offers(parse_response(ask.status_code, ask.headers.multi_items(), ask.content), reading)
         return invoice
 
-    def proof(self, invoice: Invoice) -> tuple[Shown, dict[str, str]]:
+    def proof(self, invoice: Invoice) -> tuple[ProofMaterial, dict[str, str]]:
         """A signed transaction that pays the invoice, and the headers of the retry."""
         outputs = [
             (out.address.raw, out.units, {})
@@ -55,7 +55,7 @@ class Reader(Purse):
         ]
         (coin_id, index), *_ = self.coins()
         tx_id, raw = self.build(outputs, ttl=300)
-        shown = Shown(tx_id, raw, f"{coin_id}#{index}", INTENT)
+        shown = ProofMaterial(tx_id, raw, f"{coin_id}#{index}", INTENT)
         headers = proof_headers(
             invoice.dialect,
             invoice_id=invoice.invoice_id,
@@ -66,8 +66,8 @@ class Reader(Purse):
         )
         return shown, headers
 
-    def said(self, invoice: Invoice, shown: Shown, answer: httpx.Response) -> Said:
-        response: Response = parse_answer(answer.status_code, answer.headers.multi_items(), answer.content)
+    def said(self, invoice: Invoice, shown: ProofMaterial, answer: httpx.Response) -> RetryVerdict:
+        response: HttpResponse = parse_answer(answer.status_code, answer.headers.multi_items(), answer.content)
         told = {"invoice_id": invoice.invoice_id, "shown_tx": shown.tx_id}
         return read_answer(invoice.dialect, response, **told, now_ms=0).said
 
@@ -102,11 +102,11 @@ def test_every_form_is_read_paid_and_served(reader: Reader, form: str, asset: st
     assert [(out.asset, out.units) for out in invoice.outputs] == [(asset, price)]
     assert (invoice.proof, invoice.handed_over) == ("signed_cbor", True)
     shown, headers = reader.proof(invoice)
-    assert reader.said(invoice, shown, reader.call(headers)) is Said.PENDING
+    assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.PENDING
     assert reader.state()["mempool"] == [shown.tx_id]
     reader.control("blocks", count=2)
     answer = reader.call(headers)
-    assert reader.said(invoice, shown, answer) is Said.SERVED
+    assert reader.said(invoice, shown, answer) is RetryVerdict.SERVED
     assert answer.json()["txHash"] == shown.tx_id
 
 
@@ -115,23 +115,23 @@ def test_the_payers_own_submission_is_asked_for_and_served(reader: Reader) -> No
     invoice = reader.invoice()
     assert not invoice.handed_over
     shown, headers = reader.proof(invoice)
-    assert reader.said(invoice, shown, reader.call(headers)) is Said.PENDING
+    assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.PENDING
     assert reader.state()["mempool"] == []
     assert shown.cbor is not None
     assert reader.submit(shown.cbor).status_code == 200
     reader.control("blocks", count=1)
-    assert reader.said(invoice, shown, reader.call(headers)) is Said.SERVED
+    assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.SERVED
 
 
 FAULTS = {
-    "pending": Said.PENDING,
-    "duplicate": Said.USED_UP,
-    "empty_reason": Said.UNCLEAR,
-    "settle_500_before_broadcast": Said.UNCLEAR,
-    "settle_500_after_broadcast": Said.UNCLEAR,
-    "refuse_verify": Said.REFUSED,
-    "ttl_too_far": Said.UNCLEAR,
-    "redirect_307": Said.OTHER,
+    "pending": RetryVerdict.PENDING,
+    "duplicate": RetryVerdict.USED_UP,
+    "empty_reason": RetryVerdict.UNCLEAR,
+    "settle_500_before_broadcast": RetryVerdict.UNCLEAR,
+    "settle_500_after_broadcast": RetryVerdict.UNCLEAR,
+    "refuse_verify": RetryVerdict.REFUSED,
+    "ttl_too_far": RetryVerdict.UNCLEAR,
+    "redirect_307": RetryVerdict.OTHER,
 }
 
 
@@ -142,6 +142,6 @@ def test_every_fault_is_understood(reader: Reader, fault: str, version: int) -> 
     invoice = reader.invoice()
     shown, headers = reader.proof(invoice)
     assert reader.said(invoice, shown, reader.call(headers)) is FAULTS[fault]
-    assert reader.said(invoice, shown, reader.call(headers)) is Said.SERVED
-    assert reader.said(invoice, shown, reader.call(headers)) is Said.USED_UP
-    assert reader.said(invoice, shown, reader.call()) is Said.INVOICED
+    assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.SERVED
+    assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.USED_UP
+    assert reader.said(invoice, shown, reader.call()) is RetryVerdict.INVOICED

@@ -6,7 +6,7 @@ from hostile_402s import TOKEN, TOKEN_DECIMALS, address
 
 from payagent.core.invoice import Invoice, SplitMode
 from payagent.core.network import NETWORKS
-from payagent.dialects import Reading, Response, make_response, read_offers
+from payagent.dialects import HttpResponse, Reading, make_response, read_offers
 
 PREPROD = NETWORKS["preprod"]
 PAY_TO = address(PREPROD, 0, 0x50)
@@ -44,7 +44,7 @@ def read(body: object, split_mode: SplitMode | None = None, headers: dict[str, s
     return read_one(make_response(402, headers or {}, body), reading(split_mode))
 
 
-def read_one(response: Response, reading: Reading) -> Invoice:
+def read_one(response: HttpResponse, reading: Reading) -> Invoice:
     """The invoice of a 402 that offers one."""
     (invoice,) = read_offers(response, reading)
     return invoice

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from payagent.core.problems import Refused
-from payagent.dialects.request_commitment import Call, check_declared, salted_hash
+from payagent.dialects.request_commitment import HttpRequest, check_declared, salted_hash
 
 SALT = bytes(range(32))
-GET = Call("GET", "https://api.example.com/article/A", hashlib.sha256(b"").hexdigest(), {})
-POST = Call(
+GET = HttpRequest("GET", "https://api.example.com/article/A", hashlib.sha256(b"").hexdigest(), {})
+POST = HttpRequest(
     "POST",
     "https://api.example.com/search?q=cardano&lang=es",
     hashlib.sha256(b'{"q":"cardano"}').hexdigest(),
@@ -44,7 +44,7 @@ def declared(headers: list[Any], part: str, digest: str, **change: Any) -> dict[
 
 
 @pytest.mark.parametrize(("call", "headers", "part", "digest", "salted"), VECTORS)
-def test_the_published_vectors(call: Call, headers: list[str], part: str, digest: str, salted: str) -> None:
+def test_the_published_vectors(call: HttpRequest, headers: list[str], part: str, digest: str, salted: str) -> None:
     bound = check_declared(declared(headers, part, digest), call)
     assert bound == tuple(headers)
     assert salted_hash(call, bound, SALT).hex() == salted

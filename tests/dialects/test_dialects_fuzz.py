@@ -13,9 +13,9 @@ from x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
 from payagent.dialects import (
+    HttpResponse,
+    ProofMaterial,
     Reading,
-    Response,
-    Shown,
     make_response,
     parse_response,
     proof_headers,
@@ -40,7 +40,7 @@ VALUES = st.recursive(
 )
 
 
-def _read_or_refuse(response: Response, known: Reading, text: str) -> None:
+def _read_or_refuse(response: HttpResponse, known: Reading, text: str) -> None:
     outcome: tuple[Invoice, ...] | Refused
     try:
         outcome = read_offers(response, known)
@@ -110,7 +110,7 @@ X402 = [
 X402_KEYS = st.sampled_from(
     (*X402[0], *X402[1], *entry(), *v1_entry(), "assetNameHex", "submissionPolicy", "info")
 )
-SHOWN = Shown("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
+SHOWN = ProofMaterial("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
 
 
 def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> None:
@@ -126,7 +126,7 @@ def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> No
         del place[index]
 
 
-def _carriers(terms: Any) -> list[Response]:
+def _carriers(terms: Any) -> list[HttpResponse]:
     """A 402 with the terms in the header, in the body, and in a page, as far as that can be sent."""
     made = []
     for headers, body in (
@@ -151,7 +151,7 @@ def test_x402_terms_with_a_field_changed_or_moved(data: st.DataObject, terms: An
         _prove_or_refuse(response)
 
 
-def _prove_or_refuse(response: Response) -> None:
+def _prove_or_refuse(response: HttpResponse) -> None:
     """What was read has a proof, and all of it can stand in a header."""
     try:
         offers = read_offers(response, knowing())
@@ -196,7 +196,7 @@ def test_any_answer_to_a_retry_is_read_without_a_word(
     body: object, settled: object, status: int, dialect: str, after: str | None
 ) -> None:
     headers = {"retry-after": after or "5"} | ({} if settled is None else {"payment-response": pack(settled)})
-    response = Response(status, headers, body)
+    response = HttpResponse(status, headers, body)
     answer = read_answer(dialect, response, invoice_id="inv-1", shown_tx="ab" * 32, now_ms=10**12)
     assert answer.reason.isascii()
     assert answer.reason.isprintable()

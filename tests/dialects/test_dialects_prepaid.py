@@ -8,26 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.strict_json import JsonNumber
-from payagent.dialects import PrepaidSaid, Response, read_prepaid, wants_wallet_address
+from payagent.dialects import HttpResponse, PrepaidAnswer, read_prepaid, wants_wallet_address
 
 TOKEN = "ab" * 28 + "544f4b"
 
 
-def read(body: object) -> PrepaidSaid:
+def read(body: object) -> PrepaidAnswer:
     return read_prepaid(200, json.dumps(body))
 
 
 def said(
     remaining: int, total: int | None = None, used: int | None = None, unit: str | None = None
-) -> PrepaidSaid:
-    return PrepaidSaid(remaining, total, used, unit, None, understood=True, why="")
+) -> PrepaidAnswer:
+    return PrepaidAnswer(remaining, total, used, unit, None, understood=True, why="")
 
 
 def refused(body: object) -> str:
     """Why an answer is not understood; nothing is said of one that is not."""
     answer = read(body)
     assert answer.why
-    assert answer == PrepaidSaid(None, None, None, None, None, understood=False, why=answer.why)
+    assert answer == PrepaidAnswer(None, None, None, None, None, understood=False, why=answer.why)
     return answer.why
 
 
@@ -59,7 +59,7 @@ def refused(body: object) -> str:
         ({"remaining": 5, "period_remaining": 3, "limit": {"remaining": 2}, "history": [{"used": 9}]}, said(5)),
     ],
 )
-def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidSaid) -> None:
+def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidAnswer) -> None:
     assert read(body) == meant
 
 
@@ -88,7 +88,7 @@ def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidSaid
         ({"balance": {"units": "7", "asset": f"{TOKEN[:56]}.{TOKEN[56:]}"}}, said(7, unit=TOKEN)),
     ],
 )
-def test_the_unit_is_what_the_answer_names(body: object, meant: PrepaidSaid) -> None:
+def test_the_unit_is_what_the_answer_names(body: object, meant: PrepaidAnswer) -> None:
     assert read(body) == meant
 
 
@@ -250,7 +250,7 @@ VALUES = st.recursive(
 OBJECTS: st.SearchStrategy[Any] = st.dictionaries(KEYS, VALUES, max_size=6)
 
 
-def _holds_together(answer: PrepaidSaid) -> None:
+def _holds_together(answer: PrepaidAnswer) -> None:
     numbers = (answer.remaining, answer.total, answer.used, answer.expires_at_ms)
     assert all(number is None or (type(number) is int and number >= 0) for number in numbers)
     assert answer.why.isprintable()
@@ -291,4 +291,4 @@ WANTED = "wallet_address_required_for_prepaid_batches"
     ],
 )
 def test_a_merchant_that_must_know_the_wallet(status: int, body: object, wanted: bool) -> None:
-    assert wants_wallet_address(Response(status, {}, body)) is wanted
+    assert wants_wallet_address(HttpResponse(status, {}, body)) is wanted

@@ -10,10 +10,10 @@ from hostile_402s import TOKEN
 from x402_examples import DOTTED, JSON, NO_JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.problems import Refused
-from payagent.dialects import Shown, parse_response, proof_headers, read_offers
+from payagent.dialects import ProofMaterial, parse_response, proof_headers, read_offers
 
 HTML = {"content-type": "text/html"}
-SHOWN = Shown("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
+SHOWN = ProofMaterial("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
 SOLD = "https://api.example.com/x402/chat"
 INVOICE, SIGNATURE, PAYMENT = "X-Invoice-Id", "PAYMENT-SIGNATURE", "X-PAYMENT"
 

@@ -11,9 +11,9 @@ from hostile_402s import OTHER_POLICY, TOKEN, address
 from payagent.core.invoice import Proof
 from payagent.core.problems import Refused
 from payagent.dialects import (
+    HttpResponse,
+    ProofMaterial,
     Reading,
-    Response,
-    Shown,
     as_recorded,
     make_response,
     parse_answer,
@@ -311,7 +311,7 @@ def test_a_refusal_names_the_shape_that_was_seen() -> None:
         read(detail())
 
 
-SHOWN = Shown("ab" * 32, None, "cd" * 32 + "#0", "int_" + "0" * 24)
+SHOWN = ProofMaterial("ab" * 32, None, "cd" * 32 + "#0", "int_" + "0" * 24)
 
 
 def test_proof_headers() -> None:
@@ -354,9 +354,9 @@ def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict
 
 def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
     twice = [("X-Invoice-Id", "a"), ("x-invoice-id", "b")]
-    assert parse_answer(402, twice, b'{"a": 1}') == Response(402, {"x-invoice-id": "a"}, {"a": 1})
-    assert parse_answer(402, [], b'{"a": 1, "a": 2}') == Response(402, {}, "")
-    assert parse_answer(200, [], b"served") == Response(200, {}, "served")
+    assert parse_answer(402, twice, b'{"a": 1}') == HttpResponse(402, {"x-invoice-id": "a"}, {"a": 1})
+    assert parse_answer(402, [], b'{"a": 1, "a": 2}') == HttpResponse(402, {}, "")
+    assert parse_answer(200, [], b"served") == HttpResponse(200, {}, "served")
 
 
 @pytest.mark.parametrize("headers", [[(1, "a")], [("a", None)]])

@@ -27,18 +27,25 @@ from x402_examples import (
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
-from payagent.dialects import Response, Shown, make_response, parse_response, proof_headers, read_offers
+from payagent.dialects import (
+    HttpResponse,
+    ProofMaterial,
+    make_response,
+    parse_response,
+    proof_headers,
+    read_offers,
+)
 
-SHOWN = Shown("ab" * 32, b"\x84\xa3\x00", "cd" * 32 + "#1", "int_" + "0" * 24)
+SHOWN = ProofMaterial("ab" * 32, b"\x84\xa3\x00", "cd" * 32 + "#1", "int_" + "0" * 24)
 HOME = "https://api.example.com/"
 HTML = {"content-type": "text/html; charset=utf-8"}
 
 
-def in_json(terms: object) -> Response:
+def in_json(terms: object) -> HttpResponse:
     return make_response(402, JSON, terms)
 
 
-def in_page(terms: object) -> Response:
+def in_page(terms: object) -> HttpResponse:
     return parse_response(402, HTML, page(terms).encode())
 
 
@@ -157,7 +164,7 @@ SDK_BODY = {"error": "Payment Required", "invoiceId": "6aec41a2-1b", "paymentReq
 OWN = address(NETWORKS["preprod"], 0, 0x77)
 
 
-def sdk(terms: object = SDK, body: object = SDK_BODY) -> Response:
+def sdk(terms: object = SDK, body: object = SDK_BODY) -> HttpResponse:
     return make_response(402, JSON | {"PAYMENT-REQUIRED": pack(terms)}, body)
 
 

@@ -12,13 +12,13 @@ from hostile_402s import OTHER_POLICY, TOKEN, address
 from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
 
 from payagent.core.problems import Refused
-from payagent.dialects import Shown, make_response, parse_response, proof_headers
+from payagent.dialects import ProofMaterial, make_response, parse_response, proof_headers
 
 CBOR = bytes.fromhex("84a300") + b"\x01" * 300
-SHOWN = Shown("ab" * 32, CBOR, "cd" * 32 + "#1", "int_" + "0123456789abcdef01234567")
+SHOWN = ProofMaterial("ab" * 32, CBOR, "cd" * 32 + "#1", "int_" + "0123456789abcdef01234567")
 
 
-def prove(terms: Any, shown: Shown = SHOWN, headers: dict[str, str] | None = None) -> Any:
+def prove(terms: Any, shown: ProofMaterial = SHOWN, headers: dict[str, str] | None = None) -> Any:
     """The decoded PAYMENT-SIGNATURE for the first offer of a 402."""
     invoice = offers(answer_402(terms, headers=headers))[0]
     proof = proof_headers(

@@ -10,7 +10,7 @@ from dialect_examples import PAY_TO, reading
 from hostile_402s import TOKEN
 
 from payagent.core.invoice import Invoice
-from payagent.dialects import Call, Reading, Response, parse_response, read_offers
+from payagent.dialects import HttpRequest, HttpResponse, Reading, parse_response, read_offers
 
 URL = "https://api.example.com/premium-data"
 DOTTED = TOKEN[:56] + "." + TOKEN[56:]
@@ -52,7 +52,7 @@ def required(*entries: dict[str, Any], **change: Any) -> dict[str, Any]:
     } | change
 
 
-def answer_402(terms: object, body: str = "{}", headers: dict[str, str] | None = None) -> Response:
+def answer_402(terms: object, body: str = "{}", headers: dict[str, str] | None = None) -> HttpResponse:
     """The 402 over the wire, its terms in the header."""
     packed = {"PAYMENT-REQUIRED": pack(terms)}
     return parse_response(402, (JSON if headers is None else headers) | packed, body.encode())
@@ -95,14 +95,14 @@ def page(terms: object) -> str:
 
 def knowing(url: str | None = URL, **change: Any) -> Reading:
     """What we bring to an x402 402: a call to URL, with limits for ADA and the token."""
-    call = None if url is None else Call("GET", url, hashlib.sha256(b"").hexdigest(), {})
+    call = None if url is None else HttpRequest("GET", url, hashlib.sha256(b"").hexdigest(), {})
     return replace(reading(), **({"call": call, "assets": frozenset(("lovelace", TOKEN))} | change))
 
 
-def offers(response: Response, **change: Any) -> tuple[Invoice, ...]:
+def offers(response: HttpResponse, **change: Any) -> tuple[Invoice, ...]:
     return read_offers(response, knowing(**change))
 
 
-def offer(response: Response, **change: Any) -> Invoice:
+def offer(response: HttpResponse, **change: Any) -> Invoice:
     (invoice,) = offers(response, **change)
     return invoice

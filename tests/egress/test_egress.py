@@ -15,7 +15,7 @@ from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress, is_public
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.outbound.webhook import Webhook
-from payagent.proxy.http1 import Call, Target, Upstream
+from payagent.proxy.http1 import Target, Upstream, UpstreamRequest
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
@@ -71,7 +71,7 @@ async def by_client(egress: Egress, origin: str) -> bytes | None:
 
 async def by_proxy(egress: Egress, origin: str) -> bytes | None:
     upstream = Upstream(Target.of_origin(origin), 5, egress)
-    async with upstream.call(Call(b"GET", b"/x", [], None)) as answer:
+    async with upstream.call(UpstreamRequest(b"GET", b"/x", [], None)) as answer:
         return await answer.peek(100)
 
 

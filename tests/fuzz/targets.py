@@ -23,12 +23,12 @@ from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.dialects import (
-    Answer,
-    Call,
-    PrepaidSaid,
+    HttpRequest,
+    HttpResponse,
+    PrepaidAnswer,
+    ProofMaterial,
     Reading,
-    Response,
-    Shown,
+    RetryAnswer,
     parse_answer,
     parse_response,
     proof_headers,
@@ -44,7 +44,7 @@ from payagent.signer.policy import Clocks, Policy
 from payagent.wallet.transaction import build, sign
 from payagent.wallet.tx_check import CheckFailed
 from payagent.wallet.tx_check import check as check_bytes
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 Fuzzed = Callable[[bytes], None]
 PREPROD = NETWORKS["preprod"]
@@ -79,18 +79,18 @@ READINGS = tuple(
         received_at_ms=NOW_MS,
         decimals={TOKEN: 0},
         own=OWN,
-        call=Call("GET", "https://api.example.com/premium-data", hashlib.sha256(b"").hexdigest(), {}),
+        call=HttpRequest("GET", "https://api.example.com/premium-data", hashlib.sha256(b"").hexdigest(), {}),
         assets=frozenset(("lovelace", TOKEN)),
         salt=bytes(32) if mode else None,
     )
     for mode in (None, "additional", "inclusive")
 )
-SHOWN = Shown(TX, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
+SHOWN = ProofMaterial(TX, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
 DIALECTS = ("t-backend", "flux", "x402-v2", "x402-v1")
 STATUSES = (402, 402, 402, 402, 402, 402, 402, 200, 202, 302, 400, 409, 429, 503)
 
 
-def body402(data: bytes, answered: Callable[..., Answer] = read_answer) -> None:
+def body402(data: bytes, answered: Callable[..., RetryAnswer] = read_answer) -> None:
     """A byte for the status and one for what we know beside it, header lines, an empty line, a body."""
     how, known, wire = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
     status, reading = STATUSES[how[0] % len(STATUSES)], READINGS[known[0] % len(READINGS)]
@@ -135,14 +135,14 @@ def _check_invoice(invoice: Invoice) -> None:
     holds(all(value.isascii() and value.isprintable() for value in proof.values()), proof)
 
 
-def _check_prepaid(said: PrepaidSaid) -> None:
+def _check_prepaid(said: PrepaidAnswer) -> None:
     holds(said.understood or bool(said.why), said)
     numbers = [number for number in (said.remaining, said.total, said.used) if number is not None]
     holds(all(type(number) is int and number >= 0 for number in numbers), said)
     holds(not numbers or said.understood, said)
 
 
-def _careless_read(dialect: str, response: Response, **shown: Any) -> Answer:
+def _careless_read(dialect: str, response: HttpResponse, **shown: Any) -> RetryAnswer:
     """It makes a number of the seconds to wait before it looks what they are."""
     int(response.headers.get("retry-after", "0"))
     return read_answer(dialect, response, **shown)
@@ -254,7 +254,7 @@ def _generous_parse(value: object, network: Any) -> Address:
 # --- the bytes of a transaction
 
 ADA = 1_000_000
-COINS = (Coin("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))), Coin("22" * 32, 1, 20 * ADA))
+COINS = (Utxo("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))), Utxo("22" * 32, 1, 20 * ADA))
 PLAN = build(COINS, COINS[1], pay(10 * ADA, 2 * ADA), change=OWN, ttl_slot=TTL_SLOT, network_id=0)
 RAW = sign(PLAN, SIGNER)
 CAPS = {"lovelace": 15 * ADA}
@@ -333,7 +333,7 @@ HOP_BY_HOP = (
     b"upgrade",
     b"proxy-connection",
 )
-CALL = upstream.Call(b"GET", b"/chat", [(b"accept", b"*/*")], None)
+CALL = upstream.UpstreamRequest(b"GET", b"/chat", [(b"accept", b"*/*")], None)
 
 
 class _Wire(asyncio.Transport):
@@ -387,7 +387,7 @@ async def _answer(pieces: list[bytes], size: int) -> h11.Response | None:
     arriving = asyncio.get_running_loop().create_task(arrive())
     try:
         head = await line.begin(CALL)
-        answer = upstream.MerchantAnswer(line, head, upstream.Upstream(TARGET, 5.0))
+        answer = upstream.UpstreamAnswer(line, head, upstream.Upstream(TARGET, 5.0))
         holds(100 <= answer.status <= 999 and all(b"\n" not in v and b"\r" not in v for _, v in answer.headers))
         body, more = b"", True
         while more:

@@ -23,7 +23,7 @@ from payagent.core.invoice import Output
 from payagent.devnet.merchant import role_address
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import select, sign
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 PRICE = 2 * ADA
 TRIES = 4
@@ -269,9 +269,9 @@ class Naive:
     def _sign(self, pay_to: str, units: int) -> tuple[str, bytes]:
         raw = self.account.address.raw
         listed = self.world.devnet.run(lambda devnet: list(devnet.chain.utxos_at(raw)))
-        coins = [Coin(ref[0], ref[1], out.lovelace) for ref, out in listed]
+        coins = [Utxo(ref[0], ref[1], out.lovelace) for ref, out in listed]
         plan = select(
-            Coins(coin for coin in coins if coin.ref not in self._spent),
+            UtxoIndex(coin for coin in coins if coin.ref not in self._spent),
             (Output("pay_to", parse_address(pay_to, DEVNET), "lovelace", units),),
             change=self.account.address,
             ttl_slot=self.world.devnet.run(lambda devnet: devnet.chain.slot) + 200,

@@ -29,8 +29,8 @@ from hostile.hostile_merchant import (
 )
 from http_kit import NO_TLS
 
-from payagent.agent.base.config import MerchantTerms
-from payagent.audit.finding import Finding
+from payagent.agent.base.config import MerchantConfig
+from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core import retry_schedule as showing
@@ -106,7 +106,7 @@ async def place(world: World, way: str, mode: str) -> AsyncIterator[Place]:
     world.fund(*[20 * ADA] * 6)
     proof = "signed_cbor" if way == "signed_cbor" else "tx_hash"
     with HostileMerchant(world, mode, slow_s=SLOW_ANSWER_S).serving() as merchant:
-        terms = MerchantTerms("t", merchant.url, "demo", None, "submitted", 1, proof=proof)
+        terms = MerchantConfig("t", merchant.url, "demo", None, "submitted", 1, proof=proof)
         async with world.run(terms=lambda given: replace(given, merchants={merchant.url: terms})) as run:
             await run.look()
             async with served(run, HURRIED if mode == "accept_then_timeout" else PATIENT) as api:
@@ -224,7 +224,7 @@ def assert_books(at: Place) -> None:
     assert run.owned() == run.world.on_chain()
     with run.desk.snapshot() as conn:
         owner = Owner(run.world.account.address, run.world.terms.network)
-        assert [told for told in verify(conn, owner) if isinstance(told, Finding)] == []
+        assert [told for told in verify(conn, owner) if isinstance(told, AuditFinding)] == []
 
 
 async def buy_in_spite(at: Place, driver: str) -> None:

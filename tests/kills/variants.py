@@ -12,23 +12,23 @@ import payagent.agent.agent
 import payagent.daemon
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import SystemClock
-from payagent.agent.base.requests import Ask
-from payagent.agent.payments.sign import Signing
+from payagent.agent.base.requests import PaymentRequest
+from payagent.agent.payments.sign import PaymentSigner
 from payagent.settings.schema import Settings
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import sign
-from payagent.wallet.tx_plan import Plan
+from payagent.wallet.tx_plan import TxPlan
 
 
 def leave_then_persist(_settings: Settings) -> None:
     """Sends a transaction before its attempt is durable (against rule 2)."""
 
-    class Hasty(Signing):
-        async def sign(self, payment_id: str, plan: Plan) -> None:
+    class Hasty(PaymentSigner):
+        async def sign(self, payment_id: str, plan: TxPlan) -> None:
             await self._desk.sources[0].submit(sign(plan, self._signer), plan.tx_id)
             await super().sign(payment_id, plan)
 
-    setattr(payagent.agent.agent, "Signing", Hasty)  # noqa: B010  a module does not export what it imports
+    setattr(payagent.agent.agent, "PaymentSigner", Hasty)  # noqa: B010  a module does not export what it imports
 
 
 def give_up_at_restart(settings: Settings) -> None:
@@ -53,7 +53,7 @@ def jumping_clock(_settings: Settings) -> None:
     begun_s = None
 
     class Jumping(Agent):
-        async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
+        async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
             nonlocal begun_s
             begun_s = begun_s or time.monotonic()
             return await super().pay(ask)

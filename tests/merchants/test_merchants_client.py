@@ -18,7 +18,7 @@ from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
-from payagent.outbound.merchant_client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.outbound.merchant_client import BODY_MAX_BYTES, MerchantClient, MerchantReply, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}
@@ -320,7 +320,7 @@ class TestCall:
             assert json.loads(heard.record())["body_base64"] == "/wA="
 
 
-async def call(url: str, body: bytes = b"") -> Heard:
+async def call(url: str, body: bytes = b"") -> MerchantReply:
     client = MerchantClient()
     try:
         return await client.call(url, "POST", body=body, headers=HEADERS, timeout_s=1)

@@ -17,11 +17,11 @@ from agent_kit import Run, World
 from api_kit import Api, served
 from commitments import commitment_to
 
-from payagent.agent.base.config import MerchantTerms
+from payagent.agent.base.config import MerchantConfig
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.app import Bounds
-from payagent.proxy.exchange import Trip
+from payagent.proxy.exchange import Exchange
 from payagent.store.rows import payments
 from payagent.store.rows.payments import PaymentRow
 
@@ -286,7 +286,7 @@ async def place(world: World, bounds: Bounds = Bounds(), **terms: object) -> Asy
     """The daemon's proxy in front of a raw merchant `t` (`terms` are that merchant's) and the devnet's."""
     async with Peer().running() as peer:
         known = world.terms.merchants[world.origin]
-        raw = replace(MerchantTerms("t", peer.url, None, None, "confirmed", 5), **terms)  # type: ignore[arg-type]
+        raw = replace(MerchantConfig("t", peer.url, None, None, "confirmed", 5), **terms)  # type: ignore[arg-type]
         merchants = {world.origin: replace(known, name="devnet"), raw.origin: raw}
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
             await run.look()
@@ -296,7 +296,7 @@ async def place(world: World, bounds: Bounds = Bounds(), **terms: object) -> Asy
 
 def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
     """The proxy's time is over as soon as it is so: a busy machine gets done what it has to before."""
-    monkeypatch.setattr(Trip, "left_s", property(lambda _trip: 0.0 if when() else PATIENCE_S))
+    monkeypatch.setattr(Exchange, "left_s", property(lambda _trip: 0.0 if when() else PATIENCE_S))
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from proxy_kit import OK, Heard, Peer, Place, place, saying
 from turns_kit import turns
 
 from payagent.proxy.app import Bounds
-from payagent.proxy.http1 import Call, Target, Upstream, _Line
+from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -406,7 +406,7 @@ async def test_an_answer_in_tiny_chunks_holds_the_merchant_back_as_well() -> Non
     """A chunk of one byte is an object of more than a hundred, which waits for a client that does not read."""
     line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
     line.connection_made(tap)
-    begun = asyncio.create_task(line.begin(Call(b"GET", b"/", (), None)))
+    begun = asyncio.create_task(line.begin(UpstreamRequest(b"GET", b"/", (), None)))
     await asyncio.sleep(0)
     line.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert (await begun).status_code == 200
@@ -534,7 +534,7 @@ async def test_a_client_that_hangs_up_as_its_upload_is_stopped_leaves_no_connect
         hung_up.set()
 
     async def call(upstream: Upstream) -> None:
-        async with upstream.call(Call(b"POST", b"/chat", [], Upload())) as answered:
+        async with upstream.call(UpstreamRequest(b"POST", b"/chat", [], Upload())) as answered:
             await answered.peek(100)
 
     async with Peer().running() as peer, asyncio.timeout(10):

@@ -14,7 +14,7 @@ from proxy_kit import Peer, Place, place
 from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
-from payagent.proxy.http1 import Call, Target, Upstream
+from payagent.proxy.http1 import Target, Upstream, UpstreamRequest
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def test_one_that_is_trusted_for_another_name_is_refused(
     origin = peer.url.replace("127.0.0.1", "shop.example")
     client = MerchantClient(egress.transport())
     with pytest.raises(Refused, match="CERTIFICATE_VERIFY_FAILED"):
-        async with Upstream(Target.of_origin(origin), 5, egress).call(Call(b"GET", b"/", [], None)):
+        async with Upstream(Target.of_origin(origin), 5, egress).call(UpstreamRequest(b"GET", b"/", [], None)):
             pass
     with pytest.raises(Refused) as caught:
         await client.call(f"{origin}/", "GET", body=b"", headers={}, timeout_s=5)
@@ -91,7 +91,7 @@ async def test_all_of_an_answer_comes_whose_server_hangs_up_at_its_end(
         tls = server_context(public, private)
         serving = asyncio.create_task(asyncio.to_thread(hang_up_after, server, tls, said))
         body, more = b"", True
-        async with Upstream(Target.of_origin(origin), 20).call(Call(b"GET", b"/", [], None)) as answer:
+        async with Upstream(Target.of_origin(origin), 20).call(UpstreamRequest(b"GET", b"/", [], None)) as answer:
             while more:
                 chunk, more = await answer.read()
                 body += chunk

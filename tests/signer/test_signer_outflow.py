@@ -4,27 +4,27 @@ import pytest
 
 from payagent.core.problems import Refused
 from payagent.signer import spend_window as outflow
-from payagent.signer.spend_window import DAY_S, Outflow
+from payagent.signer.spend_window import DAY_S, SpendWindow
 
 ADA, TOKEN = "lovelace", "aa" * 28
 A, B, C = (("ab" * 32, index) for index in range(3))
 
 
-def day(**caps: int) -> Outflow:
-    return Outflow({ADA: 10, TOKEN: 5, **caps}, "limits.signed_per_day")
+def day(**caps: int) -> SpendWindow:
+    return SpendWindow({ADA: 10, TOKEN: 5, **caps}, "limits.signed_per_day")
 
 
 def of(*inputs: tuple[str, int]) -> frozenset[tuple[str, int]]:
     return frozenset(inputs)
 
 
-def sign(sums: Outflow, inputs: frozenset[tuple[str, int]], now_s: float = 0, **leaving: int) -> None:
+def sign(sums: SpendWindow, inputs: frozenset[tuple[str, int]], now_s: float = 0, **leaving: int) -> None:
     sums.require(inputs, leaving, now_s)
     sums.note(inputs, leaving, now_s)
 
 
 def refused(
-    sums: Outflow, inputs: frozenset[tuple[str, int]], now_s: float = 0, **leaving: int
+    sums: SpendWindow, inputs: frozenset[tuple[str, int]], now_s: float = 0, **leaving: int
 ) -> dict[str, object]:
     with pytest.raises(Refused) as caught:
         sums.require(inputs, leaving, now_s)

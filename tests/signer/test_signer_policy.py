@@ -15,15 +15,15 @@ from payagent.devnet.decode import decode_tx
 from payagent.devnet.ledger_types import LedgerError
 from payagent.signer.policy import Clocks, Policy, clocks_of
 from payagent.wallet import cbor_write as cbor
-from payagent.wallet.transaction import select, sweep
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import select, send_all
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
 TOKEN, FREE = sorted(ASSETS[1:3])
 CAPS = {"lovelace": 20 * ADA, TOKEN: 500}
 DAY_CAPS = {"lovelace": 40 * ADA, TOKEN: 1000}
 NOW_SLOT = 3_000
-COIN = Coin("ab" * 32, 0, 100 * ADA)
+COIN = Utxo("ab" * 32, 0, 100 * ADA)
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ def test_what_is_at_the_caps_is_allowed() -> None:
 def own_bodies() -> Iterator[tuple[bytes, int]]:
     """What the wallet itself builds: a payment with shares, one that commits to something, a split, a sweep."""
     for outputs, more in ((pay(3 * ADA, ADA, ADA), {}), (pay(3 * ADA), {"commitment": bytes(32)})):
-        plan = select(Coins([COIN]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
+        plan = select(UtxoIndex([COIN]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
         yield plan.body, plan.paid
     for to in (OWN, payee(3)):
-        small = Coins([replace(COIN, lovelace=15 * ADA)])
-        plan = sweep(small, to, own=OWN, ttl_slot=4000, network_id=0)
+        small = UtxoIndex([replace(COIN, lovelace=15 * ADA)])
+        plan = send_all(small, to, own=OWN, ttl_slot=4000, network_id=0)
         yield plan.body, plan.paid
 
 
@@ -175,7 +175,7 @@ def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
 @pytest.mark.parametrize("change", [payee(9), own_address(1)], ids=["a stranger", "another network"])
 def test_a_wallet_whose_own_address_is_a_wrong_one_is_not_signed_for(change: Address) -> None:
     """The wallet's check would pass: it compares with a plan of the same mistake."""
-    plan = select(Coins([COIN]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
+    plan = select(UtxoIndex([COIN]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
     with pytest.raises(Refused, match="output 1 is change"):
         admit(plan.body, plan.paid)
 

@@ -27,7 +27,7 @@ from payagent.signer.client import SignerProcess, unlocked
 from payagent.wallet.keys import Account, derive, seed_from_words
 from payagent.wallet.new_keystore import create
 from payagent.wallet.transaction import check, select, sign
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 WORDS = plant(
     "the signer's words",
@@ -104,7 +104,11 @@ def test_it_signs_what_the_same_key_would_sign_here(signer: Unlocked) -> None:
     here = derive(seed_from_words(WORDS), PREPROD)
     assert account.address == here.address
     plan = select(
-        Coins([Coin("ab" * 32, 0, 100 * ADA)]), pay(3 * ADA, ADA), change=account.address, ttl_slot=9, network_id=0
+        UtxoIndex([Utxo("ab" * 32, 0, 100 * ADA)]),
+        pay(3 * ADA, ADA),
+        change=account.address,
+        ttl_slot=9,
+        network_id=0,
     )
     raw = sign(plan, process)
     check(raw, plan, here.signer.public_key)
@@ -122,7 +126,9 @@ def test_it_refuses_by_itself_what_its_policy_forbids_and_goes_on(signer: Unlock
         assert caught.value.code in ("signer_refused", "limit_exceeded", "asset_not_allowed"), name
         assert (caught.value.code == "limit_exceeded") == ("limit" in caught.value.context), name
     assert process.problem is None
-    plan = select(Coins([Coin("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0)
+    plan = select(
+        UtxoIndex([Utxo("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0
+    )
     signature = process.sign(plan.body, plan.paid)
     assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), process.public_key) == bytes.fromhex(plan.tx_id)
 
@@ -483,7 +489,9 @@ def test_signals_for_the_daemon_leave_it_alone(signer: Unlocked) -> None:
     account, process = signer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         send(process.pid, number)
-    plan = select(Coins([Coin("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0)
+    plan = select(
+        UtxoIndex([Utxo("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0
+    )
     assert len(process.sign(plan.body, plan.paid)) == 64
 
 

@@ -21,12 +21,12 @@ import structlog
 from payagent.agent import context as desk
 from payagent.agent.agent import Agent
 from payagent.agent.base import orders
-from payagent.agent.base.requests import Ask
+from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync import rolled_back_deposits as vanished
-from payagent.agent.chain_sync.confirmations import Sightings
-from payagent.agent.chain_sync.follow_up import Due
+from payagent.agent.chain_sync.confirmations import Confirmations
+from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.commits import admission, replacement
 from payagent.agent.commits import approvals as questions
 from payagent.agent.commits import delivery_transitions as delivery_steps
@@ -35,8 +35,8 @@ from payagent.agent.commits import rules as rulebook
 from payagent.agent.commits import tx_planner as planner
 from payagent.agent.payments import lifecycle as carrying
 from payagent.agent.payments import sign as signing
-from payagent.agent.payments.lifecycle import Carrying
-from payagent.agent.payments.sign import Signing
+from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.agent.payments.sign import PaymentSigner
 from payagent.chain.provider import Found, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -52,7 +52,7 @@ from payagent.store.rows import writes as records
 from payagent.wallet import transaction
 from payagent.wallet import tx_plan as plans
 from sim.fixtures import API_KEY
-from sim.stage import Stage
+from sim.stage import SimStage
 from sim.virtual_loop import StuckError, VirtualLoop
 
 Mutant = Callable[[ExitStack], None]
@@ -123,22 +123,22 @@ def without_guards(stack: ExitStack) -> None:
 
 @mutant("recorded after it was sent")
 def _record_after_submit(stack: ExitStack) -> None:
-    real = Signing.sign
+    real = PaymentSigner.sign
 
-    async def sign(self: Signing, payment_id: str, plan: Any) -> None:
+    async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
         raw = await self.sign_and_check(payment_id, plan)
         if not self._desk.payment(payment_id).handed_over:
             await self._desk.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
-    put(stack, Signing, "sign", sign)
+    put(stack, PaymentSigner, "sign", sign)
 
 
 @mutant("answered before the commit")
 def _answered_before_commit(stack: ExitStack) -> None:
     """Headers with the signed bytes go out while they are still being written."""
 
-    async def carry_out(self: Carrying, admitted: Any) -> Any:
+    async def carry_out(self: PaymentLifecycle, admitted: Any) -> Any:
         if admitted.plan is None:
             return await real(self, admitted)
         raw = await self._signing.sign_and_check(admitted.payment_id, admitted.plan)
@@ -158,8 +158,8 @@ def _answered_before_commit(stack: ExitStack) -> None:
         row = self._desk.payment(admitted.payment_id)
         return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
 
-    real = Carrying.carry_out
-    put(stack, Carrying, "carry_out", carry_out)
+    real = PaymentLifecycle.carry_out
+    put(stack, PaymentLifecycle, "carry_out", carry_out)
 
 
 @mutant("no fsync")
@@ -203,9 +203,9 @@ def _rebuild_on_bad_inputs(stack: ExitStack) -> None:
 def _given_up_after(stack: ExitStack, blocks: int) -> None:
     """Once the tip is so many blocks (of 20 s) past the time limit, the payment counts as failed."""
     without_guards(stack)
-    real = Due.carry_on
+    real = FollowUp.carry_on
 
-    async def carry_on(self: Due) -> None:
+    async def carry_on(self: FollowUp) -> None:
         desk = self._desk
         tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
         for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
@@ -213,7 +213,7 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, Due, "carry_on", carry_on)
+    put(stack, FollowUp, "carry_on", carry_on)
 
 
 @mutant("built anew after the time limit")
@@ -232,9 +232,9 @@ def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
 @mutant("not found is void")
 def _not_found_is_void(stack: ExitStack) -> None:
     without_guards(stack)
-    real = Sightings._look_for
+    real = Confirmations._look_for
 
-    async def look_for(self: Sightings, source: Any, tip: Any, row: Any) -> None:
+    async def look_for(self: Confirmations, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
         desk = self._desk
         if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
@@ -243,7 +243,7 @@ def _not_found_is_void(stack: ExitStack) -> None:
             if not isinstance(read, Found):
                 await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
 
-    put(stack, Sightings, "_look_for", look_for)
+    put(stack, Confirmations, "_look_for", look_for)
 
 
 @mutant("a hold is released when nobody answers")
@@ -312,9 +312,9 @@ def _never_taken_back(stack: ExitStack) -> None:
 @mutant("what a facilitator does not send in two minutes is given up")
 def _given_up_pending(stack: ExitStack) -> None:
     without_guards(stack)
-    real = Due.carry_on
+    real = FollowUp.carry_on
 
-    async def carry_on(self: Due) -> None:
+    async def carry_on(self: FollowUp) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
@@ -322,7 +322,7 @@ def _given_up_pending(stack: ExitStack) -> None:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, Due, "carry_on", carry_on)
+    put(stack, FollowUp, "carry_on", carry_on)
 
 
 # --- what is spent -----------------------------------------------------------------------------------------------
@@ -345,21 +345,21 @@ def _anchor_dropped(stack: ExitStack) -> None:
         unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.anchor.ref, row.id))
         return made
 
-    put(stack, replacement.Replacing, "_plan", plan)
+    put(stack, replacement.Replacement, "_plan", plan)
 
 
 @mutant("the anchor is dropped at the second replacement")
 def _anchor_dropped_later(stack: ExitStack) -> None:
     """A1{u1}, A2{u1, u2}, A3{u2, u3}: each excludes the one before, and the first and the last do not."""
-    kept = replacement.Replacing._plan
+    kept = replacement.Replacement._plan
     _anchor_dropped(stack)
-    dropped = replacement.Replacing._plan
+    dropped = replacement.Replacement._plan
 
     def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
         count = sum(one.kind == "pay" for one in queries.attempts(unit.conn, row.id))
         return (kept if count < 2 else dropped)(self, unit, row, wanted, ttl_slot)
 
-    put(stack, replacement.Replacing, "_plan", plan)
+    put(stack, replacement.Replacement, "_plan", plan)
 
 
 @mutant("a child is kept after its parent was replaced")
@@ -386,9 +386,9 @@ def _not_taken_back(stack: ExitStack) -> None:
 
 @mutant("the intent's key is ignored")
 def _key_ignored(stack: ExitStack) -> None:
-    real = Ask.key
+    real = PaymentRequest.key
     count = iter(range(1_000_000))
-    put(stack, Ask, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
+    put(stack, PaymentRequest, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
     without_guards(stack)
     put(stack, payments, "payment_of_invoice", lambda *_: None)
 
@@ -403,7 +403,7 @@ def _key_outside(stack: ExitStack) -> None:
     assert rule in schema.TABLES
     put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
 
-    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+    async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
         seen[ask.received] = live(self.desk.conn, ask.app_id, ask.key(None) or "")
         await asyncio.sleep(1)
         return await pay(self, ask)
@@ -421,10 +421,10 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, counted = Agent.pay, rulebook.Rulebook.require_within_limits, spending.counted
+    pay, decide, counted = Agent.pay, rulebook.PaymentRules.require_within_limits, spending.counted
     seen: dict[str, dict[Limit, int]] = {}
 
-    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+    async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
         clock_ms = self.desk.admission.rulebook.clock_ms(self.desk.conn, self.desk.ports.clock.now_ms())
         seen[ask.received] = {limit: counted(self.desk.conn, limit, clock_ms) for limit in self.desk.terms.limits}
         await asyncio.sleep(1)
@@ -438,7 +438,7 @@ def _policy_outside(stack: ExitStack) -> None:
             return decide(self, conn, purchase, *rest, **named)
 
     put(stack, Agent, "pay", pay_by_what_was)
-    put(stack, rulebook.Rulebook, "require_within_limits", decide_by_what_was)
+    put(stack, rulebook.PaymentRules, "require_within_limits", decide_by_what_was)
 
 
 @mutant("void when its deposit is denied")
@@ -453,15 +453,15 @@ def _void_by_absence(stack: ExitStack) -> None:
             "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.coins, now_ms), row.id
         )
 
-    put(stack, vanished.Vanished, "_weigh", weigh)
+    put(stack, vanished.RolledBackDeposits, "_weigh", weigh)
 
 
 @mutant("no bound on the fee")
 def _no_fee_cap(stack: ExitStack) -> None:
     """A provider's or a bug's 22 times the fee is paid as it comes."""
     for where in (transaction, plans):
-        put(stack, where, "Parameters", partial(plans.Parameters, min_fee_b=2_000_000))
-    dear = plans.Parameters(min_fee_b=2_000_000)
+        put(stack, where, "Parameters", partial(plans.TxParameters, min_fee_b=2_000_000))
+    dear = plans.TxParameters(min_fee_b=2_000_000)
     for module in (transaction, replacement):
         put(stack, module, "MAINNET_PARAMETERS", dear)
     for function in (transaction.select, transaction.build):
@@ -510,7 +510,7 @@ def _riding_left_out(stack: ExitStack) -> None:
 def _key_logged(stack: ExitStack) -> None:
     real = Agent.pay
 
-    async def pay(self: Agent, ask: Ask) -> Any:
+    async def pay(self: Agent, ask: PaymentRequest) -> Any:
         structlog.get_logger().warning("pay", headers=self.desk.terms.merchants[ask.origin].own_headers("addr"))
         return await real(self, ask)
 
@@ -572,17 +572,17 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 @mutant("nobody's answer is a yes")
 def _silence_is_consent(stack: ExitStack) -> None:
     def consent(
-        self: questions.Questions, unit: Any, payment_id: str, min_window_s: int, now_ms: int
-    ) -> orders.Decided | None:
-        with suppress(Refused), patch.object(questions.Questions, "over", lambda *_: []):
+        self: questions.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
+    ) -> orders.DecidedPayment | None:
+        with suppress(Refused), patch.object(questions.ApprovalRules, "over", lambda *_: []):
             return self.approve(unit, payment_id, orders.Approver("clock"), min_window_s, now_ms)
         return None
 
-    put(stack, questions.Questions, "over", _all_that_wait)
-    put(stack, questions.Questions, "deny_when_over", consent)
+    put(stack, questions.ApprovalRules, "over", _all_that_wait)
+    put(stack, questions.ApprovalRules, "deny_when_over", consent)
 
 
-def _all_that_wait(_self: questions.Questions, conn: Any, *_: int) -> list[str]:
+def _all_that_wait(_self: questions.ApprovalRules, conn: Any, *_: int) -> list[str]:
     return [row.id for row in payments.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 
@@ -620,7 +620,7 @@ def _first_failure(seeds: range) -> tuple[int, str] | None:
     What verify finds does not count, since a payer with the bug would verify by it; nor does a step that fails,
     since that is how the bug was put in.
     """
-    stage = Stage()
+    stage = SimStage()
     try:
         for seed in seeds:
             violations = [what for what in stage.run(seed).violations if not what.startswith(NOT_COUNTED)]

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from sim.coverage import LISTED
-from sim.fault_rates import Mix
+from sim.fault_rates import FaultRates
 
 Line = dict[str, Any]
 
@@ -69,7 +69,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         "replay": _last(lines, "replay"),
         "profile": _last(lines, "profile"),
         "mutants": [line for line in lines if line["stage"] == "mutants"],
-        "mix": {field.name: field.default for field in fields(Mix)},
+        "mix": {field.name: field.default for field in fields(FaultRates)},
     }
 
 

@@ -30,29 +30,29 @@ from typing import Any
 from simulation.report import machine
 from simulation.sources import ROOT, commit, package_hash
 
-from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.audit.signed_bytes import Owner
-from payagent.chain.provider import PacedSource
+from payagent.chain.provider import PacedProvider
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
-from payagent.devnet.ledger import Block, Tx
+from payagent.devnet.ledger import DevnetBlock, Tx
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.x402_terms import X402
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, payments
-from sim.clients import PARTNER, BuyerTask, Want
+from sim.clients import PARTNER, BuyerTask, ClientGoal
 from sim.disk import Disk
-from sim.fault_rates import QUIET, Mix
+from sim.fault_rates import QUIET, FaultRates
 from sim.fixtures import ADA, NETWORK, START_MS, account, canaries
 from sim.judge import Judge, Signed
-from sim.merchants import SimShop, Transport
+from sim.merchants import SimShop, SimTransport
 from sim.network import Net
-from sim.process import Life
-from sim.providers import Habits, SimSource
+from sim.process import SimProcess
+from sim.providers import Habits, SimProvider
 from sim.stage import make_template
-from sim.trace import Story
+from sim.trace import Trace
 from sim.virtual_loop import StuckError, VirtualLoop
 from sim.world import asked_by, purchase_of
 
@@ -201,7 +201,7 @@ class Forgetful(Net):
             if chain._utxos.pop(ref, None) is not None:
                 del chain._refs_at[out.address][ref]
 
-    def split(self, since: Block) -> tuple[int, int, int]:
+    def split(self, since: DevnetBlock) -> tuple[int, int, int]:
         """The other branch wins: (blocks undone, transactions lost by it, transactions that landed on it)."""
         chain, rng = self.chain, self._rng
         depth = chain.tip.height - since.height
@@ -259,7 +259,7 @@ class LongJudge(Judge):
         else:
             self._by_purchase[signed.purchase].append(tx.tx_id)
 
-    def blocks_made(self, blocks: Iterable[Block]) -> None:
+    def blocks_made(self, blocks: Iterable[DevnetBlock]) -> None:
         """I1 on the chain as it is."""
         for tx in [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]:
             purchase = self.signed[tx.tx_id].purchase
@@ -320,7 +320,7 @@ class LongDisk(Disk):
         return True
 
 
-class CountingSource(SimSource):
+class CountingSource(SimProvider):
     """A provider that counts its calls."""
 
     calls = 0
@@ -358,7 +358,7 @@ class Soak:
         self.package, self.commit = package_hash(), commit()  # as it is now: the run is long
         self.rng = Random(size.seed)
         self.loop = VirtualLoop()
-        self.story = Story(size.seed, self.loop.time, canaries())
+        self.story = Trace(size.seed, self.loop.time, canaries())
         self.disk = LongDisk(folder, make_template(folder))
         self.signer = account().signer
         self.wallet = account().address.text
@@ -412,7 +412,7 @@ class Soak:
 
     async def _run(self) -> None:
         self._fund()
-        self._life = Life(self)
+        self._life = SimProcess(self)
         self.judge.committed(self._life.conn, synced=True)
         await self._life.begin()
         for work in (self._make_blocks(), self._measure(), self._split()):
@@ -449,7 +449,7 @@ class Soak:
         await asyncio.sleep(120)
         for number in range(self.size.payments):
             await asyncio.sleep(self.rng.expovariate(1 / self.size.every_s))
-            want = Want(
+            want = ClientGoal(
                 app_id="app_test",
                 shop=shops[number % len(shops)],
                 path="/x402/chat" if number % X402_EVERY == 0 else "/chat",
@@ -534,7 +534,7 @@ class Soak:
 
     # --- what the parts ask of the world
 
-    async def life(self) -> Life:
+    async def life(self) -> SimProcess:
         return self._life
 
     def died(self, why: str) -> None:
@@ -544,7 +544,7 @@ class Soak:
         if not error.startswith("Refused("):
             self.story.violate("BUG", f"{where}: {error}")
 
-    def mix(self) -> Mix:
+    def mix(self) -> FaultRates:
         return QUIET if self.is_calm else LIGHT
 
     def draw(self) -> float:
@@ -556,11 +556,11 @@ class Soak:
     def daemon_now_ms(self) -> int:
         return self._now_ms()
 
-    def sources(self) -> list[PacedSource]:
+    def sources(self) -> list[PacedProvider]:
         return [CountingSource(Habits("honest"), self.net, self.rng, self.story, self.mix, self._released)]
 
     def merchants(self) -> MerchantClient:
-        return MerchantClient(Transport(self.shops))
+        return MerchantClient(SimTransport(self.shops))
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
@@ -574,15 +574,15 @@ class Soak:
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
         return purchase_of(self.shops[origin], invoice_id) if origin else None
 
-    def _terms(self) -> Terms:
+    def _terms(self) -> AgentConfig:
         merchants = {
-            shop.origin: MerchantTerms(
+            shop.origin: MerchantConfig(
                 shop.name, shop.origin, PARTNER, None, "submitted", 30,
                 proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
             )
             for shop in self.shops.values()
         }  # fmt: skip
-        return Terms(
+        return AgentConfig(
             network=NETWORK,
             own=account().address,
             merchants=merchants,

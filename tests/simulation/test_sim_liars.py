@@ -9,18 +9,18 @@ from random import Random
 
 import pytest
 
-from payagent.chain.provider import PacedSource
+from payagent.chain.provider import PacedProvider
 from payagent.core.payment import State
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from payagent.store.rows.payments import PaymentRow
-from sim.clients import Want
+from sim.clients import ClientGoal
 from sim.fault_rates import QUIET
 from sim.fixtures import ADA
-from sim.operator import Desk
+from sim.operator import SimOperator
 from sim.providers import LIES, MISPLACES, Habits
-from sim.seed_plan import Plan
-from sim.stage import Stage
+from sim.seed_plan import SeedPlan
+from sim.stage import SimStage
 from sim.world import World
 
 SEEDS, WANTS, WITHIN_S = 8, 6, 900.0
@@ -67,17 +67,17 @@ class Watched(World):
 
     lives = 0
 
-    def _draw_plan(self, seed: int) -> Plan:
+    def _draw_plan(self, seed: int) -> SeedPlan:
         return quiet_plan(super()._draw_plan(seed), self.rng, *self.habits)
 
-    def _draw_desk(self, seed: int) -> Desk:
-        return Desk(Random(seed))
+    def _draw_desk(self, seed: int) -> SimOperator:
+        return SimOperator(Random(seed))
 
     def _start(self) -> None:
         self.lives += 1
         super()._start()
 
-    def sources(self) -> list[PacedSource]:
+    def sources(self) -> list[PacedProvider]:
         if self.dies_s is None or self.lives > 1:
             return super().sources()
         self.plan, plan = replace(self.plan, providers=(Habits("honest"), Habits("other"))), self.plan
@@ -95,7 +95,7 @@ class Watched(World):
         self._started = asyncio.Event()
         self.loop.call_later(0, self._start)
 
-    def _wants(self) -> list[Want]:
+    def _wants(self) -> list[ClientGoal]:
         """Clients that ask again soon, and come when the daemon has been up for as long as it waits for others."""
         if self.dies_s is None:
             return [
@@ -138,7 +138,7 @@ class Watched(World):
         )
 
 
-def quiet_plan(plan: Plan, rng: Random, *habits: Habits) -> Plan:
+def quiet_plan(plan: SeedPlan, rng: Random, *habits: Habits) -> SeedPlan:
     """Nothing goes wrong but for what the providers are; there is money for everything."""
     shops = tuple(replace(shop, batch=1, timeout_s=max(300, shop.timeout_s)) for shop in plan.shops)
     providers = list(habits)
@@ -153,7 +153,7 @@ def quiet_plan(plan: Plan, rng: Random, *habits: Habits) -> Plan:
 def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
     tally = Tally()
     Watched.tally, Watched.habits, Watched.dies_s = tally, habits, dies_s
-    stage = Stage(Watched)
+    stage = SimStage(Watched)
     try:
         for seed in seeds:
             story = stage.run(seed)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.agent.chain_sync.open_payments import Rows
+from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.core.payment import State
 from payagent.store.rows import payments
 from sim.run import run_share
@@ -11,17 +11,17 @@ SEEDS = range(41_000, 41_006)
 
 
 def test_what_is_kept_of_open_payments_is_what_the_ledger_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = Rows._fresh
+    fresh = OpenPayments._fresh
     seen: set[State] = set()
 
-    def compared(self: Rows):  # type: ignore[no-untyped-def]
+    def compared(self: OpenPayments):  # type: ignore[no-untyped-def]
         conn = fresh(self)
         kept = list(self._payments.values())
         assert kept == payments.open_payments(conn)
         seen.update(row.state for row in kept)
         return conn
 
-    monkeypatch.setattr(Rows, "_fresh", compared)
+    monkeypatch.setattr(OpenPayments, "_fresh", compared)
     result = run_share(SEEDS)
     assert not result.violations
     assert {State.IN_FLIGHT, State.IN_BLOCK, State.CONFIRMED, State.CANCELLING, State.VOID} <= seen

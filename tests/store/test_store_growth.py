@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.agent.chain_sync import recovery as scan
-from payagent.agent.chain_sync.recovery import Spend
+from payagent.agent.chain_sync.recovery import ExternalSpend
 from payagent.chain.provider import Movement, TxSeen
 from payagent.core.money import LOVELACE
 from payagent.core.prepaid_balance import CALLS
@@ -23,7 +23,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, apps, payments, prepaid, topups
 from payagent.store.rows import prepaid_uses as uses
 from payagent.wallet.transaction import sign
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 3_000
@@ -227,7 +227,7 @@ def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: P
             def spend(unit: Unit, number: int) -> None:
                 seen = TxSeen(f"{number:064x}", "b" * 64, number, number)
                 moved = Movement({f"{number - 1:064x}#0": {"lovelace": 5_000_000}}, {})
-                assert scan.take_in(unit, Spend(seen, moved, "p"), "forgotten_spend", Coins(), 1)
+                assert scan.take_in(unit, ExternalSpend(seen, moved, "p"), "forgotten_spend", UtxoIndex(), 1)
 
             for number in range(1, count):
                 payer.do(lambda unit, number=number: spend(unit, number))

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 
-from payagent.audit.finding import Finding
+from payagent.audit.finding import AuditFinding
 from payagent.audit.seals import check_seals
 from payagent.core.problems import Refused
 from payagent.store.audit import books
@@ -93,7 +93,7 @@ def test_jobs_of_one_commit_are_sealed_together_without_what_was_undone(path: Pa
     committer.commit(jobs[:4])
     committer.commit(jobs[4:])
     with closing(open_read_only(path)) as conn:
-        assert not [one for one in check_seals(conn, None) if isinstance(one, Finding)]
+        assert not [one for one in check_seals(conn, None) if isinstance(one, AuditFinding)]
     committer.close()
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 3]}, {"meta": [4, 4]}]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from payagent.core.problems import Refused
-from payagent.store.db.signer_record import Signed, SignerFile
+from payagent.store.db.signer_record import LastSigned, SignerFile
 
 
-def signed(number: int) -> Signed:
-    return Signed(number, f"{number:02x}" * 32, 1_000 + number)
+def signed(number: int) -> LastSigned:
+    return LastSigned(number, f"{number:02x}" * 32, 1_000 + number)
 
 
 @pytest.fixture

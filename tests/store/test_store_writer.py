@@ -18,7 +18,7 @@ from payagent.store.db.committer import Committer, Ownership
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
 from payagent.store.db.schema import changed_views, missing_guards
-from payagent.store.db.signer_record import Signed, lacks
+from payagent.store.db.signer_record import LastSigned, lacks
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import about
@@ -496,13 +496,13 @@ class Noted:
     """A signer's record in memory."""
 
     def __init__(self) -> None:
-        self.last: Signed | None = None
+        self.last: LastSigned | None = None
         self.is_broken = False
 
-    def read(self) -> Signed | None:
+    def read(self) -> LastSigned | None:
         return self.last
 
-    def write(self, signed: Signed) -> None:
+    def write(self, signed: LastSigned) -> None:
         if self.is_broken:
             raise OSError("the disk is gone")
         self.last = signed
@@ -557,7 +557,7 @@ async def test_an_attempt_is_noted_outside_before_anybody_is_answered(path: Path
     await writer.run("put", put("no attempt"))
     assert record.last is None
     await writer.run("sign", sign("cc"))
-    assert record.last == Signed(1, "cc", 9)
+    assert record.last == LastSigned(1, "cc", 9)
     record.is_broken = True
     with pytest.raises(Refused, match="store_failed"):
         await writer.run("sign", sign("dd"))
@@ -566,14 +566,14 @@ async def test_an_attempt_is_noted_outside_before_anybody_is_answered(path: Path
     assert keys(path) == ["no attempt"]
     record.is_broken = False
     await writer.run("put", put("after"))
-    assert record.last == Signed(2, "dd", 9)
+    assert record.last == LastSigned(2, "dd", 9)
     writer.close()
 
 
 @pytest.mark.usefixtures("payment")
-@pytest.mark.parametrize(("noted", "is_older"), [(Signed(1, "cc", 9), False), (Signed(2, "dd", 9), True)])
+@pytest.mark.parametrize(("noted", "is_older"), [(LastSigned(1, "cc", 9), False), (LastSigned(2, "dd", 9), True)])
 async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothing(
-    path: Path, noted: Signed, is_older: bool
+    path: Path, noted: LastSigned, is_older: bool
 ) -> None:
     writer = Writer(path)
     await writer.run("sign", sign("cc"))
@@ -588,7 +588,7 @@ async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothi
     writer.close()
     writer = Writer(path, own=Ownership("two", record))
     await writer.run("put", put("second"))
-    assert record.last == Signed(1, "cc", 9)
+    assert record.last == LastSigned(1, "cc", 9)
     writer.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import cbor2
 
 from payagent.core.invoice import Output
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.utxo_index import Utxo
 
 A, B, PER_BYTE, SIZE_MAX, VALUE_MAX = 44, 155_381, 4_310, 16_384, 5_000
 
@@ -37,14 +37,14 @@ def _values(units: dict[str, int]) -> list[dict[str, int]]:
     return values
 
 
-def _size(coins: Sequence[Coin], outputs: list[Any], ttl: int) -> int:
+def _size(coins: Sequence[Utxo], outputs: list[Any], ttl: int) -> int:
     inputs = [[bytes.fromhex(coin.tx_id), coin.index] for coin in coins]
     body = {0: cbor2.CBORTag(258, inputs), 1: outputs, 2: 200_000, 3: ttl, 15: 0}
     witness = {0: cbor2.CBORTag(258, [[bytes(32), bytes(64)]])}
     return len(cbor2.dumps([body, witness, True, None]))
 
 
-def fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
+def fits(coins: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
     """Whether exactly these coins pay, with change that is kept, or with nothing left over."""
     left: dict[str, int] = {}
     lovelace = sum(coin.lovelace for coin in coins)
@@ -75,7 +75,7 @@ def fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int, s
     return rest >= mins[-1] and size + 4 * wide <= size_max
 
 
-def largest_first(coins: Sequence[Coin], asked: Sequence[Output]) -> list[list[Coin]]:
+def largest_first(coins: Sequence[Utxo], asked: Sequence[Output]) -> list[list[Utxo]]:
     """Two ways to line the coins up: the asset's largest first as far as needed, and all by lovelace alone."""
     name, need = asked[0].asset, sum(output.units for output in asked)
     by_lovelace = sorted(coins, key=lambda coin: -coin.lovelace)
@@ -91,7 +91,7 @@ def largest_first(coins: Sequence[Coin], asked: Sequence[Output]) -> list[list[C
     return [first + [coin for coin in by_lovelace if coin.ref not in refs], by_lovelace]
 
 
-def largest_first_fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
+def largest_first_fits(coins: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
     """Whether some number of the largest coins pays in one transaction."""
     for line in largest_first(coins, asked):
         for count in _worth_trying(line, asked):
@@ -100,7 +100,7 @@ def largest_first_fits(coins: Sequence[Coin], asked: Sequence[Output], own: byte
     return False
 
 
-def _worth_trying(line: Sequence[Coin], asked: Sequence[Output]) -> list[int]:
+def _worth_trying(line: Sequence[Utxo], asked: Sequence[Output]) -> list[int]:
     """Counts of coins that hold what is asked, up to what 16,384 bytes hold; the first 25 such suffice, since
     with so many more real coins the change is no dust, or the size is the limit already."""
     name, need = asked[0].asset, sum(output.units for output in asked)

@@ -28,18 +28,18 @@ from payagent.wallet.keys import SoftwareSigner
 from payagent.wallet.transaction import build, check, select, sign
 from payagent.wallet.tx_check import CheckFailed
 from payagent.wallet.tx_decode import Undecodable, decode
-from payagent.wallet.tx_plan import Frame, Parameters, Plan, PlannedOutput
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
 COINS = (
-    Coin("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))),
-    Coin("22" * 32, 1, 20 * ADA),
+    Utxo("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))),
+    Utxo("22" * 32, 1, 20 * ADA),
 )
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
-def planned(outputs: list[Output]) -> Plan:
+def planned(outputs: list[Output]) -> TxPlan:
     return build(COINS, COINS[1], outputs, **FRAME)
 
 
@@ -58,7 +58,7 @@ def signed(body: Body, signer: SoftwareSigner = SIGNER, **more: Any) -> bytes:
     return bytes(b"\x84" + encoded + witness_set + more.get("tail", b"\xf5\xf6"))
 
 
-def body_of(plan: Plan) -> Body:
+def body_of(plan: TxPlan) -> Body:
     body = cbor2.loads(plan.body)
     return {**body, 0: [(coin.tx_id, coin.index) for coin in plan.inputs]}
 
@@ -202,7 +202,7 @@ def test_bent_witnesses_and_forms_are_killed(name: str) -> None:
 
 
 @pytest.mark.parametrize("plan", [PLAN, TOKEN_PLAN], ids=["ada", "token"])
-def test_no_flipped_bit_survives(plan: Plan) -> None:
+def test_no_flipped_bit_survives(plan: TxPlan) -> None:
     raw = sign(plan, SIGNER)
     check(raw, plan, SIGNER.public_key)
     for bit in range(0, 8 * len(raw), 3):
@@ -234,7 +234,7 @@ def laid(outputs: list[Any]) -> tuple[PlannedOutput, ...]:
     return tuple(planned)
 
 
-def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: Plan = PLAN, **more: Any) -> tuple[bytes, Plan]:
+def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: TxPlan = PLAN, **more: Any) -> tuple[bytes, TxPlan]:
     """Bent bytes with the right fee for their size, and a plan that was bent with them: outputs, fee and id.
 
     What is left to tell them from the right ones is what was asked, the coins and the frame.
@@ -248,38 +248,38 @@ def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: Plan = PLAN, **mo
     return raw, plan._replace(outputs=laid(body[1]), fee_lovelace=body[2], tx_id=tx_id)
 
 
-def planned_otherwise(**changes: Any) -> tuple[bytes, Plan]:
+def planned_otherwise(**changes: Any) -> tuple[bytes, TxPlan]:
     """The right bytes, and a plan whose first output is another."""
     first, *others = PLAN.outputs
     return sign(PLAN, SIGNER), PLAN._replace(outputs=(first._replace(**changes), *others))
 
 
-def to(raw_address: bytes) -> tuple[bytes, Plan]:
+def to(raw_address: bytes) -> tuple[bytes, TxPlan]:
     """Everything agrees that this address is paid."""
     plan = planned([Output("pay_to", Address("?", raw_address), "lovelace", 10 * ADA)])
     return sign(plan, SIGNER), plan
 
 
-def of_network_one() -> tuple[bytes, Plan]:
+def of_network_one() -> tuple[bytes, TxPlan]:
     outputs = [Output("pay_to", payee(0, network_id=1), "lovelace", 10 * ADA)]
     plan = build(COINS, COINS[1], outputs, change=own_address(1), ttl_slot=TTL_SLOT, network_id=1)
     bent = plan._replace(frame=plan.frame._replace(network_id=0))
     return sign(bent, SIGNER), bent
 
 
-def laid_by_other_rules(units: int) -> tuple[bytes, Plan]:
+def laid_by_other_rules(units: int) -> tuple[bytes, TxPlan]:
     """Everything agrees on outputs that would do where a byte cost one lovelace."""
     outputs = [Output("pay_to", payee(0), "lovelace", units)]
-    plan = build(COINS, COINS[1], outputs, params=Parameters(coins_per_utxo_byte=1), **FRAME)
+    plan = build(COINS, COINS[1], outputs, params=TxParameters(coins_per_utxo_byte=1), **FRAME)
     bent = plan._replace(frame=PLAN.frame)
     return sign(bent, SIGNER), bent
 
 
-def framed(frame: Frame) -> tuple[bytes, Plan]:
+def framed(frame: Frame) -> tuple[bytes, TxPlan]:
     return sign(PLAN, SIGNER), PLAN._replace(frame=frame)
 
 
-def richer() -> tuple[bytes, Plan]:
+def richer() -> tuple[bytes, TxPlan]:
     first, second = PLAN.inputs
     return sign(PLAN, SIGNER), PLAN._replace(inputs=(first, replace(second, lovelace=second.lovelace + 1)))
 
@@ -308,12 +308,12 @@ def second_change(body: Body) -> None:
 
 OTHER = signer_of(7)
 STRAY = [OTHER.public_key, OTHER.sign_hash(bytes(32))]
-ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
+ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "TTL": (lambda: agreed(lambda body: body.update({3: TTL_SLOT + 1})), "TTL"),
     "network": (of_network_one, "network id 1"),
     "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "stands twice"),
     "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "others than planned"),
-    "no anchor": (lambda: (sign(PLAN, SIGNER), PLAN._replace(anchor=Coin("33" * 32, 0, 5 * ADA))), "the anchor"),
+    "no anchor": (lambda: (sign(PLAN, SIGNER), PLAN._replace(anchor=Utxo("33" * 32, 0, 5 * ADA))), "the anchor"),
     "an output more": (lambda: (agreed(second_change)[0], PLAN), "4 outputs"),
     "planned address": (lambda: planned_otherwise(address=payee(9).raw), "another than planned"),
     "planned lovelace": (lambda: planned_otherwise(lovelace=10 * ADA + 1), "another than planned"),
@@ -348,7 +348,7 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
     "fee too low": (lambda: agreed(fee_off=-1), "are right"),
     "fee too high": (lambda: agreed(fee_off=177), "are right"),
     "fee above the cap": (lambda: framed(PLAN.frame._replace(fee_cap_lovelace=170_000)), "are right"),
-    "size": (lambda: framed(PLAN.frame._replace(parameters=Parameters(max_tx_size=300))), "bytes$"),
+    "size": (lambda: framed(PLAN.frame._replace(parameters=TxParameters(max_tx_size=300))), "bytes$"),
     "id": (lambda: (sign(PLAN, SIGNER), PLAN._replace(tx_id="00" * 32)), "the transaction id"),
     "a second witness": (lambda: agreed(witnesses=[STRAY]), "2 witnesses"),
     "another key": (lambda: agreed(signer=OTHER), "by another key"),
@@ -364,7 +364,7 @@ def test_what_was_bent_in_nothing_passes() -> None:
 def test_what_stands_at_its_bound_passes() -> None:
     for raw, plan in (agreed(fee_off=176), agreed()):
         frame = plan.frame._replace(
-            fee_cap_lovelace=plan.fee_lovelace, parameters=Parameters(max_tx_size=len(raw))
+            fee_cap_lovelace=plan.fee_lovelace, parameters=TxParameters(max_tx_size=len(raw))
         )
         check(raw, plan._replace(frame=frame), SIGNER.public_key)
 
@@ -427,7 +427,7 @@ def test_the_reader_agrees_with_cbor2_on_random_transactions() -> None:
     while read < 150:
         wallet = random_wallet(rnd, rnd.randrange(1, 60))
         try:
-            plan = select(Coins(wallet), random_outputs(rnd, wallet), **FRAME)
+            plan = select(UtxoIndex(wallet), random_outputs(rnd, wallet), **FRAME)
         except Refused:
             continue
         raw = sign(plan, SIGNER)

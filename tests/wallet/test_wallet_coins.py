@@ -5,14 +5,14 @@ import random
 import pytest
 from wallet.worlds import ASSETS, random_wallet
 
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
-def by_lovelace(coins: list[Coin]) -> list[Coin]:
+def by_lovelace(coins: list[Utxo]) -> list[Utxo]:
     return sorted(coins, key=lambda coin: (coin.lovelace, coin.ref))
 
 
-def agrees(index: Coins, coins: list[Coin], rnd: random.Random) -> None:
+def agrees(index: UtxoIndex, coins: list[Utxo], rnd: random.Random) -> None:
     pure = [coin for coin in by_lovelace(coins) if not coin.assets]
     mixed = [coin for coin in by_lovelace(coins) if coin.assets]
     bound = rnd.choice(coins).lovelace + rnd.choice([-1, 0, 1]) if coins else 5
@@ -37,7 +37,7 @@ def agrees(index: Coins, coins: list[Coin], rnd: random.Random) -> None:
 def test_adding_and_removing_keep_every_answer_right(seed: int) -> None:
     rnd = random.Random(seed)
     coins = random_wallet(rnd, 120)
-    index = Coins(coins[:60])
+    index = UtxoIndex(coins[:60])
     held = coins[:60]
     for coin in coins[60:]:
         index.add(coin)
@@ -54,8 +54,8 @@ def test_adding_and_removing_keep_every_answer_right(seed: int) -> None:
 
 
 def test_a_coin_is_there_once() -> None:
-    coin = Coin("ab" * 32, 3, 2_000_000)
-    index = Coins([coin])
+    coin = Utxo("ab" * 32, 3, 2_000_000)
+    index = UtxoIndex([coin])
     with pytest.raises(KeyError):
         index.add(coin)
     with pytest.raises(KeyError):
@@ -66,8 +66,8 @@ def test_a_coin_is_there_once() -> None:
 
 @pytest.mark.parametrize("gone", range(4))
 def test_of_coins_with_the_same_amounts_the_one_that_is_named_goes(gone: int) -> None:
-    alike = [Coin(f"{n:064x}", 0, 2_000_000, ((ASSETS[1], 5),)) for n in range(4)]
-    index = Coins(alike)
+    alike = [Utxo(f"{n:064x}", 0, 2_000_000, ((ASSETS[1], 5),)) for n in range(4)]
+    index = UtxoIndex(alike)
     index.remove(alike.pop(gone).ref)
     assert list(index.asset_from(ASSETS[1], 5)) == alike
     assert list(index.asset_largest(ASSETS[1])) == list(index.mixed_largest()) == alike[::-1]

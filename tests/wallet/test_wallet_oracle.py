@@ -8,20 +8,20 @@ import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
 
 from payagent.core.problems import Refused
-from payagent.wallet.transaction import Parameters, Plan, min_lovelace, select, sign
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.transaction import TxParameters, TxPlan, min_lovelace, select, sign
+from payagent.wallet.utxo_index import UtxoIndex
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
-def plans(seed: int, count: int) -> list[Plan]:
+def plans(seed: int, count: int) -> list[TxPlan]:
     rnd = random.Random(seed)
-    made: list[Plan] = []
+    made: list[TxPlan] = []
     while len(made) < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
         try:
             commitment = rnd.randbytes(32) if len(made) % 2 else None
-            made.append(select(Coins(wallet), random_outputs(rnd, wallet), commitment=commitment, **FRAME))
+            made.append(select(UtxoIndex(wallet), random_outputs(rnd, wallet), commitment=commitment, **FRAME))
         except Refused:
             continue
     return made
@@ -35,7 +35,7 @@ def oracle_output(address: bytes, lovelace: int, assets: dict[str, int], **more:
     return pycardano.TransactionOutput(pycardano.Address.from_primitive(address), value, **more)
 
 
-def oracle_body(plan: Plan) -> Any:
+def oracle_body(plan: TxPlan) -> Any:
     inputs = [
         pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(coin.tx_id)), coin.index)
         for coin in plan.inputs
@@ -50,7 +50,7 @@ def oracle_body(plan: Plan) -> Any:
     )
 
 
-def oracle_auxiliary(plan: Plan) -> Any:
+def oracle_auxiliary(plan: TxPlan) -> Any:
     if plan.frame.commitment is None:
         return None
     return pycardano.AuxiliaryData(pycardano.Metadata({402: {"h": plan.frame.commitment, "p": "http:1"}}))
@@ -93,7 +93,7 @@ def test_the_minimum_is_the_oracles_less_the_two_bytes_that_we_do_not_send(base:
     rnd, address = random.Random(3), payee(1, base=base)
     for count in (0, 1, 2, 30, 60):
         units = {name: rnd.choice([1, 255, 2**32, 2**63 - 1]) for name in rnd.sample(ASSETS, count)}
-        ours = min_lovelace(address.raw, units, Parameters())
+        ours = min_lovelace(address.raw, units, TxParameters())
         output = oracle_output(address.raw, 2_000_000, units)
         assert ours == pycardano.min_lovelace_post_alonzo(output, FeeContext()) - 2 * 4_310
         assert ours == (160 + len(output.to_cbor())) * 4_310

@@ -14,15 +14,15 @@ from wallet.worlds import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wal
 
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx
-from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, check, select, send_all, sign, split_outputs
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 SINGLE, CHAINS, LINKS = 1700, 20, 20
-Case = tuple[Plan, bytes]
+Case = tuple[TxPlan, bytes]
 
 
-def signed(plan: Plan) -> bytes:
+def signed(plan: TxPlan) -> bytes:
     raw = sign(plan, SIGNER)
     check(raw, plan, SIGNER.public_key)
     return raw
@@ -33,7 +33,7 @@ def singles(seed: int, count: int) -> Iterator[Case]:
     rnd, made = random.Random(seed), 0
     while made < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
-        coins = Coins(wallet)
+        coins = UtxoIndex(wallet)
         for _ in range(3):
             try:
                 commitment = rnd.randbytes(32) if made % 5 == 0 else None
@@ -47,20 +47,20 @@ def singles(seed: int, count: int) -> Iterator[Case]:
 def self_transfers(seed: int) -> Iterator[Case]:
     rnd = random.Random(seed)
     for _ in range(20):
-        coins = Coins(random_wallet(rnd, wallet_size(rnd)))
+        coins = UtxoIndex(random_wallet(rnd, wallet_size(rnd)))
         try:
             for plan in (
-                sweep(coins, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
-                select(coins, fan_out(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),
+                send_all(coins, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
+                select(coins, split_outputs(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),
             ):
                 yield plan, signed(plan)
         except Refused:
             continue
 
 
-def chain(rnd: random.Random, wallet: list[Coin], links: int) -> Iterator[Case]:
+def chain(rnd: random.Random, wallet: list[Utxo], links: int) -> Iterator[Case]:
     """Payments in a row out of one wallet whose change is spendable at once."""
-    coins = Coins(wallet)
+    coins = UtxoIndex(wallet)
     for _ in range(links):
         plan = select(coins, random_share(rnd, coins), **FRAME)
         yield plan, signed(plan)
@@ -68,10 +68,10 @@ def chain(rnd: random.Random, wallet: list[Coin], links: int) -> Iterator[Case]:
             coins.remove(coin.ref)
         for index, output in enumerate(plan.outputs):
             if output.role == "change":
-                coins.add(Coin(plan.tx_id, index, output.lovelace, output.assets))
+                coins.add(Utxo(plan.tx_id, index, output.lovelace, output.assets))
 
 
-def random_share(rnd: random.Random, coins: Coins) -> list:  # type: ignore[type-arg]
+def random_share(rnd: random.Random, coins: UtxoIndex) -> list:  # type: ignore[type-arg]
     names = [name for name in coins.totals if name != "lovelace" and coins.totals[name] > 3]
     if names and rnd.randrange(2):
         name = rnd.choice(sorted(names))
@@ -79,15 +79,15 @@ def random_share(rnd: random.Random, coins: Coins) -> list:  # type: ignore[type
     return pay(rnd.randrange(1_000_000, 3_000_000), 1_000_000)
 
 
-def chain_wallets(seed: int) -> Iterator[tuple[random.Random, list[Coin]]]:
+def chain_wallets(seed: int) -> Iterator[tuple[random.Random, list[Utxo]]]:
     rnd = random.Random(seed)
     for _ in range(CHAINS):
         wallet = random_wallet(rnd, rnd.choice([1, 2, 5, 40]))
-        wallet.append(Coin(rnd.randbytes(32).hex(), 0, 500_000_000))
+        wallet.append(Utxo(rnd.randbytes(32).hex(), 0, 500_000_000))
         yield rnd, wallet
 
 
-def unspent(coins: Iterator[Coin] | tuple[Coin, ...] | list[Coin]) -> dict[tuple[str, int], TxOut]:
+def unspent(coins: Iterator[Utxo] | tuple[Utxo, ...] | list[Utxo]) -> dict[tuple[str, int], TxOut]:
     return {(coin.tx_id, coin.index): TxOut(OWN.raw, coin.lovelace, dict(coin.assets)) for coin in coins}
 
 
@@ -142,9 +142,9 @@ def test_the_devnet_ledger_accepts_every_chain_and_refuses_it_a_second_time() ->
     rnd = random.Random(5)
     for _ in range(CHAINS):
         devnet, coins = Chain(Params(), 0, TTL_SLOT - 100), []
-        for coin in [*random_wallet(rnd, 12), Coin("00" * 32, 0, 500_000_000)]:
+        for coin in [*random_wallet(rnd, 12), Utxo("00" * 32, 0, 500_000_000)]:
             tx_id = devnet.faucet(OWN.raw, coin.lovelace, dict(coin.assets))
-            coins.append(Coin(tx_id, 0, coin.lovelace, coin.assets))
+            coins.append(Utxo(tx_id, 0, coin.lovelace, coin.assets))
         devnet.make_block()
         raws = [raw for _, raw in chain(rnd, coins, LINKS) if devnet.submit(raw)]
         assert len(raws) == LINKS

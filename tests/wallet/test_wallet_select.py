@@ -23,33 +23,43 @@ from wallet.worlds import (
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Output
 from payagent.core.problems import Refused
-from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelace, select, sign, smallest_of, sweep
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import (
+    TxPlan,
+    build,
+    check,
+    min_lovelace,
+    select,
+    send_all,
+    sign,
+    smallest_of,
+    split_outputs,
+)
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
 LEAST = 969_750  # pure ADA at a base address, in the form that is sent
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
-def chosen(coins: list[Coin], outputs: list[Output], **more: object) -> Plan:
+def chosen(coins: list[Utxo], outputs: list[Output], **more: object) -> TxPlan:
     """Select, sign and check, as a payment does."""
-    plan = select(Coins(coins), outputs, **{**FRAME, **more})
+    plan = select(UtxoIndex(coins), outputs, **{**FRAME, **more})
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     return plan
 
 
-def refusal(coins: list[Coin], outputs: list[Output], **more: object) -> Refused:
+def refusal(coins: list[Utxo], outputs: list[Output], **more: object) -> Refused:
     with pytest.raises(Refused) as caught:
         chosen(coins, outputs, **more)
     return caught.value
 
 
-def coin(lovelace: int, number: int = 0, **assets: int) -> Coin:
+def coin(lovelace: int, number: int = 0, **assets: int) -> Utxo:
     named = tuple((ASSETS[int(key[1:])], units) for key, units in assets.items())
-    return Coin(f"{number:064x}", number % 7, lovelace, named)
+    return Utxo(f"{number:064x}", number % 7, lovelace, named)
 
 
-def fee_of(plan: Plan) -> int:
+def fee_of(plan: TxPlan) -> int:
     return 155_381 + 44 * plan.size
 
 
@@ -142,7 +152,7 @@ def test_the_anchor_is_the_smallest_coin_of_pure_ada_and_of_equal_ones_the_first
 
 
 def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_anchor() -> None:
-    plan = chosen([Coin(f"{n % 3:064x}", n, 5 * ADA) for n in range(9)], pay(40 * ADA))
+    plan = chosen([Utxo(f"{n % 3:064x}", n, 5 * ADA) for n in range(9)], pay(40 * ADA))
     assert [(int(c.tx_id), c.index) for c in plan.inputs] == sorted((n % 3, n) for n in range(9))
     again = build(list(reversed(plan.inputs)), plan.anchor, plan.asked, **FRAME)
     assert again == plan
@@ -214,7 +224,7 @@ def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
 def test_a_balance_that_is_exact_without_one_coin_is_found(left_out: int, index: int) -> None:
     """What all coins together leave over could not be kept as change; without one of them nothing is left."""
     amounts = (5_000_000, 972_000, 970_000, 970_000)
-    wallet = [Coin(f"{n:064x}", index, lovelace) for n, lovelace in enumerate(amounts)]
+    wallet = [Utxo(f"{n:064x}", index, lovelace) for n, lovelace in enumerate(amounts)]
     spent = [c for n, c in enumerate(wallet) if n != left_out]
     fee_lovelace = ONE_IN_ONE_OUT + 44 * (2 * 36 + 3 * (len(cbor2.dumps(index)) - 1))
     plan = chosen(wallet, pay(sum(c.lovelace for c in spent) - fee_lovelace))
@@ -236,8 +246,8 @@ def test_the_smallest_change_is_the_minimum_to_the_unit() -> None:
 
 
 def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
-    def high(lovelace: int) -> Coin:
-        return Coin("ee" * 32, 300, lovelace)
+    def high(lovelace: int) -> Utxo:
+        return Utxo("ee" * 32, 300, lovelace)
 
     exact = high(3 * ADA + ONE_IN_ONE_OUT + 88)
     assert chosen([exact, coin(50 * ADA)], pay(3 * ADA)).inputs == (exact,)
@@ -247,7 +257,7 @@ def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
 
 
 def test_a_coin_that_pays_to_the_unit_is_found_behind_one_that_would_leave_dust() -> None:
-    near, exact = coin(3 * ADA + ONE_IN_ONE_OUT + 10), Coin("ee" * 32, 24, 3 * ADA + ONE_IN_ONE_OUT + 44)
+    near, exact = coin(3 * ADA + ONE_IN_ONE_OUT + 10), Utxo("ee" * 32, 24, 3 * ADA + ONE_IN_ONE_OUT + 44)
     assert chosen([near, exact, coin(50 * ADA, 3)], pay(3 * ADA)).inputs == (exact,)
 
 
@@ -283,8 +293,8 @@ def test_a_value_of_the_change_is_as_full_as_the_ledger_takes_and_no_fuller(poli
         tokens = tuple((f"{min(n, policies - 1):056x}{n:034x}", 1) for n in range(count))
         wallet = [
             coin(9 * ADA),
-            Coin("01" * 32, 0, 5000 * ADA, tokens[:130]),
-            Coin("02" * 32, 0, ADA, tokens[130:]),
+            Utxo("01" * 32, 0, 5000 * ADA, tokens[:130]),
+            Utxo("02" * 32, 0, ADA, tokens[130:]),
         ]
         plan = build(wallet, wallet[0], pay(2 * ADA), **FRAME)
         assert len(plan.change) == 1 + (count > most)
@@ -329,9 +339,9 @@ def test_tokens_come_first_when_they_lie_in_the_smallest_coins() -> None:
 
 
 def test_coins_laden_with_other_assets_are_left_out_when_they_would_not_fit() -> None:
-    def laden(number: int) -> Coin:
+    def laden(number: int) -> Utxo:
         others = tuple((f"{60 * number + place:056x}" + "cc" * 32, 9) for place in range(60))
-        return Coin(f"{number:064x}", 0, 9 * ADA, ((ASSETS[1], 10), *others))
+        return Utxo(f"{number:064x}", 0, 9 * ADA, ((ASSETS[1], 10), *others))
 
     rich = [coin(1000 * ADA, 100 + n, a1=5) for n in range(20)]
     plan = chosen([*map(laden, range(6)), *rich], pay(45, name=ASSETS[1]))
@@ -347,9 +357,9 @@ def test_room_for_the_outputs_but_not_for_the_change_wants_consolidation() -> No
 def test_enough_money_in_too_many_coins_wants_consolidation() -> None:
     wallet = [coin(LEAST + n, n) for n in range(900)]
     assert refusal(wallet, pay(600 * ADA)).code == "needs_consolidation"
-    swept = sweep(Coins(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    swept = send_all(UtxoIndex(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     spent = {c.ref for c in swept.inputs}
-    after = [c for c in wallet if c.ref not in spent] + [Coin(swept.tx_id, 0, swept.outputs[0].lovelace)]
+    after = [c for c in wallet if c.ref not in spent] + [Utxo(swept.tx_id, 0, swept.outputs[0].lovelace)]
     assert len(after) < 470
     assert chosen(after, pay(600 * ADA)).outputs[0].lovelace == 600 * ADA
 
@@ -388,7 +398,7 @@ def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_
         units = [2**32 if n < wide else ADA for n in range(251)]
         return [Output("pay_to", payee(n, base=n > 3), "lovelace", units[n]) for n in range(251)]
 
-    def exact(asked: list[Output]) -> list[Coin]:
+    def exact(asked: list[Output]) -> list[Utxo]:
         return [coin(sum(o.units for o in asked) + 155_381 + 44 * 16_384)]
 
     plan = chosen(exact(outputs(3)), outputs(3))
@@ -409,8 +419,8 @@ def test_the_absolute_cap_on_the_fee_holds() -> None:
 def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_one_more() -> None:
     outputs = pay(*[2 * ADA] * 212)
 
-    def sized(wide: int) -> Plan:
-        coins = [Coin(f"{n:064x}", 24 if n < wide else 0, 7 * ADA) for n in range(66)]
+    def sized(wide: int) -> TxPlan:
+        coins = [Utxo(f"{n:064x}", 24 if n < wide else 0, 7 * ADA) for n in range(66)]
         return build(coins, coins[0], outputs, **FRAME)
 
     spare = 16_384 - sized(0).size
@@ -423,13 +433,13 @@ def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_
 @pytest.mark.parametrize(
     ("plan", "paid"),
     [
-        (select(Coins([coin(50 * ADA)]), pay(2 * ADA, 3 * ADA), **FRAME), 2),
-        (select(Coins([coin(50 * ADA)]), [Output("change", OWN, "lovelace", ADA), *pay(2 * ADA)], **FRAME), 2),
-        (select(Coins([coin(50 * ADA)]), fan_out(OWN, 3, 4 * ADA), **FRAME), 0),
-        (sweep(Coins([coin(50 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0), 1),
+        (select(UtxoIndex([coin(50 * ADA)]), pay(2 * ADA, 3 * ADA), **FRAME), 2),
+        (select(UtxoIndex([coin(50 * ADA)]), [Output("change", OWN, "lovelace", ADA), *pay(2 * ADA)], **FRAME), 2),
+        (select(UtxoIndex([coin(50 * ADA)]), split_outputs(OWN, 3, 4 * ADA), **FRAME), 0),
+        (send_all(UtxoIndex([coin(50 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0), 1),
     ],
 )
-def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: Plan, paid: int) -> None:
+def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: TxPlan, paid: int) -> None:
     assert plan.paid == paid
 
 
@@ -438,20 +448,20 @@ def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: 
 
 @pytest.mark.parametrize("count", [22, 23, 24])
 def test_the_fee_is_of_the_size_where_the_count_of_outputs_takes_a_byte_more(count: int) -> None:
-    plan = chosen([coin(200 * ADA)], list(fan_out(OWN, count, 4 * ADA)))
+    plan = chosen([coin(200 * ADA)], list(split_outputs(OWN, count, 4 * ADA)))
     assert len(plan.outputs) == count + 1
     assert plan.fee_lovelace == fee_of(plan)
 
 
 def test_a_fan_out_may_be_as_large_as_one_transaction_holds_with_its_change() -> None:
-    plan = chosen([coin(500 * ADA)], list(fan_out(OWN, SPLIT_COUNT_MAX, ADA)))
+    plan = chosen([coin(500 * ADA)], list(split_outputs(OWN, SPLIT_COUNT_MAX, ADA)))
     assert len(plan.change) == SPLIT_COUNT_MAX + 1
-    more = list(fan_out(OWN, SPLIT_COUNT_MAX + 1, ADA))
+    more = list(split_outputs(OWN, SPLIT_COUNT_MAX + 1, ADA))
     assert refusal([coin(500 * ADA)], more).code == "needs_consolidation"  # only without change would it fit
 
 
 def test_a_fan_out_makes_equal_coins_and_spends_the_fee_alone() -> None:
-    plan = chosen([coin(200 * ADA, 1), coin(1 * ADA, 2)], list(fan_out(OWN, 40, 4 * ADA)))
+    plan = chosen([coin(200 * ADA, 1), coin(1 * ADA, 2)], list(split_outputs(OWN, 40, 4 * ADA)))
     assert [o.lovelace for o in plan.outputs[:40]] == [4 * ADA] * 40
     assert {o.role for o in plan.outputs} == {"change"}
     assert plan.spend == {"lovelace": plan.fee_lovelace}
@@ -459,7 +469,7 @@ def test_a_fan_out_makes_equal_coins_and_spends_the_fee_alone() -> None:
 
 def test_a_sweep_sends_everything_less_the_fee() -> None:
     wallet = [coin(5 * ADA, 1), coin(7 * ADA, 2, a1=9, a2=2**63 - 1)]
-    plan = sweep(Coins(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    plan = send_all(UtxoIndex(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     assert plan.change == ()
     assert plan.spend == {"lovelace": 12 * ADA, ASSETS[1]: 9, ASSETS[2]: 2**63 - 1}
@@ -470,10 +480,10 @@ def test_a_sweep_sends_everything_less_the_fee() -> None:
 
 def test_a_sweep_of_many_coins_comes_in_batches_that_each_fit() -> None:
     rnd = random.Random(3)
-    coins = Coins(random_wallet(rnd, 700) + [pure_coin(rnd) for _ in range(300)])
+    coins = UtxoIndex(random_wallet(rnd, 700) + [pure_coin(rnd) for _ in range(300)])
     batches = 0
     while len(coins):
-        plan = sweep(coins, payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+        plan = send_all(coins, payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
         check(sign(plan, SIGNER), plan, SIGNER.public_key)
         for spent in plan.inputs:
             coins.remove(spent.ref)
@@ -484,32 +494,32 @@ def test_a_sweep_of_many_coins_comes_in_batches_that_each_fit() -> None:
 def test_a_sweep_spends_the_anchor_that_is_given_among_the_coins_or_not() -> None:
     anchor, free = coin(90 * ADA, 1), [coin(5 * ADA, 2), coin(7 * ADA, 3)]
     for coins in (free, [*free, anchor]):
-        plan = sweep(Coins(coins), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0, anchor=anchor)
+        plan = send_all(UtxoIndex(coins), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0, anchor=anchor)
         check(sign(plan, SIGNER), plan, SIGNER.public_key)
         assert (plan.anchor, set(plan.inputs)) == (anchor, {anchor, *free})
 
 
 def test_a_sweep_of_more_coins_than_one_transaction_holds_takes_the_smallest() -> None:
     wallet = [coin(LEAST + n, n) for n in range(500)]
-    swept = sweep(Coins(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    swept = send_all(UtxoIndex(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     assert set(swept.inputs) == set(wallet[: len(swept.inputs)])
 
 
 def test_a_sweep_takes_as_many_coins_as_fit_with_room_for_a_wider_coin_of_the_rest() -> None:
     sizes = []
     for wide in range(36):
-        wallet = [Coin(f"{n:064x}", 24 if n < wide else 0, LEAST + n) for n in range(460)]
-        sizes.append(sweep(Coins(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0).size)
+        wallet = [Utxo(f"{n:064x}", 24 if n < wide else 0, LEAST + n) for n in range(460)]
+        sizes.append(send_all(UtxoIndex(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0).size)
     assert max(sizes) == 16_384 - 4
 
 
 def test_a_sweep_begins_with_the_largest_coins_where_the_smallest_do_not_pay_their_own_way() -> None:
-    def laden(number: int) -> Coin:
+    def laden(number: int) -> Utxo:
         tokens = {f"{70 * number + place:056x}" + "cc" * 32: 9 for place in range(70)}
-        return Coin(f"{number:064x}", 0, min_lovelace(OWN.raw, tokens, PARAMETERS), tuple(tokens.items()))
+        return Utxo(f"{number:064x}", 0, min_lovelace(OWN.raw, tokens, PARAMETERS), tuple(tokens.items()))
 
     large = coin(900 * ADA, 9)
-    plan = sweep(Coins([*map(laden, range(4)), large]), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    plan = send_all(UtxoIndex([*map(laden, range(4)), large]), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     assert large in plan.inputs
 
@@ -518,21 +528,21 @@ def test_a_sweep_begins_with_the_largest_coins_where_the_smallest_do_not_pay_the
 def test_a_sweep_leaves_out_coins_with_what_is_barred(large: int) -> None:
     wallet = [coin(large * ADA, 1, a1=9, a2=1), coin(5 * ADA, 2, a2=7), coin(6 * ADA, 3)]
     frame = {"own": OWN, "ttl_slot": TTL_SLOT, "network_id": 0, "barred": {ASSETS[1]}}
-    plan = sweep(Coins(wallet), payee(3), **frame)
+    plan = send_all(UtxoIndex(wallet), payee(3), **frame)
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     assert set(plan.inputs) == set(wallet[1:])
     assert plan.spend == {"lovelace": 11 * ADA, ASSETS[2]: 7}
     with pytest.raises(Refused) as caught:
-        sweep(Coins(wallet[:1]), payee(3), **frame)
+        send_all(UtxoIndex(wallet[:1]), payee(3), **frame)
     assert caught.value.code == "not_enough_funds"
 
 
 def test_a_sweep_of_too_little_is_refused() -> None:
     with pytest.raises(Refused) as caught:
-        sweep(Coins([coin(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+        send_all(UtxoIndex([coin(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     assert caught.value.code == "not_enough_funds"
     with pytest.raises(Refused):
-        sweep(Coins(), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+        send_all(UtxoIndex(), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
 
 
 # --- against the reference ---
@@ -560,7 +570,7 @@ def test_every_payment_that_the_largest_coins_can_make_is_made(seed: int) -> Non
     assert refused > 10
 
 
-def attempted(wallet: list[Coin], asked: list[Output]) -> tuple[Plan | None, str]:
+def attempted(wallet: list[Utxo], asked: list[Output]) -> tuple[TxPlan | None, str]:
     try:
         return chosen(wallet, asked), ""
     except Refused as error:

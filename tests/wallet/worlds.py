@@ -8,10 +8,10 @@ from payagent.core.address import Address, encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.transaction import Parameters, min_lovelace
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.transaction import TxParameters, min_lovelace
+from payagent.wallet.utxo_index import Utxo
 
-PARAMETERS = Parameters()
+PARAMETERS = TxParameters()
 TTL_SLOT = 4_000_000
 EDGES = [1, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**53, 2**63 - 1]
 
@@ -75,11 +75,11 @@ def random_lovelace(rnd: random.Random) -> int:
     return int(10 ** rnd.uniform(6, 10.5))
 
 
-def pure_coin(rnd: random.Random, lovelace: int | None = None) -> Coin:
-    return Coin(tx_id(rnd), random_index(rnd), random_lovelace(rnd) if lovelace is None else lovelace)
+def pure_coin(rnd: random.Random, lovelace: int | None = None) -> Utxo:
+    return Utxo(tx_id(rnd), random_index(rnd), random_lovelace(rnd) if lovelace is None else lovelace)
 
 
-def mixed_coin(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -> Coin:
+def mixed_coin(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -> Utxo:
     """A coin with assets, with at least the ledger's minimum; `room` bounds what exists of each asset."""
     units = {}
     for name in names:
@@ -89,10 +89,10 @@ def mixed_coin(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -
             room[name] = left - units[name]
     least = min_lovelace(OWN.raw, units, PARAMETERS)
     lovelace = least if rnd.randrange(3) == 0 else max(least, random_lovelace(rnd))
-    return Coin(tx_id(rnd), random_index(rnd), lovelace, tuple(units.items()))
+    return Utxo(tx_id(rnd), random_index(rnd), lovelace, tuple(units.items()))
 
 
-def random_wallet(rnd: random.Random, size: int) -> list[Coin]:
+def random_wallet(rnd: random.Random, size: int) -> list[Utxo]:
     """Coins as a wallet may hold them; no asset exists more than 2^63-1 times."""
     room: dict[str, int] = {}
     style = rnd.choice(["pure", "mixed", "mixed", "spread", "dust"])
@@ -113,7 +113,7 @@ def wallet_size(rnd: random.Random) -> int:
     return rnd.choice([1, 1, 2, 3, 5, 10, 30, 100, int(10 ** rnd.uniform(0, 3.3))])
 
 
-def random_outputs(rnd: random.Random, coins: list[Coin]) -> list[Output]:
+def random_outputs(rnd: random.Random, coins: list[Utxo]) -> list[Output]:
     """An invoice that this wallet may or may not be able to pay: ADA or one of its tokens, up to four splits."""
     held: dict[str, int] = {}
     for coin in coins:
@@ -139,7 +139,7 @@ def random_outputs(rnd: random.Random, coins: list[Coin]) -> list[Output]:
     return [_output(n, to, LOVELACE, units) for n, (to, units) in enumerate(zip(payees, shares, strict=True))]
 
 
-def edge_payment(rnd: random.Random, coins: list[Coin]) -> list[Output] | None:
+def edge_payment(rnd: random.Random, coins: list[Utxo]) -> list[Output] | None:
     """What one coin of pure ADA pays to the unit, or with change at a boundary, or just short of either."""
     coin = rnd.choice(coins)
     index_bytes = 1 if coin.index < 24 else 2 if coin.index < 256 else 3

@@ -15,7 +15,15 @@ from x402_sdk.sdk_merchant import SdkMerchant
 from payagent.core.network import NETWORKS
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
-from payagent.dialects import Call, Reading, Response, Shown, make_response, proof_headers, read_offers
+from payagent.dialects import (
+    HttpRequest,
+    HttpResponse,
+    ProofMaterial,
+    Reading,
+    make_response,
+    proof_headers,
+    read_offers,
+)
 
 PAY_TO = role_address("pay_to")
 PRICE = 10_000_000
@@ -179,7 +187,7 @@ def test_a_proof_again_at_a_lenient_and_at_a_strict_merchant(
 # --- with payagent's own reading and writing ---------------------------------------------------------------------
 
 
-def received(ask: httpx.Response) -> Response:
+def received(ask: httpx.Response) -> HttpResponse:
     return make_response(ask.status_code, dict(ask.headers), ask.json())
 
 
@@ -189,7 +197,7 @@ def reading(url: str, origin: str) -> Reading:
         network=NETWORKS["devnet"],
         split_mode=None,
         received_at_ms=1,
-        call=Call("GET", url, "", {}),
+        call=HttpRequest("GET", url, "", {}),
         assets=frozenset(("lovelace", TOKEN)),
     )
 
@@ -205,7 +213,7 @@ def test_what_the_dialects_read_and_write_is_served(devnet: DevnetThread, buyer:
         is_ada = output.asset == "lovelace"
         out = ada(output.address.raw, price) if is_ada else (output.address.raw, 1_300_000, {output.asset: price})
         tx_id, raw, nonce = buyer.transaction([out])
-        shown = Shown(tx_id=tx_id, cbor=raw, nonce=nonce, intent_id="int_" + "0" * 24)
+        shown = ProofMaterial(tx_id=tx_id, cbor=raw, nonce=nonce, intent_id="int_" + "0" * 24)
         headers = proof_headers(
             invoice.dialect,
             invoice_id=invoice.invoice_id,

@@ -6,7 +6,7 @@ May import: core, chain.provider_state, chain.provider (their types). Never: ask
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from payagent.chain.provider import Genesis, Parameters, Tip
+from payagent.chain.provider import Genesis, ProtocolParameters, Tip
 from payagent.chain.provider_state import Odd
 from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
 from payagent.core.problems import Refused
@@ -42,7 +42,7 @@ Under a lower fee or least output, or a greater size, what it builds is as valid
 SIZES = ("max_tx_size", "max_value_size")
 
 
-def odd_parameters(parameters: Parameters) -> Odd | None:
+def odd_parameters(parameters: ProtocolParameters) -> Odd | None:
     """How parameters differ from those that payagent is built for, if they do; stricter ones are told first."""
     found = []
     for name, pinned in PINNED.items():
@@ -115,7 +115,7 @@ class ChainView:
             raise Refused("provider_untrusted", f"the provider's slots last {genesis.slot_length_s} s, not 1 s")
         self.slots = SLOT_CLOCKS.get(self.network.name) or SlotClock(0, genesis.system_start_s)
 
-    def learn_parameters(self, parameters: Parameters) -> None:
+    def learn_parameters(self, parameters: ProtocolParameters) -> None:
         """Refuse (`provider_untrusted`) parameters under which what payagent builds may not be valid."""
         odd = odd_parameters(parameters)
         if odd is not None and odd.forbids:

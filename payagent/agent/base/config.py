@@ -11,7 +11,7 @@ from payagent.chain.circuit_breaker import Rate
 from payagent.core.address import Address
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Proof, SplitMode
-from payagent.core.merchant_rules import Rules
+from payagent.core.merchant_rules import MerchantRules
 from payagent.core.network import Network
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
@@ -20,16 +20,16 @@ from payagent.store.rows.payments import PaymentRow
 
 
 @dataclass(frozen=True, slots=True)
-class TopupRequest:
+class TopupSource:
     """A call whose 402 sells prepaid balance. `path` has the query; `body` is JSON text, or empty."""
 
     method: str
     path: str
     body: str
 
-    def asking(self, query: str) -> "TopupRequest":
+    def asking(self, query: str) -> "TopupSource":
         """The same call with this in its query too."""
-        return TopupRequest(self.method, f"{self.path}{'&' if '?' in self.path else '?'}{query}", self.body)
+        return TopupSource(self.method, f"{self.path}{'&' if '?' in self.path else '?'}{query}", self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class AutoTopup:
 
 
 @dataclass(frozen=True, slots=True)
-class MerchantTerms:
+class MerchantConfig:
     """A merchant that may be paid. `api_key` is for its own status calls."""
 
     name: str
@@ -56,11 +56,11 @@ class MerchantTerms:
     request_commitment: bool = False
     known_as: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
-    topup_request: TopupRequest | None = None
+    topup_request: TopupSource | None = None
     topup_per_day_lovelace: int | None = None
     auto_topup: AutoTopup | None = None
     alert_below: int | None = None
-    rules: Rules = field(default_factory=Rules)
+    rules: MerchantRules = field(default_factory=MerchantRules)
     is_filed: bool = True
     """Whether it is of the config file; else it was added at run time."""
 
@@ -83,12 +83,12 @@ class MerchantTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AgentConfig:
     """Everything configured that a decision depends on. `merchants` go by origin; `limits` are the file's."""
 
     network: Network
     own: Address
-    merchants: Mapping[str, MerchantTerms]
+    merchants: Mapping[str, MerchantConfig]
     limits: tuple[Limit, ...]
     decimals: Mapping[str, int]
     confirm_depth: int
@@ -108,12 +108,12 @@ class Terms:
     call_rate: Rate | None = None
     """How often each provider may be called; None where nobody counts."""
 
-    def rules(self, origin: str | None) -> Rules:
+    def rules(self, origin: str | None) -> MerchantRules:
         """What the guards hold a merchant to; nothing of one that is not configured (any more)."""
         merchant = self.merchants.get(origin or "")
-        return Rules() if merchant is None else merchant.rules
+        return MerchantRules() if merchant is None else merchant.rules
 
-    def merchant(self, origin: str) -> MerchantTerms:
+    def merchant(self, origin: str) -> MerchantConfig:
         """The configured merchant of an origin, or `merchant_not_allowed`."""
         if origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])

@@ -6,11 +6,11 @@ May import: core, chain.circuit_breaker, settings, store, agent.base. Never: rea
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from payagent.agent.base.config import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.agent.base.config import AgentConfig, AutoTopup, MerchantConfig, TopupSource
 from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.core.address import Address
 from payagent.core.invoice import Role
-from payagent.core.merchant_rules import Pin, Rules
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
@@ -21,10 +21,10 @@ from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow
 
 
-def rules_of(merchant: Merchant) -> Rules:
+def rules_of(merchant: Merchant) -> MerchantRules:
     """What the guards hold a merchant to."""
     by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
-    return Rules(
+    return MerchantRules(
         first_use=merchant.pin == "first_use",
         filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
         drift_percent=merchant.drift_percent,
@@ -33,10 +33,10 @@ def rules_of(merchant: Merchant) -> Rules:
     )
 
 
-def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> MerchantTerms:
+def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> MerchantConfig:
     topup = merchant.topup
     unit, below = topup.below
-    return MerchantTerms(
+    return MerchantConfig(
         name=name,
         origin=merchant.origin,
         known_as=frozenset(merchant.known_as),
@@ -49,15 +49,15 @@ def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> Mercha
         api_key=api_key,
         alert_below=merchant.alert_below,
         rules=rules_of(merchant),
-        topup_request=TopupRequest(topup.method, topup.path, topup.body) if topup.path else None,
+        topup_request=TopupSource(topup.method, topup.path, topup.body) if topup.path else None,
         topup_per_day_lovelace=topup.per_day_lovelace,
         auto_topup=AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
     )
 
 
-def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> Terms:
+def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> AgentConfig:
     """All that the config file says, for the wallet `own`; `keys` are the merchants' own, by name."""
-    return Terms(
+    return AgentConfig(
         network=NETWORKS[settings.network],
         own=own,
         merchants={
@@ -96,14 +96,14 @@ def _filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
 
 
-def overlaid(filed: Terms, conn: Connection) -> Terms:
+def overlaid(filed: AgentConfig, conn: Connection) -> AgentConfig:
     """The terms of the config file, with the merchants that were added at run time.
 
     A merchant of the file that has the name or the origin of an added one does not count.
     """
     rows = merchants.everybody(conn)
     names, origins = {row.name for row in rows}, {row.origin for row in rows}
-    known: Mapping[str, MerchantTerms] = {
+    known: Mapping[str, MerchantConfig] = {
         origin: merchant
         for origin, merchant in filed.merchants.items()
         if merchant.name not in names and origin not in origins
@@ -112,6 +112,6 @@ def overlaid(filed: Terms, conn: Connection) -> Terms:
     return replace(filed, merchants={**known, **added})
 
 
-def _of_row(row: MerchantRow, network: Network) -> MerchantTerms:
+def _of_row(row: MerchantRow, network: Network) -> MerchantConfig:
     merchant = read_merchant(row.name, row.settings, network.name)
     return replace(merchant_terms(row.name, merchant, None), is_filed=False)

@@ -5,16 +5,16 @@ May import: wallet.utxo_index, store. Never: touches the coins outside a job of 
 
 from payagent.store.db.unit import Unit
 from payagent.store.rows.attempts_and_utxos import CoinRow
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
-def coin_of(row: CoinRow) -> Coin:
-    return Coin(row.tx_id, row.output_index, row.lovelace, tuple(row.assets.items()))
+def utxo_of(row: CoinRow) -> Utxo:
+    return Utxo(row.tx_id, row.output_index, row.lovelace, tuple(row.assets.items()))
 
 
-def put(unit: Unit, coins: Coins, row: CoinRow) -> None:
+def make_available(unit: Unit, coins: UtxoIndex, row: CoinRow) -> None:
     """Make a coin spendable."""
-    coin = coin_of(row)
+    coin = utxo_of(row)
     coins.add(coin)
 
     def undo() -> None:
@@ -23,7 +23,7 @@ def put(unit: Unit, coins: Coins, row: CoinRow) -> None:
     unit.undo(undo)
 
 
-def take(unit: Unit, coins: Coins, ref: str) -> None:
+def make_unavailable(unit: Unit, coins: UtxoIndex, ref: str) -> None:
     """Make a coin unavailable to selection."""
     coin = coins.remove(ref)
     unit.undo(lambda: coins.add(coin))

@@ -11,7 +11,16 @@ from dataclasses import replace
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.core.invoice import Invoice, calls_of
-from payagent.core.merchant_rules import Agreed, Claim, Known, Pin, Rules, claim_of, first_pins, must_stop
+from payagent.core.merchant_rules import (
+    Agreed,
+    InvoiceClaim,
+    MerchantFacts,
+    MerchantRules,
+    Pin,
+    claim_of,
+    first_pins,
+    must_stop,
+)
 from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Readiness
@@ -19,29 +28,31 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, events, intents, topups, trust
 from payagent.store.rows import writes as records
 from payagent.store.rows.payments import PaymentRow
-from payagent.store.rows.trust import Price, Strikes
+from payagent.store.rows.trust import AgreedPriceRow, UnservedStreak
 
-RulesOf = Callable[[str | None], Rules]
+RulesOf = Callable[[str | None], MerchantRules]
 """What the guards hold a merchant to, by its origin."""
 
 
-def claim_of_invoice(invoice: Invoice) -> Claim:
+def claim_of_invoice(invoice: Invoice) -> InvoiceClaim:
     outputs = ((output.role, output.address.text, output.asset, output.units) for output in invoice.outputs)
     return claim_of(outputs, invoice.calls)
 
 
-def claim_of_payment(row: PaymentRow) -> Claim:
+def claim_of_payment(row: PaymentRow) -> InvoiceClaim:
     """What the invoice claims that the payment goes by now."""
     outputs = ((output.role, output.address, output.asset, output.units) for output in row.outputs)
     return claim_of(outputs, calls_of(row.batch_target))
 
 
-def known_of(conn: Connection, rules: Rules, origin: str, request: str | None, is_measured: bool = True) -> Known:
+def known_of(
+    conn: Connection, rules: MerchantRules, origin: str, request: str | None, is_measured: bool = True
+) -> MerchantFacts:
     """What the merchant's rules need to know. `request`: the call, as an intent has it; None is not measured."""
     agreed: tuple[Agreed, ...] = ()
     if rules.drift_percent is not None and request is not None and is_measured:
         agreed = trust.agreed(conn, origin, *priced_call(request))
-    return Known(
+    return MerchantFacts(
         trust.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
         agreed,
         rules.stop_after is not None and trust.strikes(conn, origin).stopped_at_ms is not None,
@@ -55,14 +66,16 @@ def priced_call(request: str) -> tuple[str, str]:
     return method, path.partition("?")[0]
 
 
-def learn_addresses(unit: Unit, rules: Rules, origin: str, claim: Claim, payment_id: str, now_ms: int) -> None:
+def learn_addresses(
+    unit: Unit, rules: MerchantRules, origin: str, claim: InvoiceClaim, payment_id: str, now_ms: int
+) -> None:
     """The first payment to a merchant makes its addresses those that may be paid."""
     if rules.first_use:
-        new = first_pins(claim, rules, Known(trust.pins(unit.conn, origin)))
+        new = first_pins(claim, rules, MerchantFacts(trust.pins(unit.conn, origin)))
         _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
 
 
-def learn_price(unit: Unit, rules: Rules, row: PaymentRow, now_ms: int) -> None:
+def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) -> None:
     """A confirmed payment says what its call costs, where nothing was agreed to yet, in any asset.
 
     A price that is let through does not move what later ones are measured by: they would creep.
@@ -74,7 +87,7 @@ def learn_price(unit: Unit, rules: Rules, row: PaymentRow, now_ms: int) -> None:
         _agree(unit, row.origin, price, {"payment": row.id}, now_ms)
 
 
-def allow(unit: Unit, rules: Rules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
+def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
     """A person allowed a payment: its addresses are known, and its price is one that later ones go by.
 
     Only where nothing was agreed to, or the person was told that it is more: who allows an amount does not say
@@ -101,17 +114,17 @@ def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
     return asked is not None and any(reason.code == "price_drifted" for reason in asked.reasons)
 
 
-def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
+def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
     """What a payment says of its call's price: nothing where no call is known, or an operator ordered it."""
     order = None if row.topup is None else topups.find(unit.conn, row.topup)
     request = intents.request_of(unit.conn, row.intent_id)
     if request is None or (order is not None and order.cause != "auto"):
         return None
     claim = claim_of_payment(row)
-    return Price(*priced_call(request), claim.asset, claim.calls, claim.units)
+    return AgreedPriceRow(*priced_call(request), claim.asset, claim.calls, claim.units)
 
 
-def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
+def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
     """Count what a merchant did not serve, in a row. Each change of the count has its event.
 
     Enough of it, and nothing is bought there until an operator says so; that is told once.
@@ -123,7 +136,7 @@ def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_
     if count == had.count:
         return
     stops = had.stopped_at_ms is None and must_stop(rules, count)
-    trust.set_strikes(unit, row.origin, Strikes(count, now_ms if stops else had.stopped_at_ms))
+    trust.set_strikes(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
     facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
     records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
     if stops:
@@ -156,8 +169,8 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
 
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Somebody has looked into a merchant: it may be paid again, and what it does is counted and told anew."""
-    if trust.strikes(unit.conn, origin) != Strikes():
-        trust.set_strikes(unit, origin, Strikes())
+    if trust.strikes(unit.conn, origin) != UnservedStreak():
+        trust.set_strikes(unit, origin, UnservedStreak())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
     if trust.readiness(unit.conn, origin) != Readiness():
         trust.set_readiness(unit, origin, Readiness())
@@ -179,7 +192,7 @@ def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
         _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
 
 
-def unpin(unit: Unit, rules: Rules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
+def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
     """Forget an address. Refused: `not_found`; `last_address`: without one the next payment is the first again."""
     if rules.first_use and not rules.filed and trust.pins(unit.conn, origin) == {unwanted}:
         raise Refused("last_address", f"{origin} may be paid at {unwanted.address} and at no other address")
@@ -196,7 +209,7 @@ def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object]
         records.note(unit, None, "address_pinned", None, now_ms, told)
 
 
-def _agree(unit: Unit, origin: str, price: Price, why: Mapping[str, object], now_ms: int) -> None:
+def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, object], now_ms: int) -> None:
     trust.agree(unit, origin, price)
     told = {
         "merchant": origin,

@@ -5,11 +5,11 @@ May import: core, store.rows, wallet.transaction, agent.base. Never: decides.
 
 from dataclasses import dataclass
 
-from payagent.agent.base.prepaid import Buyer, Part
+from payagent.agent.base.prepaid import Buyer, TopupPart
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
 from payagent.store.rows.approvals import Via
-from payagent.wallet.transaction import Plan
+from payagent.wallet.transaction import TxPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True)
-class Purchase:
+class PaymentIntent:
     """One request to pay, read and ready to be decided. `invoice` is the first of what the merchant `offers`."""
 
     ids: Ids
@@ -39,7 +39,7 @@ class Purchase:
     max_total_units: int | None
     min_window_s: int
     buyer: Buyer
-    topup: Part | None = None
+    topup: TopupPart | None = None
     max_total_asset: str | None = None
     is_heard: bool = False
     """Whether we heard the 402 from its merchant ourselves; else it is its app's word."""
@@ -52,7 +52,7 @@ class Purchase:
 
 
 @dataclass(frozen=True, slots=True)
-class TransferOrder:
+class TransferRequest:
     """One order of the operator's to move coins. Without a key of its own it is an intent that nothing names."""
 
     ids: Ids
@@ -64,12 +64,12 @@ class TransferOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class AdmittedPayment:
     """The intent's payment. `plan` is there when it is new and to be signed; `refusal` when it was rejected."""
 
     payment_id: str
     is_new: bool
-    plan: Plan | None = None
+    plan: TxPlan | None = None
     refusal: Refused | None = None
 
 
@@ -86,9 +86,9 @@ class Approver:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecidedPayment:
     """What became of a payment that awaited a decision: it is signed by `plan`, or was denied for `refusal`."""
 
     payment_id: str
-    plan: Plan | None
+    plan: TxPlan | None
     refusal: Refused | None = None

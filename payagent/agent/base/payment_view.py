@@ -6,11 +6,11 @@ May import: core, dialects, store.rows, agent.base. Never: I/O.
 import json
 from collections.abc import Iterable
 
-from payagent.agent.base.config import MerchantTerms, Terms
+from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF
 from payagent.core.policy import is_shared
 from payagent.core.timestamps import iso_time
-from payagent.dialects import Shown, proof_headers
+from payagent.dialects import ProofMaterial, proof_headers
 from payagent.store.rows.attempts_and_utxos import AttemptRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -22,7 +22,7 @@ def has_proof(row: PaymentRow) -> bool:
     return row.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
 
 
-def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
+def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_address: str) -> dict[str, str]:
     """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
     X-Request-Id is the intent's own and stays the same over all its retries. No X-Idempotency-Key is sent: the
@@ -43,13 +43,13 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
     return headers | {"X-Request-Id": row.request_id}
 
 
-def _shown(row: PaymentRow, tx_id: str) -> Shown:
+def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
     """What a proof is made of. An identifier names one transaction: a payment after a void one has its own."""
     cbor = row.cbor if row.proof == "signed_cbor" else None
-    return Shown(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
+    return ProofMaterial(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
 
 
-def payment_view(row: PaymentRow, terms: Terms, *, ready: bool) -> Json:
+def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
     """The payment object of the API. Amounts are strings of digits. `Desk.view` knows `ready`."""
     merchant = terms.merchants.get(row.origin or "")
     view: Json = {

@@ -11,7 +11,7 @@ from payagent.core import ledger
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.ledger import Units, prepaid_account
 from payagent.core.money import format_amount
-from payagent.core.prepaid_balance import CALLS, Balance, Cost, average, buy, take_back, use
+from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, buy, take_back, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import apps, prepaid, topups
@@ -49,7 +49,7 @@ class Buyer:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedCall:
+class ServedRequest:
     """A call that was served without a payment of its own. A call with a `key` is the same call again."""
 
     app_id: str
@@ -61,7 +61,7 @@ class ServedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TopupPart:
     """Which purchase of a top-up a payment is, counted from 1, and what holds for it.
 
     `units` of `unit` are ordered in all (calls, or an asset). `is_call`: the request is an ordinary one.
@@ -85,7 +85,7 @@ def _size(row: PaymentRow) -> tuple[str, int]:
     return asset, sum(output.units for output in row.outputs)
 
 
-def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ...]:
+def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoice, ...]:
     """Those of a merchant's offers that raise the balance as the top-up wants it raised; all without one."""
     if part is None:
         return offers
@@ -110,9 +110,9 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
     return affordable
 
 
-def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Part:
+def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> TopupPart:
     """That purchase of an order, by what its merchant may be paid for top-ups in a day."""
-    return Part(
+    return TopupPart(
         topup=order.id,
         number=number,
         unit=order.unit,
@@ -187,14 +187,14 @@ def not_bought(unit: Unit, row: PaymentRow) -> None:
         uses.take_back_newest(unit, row.pool, name, owed)
 
 
-def is_counted(conn: Connection, call: ServedCall) -> bool:
+def is_counted(conn: Connection, call: ServedRequest) -> bool:
     """Whether a served call uses something: it is one that has answered 402, and a pool is there for its buyer."""
     if prepaid.price(conn, call.origin, call.method, call.path) is None:
         return False
     return prepaid.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet) is not None
 
 
-def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
+def drawn(conn: Connection, pool: Pool, call: ServedRequest) -> tuple[str, int]:
     """(unit, count) that a call would use: a call of a batch, else what was last asked for it.
 
     Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than all that
@@ -213,7 +213,7 @@ def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
     return CALLS, 1
 
 
-def serving(conn: Connection, pool: Pool, call: ServedCall, now_ms: int) -> tuple[str, int | None] | None:
+def serving(conn: Connection, pool: Pool, call: ServedRequest, now_ms: int) -> tuple[str, int | None] | None:
     """(unit, count) that a call would use of the pool; None where the pool would not serve it.
 
     What is left is known by our count and by the merchant's word; the larger counts. The count is None for a call
@@ -242,7 +242,7 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
     return average(balance, count)
 
 
-def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
+def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
     """A call was served without a payment of its own: from what is left; what is not covered is unexplained.
 
     It counts against its app's own limits from now on, unless it has since it was `let_through`. A call that is
@@ -264,7 +264,12 @@ def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: 
 
 
 def _move(
-    unit: Unit, pool_id: int, name: str, move: Move, change: Callable[[Balance], Balance], now_ms: int
+    unit: Unit,
+    pool_id: int,
+    name: str,
+    move: Move,
+    change: Callable[[PrepaidBalance], PrepaidBalance],
+    now_ms: int,
 ) -> None:
     """Change a balance, and book what of its cost is used up by that."""
     before = prepaid.balance(unit.conn, pool_id, name)

@@ -9,16 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from payagent.agent.base.prepaid import Buyer, Part
+from payagent.agent.base.prepaid import Buyer, TopupPart
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
-from payagent.dialects import Answer, Call, Response
-from payagent.wallet.transaction import Plan
+from payagent.dialects import HttpRequest, HttpResponse, RetryAnswer
+from payagent.wallet.transaction import TxPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class MerchantRequest:
     """The call that is to be bought. `headers` (names in lower case) are those that a merchant may bind it to."""
 
     method: str
@@ -26,13 +26,13 @@ class Request:
     body_sha256: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def call(self, origin: str) -> Call:
+    def call(self, origin: str) -> HttpRequest:
         """As a dialect reads it."""
-        return Call(self.method, origin + self.path, self.body_sha256, self.headers)
+        return HttpRequest(self.method, origin + self.path, self.body_sha256, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PaymentRequest:
     """A 402 that an app wants paid. `received` is the 402 as it came, for the record. `max_total_units` are of
     `max_total_asset`; None: of whichever it is paid in.
 
@@ -42,15 +42,15 @@ class Ask:
 
     app_id: str
     origin: str
-    response: Response
+    response: HttpResponse
     received: str
-    request: Request | None = None
+    request: MerchantRequest | None = None
     idempotency_key: str | None = None
     max_total_units: int | None = None
     max_total_asset: str | None = None
     buyer: Buyer | None = None
     heard_at_ms: int | None = None
-    topup: Part | None = None
+    topup: TopupPart | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -74,18 +74,18 @@ class Ask:
 class Advice:
     """What a merchant said to a retry, and in how many seconds the same proof is shown again; None: not again."""
 
-    answer: Answer
+    answer: RetryAnswer
     again_after_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Quote:
+class PaymentQuote:
     """What a payment would be now. `refusal` is the limit or the guard that stands against it, if one does;
     `reasons` are why a person would be asked first.
     """
 
     invoice: Invoice
-    plan: Plan
+    plan: TxPlan
     refusal: Refused | None
     reasons: Reasons = ()
 

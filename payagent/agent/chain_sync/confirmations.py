@@ -7,13 +7,13 @@ agent.commits. Never: sends, signs or builds; ends a payment but on positive evi
 
 from functools import partial
 
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, Rows
-from payagent.agent.chain_sync.repeated_reads import Repeats
-from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.repeated_reads import RepeatedReads
+from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.payments import OpenPayment, PaymentRow
@@ -22,7 +22,7 @@ RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
 
 
-class Sightings:
+class Confirmations:
     """A part of each look at the chain, before the coins.
 
     `unread` are payments of which not every attempt could be looked for. `urgent` are those whose bytes providers
@@ -31,7 +31,7 @@ class Sightings:
     verdict, however often it is asked and whatever the tip does meanwhile.
     """
 
-    def __init__(self, desk: Desk, rows: Rows, turns: Turns) -> None:
+    def __init__(self, desk: AgentContext, rows: OpenPayments, turns: WorkerPool) -> None:
         self.unread: set[str] = set()
         self.urgent: set[str] = set()
         self._desk = desk
@@ -40,8 +40,8 @@ class Sightings:
         self._unverified: set[str] = set()
         self._unanswered: str | None = "the payments were not looked for yet"
         self._unweighed = False
-        self._deep_seen = Repeats()
-        self._denied = Repeats()
+        self._deep_seen = RepeatedReads()
+        self._denied = RepeatedReads()
 
     @property
     def trouble(self) -> str | None:
@@ -53,7 +53,7 @@ class Sightings:
         """Whether there is something to look at again, though no block is new."""
         return bool(self._unverified or self._unweighed or self.trouble)
 
-    async def look(self, source: View, tip: Tip, last: Tip | None) -> None:
+    async def look(self, source: QuorumView, tip: Tip, last: Tip | None) -> None:
         """What is in doubt first, then what may have come into a block, then what is deep enough by now."""
         self._unanswered, self._turns.failed = None, False
         self._unverified |= await self._in_doubt(source, tip, last)
@@ -77,7 +77,7 @@ class Sightings:
         if source.is_for_good:
             await self._turns.each(ending, partial(self._settle, source, tip))
 
-    async def _in_doubt(self, source: View, tip: Tip, last: Tip | None) -> set[str]:
+    async def _in_doubt(self, source: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
         """Payments whose block may be off the chain: all after what may be a fork, else those due by depth.
 
         And those whose block is above the newest one: no height that was told once is believed for ever.
@@ -92,13 +92,13 @@ class Sightings:
             if _depth(row, tip) < 1 or any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)
         }
 
-    async def _may_have_forked(self, source: View, tip: Tip, last: Tip) -> bool:
+    async def _may_have_forked(self, source: QuorumView, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip at the last look may be off the chain."""
         if tip.hash == last.hash:
             return False
         return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
-    async def _look_for(self, source: View, tip: Tip, row: PaymentRow) -> None:
+    async def _look_for(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
         self.unread.add(row.id)
         is_open = False
@@ -122,7 +122,7 @@ class Sightings:
         elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
             self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
 
-    async def _rival(self, source: View, row: PaymentRow) -> Read[TxSeen]:
+    async def _rival(self, source: QuorumView, row: PaymentRow) -> Read[TxSeen]:
         """What keeps the anchor from ever being there, in the block that its own payment is known to be in.
 
         Before that one was seen in it the books would not show why this one is void.
@@ -136,7 +136,7 @@ class Sightings:
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
         return read
 
-    async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+    async def _weigh_cancel(self, source: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.
 
         Or a transaction that keeps the anchor from ever being there.
@@ -156,7 +156,7 @@ class Sightings:
                 row.id,
             )
 
-    async def _recheck(self, source: View, tip: Tip, row: PaymentRow) -> None:
+    async def _recheck(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
 
         It is gone when its transaction is in another block, or is denied by a provider that is past its height, or
@@ -177,7 +177,7 @@ class Sightings:
                 await self._lose(row, denied_by=source.name if is_lie else None)
                 self._unverified.discard(row.id)
 
-    def _is_past(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+    def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the block of a payment would be shown by now, if it were there."""
         is_past = tip.height >= (row.block_height or 0) or self._desk.chain.is_after(row.changed_at_ms, tip)
         return is_past and source.is_current
@@ -186,7 +186,7 @@ class Sightings:
         """Payments in a state whose block is at least so deep."""
         return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
 
-    async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
+    async def _confirm(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
             rules = self._desk.terms.rules
@@ -197,14 +197,14 @@ class Sightings:
                 row.id,
             )
 
-    async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
+    async def _settle(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row) and source.is_for_good:
             now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
             await self._desk.write(
                 "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id
             )
 
-    async def _still_there(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+    async def _still_there(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
         read = await source.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block_hash:
@@ -213,7 +213,7 @@ class Sightings:
         await self._recheck(source, tip, row)
         return False
 
-    async def _see(self, source: View, row: PaymentRow, seen: TxSeen) -> None:
+    async def _see(self, source: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         await desk.write(

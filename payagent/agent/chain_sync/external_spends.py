@@ -16,14 +16,22 @@ import structlog
 from payagent.agent.base.alert_records import clear_alert
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.prepaid import not_bought
-from payagent.agent.chain_sync.open_payments import Rows
-from payagent.agent.chain_sync.recovery import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
-from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.chain_sync.open_payments import OpenPayments
+from payagent.agent.chain_sync.recovery import (
+    ALERT_SUBJECT,
+    LAG_S,
+    ExternalSpend,
+    ExternalSpendSearch,
+    Why,
+    settle,
+    take_in,
+)
+from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
 from payagent.chain.quorum_rules import Listing
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
@@ -47,7 +55,7 @@ RECHECKS_MAX = 10
 log = structlog.get_logger("payagent.foreign")
 
 
-async def thaw(desk: Desk, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
+async def thaw(desk: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
 
     `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
@@ -75,23 +83,23 @@ async def thaw(desk: Desk, app_id: str, seen: Collection[str] | None = None) -> 
     return frozen_by
 
 
-class Foreign:
+class ExternalSpends:
     """A part of each look at the chain, after the payments and the coins."""
 
-    def __init__(self, desk: Desk, rows: Rows) -> None:
+    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
         self._desk = desk
         self._rows = rows
-        self._search = Search(desk)
+        self._search = ExternalSpendSearch(desk)
         self._last_slot = onchain.last_slot(desk.conn)
         self._suspects: set[str] = set()
         self._searched_ms = 0
         self._fruitless = 0
         self._asked_last = (0, "")
         self._there_for_good: set[tuple[str, str]] = set()
-        self._deep_seen = Repeats()
-        self._unshared = Repeats()
+        self._deep_seen = RepeatedReads()
+        self._unshared = RepeatedReads()
 
-    async def compare(self, source: View) -> str | None:
+    async def compare(self, source: QuorumView) -> str | None:
         """Compare the wallet's transactions since the ledger's newest block with the ledger.
 
         Returns why that could not be done yet; None when it was.
@@ -125,7 +133,7 @@ class Foreign:
         """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""
         return onchain.is_ours(self._desk.conn, tx_id) or onchain.is_foreign_there(self._desk.conn, tx_id)
 
-    async def look(self, source: View, listing: Listing) -> None:
+    async def look(self, source: QuorumView, listing: Listing) -> None:
         """Who spent what the list lacks; are those that did still there; what have they made void?"""
         if source.is_current:
             await self._recheck(source)
@@ -134,7 +142,7 @@ class Foreign:
         if source.is_final:
             await self._weigh(source)
 
-    async def _find(self, source: View, listed: set[str]) -> None:
+    async def _find(self, source: QuorumView, listed: set[str]) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
@@ -154,7 +162,7 @@ class Foreign:
         every_ms = SEARCH_EVERY_MS << min(max(self._fruitless - SEARCHES_BEFORE_THAT, 0), 10)
         return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
 
-    async def _since_s(self, source: View, suspects: set[str]) -> int:
+    async def _since_s(self, source: QuorumView, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
         desk, slots = self._desk, self._desk.chain.slots
         times_s = [onchain.known_since_ms(desk.conn, suspects) // 1000]
@@ -164,7 +172,7 @@ class Foreign:
                 times_s.append(slots.time_ms(read.value.slot) // 1000)
         return min(times_s) - LAG_S
 
-    async def _take_in(self, spend: Spend, now_ms: int) -> None:
+    async def _take_in(self, spend: ExternalSpend, now_ms: int) -> None:
         desk = self._desk
         why = self._why(spend.seen)
         if onchain.is_foreign_there(desk.conn, spend.seen.tx_id):
@@ -182,7 +190,7 @@ class Foreign:
         is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
         return "forgotten_spend" if is_older else "foreign_spend"
 
-    async def _recheck(self, source: View) -> None:
+    async def _recheck(self, source: QuorumView) -> None:
         """Has one of them lost its block? It may be in another one already.
 
         Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
@@ -211,7 +219,7 @@ class Foreign:
         due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
         return due[:RECHECKS_MAX]
 
-    async def _lose_if_gone(self, source: View, row: ForeignRow, read: Read[TxSeen]) -> None:
+    async def _lose_if_gone(self, source: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
         """One that was not read in its block is lost when it is in another, or denied with its block."""
         desk = self._desk
         is_gone = (
@@ -228,7 +236,7 @@ class Foreign:
         now_ms = self._desk.ports.clock.now_ms()
         await self._desk.write("foreign", lambda unit: settle(unit, height, now_ms))
 
-    async def _weigh(self, source: View) -> None:
+    async def _weigh(self, source: QuorumView) -> None:
         """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
@@ -261,7 +269,7 @@ def _place(row: ForeignRow) -> tuple[int, str]:
     return row.block_height, row.tx_id
 
 
-def overtake(unit: Unit, desk: Desk, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
+def overtake(unit: Unit, desk: AgentContext, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
     """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
 
     Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is

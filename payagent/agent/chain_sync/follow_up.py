@@ -7,15 +7,15 @@ May import: core.payment, chain.provider, store, agent.payments, agent.context, 
 Never: reads the chain; builds a transaction.
 """
 
-from payagent.agent.chain_sync.confirmations import Sightings
-from payagent.agent.chain_sync.open_payments import Rows
-from payagent.agent.chain_sync.rolled_back_deposits import Vanished
-from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.chain_sync.confirmations import Confirmations
+from payagent.agent.chain_sync.open_payments import OpenPayments
+from payagent.agent.chain_sync.rolled_back_deposits import RolledBackDeposits
+from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.replacement import is_hopeless, is_lost
-from payagent.agent.context import Desk
-from payagent.agent.payments.lifecycle import Carrying
-from payagent.agent.payments.submit import Sending
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
 from payagent.core.payment import UNSIGNED, State
 from payagent.store.rows import attempts_and_utxos as queries
@@ -46,7 +46,7 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
     return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
 
 
-class Due:
+class FollowUp:
     """A part of each look at the chain, the last, also of one that failed.
 
     `_waits` is when each attempt was sent last, and when it is to be sent again, as was read when that was due.
@@ -54,13 +54,13 @@ class Due:
 
     def __init__(
         self,
-        desk: Desk,
-        carrying: Carrying,
-        sending: Sending,
-        rows: Rows,
-        turns: Turns,
-        sightings: Sightings,
-        vanished: Vanished,
+        desk: AgentContext,
+        carrying: PaymentLifecycle,
+        sending: TxSubmitter,
+        rows: OpenPayments,
+        turns: WorkerPool,
+        sightings: Confirmations,
+        vanished: RolledBackDeposits,
     ) -> None:
         self._desk = desk
         self._carrying = carrying

@@ -7,11 +7,11 @@ agent.commits, agent.base. Never: pays; moves a payment or its money by what a m
 
 from dataclasses import replace
 
-from payagent.agent.base.config import MerchantTerms
-from payagent.agent.chain_sync.open_payments import SEEN, Rows
-from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
+from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
@@ -42,10 +42,12 @@ def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
     return asked_ms is None or not 0 <= now_ms - asked_ms < min(asked_ms - created_ms, MERCHANT_AGAIN_MS)
 
 
-class Inquiries:
+class MerchantPolling:
     """What merchants are asked. The calls are made beside the looks at the chain."""
 
-    def __init__(self, desk: Desk, merchants: MerchantClient, rows: Rows, turns: Turns) -> None:
+    def __init__(
+        self, desk: AgentContext, merchants: MerchantClient, rows: OpenPayments, turns: WorkerPool
+    ) -> None:
         self._desk = desk
         self._merchants = merchants
         self._rows = rows
@@ -106,7 +108,7 @@ class Inquiries:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)
 
-    async def _observe(self, pool: Pool, merchant: MerchantTerms) -> None:
+    async def _observe(self, pool: Pool, merchant: MerchantConfig) -> None:
         """Record what a merchant says, unless it says the same as last time."""
         desk = self._desk
         headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}

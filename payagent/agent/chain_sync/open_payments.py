@@ -8,7 +8,7 @@ May import: core, store, agent.context. Never: holds what was read when anything
 
 from collections.abc import Collection
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.core.payment import State
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about, events, payments
@@ -21,10 +21,10 @@ LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 SEEN = (State.IN_BLOCK, State.CONFIRMED)
 
 
-class Rows:
+class OpenPayments:
     """Read again when anything was committed since."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: AgentContext) -> None:
         self._desk = desk
         self._as_of: object = None
         self._last_event: int | None = None

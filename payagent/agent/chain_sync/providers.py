@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.chain_view import TIP_AGE_MAX_S, odd_parameters
-from payagent.agent.context import Desk
-from payagent.chain.quorum import Panel
+from payagent.agent.context import AgentContext
+from payagent.chain.quorum import ProviderQuorum
 from payagent.chain.quorum_rules import Silence, is_lasting, missed
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts
 
@@ -23,15 +23,15 @@ for ever.
 """
 
 
-class Hearing:
+class ProviderSelection:
     """`view` is what the last look saw the chain by; None when nobody was heard, and then `trouble` says why."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.view: View | None = None
+    def __init__(self, desk: AgentContext) -> None:
+        self.view: QuorumView | None = None
         self.trouble: str | None = None
         self._desk = desk
         clock, own = desk.ports.clock, desk.terms.own.text
-        self._panel = Panel(
+        self._panel = ProviderQuorum(
             desk.sources,
             clock,
             own,
@@ -48,7 +48,7 @@ class Hearing:
         self._gap: Silence | None = None
         """Since when no look at the chain could be completed."""
 
-    async def look(self) -> View | None:
+    async def look(self) -> QuorumView | None:
         """What the providers show together that are to be believed; it serves the whole look."""
         desk, panel = self._desk, self._panel
         self.view = view = await panel.look()

@@ -18,13 +18,13 @@ import structlog
 
 from payagent.agent.base.alert_records import raise_again
 from payagent.agent.base.chain_view import QUIET_MS
-from payagent.agent.base.free_utxos import take
-from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.base.free_utxos import make_unavailable
+from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits.utxo_sync import is_back
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unknown
 from payagent.chain.provider_state import AHEAD_MAX_S
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
@@ -37,7 +37,7 @@ from payagent.store.rows import onchain
 from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import CoinRow
 from payagent.store.rows.onchain import ForeignRow
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 LAG_S = 3600
 """How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
@@ -64,7 +64,7 @@ log = structlog.get_logger("payagent.scan")
 
 
 @dataclass(frozen=True, slots=True)
-class Spend:
+class ExternalSpend:
     """A transaction in a block that spends coins at our address and is no attempt of ours."""
 
     seen: TxSeen
@@ -72,24 +72,26 @@ class Spend:
     provider: str
 
 
-class Search:
+class ExternalSpendSearch:
     """Looks through the transactions of our address. What one moved never changes, so it is read once.
 
     A wallet's past is long: a search goes on where it stopped, also with the blocks that no rollback reaches, and
     once it is done only what the newest moved stays in memory. `why`: why the last one could not be completed.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: AgentContext) -> None:
         self._desk = desk
         self._moved: dict[str, Movement] = {}
         self._placed: dict[str, TxSeen] = {}
         self._listed: tuple[AddressTx, ...] = ()
         self._listed_from_s = 0
-        self._repeats = Repeats()
+        self._repeats = RepeatedReads()
         self._is_lonely = False
         self.why: str | None = None
 
-    async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
+    async def find(
+        self, source: QuorumView, since_s: int, tell: Tell = lambda _count, _of: None
+    ) -> list[ExternalSpend] | None:
         """The spends in blocks from a time on, oldest first; None when they could not be read in full.
 
         A view shows what its providers say alike; one that is only late does not count. When all but one of
@@ -102,7 +104,7 @@ class Search:
         address, self._is_lonely = self._desk.terms.own.text, False
         if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
-        spends: list[Spend] = []
+        spends: list[ExternalSpend] = []
         for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
             if number % ROWS_AT_ONCE == 0:
                 tell(number, len(listed))
@@ -114,7 +116,7 @@ class Search:
             if moved.spent:
                 if (seen := await self._place(source, tx_id)) is None:
                     return None
-                spends.append(Spend(seen, moved, source.name))
+                spends.append(ExternalSpend(seen, moved, source.name))
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
             del self._moved[tx_id]
         self._placed.clear()
@@ -129,7 +131,7 @@ class Search:
         self._repeats.forget(address)
         return spends
 
-    async def _list(self, source: View, address: str, since_s: int) -> Sequence[AddressTx] | None:
+    async def _list(self, source: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
         """The transactions from a time on; what no rollback reaches is listed once for a search."""
         known = self._listed if since_s == self._listed_from_s else ()
         read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
@@ -143,7 +145,7 @@ class Search:
             self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
         return listed
 
-    async def _read(self, source: View, tx_id: str, address: str) -> Movement | None:
+    async def _read(self, source: QuorumView, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
             moved = await source.movement(tx_id, address)
             if not isinstance(moved, Found):
@@ -158,13 +160,13 @@ class Search:
         """Note why something could not be read."""
         self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
 
-    def _note(self, source: View, what: str) -> bool:
+    def _note(self, source: QuorumView, what: str) -> bool:
         """Whether what was just read is the word of one of several; it is remembered for the search."""
         is_lonely = source.is_lonely(what)
         self._is_lonely |= is_lonely
         return is_lonely
 
-    async def _place(self, source: View, tx_id: str) -> TxSeen | None:
+    async def _place(self, source: QuorumView, tx_id: str) -> TxSeen | None:
         """The block that it is in; None also where that is said to be far above all others."""
         if (known := self._placed.get(tx_id)) is not None:
             return known
@@ -181,7 +183,7 @@ class Search:
         return read.value
 
 
-def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> str | None:
+def take_in(unit: Unit, spend: ExternalSpend, why: Why, coins: UtxoIndex, now_ms: int) -> str | None:
     """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
 
     Returns the event; None when it is no news. A transaction that lost its block and is in another one was told
@@ -200,7 +202,7 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
         known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
         held.append({LOVELACE: known.lovelace, **known.assets})
         if ref in coins:
-            take(unit, coins, ref)
+            make_unavailable(unit, coins, ref)
         records.spend_coin(unit, ref, seen.tx_id)
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(held)
@@ -254,9 +256,9 @@ def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> 
 class Recovery:
     """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
 
-    def __init__(self, desk: Desk, record: SignerRecord) -> None:
+    def __init__(self, desk: AgentContext, record: SignerRecord) -> None:
         self._desk = desk
-        self._search = Search(desk)
+        self._search = ExternalSpendSearch(desk)
         self._signed = record.read()
         self._since_s = 0
         self._is_noticed = False
@@ -273,7 +275,7 @@ class Recovery:
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
             self._desk.chain.behind = "this wallet's past was not read from the chain yet"
 
-    async def beat(self, source: View | None) -> None:
+    async def beat(self, source: QuorumView | None) -> None:
         """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
         desk = self._desk
         if source is None:
@@ -348,7 +350,9 @@ class Recovery:
         )
         self._desk.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
 
-    def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
+    def _catch_up(
+        self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
+    ) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
         was_empty = not onchain.foreign_there(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._desk.coins, now_ms)]

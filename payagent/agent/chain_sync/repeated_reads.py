@@ -18,7 +18,7 @@ class _Seen:
     at_ms: int
 
 
-class Repeats:
+class RepeatedReads:
     """What was read of each subject, how often in a row, at which tip last, and when."""
 
     def __init__(self) -> None:

@@ -12,13 +12,13 @@ signs.
 import structlog
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, Rows
-from payagent.agent.chain_sync.repeated_reads import Repeats
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits import utxo_sync as deposits
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Tip, TxSeen
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, events, payments
@@ -32,18 +32,18 @@ SUBJECT = "anchor:"
 log = structlog.get_logger("payagent.vanished")
 
 
-class Vanished:
+class RolledBackDeposits:
     """A part of each look at the chain whose denials count, after the coins. `stuck` are payments by id that can
     neither land nor be cancelled, as things are: nothing is signed for them."""
 
-    def __init__(self, desk: Desk, rows: Rows) -> None:
+    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
         self.stuck: dict[str, PaymentRow] = {}
         self._desk = desk
         self._rows = rows
-        self._denied = Repeats()
+        self._denied = RepeatedReads()
         self._told: list[str] | None = None
 
-    async def look(self, source: View, tip: Tip) -> None:
+    async def look(self, source: QuorumView, tip: Tip) -> None:
         """Which deposits are gone; which payments are stuck with that, or not any more; which of them are over?"""
         conn = self._desk.conn
         for coin in queries.missing_deposits(conn) if source.is_final else ():
@@ -57,7 +57,7 @@ class Vanished:
         for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)
 
-    async def _doubt(self, source: View, coin: CoinRow) -> None:
+    async def _doubt(self, source: QuorumView, coin: CoinRow) -> None:
         """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
         now_ms = self._desk.ports.clock.now_ms()
         if not self._denied.is_due(coin.ref, source.tip.hash, now_ms):
@@ -90,7 +90,7 @@ class Vanished:
         await self._desk.write("alert", job)
         self._told = list(self.stuck)
 
-    async def _weigh(self, source: View, tip: Tip, row: PaymentRow) -> None:
+    async def _weigh(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Is a block past the time limit of all that was signed for it, deeper than any rollback reaches?
 
         The first one that is seen is written down, so that a restart does not begin anew. Then the transactions
@@ -128,7 +128,7 @@ class Vanished:
         await self._desk.write("alert", job, row.id)
 
 
-def _block_of(desk: Desk, row: PaymentRow) -> TxSeen | None:
+def _block_of(desk: AgentContext, row: PaymentRow) -> TxSeen | None:
     """The block that was noted as past all time limits; of no transaction."""
     told = events.last_note(desk.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])

@@ -9,33 +9,33 @@ asks a provider itself; decides about a payment or a coin.
 import asyncio
 
 from payagent.agent.agent import Agent
-from payagent.agent.chain_sync.confirmations import Sightings
-from payagent.agent.chain_sync.follow_up import Due
-from payagent.agent.chain_sync.merchant_polling import Inquiries
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, Rows
-from payagent.agent.chain_sync.providers import Hearing
-from payagent.agent.chain_sync.utxo_list import Stocktaking
-from payagent.agent.chain_sync.worker_pool import Turns
+from payagent.agent.chain_sync.confirmations import Confirmations
+from payagent.agent.chain_sync.follow_up import FollowUp
+from payagent.agent.chain_sync.merchant_polling import MerchantPolling
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.providers import ProviderSelection
+from payagent.agent.chain_sync.utxo_list import UtxoListSync
+from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.chain.provider import Tip
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
 from payagent.outbound.merchant_client import MerchantClient
 
 
-class Watch:
+class ChainSync:
     """The agent's eyes. One `tick` at a time."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._desk = desk = agent.desk
-        self._rows = rows = Rows(desk)
-        turns = Turns(desk, agent.signing)
-        self.hearing = Hearing(desk)
-        self._sightings = Sightings(desk, rows, turns)
-        self._stocktaking = Stocktaking(desk, rows)
-        self._due = Due(
+        self._rows = rows = OpenPayments(desk)
+        turns = WorkerPool(desk, agent.signing)
+        self.hearing = ProviderSelection(desk)
+        self._sightings = Confirmations(desk, rows, turns)
+        self._stocktaking = UtxoListSync(desk, rows)
+        self._due = FollowUp(
             desk, agent.carrying, agent.sending, rows, turns, self._sightings, self._stocktaking.vanished
         )
-        self.inquiries = Inquiries(desk, merchants, rows, turns)
+        self.inquiries = MerchantPolling(desk, merchants, rows, turns)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
 
@@ -70,7 +70,7 @@ class Watch:
             self._desk.chain.note_unread("look", why)
             return why is None
 
-    async def _look_anew(self) -> View | None:
+    async def _look_anew(self) -> QuorumView | None:
         """Look by what the providers show now, unless it was seen in full before; None when nobody was heard."""
         found = await self.hearing.look()
         if found is None:
@@ -80,7 +80,7 @@ class Watch:
             await self._look(found, found.tip, is_new)
         return found
 
-    async def _look(self, source: View, tip: Tip, is_new: bool) -> None:
+    async def _look(self, source: QuorumView, tip: Tip, is_new: bool) -> None:
         await self._sightings.look(source, tip, self._last)
         if is_new or self._stocktaking.is_due:
             await self._stocktaking.look(source, tip)

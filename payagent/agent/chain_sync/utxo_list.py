@@ -9,38 +9,38 @@ Never: concludes from an absence that a coin was spent; looks for our own transa
 
 from collections.abc import Hashable, Set
 
-from payagent.agent.chain_sync.external_spends import Foreign
-from payagent.agent.chain_sync.open_payments import Rows
-from payagent.agent.chain_sync.repeated_reads import Repeats
-from payagent.agent.chain_sync.rolled_back_deposits import Vanished
+from payagent.agent.chain_sync.external_spends import ExternalSpends
+from payagent.agent.chain_sync.open_payments import OpenPayments
+from payagent.agent.chain_sync.repeated_reads import RepeatedReads
+from payagent.agent.chain_sync.rolled_back_deposits import RolledBackDeposits
 from payagent.agent.commits import utxo_sync as deposits
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.chain.provider import ChainUtxo, Found, Tip, Unknown, Why
 from payagent.chain.quorum_rules import Listing
-from payagent.chain.quorum_view import View
+from payagent.chain.quorum_view import QuorumView
 
 
-class Stocktaking:
+class UtxoListSync:
     """A part of each look at the chain, after the payments.
 
     `trouble`: why the list was not read and booked; None when it was. `is_read`: whether it ever was, well enough
     to sign by.
     """
 
-    def __init__(self, desk: Desk, rows: Rows) -> None:
+    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
         self.trouble: str | None = "the wallet's coins were not read yet"
         self.is_read = False
-        self.vanished = Vanished(desk, rows)
+        self.vanished = RolledBackDeposits(desk, rows)
         self._desk = desk
         self._rows = rows
-        self._foreign = Foreign(desk, rows)
-        self._new_coins = Repeats()
+        self._foreign = ExternalSpends(desk, rows)
+        self._new_coins = RepeatedReads()
 
     @property
     def is_due(self) -> bool:
         return self.trouble is not None
 
-    async def look(self, source: View, tip: Tip) -> None:
+    async def look(self, source: QuorumView, tip: Tip) -> None:
         """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
         whose spends it may show, and which deposits are gone.
         """
@@ -64,7 +64,7 @@ class Stocktaking:
         if source.is_current:
             await self.vanished.look(source, tip)
 
-    def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
+    def _believed(self, source: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
         """What is believed of a listing. When only one of several providers is heard, it makes no coin by one
         word: it takes three reads, spaced (R8), and the others must have been missing for long. When they are
         heard again they could not undo it, were it a lie.
@@ -72,7 +72,7 @@ class Stocktaking:
         Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
         """
         if not source.is_lonely("coins"):
-            self._new_coins = Repeats()
+            self._new_coins = RepeatedReads()
             return listing
         is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
         may_add = source.may_add(is_first=not known)

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from payagent.agent.context import Desk
-from payagent.agent.payments.sign import NOT_SIGNED, Signing
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.chain.deadlines import together
 from payagent.core.problems import Refused
 from payagent.store.db.opening import DatabaseError
@@ -28,10 +28,10 @@ TURN = 100
 log = structlog.get_logger("payagent.watch")
 
 
-class Turns:
+class WorkerPool:
     """`failed`: whether something could not be written down since the last look at the chain began."""
 
-    def __init__(self, desk: Desk, signing: Signing) -> None:
+    def __init__(self, desk: AgentContext, signing: PaymentSigner) -> None:
         self.failed = False
         self._desk = desk
         self._signing = signing

@@ -13,13 +13,13 @@ from enum import IntEnum
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
-from payagent.agent.base.config import Terms
-from payagent.agent.base.orders import Admitted, Purchase, TransferOrder
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.orders import AdmittedPayment, PaymentIntent, TransferRequest
 from payagent.agent.base.prepaid import require_may_buy
-from payagent.agent.commits.approvals import Questions, with_fee_room
-from payagent.agent.commits.replacement import Replacing, is_hopeless, is_lost, next_invoice, same_again
-from payagent.agent.commits.reservation import Holding, anchor_of, note_price
-from payagent.agent.commits.rules import Rulebook, as_told
+from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
+from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost, next_invoice, same_again
+from payagent.agent.commits.reservation import Reservation, anchor_of, note_price
+from payagent.agent.commits.rules import PaymentRules, as_told
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
@@ -33,8 +33,8 @@ from payagent.store.rows import approvals, apps, events, intents, pauses, paymen
 from payagent.store.rows import writes as records
 from payagent.store.rows.intents import IntentRow, InvoiceRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
-from payagent.wallet.transaction import Plan
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.transaction import TxPlan
+from payagent.wallet.utxo_index import UtxoIndex
 
 
 class _Chance(IntEnum):
@@ -42,7 +42,7 @@ class _Chance(IntEnum):
 
     NOW = 0
     SOON = 1
-    """Coins are on their way that it can be paid with."""
+    """UtxoIndex are on their way that it can be paid with."""
 
     ASKS = 2
     NONE = 3
@@ -52,32 +52,32 @@ class _Chance(IntEnum):
 class Admission:
     """One way in for all: what the key names already, or a new payment that is held, asked about or rejected."""
 
-    holding: Holding
-    questions: Questions
+    holding: Reservation
+    questions: ApprovalRules
 
     @classmethod
-    def by(cls, terms: Terms, coins: Coins, chain: ChainView) -> "Admission":
-        rulebook = Rulebook(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
+    def by(cls, terms: AgentConfig, coins: UtxoIndex, chain: ChainView) -> "Admission":
+        rulebook = PaymentRules(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
         planner = Planner(coins, chain, terms.own, terms.chain_depth, terms.min_window_s)
-        holding = Holding(rulebook, planner)
-        return cls(holding, Questions(holding, terms.approval_timeout_s))
+        holding = Reservation(rulebook, planner)
+        return cls(holding, ApprovalRules(holding, terms.approval_timeout_s))
 
     @property
-    def rulebook(self) -> Rulebook:
+    def rulebook(self) -> PaymentRules:
         return self.holding.rulebook
 
     @property
     def planner(self) -> Planner:
         return self.holding.planner
 
-    def take(self, terms: Terms) -> None:
+    def take(self, terms: AgentConfig) -> None:
         """Decide by other terms from now on; in a job, so that none is decided by two."""
         self.rulebook.take(terms)
         self.questions.timeout_s = terms.approval_timeout_s
 
     def admit(
-        self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False, on_record: bool = True
-    ) -> Admitted:
+        self, unit: Unit, purchase: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
+    ) -> AdmittedPayment:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
 
         A refusal is written as a payment that is rejected, unless it is not to be `on_record`, or the caller
@@ -95,7 +95,7 @@ class Admission:
                 return existing
         if known is not None and (other := payments.payment_of_invoice(unit.conn, known.seq)):
             _require_for(unit.conn, purchase, other)
-            return Admitted(other, False)
+            return AdmittedPayment(other, False)
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
@@ -113,7 +113,7 @@ class Admission:
             unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
         )
 
-    def require_open(self, unit: Unit, purchase: Purchase, now_ms: int) -> None:
+    def require_open(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> None:
         """Refused where admission would open no payment for the chosen invoice, whatever it costs.
 
         A top-up that is only planned asks for another 402 when it is ordered. So its invoice may be the one that a
@@ -128,7 +128,7 @@ class Admission:
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
 
-    def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
+    def require_unpaid(self, conn: Connection, purchase: PaymentIntent) -> None:
         """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
         for one without an id of its own, where the intent has a payment.
         """
@@ -147,14 +147,14 @@ class Admission:
     def _open_payment(
         self,
         unit: Unit,
-        purchase: Purchase,
+        purchase: PaymentIntent,
         intent_id: str,
         invoice_seq: int,
         pool: int | None,
         expires_at_ms: int | None,
         now_ms: int,
         left_out: Set[str] | None,
-    ) -> Admitted:
+    ) -> AdmittedPayment:
         """`left_out`: refusals that are no decision, and leave no record; None: none does."""
         payment_id = purchase.ids.payment
         anchor = anchor_of(unit, intent_id)
@@ -177,7 +177,7 @@ class Admission:
                 worst = with_fee_room(plan.spend, asked, self.rulebook.caps)
                 self.rulebook.require_within_limits(unit.conn, purchase, worst, purchase.invoice.asset, now_ms)
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
-                return Admitted(payment_id, True)
+                return AdmittedPayment(payment_id, True)
         except Refused as refusal:
             if left_out is None or refusal.code in left_out:
                 raise
@@ -187,11 +187,11 @@ class Admission:
             note_price(unit, purchase)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
         trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
-        return Admitted(payment_id, True, plan)
+        return AdmittedPayment(payment_id, True, plan)
 
     def _existing(
-        self, unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
-    ) -> Admitted | None:
+        self, unit: Unit, intent: IntentRow, purchase: PaymentIntent, known: InvoiceRow | None, now_ms: int
+    ) -> AdmittedPayment | None:
         """The payment that the intent already has, replaced for a further invoice where that is safe and due.
 
         Otherwise the further invoice is recorded, unless a flood of them is, and buys nothing.
@@ -202,19 +202,19 @@ class Admission:
             return None
         invoice = purchase.invoice
         if not invoice.has_own_id:
-            return Admitted(row.id, False)
+            return AdmittedPayment(row.id, False)
         if known is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
-            return Admitted(row.id, False)
+            return AdmittedPayment(row.id, False)
         seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
         is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None
         if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
-            return Admitted(row.id, False)
+            return AdmittedPayment(row.id, False)
         if known is None:
             records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
-        return Admitted(row.id, False)
+        return AdmittedPayment(row.id, False)
 
     def _replace_for(
-        self, unit: Unit, row: PaymentRow, purchase: Purchase, seq: int, known: InvoiceRow | None, now_ms: int
+        self, unit: Unit, row: PaymentRow, purchase: PaymentIntent, seq: int, known: InvoiceRow | None, now_ms: int
     ) -> bool:
         """Whether a payment that is lost, its own invoice being over, was turned to another one for its intent.
 
@@ -247,8 +247,8 @@ class Admission:
         return True
 
     @property
-    def _replacing(self) -> Replacing:
-        return Replacing(self.planner.coins, self.planner.chain, self.planner.own)
+    def _replacing(self) -> Replacement:
+        return Replacement(self.planner.coins, self.planner.chain, self.planner.own)
 
     def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
         """Replace an attempt of ours that is lost, for the same invoice; else why its coins are to be taken back.
@@ -270,7 +270,7 @@ class Admission:
             return Refused("attempt_expired", f"no block took the transaction in its time: {refusal.detail}")
         return None
 
-    def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
+    def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
         """Of several offers the first that is within limits, that the wallet can pay, and that nobody is asked
         about.
 
@@ -287,7 +287,7 @@ class Admission:
             chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
         return replace(purchase, invoice=chosen)
 
-    def _chance_of(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> _Chance:
+    def _chance_of(self, unit: Unit, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> _Chance:
         """What can come of an offer, by all that it would take now: its fee and the ADA beside a token count."""
         wanted = replace(purchase, invoice=offer)
         try:
@@ -300,11 +300,11 @@ class Admission:
             return _Chance.SOON if is_let_through else _Chance.ASKS
         return _Chance.ASKS if reasons else _Chance.NOW
 
-    def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
+    def wants_coins(self, conn: Connection, purchase: PaymentIntent, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
         return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
 
-    def _is_let_through(self, conn: Connection, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
+    def _is_let_through(self, conn: Connection, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> bool:
         """Whether limits and guards let through what the offer alone pays, and nobody is asked about it."""
         asset, spend = offer.asset, {offer.asset: offer.total_units}
         try:
@@ -316,11 +316,11 @@ class Admission:
     def admit_transfer(
         self,
         unit: Unit,
-        order: TransferOrder,
+        order: TransferRequest,
         plan: TransferPlan,
         now_ms: int,
         told: Mapping[str, object] | None = None,
-    ) -> Admitted:
+    ) -> AdmittedPayment:
         """Find the self-transfer that the order's key names, or admit it: no limits but the signer's own caps, the
         same machine and ledger.
 
@@ -331,7 +331,7 @@ class Admission:
         if intent is not None:
             require_same(intent, order.fingerprint)
             if (row := payments.live_payment_of(unit.conn, intent.id)) is not None:
-                return Admitted(row.id, False)
+                return AdmittedPayment(row.id, False)
         pauses.require_running(unit.conn)
         anchor = None if intent is None else anchor_of(unit, intent.id)
         planned = self.planner.transfer(unit, plan, anchor, now_ms)
@@ -349,17 +349,17 @@ class Admission:
             now_ms=now_ms,
         )
         self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
-        return Admitted(order.ids.payment, True, planned)
+        return AdmittedPayment(order.ids.payment, True, planned)
 
 
-def _rejected(unit: Unit, purchase: Purchase, refusal: Refused, now_ms: int) -> Admitted:
+def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
     """The payment ends with the refusal on record, as its app may be told it."""
     payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
     records.move_payment(
         unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
     )
-    return Admitted(payment_id, True, refusal=told)
+    return AdmittedPayment(payment_id, True, refusal=told)
 
 
 def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) -> bool:
@@ -373,7 +373,7 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
     )
 
 
-def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
+def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
     """The prepaid balance that the payment raises, if it does. One payment for it at a time: the others wait."""
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
@@ -399,7 +399,7 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
     return pool.id
 
 
-def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
+def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     """What a self-transfer pays: what was asked, or for a sweep whatever there was, asset by asset."""
     if kind != "sweep":
         return [OutputRow(o.role, o.address.text, o.asset, o.units) for o in plan.asked]
@@ -410,7 +410,7 @@ def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
     ]
 
 
-def _require_for(conn: Connection, purchase: Purchase, payment_id: str) -> None:
+def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> None:
     """Refuse an invoice whose payment is another purchase's (`invoice_paid_elsewhere`): a late copy of the same
     call finds it. Of another app no payment is named.
 
@@ -439,7 +439,7 @@ def require_same(intent: IntentRow, fingerprint: str) -> None:
 
 
 def _open_intent(
-    unit: Unit, order: Purchase | TransferOrder, *, origin: str, request: str | None, now_ms: int
+    unit: Unit, order: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
 ) -> None:
     records.add_intent(
         unit,
@@ -455,7 +455,7 @@ def _open_intent(
     )
 
 
-def _add_invoice(unit: Unit, purchase: Purchase, intent_id: str) -> int:
+def _add_invoice(unit: Unit, purchase: PaymentIntent, intent_id: str) -> int:
     return records.add_invoice(unit, purchase.invoice, intent_id, purchase.received_at_ms, purchase.response)
 
 

@@ -9,44 +9,44 @@ from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.base.config import MerchantTerms
-from payagent.agent.base.orders import Approver, Decided, Ids, Purchase
-from payagent.agent.base.prepaid import Buyer, Part, part_of
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.orders import Approver, DecidedPayment, Ids, PaymentIntent
+from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
 from payagent.agent.commits.replacement import same_again
-from payagent.agent.commits.reservation import Holding, anchor_of, note_price
+from payagent.agent.commits.reservation import Reservation, anchor_of, note_price
 from payagent.agent.commits.rules import as_told, require_may_have
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import Event, State
-from payagent.core.policy import Asked
+from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, intents, pauses, payments, topups
 from payagent.store.rows import writes as records
-from payagent.store.rows.approvals import Approval
+from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import Plan
+from payagent.wallet.transaction import TxPlan
 
 FEE_ROOM_LOVELACE = 50_000
 """How much more fee than now a payment may come to when it is approved: that of 26 more coins."""
 
 
 @dataclass(slots=True)
-class Questions:
+class ApprovalRules:
     """`timeout_s` is how long a person has, where the invoice allows it."""
 
-    holding: Holding
+    holding: Reservation
     timeout_s: int
 
     def ask(
         self,
         unit: Unit,
-        purchase: Purchase,
-        plan: Plan,
+        purchase: PaymentIntent,
+        plan: TxPlan,
         worst: Mapping[str, int],
         reasons: Reasons,
         expires_at_ms: int | None,
@@ -77,7 +77,7 @@ class Questions:
         }
         raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
 
-    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> Decided:
+    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
         """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
 
         Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
@@ -111,7 +111,7 @@ class Questions:
         note_price(unit, purchase)
         trust.allow(unit, self.holding.rulebook.rules(purchase.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
-        return Decided(payment_id, plan)
+        return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """A person says no. Refused: `already_decided`, `terms_changed`."""
@@ -127,13 +127,15 @@ class Questions:
         """
         return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
-    def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Decided | None:
+    def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> DecidedPayment | None:
         """Nobody has decided in time; None, and nothing happens, where somebody did meanwhile."""
         if payment_id not in self.over(unit.conn, min_window_s, now_ms):
             return None
         return self._time_out(unit, payment_id, now_ms)
 
-    def require_not_denied(self, unit: Unit, purchase: Purchase, intent: IntentRow | None, now_ms: int) -> None:
+    def require_not_denied(
+        self, unit: Unit, purchase: PaymentIntent, intent: IntentRow | None, now_ms: int
+    ) -> None:
         """A call that was denied is not asked about again, for as long as a question lasts.
 
         That holds whatever key the call has; where nobody says what the call is, its intent tells that it is the
@@ -151,12 +153,12 @@ class Questions:
         if denied is not None:
             raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
 
-    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> Decided:
+    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> DecidedPayment:
         why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
         end(unit, payment_id, Approver("clock"), why, now_ms)
-        return Decided(payment_id, None, why)
+        return DecidedPayment(payment_id, None, why)
 
-    def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
+    def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, ApprovalRow]:
         row, approval = payments.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
@@ -174,7 +176,7 @@ class Questions:
             raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
         return row, approval
 
-    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: Approval, min_window_s: int) -> Purchase:
+    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
         """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
         merchant = self.holding.rulebook.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect is None:
@@ -196,7 +198,7 @@ class Questions:
             commitment=row.commitment,
         )
         intent = intents.intent(unit.conn, row.intent_id)
-        return Purchase(
+        return PaymentIntent(
             ids=Ids(row.intent_id, row.id, row.request_id),
             app_id=row.app_id,
             key=intent.key,
@@ -259,14 +261,14 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
             )
 
 
-def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:
+def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantConfig) -> TopupPart | None:
     order = None if row.topup is None else topups.find(conn, row.topup)
     if order is None:
         return None
     return part_of(order, 1, merchant.topup_per_day_lovelace)
 
 
-def with_fee_room(spend: Mapping[str, int], asked: Iterable[Asked], caps: Caps | None) -> dict[str, int]:
+def with_fee_room(spend: Mapping[str, int], asked: Iterable[LimitCheck], caps: Caps | None) -> dict[str, int]:
     """What a payment may come to when it is decided on: by then other coins may have to pay for it.
 
     No more than the limits that were asked leave, and the caps: what they let through is put before a person.
@@ -278,7 +280,7 @@ def with_fee_room(spend: Mapping[str, int], asked: Iterable[Asked], caps: Caps |
     return {**spend, LOVELACE: max(spend[LOVELACE], most)}
 
 
-def _plan_view(plan: Plan) -> dict[str, object]:
+def _plan_view(plan: TxPlan) -> dict[str, object]:
     """A transaction for a person: every output, as its bytes have it, and the fee."""
     rest = plan.frame.rest.text
     addresses = [*(output.address.text for output in plan.asked), *[rest] * len(plan.outputs)]

@@ -14,7 +14,7 @@ from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.retry_schedule import again_after_s
-from payagent.dialects import Answer, Said, is_refusal
+from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
 from payagent.store.rows import events, payments
 from payagent.store.rows import writes as records
@@ -23,7 +23,7 @@ from payagent.store.rows.payments import PaymentRow
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve what was confirmed; and how long an invoice without an end counts as open."""
 
-SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
+SHOWN_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
 USED_UP_PATIENCE = 12
 """How often a proof is shown again that a facilitator calls used up: it may be settling that very one. That is
 about 90 s, in which a settlement meets its block."""
@@ -60,7 +60,7 @@ def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now
 def record_answer_to_retry(
     unit: Unit,
     payment_id: str,
-    answer: Answer,
+    answer: RetryAnswer,
     http_status: int,
     presented: Presented,
     rules: RulesOf,
@@ -84,11 +84,11 @@ def record_answer_to_retry(
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
         records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
+        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
             records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
-    if presented.by_auto and answer.said is Said.SERVED:
+    if presented.by_auto and answer.said is RetryVerdict.SERVED:
         trust.learn_accepted(unit, row, presented.depth, now_ms)
-    has_served = Said.SERVED in before or row.delivery is Delivery.ACCEPTED
+    has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
     is_early = presented.is_early and not has_served
     is_refused_early = is_early and is_refusal(row.dialect or "", answer, http_status)
     if is_refused_early:
@@ -98,10 +98,12 @@ def record_answer_to_retry(
     return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
 
 
-def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> float | None:
+def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
     """When the proof is shown again, after this answer, the last of all that was `said`."""
     may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
-    is_settling = answer.said is Said.USED_UP and may_settle and said.count(Said.USED_UP) <= USED_UP_PATIENCE
+    is_settling = (
+        answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
+    )
     if answer.said not in SHOWN_AGAIN and not is_settling:
         return None
     return answer.retry_after_s or again_after_s(len(said))
@@ -109,7 +111,7 @@ def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> floa
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
     """Accept that a proof is used up which only we have shown: what it bought is ours."""
-    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, rules, now_ms)
+    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": RetryVerdict.USED_UP}, rules, now_ms)
 
 
 def serving_ended_ms(clock_ms: int) -> int:

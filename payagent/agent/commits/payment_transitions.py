@@ -11,7 +11,7 @@ from dataclasses import replace
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base import prepaid
 from payagent.agent.base.alert_records import clear_alert, raise_again, raise_alert
-from payagent.agent.base.free_utxos import put, take
+from payagent.agent.base.free_utxos import make_available, make_unavailable
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.replacement import can_land
 from payagent.agent.commits.utxo_sync import is_back
@@ -29,8 +29,8 @@ from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, CoinRow
 from payagent.store.rows.onchain import ForeignRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
-from payagent.wallet.tx_plan import Plan
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.tx_plan import TxPlan
+from payagent.wallet.utxo_index import UtxoIndex
 
 NOT_SIGNED_SUBJECT = "signer"
 
@@ -42,7 +42,7 @@ def row_of(unit: Unit, payment_id: str) -> PaymentRow:
     return row
 
 
-def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: bytes, now_ms: int) -> None:
+def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: bytes, now_ms: int) -> None:
     """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
 
     What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
@@ -61,7 +61,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
 
 
-def _is_planned_for(unit: Unit, row: PaymentRow, plan: Plan) -> bool:
+def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
     """Whether a transaction has the coins, the TTL and the outputs that were decided for its payment."""
     if row.state is State.REPLACING:
         chosen = set(queries.replacement_inputs(unit.conn, row.id))
@@ -78,7 +78,7 @@ def _is_planned_for(unit: Unit, row: PaymentRow, plan: Plan) -> bool:
 def record_cancel(
     unit: Unit,
     decided: PaymentRow,
-    plan: Plan,
+    plan: TxPlan,
     cbor: bytes,
     own: bytes,
     why: Refused,
@@ -110,7 +110,7 @@ def record_cancel(
 
 
 def _add_attempt(
-    unit: Unit, row: PaymentRow, kind: AttemptKind, plan: Plan, cbor: bytes, own: bytes, now_ms: int
+    unit: Unit, row: PaymentRow, kind: AttemptKind, plan: TxPlan, cbor: bytes, own: bytes, now_ms: int
 ) -> None:
     records.add_attempt(
         unit,
@@ -135,7 +135,7 @@ def _add_attempt(
 
 
 def reject_unsigned(
-    unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int, by: str | None = None
+    unit: Unit, payment_id: str, coins: UtxoIndex, refusal: Refused, now_ms: int, by: str | None = None
 ) -> None:
     """A reserved payment will not be signed: its hold and its coins go back. Nothing was ever signed for it.
 
@@ -151,7 +151,7 @@ def reject_unsigned(
     _unreserve(unit, payment_id, coins)
 
 
-def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
+def record_not_signed(unit: Unit, payment_id: str, coins: UtxoIndex, refusal: Refused, now_ms: int) -> None:
     """The signer refuses: told once. The hold goes back if nothing was ever signed; otherwise it stays."""
     row = row_of(unit, payment_id)
     if row.state is State.RESERVED:
@@ -163,7 +163,7 @@ def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refuse
     raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
 
 
-def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
+def _unreserve(unit: Unit, payment_id: str, coins: UtxoIndex) -> None:
     """End a payment's reservations. A reserved coin that is still there is free for everybody again.
 
     A deposit that vanished is forgotten; if it returns, it comes as a new one. So is a coin that would have been
@@ -173,14 +173,14 @@ def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
     records.unreserve(unit, payment_id)
     for coin in reserved:
         if coin.state == "free":
-            put(unit, coins, coin)
+            make_available(unit, coins, coin)
         elif coin.state == "vanished" or (
             coin.state == "pending" and queries.is_never_made(unit.conn, coin.tx_id)
         ):
             records.forget_coin(unit, coin.ref)
 
 
-def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
+def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
     """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it.
 
     Returns False, and nothing is to be sent, when another attempt stands for the payment by now.
@@ -247,7 +247,7 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     return None
 
 
-def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: UtxoIndex, provider: str, now_ms: int) -> None:
     """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
 
     Whichever attempt it is, the payment goes by it now, and by the invoice that it was signed for.
@@ -273,7 +273,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
 
 
 def record_void(
-    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, coins: Coins, provider: str, now_ms: int
+    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, coins: UtxoIndex, provider: str, now_ms: int
 ) -> None:
     """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
 
@@ -303,7 +303,7 @@ _ORPHANED: dict[str, object] = {
 }
 
 
-def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, now_ms: int) -> None:
+def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: UtxoIndex, now_ms: int) -> None:
     """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
 
     None of what was signed is on the chain. The hold and those of its coins that are there come back; but nothing
@@ -346,7 +346,7 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
     records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
 
 
-def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: UtxoIndex, provider: str, now_ms: int) -> None:
     """What an attempt in a block does to coins. Whatever else was seen to spend them is not on the same chain."""
     inputs = _attempt(unit, payment_id, seen.tx_id).inputs
     for foreign in onchain.foreign_spending(unit.conn, inputs):
@@ -358,11 +358,11 @@ def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provid
         if row.state == "pending":
             records.set_coin_state(unit, row.ref, "free")
             if row.reserved_for is None:
-                put(unit, coins, row)
+                make_available(unit, coins, row)
 
 
 def record_block_lost(
-    unit: Unit, payment_id: str, coins: Coins, now_ms: int, denied_by: str | None = None
+    unit: Unit, payment_id: str, coins: UtxoIndex, now_ms: int, denied_by: str | None = None
 ) -> None:
     """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
 
@@ -392,7 +392,7 @@ def record_block_lost(
     for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
         if coin.state != "spent" and coin.source == "change":
             if coin.ref in coins:
-                take(unit, coins, coin.ref)
+                make_unavailable(unit, coins, coin.ref)
             records.set_coin_state(unit, coin.ref, "pending")
 
 
@@ -441,7 +441,7 @@ def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
     return {asset: units for asset, units in spent.items() if units}
 
 
-def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms: int) -> None:
+def record_settled(unit: Unit, payment_id: str, depth: int, coins: UtxoIndex, now_ms: int) -> None:
     """C7: no rollback reaches the block any more; its reservations have no purpose left.
 
     A reserved coin that no transaction spent is free again. The change of its other attempts can never be made and

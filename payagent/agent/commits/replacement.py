@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.free_utxos import coin_of, take
+from payagent.agent.base.free_utxos import make_unavailable, utxo_of
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Proof
@@ -25,8 +25,8 @@ from payagent.store.rows import payments
 from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import AttemptRow, CoinRow
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 HEADER_TRANSACTION_MAX_BYTES = 7_168
 """A transaction that travels in a header: in hex, or in base64 twice, it stays within what servers take.
@@ -55,7 +55,7 @@ class Wanted:
     invoice: int | None
     expires_at_ms: int | None
     commitment: str | None
-    parameters: Parameters
+    parameters: TxParameters
 
 
 def same_again(row: PaymentRow, network: Network) -> Wanted:
@@ -73,7 +73,7 @@ def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wante
     return Wanted("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
 
 
-def parameters_of(proof: Proof, echo: str | None) -> Parameters:
+def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
     """Bounds of the transaction; one that travels in a header leaves room there for what is repeated beside it."""
     if proof == "tx_hash":
         return MAINNET_PARAMETERS
@@ -104,8 +104,8 @@ def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
 
 
 def rebuilt(
-    inputs: Sequence[Coin], anchor: Coin, wanted: Wanted, ttl_slot: int, own: Address, network: Network
-) -> Plan:
+    inputs: Sequence[Utxo], anchor: Utxo, wanted: Wanted, ttl_slot: int, own: Address, network: Network
+) -> TxPlan:
     """The transaction of exactly these coins; the same coins give the same bytes."""
     outputs = wanted.outputs
     rest = outputs[0].address if wanted.kind == "sweep" else own
@@ -155,26 +155,26 @@ def require_anchor(conn: Connection, row: PaymentRow) -> None:
         )
 
 
-def reserve_more(unit: Unit, coins: Coins, payment_id: str, plan: Plan) -> None:
+def reserve_more(unit: Unit, coins: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
     """Reserve what a later attempt of a payment spends that it does not have yet. Refused when that is gone."""
     had = {coin.ref for coin in queries.coins_reserved_for(unit.conn, payment_id)}
     for coin in plan.inputs:
         if coin.ref not in had:
             if coin.ref not in coins:
                 raise Refused("funds_in_flight", f"coin {coin.ref} was taken for something else meanwhile")
-            take(unit, coins, coin.ref)
+            make_unavailable(unit, coins, coin.ref)
             records.reserve(unit, (coin.ref,), payment_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Replacing:
+class Replacement:
     """The commit that takes a payment to `replacing`, with what it decides by."""
 
-    coins: Coins
+    coins: UtxoIndex
     chain: ChainView
     own: Address
 
-    def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> Plan:
+    def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> TxPlan:
         """The next attempt's transaction, its coins reserved; the payment is `replacing`, for what is wanted.
 
         Refused, with nothing changed: `invoice_expired`; `limit_exceeded` above the hold; as `select` does
@@ -204,15 +204,15 @@ class Replacing:
         )
         return plan
 
-    def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> Plan:
+    def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> TxPlan:
         """A transaction of the last attempt's coins; of those and the free ones where one is gone, or they do not
         fit.
         """
         network = self.chain.network
         there = coins_there(unit, row)
         last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
-        anchor = next(coin_of(coin) for coin in there if coin.ref == last.anchor)
-        same = [coin_of(coin) for coin in there if coin.ref in last.inputs]
+        anchor = next(utxo_of(coin) for coin in there if coin.ref == last.anchor)
+        same = [utxo_of(coin) for coin in there if coin.ref in last.inputs]
         try:
             if len(same) == len(last.inputs):
                 return rebuilt(same, anchor, wanted, ttl_slot, self.own, network)
@@ -222,7 +222,7 @@ class Replacing:
         if wanted.kind == "sweep":
             raise Refused("not_enough_funds", "a coin that it was to send is not there any more")
         return select(
-            Coins([*self.coins, *(coin_of(coin) for coin in there)]),
+            UtxoIndex([*self.coins, *(utxo_of(coin) for coin in there)]),
             wanted.outputs,
             change=self.own,
             ttl_slot=ttl_slot,

@@ -7,34 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust as trust
-from payagent.agent.base.free_utxos import coin_of, take
-from payagent.agent.base.orders import Purchase
-from payagent.agent.commits.rules import Rulebook
+from payagent.agent.base.free_utxos import make_unavailable, utxo_of
+from payagent.agent.base.orders import PaymentIntent
+from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core import ledger, policy
 from payagent.core.hard_caps import BEFORE_FEE
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
-from payagent.core.policy import Asked
+from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, prepaid
 from payagent.store.rows import writes as records
-from payagent.wallet.transaction import Plan
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.transaction import TxPlan
+from payagent.wallet.utxo_index import Utxo
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class Reservation:
     """What may be paid, and the coins that it is paid of."""
 
-    rulebook: Rulebook
+    rulebook: PaymentRules
     planner: Planner
 
     def decide(
-        self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
-    ) -> tuple[Plan, tuple[Asked, ...]]:
+        self, unit: Unit, purchase: PaymentIntent, anchor: Utxo | None, expires_at_ms: int | None, now_ms: int
+    ) -> tuple[TxPlan, tuple[LimitCheck, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
         asked = self.require_before_fee(unit, purchase, now_ms)
@@ -45,8 +45,10 @@ class Holding:
             again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
         return plan, again
 
-    def require_before_fee(self, unit: Unit, purchase: Purchase, now_ms: int, count: int = 1) -> tuple[Asked, ...]:
-        """As `Rulebook.require_within_limits`, by what the invoice asks for alone."""
+    def require_before_fee(
+        self, unit: Unit, purchase: PaymentIntent, now_ms: int, count: int = 1
+    ) -> tuple[LimitCheck, ...]:
+        """As `PaymentRules.require_within_limits`, by what the invoice asks for alone."""
         asset, known = (
             purchase.invoice.asset,
             {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
@@ -59,9 +61,9 @@ class Holding:
         self,
         unit: Unit,
         payment_id: str,
-        plan: Plan,
+        plan: TxPlan,
         now_ms: int,
-        asked: Sequence[Asked] | None = None,
+        asked: Sequence[LimitCheck] | None = None,
         told: Mapping[str, object] | None = None,
     ) -> None:
         """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
@@ -72,7 +74,7 @@ class Holding:
             check_supply(asset, units, "what the transaction takes")
         for coin in plan.inputs:
             if coin.ref in self.planner.coins:
-                take(unit, self.planner.coins, coin.ref)
+                make_unavailable(unit, self.planner.coins, coin.ref)
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
         at_ms = self.rulebook.clock_ms(unit.conn, now_ms)
         records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
@@ -88,13 +90,13 @@ class Holding:
         )
 
 
-def _asked_view(one: Asked) -> dict[str, str]:
+def _asked_view(one: LimitCheck) -> dict[str, str]:
     whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
     view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
     return view | whose
 
 
-def note_price(unit: Unit, purchase: Purchase) -> None:
+def note_price(unit: Unit, purchase: PaymentIntent) -> None:
     """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance.
 
     Where that is its app's word alone, which may be false, it counts once money is held for it, and makes no call
@@ -110,14 +112,14 @@ def note_price(unit: Unit, purchase: Purchase) -> None:
         prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
-def is_priced(conn: Connection, purchase: Purchase) -> bool:
+def is_priced(conn: Connection, purchase: PaymentIntent) -> bool:
     """Whether `note_price` would add no further call to those that are known to cost something."""
     if purchase.request is None:
         return True
     return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
 
 
-def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
+def anchor_of(unit: Unit, intent_id: str) -> Utxo | None:
     """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
 
     So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
@@ -128,5 +130,5 @@ def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
     first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
     for row in first:
         if all(row in other for other in others):
-            return coin_of(row)
+            return utxo_of(row)
     raise Refused("intent_settling", f"the coins that the cancel {cancels[-1]} gave back are in use")

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.config import MerchantTerms, Terms
-from payagent.agent.base.orders import Purchase
+from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.base.orders import PaymentIntent
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.core import merchant_rules as guards
 from payagent.core import policy
 from payagent.core.findings import Finding, Reasons, above, judge
 from payagent.core.hard_caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.invoice import Invoice
-from payagent.core.merchant_rules import Moment, Rules
+from payagent.core.merchant_rules import MerchantRules, Moment
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.policy import Asked, Limit, Span, Window
+from payagent.core.policy import Limit, LimitCheck, SpendSpan, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import apps, topups
@@ -29,16 +29,16 @@ from payagent.store.rows.payments import PaymentRow
 
 
 @dataclass(slots=True)
-class Rulebook:
+class PaymentRules:
     """The file's limits, the signer's caps, and what is known of each merchant; by the chain's clock."""
 
     limits: Sequence[Limit]
     chain: ChainView
     caps: Caps | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
-    merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
+    merchants: Mapping[str, MerchantConfig] = field(default_factory=dict)
 
-    def take(self, terms: Terms) -> None:
+    def take(self, terms: AgentConfig) -> None:
         """As `Admission.take`."""
         self.limits, self.merchants, self.approval_above = terms.limits, terms.merchants, terms.approval_above
 
@@ -49,13 +49,13 @@ class Rulebook:
     def require_within_limits(
         self,
         conn: Connection,
-        purchase: Purchase,
+        purchase: PaymentIntent,
         spend: Mapping[str, int],
         paid_asset: str,
         now_ms: int,
         count: int = 1,
         fee: str = WITH_FEE,
-    ) -> tuple[Asked, ...]:
+    ) -> tuple[LimitCheck, ...]:
         """Decide by the sums as they stand there, for so many payments of that size. `fee`: whether it is in that.
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
@@ -85,7 +85,7 @@ class Rulebook:
         if self.caps is not None:
             require_within_caps(spend, self.caps, fee)
 
-    def _topup_left(self, conn: Connection, purchase: Purchase, clock_ms: int) -> int | None:
+    def _topup_left(self, conn: Connection, purchase: PaymentIntent, clock_ms: int) -> int | None:
         """What the merchant's own limit for top-ups leaves of the day."""
         part = purchase.topup
         if part is None or part.per_day_lovelace is None:
@@ -93,7 +93,9 @@ class Rulebook:
         since_ms = clock_ms - policy.LENGTH_MS[Window.DAY]
         return part.per_day_lovelace - topups.lovelace_since(conn, purchase.invoice.origin, since_ms)
 
-    def reasons(self, conn: Connection, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
+    def reasons(
+        self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, spend: Mapping[str, int]
+    ) -> Reasons:
         """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked.
 
         By the thresholds, and by what is known of the merchant there. Refused: `merchant_stopped`,
@@ -102,7 +104,7 @@ class Rulebook:
         return judge((*self.look(conn, purchase, invoice), *above(self.approval_above, spend)))
 
     def look(
-        self, conn: Connection, purchase: Purchase, invoice: Invoice, moment: Moment = Moment.PAYMENT
+        self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
         """What the guards find against an invoice."""
         rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
@@ -130,10 +132,10 @@ class Rulebook:
         if origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"{origin} may not be paid any more", origin=origin)
 
-    def rules(self, origin: str) -> Rules:
+    def rules(self, origin: str) -> MerchantRules:
         """What the guards go by for a merchant."""
         merchant = self.merchants.get(origin)
-        return Rules() if merchant is None else merchant.rules
+        return MerchantRules() if merchant is None else merchant.rules
 
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
@@ -145,7 +147,7 @@ def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
         raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
 
 
-def _require_bound_on(purchase: Purchase, asset: str, spend: Mapping[str, int]) -> None:
+def _require_bound_on(purchase: PaymentIntent, asset: str, spend: Mapping[str, int]) -> None:
     """The caller's own bound on one asset allows nothing of another. Refused: `limit_exceeded`."""
     bound_asset, most_units = purchase.max_total_asset, purchase.max_total_units
     if bound_asset is None or most_units is None or bound_asset == asset:
@@ -167,7 +169,7 @@ def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str
     return policy.in_force(filed, spending.limits_binding(conn, app, origin))
 
 
-def when_it_frees(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
+def when_it_frees(conn: Connection, limit: Limit | None, asked: LimitCheck, clock_ms: int) -> int | None:
     """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
     if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
         return None
@@ -175,5 +177,5 @@ def when_it_frees(conn: Connection, limit: Limit | None, asked: Asked, clock_ms:
     return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, asked))
 
 
-def _excess(limit: Limit, spans: Sequence[Span], asked: Asked) -> int:
+def _excess(limit: Limit, spans: Sequence[SpendSpan], asked: LimitCheck) -> int:
     return sum(span.units for span in spans) + asked.asked_units - limit.most_units

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.free_utxos import coin_of
+from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.commits.replacement import parameters_of, require_anchor
 from payagent.chain.provider import Tip
 from payagent.core import ledger
@@ -22,10 +22,10 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import pauses, payments
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import Plan, build, select, smallest_of
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, build, select, smallest_of
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
-TransferPlan = Callable[[Coins, int, Coin | None], Plan]
+TransferPlan = Callable[[UtxoIndex, int, Utxo | None], TxPlan]
 """Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
 
 MANY = 16
@@ -39,7 +39,7 @@ class Planner:
     Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
     """
 
-    coins: Coins
+    coins: UtxoIndex
     chain: ChainView
     own: Address
     chain_depth: int = 0
@@ -55,10 +55,10 @@ class Planner:
         expires_at_ms: int | None,
         min_window_s: int,
         now_ms: int,
-        anchor: Coin | None = None,
+        anchor: Utxo | None = None,
         *,
         waits: bool = False,
-    ) -> Plan:
+    ) -> TxPlan:
         """The transaction that would pay the invoice now; raises what stands against it but for limits.
 
         `waits`: what is asked is what it would be once all change is there. That transaction is never signed.
@@ -69,7 +69,7 @@ class Planner:
         )
         parameters = parameters_of(invoice.proof, invoice.echo)
 
-        def pay(coins: Coins) -> Plan:
+        def pay(coins: UtxoIndex) -> TxPlan:
             return select(
                 coins,
                 invoice.outputs,
@@ -92,14 +92,14 @@ class Planner:
                 "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
             ) from None
 
-    def transfer(self, unit: Unit, plan: TransferPlan, anchor: Coin | None, now_ms: int) -> Plan:
+    def transfer(self, unit: Unit, plan: TransferPlan, anchor: Utxo | None, now_ms: int) -> TxPlan:
         """The operator's own order, of what is there and what is on its way."""
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
         with own_order():
             return self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
 
-    def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> Plan:
+    def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> TxPlan:
         """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
 
         Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
@@ -108,7 +108,7 @@ class Planner:
         pauses.require_running(unit.conn)
         require_anchor(unit.conn, row)
         reserved = queries.coins_reserved_for(unit.conn, row.id)
-        there = [coin_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
+        there = [utxo_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
         anchor = next(coin for coin in there if coin.ref == row.anchor)
         network_id = self.chain.network.network_id
         try:
@@ -120,31 +120,31 @@ class Planner:
                     return take_back([*there, more], anchor, self.own, ttl_slot, network_id)
             raise
 
-    def _cancellable(self, pay: Callable[[Coins], Plan]) -> Callable[[Coins], Plan]:
+    def _cancellable(self, pay: Callable[[UtxoIndex], TxPlan]) -> Callable[[UtxoIndex], TxPlan]:
         """As `pay`, of coins that also pay for their own way back: what is handed over may have to be cancelled.
 
         Coins that fit the outputs to the unit do not where the wallet's own output needs more ADA than theirs.
         """
 
-        def planned(coins: Coins) -> Plan:
+        def planned(coins: UtxoIndex) -> TxPlan:
             plan = pay(coins)
             try:
                 take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
             except Refused:
                 spent = {coin.ref for coin in plan.inputs}
-                plan = pay(Coins(coin for coin in coins if coin.ref not in spent))
+                plan = pay(UtxoIndex(coin for coin in coins if coin.ref not in spent))
                 take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
             return plan
 
         return planned
 
-    def chainable(self, unit: Unit, slot: int) -> list[tuple[Coin, int]]:
+    def chainable(self, unit: Unit, slot: int) -> list[tuple[Utxo, int]]:
         """Change in no block yet that may be spent, each with how many transactions in none led to it."""
         if not self.chain_depth:
             return []
         depths = self._known_depths()
         found = (
-            (coin_of(row), queries.chain_depth(unit.conn, row.tx_id, depths))
+            (utxo_of(row), queries.chain_depth(unit.conn, row.tx_id, depths))
             for row in queries.chainable_coins(unit.conn, slot + self.chain_ttl_s)
         )
         return [(coin, depth) for coin, depth in found if depth < self.chain_depth]
@@ -156,7 +156,7 @@ class Planner:
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are free, or will be once all change is there."""
         coming = _coming(unit, self.chain.require_ready(now_ms))
-        return ledger.add((self.coins.totals, Coins(coming).totals))
+        return ledger.add((self.coins.totals, UtxoIndex(coming).totals))
 
     def _known_depths(self) -> dict[str, int]:
         """What was found since the newest block came. One that is wrong for a while makes a chain no less safe."""
@@ -167,13 +167,13 @@ class Planner:
     def _plan_with(
         self,
         unit: Unit,
-        plan: Callable[[Coins], Plan],
+        plan: Callable[[UtxoIndex], TxPlan],
         slot: int,
         chain_depth: int,
         *,
         by_one: bool = False,
         waits: bool = False,
-    ) -> Plan:
+    ) -> TxPlan:
         """What `plan` makes of the free coins, or of those and change that is on its way, `chain_depth` deep.
 
         Where they do not suffice although the wallet has more coins, the refusal says why.
@@ -191,15 +191,19 @@ class Planner:
                     f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
                 ) from None
             coming = _coming(unit, slot)
-            whole = _planned(plan, Coins([*self.coins, *coming]))
+            whole = _planned(plan, UtxoIndex([*self.coins, *coming]))
             if whole is None:
                 raise
             if waits:
                 return whole
             asset = str(refusal.context.get("asset", LOVELACE))
-            raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
+            raise _in_flight(
+                asset, self.coins.totals.get(asset, 0), UtxoIndex(coming).totals.get(asset, 0)
+            ) from None
 
-    def _chained(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, *, by_one: bool) -> Plan | None:
+    def _chained(
+        self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int, *, by_one: bool
+    ) -> TxPlan | None:
         """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
         made = self._chained_to_one(unit, plan, slot) if by_one else None
         if made is None:
@@ -207,7 +211,7 @@ class Planner:
             if not coming:
                 return None
             try:
-                made = plan(Coins([*self.coins, *coming]))
+                made = plan(UtxoIndex([*self.coins, *coming]))
             except Refused:
                 return None
             by_lovelace = sorted(coming, key=lambda coin: (coin.lovelace, coin.ref))
@@ -222,7 +226,7 @@ class Planner:
         )
         return made
 
-    def _chained_to_one(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan | None:
+    def _chained_to_one(self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int) -> TxPlan | None:
         """The transaction with one coin: of those that were on their way when all were last weighed, the largest
         that can still be had.
 
@@ -232,16 +236,16 @@ class Planner:
             row = queries.chainable_coin(unit.conn, self._next[-1], slot + self.chain_ttl_s)
             if row is not None:
                 try:
-                    return plan(Coins([coin_of(row)]))
+                    return plan(UtxoIndex([utxo_of(row)]))
                 except Refused:
                     return None
             self._next.pop()
         return None
 
 
-def _coming(unit: Unit, slot: int) -> list[Coin]:
+def _coming(unit: Unit, slot: int) -> list[Utxo]:
     """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
-    coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+    coming = [utxo_of(row) for row in queries.coming_coins(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
         for coin in queries.coins_reserved_for(unit.conn, row.id):
@@ -249,14 +253,14 @@ def _coming(unit: Unit, slot: int) -> list[Coin]:
         lovelace = left.pop(LOVELACE, 0)
         if lovelace > 0 and (row.ttl_slot or 0) > slot:
             coming.append(
-                Coin(
+                Utxo(
                     f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)
                 )
             )
     return coming
 
 
-def _planned(plan: Callable[[Coins], Plan], coins: Coins) -> Plan | None:
+def _planned(plan: Callable[[UtxoIndex], TxPlan], coins: UtxoIndex) -> TxPlan | None:
     """The transaction of these coins; None where they do not suffice."""
     try:
         return plan(coins)
@@ -275,6 +279,6 @@ def _in_flight(asset: str, available: int, coming: int) -> Refused:
     )
 
 
-def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int, network_id: int) -> Plan:
+def take_back(inputs: Sequence[Utxo], anchor: Utxo, own: Address, ttl_slot: int, network_id: int) -> TxPlan:
     """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
     return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)

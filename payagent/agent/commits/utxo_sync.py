@@ -10,7 +10,7 @@ anything from an absence.
 
 from collections.abc import Mapping
 
-from payagent.agent.base.free_utxos import put, take
+from payagent.agent.base.free_utxos import make_available, make_unavailable
 from payagent.chain.provider import ChainUtxo
 from payagent.chain.quorum_rules import Listing
 from payagent.core import ledger
@@ -19,13 +19,13 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import CoinRow
-from payagent.wallet.utxo_index import Coins
+from payagent.wallet.utxo_index import UtxoIndex
 
 _THERE = ("free", "locked")
-"""Coins in these states have to be listed."""
+"""UtxoIndex in these states have to be listed."""
 
 
-def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
+def sync(unit: Unit, listing: Listing, coins: UtxoIndex, now_ms: int) -> int:
     """Take in a complete list of our UTxOs; returns the number of deposits that were new.
 
     What is doubtful, since providers do not list it alike, is left as it is: neither a deposit nor missing.
@@ -42,13 +42,13 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
             row = queries.coin(unit.conn, ref)
             records.set_coin_state(unit, ref, "locked" if _is_locked(utxo) else "free")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
-                put(unit, coins, row)
+                make_available(unit, coins, row)
     for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
         row = queries.coin(unit.conn, ref)
         if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in coins):
             records.set_coin_state(unit, ref, "missing")
             if ref in coins:
-                take(unit, coins, ref)
+                make_unavailable(unit, coins, ref)
     return deposits
 
 
@@ -87,7 +87,7 @@ def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
     return any(state in _THERE and ref not in refs for ref, state in known.items())
 
 
-def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:
+def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: UtxoIndex, now_ms: int) -> int:
     locked = _is_locked(utxo)
     if queries.coin(unit.conn, ref) is not None:
         if not is_back(unit, ref, now_ms):
@@ -108,7 +108,7 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -
     # of an unreadable output only what can be counted is booked
     records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
     if not locked:
-        put(unit, coins, row)
+        make_available(unit, coins, row)
     return 1
 
 

@@ -15,10 +15,10 @@ from itertools import chain
 import structlog
 
 from payagent.agent.base.alert_records import CLEARED, clear_alert, is_raised, raise_alert
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import left as prepaid_left
-from payagent.agent.context import Desk
-from payagent.agent.operator.approval_links import WAYS, Links
+from payagent.agent.context import AgentContext
+from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
 from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid_balance import CALLS
@@ -72,7 +72,7 @@ def is_due(alert: AlertRow, now_ms: int) -> bool:
     return due_ms is not None and not due_ms - wait_ms(alert.tries) <= now_ms < due_ms
 
 
-def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
+def payload(alert: AlertRow, terms: AgentConfig, links: Mapping[str, str]) -> bytes:
     """What the webhook is sent: the same bytes each time. `links` are kept nowhere else."""
     said = {
         "id": alert.id,
@@ -87,10 +87,10 @@ def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
     return json.dumps(said, separators=(",", ":")).encode()
 
 
-class Alerts:
+class AlertMonitor:
     """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
 
-    def __init__(self, desk: Desk, webhook: Webhook | None, links: Links | None = None) -> None:
+    def __init__(self, desk: AgentContext, webhook: Webhook | None, links: ApprovalLinks | None = None) -> None:
         self._desk = desk
         self._webhook = webhook
         self._links = links
@@ -163,7 +163,7 @@ def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Leve
             yield level, is_low
 
 
-def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
+def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
     """What is ours and not held for a payment, less coins that cannot be spent.
 
     Change counts while it is on its way: what selection may take this very moment falls with every payment and
@@ -185,7 +185,7 @@ def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
     yield Level("wallet_low", "wallet", left, mark, facts)
 
 
-def _prepaid(conn: Connection, terms: Terms, now_ms: int) -> Iterator[Level]:
+def _prepaid(conn: Connection, terms: AgentConfig, now_ms: int) -> Iterator[Level]:
     """Calls left or on their way, by our count or the merchant's, of each pool at a merchant with a mark."""
     marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
     for holding in prepaid.holdings(conn) if marks else ():

@@ -13,7 +13,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from payagent.store.rows.approvals import Approval
+from payagent.store.rows.approvals import ApprovalRow
 
 Way = Literal["approve", "deny"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -22,13 +22,13 @@ KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class ApprovalLinks:
     """Makes and checks links. `origin`: the scheme, host and port at which people reach the daemon."""
 
     origin: str
     key: bytes = field(repr=False)
 
-    def url(self, approval: Approval, way: Way) -> str:
+    def url(self, approval: ApprovalRow, way: Way) -> str:
         return f"{self.origin}{PREFIX}{approval.payment_id}/{way}/{self._signature(approval, way)}"
 
     def is_ours(self, payment_id: str, way: str, signature: str) -> bool:
@@ -36,11 +36,11 @@ class Links:
         ours = self._sign("payagent-link/1", payment_id, way)
         return way in WAYS and _is_same(ours, signature[: len(ours)])
 
-    def is_good(self, approval: Approval, way: str, signature: str) -> bool:
+    def is_good(self, approval: ApprovalRow, way: str, signature: str) -> bool:
         """Whether this is the link of that question for that way."""
         return any(_is_same(self._signature(approval, one), signature) for one in WAYS if one == way)
 
-    def _signature(self, approval: Approval, way: Way) -> str:
+    def _signature(self, approval: ApprovalRow, way: Way) -> str:
         said = approval.payment_id, approval.terms_hash, way, str(approval.ends_at_ms)
         return self._sign("payagent-link/1", approval.payment_id, way) + self._sign("payagent-decide/1", *said)
 

@@ -7,7 +7,7 @@ over its hash).
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import origin_of, write_limits
 from payagent.agent.topups.orders import stop
 from payagent.core.policy import Scope, Window
@@ -31,7 +31,7 @@ class NewApp:
     expires_at_ms: int | None
 
 
-async def add_app(desk: Desk, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
+async def add_app(desk: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
     _require_no_more(wanted.scopes, by)
     origins = None
@@ -58,7 +58,9 @@ async def add_app(desk: Desk, by: AppRow, wanted: NewApp, token_hash: str) -> Ap
     return app
 
 
-async def renew_token(desk: Desk, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
+async def renew_token(
+    desk: AgentContext, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None
+) -> AppRow:
     """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
     app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
     _require_no_more(app.scopes, by)
@@ -69,7 +71,7 @@ async def renew_token(desk: Desk, by: AppRow, name: str, token_hash: str, expire
     return app
 
 
-async def revoke(desk: Desk, by: AppRow, name: str) -> AppRow:
+async def revoke(desk: AgentContext, by: AppRow, name: str) -> AppRow:
     """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
     for its orders.
 
@@ -95,7 +97,7 @@ async def revoke(desk: Desk, by: AppRow, name: str) -> AppRow:
     return app
 
 
-def everybody(desk: Desk) -> list[tuple[AppRow, TokenRow | None]]:
+def everybody(desk: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
     """All apps that there ever were, with their last tokens."""
     return [(app, apps.last_token(desk.conn, app.id)) for app in apps.everybody(desk.conn)]
 

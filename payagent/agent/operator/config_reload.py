@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import structlog
 
-from payagent.agent.base.config import Terms
-from payagent.agent.context import Desk
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.context import AgentContext
 from payagent.core.problems import Refused
 from payagent.settings.schema import Settings, changes
 from payagent.store.db.unit import Unit
@@ -30,11 +30,15 @@ _TAKEN = re.compile(
 log = structlog.get_logger("payagent.config")
 
 
-class Rereading:
+class ConfigReload:
     """`read` reads the file as the start did; `make` is what it comes to for the agent. One at a time."""
 
     def __init__(
-        self, desk: Desk, settings: Settings, read: Callable[[], Settings], make: Callable[[Settings], Terms]
+        self,
+        desk: AgentContext,
+        settings: Settings,
+        read: Callable[[], Settings],
+        make: Callable[[Settings], AgentConfig],
     ) -> None:
         self._desk = desk
         self._settings = settings

@@ -7,7 +7,7 @@ agent.context. Never: decides about a payment (admission does).
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.core import policy
 from payagent.core.money import LOVELACE
 from payagent.core.policy import ANY, Limit, Scope, Window
@@ -20,7 +20,7 @@ from payagent.store.rows.apps import AppRow
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitStatus:
     """A limit, and what its window counts now.
 
     `left_units` is None of a limit that others share, for an app that sees only itself: it is told what it spent
@@ -34,7 +34,7 @@ class Standing:
     frees_at_ms: int | None
 
 
-def standing(desk: Desk, only_app: str | None = None) -> list[Standing]:
+def standing(desk: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
     """Every limit; for an app that sees only itself, those that bind it."""
     at_run_time = tuple(spending.limits(desk.conn))
     limits = policy.in_force(desk.terms.limits, at_run_time)
@@ -58,7 +58,7 @@ def _binds(limit: Limit, app: AppRow) -> bool:
     )
 
 
-def _stands(desk: Desk, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> Standing:
+def _stands(desk: AgentContext, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> LimitStatus:
     is_shared = only_app is not None and limit.scope.app == ANY
     seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
     units = spending.counted(desk.conn, seen, clock_ms)
@@ -66,11 +66,11 @@ def _stands(desk: Desk, limit: Limit, is_filed: bool, only_app: str | None, cloc
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
         frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(desk.conn, seen, clock_ms), 1)
-    return Standing(limit, is_filed, units, left_units, frees_at_ms)
+    return LimitStatus(limit, is_filed, units, left_units, frees_at_ms)
 
 
 async def set_limits(
-    desk: Desk,
+    desk: AgentContext,
     by_app: str,
     app_name: str | None,
     merchant_name: str | None,
@@ -84,7 +84,7 @@ async def set_limits(
     await desk.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
 
 
-def _limited(desk: Desk, name: str) -> str:
+def _limited(desk: AgentContext, name: str) -> str:
     """As `origin_of`; or an origin that has limits, which is all that is left of a merchant that is gone."""
     have_some = {limit.scope.merchant for limit in spending.limits(desk.conn)}
     return name if name in have_some - {ANY} else origin_of(desk, name)
@@ -109,7 +109,7 @@ def write_limits(
         records.note(unit, None, "limit_set", None, now_ms, told)
 
 
-def origin_of(desk: Desk, name: str) -> str:
+def origin_of(desk: AgentContext, name: str) -> str:
     """The origin of a merchant of the config."""
     for merchant in desk.terms.merchants.values():
         if merchant.name == name:
@@ -117,7 +117,7 @@ def origin_of(desk: Desk, name: str) -> str:
     raise Refused("not_found", f"there is no merchant {name[:80]!r} in [merchants]")
 
 
-def names_of(desk: Desk) -> Iterator[tuple[str, str]]:
+def names_of(desk: AgentContext) -> Iterator[tuple[str, str]]:
     """How people call an app (by its id) or a merchant (by its origin)."""
     yield from ((app.id, app.name) for app in apps.everybody(desk.conn))
     yield from ((origin, merchant.name) for origin, merchant in desk.terms.merchants.items())

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust as known
-from payagent.agent.base.config import MerchantTerms
-from payagent.agent.context import Desk
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import origin_of
 from payagent.core.address import parse_address
 from payagent.core.invoice import Role
@@ -22,25 +22,25 @@ from payagent.store.rows import merchants as added
 from payagent.store.rows import trust
 from payagent.store.rows import writes as records
 from payagent.store.rows.merchants import MerchantRow
-from payagent.store.rows.trust import Price, Strikes
+from payagent.store.rows.trust import AgreedPriceRow, UnservedStreak
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class MerchantStatus:
     """What is known of a merchant now. `pins` are those beside the config's, by role and address."""
 
-    merchant: MerchantTerms
+    merchant: MerchantConfig
     pins: tuple[Pin, ...]
-    prices: tuple[Price, ...]
-    strikes: Strikes
+    prices: tuple[AgreedPriceRow, ...]
+    strikes: UnservedStreak
     readiness: Readiness
     in_flight: int
 
 
-def standing(desk: Desk, name: str) -> Standing:
+def standing(desk: AgentContext, name: str) -> MerchantStatus:
     """Of a merchant of the config, by its name. Refused: `not_found`."""
     origin = origin_of(desk, name)
-    return Standing(
+    return MerchantStatus(
         desk.terms.merchants[origin],
         tuple(sorted(trust.pins(desk.conn, origin))),
         tuple(trust.prices(desk.conn, origin)),
@@ -50,7 +50,7 @@ def standing(desk: Desk, name: str) -> Standing:
     )
 
 
-async def add_merchant(desk: Desk, by_app: str, name: str, settings: Mapping[str, object]) -> None:
+async def add_merchant(desk: AgentContext, by_app: str, name: str, settings: Mapping[str, object]) -> None:
     """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
     origin = read_merchant(name, settings, desk.terms.network.name).origin
     row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), desk.ports.clock.now_ms()
@@ -67,7 +67,7 @@ async def add_merchant(desk: Desk, by_app: str, name: str, settings: Mapping[str
     await desk.take_terms(desk.filed, job)
 
 
-async def remove_merchant(desk: Desk, by_app: str, name: str) -> None:
+async def remove_merchant(desk: AgentContext, by_app: str, name: str) -> None:
     """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
     now_ms = desk.ports.clock.now_ms()
 
@@ -85,7 +85,7 @@ async def remove_merchant(desk: Desk, by_app: str, name: str) -> None:
     await desk.take_terms(desk.filed, job)
 
 
-async def pin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
+async def pin(desk: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
     origin = origin_of(desk, name)
     try:
@@ -96,7 +96,7 @@ async def pin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> N
     await desk.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
 
 
-async def unpin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
+async def unpin(desk: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
     origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
 
@@ -106,7 +106,7 @@ async def unpin(desk: Desk, by_app: str, name: str, role: Role, address: str) ->
     await desk.write("trust", job)
 
 
-async def reopen(desk: Desk, by_app: str, name: str) -> None:
+async def reopen(desk: AgentContext, by_app: str, name: str) -> None:
     """Let it be paid again, and count anew what it does not serve. Refused: `not_found`."""
     origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
     await desk.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))

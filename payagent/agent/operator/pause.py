@@ -9,7 +9,7 @@ May import: core, store, agent.context, agent.base. Never: ends a pause by itsel
 import structlog
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.store.db.unit import Unit
 from payagent.store.rows import pauses
 from payagent.store.rows.pauses import Pause
@@ -19,7 +19,7 @@ _SUBJECT = "pause"
 log = structlog.get_logger("payagent.pause")
 
 
-async def pause(desk: Desk, by_app: str, reason: str) -> tuple[Pause | None, bool]:
+async def pause(desk: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:
     """Stop all signing, from the commit of this on: the pause that stands, and whether it is this one.
 
     An earlier one stands as it is, with its own reason.
@@ -37,7 +37,7 @@ async def pause(desk: Desk, by_app: str, reason: str) -> tuple[Pause | None, boo
     return pauses.standing(desk.conn), is_new
 
 
-async def unpause(desk: Desk, by_app: str) -> Pause | None:
+async def unpause(desk: AgentContext, by_app: str) -> Pause | None:
     """Sign again. What was admitted before the pause, and has time left, is signed by the next look."""
     now_ms = desk.ports.clock.now_ms()
 

@@ -12,9 +12,9 @@ import structlog
 
 from payagent.agent.base.orders import Approver
 from payagent.agent.commits.approvals import note_refused
-from payagent.agent.context import Desk
-from payagent.agent.payments.sign import NOT_SIGNED, Signing
-from payagent.agent.payments.submit import Sending
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
+from payagent.agent.payments.submit import TxSubmitter
 from payagent.core.payment import State
 from payagent.core.problems import STILL_ASKED, Refused
 from payagent.store.db.unit import Unit
@@ -29,7 +29,7 @@ log = structlog.get_logger("payagent.agent")
 class Decisions:
     """What is approved is signed and sent from here."""
 
-    def __init__(self, desk: Desk, signing: Signing, sending: Sending) -> None:
+    def __init__(self, desk: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
         self._desk = desk
         self._signing = signing
         self._sending = sending

@@ -12,12 +12,12 @@ import structlog
 from payagent.agent.base.requests import Advice
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits.delivery_transitions import Presented
-from payagent.agent.context import Desk
-from payagent.agent.payments.lifecycle import Carrying
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
-from payagent.dialects import Answer, Response, Said, read_answer
+from payagent.dialects import HttpResponse, RetryAnswer, RetryVerdict, read_answer
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
 from payagent.store.rows.payments import PaymentRow
@@ -28,7 +28,7 @@ log = structlog.get_logger("payagent.agent")
 class Deliveries:
     """What was handed over and refused is taken back from here."""
 
-    def __init__(self, desk: Desk, carrying: Carrying) -> None:
+    def __init__(self, desk: AgentContext, carrying: PaymentLifecycle) -> None:
         self._desk = desk
         self._carrying = carrying
         self._there_since_ms: int | None = None
@@ -59,7 +59,7 @@ class Deliveries:
         await self.record_unanswered(payment_id, why)
         row = self._desk.payment(payment_id)
         after_s = None if row.state in WITHOUT_PROOF else again_after_s(1)
-        return row, Advice(Answer(Said.UNCLEAR, why), after_s)
+        return row, Advice(RetryAnswer(RetryVerdict.UNCLEAR, why), after_s)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
@@ -73,7 +73,7 @@ class Deliveries:
     async def take_answer(
         self,
         payment_id: str,
-        response: Response,
+        response: HttpResponse,
         *,
         shown_depth: int | None = None,
         is_delivered: bool = False,
@@ -110,19 +110,19 @@ class Deliveries:
             after_s = steps.record_answer_to_retry(
                 unit, payment_id, answer, status, presented, rules, clock_ms, now_ms
             )
-            if is_delivered and answer.said is Said.SERVED:
+            if is_delivered and answer.said is RetryVerdict.SERVED:
                 steps.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
             return after_s
 
         after_s = await self._desk.write("delivery", job, payment_id)
         row = self._desk.payment(payment_id)
-        if row.handed_over and answer.said is Said.REFUSED:
+        if row.handed_over and answer.said is RetryVerdict.REFUSED:
             try:
                 await self._carrying.cancel_refused(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._desk.payment(payment_id)
-        if by_auto and answer.said is Said.PENDING:
+        if by_auto and answer.said is RetryVerdict.PENDING:
             self._desk.note_pending(row, depth)
         if by_auto and after_s is not None and not self._desk.is_ready(row):
             after_s = float(answer.retry_after_s or 0)

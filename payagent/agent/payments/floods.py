@@ -13,7 +13,7 @@ EVERY_S = 60.0
 """After that, one is recorded in so long a time: with the longest 402 this is some 400 MB a day."""
 
 
-class Floods:
+class RefusalThrottle:
     """How many refusals still count against each app that was refused, and as of when.
 
     `now_s` is a time that only moves on.

@@ -9,13 +9,13 @@ reserves.
 import asyncio
 
 from payagent.agent.base import merchant_trust as trust
-from payagent.agent.base.config import MerchantTerms
-from payagent.agent.base.orders import Purchase
-from payagent.agent.base.prepaid import Buyer, Part, fitting
-from payagent.agent.base.requests import Ask, Request
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.orders import PaymentIntent
+from payagent.agent.base.prepaid import Buyer, TopupPart, fitting
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.commits.reservation import is_priced, note_price
-from payagent.agent.context import Desk
-from payagent.agent.payments.floods import Floods
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.floods import RefusalThrottle
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
 from payagent.dialects import Reading, read_offers
@@ -26,18 +26,18 @@ RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""
 
 
-class Reception:
+class Intake:
     """What is kept in memory is how often each app was refused of late."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: AgentContext) -> None:
         self._desk = desk
-        self._floods = Floods()
+        self._floods = RefusalThrottle()
 
-    def offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
+    def offers(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> tuple[Invoice, ...]:
         """What the 402 offers, of a top-up what fits that. Refused: what is not understood."""
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
 
-    def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
+    def _reading(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> Reading:
         return Reading(
             origin=merchant.origin,
             call=None if ask.request is None else ask.request.call(merchant.origin),
@@ -52,10 +52,10 @@ class Reception:
             own=self._desk.terms.own,
         )
 
-    def purchase(self, ask: Ask, offers: tuple[Invoice, ...], now_ms: int) -> Purchase:
+    def purchase(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
         """What is to be decided on, with ids of its own should it be new."""
         request = ask.request
-        return Purchase(
+        return PaymentIntent(
             ids=self._desk.new_ids(),
             app_id=ask.app_id,
             key=ask.key(offers[0].invoice_id) or "",
@@ -75,13 +75,15 @@ class Reception:
             topup=ask.topup,
         )
 
-    def buyer(self, origin: str, request: Request | None) -> Buyer:
+    def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""
         said = request.headers if request is not None else {}
         partner = self._desk.terms.merchant(origin).partner or ""
         return Buyer.named(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
 
-    async def note_refusal(self, ask: Ask, refusal: Refused, purchase: Purchase | None, now_ms: int) -> None:
+    async def note_refusal(
+        self, ask: PaymentRequest, refusal: Refused, purchase: PaymentIntent | None, now_ms: int
+    ) -> None:
         """What was refused before there was a payment is in the record too, unless it may just be asked again."""
         if refusal.problem.retryable and purchase is None:
             return
@@ -111,11 +113,11 @@ class Reception:
 
         await self._desk.write("refuse", job)
 
-    def is_on_record(self, app_id: str, topup: Part | None = None) -> bool:
+    def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""
         return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
 
-    def note_on_record(self, app_id: str, topup: Part | None = None) -> None:
+    def note_on_record(self, app_id: str, topup: TopupPart | None = None) -> None:
         """One more refusal of the app goes on record."""
         if topup is None:
             self._floods.note(app_id, asyncio.get_running_loop().time())

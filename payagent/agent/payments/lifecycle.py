@@ -5,8 +5,8 @@ May import: core, dialects, store, wallet, agent.context, agent.base, agent.comm
 Never: takes another anchor; ends a payment for which something was signed.
 """
 
-from payagent.agent.base.free_utxos import coin_of
-from payagent.agent.base.orders import Admitted
+from payagent.agent.base.free_utxos import utxo_of
+from payagent.agent.base.orders import AdmittedPayment
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,
@@ -17,9 +17,9 @@ from payagent.agent.commits.replacement import (
     reserve_more,
     same_again,
 )
-from payagent.agent.context import Desk
-from payagent.agent.payments.sign import NOT_SIGNED, Signing
-from payagent.agent.payments.submit import Sending
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
+from payagent.agent.payments.submit import TxSubmitter
 from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problems import Refused
@@ -28,8 +28,8 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import pauses
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import Plan
-from payagent.wallet.utxo_index import Coin
+from payagent.wallet.transaction import TxPlan
+from payagent.wallet.utxo_index import Utxo
 
 SIGNING_PATIENCE_S = 10.0
 """How long a repeated request waits for the first one to be signed."""
@@ -41,15 +41,15 @@ What descends from it stays good for as long as its block may be lost.
 """
 
 
-class Carrying:
+class PaymentLifecycle:
     """One step of one payment at a time."""
 
-    def __init__(self, desk: Desk, signing: Signing, sending: Sending) -> None:
+    def __init__(self, desk: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
         self._desk = desk
         self._signing = signing
         self._sending = sending
 
-    async def carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
+    async def carry_out(self, admitted: AdmittedPayment) -> tuple[PaymentRow, bool]:
         """From admitted to signed."""
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
@@ -229,12 +229,12 @@ class Carrying:
         coins = [queries.coin(self._desk.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
         return all(coin is not None and coin.state == "free" for coin in coins)
 
-    def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
+    def _coins_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The coins that are reserved for a payment, and the one of them that is its anchor."""
-        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self._desk.conn, row.id)]
+        inputs = [utxo_of(coin) for coin in queries.coins_reserved_for(self._desk.conn, row.id)]
         return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
 
-    def _rebuild(self, row: PaymentRow) -> Plan:
+    def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
         inputs, anchor = self._coins_of(row)
         if row.state is State.REPLACING:

@@ -7,11 +7,11 @@ does).
 import asyncio
 
 from payagent.agent.base import prepaid
-from payagent.agent.base.prepaid import Buyer, ServedCall
-from payagent.agent.base.requests import Ask, PrepaidQuote, Request
-from payagent.agent.context import Desk
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest, PrepaidQuote
+from payagent.agent.context import AgentContext
 from payagent.agent.payments import uses
-from payagent.agent.payments.intake import Reception
+from payagent.agent.payments.intake import Intake
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
@@ -26,17 +26,17 @@ BATCH_LOOK_S = 5.0
 class PrepaidCalls:
     """Before such a call, and after it."""
 
-    def __init__(self, desk: Desk, reception: Reception) -> None:
+    def __init__(self, desk: AgentContext, reception: Intake) -> None:
         self._desk = desk
         self._reception = reception
 
-    def call_of(self, app_id: str, origin: str, request: Request) -> ServedCall:
+    def call_of(self, app_id: str, origin: str, request: MerchantRequest) -> ServedRequest:
         """A call that an app may make. Refused: `merchant_not_allowed`."""
         apps.require(self._desk.conn, app_id).require_may_call(origin)
         buyer = self._reception.buyer(origin, request)
-        return ServedCall(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
+        return ServedRequest(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
 
-    def quote(self, call: ServedCall) -> PrepaidQuote | None:
+    def quote(self, call: ServedRequest) -> PrepaidQuote | None:
         """What the call would use of a prepaid balance that would serve it; None where none is known that would.
 
         A dry run asks this first. The call itself would be served, and use up what was paid for.
@@ -52,7 +52,7 @@ class PrepaidCalls:
             return PrepaidQuote(call.origin, *serving, refused)
         return PrepaidQuote(call.origin, *serving, None)
 
-    async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
+    async def let_through(self, call: ServedRequest, *, is_costly: bool = False) -> int | None:
         """Before a call goes out that a prepaid balance may serve, count what it would use against its app's own
         limits.
 
@@ -82,11 +82,11 @@ class PrepaidCalls:
                 )
             raise
 
-    def is_price_wanted(self, call: ServedCall) -> bool:
+    def is_price_wanted(self, call: ServedRequest) -> bool:
         """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
         return uses.is_bound(self._desk.conn, call) and not prepaid.is_counted(self._desk.conn, call)
 
-    async def learn_price(self, call: ServedCall, ask: Ask) -> None:
+    async def learn_price(self, call: ServedRequest, ask: PaymentRequest) -> None:
         """A call has answered 402: note what was asked for it, where that is understood."""
         now_ms = self._desk.ports.clock.now_ms()
         try:
@@ -101,7 +101,7 @@ class PrepaidCalls:
         if use is not None:
             await self._desk.write("give_back", lambda unit: store_uses.take_back(unit, use))
 
-    async def record_call(self, call: ServedCall, use: int | None = None) -> None:
+    async def record_call(self, call: ServedRequest, use: int | None = None) -> None:
         """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
         if prepaid.is_counted(self._desk.conn, call):
             now_ms = self._desk.ports.clock.now_ms()

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.core.problems import Refused
 from payagent.store.rows import pauses
-from payagent.wallet.transaction import Plan, assemble, check
+from payagent.wallet.transaction import TxPlan, assemble, check
 
 GIVE_WAY_S = 0.02
 """How long a look at a payment waits at most while others are being signed."""
@@ -23,13 +23,13 @@ NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"}
 """What the signer says by its own policy: asking again gives the same answer, for a day at least."""
 
 
-class Signing:
+class PaymentSigner:
     """`claimed` are the payments that somebody carries to their signature now.
 
     `stirred` is set when one of them is signed or given up; who waits for that clears it.
     """
 
-    def __init__(self, desk: Desk, signer: Signatures) -> None:
+    def __init__(self, desk: AgentContext, signer: Signatures) -> None:
         self._desk = desk
         self._signer = signer
         self.claimed: set[str] = set()
@@ -69,7 +69,7 @@ class Signing:
                 await self._none_claimed.wait()
         return loop.time() - began_s
 
-    async def sign(self, payment_id: str, plan: Plan) -> None:
+    async def sign(self, payment_id: str, plan: TxPlan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
         raw = await self.sign_and_check(payment_id, plan)
         now_ms = self._desk.ports.clock.now_ms()
@@ -79,7 +79,7 @@ class Signing:
             payment_id,
         )
 
-    async def sign_and_check(self, payment_id: str, plan: Plan) -> bytes:
+    async def sign_and_check(self, payment_id: str, plan: TxPlan) -> bytes:
         """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
         the commit is that would make it durable: a pause may come between the two.
         """

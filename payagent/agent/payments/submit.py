@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import structlog
 
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.context import Desk
-from payagent.chain.throttled_provider import Guarded
+from payagent.agent.context import AgentContext
+from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.attempts_and_utxos import AttemptRow
@@ -20,10 +20,10 @@ from payagent.store.rows.attempts_and_utxos import AttemptRow
 log = structlog.get_logger("payagent.agent")
 
 
-class Sending:
+class TxSubmitter:
     """What is on its way to the providers now."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: AgentContext) -> None:
         self._desk = desk
         self._sending: dict[str, dict[str, asyncio.Event]] = {}
         """By payment and provider: when it is over with that one."""
@@ -88,7 +88,7 @@ class Sending:
 
     async def _leave_to(
         self,
-        source: Guarded,
+        source: ThrottledProvider,
         payment_id: str,
         attempt: AttemptRow,
         parents: Sequence[dict[str, asyncio.Event]],
@@ -108,7 +108,7 @@ class Sending:
                 return
             may_leave = await self._desk.write(
                 "leave",
-                lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),
+                lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, source.name, now_ms),
                 payment_id,
             )
             if not may_leave:

@@ -10,7 +10,7 @@ May import: core, store, agent.base, agent.commits. Never: waits; asks a merchan
 from collections.abc import Iterable, Sequence
 
 from payagent.agent.base import prepaid
-from payagent.agent.base.prepaid import ServedCall
+from payagent.agent.base.prepaid import ServedRequest
 from payagent.agent.commits.rules import in_force_for, when_it_frees
 from payagent.core import policy
 from payagent.core.money import LOVELACE
@@ -23,7 +23,7 @@ from payagent.store.rows import prepaid_uses as uses
 from payagent.store.rows.prepaid import Pool
 
 
-def is_bound(conn: Connection, call: ServedCall) -> bool:
+def is_bound(conn: Connection, call: ServedRequest) -> bool:
     """Whether its app has limits or assets of its own there, and something is left that the call could use: by our
     count, or by the merchant's word.
     """
@@ -37,7 +37,7 @@ def is_bound(conn: Connection, call: ServedCall) -> bool:
     return bool(own) or apps.require(conn, call.app_id).assets is not None
 
 
-def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
+def let_through(unit: Unit, call: ServedRequest, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
     """Count what the call would use; its number, None where it would cost nothing.
 
     Refused, and nothing is counted: `unauthorized`, where the app's token has ended; `asset_not_allowed`,
@@ -53,7 +53,12 @@ def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: 
 
 
 def require_room(
-    conn: Connection, pool: Pool, call: ServedCall, drawn: tuple[str, int], filed: Sequence[Limit], clock_ms: int
+    conn: Connection,
+    pool: Pool,
+    call: ServedRequest,
+    drawn: tuple[str, int],
+    filed: Sequence[Limit],
+    clock_ms: int,
 ) -> dict[str, int]:
     """What a use of so much of the pool costs, within the app's own limits. Refused as `let_through` is."""
     cost = prepaid.cost_of(conn, pool, drawn)
@@ -73,7 +78,7 @@ def require_room(
     return cost
 
 
-def _own_limits(conn: Connection, call: ServedCall, filed: Sequence[Limit]) -> list[Limit]:
+def _own_limits(conn: Connection, call: ServedRequest, filed: Sequence[Limit]) -> list[Limit]:
     found = in_force_for(conn, filed, call.app_id, call.origin)
     return [limit for limit in found if limit.scope.app == call.app_id]
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.base.config import MerchantTerms, TopupRequest
+from payagent.agent.base.config import MerchantConfig, TopupSource
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.commits import approvals as questions
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
 from payagent.core.prepaid_balance import CALLS
@@ -27,13 +27,13 @@ from payagent.store.rows.topups import TopupRow
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class TopupGoal:
     """What is ordered: `units` of `unit` at a merchant, by this request or by the configured one."""
 
     origin: str
     unit: str
     units: int
-    request: TopupRequest | None = None
+    request: TopupSource | None = None
 
 
 def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
@@ -61,15 +61,15 @@ def announced_as(pool: Pool) -> str:
     return f"auto_topup:{pool.id}"
 
 
-def buyer_of(desk: Desk, merchant: MerchantTerms) -> Buyer:
+def buyer_of(desk: AgentContext, merchant: MerchantConfig) -> Buyer:
     return Buyer(merchant.partner or "", desk.terms.own.text)
 
 
 def open_order(
     unit: Unit,
-    desk: Desk,
-    merchant: MerchantTerms,
-    wish: Wish,
+    desk: AgentContext,
+    merchant: MerchantConfig,
+    wish: TopupGoal,
     topup_id: str,
     app_id: str,
     key: str,
@@ -101,7 +101,7 @@ def open_order(
     )
 
 
-def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> None:
+def stop(unit: Unit, desk: AgentContext, order: TopupRow, why: Refused, by_app: str) -> None:
     """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
     if order.stop_code is not None:
         return
@@ -115,7 +115,7 @@ def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> 
         end(unit, desk, order, why, now_ms)
 
 
-def end(unit: Unit, desk: Desk, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+def end(unit: Unit, desk: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: an order ends, once."""
     clock_ms = desk.limits_clock_ms(unit.conn, now_ms)
     code, reason = (None, None) if why is None else (why.code, why.detail)
@@ -150,7 +150,7 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
         raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
 
 
-def request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]:
+def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, bool]:
     """(the request that sells it, whether it is an ordinary call)."""
     if wish.request is not None:
         return wish.request, wish.request != merchant.topup_request
@@ -161,16 +161,16 @@ def request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]
     return merchant.topup_request, False
 
 
-def _require_same(known: TopupRow, pool: Pool, wish: Wish) -> None:
+def _require_same(known: TopupRow, pool: Pool, wish: TopupGoal) -> None:
     """It is of the `pool` that it was given for, whichever partner is configured since."""
     same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
     if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
         raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
 
 
-def dump_request(request: TopupRequest) -> str:
+def dump_request(request: TopupSource) -> str:
     return json.dumps({"method": request.method, "path": request.path, "body": request.body})
 
 
-def load_request(text: str) -> TopupRequest:
-    return TopupRequest(**json.loads(text))
+def load_request(text: str) -> TopupSource:
+    return TopupSource(**json.loads(text))

@@ -18,12 +18,12 @@ import structlog
 
 from payagent.agent.agent import Agent
 from payagent.agent.base import prepaid
-from payagent.agent.base.config import MerchantTerms, TopupRequest
+from payagent.agent.base.config import MerchantConfig, TopupSource
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.prepaid import Part, ServedCall, part_of, require_may_buy
-from payagent.agent.base.requests import Ask, PrepaidQuote, Quote, Request
+from payagent.agent.base.prepaid import ServedRequest, TopupPart, part_of, require_may_buy
+from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest, PrepaidQuote
 from payagent.agent.topups.orders import (
-    Wish,
+    TopupGoal,
     bought,
     buyer_of,
     end,
@@ -36,8 +36,8 @@ from payagent.agent.topups.orders import (
 from payagent.agent.topups.topup_auto import order_where_low
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
-from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
-from payagent.outbound.merchant_client import Heard, MerchantClient
+from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address
+from payagent.outbound.merchant_client import MerchantClient, MerchantReply
 from payagent.store.db.unit import Unit
 from payagent.store.rows import events, pauses, payments, topups
 from payagent.store.rows import prepaid as pools
@@ -102,8 +102,8 @@ class TopupPlan:
     `under_way`: the order of the same balance that has to end first.
     """
 
-    wish: Wish
-    quote: Quote
+    wish: TopupGoal
+    quote: PaymentQuote
     count: int
     under_way: str | None
 
@@ -123,7 +123,7 @@ class _Wait:
         return not self.from_ms <= now_ms < self.due_ms
 
 
-class Topups:
+class TopupRunner:
     """The orders of one wallet. What is kept in memory is when to try again, and which step is being taken."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
@@ -135,7 +135,7 @@ class Topups:
 
     # --- the doors
 
-    async def order(self, app_id: str, key: str | None, wish: Wish) -> tuple[TopupRow, bool]:
+    async def order(self, app_id: str, key: str | None, wish: TopupGoal) -> tuple[TopupRow, bool]:
         """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
         desk = self._desk
         merchant = desk.terms.merchant(wish.origin)
@@ -156,7 +156,7 @@ class Topups:
         row = await desk.write("topup", job)
         return row, row.id == topup_id
 
-    async def plan(self, app_id: str, wish: Wish) -> TopupPlan | PrepaidQuote:
+    async def plan(self, app_id: str, wish: TopupGoal) -> TopupPlan | PrepaidQuote:
         """Make the request, read its 402 and say what the order would take. Nothing is paid.
 
         An ordinary call that a prepaid balance would serve is not made: its order would buy nothing.
@@ -172,7 +172,9 @@ class Topups:
             if is_call:
                 await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
-        part = Part(desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
+        part = TopupPart(
+            desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units
+        )
         ask = self._ask(app_id, merchant, request, heard, part)
         quote = await self._agent.quote(ask)
         count = -(-wish.units // gained_by(wish.unit, quote.invoice))
@@ -356,13 +358,13 @@ class Topups:
             is_delivered=True,
         )
         said = advice.answer.said
-        if said is Said.SERVED:
+        if said is RetryVerdict.SERVED:
             self._go_on(order)
         elif advice.again_after_s is not None:
             now_ms = desk.ports.clock.now_ms()
             due_ms = now_ms + int(advice.again_after_s * 1000)
             self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
-        elif said is Said.USED_UP:
+        elif said is RetryVerdict.USED_UP:
             await self._agent.deliveries.record_used_up(row.id)
             self._go_on(order)
         elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
@@ -376,7 +378,7 @@ class Topups:
         self._desk.refusals[why.code] += 1
         await self._end(order, why)
 
-    async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
+    async def _end(self, order: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
         """The order ends, and with it what its last call used."""
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
@@ -413,13 +415,13 @@ class Topups:
 
     # --- what the steps share
 
-    def _merchant_for(self, pool: Pool) -> MerchantTerms:
+    def _merchant_for(self, pool: Pool) -> MerchantConfig:
         """The merchant as configured, for the partner that the order is for, whichever is configured since."""
         return replace(self._desk.terms.merchant(pool.origin), partner=pool.partner or None)
 
     async def _hear(
-        self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
-    ) -> Heard:
+        self, merchant: MerchantConfig, request: TopupSource, proof: dict[str, str], timeout_s: int
+    ) -> MerchantReply:
         """Make the request, and say whose balance it is for."""
         return await self._merchants.call(
             merchant.origin + request.path,
@@ -429,32 +431,34 @@ class Topups:
             timeout_s=timeout_s,
         )
 
-    def _headers(self, merchant: MerchantTerms, request: TopupRequest) -> dict[str, str]:
+    def _headers(self, merchant: MerchantConfig, request: TopupSource) -> dict[str, str]:
         own = self._desk.terms.own.text
         typed = {"Content-Type": "application/json"} if request.body else {}
         return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
 
-    def _ask(self, app_id: str, merchant: MerchantTerms, request: TopupRequest, heard: Heard, part: Part) -> Ask:
+    def _ask(
+        self, app_id: str, merchant: MerchantConfig, request: TopupSource, heard: MerchantReply, part: TopupPart
+    ) -> PaymentRequest:
         if heard.body is None:
             raise Refused("body_too_big", "the 402's body is longer than any that is read")
         headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
         body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
-        return Ask(
+        return PaymentRequest(
             app_id=app_id,
             origin=merchant.origin,
             response=parse_response(heard.status, heard.headers, heard.body),
             received=heard.record(),
-            request=Request(request.method, request.path, body_sha256, headers),
+            request=MerchantRequest(request.method, request.path, body_sha256, headers),
             buyer=buyer_of(self._desk, merchant),
             topup=part,
         )
 
-    def _served(self, app_id: str, merchant: MerchantTerms, request: TopupRequest) -> ServedCall:
+    def _served(self, app_id: str, merchant: MerchantConfig, request: TopupSource) -> ServedRequest:
         path = request.path.partition("?")[0]
-        return ServedCall(app_id, merchant.origin, buyer_of(self._desk, merchant), request.method, path, None)
+        return ServedRequest(app_id, merchant.origin, buyer_of(self._desk, merchant), request.method, path, None)
 
 
-def _require_offer(heard: Heard) -> None:
+def _require_offer(heard: MerchantReply) -> None:
     """Refuse an answer that neither serves the request nor asks for money."""
     if heard.status == 402 or 200 <= heard.status < 300:
         return

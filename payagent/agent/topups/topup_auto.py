@@ -11,10 +11,10 @@ import structlog
 
 from payagent.agent.base import prepaid
 from payagent.agent.base.alert_records import raise_again
-from payagent.agent.base.config import AutoTopup, MerchantTerms
+from payagent.agent.base.config import AutoTopup, MerchantConfig
 from payagent.agent.base.requests import digest
-from payagent.agent.context import Desk
-from payagent.agent.topups.orders import Wish, announced_as, buyer_of, dump_request, open_order
+from payagent.agent.context import AgentContext
+from payagent.agent.topups.orders import TopupGoal, announced_as, buyer_of, dump_request, open_order
 from payagent.core.money import format_amount
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Unit
@@ -30,7 +30,7 @@ PAUSE_FIRST_MS = 3_600_000
 log = structlog.get_logger("payagent.topup")
 
 
-async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) -> None:
+async def order_where_low(desk: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
     """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way.
 
     Where these settings have ordered nothing yet, only announce it: the next beat orders.
@@ -46,7 +46,7 @@ async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) 
     if announced is None or announced.facts["settings"] != settings:
         await _announce(desk, merchant, auto, left, settings)
         return
-    wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
+    wish, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
 
     def job(unit: Unit) -> TopupRow:
         topups.ensure_auto_app(unit, now_ms)
@@ -57,7 +57,9 @@ async def order_where_low(desk: Desk, merchant: MerchantTerms, auto: AutoTopup) 
     log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
 
 
-async def _announce(desk: Desk, merchant: MerchantTerms, auto: AutoTopup, left: int, settings: str) -> None:
+async def _announce(
+    desk: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
+) -> None:
     """Tell that the next beat orders a top-up, the first by these settings."""
     now_ms = desk.ports.clock.now_ms()
     buyer = buyer_of(desk, merchant)
@@ -81,14 +83,14 @@ def _in_words(auto: AutoTopup, units: int) -> str:
     return f"{units} calls" if auto.unit == CALLS else format_amount(auto.unit, units)
 
 
-def _settings(merchant: MerchantTerms, auto: AutoTopup) -> str:
+def _settings(merchant: MerchantConfig, auto: AutoTopup) -> str:
     """All of merchants.NAME.topup, in one text that changes with any of it."""
     amounts = (auto.unit, auto.below, auto.to, auto.per_day_count, merchant.topup_per_day_lovelace)
     request = "" if merchant.topup_request is None else dump_request(merchant.topup_request)
     return digest([*map(str, amounts), request])
 
 
-def _must_wait(desk: Desk, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
+def _must_wait(desk: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
     """Whether something is under way, the day's orders are used up, or the last ones failed.
 
     Days and pauses are those of the limits' clock: no other clock ends them.

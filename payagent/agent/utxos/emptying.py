@@ -7,7 +7,7 @@ May import: core, store.rows, wallet, agent.commits, agent.base. Never: signs; w
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.agent.base.orders import Admitted, TransferOrder
+from payagent.agent.base.orders import AdmittedPayment, TransferRequest
 from payagent.agent.commits.admission import Admission
 from payagent.core.address import Address
 from payagent.core.hard_caps import Caps, barred
@@ -16,16 +16,16 @@ from payagent.core.payment import Event
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import events
-from payagent.wallet.transaction import Plan, sweep
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, send_all
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 NAMED_MAX = 8
 """How many of the tokens are named: a stranger can send very many."""
 
 
 @dataclass(frozen=True, slots=True)
-class LeftBehind:
-    """Coins that stay, and tokens in them of which nothing may leave."""
+class Leftovers:
+    """UtxoIndex that stay, and tokens in them of which nothing may leave."""
 
     coins: int
     lovelace: int
@@ -50,11 +50,11 @@ class LeftBehind:
         return told | {"detail": self.detail}
 
 
-def left_behind(coins: Coins, caps: Caps) -> LeftBehind | None:
+def left_behind(coins: UtxoIndex, caps: Caps) -> Leftovers | None:
     """What must stay of these coins, if anything."""
     assets = sorted(barred(coins.totals, caps))
     stay = {coin.ref: coin.lovelace for asset in assets for coin in coins.asset_largest(asset)}
-    return LeftBehind(len(stay), sum(stay.values()), tuple(assets)) if stay else None
+    return Leftovers(len(stay), sum(stay.values()), tuple(assets)) if stay else None
 
 
 def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
@@ -63,16 +63,16 @@ def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
     return None if held is None else held.get("left_behind")
 
 
-def admit(admission: Admission, unit: Unit, order: TransferOrder, to: Address, now_ms: int) -> Admitted:
+def admit(admission: Admission, unit: Unit, order: TransferRequest, to: Address, now_ms: int) -> AdmittedPayment:
     """As `Admission.admit_transfer`; to our own address with all coins, since nothing leaves there."""
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
     caps = None if to.raw == own.raw else admission.rulebook.caps
     behind = None if caps is None else left_behind(planner.coins, caps)
 
-    def plan(coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
+    def plan(coins: UtxoIndex, ttl_slot: int, anchor: Utxo | None) -> TxPlan:
         stay = frozenset() if caps is None else barred(coins.totals, caps)
-        return sweep(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor, barred=stay)
+        return send_all(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor, barred=stay)
 
     told = None if behind is None else {"left_behind": behind.view}
     try:
@@ -81,7 +81,7 @@ def admit(admission: Admission, unit: Unit, order: TransferOrder, to: Address, n
         raise _explained(refusal, behind) from None
 
 
-def _explained(refusal: Refused, behind: LeftBehind | None) -> Refused:
+def _explained(refusal: Refused, behind: Leftovers | None) -> Refused:
     """The refusal, with what there is to be done about it."""
     if refusal.code == "not_enough_funds" and behind is not None:
         return Refused("asset_not_allowed", f"nothing is left to send but {behind.detail}", asset=behind.assets[0])

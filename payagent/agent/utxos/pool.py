@@ -11,16 +11,16 @@ from functools import partial
 
 import structlog
 
-from payagent.agent.base.orders import Admitted, Purchase
-from payagent.agent.context import Desk
-from payagent.agent.payments.intake import Reception
-from payagent.agent.payments.lifecycle import Carrying
-from payagent.agent.payments.sign import Signing
-from payagent.agent.utxos.queue import Line, Look
-from payagent.agent.utxos.upkeep import Means, Upkeep
+from payagent.agent.base.orders import AdmittedPayment, PaymentIntent
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.intake import Intake
+from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.agent.payments.sign import PaymentSigner
+from payagent.agent.utxos.queue import Look, UtxoQueue
+from payagent.agent.utxos.upkeep import Means, UtxoUpkeep
 from payagent.core.money import LOVELACE
 from payagent.store.rows import about, intents, payments
-from payagent.wallet.transaction import Plan
+from payagent.wallet.transaction import TxPlan
 
 KEPT_EVERY_MS = 600_000
 """How often at least the coins are looked at: that it is quiet now is written nowhere."""
@@ -28,23 +28,25 @@ KEPT_EVERY_MS = 600_000
 log = structlog.get_logger("payagent.agent")
 
 
-class Stock:
+class UtxoPool:
     """The coins of one wallet, as those see them who need one."""
 
-    def __init__(self, desk: Desk, signing: Signing, carrying: Carrying, reception: Reception) -> None:
+    def __init__(
+        self, desk: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle, reception: Intake
+    ) -> None:
         self._desk = desk
         self._signing = signing
         self._carrying = carrying
         self._reception = reception
-        self._upkeep = Upkeep(desk.admission)
-        self._line = Line(signing.claimed, signing.stirred, self.keep_coins)
+        self._upkeep = UtxoUpkeep(desk.admission)
+        self._line = UtxoQueue(signing.claimed, signing.stirred, self.keep_coins)
         self._kept: tuple[object, int] = (None, 0)
         """The version of the ledger at the last look that found nothing to keep, and when that was."""
 
-    async def admit(self, purchase: Purchase) -> Admitted:
+    async def admit(self, purchase: PaymentIntent) -> AdmittedPayment:
         """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
 
-        async def admit(can_wait: bool) -> Admitted:
+        async def admit(can_wait: bool) -> AdmittedPayment:
             now_ms = self._desk.ports.clock.now_ms()
             job = partial(
                 self._desk.admission.admit,
@@ -66,7 +68,7 @@ class Stock:
             is_turn=self._line.is_free(len(self._desk.coins)),
         )
 
-    def _wants_coins(self, purchase: Purchase) -> bool:
+    def _wants_coins(self, purchase: PaymentIntent) -> bool:
         """Whether it needs a coin of its own, so that it may stand in line. What needs none is decided at once.
 
         For those in line a coin may be split, and that costs a fee which no limit of an app bounds.
@@ -76,7 +78,7 @@ class Stock:
             return False
         return self._desk.admission.wants_coins(self._desk.conn, purchase, self._desk.ports.clock.now_ms())
 
-    def look_ahead(self, plan: Plan) -> None:
+    def look_ahead(self, plan: TxPlan) -> None:
         """When half of the depth is used up to which change is spent: later there is no coin that can be split."""
         depth, most = self._desk.admission.planner.depth_of(plan.tx_id), self._desk.terms.chain_depth
         if self._desk.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
@@ -85,7 +87,7 @@ class Stock:
     async def keep_coins(self, waiting: Sequence[int] = ()) -> Look:
         """Split or gather coins by ourselves, where that is worth its fee: for payments that wait, or later ones.
 
-        Refused as `Upkeep.keep` does.
+        Refused as `UtxoUpkeep.keep` does.
         """
         ids, now_ms = self._desk.new_ids(), self._desk.ports.clock.now_ms()
         means = Means(self._desk.terms.upkeep_lovelace, self._desk.assets_allowed())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from payagent.agent.base.orders import Admitted
+from payagent.agent.base.orders import AdmittedPayment
 from payagent.core.problems import Refused
 
 PATIENCE_S = 30.0
@@ -41,7 +41,7 @@ class _Place:
     turn: asyncio.Future[bool]
 
 
-class Line:
+class UtxoQueue:
     """`signing` holds the payments that somebody carries to their signature now, those in the line among them.
 
     `stirred` is set when one of them is signed or given up, and here when one is in line.
@@ -70,11 +70,11 @@ class Line:
         self,
         payment_id: str,
         lovelace: int,
-        admit: Callable[[bool], Awaitable[Admitted]],
+        admit: Callable[[bool], Awaitable[AdmittedPayment]],
         wants_coins: Callable[[], bool],
         *,
         is_turn: bool,
-    ) -> Admitted:
+    ) -> AdmittedPayment:
         """Call `admit` in the payment's turn, which is now or comes.
 
         `admit` is told whether one can still wait: then a refusal for lack of change leaves no trace, and is tried

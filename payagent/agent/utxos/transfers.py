@@ -7,25 +7,25 @@ an invoice.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from payagent.agent.base.orders import Admitted, TransferOrder
+from payagent.agent.base.orders import AdmittedPayment, TransferRequest
 from payagent.agent.base.requests import digest
 from payagent.agent.commits.tx_planner import TransferPlan
-from payagent.agent.context import Desk
-from payagent.agent.payments.lifecycle import Carrying
-from payagent.agent.payments.sign import Signing
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.agent.payments.sign import PaymentSigner
 from payagent.agent.utxos import emptying
 from payagent.core.address import Address
 from payagent.core.invoice import Output, Role
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import PaymentRow
-from payagent.wallet.transaction import Plan, fan_out, select
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.wallet.transaction import TxPlan, select, split_outputs
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
 class Transfers:
     """Each is an order, and once per key."""
 
-    def __init__(self, desk: Desk, signing: Signing, carrying: Carrying) -> None:
+    def __init__(self, desk: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle) -> None:
         self._desk = desk
         self._signing = signing
         self._carrying = carrying
@@ -50,13 +50,13 @@ class Transfers:
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
-        outputs = fan_out(self._desk.terms.own, count, lovelace)
+        outputs = split_outputs(self._desk.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))
 
-    def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
+    def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferRequest:
         ids = self._desk.new_ids()
-        return TransferOrder(
+        return TransferRequest(
             ids=ids,
             app_id=app_id,
             key=f"order:{ids.intent}" if key is None else f"key:{key}",
@@ -65,19 +65,19 @@ class Transfers:
             kind=kind,
         )
 
-    async def _transfer(self, order: TransferOrder, plan: TransferPlan) -> tuple[PaymentRow, bool]:
+    async def _transfer(self, order: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
         now_ms = self._desk.ports.clock.now_ms()
         return await self._order_transfer(
             order, lambda unit: self._desk.admission.admit_transfer(unit, order, plan, now_ms)
         )
 
     async def _order_transfer(
-        self, order: TransferOrder, admit: Callable[[Unit], Admitted]
+        self, order: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
         with self._signing.claim(order.ids.payment):
             return await self._carrying.carry_out(await self._desk.write("admit", admit))
 
-    def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
+    def _select(self, outputs: Sequence[Output], coins: UtxoIndex, ttl_slot: int, anchor: Utxo | None) -> TxPlan:
         return select(
             coins,
             outputs,

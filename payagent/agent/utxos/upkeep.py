@@ -10,8 +10,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 
-from payagent.agent.base.free_utxos import coin_of
-from payagent.agent.base.orders import Admitted, Ids, TransferOrder
+from payagent.agent.base.free_utxos import utxo_of
+from payagent.agent.base.orders import AdmittedPayment, Ids, TransferRequest
 from payagent.agent.commits.admission import Admission
 from payagent.core import utxo_upkeep as upkeep
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
@@ -21,9 +21,9 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import pauses
 from payagent.store.rows import upkeep as store_upkeep
-from payagent.store.rows.upkeep import UPKEEP_APP, OrderRow
-from payagent.wallet.transaction import MAINNET_PARAMETERS, Plan, build, fan_out, smallest_of
-from payagent.wallet.utxo_index import Coin, Coins
+from payagent.store.rows.upkeep import UPKEEP_APP, UpkeepTxRow
+from payagent.wallet.transaction import MAINNET_PARAMETERS, TxPlan, build, smallest_of, split_outputs
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 STOCK_MAX = 300
 """How many free coins are weighed: so many of the largest, and as many of the smallest."""
@@ -32,10 +32,10 @@ ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class UpkeepResult:
     """What upkeep admitted, if anything; and how many payments could each take a coin of their own before that."""
 
-    admitted: Admitted | None
+    admitted: AdmittedPayment | None
     room: int
 
 
@@ -48,12 +48,12 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
+class UtxoUpkeep:
     """On the writer's thread."""
 
     admission: Admission
 
-    def keep(self, unit: Unit, ids: Ids, means: Means, waiting: Sequence[int], now_ms: int) -> Kept:
+    def keep(self, unit: Unit, ids: Ids, means: Means, waiting: Sequence[int], now_ms: int) -> UpkeepResult:
         """Admit what `core.utxo_upkeep` says, for the payments that wait by what each pays in lovelace, or for
         none.
 
@@ -67,19 +67,19 @@ class Upkeep:
         demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
         there = upkeep.room(demand, stock)
         if not _may_order(orders, clock_ms, is_burst=bool(waiting)):
-            return Kept(None, there)
+            return UpkeepResult(None, there)
         spent = sum(order.fee_lovelace for order in _of_the_day(orders, clock_ms))
         budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
         move = upkeep.decide(demand, stock, self._crumbs(means.assets) if demand.is_quiet else (), budget)
-        return Kept(None if move is None else self._admit(unit, ids, move, coins, now_ms), there)
+        return UpkeepResult(None if move is None else self._admit(unit, ids, move, coins, now_ms), there)
 
-    def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Coin]]:
+    def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
         """What there is for payments, what is yet to come too; and the coins by name."""
         planner = self.admission.planner
         most = planner.chain_depth
         free = [(coin, most + 1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
         chainable = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
-        coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+        coming = [utxo_of(row) for row in queries.coming_coins(unit.conn, slot)]
         found = [*free, *((coin, chainable.get(coin.ref, 0)) for coin in coming)]
         stock = [
             Held(coin.ref, coin.lovelace, left, _assets(coin), is_in_block=left > most) for coin, left in found
@@ -87,7 +87,7 @@ class Upkeep:
         return stock, {coin.ref: coin for coin, _ in found}
 
     def _demand(
-        self, unit: Unit, orders: Sequence[OrderRow], waiting: Sequence[int], clock_ms: int, now_ms: int
+        self, unit: Unit, orders: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int
     ) -> Demand:
         begun = store_upkeep.begun(unit.conn, now_ms - upkeep.DAY_MS)
         gathered_ms = max((one.counted_at_ms for one in orders if one.kind == "sweep"), default=None)
@@ -106,21 +106,21 @@ class Upkeep:
         return [crumb for crumb in crumbs if not crumb.assets & assets]
 
     def _admit(
-        self, unit: Unit, ids: Ids, move: Split | Gather, coins: dict[str, Coin], now_ms: int
-    ) -> Admitted | None:
+        self, unit: Unit, ids: Ids, move: Split | Gather, coins: dict[str, Utxo], now_ms: int
+    ) -> AdmittedPayment | None:
         """None where it cannot be made as it was meant: then nothing is."""
         planner = self.admission.planner
         is_split = isinstance(move, Split)
         spent = [coins[move.ref]] if isinstance(move, Split) else [planner.coins[ref] for ref in move.refs]
-        outputs = fan_out(planner.own, move.count, move.each_lovelace) if isinstance(move, Split) else ()
+        outputs = split_outputs(planner.own, move.count, move.each_lovelace) if isinstance(move, Split) else ()
 
-        def plan(_coins: Coins, ttl_slot: int, _anchor: Coin | None) -> Plan:
+        def plan(_coins: UtxoIndex, ttl_slot: int, _anchor: Utxo | None) -> TxPlan:
             network_id = planner.chain.network.network_id
             return build(
                 spent, smallest_of(spent), outputs, change=planner.own, ttl_slot=ttl_slot, network_id=network_id
             )
 
-        order = TransferOrder(
+        order = TransferRequest(
             ids,
             UPKEEP_APP,
             key=f"order:{ids.intent}",
@@ -135,15 +135,15 @@ class Upkeep:
             return None
 
 
-def _assets(coin: Coin) -> frozenset[str]:
+def _assets(coin: Utxo) -> frozenset[str]:
     return frozenset(asset for asset, _ in coin.assets)
 
 
-def _of_the_day(orders: Sequence[OrderRow], clock_ms: int) -> list[OrderRow]:
+def _of_the_day(orders: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRow]:
     return [order for order in orders if order.counted_at_ms > clock_ms - upkeep.DAY_MS]
 
 
-def _may_order(orders: Sequence[OrderRow], clock_ms: int, *, is_burst: bool) -> bool:
+def _may_order(orders: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
     """Few in a day, and one at a time: the next waits for the block of the last, or, where payments wait for it,
     for its signature.
     """

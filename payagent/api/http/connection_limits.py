@@ -30,7 +30,7 @@ from payagent import h11_patch as heads
 from payagent.api.http.problems import MEDIA_TYPE, JsonResponse, problem_of
 from payagent.core.problems import Refused
 
-heads.read_once()
+heads.patch_h11()
 
 HEAD_S = 10.0
 """From its first byte, or from the connection's start, a request's head must be there within this time."""
@@ -61,7 +61,7 @@ GONE = "payagent.gone"
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ConnectionLimits:
     """How many connections may be open on the port and on the Unix socket, and how many wait to be accepted."""
 
     tcp: int
@@ -69,7 +69,7 @@ class Bounds:
     backlog: int
 
 
-def make_room() -> Bounds:
+def make_room() -> ConnectionLimits:
     """Raise the limit of open files as far as it is needed and allowed, and share it out.
 
     asyncio accepts a whole backlog before a connection can be refused: that many must be free on both doors. The
@@ -79,11 +79,11 @@ def make_room() -> Bounds:
     allowed = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return Bounds(tcp=allowed // 4, unix=allowed // 8, backlog=allowed // 8)
+    return ConnectionLimits(tcp=allowed // 4, unix=allowed // 8, backlog=allowed // 8)
 
 
 def bounded(
-    bounds: Bounds, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
+    bounds: ConnectionLimits, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
 ) -> type[H11Protocol]:
     """The protocol for uvicorn's `http`. `new_id` names the answers to what is not HTTP."""
 
@@ -125,7 +125,7 @@ class _Wire(h11.Connection):
 class _Connection(H11Protocol):
     """One connection. Between two calls uvicorn's keep-alive time counts; once a request begins, `head_s` does."""
 
-    bounds: Bounds
+    bounds: ConnectionLimits
     new_id: Callable[[], str]
     head_s: float
     read_s: float

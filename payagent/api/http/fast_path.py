@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Express(FastAPI):
+class FastPath(FastAPI):
     """FastAPI, but for the calls of `at_once`, by method and path: each has an application of its own."""
 
     at_once: Mapping[tuple[str, str], ASGIApp] = {}

@@ -19,7 +19,7 @@ from payagent.secret_file import require_own_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """Where the daemon listens. With `tls` the port speaks nothing else."""
 
     unix: socket.socket

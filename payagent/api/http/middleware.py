@@ -35,7 +35,7 @@ _OURS = frozenset((b"x-request-id", b"date", *(name for name, _ in _EVERYWHERE))
 log = structlog.get_logger("payagent.api")
 
 
-class Guard:
+class OuterMiddleware:
     """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
     are names of this machine that are as good as localhost; `refusals` counts what is refused here, by code. What
     enters `state.inside` leaves with the answer.

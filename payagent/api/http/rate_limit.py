@@ -36,7 +36,7 @@ class _Tally:
     inside: int = 0
 
 
-class Turnstile:
+class RateLimiter:
     """One for each door, so that who fills the proxy can still ask the API what it does. `now_s` only moves on."""
 
     def __init__(self, rates: Rates, now_s: Callable[[], float]) -> None:

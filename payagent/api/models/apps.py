@@ -13,7 +13,7 @@ class Limits(BaseModel):
     limits: list[LimitStanding]
 
 
-class LimitsOrder(Closed):
+class SetLimits(Closed):
     """Limits of an app, a merchant (both by name), both together, or else of the wallet as a whole."""
 
     app: str = absent("Default: any.")
@@ -28,7 +28,7 @@ class LimitsOrder(Closed):
 Scopes = list[TokenScope]
 
 
-class AppOrder(Closed):
+class CreateApp(Closed):
     """An app. Limits only tighten what binds the wallet as a whole."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -39,14 +39,14 @@ class AppOrder(Closed):
     expires_at: str = absent("When its token ends, as RFC 3339. Default: never.")
 
 
-class TokenOrder(Closed):
+class RotateToken(Closed):
     expires_at: str = absent("When the new token ends, as RFC 3339. Default: never.")
     token: Annotated[str, Field(pattern=TOKEN_PATTERN)] = absent(
         "Made by the caller of 32 random bytes, and kept already: none is lost with the answer."
     )
 
 
-class AppTold(BaseModel):
+class App(BaseModel):
     """An app. `active`: whether its last token is good now."""
 
     id: str
@@ -60,12 +60,12 @@ class AppTold(BaseModel):
     revoked_at: Time | None
 
 
-class AppAdded(AppTold):
+class AppWithToken(App):
     """With its token, which is shown this once."""
 
     token: str
 
 
 class AppsPage(BaseModel):
-    apps: list[AppTold]
+    apps: list[App]
     caller: Annotated[str, Field(description="The id of the app whose token this call has.")]

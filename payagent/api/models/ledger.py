@@ -5,31 +5,31 @@ from typing import Literal
 from pydantic import BaseModel
 
 from payagent.api.models.base import Hex, SignedUnits, Time, absent
-from payagent.api.models.prepaid import PrepaidHolding
+from payagent.api.models.prepaid import PrepaidPool
 
 
-class Posting(BaseModel):
+class LedgerPosting(BaseModel):
     account: str
     asset: str
     units: SignedUnits
 
 
-class Entry(BaseModel):
+class LedgerEntry(BaseModel):
     id: int
     kind: str
     payment: str | None
     ref: str | None
     at: Time
-    postings: list[Posting]
+    postings: list[LedgerPosting]
 
 
 class Entries(BaseModel):
-    entries: list[Entry]
+    entries: list[LedgerEntry]
     cursor: str | None
 
 
 class Balances(BaseModel):
-    balances: list[Posting]
+    balances: list[LedgerPosting]
     sums: dict[str, SignedUnits]
 
 
@@ -61,7 +61,7 @@ class Spending(BaseModel):
     totals: list[Spent]
 
 
-class FindingTold(BaseModel):
+class LedgerFinding(BaseModel):
     """What is wrong, and in which row of which table it shows."""
 
     table: str
@@ -69,20 +69,20 @@ class FindingTold(BaseModel):
     what: str
 
 
-class Verdict(BaseModel):
+class VerifyReport(BaseModel):
     """Of the findings, the first thousand; `checked` counts rows, or payments with all that belongs to them.
 
     `head` is the newest seal, by number and hash: it stands for every row up to it.
     """
 
-    findings: list[FindingTold]
+    findings: list[LedgerFinding]
     clean: bool
     found: int
     head: str
     checked: dict[str, int]
 
 
-class DifferenceTold(BaseModel):
+class ReconcileDifference(BaseModel):
     """What the chain and the books do not say alike, and in which row of which table it shows."""
 
     kind: Literal["missing", "foreign", "differing"]
@@ -92,7 +92,7 @@ class DifferenceTold(BaseModel):
     what: str
 
 
-class InFlightTold(BaseModel):
+class ReconcileInFlight(BaseModel):
     """What the chain has and the books are about to have; or the other way round, with negative units."""
 
     tx_hash: str
@@ -101,7 +101,7 @@ class InFlightTold(BaseModel):
     units: dict[str, SignedUnits]
 
 
-class StandingTold(BaseModel):
+class ReconcileAsset(BaseModel):
     """Of an asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
 
     asset: str
@@ -110,7 +110,7 @@ class StandingTold(BaseModel):
     in_flight: SignedUnits
 
 
-class TipTold(BaseModel):
+class ChainTip(BaseModel):
     height: int
     slot: int
     hash: Hex
@@ -122,15 +122,15 @@ class Reconciliation(BaseModel):
     `prepaid` is what merchants say beside what we count: their word is no finding.
     """
 
-    findings: list[DifferenceTold]
+    findings: list[ReconcileDifference]
     clean: bool
     complete: bool
     found: int
     could_not_tell: list[str]
-    in_flight: list[InFlightTold]
-    balances: list[StandingTold]
+    in_flight: list[ReconcileInFlight]
+    balances: list[ReconcileAsset]
     checked: dict[str, int]
     since_slot: int
     provider: str | None
-    tip: TipTold | None
-    prepaid: list[PrepaidHolding]
+    tip: ChainTip | None
+    prepaid: list[PrepaidPool]

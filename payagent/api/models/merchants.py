@@ -9,7 +9,7 @@ from payagent.core.invoice import Proof
 from payagent.core.retry_schedule import Ready
 
 
-class MerchantOrder(Closed):
+class CreateMerchant(Closed):
     """A merchant that may be paid from now on. What is not given is as in the config file's defaults."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
@@ -46,14 +46,14 @@ class Merchants(BaseModel):
     merchants: list[Merchant]
 
 
-class PinOrder(Closed):
+class CreatePin(Closed):
     """Whom a merchant may have paid: itself (`pay_to`), or one that gets a share."""
 
     role: Literal["pay_to", "split"]
     address: str
 
 
-class KnownAddress(BaseModel):
+class PinnedAddress(BaseModel):
     role: Literal["pay_to", "split"]
     address: str
     set_by: Literal["config", "daemon"]
@@ -69,14 +69,14 @@ class AgreedPrice(BaseModel):
     units: Units
 
 
-class MerchantKnown(Merchant):
+class MerchantDetails(Merchant):
     """A merchant, what its invoices are held to, and what is known of it. null: that guard is off.
 
     `strikes`: how many payments in a row it took and did not serve; `stopped_at`: since when none is made to it.
     """
 
     pin: Literal["first_use", "config", "off"]
-    addresses: list[KnownAddress]
+    addresses: list[PinnedAddress]
     drift_percent: int | None
     prices: list[AgreedPrice]
     stop_after: int | None

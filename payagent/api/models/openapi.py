@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from payagent.api.http.problems import MEDIA_TYPE
-from payagent.api.models.apps import AppOrder, LimitsOrder, TokenOrder
-from payagent.api.models.merchants import MerchantOrder, PinOrder
-from payagent.api.models.payments import DeliveryReport, EventTold, PaymentRequest
-from payagent.api.models.prepaid import PrepaidQuestion, TopupOrder
-from payagent.api.models.wallet import PauseOrder, SendOrder, SplitOrder, ThawOrder
+from payagent.api.models.apps import CreateApp, RotateToken, SetLimits
+from payagent.api.models.merchants import CreateMerchant, CreatePin
+from payagent.api.models.payments import CreatePayment, ReportDelivery, StreamEvent
+from payagent.api.models.prepaid import CreateTopup, PrepaidQuestion
+from payagent.api.models.wallet import PauseWallet, SendFunds, SplitOrder, UnfreezeWallet
 
 
 class ProblemError(BaseModel):
@@ -24,7 +24,7 @@ class ProblemError(BaseModel):
     type: Literal["payagent_error"]
 
 
-class ProblemAnswer(BaseModel):
+class ProblemDetails(BaseModel):
     """RFC 9457, with what the refusal means for the money and what to do."""
 
     type: str
@@ -41,21 +41,21 @@ class ProblemAnswer(BaseModel):
 
 # what no answer's model brings into the document by itself
 _REFERRED: tuple[type[BaseModel], ...] = (
-    PaymentRequest,
-    DeliveryReport,
+    CreatePayment,
+    ReportDelivery,
     SplitOrder,
-    ThawOrder,
-    SendOrder,
+    UnfreezeWallet,
+    SendFunds,
     PrepaidQuestion,
-    TopupOrder,
-    EventTold,
-    LimitsOrder,
-    PinOrder,
-    AppOrder,
-    TokenOrder,
-    PauseOrder,
-    MerchantOrder,
-    ProblemAnswer,
+    CreateTopup,
+    StreamEvent,
+    SetLimits,
+    CreatePin,
+    CreateApp,
+    RotateToken,
+    PauseWallet,
+    CreateMerchant,
+    ProblemDetails,
 )
 _REF = "#/components/schemas/{model}"
 
@@ -68,7 +68,7 @@ def takes(model: type[BaseModel], *, may_be_absent: bool = False) -> dict[str, A
 
 def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation: these with the model, any other as a problem."""
-    problem = {"schema": {"$ref": _REF.format(model=ProblemAnswer.__name__)}}
+    problem = {"schema": {"$ref": _REF.format(model=ProblemDetails.__name__)}}
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses
     }
@@ -78,13 +78,13 @@ def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, A
 def gives_text(media_type: str) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation whose answer is text."""
     content = {media_type.partition(";")[0]: {"schema": {"type": "string"}}}
-    return gives(ProblemAnswer) | {200: {"description": "Text.", "content": content}}
+    return gives(ProblemDetails) | {200: {"description": "Text.", "content": content}}
 
 
 def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation that streams events, each with the model as its data."""
     content = {"text/event-stream": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
-    return gives(ProblemAnswer) | {200: {"description": (model.__doc__ or "").strip(), "content": content}}
+    return gives(ProblemDetails) | {200: {"description": (model.__doc__ or "").strip(), "content": content}}
 
 
 def add_schemas(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from payagent.agent.base.config import Terms, TopupRequest
-from payagent.agent.base.requests import Ask, Request
+from payagent.agent.base.config import AgentConfig, TopupSource
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.operator.apps import NewApp
-from payagent.agent.topups.orders import Wish
+from payagent.agent.topups.orders import TopupGoal
 from payagent.api.http.tokens import TOKEN_PATTERN
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
@@ -26,7 +26,7 @@ from payagent.core.network import Network
 from payagent.core.origin import parse_origin
 from payagent.core.policy import Window
 from payagent.core.problems import Refused, own_order
-from payagent.dialects import Response, make_response, parse_answer, parse_response
+from payagent.dialects import HttpResponse, make_response, parse_answer, parse_response
 
 BODY_MAX_BYTES = 256 * 1024
 REASON_MAX_CHARS = 300
@@ -46,7 +46,7 @@ Fields = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
+class TransferBody:
     """An order to send out of the wallet; `units` is None for everything."""
 
     to: Address
@@ -54,13 +54,13 @@ class Transfer:
     units: int | None
 
 
-def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
+def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
     """The body of /v1/payments and /v1/quotes. `raw` holds the 402, so what is not JSON is a bad 402 too."""
     value = strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
     body = _fields(value, "the body", ("origin", "response"), ("request", "max_total", "max_total_asset"))
     max_total_units, max_total_asset = _read_most(body)
     response, received = _read_response(body["response"])
-    return Ask(
+    return PaymentRequest(
         app_id=app_id,
         origin=_read_origin(body["origin"]),
         response=response,
@@ -84,7 +84,7 @@ _UNANSWERED = 504
 """The status that is told where no answer came: what a gateway says that had none in time (RFC 9110 15.6.5)."""
 
 
-def read_delivery(raw: bytes) -> tuple[Response | str, int | None]:
+def read_delivery(raw: bytes) -> tuple[HttpResponse | str, int | None]:
     """(what the retry got, or why no answer came; how deep the transaction was when the proof was shown)."""
     body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered", "depth"))
     depth = body.pop("depth", None)
@@ -93,7 +93,7 @@ def read_delivery(raw: bytes) -> tuple[Response | str, int | None]:
     return _read_retry(body), depth
 
 
-def _read_retry(body: Fields) -> Response | str:
+def _read_retry(body: Fields) -> HttpResponse | str:
     """The retry's status, and its headers and body as far as they are told. Or why no answer came."""
     status = _status(body["status"], "status")
     if (why := _text(body, "unanswered")) is not None:
@@ -109,7 +109,7 @@ def _read_retry(body: Fields) -> Response | str:
     told = body.get("body", "")
     if isinstance(told, str):
         return parse_answer(status, headers, told.encode())
-    return Response(status, {name.lower(): value for name, value in headers}, told)
+    return HttpResponse(status, {name.lower(): value for name, value in headers}, told)
 
 
 def read_split(raw: bytes) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def read_split(raw: bytes) -> tuple[int, int]:
     return count, _amount(body, "lovelace", LOVELACE)
 
 
-def read_transfer(raw: bytes, network: Network) -> Transfer:
+def read_transfer(raw: bytes, network: Network) -> TransferBody:
     """Where to, and how much: `units` of `asset` (lovelace unless named), or `"all": true`."""
     body = _fields(_json(raw), "the body", ("address",), ("asset", "units", "all"))
     if ("all" in body) == ("units" in body):
@@ -131,10 +131,10 @@ def read_transfer(raw: bytes, network: Network) -> Transfer:
     if "all" in body:
         if body["all"] is not True or "asset" in body:
             raise Refused("bad_request", "all must be true and goes with no asset", key="all")
-        return Transfer(to, LOVELACE, None)
+        return TransferBody(to, LOVELACE, None)
     with own_order(key="asset"):
         asset = parse_asset(body.get("asset", LOVELACE))
-    return Transfer(to, asset, _amount(body, "units", asset))
+    return TransferBody(to, asset, _amount(body, "units", asset))
 
 
 def read_thaw(raw: bytes) -> list[str] | None:
@@ -146,7 +146,7 @@ def read_thaw(raw: bytes) -> list[str] | None:
     return list(seen) if "seen" in body else None
 
 
-def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
+def read_topup(raw: bytes, terms: AgentConfig) -> tuple[TopupGoal, bool]:
     """What is to be topped up, and whether that is only to be planned."""
     body = _fields(_json(raw), "the body", ("merchant", "units"), ("asset", "request", "dry_run"))
     is_dry = body.get("dry_run", False)
@@ -155,18 +155,20 @@ def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
     merchant = _configured(body["merchant"], terms)
     asset = read_asset(body.get("asset", LOVELACE), "asset")
     request = _read_topup_request(body["request"]) if "request" in body else None
-    return Wish(merchant, asset, _amount(body, "units", asset), request), is_dry
+    return TopupGoal(merchant, asset, _amount(body, "units", asset), request), is_dry
 
 
-def read_prepaid_question(raw: bytes) -> tuple[str, Request]:
+def read_prepaid_question(raw: bytes) -> tuple[str, MerchantRequest]:
     """(origin, the call that a prepaid balance may serve), whose body does not matter."""
     body = _fields(_json(raw), "the body", ("origin", "request"))
     call = _fields(body["request"], "request", ("method", "path"), ("headers",))
     read = _call_of(call, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
-    return _read_origin(body["origin"]), Request(read["method"], read["path"], "", _read_call_headers(call))
+    return _read_origin(body["origin"]), MerchantRequest(
+        read["method"], read["path"], "", _read_call_headers(call)
+    )
 
 
-def _configured(merchant: object, terms: Terms) -> str:
+def _configured(merchant: object, terms: AgentConfig) -> str:
     """The origin of a merchant that is named by its name in [merchants], or by its origin."""
     origin = next((one.origin for one in terms.merchants.values() if one.name == merchant), None)
     if origin is None and isinstance(merchant, str):
@@ -178,7 +180,7 @@ def _configured(merchant: object, terms: Terms) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitsWanted:
+class LimitsBody:
     """Limits to be set, of an app and a merchant by their names; None: of whichever."""
 
     app: str | None
@@ -187,13 +189,13 @@ class LimitsWanted:
     most_units: dict[Window, int | None]
 
 
-def read_limits(raw: bytes) -> LimitsWanted:
+def read_limits(raw: bytes) -> LimitsBody:
     body = _fields(_json(raw), "the body", ("limits",), ("app", "merchant", "asset"))
     asset = read_asset(body.get("asset", LOVELACE), "asset")
     most_units = _read_windows(body["limits"], asset, may_be_null=True)
     if not most_units:
         raise Refused("bad_request", "limits names none", key="limits")
-    return LimitsWanted(_text(body, "app"), _text(body, "merchant"), asset, most_units)
+    return LimitsBody(_text(body, "app"), _text(body, "merchant"), asset, most_units)
 
 
 def read_pin(raw: bytes) -> tuple[Role, str]:
@@ -291,13 +293,13 @@ def _texts(body: Fields, key: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _read_topup_request(value: object) -> TopupRequest:
+def _read_topup_request(value: object) -> TopupSource:
     body = _fields(value, "request", ("method", "path"), ("body",))
     read = _call_of(body, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
     content = body.get("body", "")
     if not isinstance(content, str):
         raise Refused("bad_request", "request.body must be the text that is sent", key="request.body")
-    return TopupRequest(read["method"], read["path"], content)
+    return TopupSource(read["method"], read["path"], content)
 
 
 def time_ms(text: str, key: str) -> int:
@@ -367,7 +369,7 @@ def _read_origin(value: object) -> str:
         raise Refused("merchant_not_allowed", str(error), key="origin") from None
 
 
-def _read_request(value: object) -> Request:
+def _read_request(value: object) -> MerchantRequest:
     body = _fields(value, "request", ("method", "path", "body_sha256"), ("headers",))
     read = _call_of(
         body,
@@ -377,7 +379,7 @@ def _read_request(value: object) -> Request:
             ("body_sha256", _HEX_32, "the body's SHA-256 in lower-case hex"),
         ),
     )
-    return Request(read["method"], read["path"], read["body_sha256"], _read_call_headers(body))
+    return MerchantRequest(read["method"], read["path"], read["body_sha256"], _read_call_headers(body))
 
 
 def _read_call_headers(body: Fields) -> dict[str, str]:
@@ -402,7 +404,7 @@ def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) ->
     return read
 
 
-def _read_response(value: object) -> tuple[Response, str]:
+def _read_response(value: object) -> tuple[HttpResponse, str]:
     """The 402, and the text of it that is kept."""
     body = _fields(value, "response", ("status",), ("headers", "body", "body_base64"))
     if ("body" in body) == ("body_base64" in body):

@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field
 from payagent.api.models.base import Amounts, Closed, Hex, LimitStanding, Reason, Time, Units, absent, closed
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
-from payagent.dialects import Said
+from payagent.dialects import RetryVerdict
 
 
-class CallBought(Closed):
+class BoughtRequest(Closed):
     """The call that is to be bought; with the origin, it is what the intent is known by."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
@@ -19,7 +19,7 @@ class CallBought(Closed):
     headers: dict[str, str] | list[tuple[str, str]] = absent("Those that the merchant may bind the payment to.")
 
 
-class Response402(Closed):
+class PaymentRequiredResponse(Closed):
     """The answer as received. Its body as a JSON value, or as text, or in base64 byte for byte."""
 
     model_config = closed("body", "body_base64")
@@ -30,17 +30,17 @@ class Response402(Closed):
     body_base64: str = absent("The bytes as received.")
 
 
-class PaymentRequest(Closed):
+class CreatePayment(Closed):
     """A 402 that is to be paid."""
 
     origin: Annotated[str, Field(description="Scheme, host and port of the server that answered.")]
-    request: CallBought = absent("The call that is bought.")
-    response: Response402
+    request: BoughtRequest = absent("The call that is bought.")
+    response: PaymentRequiredResponse
     max_total: Units = absent("A bound on what leaves in the invoice's asset, fee included.")
     max_total_asset: str = absent("What `max_total` is of: nothing is paid in another asset. Else: in whichever.")
 
 
-class DeliveryReport(Closed):
+class ReportDelivery(Closed):
     """What the retry got. Headers and body, in the forms of `response` of a payment, tell more of a 402."""
 
     status: Annotated[int, Field(ge=100, le=599)]
@@ -51,7 +51,7 @@ class DeliveryReport(Closed):
     unanswered: str = absent("In one line why no answer came to a proof that was sent; `status` is 504 then.")
 
 
-class Output(BaseModel):
+class PaymentOutput(BaseModel):
     role: Literal["pay_to", "split", "change"]
     address: str
     asset: str
@@ -71,7 +71,7 @@ class TransactionOutput(BaseModel):
     assets: Amounts
 
 
-class TransactionTold(BaseModel):
+class Transaction(BaseModel):
     """A transaction as it would have been when it was asked about: every output, also the change."""
 
     outputs: list[TransactionOutput]
@@ -89,7 +89,7 @@ class MerchantHistory(BaseModel):
     spent: Amounts
 
 
-class ApprovalTold(BaseModel):
+class Approval(BaseModel):
     """What a person is asked. `at_most` is what it counts against the limits: no more leaves if it is approved.
 
     `calls`: how many calls it buys. `terms_hash` is what is decided on. The last four are for those who see more
@@ -99,7 +99,7 @@ class ApprovalTold(BaseModel):
     calls: int
     reasons: list[Reason]
     terms_hash: Hex
-    transaction: TransactionTold
+    transaction: Transaction
     at_most: Amounts
     asked_at: Time
     ends_at: Time
@@ -125,7 +125,7 @@ class Payment(BaseModel):
     dialect: str | None
     origin: str | None
     invoice_id: str | None
-    outputs: list[Output]
+    outputs: list[PaymentOutput]
     fee: Units | None
     tx_hash: Hex | None
     ttl_slot: int | None
@@ -143,10 +143,10 @@ class Payment(BaseModel):
     created_at: Time
     changed_at: Time
     reason: Reason = absent("There when the payment was refused.")
-    approval: ApprovalTold = absent("There when a person was asked.")
+    approval: Approval = absent("There when a person was asked.")
 
 
-class Happening(BaseModel):
+class PaymentEvent(BaseModel):
     """Something that happened to a payment, and the state that it was in afterwards."""
 
     event: str
@@ -155,7 +155,7 @@ class Happening(BaseModel):
     detail: dict[str, object]
 
 
-class EventTold(BaseModel):
+class StreamEvent(BaseModel):
     """Something that happened: to a payment, or (null) to the wallet as a whole."""
 
     seq: int
@@ -166,7 +166,7 @@ class EventTold(BaseModel):
     at: Time
 
 
-class ReceiptTold(BaseModel):
+class Receipt(BaseModel):
     """Everything that is recorded of a payment; `payagent ledger verify --receipt` checks it without a daemon.
 
     Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people;
@@ -204,7 +204,7 @@ class PaymentWithHistory(Payment):
 
     depth: int | None
     attempts: list[Attempt]
-    history: list[Happening]
+    history: list[PaymentEvent]
 
 
 class MerchantAnswer(BaseModel):
@@ -215,7 +215,7 @@ class MerchantAnswer(BaseModel):
     With `poll_query` the call is then repeated without the proof, and with this added to its query.
     """
 
-    said: Said
+    said: RetryVerdict
     reason: str
     again_after_s: float | None
     poll_query: str | None
@@ -233,7 +233,7 @@ class Payments(BaseModel):
     cursor: str | None
 
 
-class QuoteAnswer(BaseModel):
+class Quote(BaseModel):
     """What paying would take now. Nothing is reserved."""
 
     prepaid: Literal[False]
@@ -242,7 +242,7 @@ class QuoteAnswer(BaseModel):
     origin: str
     invoice_id: str
     batch_target: int | None
-    outputs: list[Output]
+    outputs: list[PaymentOutput]
     fee: Units
     total: Units
     spend: Amounts

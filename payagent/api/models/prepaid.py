@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from payagent.api.models.base import Amounts, Closed, Reason, Time, Units, absent
 
 
-class TopupCall(Closed):
+class TopupRequest(Closed):
     """An ordinary call that costs money, whose 402 sells a batch. `body` is sent as JSON, as it stands."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
@@ -15,13 +15,13 @@ class TopupCall(Closed):
     body: str = absent("The body's text.")
 
 
-class TopupOrder(Closed):
+class CreateTopup(Closed):
     """Raise the balance at a merchant until so much is paid, fees not counted."""
 
     merchant: Annotated[str, Field(description="Its name in the config, or its origin.")]
     units: Units
     asset: str = "lovelace"
-    request: TopupCall = absent("Without it the request of merchants.NAME.topup is made.")
+    request: TopupRequest = absent("Without it the request of merchants.NAME.topup is made.")
     dry_run: bool = False
 
 
@@ -34,7 +34,7 @@ class PrepaidCost(BaseModel):
     left: Units
 
 
-class MerchantSays(BaseModel):
+class MerchantBalance(BaseModel):
     """A merchant's own word on a balance, as it was last heard."""
 
     remaining: Units | None
@@ -50,7 +50,7 @@ class MerchantSays(BaseModel):
     at: str
 
 
-class PrepaidHolding(BaseModel):
+class PrepaidPool(BaseModel):
     """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not confirmed yet will add."""
 
     merchant: str | None
@@ -64,14 +64,14 @@ class PrepaidHolding(BaseModel):
     coming: Units
     unexplained: Units
     costs: list[PrepaidCost]
-    merchant_says: MerchantSays | None
+    merchant_says: MerchantBalance | None
     difference: str | None
 
 
 class Prepaid(BaseModel):
     """What was bought ahead."""
 
-    prepaid: list[PrepaidHolding]
+    prepaid: list[PrepaidPool]
 
 
 class PrepaidCall(Closed):
@@ -105,7 +105,7 @@ class PrepaidQuoteAnswer(BaseModel):
     refusal: Reason = absent("There when a limit of the app stands against it.")
 
 
-class TopupRequestTold(BaseModel):
+class TopupRequestDetails(BaseModel):
     method: str
     path: str
 
@@ -124,7 +124,7 @@ class Topup(BaseModel):
     units: Units
     bought: Units
     paid: Amounts
-    request: TopupRequestTold
+    request: TopupRequestDetails
     payments: list[str]
     created_at: Time
     ended_at: Time | None
@@ -141,7 +141,7 @@ class Price(BaseModel):
     units: Units
 
 
-class TopupPlanned(BaseModel):
+class TopupQuote(BaseModel):
     """What a top-up would take: `count` payments of `price`. `spend` is all that leaves the wallet.
 
     `under_way`: the top-up of the same balance that has to be done first; null when there is none.

@@ -6,10 +6,10 @@ May import: core, agent, store.rows. Never: I/O. Amounts are strings of digits.
 from collections.abc import Iterable, Mapping, Sequence
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.config import MerchantTerms, Terms
-from payagent.agent.base.requests import Advice, PrepaidQuote, Quote
-from payagent.agent.operator.limits import Standing as LimitStanding
-from payagent.agent.operator.merchants import Standing
+from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.base.requests import Advice, PaymentQuote, PrepaidQuote
+from payagent.agent.operator.limits import LimitStatus as LimitStanding
+from payagent.agent.operator.merchants import MerchantStatus
 from payagent.core.findings import Finding
 from payagent.core.invoice import calls_of
 from payagent.core.ledger import HELD, WALLET, add
@@ -17,7 +17,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Readiness
 from payagent.core.timestamps import iso_time
-from payagent.store.rows.approvals import Approval, Decided
+from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.apps import AppRow, TokenRow
 from payagent.store.rows.attempts_and_utxos import CoinRow
 from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
@@ -29,7 +29,7 @@ Balance = tuple[str, str, int]
 COIN_STATES = ("free", "reserved", "pending", "locked", "missing")
 
 
-def quote_view(quote: Quote, terms: Terms) -> Json:
+def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
     """What a payment would be; `total` is what leaves in the invoice's asset, with the fee where that is ADA."""
     invoice, plan = quote.invoice, quote.plan
     spend = plan.spend
@@ -54,7 +54,7 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
     return view | verdict_view(quote)
 
 
-def prepaid_quote_view(quote: PrepaidQuote | None, terms: Terms) -> Json:
+def prepaid_quote_view(quote: PrepaidQuote | None, terms: AgentConfig) -> Json:
     """What a call would use of a prepaid balance; where none would serve it, only that."""
     if quote is None:
         return {"prepaid": False}
@@ -69,7 +69,7 @@ def prepaid_quote_view(quote: PrepaidQuote | None, terms: Terms) -> Json:
     return view | _refusal_view(quote.refusal)
 
 
-def verdict_view(quote: Quote) -> Json:
+def verdict_view(quote: PaymentQuote) -> Json:
     """What stands against a quote, if anything does."""
     view: Json = {}
     if quote.reasons:
@@ -86,7 +86,7 @@ def _reason_view(reason: Finding) -> Json:
 
 
 def approval_view(
-    approval: Approval, row: PaymentRow, at_most: Mapping[str, int], decided: Decided | None
+    approval: ApprovalRow, row: PaymentRow, at_most: Mapping[str, int], decided: DecisionRow | None
 ) -> Json:
     """What a person is asked about a payment, as its own app may see it."""
     return {
@@ -113,7 +113,7 @@ def advice_view(advice: Advice) -> Json:
     }
 
 
-def merchant_view(merchant: MerchantTerms, readiness: Readiness, terms: Terms) -> Json:
+def merchant_view(merchant: MerchantConfig, readiness: Readiness, terms: AgentConfig) -> Json:
     """A merchant as its callers need to know it."""
     return {
         "name": merchant.name,
@@ -127,7 +127,7 @@ def merchant_view(merchant: MerchantTerms, readiness: Readiness, terms: Terms) -
     }
 
 
-def standing_view(known: Standing, terms: Terms) -> Json:
+def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
     """A merchant with what its invoices are held to, and what is known of it."""
     rules, stopped_at_ms = known.merchant.rules, known.strikes.stopped_at_ms
     addresses = [(pin, "config") for pin in sorted(rules.filed)]
@@ -152,7 +152,7 @@ def standing_view(known: Standing, terms: Terms) -> Json:
     }
 
 
-def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
+def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
     """What an app needs of the wallet for its calls."""
     return {
         "network": terms.network.name,
@@ -165,7 +165,7 @@ def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
 
 
 def wallet_view(
-    terms: Terms, chain: ChainView, coins: Sequence[CoinRow], balances: Iterable[Balance], now_ms: int
+    terms: AgentConfig, chain: ChainView, coins: Sequence[CoinRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:
     """Balances per asset. `total` is what the books say is ours: `held` for payments, the rest at our address.
 
@@ -238,7 +238,7 @@ def limit_view(one: LimitStanding, names: Mapping[str, str]) -> Json:
     }
 
 
-def merchant_names(terms: Terms) -> dict[str, str]:
+def merchant_names(terms: AgentConfig) -> dict[str, str]:
     """How merchants are called, by origin."""
     return {origin: merchant.name for origin, merchant in terms.merchants.items()}
 
@@ -294,7 +294,7 @@ def balance_view(balances: Sequence[Balance]) -> Json:
     }
 
 
-def spend_view(keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: Terms) -> Json:
+def spend_view(keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: AgentConfig) -> Json:
     """Each group's spend, and the totals per asset; a merchant by its name in the config."""
     groups = [_group_view(keys, row, terms) | _spent_view(row.asset, [row]) for row in rows]
     assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
@@ -302,7 +302,7 @@ def spend_view(keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: Terms)
     return {"spend": groups, "totals": totals}
 
 
-def _group_view(keys: Sequence[SpendKey], row: SpendRow, terms: Terms) -> Json:
+def _group_view(keys: Sequence[SpendKey], row: SpendRow, terms: AgentConfig) -> Json:
     view: Json = dict(zip(keys, row.group, strict=True))
     if "merchant" in keys:
         origin = row.group[keys.index("merchant")]

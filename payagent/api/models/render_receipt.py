@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.payment_view import retry_headers
 from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
@@ -22,7 +22,7 @@ from payagent.store.rows.payments import PaymentRow
 Json = dict[str, object]
 
 
-def receipt_view(conn: Connection, row: PaymentRow, terms: Terms) -> Json:
+def receipt_view(conn: Connection, row: PaymentRow, terms: AgentConfig) -> Json:
     """Everything that the ledger has of a payment; `conn` is in one read transaction."""
     known = recorded(conn, row.id)
     event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
@@ -88,7 +88,7 @@ def _invoice(row: Row) -> Json:
     }
 
 
-def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: Terms) -> Json:
+def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig) -> Json:
     """With the headers that its retry carries, also where it is over: they may have been shown."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":

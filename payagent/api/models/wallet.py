@@ -19,7 +19,7 @@ class SplitOrder(Closed):
     lovelace: Units
 
 
-class ThawOrder(Closed):
+class UnfreezeWallet(Closed):
     """Sign again after coins were spent elsewhere."""
 
     seen: list[Hex] = absent(
@@ -27,7 +27,7 @@ class ThawOrder(Closed):
     )
 
 
-class SendOrder(Closed):
+class SendFunds(Closed):
     """Send `units` of `asset`, or all that is free."""
 
     model_config = closed("units", "all")
@@ -50,7 +50,7 @@ class LeftBehind(BaseModel):
     detail: str
 
 
-class Sent(Payment):
+class Transfer(Payment):
     """The order's payment. `outputs` are what leaves."""
 
     left_behind: LeftBehind = absent("There when everything was to be sent, and some of it may not leave.")
@@ -71,7 +71,7 @@ class CoinCounts(BaseModel):
     missing: int
 
 
-class ChainSeen(BaseModel):
+class ChainStatus(BaseModel):
     slot: int | None
     tip_height: int | None
     tip_slot: int | None
@@ -87,10 +87,10 @@ class Wallet(BaseModel):
     assets: list[AssetBalance] | None
     coins: CoinCounts | None
     frozen_by: Annotated[list[Hex] | None, Field(description="What spent coins elsewhere, and nobody has thawed.")]
-    chain: ChainSeen
+    chain: ChainStatus
 
 
-class Utxo(BaseModel):
+class UtxoDetails(BaseModel):
     ref: str
     lovelace: Units
     assets: Amounts
@@ -99,21 +99,21 @@ class Utxo(BaseModel):
 
 
 class Utxos(BaseModel):
-    utxos: list[Utxo]
+    utxos: list[UtxoDetails]
 
 
-class Thawed(BaseModel):
+class UnfreezeResult(BaseModel):
     tx: str | None
     txs: list[str]
 
 
-class PauseOrder(Closed):
+class PauseWallet(Closed):
     """Stop all signing."""
 
     reason: str = absent("Why: it is recorded, and told to who is refused.")
 
 
-class PauseTold(BaseModel):
+class PauseStatus(BaseModel):
     """Whether signing is paused. `by` and `reason` are told to those who read the books or operate."""
 
     paused: bool

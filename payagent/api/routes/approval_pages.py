@@ -18,8 +18,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.orders import Approver
-from payagent.agent.context import Desk
-from payagent.agent.operator.approval_links import PREFIX, Links
+from payagent.agent.context import AgentContext
+from payagent.agent.operator.approval_links import PREFIX, ApprovalLinks
 from payagent.agent.operator.limits import names_of
 from payagent.api.http.problems import Json
 from payagent.api.models.render import approval_view
@@ -30,7 +30,7 @@ from payagent.core.policy import Window
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.rows import approvals, payments
-from payagent.store.rows.approvals import Approval, Decided
+from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.payments import PaymentRow
 
 _STYLE = (
@@ -67,7 +67,7 @@ router = APIRouter(include_in_schema=False)
 @router.get(PREFIX + "{payment_id}/{way}/{signature}")
 async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
     """What is asked, and the button; once it is decided, how."""
-    desk: Desk = request.app.state.agent.desk
+    desk: AgentContext = request.app.state.agent.desk
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
@@ -85,7 +85,7 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
-    links: Links = request.app.state.links
+    links: ApprovalLinks = request.app.state.links
     _require_own_page(request, links.origin)
     by = Approver("link", terms_hash=found[1].terms_hash)
     try:
@@ -96,7 +96,7 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     return RedirectResponse(request.url.path, 303, _HEADERS)
 
 
-def _refused(desk: Desk, refused: Refused, approval: Approval) -> Iterable[Row]:
+def _refused(desk: AgentContext, refused: Refused, approval: ApprovalRow) -> Iterable[Row]:
     """Why a decision was not carried out; what was decided, where that is why."""
     if (decided := approvals.decided(desk.conn, approval.payment_id)) is not None:
         yield from _outcome(desk, desk.payment(approval.payment_id), decided)
@@ -107,7 +107,7 @@ def _refused(desk: Desk, refused: Refused, approval: Approval) -> Iterable[Row]:
     yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link may be opened again"
 
 
-def _outcome(desk: Desk, row: PaymentRow, decided: Decided) -> Iterable[Row]:
+def _outcome(desk: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
     """What was decided, and what has become of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(desk)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
@@ -117,13 +117,13 @@ def _outcome(desk: Desk, row: PaymentRow, decided: Decided) -> Iterable[Row]:
     yield "payment", row.id
 
 
-def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, Approval] | None:
+def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, ApprovalRow] | None:
     """The payment of a link that is good. Refused: `rate_limited`, for links that we made and for nothing else.
 
     Who has none uses up nobody's calls, and nothing is read for it.
     """
-    desk: Desk = request.app.state.agent.desk
-    links: Links | None = request.app.state.links
+    desk: AgentContext = request.app.state.agent.desk
+    links: ApprovalLinks | None = request.app.state.links
     if links is None or not links.is_ours(payment_id, way, signature):
         return None
     request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
@@ -142,13 +142,13 @@ def _require_own_page(request: Request, origin: str) -> None:
         raise Refused("browser_refused", "the decision does not come from the page of the link")
 
 
-def _asked(desk: Desk, row: PaymentRow, approval: Approval) -> list[Row]:
+def _asked(desk: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
     at_most = payments.hold(desk.conn, row.id, "ask")
     told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
     return [("network", desk.terms.network.name), *_rows(row, told, approval)]
 
 
-def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
+def _rows(row: PaymentRow, told: Json, approval: ApprovalRow) -> Iterable[Row]:
     """What is shown for people, in order."""
     yield from (("why it is asked", reason.detail) for reason in approval.reasons)
     yield "app", str(told["app"])

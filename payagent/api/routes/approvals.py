@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from payagent.agent.base.orders import Approver
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import Json, JsonResponse
 from payagent.api.models.openapi import gives
@@ -66,7 +66,7 @@ def asked_view(caller: Caller, row: PaymentRow) -> Json:
     return {"approval": view | (decider_view(caller.desk, row) if caller.sees_asked else {})}
 
 
-def decider_view(desk: Desk, row: PaymentRow) -> Json:
+def decider_view(desk: AgentContext, row: PaymentRow) -> Json:
     """What only those see who decide: who wants it, what limits leave, and what there was with the merchant."""
     conn, origin, names = desk.conn, row.origin or "", dict(names_of(desk))
     decided = approvals.decided(conn, row.id)
@@ -82,7 +82,7 @@ def decider_view(desk: Desk, row: PaymentRow) -> Json:
     }
 
 
-def _history(desk: Desk, payment_id: str, origin: str) -> Json:
+def _history(desk: AgentContext, payment_id: str, origin: str) -> Json:
     found = approvals.standing_at(desk.conn, origin, payment_id)
     paid = [one for state, one in found.items() if state in POSTED]
     last_ms = max((newest_ms for _, newest_ms in paid), default=None)

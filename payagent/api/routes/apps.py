@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.apps import add_app, everybody, renew_token, revoke
 from payagent.api.http.problems import Json, JsonResponse
 from payagent.api.http.tokens import hash_token, new_token
-from payagent.api.models.apps import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder
+from payagent.api.models.apps import App, AppsPage, AppWithToken, CreateApp, RotateToken
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_new_app, read_token_order
 from payagent.api.models.render import app_view, merchant_names
@@ -35,8 +35,8 @@ async def every_app(caller: Operator) -> JsonResponse:
 @router.post(
     "/v1/apps",
     summary="Add an app",
-    responses=gives(AppAdded, 201),
-    openapi_extra=takes(AppOrder),
+    responses=gives(AppWithToken, 201),
+    openapi_extra=takes(CreateApp),
     status_code=201,
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
@@ -49,8 +49,8 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 @router.post(
     "/v1/apps/{name}/token",
     summary="Give an app a new token",
-    responses=gives(AppAdded, 200),
-    openapi_extra=takes(TokenOrder),
+    responses=gives(AppWithToken, 200),
+    openapi_extra=takes(RotateToken),
 )
 async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
@@ -62,7 +62,7 @@ async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     return JsonResponse(_told(caller, app) | {"token": token})
 
 
-@router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(AppTold, 200))
+@router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(App, 200))
 async def end(name: str, caller: Operator) -> JsonResponse:
     """At once. What the app has under way is carried on to its end; nobody can ask for anything new."""
     return JsonResponse(_told(caller, await revoke(caller.desk, caller.app, name)))
@@ -72,6 +72,6 @@ def _told(caller: Caller, app: AppRow) -> dict[str, object]:
     return _view(caller.desk, app, last_token(caller.desk.conn, app.id))
 
 
-def _view(desk: Desk, app: AppRow, token: TokenRow | None) -> Json:
+def _view(desk: AgentContext, app: AppRow, token: TokenRow | None) -> Json:
     is_active = token is not None and token.is_good(desk.conn, desk.latest_ms)
     return app_view(app, token, merchant_names(desk.terms), is_active=is_active)

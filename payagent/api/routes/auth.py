@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from payagent.agent.agent import Agent
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.tokens import hash_token
 from payagent.api.routes.params import json_body, require_clear_query
@@ -37,7 +37,7 @@ class Caller:
     _token_hash: str = field(repr=False)
 
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> AgentContext:
         """The agent's."""
         return self.agent.desk
 

@@ -19,16 +19,16 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from payagent.agent.base.payment_view import detail_view
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.models.openapi import streams
-from payagent.api.models.payments import EventTold
+from payagent.api.models.payments import StreamEvent
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.routes.params import Parameters, first_of, single_header
+from payagent.api.routes.params import QueryParams, first_of, single_header
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.rows.events import last_event
-from payagent.store.rows.following import PAGE_ROWS, Followed, events_after
+from payagent.store.rows.following import PAGE_ROWS, StreamedEvent, events_after
 
 STREAMS_MAX = 64
 STREAMS_OF_APP_MAX = 8
@@ -50,7 +50,7 @@ Follower = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
 router = APIRouter(tags=["events"])
 
 
-class After(Parameters):
+class After(QueryParams):
     """From where on."""
 
     after: Annotated[int | None, Field(ge=0, lt=10**18, description="An event's id. Without it: from now on.")] = (
@@ -61,7 +61,7 @@ class After(Parameters):
 @router.get(
     "/v1/events",
     summary="What happens, as it happens",
-    responses=streams(EventTold),
+    responses=streams(StreamEvent),
     openapi_extra={"parameters": [_LAST_EVENT_ID]},
     response_class=StreamingResponse,
 )
@@ -119,11 +119,11 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
             seq = reached
 
 
-def _page(desk: Desk, seq: int, app_id: str | None) -> tuple[list[Followed], int]:
+def _page(desk: AgentContext, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
     return events_after(desk.conn, seq, app_id)
 
 
-def _written(row: Followed, *, sees_all: bool) -> str:
+def _written(row: StreamedEvent, *, sees_all: bool) -> str:
     data = {
         "seq": row.seq,
         "payment": row.payment_id,

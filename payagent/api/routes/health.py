@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
@@ -21,7 +21,7 @@ Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
 
 
-def find(desk: Desk, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+def find(desk: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
     return {
         "chain": chain_problem(desk.chain, desk.ports.clock.now_ms()),
@@ -32,7 +32,7 @@ def find(desk: Desk, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     }
 
 
-def health_router(desk: Desk, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+def health_router(desk: AgentContext, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -60,7 +60,7 @@ def health_router(desk: Desk, checks: Callable[[], dict[str, str | None]]) -> AP
     return router
 
 
-def _code(desk: Desk, found: dict[str, str | None]) -> str | None:
+def _code(desk: AgentContext, found: dict[str, str | None]) -> str | None:
     """As what an order is refused now: what is to be done goes by it."""
     refused = chain_refusal(desk.chain, desk.ports.clock.now_ms())
     if refused is not None:
@@ -68,7 +68,7 @@ def _code(desk: Desk, found: dict[str, str | None]) -> str | None:
     return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
 
 
-def _pause_problem(desk: Desk) -> str | None:
+def _pause_problem(desk: AgentContext) -> str | None:
     """Without the reason: nobody shows a token here."""
     try:
         pause = pauses.standing(desk.conn)
@@ -77,7 +77,7 @@ def _pause_problem(desk: Desk) -> str | None:
     return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
 
 
-def _ledger_problem(desk: Desk) -> str | None:
+def _ledger_problem(desk: AgentContext) -> str | None:
     try:
         about.meta(desk.conn, "network")
         problem = desk.room_problem()

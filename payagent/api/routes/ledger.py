@@ -16,17 +16,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from payagent.agent.base.config import Terms
-from payagent.agent.context import Desk
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.context import AgentContext
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.ledger import Balances, Entries, Spending, Verdict
-from payagent.api.models.openapi import ProblemAnswer, gives
+from payagent.api.models.ledger import Balances, Entries, Spending, VerifyReport
+from payagent.api.models.openapi import ProblemDetails, gives
 from payagent.api.models.parse import read_asset, time_ms
 from payagent.api.models.render import balance_view, entry_view, spend_view
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.api.routes.params import Page, Parameters
+from payagent.api.routes.params import Page, QueryParams
 from payagent.audit.export import Format, export
-from payagent.audit.finding import Finding, Head, parse_head
+from payagent.audit.finding import AuditFinding, Head, parse_head
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
@@ -62,7 +62,7 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-class Chosen(Parameters):
+class Chosen(QueryParams):
     """Which part of the books. Merchant, app and state are those of an entry's payment."""
 
     since: Annotated[str | None, Field(description="RFC 3339, with its zone; from then on.")] = None
@@ -110,7 +110,7 @@ class Grouped(Chosen):
         return tuple(key for name in given for key in get_args(SpendKey) if key == name)
 
 
-class Noted(Parameters):
+class Noted(QueryParams):
     """What is known of an earlier time."""
 
     head: Annotated[
@@ -124,7 +124,7 @@ class Exported(Chosen):
     format: Format = "csv"
 
 
-def _origin(text: str, terms: Terms) -> str:
+def _origin(text: str, terms: AgentConfig) -> str:
     """A merchant that is not configured any more goes by its origin."""
     named = next((merchant.origin for merchant in terms.merchants.values() if merchant.name == text), None)
     try:
@@ -144,7 +144,7 @@ async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonRes
     return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
 
 
-def _entries(desk: Desk, query: Filter, only: Selection) -> list[EntryRow]:
+def _entries(desk: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
     with desk.snapshot() as conn:
         return journal.entries_page(
             conn,
@@ -172,7 +172,7 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.desk, only)))
 
 
-def _balances(desk: Desk, only: Selection) -> list[tuple[str, str, int]]:
+def _balances(desk: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
     with desk.snapshot() as conn:
         return journal.balances(conn, only)
 
@@ -189,7 +189,7 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     return JsonResponse(spend_view(keys, rows, desk.terms))
 
 
-def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+def _spend(desk: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
     with desk.snapshot() as conn:
         return journal.spend(conn, keys, only)
 
@@ -197,7 +197,7 @@ def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendR
 @router.get(
     "/verify",
     summary="Whether the books are whole",
-    responses=gives(Verdict, 200),
+    responses=gives(VerifyReport, 200),
     response_class=StreamingResponse,
 )
 async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
@@ -225,7 +225,7 @@ async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> Stre
     return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 
 
-def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
+def _export(desk: AgentContext, only: Selection, form: Format) -> Iterator[str]:
     with desk.snapshot() as conn:
         yield from export(statement(conn, only, desk.terms.network.name), form)
 
@@ -233,7 +233,7 @@ def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
 @router.get(
     "/snapshot",
     summary="A copy of ledger.db as it is now, in one file",
-    responses=gives(ProblemAnswer) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
+    responses=gives(ProblemDetails) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
     response_class=StreamingResponse,
 )
 async def snapshot(caller: Operator) -> StreamingResponse:
@@ -241,13 +241,13 @@ async def snapshot(caller: Operator) -> StreamingResponse:
     return await _streamed(caller, _copy(caller.desk), _SQLITE)
 
 
-def _copy(desk: Desk) -> Generator[bytes]:
+def _copy(desk: AgentContext) -> Generator[bytes]:
     with desk.copied() as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
 
 
-def _verdict(desk: Desk, noted: Head | None) -> Generator[str]:
+def _verdict(desk: AgentContext, noted: Head | None) -> Generator[str]:
     """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
     terms = desk.terms
     checked: Counter[str] = Counter()
@@ -256,7 +256,7 @@ def _verdict(desk: Desk, noted: Head | None) -> Generator[str]:
     yield '{"findings":['
     with desk.snapshot() as conn:
         for told in verify(conn, Owner(terms.own, terms.network), noted):
-            if isinstance(told, Finding):
+            if isinstance(told, AuditFinding):
                 found += 1
                 if found <= FINDINGS_MAX:
                     row = {"table": told.table, "row": told.row, "what": told.what}

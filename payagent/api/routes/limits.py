@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.apps import Limits, LimitsOrder
+from payagent.api.models.apps import Limits, SetLimits
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_limits
 from payagent.api.models.render import limits_view
@@ -36,7 +36,7 @@ async def limits(caller: Viewer) -> JsonResponse:
     "/v1/limits",
     summary="Set limits",
     responses=gives(Limits, 200),
-    openapi_extra=takes(LimitsOrder),
+    openapi_extra=takes(SetLimits),
     status_code=200,
 )
 async def change(request: Request, caller: Operator) -> JsonResponse:

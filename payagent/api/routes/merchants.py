@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant, reopen, standing, unpin
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.merchants import MerchantKnown, MerchantOrder, Merchants, PinOrder
+from payagent.api.models.merchants import CreateMerchant, CreatePin, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_new_merchant, read_pin
 from payagent.api.models.render import merchant_view, standing_view
@@ -33,7 +33,7 @@ async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, A
     "/v1/merchants",
     summary="Let a merchant be paid",
     responses=gives(Merchants, 201),
-    openapi_extra=takes(MerchantOrder),
+    openapi_extra=takes(CreateMerchant),
     status_code=201,
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
@@ -50,7 +50,7 @@ async def remove(name: str, caller: Operator) -> JsonResponse:
     return _listed(caller)
 
 
-@router.get("/v1/merchants/{name}", summary="What is known of a merchant", responses=gives(MerchantKnown, 200))
+@router.get("/v1/merchants/{name}", summary="What is known of a merchant", responses=gives(MerchantDetails, 200))
 async def merchant(name: str, caller: Reader) -> JsonResponse:
     """The addresses that it may be paid at, the prices that were agreed to, whether it served what was paid."""
     return _known(caller, name)
@@ -59,8 +59,8 @@ async def merchant(name: str, caller: Reader) -> JsonResponse:
 @router.post(
     "/v1/merchants/{name}/pins",
     summary="Let a merchant be paid at an address",
-    responses=gives(MerchantKnown, 200),
-    openapi_extra=takes(PinOrder),
+    responses=gives(MerchantDetails, 200),
+    openapi_extra=takes(CreatePin),
     status_code=200,
 )
 async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
@@ -72,8 +72,8 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
 @router.post(
     "/v1/merchants/{name}/unpin",
     summary="Forget an address of a merchant",
-    responses=gives(MerchantKnown, 200),
-    openapi_extra=takes(PinOrder),
+    responses=gives(MerchantDetails, 200),
+    openapi_extra=takes(CreatePin),
     status_code=200,
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
@@ -83,7 +83,7 @@ async def drop_pin(name: str, request: Request, caller: Operator) -> JsonRespons
 
 
 @router.post(
-    "/v1/merchants/{name}/reopen", summary="Let a merchant be paid again", responses=gives(MerchantKnown, 200)
+    "/v1/merchants/{name}/reopen", summary="Let a merchant be paid again", responses=gives(MerchantDetails, 200)
 )
 async def lift_stop(name: str, caller: Operator) -> JsonResponse:
     """What it does not serve is counted anew from here on."""

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
 from payagent.api.models.render import wallet_units
@@ -43,7 +43,9 @@ def metrics_router(checks: Checks) -> APIRouter:
     return router
 
 
-def families(desk: Desk, checks: Mapping[str, str | None], refusals: Mapping[str, int]) -> Iterator[Family]:
+def families(
+    desk: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
+) -> Iterator[Family]:
     """Every number, in the order in which it is told."""
     well = {name: int(problem is None) for name, problem in checks.items()}
     yield Family("payagent_up", "gauge", "1 while what is looked at is well.", by_label("check", well))
@@ -54,7 +56,7 @@ def families(desk: Desk, checks: Mapping[str, str | None], refusals: Mapping[str
     yield from _providers(desk)
 
 
-def _payments(desk: Desk) -> Iterator[Family]:
+def _payments(desk: AgentContext) -> Iterator[Family]:
     states = {state.value: 0 for state in State} | payments.payments_by_state(desk.conn)
     yield Family("payagent_payments", "gauge", "Payments by their state.", by_label("state", states))
     open_topups = alone(len(topups.all_open(desk.conn)))
@@ -65,7 +67,7 @@ def _payments(desk: Desk) -> Iterator[Family]:
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
 
-def _wallet(desk: Desk) -> Iterator[Family]:
+def _wallet(desk: AgentContext) -> Iterator[Family]:
     units = wallet_units(queries.coins(desk.conn), journal.balances(desk.conn))
     yield Family(
         "payagent_wallet_units",
@@ -92,7 +94,7 @@ def _wallet(desk: Desk) -> Iterator[Family]:
     )
 
 
-def _merchants(desk: Desk) -> Iterator[Family]:
+def _merchants(desk: AgentContext) -> Iterator[Family]:
     names = {merchant.name: origin for origin, merchant in sorted(desk.terms.merchants.items())}
     strikes = {name: trust.strikes(desk.conn, origin) for name, origin in names.items()}
     yield Family(
@@ -116,7 +118,7 @@ def _merchants(desk: Desk) -> Iterator[Family]:
     )
 
 
-def _providers(desk: Desk) -> Iterator[Family]:
+def _providers(desk: AgentContext) -> Iterator[Family]:
     tip = desk.chain.tip
     yield Family(
         "payagent_provider_calls_total",

@@ -28,19 +28,19 @@ PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
 Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
 
 
-class Parameters(BaseModel):
+class QueryParams(BaseModel):
     """What stands in a query; an unknown one is refused, for a filter that is misspelt filters nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Waiting(Parameters):
+class Waiting(QueryParams):
     """How long to wait for a change."""
 
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
-class Page(Parameters):
+class Page(QueryParams):
     """What every list takes."""
 
     limit: Limit = 50

@@ -13,7 +13,7 @@ from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_pause
 from payagent.api.models.render import pause_view
-from payagent.api.models.wallet import PauseOrder, PauseTold
+from payagent.api.models.wallet import PauseStatus, PauseWallet
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.store.rows import apps, pauses
 from payagent.store.rows.pauses import Pause
@@ -23,7 +23,7 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["pause"])
 
 
-@router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseTold, 200))
+@router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseStatus, 200))
 async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
     """By whom and why is told to those who read the books or operate the wallet."""
     return _told(caller, pauses.standing(caller.desk.conn))
@@ -32,8 +32,8 @@ async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, AP
 @router.post(
     "/v1/pause",
     summary="Stop all signing",
-    responses=gives(PauseTold, 200),
-    openapi_extra=takes(PauseOrder, may_be_absent=True),
+    responses=gives(PauseStatus, 200),
+    openapi_extra=takes(PauseWallet, may_be_absent=True),
 )
 async def begin(request: Request, caller: Operator) -> JsonResponse:
     """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
@@ -44,7 +44,7 @@ async def begin(request: Request, caller: Operator) -> JsonResponse:
     return _told(caller, found, already=not is_new)
 
 
-@router.post("/v1/resume", summary="Sign again", responses=gives(PauseTold, 200))
+@router.post("/v1/resume", summary="Sign again", responses=gives(PauseStatus, 200))
 async def end(caller: Operator) -> JsonResponse:
     """What was held before the pause and has time left is signed now; what is too late is given back."""
     return _told(caller, await unpause(caller.desk, caller.app.id))

@@ -11,20 +11,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from payagent.agent.base.payment_view import attempts_view, history_view
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import Json, JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_ask, read_delivery, time_ms
 from payagent.api.models.payments import (
-    DeliveryReport,
+    CreatePayment,
     Payment,
-    PaymentRequest,
     Payments,
     PaymentWithAnswer,
     PaymentWithHistory,
-    QuoteAnswer,
-    ReceiptTold,
+    Quote,
+    Receipt,
+    ReportDelivery,
 )
 from payagent.api.models.render import advice_view, quote_view
 from payagent.api.models.render_receipt import receipt_view
@@ -56,7 +56,7 @@ Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 router = APIRouter(tags=["payments"])
 
 
-class Filter(Page):
+class PaymentFilter(Page):
     """Which payments."""
 
     state: State | None = None
@@ -69,7 +69,7 @@ class Filter(Page):
     "/v1/payments",
     summary="Pay a 402, or find the payment that its intent has",
     responses=gives(Payment, 200, 201, 202),
-    openapi_extra=takes(PaymentRequest) | {"parameters": [_KEY_PARAMETER]},
+    openapi_extra=takes(CreatePayment) | {"parameters": [_KEY_PARAMETER]},
     status_code=201,
 )
 async def pay(request: Request, caller: Payer) -> JsonResponse:
@@ -91,8 +91,8 @@ async def pay_at_once(request: Request) -> JsonResponse:
 @router.post(
     "/v1/quotes",
     summary="What paying a 402 would take now; nothing is reserved",
-    responses=gives(QuoteAnswer, 200),
-    openapi_extra=takes(PaymentRequest),
+    responses=gives(Quote, 200),
+    openapi_extra=takes(CreatePayment),
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
@@ -102,7 +102,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
-async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonResponse:
+async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
     """An app sees its own; a token for approve those too that a person was asked about; one for read or operate
     all."""
     app_id = None if caller.sees_asked else caller.app.id
@@ -120,8 +120,8 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
 
 
 def _page(
-    desk: Desk,
-    query: Filter,
+    desk: AgentContext,
+    query: PaymentFilter,
     app_id: str | None,
     asked_or_of: str | None,
     origin: str | None,
@@ -161,7 +161,7 @@ async def payment(
 @router.get(
     "/v1/payments/{payment_id}/receipt",
     summary="Everything that is recorded of one payment, to be checked by others",
-    responses=gives(ReceiptTold, 200),
+    responses=gives(Receipt, 200),
 )
 async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
@@ -170,7 +170,7 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     return JsonResponse(await run_in_threadpool(_receipt, caller.desk, row.id))
 
 
-def _receipt(desk: Desk, payment_id: str) -> Json:
+def _receipt(desk: AgentContext, payment_id: str) -> Json:
     with desk.snapshot() as conn:
         row = stored.payment(conn, payment_id)
         if row is None:
@@ -182,7 +182,7 @@ def _receipt(desk: Desk, payment_id: str) -> Json:
     "/v1/payments/{payment_id}/delivery",
     summary="Say what the retry got",
     responses=gives(PaymentWithAnswer, 200),
-    openapi_extra=takes(DeliveryReport),
+    openapi_extra=takes(ReportDelivery),
 )
 async def delivery(
     request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId

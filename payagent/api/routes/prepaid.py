@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.base.config import Terms
+from payagent.agent.base.config import AgentConfig
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_prepaid_question
@@ -49,14 +49,14 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     return JsonResponse(prepaid_quote_view(found, caller.desk.terms))
 
 
-def holdings_view(conn: Connection, terms: Terms) -> list[Json]:
+def holdings_view(conn: Connection, terms: AgentConfig) -> list[Json]:
     """Every balance, as we count it and as its merchant says."""
     return [
         _holding_view(one, prepaid.last_observation(conn, one.pool.id), terms) for one in prepaid.holdings(conn)
     ]
 
 
-def _holding_view(one: Holding, told: Observation | None, terms: Terms) -> Json:
+def _holding_view(one: Holding, told: Observation | None, terms: AgentConfig) -> Json:
     balance, merchant = one.balance, terms.merchants.get(one.pool.origin)
     explained = min(balance.unexplained, one.coming)
     return {

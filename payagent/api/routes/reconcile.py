@@ -19,16 +19,16 @@ from pydantic import Field
 from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.api.models.ledger import Reconciliation
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import Caller
 from payagent.api.routes.ledger import FINDINGS_MAX, Auditor
-from payagent.api.routes.params import Parameters
+from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import holdings_view
-from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
+from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import ChainSource, NotFound, Read, Tip, TxSeen
+from payagent.chain.provider import ChainProvider, NotFound, Read, Tip, TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
@@ -47,7 +47,7 @@ router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 SINCE = "Blocks from this slot on; 0: all. What is not booked yet is looked at in older ones too."
 
 
-class Period(Parameters):
+class Period(QueryParams):
     """Which part of the chain."""
 
     since_slot: Annotated[int, Field(ge=0, lt=2**53, description=SINCE)] = 0
@@ -74,7 +74,7 @@ class _Answer:
     tip: Tip | None = None
     doubts: list[str] = field(default_factory=list)
     in_flight: list[InFlight] = field(default_factory=list)
-    standings: list[Standing] = field(default_factory=list)
+    standings: list[AssetReconciliation] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
 
     def take(self, told: Told) -> str:
@@ -86,7 +86,7 @@ class _Answer:
             self.in_flight.append(told)
         elif isinstance(told, Doubt):
             self.doubts.append(told.what)
-        elif isinstance(told, Standing):
+        elif isinstance(told, AssetReconciliation):
             self.standings.append(told)
         else:
             self.checked[told.table] = told.rows
@@ -146,7 +146,7 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
 
 
-async def _compared(desk: Desk, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+async def _compared(desk: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """Everything that there is to tell, by the first provider that shows all of it."""
     doubts = []
     for source in desk.senders:
@@ -161,7 +161,9 @@ async def _compared(desk: Desk, bounds: _Bounds, answer: _Answer) -> AsyncIterat
         yield doubt
 
 
-async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
+async def _judged(
+    desk: AgentContext, source: ChainProvider, history: History, bounds: _Bounds
+) -> AsyncIterator[Told]:
     """The books against a history. They may be ahead of it; what they know more is asked for."""
     is_forked = await _is_gone(source, bounds.looked)
     if is_forked:
@@ -191,7 +193,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
                 await asyncio.wait((working,))
 
 
-async def _booked_height(source: ChainSource, bounds: _Bounds) -> int:
+async def _booked_height(source: ChainProvider, bounds: _Bounds) -> int:
     """Up to where all deposits are booked. What a fork brought since may be in any block of it."""
     booked = bounds.booked
     if booked is None or (booked != bounds.looked and await _is_gone(source, booked)):
@@ -199,12 +201,12 @@ async def _booked_height(source: ChainSource, bounds: _Bounds) -> int:
     return booked.height
 
 
-async def _is_gone(source: ChainSource, tip: Tip) -> bool:
+async def _is_gone(source: ChainProvider, tip: Tip) -> bool:
     """Whether what was the newest block is on the chain no more."""
     return isinstance(await source.block(tip.hash), NotFound)
 
 
-async def _placed(source: ChainSource, tx_id: str) -> Read[TxSeen]:
+async def _placed(source: ChainProvider, tx_id: str) -> Read[TxSeen]:
     """Where a transaction is; what cannot be the id of one is nowhere."""
     return await source.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
 
@@ -246,7 +248,7 @@ def _in_flight(told: InFlight) -> dict[str, object]:
     return {"tx_hash": told.tx_id, "payment": told.payment_id, "what": told.what, "units": units}
 
 
-def _standing(told: Standing) -> dict[str, str]:
+def _standing(told: AssetReconciliation) -> dict[str, str]:
     return {
         "asset": told.asset,
         "books": str(told.books_units),

@@ -10,14 +10,14 @@ from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 
 from payagent.agent.base.requests import PrepaidQuote
-from payagent.agent.context import Desk
+from payagent.agent.context import AgentContext
 from payagent.agent.topups.orders import bought, gained_by
-from payagent.agent.topups.runner import TopupPlan, Topups
+from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_key, read_topup
-from payagent.api.models.prepaid import PrepaidQuoteAnswer, Topup, TopupOrder, TopupPlanned, TopupsPage
+from payagent.api.models.prepaid import CreateTopup, PrepaidQuoteAnswer, Topup, TopupQuote, TopupsPage
 from payagent.api.models.render import prepaid_quote_view, verdict_view
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page, Waiting, first_of, single_header
@@ -34,7 +34,7 @@ Json = dict[str, object]
 
 _PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": Topup | TopupPlanned | PrepaidQuoteAnswer,
+        "model": Topup | TopupQuote | PrepaidQuoteAnswer,
         "description": "What it would take, or that the call would be served; or the order of this key.",
     }
 }
@@ -49,19 +49,19 @@ _KEY_PARAMETER = {
 router = APIRouter(tags=["prepaid"])
 
 
-def _topups(request: Request) -> Topups:
-    orders: Topups = request.app.state.topups
+def _topups(request: Request) -> TopupRunner:
+    orders: TopupRunner = request.app.state.topups
     return orders
 
 
-Orders = Annotated[Topups, Depends(_topups)]
+Orders = Annotated[TopupRunner, Depends(_topups)]
 
 
 @router.post(
     "/v1/prepaid/topups",
     summary="Raise a prepaid balance, or see what that would take",
     responses=gives(Topup, 201) | _PLAN_OR_FOUND,
-    openapi_extra=takes(TopupOrder) | {"parameters": [_KEY_PARAMETER]},
+    openapi_extra=takes(CreateTopup) | {"parameters": [_KEY_PARAMETER]},
     status_code=201,
 )
 async def order(request: Request, caller: Operator, orders: Orders) -> JsonResponse:
@@ -111,7 +111,7 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
     return JsonResponse(_view(caller.desk, await orders.cancel(topup_id, caller.app.id)))
 
 
-def _view(desk: Desk, row: TopupRow) -> Json:
+def _view(desk: AgentContext, row: TopupRow) -> Json:
     made = payments.payments_of_topup(desk.conn, row.id)
     pool = prepaid.pool(desk.conn, row.pool)
     merchant, request = desk.terms.merchants.get(pool.origin), json.loads(row.request)
@@ -141,7 +141,7 @@ def _view(desk: Desk, row: TopupRow) -> Json:
     return view
 
 
-def _plan_view(desk: Desk, plan: TopupPlan | PrepaidQuote) -> Json:
+def _plan_view(desk: AgentContext, plan: TopupPlan | PrepaidQuote) -> Json:
     """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
     if isinstance(plan, PrepaidQuote):
         return prepaid_quote_view(plan, desk.terms)

@@ -15,7 +15,15 @@ from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_key, read_split, read_thaw, read_transfer
 from payagent.api.models.payments import Payment
 from payagent.api.models.render import address_view, utxo_view, wallet_view
-from payagent.api.models.wallet import SendOrder, Sent, SplitOrder, Thawed, ThawOrder, Utxos, Wallet
+from payagent.api.models.wallet import (
+    SendFunds,
+    SplitOrder,
+    Transfer,
+    UnfreezeResult,
+    UnfreezeWallet,
+    Utxos,
+    Wallet,
+)
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import single_header
 from payagent.store.rows import attempts_and_utxos as queries
@@ -65,8 +73,8 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 @router.post(
     "/v1/wallet/send",
     summary="Send out of the wallet, past the limits",
-    responses=gives(Sent, 201),
-    openapi_extra=takes(SendOrder),
+    responses=gives(Transfer, 201),
+    openapi_extra=takes(SendFunds),
     status_code=201,
 )
 async def send(request: Request, caller: Operator) -> JsonResponse:
@@ -85,8 +93,8 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 @router.post(
     "/v1/wallet/thaw",
     summary="Sign again after coins were spent elsewhere",
-    responses=gives(Thawed, 200),
-    openapi_extra=takes(ThawOrder, may_be_absent=True),
+    responses=gives(UnfreezeResult, 200),
+    openapi_extra=takes(UnfreezeWallet, may_be_absent=True),
 )
 async def thaw_wallet(request: Request, caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of

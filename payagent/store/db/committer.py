@@ -22,7 +22,7 @@ import structlog
 from payagent.core.problems import Refused
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
 from payagent.store.db.seals import Sealer
-from payagent.store.db.signer_record import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
+from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Unit
 
 log = structlog.get_logger("payagent.store")
@@ -137,7 +137,7 @@ class Committer:
     def close(self) -> None:
         self.conn.close()
 
-    def _not_to_be_noted(self, signed: Signed | None) -> int:
+    def _not_to_be_noted(self, signed: LastSigned | None) -> int:
         """How many attempts of a ledger that lacks some are older than the signer's record: it stays as it is."""
         last = last_signed(self.conn)
         if last is None or not lacks(self.conn, signed):

@@ -24,7 +24,7 @@ _PLACE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class LastSigned:
     """The last attempt that is durable, and how many there are with it."""
 
     attempts: int
@@ -35,9 +35,9 @@ class Signed:
 class SignerRecord(Protocol):
     """Where the last attempt is noted. `write` returns once it is durable and raises OSError when it is not."""
 
-    def read(self) -> Signed | None: ...
+    def read(self) -> LastSigned | None: ...
 
-    def write(self, signed: Signed) -> None: ...
+    def write(self, signed: LastSigned) -> None: ...
 
 
 class SignerFile:
@@ -49,11 +49,11 @@ class SignerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._written: Signed | None = None
+        self._written: LastSigned | None = None
         self._handle: int | None = None
         self._place = 0
 
-    def read(self) -> Signed | None:
+    def read(self) -> LastSigned | None:
         """None when there is none. Refused: `store_failed`, for what nobody of ours has written.
 
         What was written here is remembered: the daemon cannot read what is new beside the keystore (`fence`).
@@ -72,7 +72,7 @@ class SignerFile:
             raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
         return max(told, key=lambda signed: signed.attempts)
 
-    def write(self, signed: Signed) -> None:
+    def write(self, signed: LastSigned) -> None:
         line = json.dumps(asdict(signed) | {"check": _check(signed)}).encode()
         place = line.ljust(_PLACE_BYTES - 1) + b"\n"
         if self._handle is not None and self._is_there(self._handle):
@@ -118,29 +118,29 @@ class SignerFile:
         self._handle, self._place = handle, 0
 
 
-def _check(signed: Signed) -> str:
+def _check(signed: LastSigned) -> str:
     """What a line that is half written does not bear out."""
     return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
 
 
-def _read(place: bytes, *, is_alone: bool) -> Signed | None:
+def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
     """None for one that is half written, or empty. One line alone without a check was put there as a whole."""
     try:
         told = json.loads(place)
-        signed = Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
+        signed = LastSigned(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
         is_whole = told["check"] == _check(signed) if "check" in told else is_alone
         return signed if is_whole else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def last_signed(conn: sqlite3.Connection) -> Signed | None:
+def last_signed(conn: sqlite3.Connection) -> LastSigned | None:
     """The newest attempt of a ledger; their numbers have no gaps, since none is ever removed."""
     row = conn.execute("SELECT rowid, tx_id, ttl_slot FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
-    return None if row is None else Signed(*row)
+    return None if row is None else LastSigned(*row)
 
 
-def lacks(conn: sqlite3.Connection, signed: Signed | None) -> bool:
+def lacks(conn: sqlite3.Connection, signed: LastSigned | None) -> bool:
     """Whether the signer signed what a ledger does not know of."""
     if signed is None:
         return False
@@ -149,7 +149,7 @@ def lacks(conn: sqlite3.Connection, signed: Signed | None) -> bool:
     return known is None or last is None or last.attempts < signed.attempts
 
 
-def caught_up_at(conn: sqlite3.Connection, signed: Signed | None) -> int | None:
+def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None) -> int | None:
     """How many attempts a ledger had when it caught up with this very record; None when it has not.
 
     The record stays as it is until the next attempt is noted.

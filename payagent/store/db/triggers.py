@@ -59,7 +59,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RecordTable:
     """A table whose rows stay. `fixed` columns never change (None: nothing does), `once` ones only from NULL."""
 
     keys: tuple[Key, ...]
@@ -69,28 +69,28 @@ class Kept:
 
 _ROW = Key(("rowid",))
 KEPT = {
-    "approvals": Kept((_ROW, Key(("payment_id",)))),
-    "attempts": Kept((_ROW, Key(("tx_id",)))),
-    "events": Kept((_ROW,)),
-    "invoices": Kept((_ROW, Key(("origin", "invoice_id")))),
-    "journal": Kept((_ROW,)),
-    "prepaid_moves": Kept((_ROW, Key(("app_id", "call_key"), "{0}call_key IS NOT NULL"))),
-    "prepaid_observations": Kept((_ROW,)),
-    "prepaid_pools": Kept((_ROW, Key(("origin", "partner", "wallet")))),
-    "postings": Kept((_ROW,)),
-    "foreign_sightings": Kept((_ROW,)),
-    "sightings": Kept((_ROW,)),
-    "uses": Kept((_ROW,)),
-    "submissions": Kept((_ROW,)),
-    "apps": Kept((_ROW, Key(("id",)), Key(("name",)))),
-    "tokens": Kept(
+    "approvals": RecordTable((_ROW, Key(("payment_id",)))),
+    "attempts": RecordTable((_ROW, Key(("tx_id",)))),
+    "events": RecordTable((_ROW,)),
+    "invoices": RecordTable((_ROW, Key(("origin", "invoice_id")))),
+    "journal": RecordTable((_ROW,)),
+    "prepaid_moves": RecordTable((_ROW, Key(("app_id", "call_key"), "{0}call_key IS NOT NULL"))),
+    "prepaid_observations": RecordTable((_ROW,)),
+    "prepaid_pools": RecordTable((_ROW, Key(("origin", "partner", "wallet")))),
+    "postings": RecordTable((_ROW,)),
+    "foreign_sightings": RecordTable((_ROW,)),
+    "sightings": RecordTable((_ROW,)),
+    "uses": RecordTable((_ROW,)),
+    "submissions": RecordTable((_ROW,)),
+    "apps": RecordTable((_ROW, Key(("id",)), Key(("name",)))),
+    "tokens": RecordTable(
         (_ROW, Key(("hash",)), Key(("app_id",), "{0}revoked_at_ms IS NULL")),
         fixed=("rowid", "hash", "app_id", "created_at_ms", "expires_at_ms"),
         once=("revoked_at_ms",),
     ),
-    "meta": Kept((_ROW, Key(("key",)))),
-    "seals": Kept((_ROW,)),
-    "intents": Kept(
+    "meta": RecordTable((_ROW, Key(("key",)))),
+    "seals": RecordTable((_ROW,)),
+    "intents": RecordTable(
         (_ROW, Key(("id",)), Key(("app_id", "key"), _NOT_ENDED)),
         fixed=(
             "rowid",
@@ -106,7 +106,7 @@ KEPT = {
         ),
         once=("ended_at_ms",),
     ),
-    "topups": Kept(
+    "topups": RecordTable(
         (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
         fixed=(
             "rowid",
@@ -124,16 +124,16 @@ KEPT = {
         ),
         once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
     ),
-    "alerts": Kept(
+    "alerts": RecordTable(
         (_ROW, Key(("id",))),
         fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
         once=("delivered_at_ms",),
     ),
-    "holds": Kept(
+    "holds": RecordTable(
         (_ROW, Key(("payment_id", "stage", "asset"))),
         fixed=("rowid", "payment_id", "stage", "asset", "units", "at_ms", "counted_at_ms"),
     ),
-    "payments": Kept(
+    "payments": RecordTable(
         (
             _ROW,
             Key(("id",)),
@@ -250,7 +250,7 @@ _OTHER_GUARDS = (
 )
 
 
-def _guards_of(table: str, kept: Kept) -> Iterator[Guard]:
+def _guards_of(table: str, kept: RecordTable) -> Iterator[Guard]:
     only_grows = f"{table} is append-only" if kept.fixed is None else None
     taken = " OR ".join(key.taken(table) for key in kept.keys)
     yield Guard(f"{table}_no_delete", f"DELETE ON {table}", "1", only_grows or f"{table} are never deleted")

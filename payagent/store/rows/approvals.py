@@ -18,7 +18,7 @@ Via = Literal["token", "link", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
-class Approval:
+class ApprovalRow:
     """What is asked. `plan` is the transaction as it would have been; `ends_at_ms` is of the limits' clock."""
 
     payment_id: str
@@ -31,7 +31,7 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecisionRow:
     """What became of a question. `by_app` is None of the clock's and a link's decisions."""
 
     decision: Decision
@@ -40,7 +40,7 @@ class Decided:
     at_ms: int
 
 
-def of_payment(conn: sqlite3.Connection, payment_id: str) -> Approval | None:
+def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
     row = conn.execute(
         "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, ends_at_ms FROM approvals "
         "WHERE payment_id = ?",
@@ -49,10 +49,10 @@ def of_payment(conn: sqlite3.Connection, payment_id: str) -> Approval | None:
     if row is None:
         return None
     reasons = tuple(Finding(code, detail, asks=True) for code, detail in json.loads(row[2]))
-    return Approval(row[0], row[1], reasons, json.loads(row[3]), *row[4:])
+    return ApprovalRow(row[0], row[1], reasons, json.loads(row[3]), *row[4:])
 
 
-def decided(conn: sqlite3.Connection, payment_id: str) -> Decided | None:
+def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
     """What was decided on a payment that a person was asked about; None while it is open."""
     row = conn.execute(
         "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
@@ -63,7 +63,7 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> Decided | None:
         return None
     event, via, by_app, at_ms = row
     no: Decision = "timed_out" if via == "clock" else "denied"
-    return Decided("approved" if event == "hold" else no, via, by_app, at_ms)
+    return DecisionRow("approved" if event == "hold" else no, via, by_app, at_ms)
 
 
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:

@@ -12,7 +12,7 @@ PAGE_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class StreamedEvent:
     """One event; without a payment it is the wallet's own. `detail` is JSON."""
 
     seq: int
@@ -23,7 +23,7 @@ class Followed:
     at_ms: int
 
 
-def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[Followed], int]:
+def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
     """What came after an event, of one app's payments or (None) of everything; and up to where that was read.
 
     Nothing is left to read when that is the last event's number.
@@ -36,4 +36,4 @@ def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tupl
         "WHERE e.seq > ? AND e.seq <= ? AND (? IS NULL OR p.app_id = ?) ORDER BY e.seq",
         (seq, until, app_id, app_id),
     )
-    return [Followed(*row) for row in rows], max(seq, until)
+    return [StreamedEvent(*row) for row in rows], max(seq, until)

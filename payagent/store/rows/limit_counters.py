@@ -20,7 +20,7 @@ May import: core, store.db. Never: reads a clock; decides.
 import sqlite3
 from collections.abc import Iterable, Mapping
 
-from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
+from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, SpendSpan, Window, counts_from_ms, scopes_of
 from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves, whole
 
@@ -74,7 +74,7 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
     return whole(int(high), int(low))
 
 
-def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[Span]:
+def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
     """The spans that a rolling window counts, oldest first; what is open is as if it were spent now."""
     rows = conn.execute(
         f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  words of ours
@@ -82,7 +82,7 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[Span]:
     )
     span_ms = SPAN_MS[limit.window]
     now_ms = clock_ms // span_ms * span_ms
-    found = [Span(start if start < OPEN_MS else now_ms, whole(high, low)) for start, high, low in rows]
+    found = [SpendSpan(start if start < OPEN_MS else now_ms, whole(high, low)) for start, high, low in rows]
     return sorted(span for span in found if span.units)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.invoice import is_batch
-from payagent.core.prepaid_balance import CALLS, Balance, Cost, buy
+from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import load_outputs
 
@@ -30,7 +30,7 @@ class Holding:
 
     pool: Pool
     unit: str
-    balance: Balance
+    balance: PrepaidBalance
     coming: int
 
 
@@ -96,7 +96,7 @@ def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int)
     return Pool(int(cursor.lastrowid or 0), origin, partner, wallet)
 
 
-def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> Balance:
+def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBalance:
     row = conn.execute(
         "SELECT bought, used, unexplained FROM prepaid_counts WHERE pool = ? AND unit = ?", (pool_id, unit_name)
     ).fetchone()
@@ -104,7 +104,7 @@ def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> Balance:
         "SELECT asset, bought, used FROM prepaid_costs WHERE pool = ? AND unit = ?", (pool_id, unit_name)
     )
     bought, used, unexplained = row or (0, 0, 0)
-    return Balance(bought, used, unexplained, {asset: Cost(*counts) for asset, *counts in costs})
+    return PrepaidBalance(bought, used, unexplained, {asset: Cost(*counts) for asset, *counts in costs})
 
 
 def holdings(conn: sqlite3.Connection) -> list[Holding]:
@@ -123,19 +123,19 @@ def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
     return {key: balance.left for key, balance in bought_soon(conn).items()}
 
 
-def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], Balance]:
+def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalance]:
     """As `coming`, with what is paid for it."""
     rows = conn.execute(
         "SELECT p.pool, v.batch_target, v.outputs FROM payments p INDEXED BY payments_coming "
         "JOIN invoices v ON v.seq = p.invoice "
         "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
-    found: dict[tuple[int, str], Balance] = {}
+    found: dict[tuple[int, str], PrepaidBalance] = {}
     for pool_id, batch_target, outputs in rows:
         paid = load_outputs(outputs)
         units, is_one = sum(output.units for output in paid), is_batch(batch_target)
         name, count = (CALLS, batch_target) if is_one else (paid[0].asset, units)
-        found[pool_id, name] = buy(found.get((pool_id, name), Balance()), count, {paid[0].asset: units})
+        found[pool_id, name] = buy(found.get((pool_id, name), PrepaidBalance()), count, {paid[0].asset: units})
     return found
 
 
@@ -148,7 +148,7 @@ def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
 
 
 def record_move(
-    unit: Unit, pool_id: int, unit_name: str, move: Move, after: Balance, entry: int | None, now_ms: int
+    unit: Unit, pool_id: int, unit_name: str, move: Move, after: PrepaidBalance, entry: int | None, now_ms: int
 ) -> None:
     """Append a move, and keep what the moves come to."""
     unit.conn.execute(

@@ -17,7 +17,7 @@ _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, S
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class AgreedPriceRow:
     """What was agreed to for a call: its method, its path without the query, and for how many of it at once."""
 
     method: str
@@ -28,7 +28,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Strikes:
+class UnservedStreak:
     """How many payments in a row were not served; since when nothing is bought, None where it is."""
 
     count: int = 0
@@ -64,7 +64,7 @@ def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tup
     return tuple(map(Agreed._make, rows))
 
 
-def agree(unit: Unit, origin: str, price: Price) -> None:
+def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
     """From now on the call's prices are measured by this one."""
     unit.conn.execute(
         "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
@@ -73,21 +73,21 @@ def agree(unit: Unit, origin: str, price: Price) -> None:
     )
 
 
-def prices(conn: sqlite3.Connection, origin: str) -> list[Price]:
+def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
     rows = conn.execute(
         "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
         "ORDER BY path, method, asset, calls",
         (origin,),
     )
-    return [Price(*row) for row in rows]
+    return [AgreedPriceRow(*row) for row in rows]
 
 
-def strikes(conn: sqlite3.Connection, origin: str) -> Strikes:
+def strikes(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
     row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
-    return Strikes() if row is None else Strikes(*row)
+    return UnservedStreak() if row is None else UnservedStreak(*row)
 
 
-def set_strikes(unit: Unit, origin: str, now: Strikes) -> None:
+def set_strikes(unit: Unit, origin: str, now: UnservedStreak) -> None:
     unit.conn.execute(
         "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",

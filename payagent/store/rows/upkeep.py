@@ -7,7 +7,7 @@ import sqlite3
 from typing import NamedTuple
 
 from payagent.core.payment import State
-from payagent.core.utxo_upkeep import Begun
+from payagent.core.utxo_upkeep import RecentPayment
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
@@ -30,7 +30,7 @@ WHERE p.app_id = ? ORDER BY p.seq DESC LIMIT ?
 """
 
 
-class OrderRow(NamedTuple):
+class UpkeepTxRow(NamedTuple):
     """A transaction that upkeep ordered, with the fee that was held for it, and when by the limits' clock."""
 
     kind: str
@@ -44,18 +44,18 @@ def ensure_app(unit: Unit, now_ms: int) -> None:
     apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
 
 
-def begun(conn: sqlite3.Connection, since_ms: int) -> list[Begun]:
+def begun(conn: sqlite3.Connection, since_ms: int) -> list[RecentPayment]:
     """Of the last payments those of invoices that began since then, and took a coin or were refused for lack of
     a free one.
     """
     rows = conn.execute(_BEGUN, (BEGUN_MAX, since_ms))
-    return [Begun(at_ms, lovelace, bool(handed_over)) for at_ms, lovelace, handed_over in rows]
+    return [RecentPayment(at_ms, lovelace, bool(handed_over)) for at_ms, lovelace, handed_over in rows]
 
 
-def orders(conn: sqlite3.Connection, count: int) -> list[OrderRow]:
+def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
     """The last of upkeep's own, newest first."""
     rows = conn.execute(_ORDERS, (UPKEEP_APP, count))
-    return [OrderRow(kind, State(state), fee_lovelace, at_ms) for kind, state, fee_lovelace, at_ms in rows]
+    return [UpkeepTxRow(kind, State(state), fee_lovelace, at_ms) for kind, state, fee_lovelace, at_ms in rows]
 
 
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State]) -> bool:
