@@ -29,7 +29,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 Message = MutableMapping[str, Any]
 Row = tuple[bytes, bytes, bytes]
 
-COINS = [UtxoIndex([Utxo(f"{number:064x}", 0, 100_000_000)]) for number in range(1_000)]
+UTXOS = [UtxoIndex([Utxo(f"{number:064x}", 0, 100_000_000)]) for number in range(1_000)]
 
 
 class Ledger:
@@ -68,7 +68,7 @@ def _end(waiting: list[asyncio.Future[None]]) -> None:
 
 
 def serve(port: int, folder: Path) -> None:
-    asked, coins = outputs("ada"), cycle(COINS)
+    asked, utxos = outputs("ada"), cycle(UTXOS)
     ledger: list[Ledger] = []
 
     async def app(
@@ -82,7 +82,7 @@ def serve(port: int, folder: Path) -> None:
             message = await receive()
             body += message["body"]
         json.loads(body)
-        tx = pay(next(coins), asked)
+        tx = pay(next(utxos), asked)
         await ledger[0].add((dict(scope["headers"])[b"idempotency-key"], body, tx))
         answer = json.dumps({"state": "signed", "tx": tx.hex()}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]

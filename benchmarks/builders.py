@@ -79,12 +79,12 @@ class TooSlow(NotRun):
     """Its first build took longer than it may: it is not asked for more coins."""
 
 
-def job(coins: Sequence[Utxo], asked: Sequence[Output], rounds: int, most_s: float) -> dict[str, Any]:
+def job(utxos: Sequence[Utxo], asked: Sequence[Output], rounds: int, most_s: float) -> dict[str, Any]:
     """What a peer is told; see `benchmarks.peers`."""
     return {
         "coins": [
-            {"tx_id": coin.tx_id, "index": coin.index, "lovelace": coin.lovelace, "assets": coin.assets}
-            for coin in coins
+            {"tx_id": utxo.tx_id, "index": utxo.index, "lovelace": utxo.lovelace, "assets": utxo.assets}
+            for utxo in utxos
         ],
         "outputs": [{"address": output.address.text, **_held(output)} for output in asked],
         "change": OWN.text,

@@ -33,7 +33,7 @@ class Task:
     """One payment from one wallet."""
 
     asset: str
-    coins: list[Utxo]
+    utxos: list[Utxo]
     asked: list[Output]
 
 
@@ -42,7 +42,7 @@ class Row:
     """One builder at one size: its times and what the judge said of its transaction, or why there are none."""
 
     asset: str
-    coins: int
+    utxos: int
     builder: str
     said: str
     spread: Spread | None = None
@@ -54,7 +54,7 @@ class Row:
         times: tuple[Cell, ...] = (None,) * 5
         if self.spread:
             times = (self.spread.median, self.spread.p10, self.spread.p90, self.spread.p99, self.spread.count)
-        return (self.coins, self.builder, *times, self.fee_lovelace, self.said)
+        return (self.utxos, self.builder, *times, self.fee_lovelace, self.said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Found:
     def medians(self, asset: str, builder: str) -> dict[int, float]:
         """Milliseconds by coins, of what was built and not refused."""
         return {
-            row.coins: row.spread.median
+            row.utxos: row.spread.median
             for row in self.rows
             if (row.asset, row.builder) == (asset, builder) and row.spread and not row.is_refused
         }
@@ -91,7 +91,7 @@ def _rows(options: Options, judge: Judge) -> Iterator[Row]:
         for asset in ASSETS:
             task = Task(asset, wallet(size, asset), outputs(asset))
             yield from _ours(task, judge, options.pick(250, 3_000))
-            with builders.written(builders.job(task.coins, task.asked, rounds, most_s)) as told:
+            with builders.written(builders.job(task.utxos, task.asked, rounds, most_s)) as told:
                 for peer in builders.ALL:
                     if peer in too_slow_at:
                         why = f"not asked: its first build was too slow at {too_slow_at[peer]:,} coins"
@@ -106,7 +106,7 @@ def _rows(options: Options, judge: Judge) -> Iterator[Row]:
 
 
 def _ours(task: Task, judge: Judge, rounds: int) -> Iterator[Row]:
-    index = UtxoIndex(task.coins)
+    index = UtxoIndex(task.utxos)
     for name, work in OURS.items():
         taken_ms = times_ms(partial(work, index, task.asked), rounds)
         yield judged(task, name, Built(taken_ms, work(index, task.asked)), judge)
@@ -114,8 +114,8 @@ def _ours(task: Task, judge: Judge, rounds: int) -> Iterator[Row]:
 
 def judged(task: Task, name: str, built: Built, judge: Judge) -> Row:
     """What one builder gave, with the verdict on its transaction."""
-    verdict = judge.verdict(built.tx, task.coins, task.asked)
-    size, spread = len(task.coins), Spread.of(built.ms)
+    verdict = judge.verdict(built.tx, task.utxos, task.asked)
+    size, spread = len(task.utxos), Spread.of(built.ms)
     told = (verdict.said, spread, verdict.fee_lovelace, built.version, verdict.is_refused)
     return Row(task.asset, size, name, *told)
 

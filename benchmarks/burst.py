@@ -15,7 +15,7 @@ from benchmarks.paying import payments, require
 from benchmarks.results import Bound, Cell, Options, Part, Table
 from benchmarks.stage import Stage, stage, until
 
-COIN_LOVELACE = 10_000_000_000
+UTXO_LOVELACE = 10_000_000_000
 PRICE_LOVELACE = "4000000"
 """With the shares 7 ADA, so that the coin is worth a thousand."""
 
@@ -32,7 +32,7 @@ The wallet has one coin of 10,000 ADA, and blocks come every 5 seconds. Durable 
 def measure(options: Options) -> Part:
     count = options.pick(200, 1_000)
     part = Part("burst", f"{count:,} invoices at once, one coin", HOW)
-    with stage([COIN_LOVELACE], devnet_options=("--block-time", str(BLOCK_S))) as up:
+    with stage([UTXO_LOVELACE], devnet_options=("--block-time", str(BLOCK_S))) as up:
         up.http.post(f"{up.merchant}/merchant/settings", json={"price": PRICE_LOVELACE}).raise_for_status()
         calls = payments(up, "burst", count)
         start_s = time.perf_counter()

@@ -40,7 +40,7 @@ class Judge:
     def __init__(self, ledger: Scalus | None) -> None:
         self._ledger = ledger
 
-    def verdict(self, tx: bytes, coins: Iterable[Utxo], asked: Sequence[Output]) -> Verdict:
+    def verdict(self, tx: bytes, utxos: Iterable[Utxo], asked: Sequence[Output]) -> Verdict:
         try:
             body = dict(parse(tx)[0])
             fee_lovelace, left_over = body[2], _unpaid(body[1], asked)
@@ -50,7 +50,7 @@ class Judge:
             return Verdict(fee_lovelace, f"refused: it does not pay {left_over}")
         if self._ledger is None:
             return Verdict(fee_lovelace, NOT_JUDGED)
-        unspent = {(c.tx_id, c.index): Out(OWN.raw, c.lovelace, dict(c.assets)).encode() for c in coins}
+        unspent = {(c.tx_id, c.index): Out(OWN.raw, c.lovelace, dict(c.assets)).encode() for c in utxos}
         refused = self._ledger.validate(tx, unspent, SLOT, NETWORK_ID)
         return Verdict(fee_lovelace, f"refused: {refused}"[:300] if refused else VALID)
 

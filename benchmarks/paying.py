@@ -21,7 +21,7 @@ from benchmarks.stage import ROOT, Stage, free_port, is_open, process, stage, un
 from benchmarks.wallets import SIGNER
 from payagent.store.db.signer_record import LastSigned, SignerFile
 
-COIN_LOVELACE = 100_000_000
+UTXO_LOVELACE = 100_000_000
 FEW = 100
 """Coins for payments one after the other. The daemon lists its coins at each block, which takes time from payments
 where they are many, as they have to be for many clients at once."""
@@ -53,10 +53,10 @@ def measure(options: Options) -> Part:
     alone, many = options.pick(60, 500), options.pick((1, 64), (1, 4, 16, 64, 128, 256))
     each = options.pick(150, 1_000)
     part = Part("paying", "A payment over HTTP", HOW)
-    with stage([COIN_LOVELACE] * FEW, devnet_options=BLOCKS) as up:
+    with stage([UTXO_LOVELACE] * FEW, devnet_options=BLOCKS) as up:
         _warm(up)
         _alone(part, up, payments(up, "alone", alone))
-    with stage([COIN_LOVELACE] * each, devnet_options=BLOCKS) as up:
+    with stage([UTXO_LOVELACE] * each, devnet_options=BLOCKS) as up:
         _warm(up)
         lines: dict[str, list[tuple[float, float]]] = {}
         rows: list[tuple[str | float | int | None, ...]] = []

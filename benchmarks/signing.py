@@ -103,8 +103,8 @@ async def _times_from_a_loop_us(signer: SignerProcess, plan: TxPlan, rounds: int
 def _plan(here: Account) -> TxPlan:
     payees = [encode_address(b"\x60" + bytes([n]) * 28) for n in range(3)]
     outputs = [Output("split" if n else "pay_to", to, LOVELACE, 2 * ADA) for n, to in enumerate(payees)]
-    coin = Utxo("ab" * 32, 0, 100 * ADA)
-    return select(UtxoIndex([coin]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
+    utxo = Utxo("ab" * 32, 0, 100 * ADA)
+    return select(UtxoIndex([utxo]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
 
 
 def _keystore(folder: Path) -> SecretFile:

@@ -91,7 +91,7 @@ def is_open(port: int) -> bool:
 
 @contextmanager
 def stage(
-    coins_lovelace: Sequence[int],
+    utxos_lovelace: Sequence[int],
     *,
     merchant: str | None = None,
     devnet_options: Sequence[str] = (),
@@ -108,7 +108,7 @@ def stage(
         places, folder, log = json.loads(devnet.stdout.readline()), Path(name), Path(name) / "daemon.log"
         merchant = merchant or places["merchant"]
         made = _initialise(folder, places["chain"], merchant)
-        for lovelace in coins_lovelace:
+        for lovelace in utxos_lovelace:
             gift = {"address": made["address"], "lovelace": str(lovelace)}
             http.post(f"{places['control']}/faucet", json=gift).raise_for_status()
         port = free_port()
@@ -120,7 +120,7 @@ def stage(
             )
             until(lambda: is_open(port), "the daemon listens")
             until(lambda: http.get(f"{up.api}/readyz").is_success, "the daemon is ready")
-            until(lambda: up.get("/v1/wallet")["coins"]["free"] >= len(coins_lovelace), "the coins are there")
+            until(lambda: up.get("/v1/wallet")["coins"]["free"] >= len(utxos_lovelace), "the coins are there")
             yield up
 
 

@@ -56,7 +56,7 @@ PAID = (
     Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), LOVELACE, 2_000_000),
     Output("split", encode_address(bytes([0x60]) + bytes(27) + b"\x01"), LOVELACE, 1_000_000),
 )
-COIN_LOVELACE = 5_000_000
+UTXO_LOVELACE = 5_000_000
 MOST = 10**15
 WINDOWS = dict.fromkeys(("per_payment", "per_hour", "per_day", "per_week", "per_month", "total"), MOST)
 RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
@@ -70,7 +70,7 @@ Lines = dict[str, list[tuple[float, float]]]
 class Payer:
     """Admits, signs and follows payments by the agent's own jobs, on a writer of its own. The chain is made up."""
 
-    def __init__(self, path: Path, coins: int, batch_target: int | None = None) -> None:
+    def __init__(self, path: Path, utxos: int, batch_target: int | None = None) -> None:
         """The wallet has so many coins of which each pays one payment, and no other. What is bought are single
         calls, or batches of so many."""
         self._batch_target = batch_target
@@ -91,24 +91,24 @@ class Payer:
             settle_depth=2160,
             min_window_s=120,
         )
-        self.coins = UtxoIndex()
-        self._admission = Admission.by(self.terms, self.coins, self.chain)
-        self.do(lambda unit: self._begin(unit, coins))
+        self.utxos = UtxoIndex()
+        self._admission = Admission.by(self.terms, self.utxos, self.chain)
+        self.do(lambda unit: self._begin(unit, utxos))
 
     def do(self, job: Callable[[Unit], Any]) -> Any:
         """Run a job in a commit of its own; what it returned."""
         return self.writer.submit("bench", job).result()
 
-    def _begin(self, unit: Unit, coins: int) -> None:
+    def _begin(self, unit: Unit, utxos: int) -> None:
         if about.meta(unit.conn, "network") is None:
             apps.add_with_token(unit, APP, "bot", "0" * 64, ("pay", "read"), 1)
         own = ACCOUNT.address.text
-        listed = [ChainUtxo(f"{n:064x}", 0, own, COIN_LOVELACE, {}, None, False, False) for n in range(coins)]
-        known = [row for row in queries.coins(unit.conn) if row.state == "free"]
+        listed = [ChainUtxo(f"{n:064x}", 0, own, UTXO_LOVELACE, {}, None, False, False) for n in range(utxos)]
+        known = [row for row in queries.utxos(unit.conn) if row.state == "free"]
         there = [
             ChainUtxo(c.tx_id, c.output_index, own, c.lovelace, dict(c.assets), None, False, False) for c in known
         ]
-        sync(unit, Listing((*there, *listed), frozenset()), self.coins, self.now_ms)
+        sync(unit, Listing((*there, *listed), frozenset()), self.utxos, self.now_ms)
 
     def admit(self, number: int) -> TxPlan:
         """The commit that admits a payment."""
@@ -132,10 +132,10 @@ class Payer:
         for job in (
             lambda unit: steps.record_submit(unit, payment, tx_id, "bench", now_ms),
             lambda unit: steps.record_answer(unit, payment, tx_id, told, "bench", now_ms),
-            lambda unit: steps.record_seen(unit, payment, seen, self.coins, "bench", now_ms),
+            lambda unit: steps.record_seen(unit, payment, seen, self.utxos, "bench", now_ms),
             lambda unit: steps.record_confirmed(unit, payment, 3, rules, now_ms, now_ms),
             lambda unit: delivery_steps.record_delivery(unit, payment, 200, rules, now_ms, now_ms),
-            lambda unit: steps.record_settled(unit, payment, 2160, self.coins, now_ms),
+            lambda unit: steps.record_settled(unit, payment, 2160, self.utxos, now_ms),
         ):
             self.do(job)
 
@@ -223,7 +223,7 @@ def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
         return read
 
     asked: dict[str, Callable[[], object]] = {
-        "wallet": lambda: wallet_view(terms, chain, queries.coins(conn), journal.balances(conn), now_ms),
+        "wallet": lambda: wallet_view(terms, chain, queries.utxos(conn), journal.balances(conn), now_ms),
         "balance": lambda: balance_view(journal.balances(conn)),
         "first page": page(),
         "a page in the middle": page(before_seq=count // 2 + 1),

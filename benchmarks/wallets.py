@@ -47,15 +47,15 @@ def wallet(size: int, asset: str) -> list[Utxo]:
     rnd = random.Random(size)
     junk = [rnd.randbytes(28).hex() + rnd.randbytes(8).hex() for _ in range(200)]
     alone = ((TOKEN, 1_000_000),) if asset == "token" else ()
-    coins = [Utxo(rnd.randbytes(32).hex(), 0, 100_000_000, alone)]
+    utxos = [Utxo(rnd.randbytes(32).hex(), 0, 100_000_000, alone)]
     for place in range(1, size):
         assets: tuple[tuple[str, int], ...] = ()
         if place % 10 == 1:
             assets = tuple((name, rnd.randrange(1, 10**9)) for name in rnd.sample(junk, 20))
         elif place % 10 == 2:
             assets = ((TOKEN, rnd.randrange(1, 1000)),)
-        coins.append(Utxo(rnd.randbytes(32).hex(), place % 4, rnd.randrange(5_000_000, 15_000_000), assets))
-    return coins
+        utxos.append(Utxo(rnd.randbytes(32).hex(), place % 4, rnd.randrange(5_000_000, 15_000_000), assets))
+    return utxos
 
 
 def outputs(asset: str) -> list[Output]:
@@ -66,18 +66,18 @@ def outputs(asset: str) -> list[Output]:
     ]
 
 
-def build(coins: UtxoIndex, asked: list[Output]) -> bytes:
+def build(utxos: UtxoIndex, asked: list[Output]) -> bytes:
     """What the peers do: select, build, sign."""
-    return sign(_plan(coins, asked), SIGNER)
+    return sign(_plan(utxos, asked), SIGNER)
 
 
-def pay(coins: UtxoIndex, asked: list[Output]) -> bytes:
+def pay(utxos: UtxoIndex, asked: list[Output]) -> bytes:
     """What the daemon does: `build`, and then read the bytes again and compare."""
-    plan = _plan(coins, asked)
+    plan = _plan(utxos, asked)
     tx = sign(plan, SIGNER)
     check(tx, plan, SIGNER.public_key)
     return tx
 
 
-def _plan(coins: UtxoIndex, asked: list[Output]) -> TxPlan:
-    return select(coins, asked, change=OWN, ttl_slot=TTL_SLOT, network_id=NETWORK_ID)
+def _plan(utxos: UtxoIndex, asked: list[Output]) -> TxPlan:
+    return select(utxos, asked, change=OWN, ttl_slot=TTL_SLOT, network_id=NETWORK_ID)

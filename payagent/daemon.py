@@ -232,12 +232,12 @@ async def _serve(
             egress,
         )
         plain, secure = doors.sorted()
-        server = make_server(door, partial(agent.desk.ports.new_id, "call"), secure)
+        server = make_server(door, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make = partial(make_terms, own=account.address, redactor=redactor)
             read = partial(_read_anew, config, reread)
-            _read_on_sighup(ConfigReload(agent.desk, settings, read, make))
+            _read_on_sighup(ConfigReload(agent.context, settings, read, make))
         signer.watch(_stop)
         _keep_what_is_there()
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -282,12 +282,17 @@ async def _running(
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
             agent = Agent(terms, ports, writer, readers, sources, signer)
-            recovery = Recovery(agent.desk, record)
+            recovery = Recovery(agent.context, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
         topups = TopupRunner(agent, merchants)
         sweeps = Scheduler(
-            agent, ChainSync(agent, merchants), AlertMonitor(agent.desk, webhook, links), topups, recovery, beats
+            agent,
+            ChainSync(agent, merchants),
+            AlertMonitor(agent.context, webhook, links),
+            topups,
+            recovery,
+            beats,
         )
         sweeps.start()
         try:

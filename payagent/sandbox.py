@@ -1,7 +1,7 @@
 """fence: what the daemon's process cannot do for the rest of its life: get at what leads to the key.
 
-`enter_sandbox` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon could
-type commands into the terminal that it runs in, or give them to tmux or the like by its Unix socket.
+`enter_sandbox` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon
+could type commands into the terminal that it runs in, or give them to tmux or the like by its Unix socket.
 
 The signer and the daemon are of one user, so that file modes keep nothing of the one from the other. Landlock
 (Linux 5.13) does, and nobody takes it off again, whoever has the process; nor can who is behind it read the memory

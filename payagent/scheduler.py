@@ -75,7 +75,7 @@ class Scheduler:
         beats: JobIntervals,
     ) -> None:
         self._agent = agent
-        self._desk = agent.desk
+        self._context = agent.context
         self._watch = watch
         self._alerts = alerts
         self._topups = topups
@@ -177,13 +177,13 @@ class Scheduler:
 
     def _may_rest(self) -> bool:
         """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
-        if self._last_success_s is None or self._desk.chain.behind is not None or not self._watch.is_idle:
+        if self._last_success_s is None or self._context.chain.behind is not None or not self._watch.is_idle:
             return False
         return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
 
     def _why_not_ready(self) -> str | None:
         try:
-            self._desk.chain.require_ready(self._desk.ports.clock.now_ms())
+            self._context.chain.require_ready(self._context.ports.clock.now_ms())
         except Refused as refused:
             return refused.detail
         return None

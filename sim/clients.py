@@ -137,13 +137,13 @@ class BuyerTask:
         for _ in range(3):
             depth = await life.call(_depth_if_ready(life, row))
             if depth is None:
-                row = await life.call(life.agent.desk.wait(row.id, 20 + town.draw() * 60))
+                row = await life.call(life.agent.context.wait(row.id, 20 + town.draw() * 60))
                 depth = await life.call(_depth_if_ready(life, row))
             if depth is None or row.state in WITHOUT_PROOF:
                 if town.draw() < 0.3:
                     return False  # out of patience: the next try begins with a new call
                 continue
-            merchant = life.agent.desk.terms.merchants.get(row.origin or "")
+            merchant = life.agent.context.terms.merchants.get(row.origin or "")
             proof = retry_headers(row, merchant, town.wallet)
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:
@@ -240,9 +240,9 @@ class BuyerTask:
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
         if want.key is not None:
             headers.append((b"idempotency-key", want.key.encode()))
-        merchant = life.agent.desk.terms.merchants[want.shop.origin]
+        merchant = life.agent.context.terms.merchants[want.shop.origin]
         keys = (want.key.encode(),) if want.key is not None else ()
-        find_app = partial(apps.by_id, life.agent.desk.conn, want.app_id)
+        find_app = partial(apps.by_id, life.agent.context.conn, want.app_id)
         errand = ProxyRequest(
             want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
         )
@@ -266,7 +266,7 @@ class BuyerTask:
 
 async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
     """How deep the payment's transaction is, if its proof may be shown."""
-    desk = life.agent.desk
+    desk = life.agent.context
     return desk.depth(row) if desk.is_ready(row) else None
 
 

@@ -43,7 +43,7 @@ class Signed:
     tx_id: str
     payment: str
     kind: str
-    anchor: str
+    nonce_utxo: str
     cbor: bytes
     purchase: str
     origin: str
@@ -86,7 +86,7 @@ class Judge:
         self._by_purchase: dict[str, list[str]] = {}
         self._answers: dict[str, str] = {}
         self._accepted: dict[str, None] = {}
-        self._anchors: dict[str, str] = {}
+        self._nonce_utxos: dict[str, str] = {}
         self._forgotten: dict[str, Signed] = {}
         self._is_put_back = False
         self._rng = rng
@@ -105,7 +105,7 @@ class Judge:
             if known.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
             self._story.tell(
-                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.anchor[:8]}"
+                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.nonce_utxo[:8]}"
             )
             if known is signed:
                 self._check_bytes(signed)
@@ -142,8 +142,10 @@ class Judge:
 
     def _check_past(self, signed: Signed) -> None:
         """I1 for a ledger that was put back: nothing is signed while what it lacks could still come to land."""
-        if (anchor := self._anchors.setdefault(signed.payment, signed.anchor)) != signed.anchor:
-            self._story.violate("I1", f"{signed.payment} had the anchor {anchor[:8]}, now {signed.anchor[:8]}")
+        if (nonce_utxo := self._nonce_utxos.setdefault(signed.payment, signed.nonce_utxo)) != signed.nonce_utxo:
+            self._story.violate(
+                "I1", f"{signed.payment} had the anchor {nonce_utxo[:8]}, now {signed.nonce_utxo[:8]}"
+            )
         slot = self._net.chain.tip.slot
         for tx_id, lost in self._forgotten.items():
             ttl_slot = self._net.hoard[tx_id].ttl_slot or 0
@@ -204,7 +206,7 @@ class Judge:
         )
         if tx.fee_lovelace > FEE_MAX_LOVELACE:
             self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
-        if signed.anchor not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
+        if signed.nonce_utxo not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
             self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's anchor")
         if signed.kind == "cancel":
             if paid:

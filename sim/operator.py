@@ -58,7 +58,7 @@ class SimOperator:
             await self._sleep(office, self.rng.uniform(60, 500))
             try:
                 life = await office.life()
-                await life.call(pause(life.agent.desk, APP, "a drill"))
+                await life.call(pause(life.agent.context, APP, "a drill"))
                 self._signed_before = _count(life.conn)
                 office.story.reach("an operator stops all signing")
             except (DeadError, Refused):
@@ -73,7 +73,7 @@ class SimOperator:
         while True:
             try:
                 life = await office.life()
-                await life.call(unpause(life.agent.desk, APP))
+                await life.call(unpause(life.agent.context, APP))
                 return
             except (DeadError, Refused):
                 await asyncio.sleep(20)

@@ -186,7 +186,7 @@ class SimProcess:
         self.watch = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
         self.clerk = ProxyPayer(self.agent)
-        self._recovery = Recovery(self.agent.desk, record)
+        self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
         """As daemon.py: what the ledger may lack first, and then the beats."""
@@ -197,9 +197,9 @@ class SimProcess:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.agent.deliveries.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
-        if self.agent.desk.terms.upkeep_lovelace:
+        if self.agent.context.terms.upkeep_lovelace:
             self.spawn(self._every(1, self._keep_ready))
-        if self.agent.desk.terms.approval_above:
+        if self.agent.context.terms.approval_above:
             self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:

@@ -45,7 +45,7 @@ def _outlived(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """
     return _until(rng, mix, 1845 + rng.random() * 75) | {
         "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
-        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
+        "utxos": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
         "wants": rng.randint(1, 2),
         "wanted_within_s": 60.0,
         "calm_from_s": 2500.0,
@@ -63,7 +63,7 @@ def _invoiced_again(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any
         "shops": tuple(
             replace(shop, timeout_s=200 if is_long else rng.choice((200, 300)), proof="tx_hash") for shop in shops
         ),
-        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(3)),
+        "utxos": tuple(rng.randint(8, 40) * ADA for _ in range(3)),
         "wants": rng.randint(1, 2),
         "wanted_within_s": 100.0,
         "calm_from_s": dry_until_s + 500,
@@ -135,7 +135,7 @@ def _rush(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
         "mix": chosen,
         "dry_mix": chosen,
         "shops": tuple(replace(shop, batch=1) for shop in shops[:1]),
-        "coins": tuple(rng.randint(15, 40) * ADA for _ in range(5)),
+        "utxos": tuple(rng.randint(15, 40) * ADA for _ in range(5)),
         "wants": rng.randint(4, 6),
         "wanted_from_s": 200.0,
         "wanted_within_s": 0.0,
@@ -179,7 +179,7 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
 """With their weights."""
 
 
-def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, Any]:
+def draw_upkeep(seed: int, utxos: tuple[int, ...], shops: Shops) -> dict[str, Any]:
     """In some seeds the wallet keeps its coins: many want at once of a large coin, at times with crumbs beside it.
 
     It draws by itself, so that all other seeds go as they went without it.
@@ -187,13 +187,13 @@ def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, An
     rng = Random(f"{seed} keeper")  # noqa: S311  a seed gives the same run again
     if rng.random() >= UPKEPT:
         return {}
-    crumbs = (1_200_000,) * rng.choice((0, 0, 0, 55))
+    dust = (1_200_000,) * rng.choice((0, 0, 0, 55))
     return {
         "upkeep_lovelace": rng.choice((1, 2, 2)) * ADA,
-        "chain_depth": rng.choice((0, 1, 1, 2, 3, 8)),
+        "unconfirmed_ancestors": rng.choice((0, 1, 1, 2, 3, 8)),
         "shops": tuple(replace(shop, batch=1) for shop in shops),
         "topup": False,
-        "coins": (*coins[1:], rng.randint(100, 1000) * ADA, *crumbs),
+        "utxos": (*utxos[1:], rng.randint(100, 1000) * ADA, *dust),
         "per_day_units": 1000 * ADA,
         "wants": rng.randint(5, 14),
         "wanted_within_s": rng.choice((0.0, 0.0, 5.0, 60.0, 400.0)),

@@ -27,7 +27,7 @@ class SeedPlan:
     void_depth: int
     settle_depth: int
     beat_s: float
-    coins: tuple[int, ...]
+    utxos: tuple[int, ...]
     per_day_units: int
     """What may be spent in a day of each asset that shops sell for, and of ADA."""
 
@@ -56,7 +56,7 @@ class SeedPlan:
     put_back_clock_off_ms: int = 0
     """How wrong the clock is when the daemon starts on that copy."""
 
-    chain_depth: int = 8
+    unconfirmed_ancestors: int = 8
     upkeep_lovelace: int = 0
     """What may be spent in a day on keeping coins ready; 0: nothing is kept."""
 
@@ -83,7 +83,7 @@ def draw_plan(rng: Random, seed: int) -> SeedPlan:
     What came later draws by the seed and not from `rng`, so that all else goes as it went without it.
     """
     plan = _draw_base(rng)
-    plan = replace(plan, **draw_upkeep(seed, plan.coins, plan.shops))
+    plan = replace(plan, **draw_upkeep(seed, plan.utxos, plan.shops))
     plan = replace(plan, **draw_dialects(seed, plan.shops))
     plan = replace(plan, **draw_asset(seed, plan.shops))
     plan = replace(plan, **draw_misplaced(seed, plan.providers))
@@ -96,7 +96,7 @@ def _draw_base(rng: Random) -> SeedPlan:
     shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
     wants = rng.choice((1, 1, 2, 2, 3))
     wanted_within_s = rng.choice((200.0, 400.0, 800.0))
-    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
+    utxos = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
     habits = [Habits("honest")]
     if rng.random() < 0.4:
         lie = rng.choice((None, None, None, None, *LIES))
@@ -116,7 +116,7 @@ def _draw_base(rng: Random) -> SeedPlan:
         void_depth=rng.choice((2, 3, 5)),
         settle_depth=rng.choice((20, 32)),
         beat_s=rng.choice((40.0, 60.0)),
-        coins=coins,
+        utxos=utxos,
         per_day_units=rng.choice((20, 60, 1000)) * ADA,
         shops=shops,
         wants=wants,

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig, TopupSource
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR
 from payagent.agent.topups.orders import TopupGoal
 from payagent.audit.signed_bytes import Owner
@@ -150,7 +150,7 @@ class World:
         self._do(self._make_blocks())
         self._do(self._jump_clock())
         self._do(self._operate())
-        self._do(self._thaw())
+        self._do(self._unfreeze())
         if self.desk.pauses:
             self._do(self.desk.pause_now_and_then(self))
         if self.desk.asks_above is not None:
@@ -203,7 +203,7 @@ class World:
         self.story.violate("BUG", f"{type(error).__name__}: {error} at {where}")
 
     def _fund(self) -> None:
-        for lovelace in self.plan.coins:
+        for lovelace in self.plan.utxos:
             self._deposit(lovelace)
             self.net.chain.make_block()
 
@@ -351,31 +351,31 @@ class World:
         except Refused as refused:
             self.story.reach(f"a second daemon is refused: {refused.code}")
 
-    async def _thaw(self) -> None:
+    async def _unfreeze(self) -> None:
         """Another operator, who says that the wallet is payagent's alone again."""
         while True:
             await asyncio.sleep(120)
             life = await self.life()
-            if life.agent.desk.chain.foreign:
+            if life.agent.context.chain.foreign:
                 self.story.reach("signing is frozen since coins were spent elsewhere")
                 try:
-                    await life.call(thaw(life.agent.desk, "app_test"))
+                    await life.call(unfreeze(life.agent.context, "app_test"))
                 except (DeadError, Refused):
                     continue
 
     def _spend_elsewhere(self) -> None:
         """Another program with the wallet's words sends some of its money away; nothing of it comes back."""
         own = account().address
-        coins = UtxoIndex(
+        utxos = UtxoIndex(
             Utxo(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
             for ref, out in self.net.chain.utxos_at(own.raw)
             if self.rng.random() < 0.5
         )
         slot = self.net.chain.slot
-        plan = send_all(coins, SENT_TO, own=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
+        plan = send_all(utxos, SENT_TO, own=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
         raw = sign(plan, self.signer)
-        anchors = {signed.anchor for signed in self.judge.signed.values()}
-        if any(f"{ref[0]}#{ref[1]}" in anchors for ref in self.net.release(raw).inputs):
+        nonce_utxos = {signed.nonce_utxo for signed in self.judge.signed.values()}
+        if any(f"{ref[0]}#{ref[1]}" in nonce_utxos for ref in self.net.release(raw).inputs):
             self.story.reach("another program spends a payment's anchor")
         self.net.submit_quietly(raw)
 
@@ -417,7 +417,7 @@ class World:
         await asyncio.sleep(AWAKE_S)
 
     def _is_anything_open(self, life: SimProcess) -> bool:
-        chain = life.agent.desk.chain
+        chain = life.agent.context.chain
         is_held_up = chain.behind is not None or bool(chain.foreign)
         return is_held_up or _is_open(life.conn)
 
@@ -441,7 +441,7 @@ class World:
         if not done.cancelled() and done.exception() is not None:
             life.die("it could not begin")  # as where the disk fails: whoever supervises it starts it again
             return
-        self.judge.begun(life.agent.desk.chain.behind)
+        self.judge.begun(life.agent.context.chain.behind)
         self._started.set()
 
     async def life(self) -> SimProcess:
@@ -554,7 +554,7 @@ class World:
             void_depth=plan.void_depth,
             settle_depth=plan.settle_depth,
             min_window_s=120,
-            chain_depth=plan.chain_depth,
+            unconfirmed_ancestors=plan.unconfirmed_ancestors,
             upkeep_lovelace=plan.upkeep_lovelace,
             call_rate=BLOCKFROST_RATE,
             approval_above={} if self.desk.asks_above is None else {plan.asset: self.desk.asks_above},
@@ -572,7 +572,7 @@ def _is_open(conn: Connection) -> bool:
 
 
 def _is_stuck(conn: Connection) -> bool:
-    return any(queries.is_vanished(conn, row.anchor) for row in payments.payments_in(conn, LOOKED_FOR))
+    return any(queries.is_rolled_back(conn, row.nonce_utxo) for row in payments.payments_in(conn, LOOKED_FOR))
 
 
 def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:

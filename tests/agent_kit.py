@@ -234,7 +234,7 @@ class World:
         ports = Ports(self.clock, SystemRandomness())
         signs = InProcess(signer or self.account.signer)
         agent = Agent(terms(self.terms), ports, writer, readers, sources, signs)
-        recovery = None if record is None else Recovery(agent.desk, record)
+        recovery = None if record is None else Recovery(agent.context, record)
         try:
             if recovery is not None:
                 await recovery.begin()
@@ -258,14 +258,14 @@ class Run:
     recovery: Recovery | None = None
 
     @property
-    def desk(self) -> AgentContext:
+    def context(self) -> AgentContext:
         """The agent's."""
-        return self.agent.desk
+        return self.agent.context
 
     @property
     def commits(self) -> int:
         """How many there were in this life."""
-        return self.desk._writer.commits  # type: ignore[attr-defined, no-any-return]
+        return self.context._writer.commits  # type: ignore[attr-defined, no-any-return]
 
     async def look(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
@@ -278,7 +278,7 @@ class Run:
         """Pay for a call and have its bytes sent."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
         await self.agent.sending.drain(10)
-        return self.desk.payment(row.id)
+        return self.context.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:
         """Blocks, and a look after each."""
@@ -300,23 +300,23 @@ class Run:
             await self.settle_down()
 
     def state(self, payment_id: str) -> State:
-        return self.desk.payment(payment_id).state
+        return self.context.payment(payment_id).state
 
     def selectable(self) -> set[str]:
         """Refs of the coins that the next payment may take."""
-        return {coin.ref for coin in self.desk.coins}
+        return {utxo.ref for utxo in self.context.utxos}
 
     def events(self, payment_id: str) -> list[str]:
-        return [event for _, event, *_ in events.events(self.desk.conn, payment_id)]
+        return [event for _, event, *_ in events.events(self.context.conn, payment_id)]
 
     def entries(self) -> list[journal.EntryRow]:
         """The journal, newest first."""
-        return journal.entries_page(self.desk.conn, payment_id=None, account=None, before_id=None, limit=1000)
+        return journal.entries_page(self.context.conn, payment_id=None, account=None, before_id=None, limit=1000)
 
     def books(self) -> dict[str, dict[str, int]]:
         """Units by account and asset."""
         found: dict[str, dict[str, int]] = {}
-        for account, asset, units in journal.balances(self.desk.conn):
+        for account, asset, units in journal.balances(self.context.conn):
             found.setdefault(account, {})[asset] = units
         return found
 
@@ -407,7 +407,7 @@ class Relay:
         answer = self._http.get(path + query)
         self.tell(path, answer.status_code, answer.json())
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Tell the truth again."""
         self._told.clear()
         self.swallows = False

@@ -91,7 +91,7 @@ async def served(
         for name, scopes in SCOPES.items():
             apps.add_with_token(unit, f"app_{name}", name, hash_token(tokens[name]), scopes, 1)
 
-    await run.desk.write("apps", job)
+    await run.context.write("apps", job)
     stale: list[str] = []
 
     def heartbeat() -> str | None:

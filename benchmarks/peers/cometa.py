@@ -24,16 +24,16 @@ from benchmarks.peers.repeat import serve
 def prepare(job: dict[str, Any]) -> Callable[[], str]:
     parameters, slots = _parameters(job["parameters"]), SlotConfig.preview()
     change = Address.from_string(job["change"])
-    coins = UtxoList()
-    for coin in job["coins"]:
-        spent = TransactionInput.from_hex(coin["tx_id"], coin["index"])
-        coins.add(Utxo.new(spent, _output(change, coin)))
+    utxos = UtxoList()
+    for utxo in job["coins"]:
+        spent = TransactionInput.from_hex(utxo["tx_id"], utxo["index"])
+        utxos.add(Utxo.new(spent, _output(change, utxo)))
     payments = [(Address.from_string(output["address"]), _value(output)) for output in job["outputs"]]
     key = Ed25519PrivateKey.from_extended_bytes(bytes.fromhex(job["key"]))
     public_key = key.get_public_key().to_bytes()
 
     def build() -> str:
-        builder = TxBuilder(parameters, slots).set_utxos(coins).set_change_address(change)
+        builder = TxBuilder(parameters, slots).set_utxos(utxos).set_change_address(change)
         for address, value in payments:
             builder.send_value(address, value)
         tx = builder.set_valid_until(slot=job["ttl_slot"]).build()
@@ -45,7 +45,7 @@ def prepare(job: dict[str, Any]) -> Callable[[], str]:
 
 
 def _value(held: dict[str, Any]) -> Value:
-    value = Value.from_coin(held["lovelace"])
+    value = Value.from_utxo(held["lovelace"])
     for name, units in held["assets"]:
         value.add_asset(bytes.fromhex(name[:56]), bytes.fromhex(name[56:]), units)
     return value

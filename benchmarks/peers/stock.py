@@ -11,12 +11,12 @@ from benchmarks.peers.repeat import serve
 def prepare(job: dict[str, Any]) -> Callable[[], str]:
     own = pycardano.Address.from_primitive(job["change"])
     context = _context(job["parameters"])
-    coins = [
+    utxos = [
         pycardano.UTxO(
-            pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(coin["tx_id"])), coin["index"]),
-            pycardano.TransactionOutput(own, _value(coin)),
+            pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(utxo["tx_id"])), utxo["index"]),
+            pycardano.TransactionOutput(own, _value(utxo)),
         )
-        for coin in job["coins"]
+        for utxo in job["coins"]
     ]
     payments = [
         pycardano.TransactionOutput(pycardano.Address.from_primitive(output["address"]), _value(output))
@@ -28,7 +28,7 @@ def prepare(job: dict[str, Any]) -> Callable[[], str]:
 
     def build() -> str:
         builder = pycardano.TransactionBuilder(context)
-        builder.potential_inputs.extend(coins)
+        builder.potential_inputs.extend(utxos)
         for payment in payments:
             builder.add_output(payment)
         builder.ttl = job["ttl_slot"]

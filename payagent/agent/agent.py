@@ -50,28 +50,28 @@ class Agent:
         sources: Sequence[PacedProvider],
         signer: Signatures,
     ) -> None:
-        self.desk = desk = AgentContext(terms, ports, writer, readers, sources)
-        self.sending = TxSubmitter(desk)
-        self.signing = PaymentSigner(desk, signer)
-        self.carrying = PaymentLifecycle(desk, self.signing, self.sending)
-        self._reception = Intake(desk)
-        self.stock = UtxoPool(desk, self.signing, self.carrying, self._reception)
-        self.transfers = Transfers(desk, self.signing, self.carrying)
-        self.decisions = Decisions(desk, self.signing, self.sending)
-        self.deliveries = Deliveries(desk, self.carrying)
-        self.prepaid_calls = PrepaidCalls(desk, self._reception)
+        self.context = context = AgentContext(terms, ports, writer, readers, sources)
+        self.sending = TxSubmitter(context)
+        self.signing = PaymentSigner(context, signer)
+        self.carrying = PaymentLifecycle(context, self.signing, self.sending)
+        self._reception = Intake(context)
+        self.stock = UtxoPool(context, self.signing, self.carrying, self._reception)
+        self.transfers = Transfers(context, self.signing, self.carrying)
+        self.decisions = Decisions(context, self.signing, self.sending)
+        self.deliveries = Deliveries(context, self.carrying)
+        self.prepaid_calls = PrepaidCalls(context, self._reception)
 
     async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment that its intent has; True when it is new.
 
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
         """
-        now_ms = self.desk.ports.clock.now_ms()
+        now_ms = self.context.ports.clock.now_ms()
         try:
-            merchant = self.desk.terms.merchant(ask.origin)
+            merchant = self.context.terms.merchant(ask.origin)
             offers = self._reception.offers(merchant, ask, now_ms)
         except Refused as refusal:
-            if ask.origin in self.desk.terms.merchants and (row := self._paid_already(ask)) is not None:
+            if ask.origin in self.context.terms.merchants and (row := self._paid_already(ask)) is not None:
                 return row, False
             await self._reception.note_refusal(ask, refusal, None, now_ms)
             raise
@@ -83,7 +83,7 @@ class Agent:
                 admitted = await self.stock.admit(purchase)
             except Refused as refusal:
                 await self._reception.note_refusal(ask, refusal, purchase, now_ms)
-                raise as_told(self.desk.conn, ask.app_id, refusal) from None
+                raise as_told(self.context.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 self._reception.note_on_record(ask.app_id, ask.topup)
@@ -99,7 +99,7 @@ class Agent:
 
         What the signer's own record lacks goes the writer's way, which notes it or says why not.
         """
-        (offer, *others), conn = purchase.offers, self.desk.conn
+        (offer, *others), conn = purchase.offers, self.context.conn
         intent = None if others else intents.live_intent(conn, purchase.app_id, purchase.key)
         row = None if intent is None else payments.live_payment_of(conn, intent.id)
         if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
@@ -111,7 +111,7 @@ class Agent:
                 return None
             if payments.payment_of_invoice(conn, known.seq) is None:
                 return None
-        return row if self.desk.as_noted(row).is_noted else None
+        return row if self.context.as_noted(row).is_noted else None
 
     async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
@@ -119,45 +119,45 @@ class Agent:
         Refused like the payment would be, and as `invoice_paid_already` where there is one. The order of a top-up
         waits for change that is on its way, so that its plan takes it as there.
         """
-        now_ms = self.desk.ports.clock.now_ms()
-        offers = self._reception.offers(self.desk.terms.merchant(ask.origin), ask, now_ms)
+        now_ms = self.context.ports.clock.now_ms()
+        offers = self._reception.offers(self.context.terms.merchant(ask.origin), ask, now_ms)
         purchase = self._reception.purchase(ask, offers, now_ms)
 
         def job(unit: Unit) -> PaymentQuote:
-            chosen = self.desk.admission.choose(unit, purchase, now_ms)
-            self.desk.admission.require_open(unit, chosen, now_ms)
+            chosen = self.context.admission.choose(unit, purchase, now_ms)
+            self.context.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
             try:
-                plan = self.desk.admission.planner.plan(
+                plan = self.context.admission.planner.plan(
                     unit,
                     invoice,
                     invoice.expires_at_ms,
-                    self.desk.terms.min_window_s,
+                    self.context.terms.min_window_s,
                     now_ms,
                     waits=ask.topup is not None,
                 )
             except Refused:
-                self.desk.admission.holding.require_before_fee(unit, chosen, now_ms, count)
+                self.context.admission.holding.require_before_fee(unit, chosen, now_ms, count)
                 raise
             try:
-                self.desk.admission.rulebook.require_within_limits(
+                self.context.admission.rulebook.require_within_limits(
                     unit.conn, purchase, plan.spend, invoice.asset, now_ms, count
                 )
-                reasons = self.desk.admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
+                reasons = self.context.admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
                 if count > 1:
                     spend = {asset: units * count for asset, units in plan.spend.items()}
-                    self._require_funds(spend, self.desk.admission.planner.totals_with_change(unit, now_ms))
+                    self._require_funds(spend, self.context.admission.planner.totals_with_change(unit, now_ms))
             except Refused as refusal:
                 return PaymentQuote(invoice, plan, refusal)
             return PaymentQuote(invoice, plan, None, reasons)
 
         try:
-            quote = await self.desk.write("quote", job)
+            quote = await self.context.write("quote", job)
         except Refused as refusal:
-            raise as_told(self.desk.conn, ask.app_id, refusal) from None
+            raise as_told(self.context.conn, ask.app_id, refusal) from None
         if quote.refusal is None:
             return quote
-        return replace(quote, refusal=as_told(self.desk.conn, ask.app_id, quote.refusal))
+        return replace(quote, refusal=as_told(self.context.conn, ask.app_id, quote.refusal))
 
     def _require_funds(self, spend: Mapping[str, int], totals: Mapping[str, int]) -> None:
         for asset, units in spend.items():
@@ -169,9 +169,9 @@ class Agent:
     def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
         key = ask.key(None)
-        intent = None if key is None else intents.live_intent(self.desk.conn, ask.app_id, key)
+        intent = None if key is None else intents.live_intent(self.context.conn, ask.app_id, key)
         if intent is None:
             return None
         require_same(intent, ask.fingerprint)
-        row = payments.live_payment_of(self.desk.conn, intent.id)
-        return None if row is None else self.desk.require_noted(row)
+        row = payments.live_payment_of(self.context.conn, intent.id)
+        return None if row is None else self.context.require_noted(row)

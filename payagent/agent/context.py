@@ -62,10 +62,10 @@ class AgentContext:
             foreign=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
-        self.coins = UtxoIndex(utxo_of(row) for row in queries.free_coins(readers.conn))
+        self.utxos = UtxoIndex(utxo_of(row) for row in queries.free_utxos(readers.conn))
         self._writer = writer
         self._readers = readers
-        self.admission = Admission.by(terms, self.coins, self.chain)
+        self.admission = Admission.by(terms, self.utxos, self.chain)
         self.senders: Sequence[ThrottledProvider] = self.sources
         """The providers that are to be believed, as the watch last found: to them bytes are sent."""
         self.providers: Mapping[str, str | None] = {}

@@ -82,14 +82,17 @@ def create_app(
     app.state.links = links
     app.state.turnstile = RateLimiter(rates, time.monotonic)
     guarded = partial(
-        OuterMiddleware, new_id=partial(agent.desk.ports.new_id, "call"), hosts=hosts, refusals=agent.desk.refusals
+        OuterMiddleware,
+        new_id=partial(agent.context.ports.new_id, "call"),
+        hosts=hosts,
+        refusals=agent.context.refusals,
     )
     app.add_middleware(guarded)
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    checks = partial(find, agent.desk, heartbeat, signer)
-    routers = [*(room.router for room in ROOMS), health_router(agent.desk, checks), metrics_router(checks)]
+    checks = partial(find, agent.context, heartbeat, signer)
+    routers = [*(room.router for room in ROOMS), health_router(agent.context, checks), metrics_router(checks)]
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)
@@ -146,5 +149,5 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
     """The problem as an answer; it is counted."""
     agent: Agent = request.app.state.agent
-    agent.desk.refusals[refused.code] += 1
+    agent.context.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

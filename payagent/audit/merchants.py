@@ -26,7 +26,7 @@ def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
         "pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
-        "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.strikes(conn)},
+        "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.unserved_streak(conn)},
         "readiness": {(origin,): (depth, refused) for origin, depth, refused in books.readiness(conn)},
     }
     told: dict[str, Rows] = {table: {} for table in kept}

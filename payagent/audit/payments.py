@@ -56,8 +56,8 @@ _DEEPER = frozenset({Event.CONFIRM, Event.SETTLE})
 
 _IN_BLOCK = ON_CHAIN | {State.VOID}
 _SPENT = POSTED | {State.VOID}
-_NEED_NO_COINS = frozenset({State.SETTLED, State.VOID})
-_WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
+_NEED_NO_UTXOS = frozenset({State.SETTLED, State.VOID})
+_WITHOUT_UTXOS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
 
 class Step(NamedTuple):
@@ -76,7 +76,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     steps, readings = yield from check_record(case, owner)
     yield from _check_intent(case)
     yield from _check_submissions(case, steps)
-    yield from _check_coins(case, readings, owner)
+    yield from _check_utxos(case, readings, owner)
     yield from _check_reservations(case, steps)
 
 
@@ -85,7 +85,7 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
-    yield from _check_sightings(case, steps)
+    yield from _check_block_observations(case, steps)
     yield from _check_time_over(case, steps)
     paid = {tx_id: foreign_value(reading, owner) for tx_id, reading in readings.items()}
     yield from _check_holds(case, steps, readings, paid)
@@ -171,7 +171,7 @@ def _read_attempts(
             attempt.kind,
         ):
             yield AuditFinding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
-        if attempt.anchor != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
+        if attempt.nonce_utxo != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
             yield AuditFinding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
         terms = None if attempt.invoice is None else case.invoices.get(attempt.invoice)
         if (terms is not None) != (case.kind == "invoice"):
@@ -224,7 +224,7 @@ def _check_intent(case: Case) -> Iterator[AuditFinding]:
         yield AuditFinding("intents", str(intent.number), what)
 
 
-def _check_sightings(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
+def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does.
 
     Unless it is void it goes by an attempt, and by nobody else's transaction.
@@ -238,17 +238,19 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
             what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
             yield AuditFinding("events", str(step.row.seq), what)
-    for step, sighting in zip(shown, case.sightings, strict=False):
+    for step, block_observation in zip(shown, case.block_observations, strict=False):
         told = step.told.get
         wanted = told("tx_id"), told("block_hash"), told("block_height"), told("block_slot"), step.row.at_ms
-        if sighting[1:] != wanted:
+        if block_observation[1:] != wanted:
             yield AuditFinding(
-                "sightings", str(sighting.seq), f"event {step.row.seq} tells of another block or time"
+                "sightings", str(block_observation.seq), f"event {step.row.seq} tells of another block or time"
             )
-    if len(shown) > len(case.sightings):
-        yield AuditFinding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
-    for sighting in case.sightings[len(shown) :]:
-        yield AuditFinding("sightings", str(sighting.seq), "no event tells of it")
+    if len(shown) > len(case.block_observations):
+        yield AuditFinding(
+            "sightings", "-", f"event {shown[len(case.block_observations)].row.seq} has no sighting"
+        )
+    for block_observation in case.block_observations[len(shown) :]:
+        yield AuditFinding("sightings", str(block_observation.seq), "no event tells of it")
 
 
 def _is_void_from_outside(step: Step) -> bool:
@@ -385,7 +387,7 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             last = None
 
 
-def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[AuditFinding]:
+def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[AuditFinding]:
     """The coins that an attempt makes for us are those that its bytes make. An attempt that can never land needs
     none.
     """
@@ -396,16 +398,16 @@ def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
                 made[f"{tx_id}#{index}"] = {LOVELACE: output.lovelace, **output.assets}
     state, stands = case.standing["state"], case.standing["tx_id"]
     is_there = state in _IN_BLOCK
-    for coin in case.coins:
-        maker = coin.ref.partition("#")[0]
-        if made.pop(coin.ref, None) != coin.value and maker in readings:
+    for utxo in case.utxos:
+        maker = utxo.ref.partition("#")[0]
+        if made.pop(utxo.ref, None) != utxo.value and maker in readings:
             yield AuditFinding(
-                "coins", coin.ref, f"it holds {dict(coin.value)}, the bytes that made it say otherwise"
+                "coins", utxo.ref, f"it holds {dict(utxo.value)}, the bytes that made it say otherwise"
             )
-        if (coin.state == "pending") is (is_there and maker == stands) and coin.state != "spent":
-            yield AuditFinding("coins", coin.ref, f"it is {coin.state}, and its payment is {state}")
+        if (utxo.state == "pending") is (is_there and maker == stands) and utxo.state != "spent":
+            yield AuditFinding("coins", utxo.ref, f"it is {utxo.state}, and its payment is {state}")
     for ref in made:
-        if ref.partition("#")[0] == stands or state not in _NEED_NO_COINS:
+        if ref.partition("#")[0] == stands or state not in _NEED_NO_UTXOS:
             yield AuditFinding("coins", ref, "the bytes make it for us, and it is not there")
 
 
@@ -419,7 +421,7 @@ def _check_reservations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]
     """From the decision until no rollback reaches it, a payment has the coins that its attempts spend."""
     state = case.standing["state"]
     spent = frozenset(ref for attempt in case.attempts for ref in attempt.inputs) | _chosen(steps)
-    if state in _WITHOUT_COINS:
+    if state in _WITHOUT_UTXOS:
         is_sound = not case.reserved
     elif state == State.VOID:
         is_sound = not case.reserved or case.reserved == spent

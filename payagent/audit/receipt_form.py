@@ -16,7 +16,14 @@ from payagent.core.invoice import Proof
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.core.timestamps import LAST_MS
-from payagent.store.audit.payment_records import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
+from payagent.store.audit.payment_records import (
+    BlockObservationRow,
+    Case,
+    EventRow,
+    IntentFacts,
+    InvoiceTerms,
+    SignedRow,
+)
 from payagent.store.rows.journal import EntryRow
 from payagent.store.rows.payments import OutputRow
 
@@ -186,7 +193,7 @@ _FORM = _record(
             headers=_texts,
         )
     ),
-    sightings=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
+    block_observations=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
     answers=_TOLD,
     entries=_list(
         _record(
@@ -280,9 +287,11 @@ def case_of(receipt: Receipt) -> Case:
             (hold["asset"], hold["units"], hold["at_ms"], hold["released_at_ms"]) for hold in receipt["holds"]
         ),
         entries=tuple(_entry(entry, payment["id"]) for entry in receipt["entries"]),
-        sightings=tuple(_sighting(place, seen) for place, seen in enumerate(receipt["sightings"], 1)),
+        block_observations=tuple(
+            _block_observation(place, seen) for place, seen in enumerate(receipt["sightings"], 1)
+        ),
         submissions=(),
-        coins=(),
+        utxos=(),
         reserved=frozenset(),
     )
 
@@ -310,16 +319,18 @@ def _terms(invoice: dict[str, Any]) -> InvoiceTerms:
     )
 
 
-def _sighting(place: int, seen: dict[str, Any]) -> SightingRow:
+def _block_observation(place: int, seen: dict[str, Any]) -> BlockObservationRow:
     block = seen["block"]
-    return SightingRow(place, seen["tx_hash"], block["hash"], block["height"], block["slot"], seen["at_ms"])
+    return BlockObservationRow(
+        place, seen["tx_hash"], block["hash"], block["height"], block["slot"], seen["at_ms"]
+    )
 
 
 def _signed(attempt: dict[str, Any]) -> SignedRow:
     return SignedRow(
         tx_id=attempt["tx_hash"],
         kind=attempt["kind"],
-        anchor=attempt["anchor"],
+        nonce_utxo=attempt["anchor"],
         invoice=attempt["invoice"],
         inputs=tuple(attempt["inputs"]),
         cbor=attempt["cbor"],

@@ -201,7 +201,7 @@ def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight
 def _standing(conn: Connection, history: History, gap: _Gap) -> Iterator[Told]:
     yield Progress("utxos", len(history.utxos))
     books = onchain.owned(conn)
-    chain = clean(add({LOVELACE: coin.lovelace, **coin.assets} for coin in history.utxos))
+    chain = clean(add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in history.utxos))
     for asset in sorted(books.keys() | chain.keys() | clean(gap.told).keys()):
         more, told = chain.get(asset, 0) - books.get(asset, 0), gap.told.get(asset, 0)
         if more != told:

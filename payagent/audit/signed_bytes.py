@@ -64,7 +64,7 @@ def misread(
     inputs = [f"{spent}#{index}" for spent, index in reading.inputs]
     if sorted(inputs) != sorted(row.inputs) or len(set(inputs)) != len(inputs):
         yield "its bytes spend other inputs"
-    if row.anchor not in inputs:
+    if row.nonce_utxo not in inputs:
         yield "its bytes do not spend the anchor"
     for name, found, told in (
         ("fee", reading.fee_lovelace, row.fee_lovelace),

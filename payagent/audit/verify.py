@@ -41,7 +41,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("journal", _entries(conn)),
             ("balances", _balances(conn)),
             ("prepaid_moves", check_prepaid(conn)),
-            ("coins", _coins(conn)),
+            ("coins", _utxos(conn)),
             ("journal", _foreign(conn)),
             ("limits", check_limits(conn)),
             ("merchants", check_merchants(conn)),
@@ -105,10 +105,10 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
     if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
         yield AuditFinding("journal", str(entry.id), f"a {entry.kind} moves units between wallet and external")
-    coin, was_taken_back = books.deposited(conn, entry.ref or "")
-    if coin is not None and coin != arrived:
-        yield AuditFinding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {coin}")
-    if coin is None and not was_taken_back:
+    utxo, was_taken_back = books.deposited(conn, entry.ref or "")
+    if utxo is not None and utxo != arrived:
+        yield AuditFinding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {utxo}")
+    if utxo is None and not was_taken_back:
         yield AuditFinding("coins", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
 
 
@@ -122,19 +122,19 @@ def _balances(conn: Connection) -> Iterator[AuditFinding]:
             yield AuditFinding("balances", f"{account} {asset}", f"it says {told}, the postings come to {made}")
 
 
-def _coins(conn: Connection) -> Iterator[Told]:
+def _utxos(conn: Connection) -> Iterator[Told]:
     """wallet + held is what the coins come to, counting those that are booked and not yet spent by what is."""
     ours: dict[str, int] = {}
     count = 0
-    for coin in books.coin_counts(conn):
-        for asset, units in coin.value.items():
-            ours[asset] = ours.get(asset, 0) + coin.times * units
-        if coin.is_unbooked:
-            yield AuditFinding("coins", coin.ref, "a deposit that the journal does not tell of")
-        if coin.is_spent_by_nothing:
-            yield AuditFinding("coins", coin.ref, "it is spent by a transaction that does not spend it")
-        if coin.is_made_by_nothing:
-            yield AuditFinding("coins", coin.ref, "it is no deposit, and no transaction of ours makes it as this")
+    for utxo in books.utxo_counts(conn):
+        for asset, units in utxo.value.items():
+            ours[asset] = ours.get(asset, 0) + utxo.times * units
+        if utxo.is_unbooked:
+            yield AuditFinding("coins", utxo.ref, "a deposit that the journal does not tell of")
+        if utxo.is_spent_by_nothing:
+            yield AuditFinding("coins", utxo.ref, "it is spent by a transaction that does not spend it")
+        if utxo.is_made_by_nothing:
+            yield AuditFinding("coins", utxo.ref, "it is no deposit, and no transaction of ours makes it as this")
         count += 1
         if count % TOLD_EVERY == 0:
             yield Progress("coins", count)
@@ -152,17 +152,17 @@ def _coins(conn: Connection) -> Iterator[Told]:
 def _foreign(conn: Connection) -> Iterator[AuditFinding]:
     """Each sighting of a foreign transaction, and each loss of one, is booked once, with what its coins hold."""
     entries = list(books.foreign_entries(conn))
-    sightings = list(books.foreign_sums(conn))
-    for (number, tx_id, there, held), (entry, kind, ref) in zip(sightings, entries, strict=False):
+    block_observations = list(books.foreign_sums(conn))
+    for (number, tx_id, there, held), (entry, kind, ref) in zip(block_observations, entries, strict=False):
         wanted = ledger.foreign(held) if there else ledger.unforeign(held)
         lines = sorted(journal.postings(conn, entry))
         if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in wanted.postings
         ):
             yield AuditFinding("journal", str(entry), f"it is not what foreign sighting {number} books")
-    for number, tx_id, *_ in sightings[len(entries) :]:
+    for number, tx_id, *_ in block_observations[len(entries) :]:
         yield AuditFinding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
-    for entry, *_ in entries[len(sightings) :]:
+    for entry, *_ in entries[len(block_observations) :]:
         yield AuditFinding("journal", str(entry), "no sighting of a foreign transaction books it")
     for number in books.unseen_voids(conn):
         yield AuditFinding(

@@ -48,7 +48,7 @@ async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tu
     skewed: Refused | None = None
     for provider in settings.chain.providers:
         try:
-            return await _coins_by(provider, settings.network, address, now_ms)
+            return await _utxos_by(provider, settings.network, address, now_ms)
         except Refused as refused:
             if refused.code == "clock_skew":
                 skewed = refused
@@ -60,18 +60,18 @@ async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tu
 
 def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     """Coins that a payment under way has reserved are the daemon's matter: it looks for the payment."""
-    coins = {utxo.ref: utxo for utxo in listed}
-    ready = [row for row in queries.coins(conn) if row.state in ("free", "locked") and row.reserved_for is None]
-    gone = [row for row in ready if row.ref not in coins]
-    unknown = [utxo for ref, utxo in coins.items() if queries.coin(conn, ref) is None]
+    utxos = {utxo.ref: utxo for utxo in listed}
+    ready = [row for row in queries.utxos(conn) if row.state in ("free", "locked") and row.reserved_for is None]
+    gone = [row for row in ready if row.ref not in utxos]
+    unknown = [utxo for ref, utxo in utxos.items() if queries.utxo(conn, ref) is None]
     return Differences(_sum(gone), _sum(unknown))
 
 
-def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> UtxoTotals:
-    return UtxoTotals(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
+def _sum(utxos: Sequence[queries.UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
+    return UtxoTotals(len(utxos), add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in utxos))
 
 
-async def _coins_by(
+async def _utxos_by(
     provider: Provider, network: str, address: str, now_ms: Callable[[], int]
 ) -> tuple[ChainUtxo, ...]:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)

@@ -234,9 +234,9 @@ def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
     return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
 
 
-def _known(coins: _Values, in_full: _Values) -> _Values:
+def _known(utxos: _Values, in_full: _Values) -> _Values:
     """The coins, with all that they hold where that is listed: Blockfrost leaves out the tokens of collateral."""
-    return {ref: in_full.get(ref, value) for ref, value in coins.items()}
+    return {ref: in_full.get(ref, value) for ref, value in utxos.items()}
 
 
 def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
@@ -244,10 +244,10 @@ def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     found: dict[str, Mapping[str, int]] = {}
     for row in rows:
         if _flag(row, "collateral") is is_collateral and row["address"] == address:
-            coin = _parse_utxo(row, address)
-            if coin.ref in found:
+            utxo = _parse_utxo(row, address)
+            if utxo.ref in found:
                 raise ValueError("a coin is listed twice")
-            found[coin.ref] = {LOVELACE: coin.lovelace, **coin.assets}
+            found[utxo.ref] = {LOVELACE: utxo.lovelace, **utxo.assets}
     return found
 
 

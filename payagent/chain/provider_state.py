@@ -100,7 +100,7 @@ class ProviderState:
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
     was_heard: bool = False
-    has_told_coins: bool = False
+    has_told_utxos: bool = False
     absence: Silence | None = None
     """Since when it has not been heard, for whatever reason."""
 
@@ -128,7 +128,7 @@ class ProviderState:
             self.silences[what] = missed(self.silences.get(what), now_ms)
         else:
             self.silences.pop(what, None)
-            self.has_told_coins |= what == "coins"
+            self.has_told_utxos |= what == "coins"
 
     def is_mute(self, what: str) -> bool:
         return is_lasting(self.silences.get(what))
@@ -227,7 +227,7 @@ class ProviderState:
                 return None if is_it else TWO_HEIGHTS
             return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
         listed = await source.utxos(own) if isinstance(read, NotFound) else None
-        if isinstance(listed, Found) and any(coin.tx_id == tx_id for coin in listed.value):
+        if isinstance(listed, Found) and any(utxo.tx_id == tx_id for utxo in listed.value):
             return f"it lists a coin of {tx_id}, and denies that transaction"
         return None
 

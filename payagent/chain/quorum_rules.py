@@ -125,8 +125,8 @@ def weigh_movement(said: Sequence[ProviderAnswer[Movement]]) -> Read[Movement]:
     return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
 
 
-def _units(coins: Mapping[str, Mapping[str, int]]) -> Hashable:
-    return frozenset((ref, frozenset(value.items())) for ref, value in coins.items())
+def _units(utxos: Mapping[str, Mapping[str, int]]) -> Hashable:
+    return frozenset((ref, frozenset(value.items())) for ref, value in utxos.items())
 
 
 def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable]) -> Read[T]:
@@ -145,30 +145,30 @@ def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable
     return Unknown(_reasons(said))
 
 
-def weigh_coins(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+def weigh_utxos(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     """Which coins are there? A list that could not be read leaves it open, however many others there are.
 
     It is `NOT_YET` that tells of others.
     """
     if len(said) == 1 and isinstance(only := said[0].read, Found):
         return Found(Listing(only.value, frozenset()))
-    lists = [{coin.ref: _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)]
+    lists = [{utxo.ref: _unplaced(utxo) for utxo in one.read.value} for one in said if isinstance(one.read, Found)]
     if not lists or len(lists) < len(said):
         return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
     first = next(one.read.value for one in said if isinstance(one.read, Found))
-    is_agreed = {ref: all(listed.get(ref) == coin for listed in lists) for ref, coin in lists[0].items()}
+    is_agreed = {ref: all(listed.get(ref) == utxo for listed in lists) for ref, utxo in lists[0].items()}
     listed_refs = {ref for listed in lists for ref in listed}
     return Found(
         Listing(
-            tuple(coin for coin in first if is_agreed[coin.ref]),
+            tuple(utxo for utxo in first if is_agreed[utxo.ref]),
             frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
         )
     )
 
 
-def _unplaced(coin: ChainUtxo) -> ChainUtxo:
+def _unplaced(utxo: ChainUtxo) -> ChainUtxo:
     """Whatever block it is said to be in."""
-    return coin if coin.block_hash is None else replace(coin, block_hash=None)
+    return utxo if utxo.block_hash is None else replace(utxo, block_hash=None)
 
 
 def _reasons(said: Sequence[ProviderAnswer[T]]) -> str:

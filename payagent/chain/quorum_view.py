@@ -19,10 +19,10 @@ from payagent.chain.quorum_rules import (
     Listing,
     ProviderAnswer,
     weigh_block,
-    weigh_coins,
     weigh_movement,
     weigh_transactions,
     weigh_tx,
+    weigh_utxos,
 )
 from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 
@@ -78,7 +78,7 @@ class QuorumView:
         its own: a provider that is dead, or drips, does not hold up a first funding.
         """
         missing = self._missing()
-        return not any(one.was_heard and (one.has_told_coins or not is_first) for one in missing)
+        return not any(one.was_heard and (one.has_told_utxos or not is_first) for one in missing)
 
     def _missing(self) -> list[ProviderState]:
         """Those that cannot tell what they may know, and are not given up."""
@@ -109,8 +109,8 @@ class QuorumView:
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         return weigh_block(await self._ask("block", lambda source: source.block(block_hash)))
 
-    async def coins(self, address: str) -> Read[Listing]:
-        return weigh_coins(await self._ask("coins", lambda source: source.utxos(address)))
+    async def utxos(self, address: str) -> Read[Listing]:
+        return weigh_utxos(await self._ask("coins", lambda source: source.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         said = await self._ask("transactions", lambda source: source.transactions(address, since_s))

@@ -88,7 +88,7 @@ def _as_json(restored: "Restored") -> Json:
     found = restored.differences
     chain: Json = {"checked": False, "problem": found}
     if not isinstance(found, str):
-        chain = {"checked": True, "gone": _coins(found.gone), "unknown": _coins(found.unknown)}
+        chain = {"checked": True, "gone": _utxos(found.gone), "unknown": _utxos(found.unknown)}
     return {
         "data_dir": str(restored.data_dir),
         **_facts(restored.manifest),
@@ -99,8 +99,8 @@ def _as_json(restored: "Restored") -> Json:
     }
 
 
-def _coins(coins: "UtxoTotals") -> Json:
-    return {"coins": coins.count, "units": {asset: str(units) for asset, units in coins.units.items()}}
+def _utxos(utxos: "UtxoTotals") -> Json:
+    return {"coins": utxos.count, "units": {asset: str(units) for asset, units in utxos.units.items()}}
 
 
 def _show(terminal: Terminal, restored: "Restored") -> None:
@@ -138,6 +138,6 @@ def _compared(found: "Differences | str") -> Iterator[str]:
         yield "The chain has the coins that the ledger has: none was spent since, and none has come."
 
 
-def _said(coins: "UtxoTotals") -> str:
+def _said(utxos: "UtxoTotals") -> str:
     """Amounts for people, a token with its name."""
-    return ", ".join(show_amount(asset, units) for asset, units in coins.units.items())
+    return ", ".join(show_amount(asset, units) for asset, units in utxos.units.items())

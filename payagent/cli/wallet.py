@@ -155,7 +155,7 @@ def send(
 @wallet.command(epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
 @click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at. May be repeated.")
 @talks_to_daemon
-def thaw(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
+def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
     """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it.
 
     The transactions that spent them are shown. It is refused where there are others than those, or than the ones

@@ -12,11 +12,11 @@ SCOPES: tuple[TokenScope, ...] = get_args(TokenScope)
 LIST_LIMIT_MAX = 200
 
 _TRANSACTION_BYTES = 16_384
-_COIN_BYTES = 65
+_UTXO_BYTES = 65
 """An output of less than 4,295 ADA (2^32 lovelace) to a base address."""
 _SPLIT_BYTES = 169
 """All of a signed split but its outputs: one input, fee, TTL, witness."""
-SPLIT_COUNT_MAX = (_TRANSACTION_BYTES - _SPLIT_BYTES) // _COIN_BYTES - 1
+SPLIT_COUNT_MAX = (_TRANSACTION_BYTES - _SPLIT_BYTES) // _UTXO_BYTES - 1
 """As many coins as one transaction can make out of one coin, with its change."""
 
 ANSWER_MAX_BYTES = 512 * 1024

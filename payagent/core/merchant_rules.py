@@ -181,6 +181,6 @@ def look(
     )
 
 
-def must_stop(rules: MerchantRules, strikes: int) -> bool:
+def must_stop(rules: MerchantRules, unserved_streak: int) -> bool:
     """Whether a merchant that left so many payments in a row unserved is not to be paid any more."""
-    return rules.stop_after is not None and strikes >= rules.stop_after
+    return rules.stop_after is not None and unserved_streak >= rules.stop_after

@@ -15,7 +15,7 @@ DAY_MS = 86_400_000
 AT_ONCE_MS = 60_000
 """Payments that begin within so long of each other are at once: the change of the first may be in no block yet."""
 
-COINS_MAX = 150
+UTXOS_MAX = 150
 """How many coins a split makes at most: 11 kB of the 16 that a transaction may have."""
 
 SEVERAL = 3
@@ -32,7 +32,7 @@ GATHERED_EVERY_MS = DAY_MS
 QUIET_MS = 3_600_000
 """Crumbs are gathered when no payment has begun for so long."""
 
-CRUMB_LOVELACE = 2_000_000
+DUST_LOVELACE = 2_000_000
 """A coin of less can pay one smallest output at most, with no change."""
 
 KEPT_LOVELACE = 1_000_000
@@ -159,18 +159,18 @@ def _most_at_once(times_ms: Iterable[int]) -> int:
     return most
 
 
-def decide(demand: Demand, stock: Sequence[Held], crumbs: Sequence[Held], budget: Budget) -> Split | Gather | None:
+def decide(demand: Demand, stock: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
     """What is worth its fee now, if anything is.
 
     `stock`: the coins that payments may spend, the largest of them at least; `crumbs`: the smallest of those that
     no payment needs.
     """
-    return _split(demand, stock, budget) or _gather(demand, crumbs, budget)
+    return _split(demand, stock, budget) or _gather(demand, dust, budget)
 
 
 def room(demand: Demand, stock: Iterable[Held]) -> int:
     """How many payments could each take a coin of their own now."""
-    return sum(_carries(coin.spare_lovelace, coin.left, demand) > 0 for coin in stock)
+    return sum(_carries(utxo.spare_lovelace, utxo.left, demand) > 0 for utxo in stock)
 
 
 def _carries(spare_lovelace: int, left: int, demand: Demand) -> int:
@@ -182,13 +182,13 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     """Out of the coin that gains most by it, where what there is carries fewer payments than are wanted."""
     if not demand.typical_lovelace:
         return None
-    lacks_coins = _suited(demand, stock) < demand.handed_over
-    if not lacks_coins and not _is_low(demand, stock):
+    lacks_utxos = _suited(demand, stock) < demand.handed_over
+    if not lacks_utxos and not _is_low(demand, stock):
         return None
     best, best_gain = None, 0
-    for coin in stock:
-        split = _split_of(coin, demand, budget)
-        gain = 0 if split is None else _gain(coin, split, demand, lacks_coins=lacks_coins)
+    for utxo in stock:
+        split = _split_of(utxo, demand, budget)
+        gain = 0 if split is None else _gain(utxo, split, demand, lacks_utxos=lacks_utxos)
         if gain > best_gain:
             best, best_gain = split, gain
     return best
@@ -198,52 +198,52 @@ def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
     """Whether there is less than those who wait need; while nobody does, than came at once before, and coins are
     few: with the next block all change is as good as new.
     """
-    carried = sum(_carries(coin.spare_lovelace, coin.left, demand) for coin in stock)
+    carried = sum(_carries(utxo.spare_lovelace, utxo.left, demand) for utxo in stock)
     if demand.waiting:
         return carried < demand.waiting
-    return carried < demand.at_once and 2 * _suited(demand, stock) < min(demand.at_once, COINS_MAX)
+    return carried < demand.at_once and 2 * _suited(demand, stock) < min(demand.at_once, UTXOS_MAX)
 
 
 def _suited(demand: Demand, stock: Iterable[Held]) -> int:
     """How many coins are large enough for a typical payment, those that are yet to come too."""
-    return sum(coin.spare_lovelace >= demand.cost_lovelace for coin in stock)
+    return sum(utxo.spare_lovelace >= demand.cost_lovelace for utxo in stock)
 
 
-def _split_of(coin: Held, demand: Demand, budget: Budget) -> Split | None:
+def _split_of(utxo: Held, demand: Demand, budget: Budget) -> Split | None:
     """As many coins as are wanted, of several payments each; what none of them needs stays in the change."""
-    spare = coin.spare_lovelace - budget.fee_lovelace(_BARE_BYTES)
+    spare = utxo.spare_lovelace - budget.fee_lovelace(_BARE_BYTES)
     output_lovelace = budget.byte_lovelace * _OUTPUT_BYTES
     least = KEPT_LOVELACE + SEVERAL * demand.cost_lovelace
     wanted = max(demand.at_once, demand.waiting)
-    count = min(COINS_MAX, wanted, budget.outputs_max, spare // (least + output_lovelace))
+    count = min(UTXOS_MAX, wanted, budget.outputs_max, spare // (least + output_lovelace))
     if count < 2:
         return None
-    for_all_left = KEPT_LOVELACE + demand.cost_lovelace * max(SEVERAL, coin.left)
+    for_all_left = KEPT_LOVELACE + demand.cost_lovelace * max(SEVERAL, utxo.left)
     for_largest = KEPT_LOVELACE + demand.largest_lovelace + FEE_LOVELACE
-    return Split(coin.ref, count, min(spare // count - output_lovelace, max(for_all_left, for_largest)))
+    return Split(utxo.ref, count, min(spare // count - output_lovelace, max(for_all_left, for_largest)))
 
 
-def _gain(coin: Held, split: Split, demand: Demand, *, lacks_coins: bool) -> int:
+def _gain(utxo: Held, split: Split, demand: Demand, *, lacks_utxos: bool) -> int:
     """How many payments more there can be for it; 0 where they are not twice as many, unless coins are lacking."""
-    left = coin.left if coin.is_in_block and not demand.waiting else coin.left - 1
-    before = _carries(coin.spare_lovelace, coin.left, demand)
+    left = utxo.left if utxo.is_in_block and not demand.waiting else utxo.left - 1
+    before = _carries(utxo.spare_lovelace, utxo.left, demand)
     after = split.count * _carries(split.each_lovelace - KEPT_LOVELACE, left, demand)
-    return after - before if after >= 2 * before or lacks_coins else 0
+    return after - before if after >= 2 * before or lacks_utxos else 0
 
 
-def _gather(demand: Demand, crumbs: Iterable[Held], budget: Budget) -> Gather | None:
+def _gather(demand: Demand, dust: Iterable[Held], budget: Budget) -> Gather | None:
     """The crumbs that fit, in quiet times, where they free far more than the fee."""
     if not demand.is_quiet:
         return None
     refs: list[str] = []
     assets: frozenset[str] = frozenset()
     lovelace, size = 0, _BARE_BYTES
-    for one in crumbs:
+    for one in dust:
         more = assets | one.assets
         size = _BARE_BYTES + _INPUT_BYTES * (len(refs) + 1) + _ASSET_BYTES * len(more)
         if size > _TRANSACTION_BYTES or len(refs) == GATHERED_MOST:
             break
-        if one.lovelace < CRUMB_LOVELACE + ASSET_LOVELACE * len(one.assets):
+        if one.lovelace < DUST_LOVELACE + ASSET_LOVELACE * len(one.assets):
             refs, assets, lovelace = [*refs, one.ref], more, lovelace + one.lovelace
     if len(refs) < GATHERED_LEAST:
         return None

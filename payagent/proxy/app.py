@@ -41,11 +41,11 @@ class ProxyApp:
     """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
 
     def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
-        self._desk = agent.desk
+        self._context = agent.context
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.desk.refusals)
+        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.context.refusals)
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = ProxyPayer(agent)
         self._turnstile = RateLimiter(bounds.rates, time.monotonic)
@@ -56,15 +56,15 @@ class ProxyApp:
             return
 
         async def work(intake: ClientBody, reply: ClientReply) -> None:
-            merchants = {merchant.name: merchant for merchant in self._desk.terms.merchants.values()}
-            errand = read_errand(scope, merchants, self._find_app, self._desk.terms.own.text)
+            merchants = {merchant.name: merchant for merchant in self._context.terms.merchants.values()}
+            errand = read_errand(scope, merchants, self._find_app, self._context.terms.own.text)
             with self._turnstile.admit(errand.app_id):
                 intake.listen()
                 upstream = self._upstream(errand.merchant.origin)
                 await self._clerk.run(Exchange(errand, intake, reply, upstream, self._bounds.patience_s))
 
         spool = BodyBuffer(self._bounds.spool_bytes)
-        await attend(scope, receive, send, self._desk.ports.new_id("call"), spool, self._rules, work)
+        await attend(scope, receive, send, self._context.ports.new_id("call"), spool, self._rules, work)
 
     def close(self) -> None:
         for upstream in self._upstreams.values():
@@ -77,4 +77,4 @@ class ProxyApp:
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:
-        return apps.by_token(self._desk.conn, hash_token(token), self._desk.latest_ms)
+        return apps.by_token(self._context.conn, hash_token(token), self._context.latest_ms)

@@ -86,7 +86,7 @@ class ProxyPayer:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._desk = agent.desk
+        self._context = agent.context
         self._flights = SingleFlight()
         self._steps = ShieldedTasks()
         self._first = UnpaidCalls(agent, self._steps)
@@ -95,7 +95,7 @@ class ProxyPayer:
         """Answer the client. Raises `Refused` before anything of an answer went out."""
         if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
             trip.intake.close()
-            await trip.reply.json(prepaid_quote_view(prepaid, self._desk.terms))
+            await trip.reply.json(prepaid_quote_view(prepaid, self._context.terms))
             return
         demand = await self._first.demand_of(trip, trip.intake)
         if demand is None:
@@ -104,7 +104,7 @@ class ProxyPayer:
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
-            await trip.reply.json(quote_view(quote, self._desk.terms))
+            await trip.reply.json(quote_view(quote, self._context.terms))
             return
         trip.start_clock()
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
@@ -168,8 +168,8 @@ class ProxyPayer:
 
     async def _show(self, trip: Exchange, purchase: SharedPayment, turn: Turn) -> UsedUp | None:
         """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
-        row = await self._until_ready(trip, self._desk.payment(purchase.id))
-        proof = Proof(row, self._proof_headers(trip.errand, row), self._desk.depth(row))
+        row = await self._until_ready(trip, self._context.payment(purchase.id))
+        proof = Proof(row, self._proof_headers(trip.errand, row), self._context.depth(row))
         while True:
             after_s, used_up = await self._show_once(trip, purchase, turn, proof)
             if after_s is None:
@@ -182,14 +182,14 @@ class ProxyPayer:
         """Wait until the same payment's proof may be shown again; False when there is no time left for it."""
         await asyncio.sleep(after_s)
         try:
-            row = await self._until_ready(trip, self._desk.payment(proof.row.id))
+            row = await self._until_ready(trip, self._context.payment(proof.row.id))
         except Refused as refused:
             if refused.code == "not_served_yet":
                 return False
             raise
         if row.tx_id != proof.row.tx_id:
             proof.headers, proof.poll = self._proof_headers(trip.errand, row), None
-        proof.row, proof.depth = row, self._desk.depth(row)
+        proof.row, proof.depth = row, self._context.depth(row)
         return True
 
     async def _show_once(
@@ -216,7 +216,7 @@ class ProxyPayer:
                     return None, None
                 proof.last, proof.reason = await _keep(answer), advice.answer.reason
                 if is_used_up:
-                    return None, _used_up(proof, advice.answer.said, self._desk.ports.clock.now_ms())
+                    return None, _used_up(proof, advice.answer.said, self._context.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     raise _paid_not_served(proof)
                 proof.poll = advice.answer.poll_query
@@ -254,7 +254,7 @@ class ProxyPayer:
 
     async def _until_ready(self, trip: Exchange, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to take the proof."""
-        while not self._desk.is_ready(row):
+        while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
                     row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
@@ -263,11 +263,11 @@ class ProxyPayer:
                 raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
-            if row.state in UNSIGNED and self._desk.is_paused:
+            if row.state in UNSIGNED and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:
                 raise _not_served(row)
-            row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
+            row = await self._context.wait(row.id, min(trip.left_s, _WAIT_S))
         return row
 
     async def _give_up(self, trip: Exchange, proof: Proof) -> None:
@@ -283,7 +283,7 @@ class ProxyPayer:
         """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. Of a batch
         that an earlier call bought for another's balance it is said whose that is.
         """
-        said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
+        said = retry_headers(row, errand.merchant, self._context.terms.own.text)
         proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
         if row.partner is not None and self._first.buyer(errand) != Buyer(row.partner, row.wallet or ""):
             return replaced([pair for pair in errand.headers if pair[0] not in BUYER], proof)

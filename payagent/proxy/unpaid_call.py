@@ -37,7 +37,7 @@ class UnpaidCalls:
 
     def __init__(self, agent: Agent, steps: ShieldedTasks) -> None:
         self._agent = agent
-        self._desk = agent.desk
+        self._context = agent.context
         self._steps = steps
 
     async def demand_of(self, trip: Exchange, body: UpstreamBody) -> PaymentRequired | None:
@@ -66,7 +66,7 @@ class UnpaidCalls:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
+                return read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
@@ -95,7 +95,7 @@ class UnpaidCalls:
     def buyer(self, errand: ProxyRequest) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
         said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
-        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._desk.terms.own.text))
+        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._context.terms.own.text))
 
     async def _answers_nobody(self, trip: Exchange, body: UpstreamBody) -> bool:
         """Make the call without saying whose it is, so that it is served from no balance: what is free has its
@@ -112,7 +112,7 @@ class UnpaidCalls:
             raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
-                demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
+                demand = read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
                 ask = self.ask_of(trip.errand, trip.intake.spool.sha256, demand)
                 await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
         return False
@@ -166,7 +166,7 @@ class UnpaidCalls:
         await trip.intake.rest()
         if values(trip.errand.headers, WALLET) or not trip.intake.spool.is_whole:
             raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
-        wallet = self._desk.terms.own.text.encode("ascii")
+        wallet = self._context.terms.own.text.encode("ascii")
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
         return True
 

@@ -30,7 +30,7 @@ class _Filled(Enum):
     PAYS, FULL, SHORT = range(3)
 
 
-def choose(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None) -> Draft:
+def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft:
     """Coins that pay for the order, the anchor among them when there is one.
 
     Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
@@ -38,23 +38,25 @@ def choose(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None) -> Draft:
     """
     if order.size(1, _LEAST_INPUT_SIZE, 0, 0) > order.frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
-    _require_totals(coins, order, anchor, input_count=min(1, len(coins)))
+    _require_totals(utxos, order, nonce_utxo, input_count=min(1, len(utxos)))
     for sequence in (_frugal, _assets_then_largest, _largest):
-        draft = Draft(order, [anchor] if anchor else [])
-        filled = _fill(draft, coins, sequence)
+        draft = Draft(order, [nonce_utxo] if nonce_utxo else [])
+        filled = _fill(draft, utxos, sequence)
         if filled is _Filled.PAYS:
             return draft
         if filled is _Filled.SHORT:
-            if exact := _without_one(draft, coins, anchor):
+            if exact := _without_one(draft, utxos, nonce_utxo):
                 return exact
             raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
-    _require_totals(coins, order, anchor, input_count=len(coins))
+    _require_totals(utxos, order, nonce_utxo, input_count=len(utxos))
     raise Refused(
-        "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(coins)}"
+        "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(utxos)}"
     )
 
 
-def choose_all(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None, barred: Set[str] = frozenset()) -> Draft:
+def choose_all(
+    utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None, barred: Set[str] = frozenset()
+) -> Draft:
     """As many coins as fit one transaction that gives everything to the rest, smallest first.
 
     Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
@@ -62,18 +64,18 @@ def choose_all(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None, barred: 
     their own way.
     """
     most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
-    for sequence in (coins.smallest(), coins.largest()):
-        first = [] if anchor is None else [anchor]
-        others = (coin for coin in sequence if coin not in first and not _holds(coin, barred))
+    for sequence in (utxos.smallest(), utxos.largest()):
+        first = [] if nonce_utxo is None else [nonce_utxo]
+        others = (utxo for utxo in sequence if utxo not in first and not _holds(utxo, barred))
         draft = _longest_prefix(order, [*first, *islice(others, most - len(first))])
         if draft.pays():
             return draft
     raise _not_enough(LOVELACE, draft.shortfall(), "to pay the fee and the smallest output")
 
 
-def take(coins: Sequence[Utxo], order: TxRequest) -> Draft:
+def take(utxos: Sequence[Utxo], order: TxRequest) -> Draft:
     """Exactly these coins. Refused: `not_enough_funds`, `transaction_too_big`."""
-    draft = Draft(order, coins)
+    draft = Draft(order, utxos)
     for asset in order.assets:
         if missing := draft.lacking(asset):
             raise _not_enough(asset, missing, "to pay the outputs")
@@ -82,27 +84,27 @@ def take(coins: Sequence[Utxo], order: TxRequest) -> Draft:
     return draft
 
 
-def pick_anchor(draft: Draft) -> Utxo:
+def pick_nonce_utxo(draft: Draft) -> Utxo:
     """The smallest input of pure ADA, else the smallest input."""
-    return smallest_of(draft.coins)
+    return smallest_of(draft.utxos)
 
 
-def smallest_of(coins: Sequence[Utxo]) -> Utxo:
+def smallest_of(utxos: Sequence[Utxo]) -> Utxo:
     """The smallest coin of pure ADA, else the smallest."""
-    return min(coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
+    return min(utxos, key=lambda utxo: (bool(utxo.assets), utxo.lovelace, utxo.ref))
 
 
-def _holds(coin: Utxo, assets: Set[str]) -> bool:
-    return any(asset in assets for asset, _ in coin.assets)
+def _holds(utxo: Utxo, assets: Set[str]) -> bool:
+    return any(asset in assets for asset, _ in utxo.assets)
 
 
-def _require_totals(coins: UtxoIndex, order: TxRequest, anchor: Utxo | None, input_count: int) -> None:
+def _require_totals(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None, input_count: int) -> None:
     """Refuse what all coins together cannot pay, with the fee of so many inputs."""
-    apart = Draft(order, [anchor] if anchor and anchor.ref not in coins else [])
+    apart = Draft(order, [nonce_utxo] if nonce_utxo and nonce_utxo.ref not in utxos else [])
     for asset in order.assets:
-        if (missing := apart.lacking(asset) - coins.totals.get(asset, 0)) > 0:
+        if (missing := apart.lacking(asset) - utxos.totals.get(asset, 0)) > 0:
             raise _not_enough(asset, missing, "to pay the outputs")
-    if (missing := apart.gap(more_inputs=input_count) - coins.totals.get(LOVELACE, 0)) > 0:
+    if (missing := apart.gap(more_inputs=input_count) - utxos.totals.get(LOVELACE, 0)) > 0:
         raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
 
 
@@ -115,44 +117,44 @@ def _not_enough(asset: str, missing: int, why: str) -> Refused:
     )
 
 
-def _fill(draft: Draft, coins: UtxoIndex, sequence: _Sequence) -> _Filled:
+def _fill(draft: Draft, utxos: UtxoIndex, sequence: _Sequence) -> _Filled:
     """Add coins until they pay, or do not fit. That no coin at all has room was asked before."""
-    for coin in sequence(draft, coins):
-        if draft.coins:
+    for utxo in sequence(draft, utxos):
+        if draft.utxos:
             if draft.pays():
                 return _Filled.PAYS
             if not draft.has_room():
                 return _Filled.FULL
-        if coin.ref in draft.refs:
+        if utxo.ref in draft.refs:
             continue
-        last = _completing(draft, coins)
-        draft.add(last or coin)
+        last = _completing(draft, utxos)
+        draft.add(last or utxo)
     if draft.pays():
         return _Filled.PAYS
     return _Filled.SHORT if draft.shortfall() > 0 else _Filled.FULL
 
 
-def _completing(draft: Draft, coins: UtxoIndex) -> Utxo | None:
+def _completing(draft: Draft, utxos: UtxoIndex) -> Utxo | None:
     """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
     gap = draft.gap(more_inputs=1)
-    nearest = None if draft.lacks_assets() else next(coins.pure_from(gap), None)
+    nearest = None if draft.lacks_assets() else next(utxos.pure_from(gap), None)
     if nearest is None:
         return None
     most = gap + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
     if nearest.lovelace <= most and draft.may_be_exact():
-        for coin in islice(coins.pure_from(gap), _LOOK_AHEAD):
-            if coin.lovelace > most:
+        for utxo in islice(utxos.pure_from(gap), _LOOK_AHEAD):
+            if utxo.lovelace > most:
                 break
-            if coin.lovelace - _index_fee(draft, coin) == gap and coin.ref not in draft.refs:
-                return coin
+            if utxo.lovelace - _index_fee(draft, utxo) == gap and utxo.ref not in draft.refs:
+                return utxo
     least = draft.shortfall(more_inputs=1)
-    for coin in islice(coins.pure_from(least), _LOOK_AHEAD):
-        if coin.lovelace - _index_fee(draft, coin) >= least and coin.ref not in draft.refs:
-            return coin
+    for utxo in islice(utxos.pure_from(least), _LOOK_AHEAD):
+        if utxo.lovelace - _index_fee(draft, utxo) >= least and utxo.ref not in draft.refs:
+            return utxo
     return None
 
 
-def _without_one(draft: Draft, coins: UtxoIndex, anchor: Utxo | None) -> Draft | None:
+def _without_one(draft: Draft, utxos: UtxoIndex, nonce_utxo: Utxo | None) -> Draft | None:
     """All coins but one, where what they all leave over could not be kept and without that one nothing is left.
 
     What is too little for change is less than two coins hold, so more than one is never to be left out.
@@ -161,51 +163,51 @@ def _without_one(draft: Draft, coins: UtxoIndex, anchor: Utxo | None) -> Draft |
     if gap is None:
         return None
     saved = draft.order.frame.parameters.min_fee_a * _LEAST_INPUT_SIZE
-    for spared in islice(coins.pure_from(saved - gap), _LOOK_AHEAD):
-        rest = Draft(draft.order, (coin for coin in draft.coins if coin.ref != spared.ref))
-        if spared != anchor and rest.pays():
+    for spared in islice(utxos.pure_from(saved - gap), _LOOK_AHEAD):
+        rest = Draft(draft.order, (utxo for utxo in draft.utxos if utxo.ref != spared.ref))
+        if spared != nonce_utxo and rest.pays():
             return rest
     return None
 
 
-def _index_fee(draft: Draft, coin: Utxo) -> int:
+def _index_fee(draft: Draft, utxo: Utxo) -> int:
     """What a coin's index costs above the one byte that `more_inputs` counts."""
-    return draft.order.frame.parameters.min_fee_a * (cbor.head_size(coin.index) - 1)
+    return draft.order.frame.parameters.min_fee_a * (cbor.head_size(utxo.index) - 1)
 
 
 def _lacked(draft: Draft, asset: str, source: Iterator[Utxo]) -> Iterator[Utxo]:
-    while draft.lacking(asset) and (coin := next(source, None)):
-        yield coin
+    while draft.lacking(asset) and (utxo := next(source, None)):
+        yield utxo
 
 
-def _frugal(draft: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
+def _frugal(draft: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
     for asset in draft.order.assets:
         if missing := draft.lacking(asset):
-            near = islice(coins.asset_from(asset, missing), _LOOK_AHEAD)
-            yield from sorted(near, key=lambda coin: len(coin.assets))[:1]
-        yield from _lacked(draft, asset, coins.asset_largest(asset))
-    yield from coins.pure_largest()
-    yield from coins.mixed_largest()
+            near = islice(utxos.asset_from(asset, missing), _LOOK_AHEAD)
+            yield from sorted(near, key=lambda utxo: len(utxo.assets))[:1]
+        yield from _lacked(draft, asset, utxos.asset_largest(asset))
+    yield from utxos.pure_largest()
+    yield from utxos.mixed_largest()
 
 
-def _assets_then_largest(draft: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
+def _assets_then_largest(draft: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
     for asset in draft.order.assets:
-        yield from _lacked(draft, asset, coins.asset_largest(asset))
-    yield from coins.largest()
+        yield from _lacked(draft, asset, utxos.asset_largest(asset))
+    yield from utxos.largest()
 
 
-def _largest(_: Draft, coins: UtxoIndex) -> Iterator[Utxo]:
-    return coins.largest()
+def _largest(_: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
+    return utxos.largest()
 
 
-def _longest_prefix(order: TxRequest, coins: Sequence[Utxo]) -> Draft:
+def _longest_prefix(order: TxRequest, utxos: Sequence[Utxo]) -> Draft:
     """The most coins from the front whose transaction, with all they hold in the rest, fits."""
-    low, high = 1, len(coins)
+    low, high = 1, len(utxos)
     while low < high:
         middle = (low + high + 1) // 2
-        size = Draft(order, coins[:middle]).kept_size() + FEE_SLACK_BYTES
+        size = Draft(order, utxos[:middle]).kept_size() + FEE_SLACK_BYTES
         if size <= order.frame.parameters.max_tx_size:
             low = middle
         else:
             high = middle - 1
-    return Draft(order, coins[:low])
+    return Draft(order, utxos[:low])

@@ -11,7 +11,7 @@ from payagent.core.address import Address
 from payagent.core.hard_caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
-from payagent.wallet.coin_selection import choose, choose_all, pick_anchor, smallest_of, take
+from payagent.wallet.coin_selection import choose, choose_all, pick_nonce_utxo, smallest_of, take
 from payagent.wallet.keys import Signer
 from payagent.wallet.tx_check import CheckFailed, check
 from payagent.wallet.tx_plan import (
@@ -48,7 +48,7 @@ MAINNET_PARAMETERS = TxParameters()
 
 
 def select(
-    coins: UtxoIndex,
+    utxos: UtxoIndex,
     outputs: Sequence[Output],
     *,
     change: Address,
@@ -56,7 +56,7 @@ def select(
     network_id: int,
     params: TxParameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
-    anchor: Utxo | None = None,
+    nonce_utxo: Utxo | None = None,
     commitment: bytes | None = None,
 ) -> TxPlan:
     """Choose coins for the outputs and build. An anchor that is given is spent, whether it is in `coins` or not.
@@ -66,13 +66,13 @@ def select(
     """
     frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, commitment=commitment)
     order = lay_order(outputs, frame)
-    draft = choose(coins, order, anchor)
-    return finish(draft, anchor or pick_anchor(draft))
+    draft = choose(utxos, order, nonce_utxo)
+    return finish(draft, nonce_utxo or pick_nonce_utxo(draft))
 
 
 def build(
     inputs: Sequence[Utxo],
-    anchor: Utxo,
+    nonce_utxo: Utxo,
     outputs: Sequence[Output],
     *,
     change: Address,
@@ -86,21 +86,21 @@ def build(
 
     Refused as `select`; `not_enough_funds` when the coins do not pay for the outputs with change that is no dust.
     """
-    if anchor.ref not in {coin.ref for coin in inputs}:
-        raise ValueError(f"the anchor {anchor.ref} is not among the inputs")
+    if nonce_utxo.ref not in {utxo.ref for utxo in inputs}:
+        raise ValueError(f"the anchor {nonce_utxo.ref} is not among the inputs")
     frame = Frame(change, ttl_slot, network_id, params, FEE_CAP_LOVELACE, rest_role, commitment)
     order = lay_order(outputs, frame)
-    return finish(take(inputs, order), anchor)
+    return finish(take(inputs, order), nonce_utxo)
 
 
 def send_all(
-    coins: UtxoIndex,
+    utxos: UtxoIndex,
     to: Address,
     *,
     own: Address,
     ttl_slot: int,
     network_id: int,
-    anchor: Utxo | None = None,
+    nonce_utxo: Utxo | None = None,
     barred: Set[str] = frozenset(),
 ) -> TxPlan:
     """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
@@ -111,8 +111,8 @@ def send_all(
     """
     role: Role = "change" if to.raw == own.raw else "pay_to"
     order = lay_order((), Frame(to, ttl_slot, network_id, MAINNET_PARAMETERS, FEE_CAP_LOVELACE, role))
-    draft = choose_all(coins, order, anchor, barred)
-    return finish(draft, anchor or pick_anchor(draft))
+    draft = choose_all(utxos, order, nonce_utxo, barred)
+    return finish(draft, nonce_utxo or pick_nonce_utxo(draft))
 
 
 def split_outputs(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:

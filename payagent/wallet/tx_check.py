@@ -52,12 +52,12 @@ def _check_frame(found: DecodedTransaction, plan: TxPlan) -> None:
 
 
 def _check_inputs(found: DecodedTransaction, plan: TxPlan) -> None:
-    planned, spent = {(coin.tx_id, coin.index) for coin in plan.inputs}, set(found.inputs)
+    planned, spent = {(utxo.tx_id, utxo.index) for utxo in plan.inputs}, set(found.inputs)
     if len(found.inputs) != len(spent):
         raise CheckFailed("an input stands twice")
     if spent != planned:
         raise CheckFailed("the inputs are others than planned")
-    if (plan.anchor.tx_id, plan.anchor.index) not in planned:
+    if (plan.nonce_utxo.tx_id, plan.nonce_utxo.index) not in planned:
         raise CheckFailed("the anchor is not spent")
 
 
@@ -102,9 +102,9 @@ def _check_payable(found: DecodedTransaction, plan: TxPlan) -> None:
 def _check_balance(found: DecodedTransaction, plan: TxPlan) -> None:
     lovelace = -found.fee_lovelace
     balance: dict[str, int] = {}
-    for coin in plan.inputs:
-        lovelace += coin.lovelace
-        for asset, units in coin.assets:
+    for utxo in plan.inputs:
+        lovelace += utxo.lovelace
+        for asset, units in utxo.assets:
             balance[asset] = balance.get(asset, 0) + units
     for output in found.outputs:
         lovelace -= output.lovelace

@@ -78,7 +78,7 @@ class TxPlan(NamedTuple):
     each of `asked`, then the rest. `size` is that of the signed bytes.
     """
 
-    anchor: Utxo
+    nonce_utxo: Utxo
     inputs: tuple[Utxo, ...]
     asked: tuple[Output, ...]
     outputs: tuple[PlannedOutput, ...]
@@ -277,28 +277,28 @@ class Draft:
     What the coins so far come to is kept until the next one, as a selection asks for it again and again.
     """
 
-    __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "coins", "held", "order", "refs")
+    __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "held", "order", "refs", "utxos")
 
-    def __init__(self, order: TxRequest, coins: Iterable[Utxo] = ()) -> None:
+    def __init__(self, order: TxRequest, utxos: Iterable[Utxo] = ()) -> None:
         self.order = order
-        self.coins: list[Utxo] = []
+        self.utxos: list[Utxo] = []
         self.refs: set[str] = set()
         self.held: dict[str, int] = {LOVELACE: 0}
         self._input_bytes = 0
         self._rest: Rest | None = None
         self._bare: int | None = None
         self._kept: int | None = None
-        for coin in coins:
-            self.add(coin)
+        for utxo in utxos:
+            self.add(utxo)
 
-    def add(self, coin: Utxo) -> None:
+    def add(self, utxo: Utxo) -> None:
         """Spend one more coin."""
-        self.coins.append(coin)
-        self.refs.add(coin.ref)
-        self._input_bytes += 35 + cbor.head_size(coin.index)
+        self.utxos.append(utxo)
+        self.refs.add(utxo.ref)
+        self._input_bytes += 35 + cbor.head_size(utxo.index)
         self._bare = self._kept = None
-        self.held[LOVELACE] += coin.lovelace
-        for asset, units in coin.assets:
+        self.held[LOVELACE] += utxo.lovelace
+        for asset, units in utxo.assets:
             self.held[asset] = self.held.get(asset, 0) + units
             self._rest = None
 
@@ -339,7 +339,7 @@ class Draft:
 
     def _size(self, more_inputs: int, rest_count: int, rest_bytes: int) -> int:
         input_bytes = self._input_bytes + 36 * more_inputs
-        return self.order.size(len(self.coins) + more_inputs, input_bytes, rest_count, rest_bytes)
+        return self.order.size(len(self.utxos) + more_inputs, input_bytes, rest_count, rest_bytes)
 
     def fee(self, size: int) -> int:
         return self.order.fee(size)
@@ -371,7 +371,7 @@ class Draft:
 
     def pays(self) -> bool:
         """Whether the coins so far make a transaction, in balance and in size."""
-        if not self.coins or (gap := self.gap()) > 0 or self.lacks_assets():
+        if not self.utxos or (gap := self.gap()) > 0 or self.lacks_assets():
             return False
         size_max = self.order.frame.parameters.max_tx_size
         if gap == 0 and self.is_exact():
@@ -388,16 +388,16 @@ class Draft:
         return size <= self.order.frame.parameters.max_tx_size
 
 
-def finish(draft: Draft, anchor: Utxo) -> TxPlan:
+def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
     """Lay the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
     order, frame = draft.order, draft.order.frame
-    coins = tuple(sorted(draft.coins, key=lambda coin: (coin.tx_id, coin.index)))
+    utxos = tuple(sorted(draft.utxos, key=lambda utxo: (utxo.tx_id, utxo.index)))
     rest, encoded, fee_lovelace = _rest(draft)
     if fee_lovelace > frame.fee_cap_lovelace:
         raise Refused("fee_too_high", f"a fee of {fee_lovelace} lovelace, the cap is {frame.fee_cap_lovelace}")
     body = b"".join((
-        cbor.head(5, 5 if frame.commitment is None else 6), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)),
-        *(cbor.tx_input(coin.tx_id, coin.index) for coin in coins),
+        cbor.head(5, 5 if frame.commitment is None else 6), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)),
+        *(cbor.tx_input(utxo.tx_id, utxo.index) for utxo in utxos),
         b"\x01", cbor.head(4, len(order.planned) + len(rest)), order.encoded, encoded,
         b"\x02", cbor.uint(fee_lovelace), b"\x03", cbor.uint(frame.ttl_slot), _auxiliary_hash(frame),
         b"\x0f", cbor.uint(frame.network_id),
@@ -406,8 +406,8 @@ def finish(draft: Draft, anchor: Utxo) -> TxPlan:
     if size > frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{size} bytes, {frame.parameters.max_tx_size} are the bound")
     return TxPlan(
-        anchor=anchor,
-        inputs=coins,
+        nonce_utxo=nonce_utxo,
+        inputs=utxos,
         asked=order.asked,
         outputs=order.planned + rest,
         fee_lovelace=fee_lovelace,

@@ -38,14 +38,14 @@ class UtxoIndex:
 
     __slots__ = ("_by_asset", "_by_ref", "_mixed", "_pure", "_totals")
 
-    def __init__(self, coins: Iterable[Utxo] = ()) -> None:
+    def __init__(self, utxos: Iterable[Utxo] = ()) -> None:
         self._by_ref: dict[str, Utxo] = {}
         self._pure: list[_Entry] = []
         self._mixed: list[_Entry] = []
         self._by_asset: dict[str, list[_Entry]] = {}
         self._totals: dict[str, int] = {}
-        for coin in coins:
-            self._enter(coin, list.append)
+        for utxo in utxos:
+            self._enter(utxo, list.append)
         for entries in (self._pure, self._mixed, *self._by_asset.values()):
             entries.sort()
 
@@ -66,22 +66,22 @@ class UtxoIndex:
         """Units per asset, lovelace among them; an asset that is not there has none."""
         return MappingProxyType(self._totals)
 
-    def add(self, coin: Utxo) -> None:
+    def add(self, utxo: Utxo) -> None:
         """Make a coin spendable; KeyError when it is there already."""
-        self._enter(coin, insort)
+        self._enter(utxo, insort)
 
     def remove(self, ref: str) -> Utxo:
         """Take a coin out; KeyError when it is not there."""
-        coin = self._by_ref.pop(ref)
-        _cut(self._mixed if coin.assets else self._pure, (coin.lovelace, ref))
-        self._count(LOVELACE, -coin.lovelace)
-        for asset, units in coin.assets:
+        utxo = self._by_ref.pop(ref)
+        _cut(self._mixed if utxo.assets else self._pure, (utxo.lovelace, ref))
+        self._count(LOVELACE, -utxo.lovelace)
+        for asset, units in utxo.assets:
             entries = self._by_asset[asset]
             _cut(entries, (units, ref))
             if not entries:
                 del self._by_asset[asset]
             self._count(asset, -units)
-        return coin
+        return utxo
 
     def pure_from(self, lovelace: int) -> Iterator[Utxo]:
         """UtxoIndex of nothing but lovelace, from the smallest that holds at least so much upwards."""
@@ -111,14 +111,14 @@ class UtxoIndex:
         """UtxoIndex with an asset, most units first."""
         return self._named(reversed(self._by_asset.get(asset, [])))
 
-    def _enter(self, coin: Utxo, put: Callable[[list[_Entry], _Entry], None]) -> None:
-        if coin.ref in self._by_ref:
-            raise KeyError(f"coin {coin.ref} is there already")
-        self._by_ref[coin.ref] = coin
-        put(self._mixed if coin.assets else self._pure, (coin.lovelace, coin.ref))
-        self._count(LOVELACE, coin.lovelace)
-        for asset, units in coin.assets:
-            put(self._by_asset.setdefault(asset, []), (units, coin.ref))
+    def _enter(self, utxo: Utxo, put: Callable[[list[_Entry], _Entry], None]) -> None:
+        if utxo.ref in self._by_ref:
+            raise KeyError(f"coin {utxo.ref} is there already")
+        self._by_ref[utxo.ref] = utxo
+        put(self._mixed if utxo.assets else self._pure, (utxo.lovelace, utxo.ref))
+        self._count(LOVELACE, utxo.lovelace)
+        for asset, units in utxo.assets:
+            put(self._by_asset.setdefault(asset, []), (units, utxo.ref))
             self._count(asset, units)
 
     def _count(self, asset: str, units: int) -> None:

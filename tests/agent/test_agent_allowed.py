@@ -210,7 +210,7 @@ class Day:
     def take_stock(self) -> None:
         self.allowed.now_s = max(self.allowed.now_s, *self._block_times().values())
         for one in self.allowed.bought.values():
-            row = self.run.desk.payment(one.id)
+            row = self.run.context.payment(one.id)
             was_over = one.posted_s != OPEN
             if row.state in (State.REJECTED, State.DENIED):
                 one.least, one.most = {}, {}
@@ -251,7 +251,7 @@ class Day:
 
     async def come_again(self) -> None:
         """The same call with another invoice: cheaper, or dearer."""
-        rows = payments.payments_in(self.run.desk.conn, [State.IN_FLIGHT])
+        rows = payments.payments_in(self.run.context.conn, [State.IN_FLIGHT])
         rows = [row for row in rows if row.id in self.asked]
         if not rows:
             return
@@ -272,7 +272,7 @@ class Day:
         units: int | None = random.choice([None, None, *((5, 9, 20, 60) if window != "total" else (100, 200))])
         most = None if units is None else units * (ADA if asset == "lovelace" else 40)
         names = {origin: one.name for origin, one in self.world.terms.merchants.items()}
-        await set_limits(self.run.desk, APP, NAMES.get(app), names.get(merchant), asset, {window: most})
+        await set_limits(self.run.context, APP, NAMES.get(app), names.get(merchant), asset, {window: most})
         key = Key(app, merchant, asset, window)
         self.allowed.limits.pop(key, None)
         of_the_file = filed(merchants).get(key)
@@ -280,7 +280,7 @@ class Day:
             self.allowed.limits[key] = of_the_file if most is None else most  # type: ignore[assignment]
 
     async def decide(self) -> None:
-        waiting = payments.payments_in(self.run.desk.conn, [State.AWAITING_APPROVAL])
+        waiting = payments.payments_in(self.run.context.conn, [State.AWAITING_APPROVAL])
         if not waiting:
             return
         row, by = self.random.choice(waiting), Approver("token", "app_somebody")
@@ -299,7 +299,7 @@ class Day:
             self.take_stock()
             return
         await self.run.agent.sending.drain(10)
-        self._counts(decided.id, asked.app, asked.merchant, self._takes(self.run.desk.payment(decided.id)))
+        self._counts(decided.id, asked.app, asked.merchant, self._takes(self.run.context.payment(decided.id)))
         self.seen["approved"] += 1
 
     def _kept_open(self, refused: Refused, asked: Bought, before: Mapping[Key, int]) -> None:
@@ -309,7 +309,7 @@ class Day:
         assert refused.code in NOT_CARRIED_OUT, refused
 
     async def resolve(self) -> None:
-        rows = payments.payments_in(self.run.desk.conn, [State.IN_FLIGHT])
+        rows = payments.payments_in(self.run.context.conn, [State.IN_FLIGHT])
         if rows:
             self.world.clock.ahead_ms += 1_000  # two cancels of one second would be one transaction
             await self.run.agent.carrying.resolve(self.random.choice(rows).id, APP)
@@ -335,7 +335,7 @@ class Day:
         self.asked[row.id] = ask
         if row.state is State.AWAITING_APPROVAL:
             self.seen["asked"] += 1
-            least = payments.hold(self.run.desk.conn, row.id, "ask")
+            least = payments.hold(self.run.context.conn, row.id, "ask")
             self._counts(row.id, ask.app_id, ask.origin, least)
             assert any(units > ABOVE.get(asset, units) for asset, units in least.items())
             return
@@ -395,7 +395,7 @@ class Day:
             assert isinstance(answer, tuple), (told, answer)
             row = answer[0]
             assert (row.state is State.AWAITING_APPROVAL) == bool(told.reasons)
-            assert told.reasons or self._takes(self.run.desk.payment(row.id)) == told.plan.spend
+            assert told.reasons or self._takes(self.run.context.payment(row.id)) == told.plan.spend
 
 
 OF_THE_WALLET = {"not_enough_funds", "funds_in_flight", "needs_consolidation", "output_below_minimum"}
@@ -432,7 +432,7 @@ def mall(folder: Path) -> Iterator[World]:
             merchants={o: MerchantConfig(f"m{n}", o, "demo", None, "confirmed", 5) for n, o in enumerate(origins)},
             limits=tuple(limit for (limit,) in limits),
             approval_above=ABOVE,
-            chain_depth=8,
+            unconfirmed_ancestors=8,
         )
         for _ in range(4):
             world.fund(*[60 * ADA] * 4, assets={GOLD: 5_000, LEAD: 5_000, "cc" * 28 + "00": 7})
@@ -456,7 +456,7 @@ async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
             async with world.run() as run:
                 await run.look()
                 if not life:
-                    await run.desk.write("apps", add_apps)
+                    await run.context.write("apps", add_apps)
                 day = Day(world, run, allowed, random, seen, life * 100_000, asked)
                 day.take_stock()
                 doing = [day.pay] * 9 + [day.look] * 3 + [day.pass_time] * 2 + [day.set_a_limit] * 3

@@ -54,7 +54,7 @@ async def ask(run: Run, message: str = "hello", **more: object) -> PaymentRow:
 
 
 async def add_somebody(run: Run) -> None:
-    await run.desk.write(
+    await run.context.write(
         "app", lambda unit: apps.add_with_token(unit, "app_somebody", "somebody", "1" * 64, ["approve"], 1)
     )
 
@@ -64,12 +64,12 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 
 def is_sound(run: Run) -> bool:
-    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
     return [one for one in told if isinstance(one, AuditFinding)] == []
 
 
 def spent(run: Run) -> int:
-    return spending.totals(run.desk.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
+    return spending.totals(run.context.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
 
 
 async def pass_time(run: Run, seconds: int) -> None:
@@ -78,12 +78,12 @@ async def pass_time(run: Run, seconds: int) -> None:
     await run.agent.decisions.deny_what_is_over()
 
 
-async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None:
+async def test_what_waits_counts_in_full_and_takes_no_utxo(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         free = run.selectable()
         row = await ask(run)
-        assert (row.anchor, row.tx_id) == (None, None)
+        assert (row.nonce_utxo, row.tx_id) == (None, None)
         assert PRICE < spent(run) < PRICE + ADA
         assert run.selectable() == free
         assert run.books().get("held", {}) == {}
@@ -92,7 +92,7 @@ async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None
         await run.settle_down(3)
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert world.transactions() == []
-        assert alerts.raised(run.desk.conn, "approval_needed") == [f"approval:{row.id}"]
+        assert alerts.raised(run.context.conn, "approval_needed") == [f"approval:{row.id}"]
         assert is_sound(run)
 
 
@@ -114,10 +114,10 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         assert run.state(row.id) is State.CONFIRMED
         assert world.transactions() == [approved.tx_id]
         assert spent(run) == PRICE + (approved.fee_lovelace or 0)
-        assert alerts.raised(run.desk.conn, "approval_needed") == []
+        assert alerts.raised(run.context.conn, "approval_needed") == []
         assert run.owned() == world.on_chain()
         assert is_sound(run)
-        told = approvals.decided(run.desk.conn, row.id)
+        told = approvals.decided(run.context.conn, row.id)
         assert told is not None
         assert (told.decision, told.via, told.by_app) == ("approved", "token", "app_somebody")
 
@@ -176,9 +176,9 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         await run.look()
         await add_somebody(run)
         row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        told = events.last_note(run.desk.conn, row.id, "decision_refused")
+        told = events.last_note(run.context.conn, row.id, "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
         assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
@@ -253,7 +253,7 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         await run.agent.decisions.deny_what_is_over()  # no block has come yet
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
-        denied = run.desk.payment(row.id)
+        denied = run.context.payment(row.id)
         assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
@@ -283,11 +283,11 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
     async with world.run(terms=ASKING) as run:
         await run.look()
         row = await ask(run)
-        approval = approvals.of_payment(run.desk.conn, row.id)
+        approval = approvals.of_payment(run.context.conn, row.id)
         assert approval is not None
-        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.desk.terms.min_window_s * 1000
+        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.desk.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).reason_code == "approval_timed_out"
 
 
 async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
@@ -300,15 +300,15 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         world.clock.ahead_ms += 20_000
-        run.desk.chain.problem = "nobody answers"
+        run.context.chain.problem = "nobody answers"
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(late.id, SOMEBODY)
         assert code_of(refused) == "approval_timed_out"
-        assert run.desk.refusals["approval_timed_out"] == 0, "who is told it counts it"
+        assert run.context.refusals["approval_timed_out"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.desk.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).reason_code == "approval_timed_out"
         await run.agent.decisions.deny_what_is_over()
-        assert run.desk.refusals["approval_timed_out"] == 1
+        assert run.context.refusals["approval_timed_out"] == 1
         assert spent(run) == 0
         assert is_sound(run)
 
@@ -371,19 +371,19 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        everybody = replace(apps.require(run.desk.conn, APP), id="app_somebody")
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        everybody = replace(apps.require(run.context.conn, APP), id="app_somebody")
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 11 * ADA})
-        await pause(run.desk, APP, "")
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 11 * ADA})
+        await pause(run.context, APP, "")
         await refuses(run, row, "paused")
-        await unpause(run.desk, APP)
-        await revoke(run.desk, everybody, APP)
+        await unpause(run.context, APP)
+        await revoke(run.context, everybody, APP)
         await refuses(run, row, "forbidden")
-        await renew_token(run.desk, everybody, APP, "2" * 64, None)
-        run.desk.chain.problem = "nobody answers"
+        await renew_token(run.context, everybody, APP, "2" * 64, None)
+        run.context.chain.problem = "nobody answers"
         await refuses(run, row, "chain_not_ready")
-        run.desk.chain.problem = None
+        run.context.chain.problem = None
         await run.agent.decisions.approve(row.id, SOMEBODY)
         await run.agent.sending.drain(10)
         await run.settle_down(2)
@@ -422,8 +422,8 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        asked = payments.hold(run.desk.conn, row.id, "ask")["lovelace"]
-        assert payments.hold(run.desk.conn, row.id)["lovelace"] <= asked
+        asked = payments.hold(run.context.conn, row.id, "ask")["lovelace"]
+        assert payments.hold(run.context.conn, row.id)["lovelace"] <= asked
 
 
 @pytest.mark.parametrize("spare", [0, FEE_ROOM_LOVELACE - 1])
@@ -513,7 +513,7 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         await run.settle_down()
         again, _ = await run.agent.pay(world.ask())
         assert (again.id, again.invoice_id) == (row.id, row.invoice_id)
-        assert [one.kind for one in queries.attempts(run.desk.conn, row.id)] == ["pay"]
+        assert [one.kind for one in queries.attempts(run.context.conn, row.id)] == ["pay"]
 
 
 async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_the_yes(world: World) -> None:
@@ -547,7 +547,7 @@ async def test_who_decides_on_what_is_paid_is_not_told_what_another_is_of_what_w
         await run.look()
         paid, waits = await ask(run, "paid"), await ask(run, "waits")
         await run.agent.decisions.approve(paid.id, SOMEBODY)
-        before = asyncio.create_task(run.desk.write("wait", lambda _: (held.set(), release.wait())))
+        before = asyncio.create_task(run.context.write("wait", lambda _: (held.set(), release.wait())))
         await asyncio.to_thread(held.wait)
         both = [asyncio.create_task(run.agent.decisions.approve(row.id, SOMEBODY)) for row in (waits, paid)]
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from agent.test_agent_x402 import ask, get, show
 from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.commits.reservation import anchor_of
+from payagent.agent.commits.reservation import nonce_utxo_of
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
@@ -92,15 +92,15 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         await run.agent.sending.drain(10)
         if policy == "client":
             await run.settle_down()
-        depth = fork_before(world, run.desk.payment(first.id))
+        depth = fork_before(world, run.context.payment(first.id))
         assert broadcast(world, first.cbor or b"") == 200
         world.block(depth + 2)
         await run.look()
         await run.settle_down(2)
-        booked = run.desk.payment(first.id)
+        booked = run.context.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
         assert booked.tx_id == first.tx_id
-        assert "reason" not in run.desk.view(booked)
+        assert "reason" not in run.context.view(booked)
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
@@ -118,7 +118,7 @@ async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
         second, _ = await run.agent.pay(ask(world))
         await run.agent.sending.drain(10)
         await run.settle_down()
-        world.block(fork_before(world, run.desk.payment(first.id)) + 2)
+        world.block(fork_before(world, run.context.payment(first.id)) + 2)
         await run.look()
         for _ in range(8):
             world.clock.ahead_ms += 250_000
@@ -175,7 +175,7 @@ class TestRefusalsThatDoNotCount:
             assert world.transactions() == [row.tx_id]
 
 
-async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
+async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
     """A merchant can ask for a coin to the unit; an output of ours would take more ADA than theirs."""
     key = pycardano.VerificationKeyHash(b"\x07" * 28)
     pay_to = pycardano.Address(payment_part=key, network=pycardano.Network.TESTNET).encode()
@@ -205,7 +205,7 @@ async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: Wor
         world.fund(50 * ADA)
         await run.look()
         row, _ = await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
-        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 1
+        assert len(queries.attempts(run.context.conn, row.id)[0].inputs) == 1
         for _ in range(2):
             world.clock.ahead_ms += 700_000
             await run.settle_down()
@@ -300,31 +300,31 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, tx_id, "
         "created_at_ms, changed_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
     )
-    coin = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
+    utxo = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
 
     def two_voids(unit: Unit) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
         unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
         for name in ("a", "b"):
-            anchor, cancel = f"{name}{name}#0", f"cancel_{name}"
-            unit.conn.execute(coin, (anchor, name * 2, 5, "spent", cancel))
-            unit.conn.execute(payment, (f"pay_{name}", anchor, cancel))
-            unit.conn.execute("INSERT INTO reservations VALUES (?, ?)", (anchor, f"pay_{name}"))
-            unit.conn.execute(coin, (f"{cancel}#0", cancel, 4, "free", None))
+            nonce_utxo, cancel = f"{name}{name}#0", f"cancel_{name}"
+            unit.conn.execute(utxo, (nonce_utxo, name * 2, 5, "spent", cancel))
+            unit.conn.execute(payment, (f"pay_{name}", nonce_utxo, cancel))
+            unit.conn.execute("INSERT INTO reservations VALUES (?, ?)", (nonce_utxo, f"pay_{name}"))
+            unit.conn.execute(utxo, (f"{cancel}#0", cancel, 4, "free", None))
 
     def join(unit: Unit) -> None:
         unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
-        unit.conn.execute(coin, ("both#0", "both", 3, "free", None))
+        unit.conn.execute(utxo, ("both#0", "both", 3, "free", None))
 
     writer = Writer(tmp_path / "ledger.db")
     await writer.run("put", two_voids)
     with pytest.raises(Refused, match="intent_settling"):
-        await writer.run("ask", lambda unit: anchor_of(unit, "int"))
+        await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))
     await writer.run("put", join)
-    anchor = await writer.run("ask", lambda unit: anchor_of(unit, "int"))
-    assert anchor is not None
-    assert anchor.ref == "both#0"
-    assert await writer.run("ask", lambda unit: anchor_of(unit, "another")) is None
+    nonce_utxo = await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))
+    assert nonce_utxo is not None
+    assert nonce_utxo.ref == "both#0"
+    assert await writer.run("ask", lambda unit: nonce_utxo_of(unit, "another")) is None
     writer.close()
 
 
@@ -339,8 +339,8 @@ async def test_the_very_same_cancel_once_more_is_no_new_attempt(world: World) ->
         await run.agent.sending.drain(10)
         world.block()
         await run.look()
-        assert run.desk.payment(row.id).tx_id == row.tx_id, "the payment was there before its cancel"
-        depth = fork_before(world, run.desk.payment(row.id))
+        assert run.context.payment(row.id).tx_id == row.tx_id, "the payment was there before its cancel"
+        depth = fork_before(world, run.context.payment(row.id))
         world.block(depth + 1)
         for _ in range(4):
             await run.look()

@@ -25,19 +25,19 @@ from agent.test_agent_replace import (
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import payments
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import Utxo
 
 DEPTH = 8
-chained = with_terms(chain_depth=DEPTH)
+chained = with_terms(unconfirmed_ancestors=DEPTH)
 
 
 @pytest.fixture
@@ -53,21 +53,23 @@ async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
     await run.look()
     rows = [await run.pay(name) for name in names]
     for parent, child in pairwise(rows):
-        assert (child.anchor or "").startswith(parent.tx_id or "-")
+        assert (child.nonce_utxo or "").startswith(parent.tx_id or "-")
     return rows
 
 
 async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
     world.fund(300 * ADA)
-    async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=4)) as run:
+    async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=4)) as run:
         await run.look()
         rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
-        assert [queries.chain_depth(run.desk.conn, row.tx_id or "") for row in rows] == list(range(DEPTH + 1))
+        assert [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows] == list(
+            range(DEPTH + 1)
+        )
         with pytest.raises(Refused, match="funds_in_flight"):
             await run.pay("one too many")
         assert_sound(world, run)
         await run.settle_down()
-        blocks = {run.desk.payment(row.id).block_hash for row in rows}
+        blocks = {run.context.payment(row.id).block_hash for row in rows}
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
         assert len(blocks) == 1
         assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
@@ -78,7 +80,7 @@ async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
         assert_at_rest(world, run)
 
 
-async def test_twenty_payments_from_one_coin_land_within_a_few_blocks(world: World) -> None:
+async def test_twenty_payments_from_one_utxo_land_within_a_few_blocks(world: World) -> None:
     world.fund(500 * ADA)
     async with world.run(terms=chained) as run:
         await run.look()
@@ -166,7 +168,7 @@ async def test_change_of_what_one_of_two_providers_took_is_spent(world: World) -
             assert [run.state(row.id) for row in rows] == [State.CONFIRMED] * 2
 
 
-async def test_a_confirmed_coin_is_the_anchor_when_there_is_one(world: World) -> None:
+async def test_a_confirmed_utxo_is_the_nonce_utxo_when_there_is_one(world: World) -> None:
     world.settings(price="6000000", splits=[])
     world.fund(4 * ADA, 20 * ADA)
     async with world.run(terms=chained) as run:
@@ -177,7 +179,7 @@ async def test_a_confirmed_coin_is_the_anchor_when_there_is_one(world: World) ->
         second = await run.pay("second")
         inputs = attempts(run, second)[0].inputs
         assert {ref.partition("#")[0] == first.tx_id for ref in inputs} == {True, False}
-        assert not (second.anchor or "").startswith(first.tx_id or "-")
+        assert not (second.nonce_utxo or "").startswith(first.tx_id or "-")
         await run.settle_down()
         assert {run.state(row.id) for row in (first, second)} == {State.CONFIRMED}
         assert_at_rest(world, run)
@@ -244,7 +246,7 @@ class TestAChildWithoutItsParent:
 
     async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
         world.fund(300 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=25)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=25)) as run:
             parent, child, grandchild = await self.orphaned(world, run)
             assert len(attempts(run, parent)) == 2
             await run.settle_down()
@@ -255,16 +257,16 @@ class TestAChildWithoutItsParent:
             await bury(world, run)
             await bury(world, run)
             for row in (child, grandchild):
-                void = run.desk.payment(row.id)
+                void = run.context.payment(row.id)
                 assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
-                assert void.void_by == run.desk.payment(parent.id).tx_id
+                assert void.void_by == run.context.payment(parent.id).tx_id
             assert_at_rest(world, run)
-            spent = spending.totals(run.desk.conn, WALLET)
-            assert spent == payments.hold(run.desk.conn, parent.id), "what never was counts against no limit"
+            spent = spending.totals(run.context.conn, WALLET)
+            assert spent == payments.hold(run.context.conn, parent.id), "what never was counts against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id
-            assert (again.anchor or "").startswith(run.desk.payment(parent.id).tx_id or "-")
+            assert (again.nonce_utxo or "").startswith(run.context.payment(parent.id).tx_id or "-")
             await run.settle_down()
             assert run.state(again.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -275,7 +277,7 @@ class TestAChildWithoutItsParent:
 
     async def test_the_parent_comes_back_on_a_fork(self, world: World) -> None:
         world.fund(300 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=60)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=60)) as run:
             await run.look()
             low = height(world)
             parent, child, grandchild = await self.orphaned(world, run)
@@ -288,7 +290,7 @@ class TestAChildWithoutItsParent:
                 await run.settle_down()
             for row in (parent, child, grandchild):
                 assert run.state(row.id) is State.CONFIRMED
-                assert run.desk.payment(row.id).tx_id == row.tx_id
+                assert run.context.payment(row.id).tx_id == row.tx_id
             assert_at_rest(world, run)
 
     async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
@@ -309,14 +311,14 @@ class TestAChildWithoutItsParent:
         async with world.run(terms=chained) as run:
             parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is State.VOID
-            void = run.desk.payment(child.id)
+            void = run.context.payment(child.id)
             assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
             assert_at_rest(world, run)
 
     async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:
         """The block that makes the child void is in the books: its parent was seen there before."""
         world.fund(300 * ADA)
-        terms = with_terms(chain_depth=DEPTH, settle_depth=60)
+        terms = with_terms(unconfirmed_ancestors=DEPTH, settle_depth=60)
         async with two_providers(world, terms) as run:
             await run.look()
             low = height(world)
@@ -333,7 +335,7 @@ class TestAChildWithoutItsParent:
                 await run.settle_down()
             assert_sound(world, run)
 
-    async def test_one_with_an_anchor_of_its_own_is_replaced(self, world: World) -> None:
+    async def test_one_with_an_nonce_utxo_of_its_own_is_replaced(self, world: World) -> None:
         world.settings(price="6000000", splits=[], timeout=LONG_S)
         world.fund(4 * ADA, 20 * ADA)
         async with world.run(terms=chained) as run:
@@ -342,7 +344,7 @@ class TestAChildWithoutItsParent:
             parent = await run.pay("parent")
             world.settings(price="15000000", splits=[], timeout=LONG_S)
             child = await run.pay("child")
-            assert not (child.anchor or "").startswith(parent.tx_id or "-")
+            assert not (child.nonce_utxo or "").startswith(parent.tx_id or "-")
             world.fund(60 * ADA)
             await run.look()
             await pass_time_of(world, run, TTL_S + 60)
@@ -350,8 +352,8 @@ class TestAChildWithoutItsParent:
             assert run.state(parent.id) is State.CONFIRMED
             await pass_time_of(world, run, TTL_S + 60)
             await run.settle_down(2)
-            row = run.desk.payment(child.id)
-            assert (row.state, row.anchor) == (State.CONFIRMED, child.anchor)
+            row = run.context.payment(child.id)
+            assert (row.state, row.nonce_utxo) == (State.CONFIRMED, child.nonce_utxo)
             assert_at_rest(world, run)
 
 
@@ -375,7 +377,7 @@ class TestACancelOfWhatIsNotThere:
             assert (run.state(parent.id), run.state(child.id)) == (State.VOID, State.VOID)
             assert_at_rest(world, run)
 
-    async def test_one_of_whose_coins_was_spent_elsewhere_is_signed_anew(self, world: World) -> None:
+    async def test_one_of_whose_utxos_was_spent_elsewhere_is_signed_anew(self, world: World) -> None:
         world.settings(price="150000000", splits=[], timeout=900)
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         async with world.run() as run:
@@ -383,14 +385,17 @@ class TestACancelOfWhatIsNotThere:
             world.control("faults", clear=True)
             spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
             await run.look()
-            await thaw(run.desk, APP)
+            await unfreeze(run.context, APP)
             await run.settle_down()
-            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
+            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [
+                {row.nonce_utxo, other.ref},
+                {row.nonce_utxo},
+            ]
             await bury(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_an_operator_has_it_signed_anew_without_a_coin_that_is_gone(self, world: World) -> None:
+    async def test_an_operator_has_it_signed_anew_without_a_utxo_that_is_gone(self, world: World) -> None:
         world.settings(price="150000000", splits=[], timeout=900)
         world.fund(100 * ADA)
         low = height(world)
@@ -403,19 +408,22 @@ class TestACancelOfWhatIsNotThere:
             world.control("faults", clear=True)
             assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
             await run.agent.sending.drain(10)
-            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
+            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [
+                {row.nonce_utxo, other.ref},
+                {row.nonce_utxo},
+            ]
             await bury(world, run)
             assert run.state(row.id) is State.VOID
             assert_sound(world, run)
 
     @staticmethod
-    async def cancelled(world: World, run: Run) -> tuple[PaymentRow, CoinRow]:
+    async def cancelled(world: World, run: Run) -> tuple[PaymentRow, UtxoRow]:
         """A payment of two coins whose cancel no provider has, and the one that is not its anchor."""
         await run.look()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
-        coins = queries.coins_reserved_for(run.desk.conn, row.id)
-        assert len(coins) == 2
+        utxos = queries.utxos_reserved_for(run.context.conn, row.id)
+        assert len(utxos) == 2
         await run.agent.carrying.resolve(row.id, APP)
         await run.agent.sending.drain(10)
-        return row, next(coin for coin in coins if coin.ref != row.anchor)
+        return row, next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)

@@ -83,9 +83,9 @@ class TestCommitPoints:
             await run.look()
             with pytest.raises(CheckFailed, match="signature"):
                 await run.pay(key="k")
-            [row] = payments.payments_in(run.desk.conn, list(State))
+            [row] = payments.payments_in(run.context.conn, list(State))
             assert row.state is State.RESERVED
-            assert not queries.attempts(run.desk.conn, row.id)
+            assert not queries.attempts(run.context.conn, row.id)
             assert not world.waiting()
             signer.trouble = "mended"
             await run.settle_down(2)
@@ -100,8 +100,8 @@ class TestCommitPoints:
                 await run.pay(key="k")
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
                 await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 2 * ADA)
-            assert {row.state for row in payments.payments_in(run.desk.conn, list(State))} == {State.REJECTED}
-            assert run.desk.coins.totals["lovelace"] == 50 * ADA
+            assert {row.state for row in payments.payments_in(run.context.conn, list(State))} == {State.REJECTED}
+            assert run.context.utxos.totals["lovelace"] == 50 * ADA
 
     async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -127,12 +127,12 @@ class TestCommitPoints:
             run.agent.sending.send_off(row.id)
             await run.agent.sending.drain(10)
             assert run.state(row.id) is State.SIGNED
-            assert queries.submissions(run.desk.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.context.conn, row.tx_id or "") == (0, 0)
             assert run.books()["held"]
             assert not run.selectable()
             sent = world.http.post(
                 f"{world.devnet.chain_url}/tx/submit",
-                content=queries.attempts(run.desk.conn, row.id)[-1].cbor,
+                content=queries.attempts(run.context.conn, row.id)[-1].cbor,
                 headers={"Content-Type": "application/cbor"},
             )
             assert sent.json() == row.tx_id
@@ -156,7 +156,7 @@ class TestOneThatRaises:
                 await run.agent.pay(world.ask("b", key="b"))
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
-            [other] = payments.payments_in(run.desk.conn, [State.RESERVED])
+            [other] = payments.payments_in(run.context.conn, [State.RESERVED])
             signer.trouble = "mended"
             await run.settle_down(2)
             assert run.state(other.id) is State.CONFIRMED
@@ -194,12 +194,12 @@ class TestOneThatRaises:
             signer.trouble = "mended"
             world.clock.ahead_ms += 400_000
             for _ in range(3):
-                before, _ = queries.submissions(run.desk.conn, row.tx_id or "")
+                before, _ = queries.submissions(run.context.conn, row.tx_id or "")
                 world.clock.ahead_ms += 60_000
                 await run.look()
-                after, _ = queries.submissions(run.desk.conn, row.tx_id or "")
+                after, _ = queries.submissions(run.context.conn, row.tx_id or "")
                 assert after == before + 1
-            assert len(payments.payments_in(run.desk.conn, [State.RESERVED])) == 1
+            assert len(payments.payments_in(run.context.conn, [State.RESERVED])) == 1
 
 
 class TestLimits:
@@ -252,7 +252,7 @@ class TestLimits:
                 await run.agent.pay(world.ask("first"))
             world.clock.ahead_ms += 240_000
             await run.settle_down()
-            [late] = payments.payments_in(run.desk.conn, list(State))
+            [late] = payments.payments_in(run.context.conn, list(State))
             assert late.reason_code == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
@@ -294,7 +294,7 @@ class TestLimits:
             world.fund(50 * ADA)
             await run.look()
             row, is_new = await run.agent.pay(ask)
-            slots = run.desk.chain.slots
+            slots = run.context.chain.slots
             assert is_new
             assert slots is not None
             assert 0 <= (slots.slot_at(ends_ms) - 20) - (row.ttl_slot or 0) + 1 <= 3
@@ -309,11 +309,11 @@ class TestReady:
             world.fault("submit", "full", count=1)
             row = await run.pay()
             assert row.state is State.IN_FLIGHT
-            assert not run.desk.is_ready(row)
+            assert not run.context.is_ready(row)
             world.clock.ahead_ms += 6_000
             await run.look()
-            assert run.desk.payment(row.id).state is State.IN_FLIGHT
-            assert run.desk.is_ready(run.desk.payment(row.id))
+            assert run.context.payment(row.id).state is State.IN_FLIGHT
+            assert run.context.is_ready(run.context.payment(row.id))
 
 
 class TestTheCaller:
@@ -336,7 +336,7 @@ class TestTheCaller:
             await run.look()
             ask = world.ask()
             row, _ = await run.agent.pay(ask)
-            await run.desk.write(
+            await run.context.write(
                 "app", lambda unit: apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
             )
             with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
@@ -356,7 +356,7 @@ class TestTheCaller:
                 apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
                 spending.set_limit(unit, Limit(Scope("app_other"), "lovelace", Window.TOTAL, 1))
 
-            await run.desk.write("app", add_app)
+            await run.context.write("app", add_app)
             theirs = replace(ask, app_id="app_other")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(theirs)
@@ -382,11 +382,11 @@ class TestTheCaller:
             ask = world.ask(key="k")
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(ask)
-            [row] = payments.payments_in(run.desk.conn, [State.RESERVED])
+            [row] = payments.payments_in(run.context.conn, [State.RESERVED])
             with pytest.raises(Refused, match="not_signed_yet") as refused:
                 await run.agent.pay(ask)
             assert refused.value.context["payment"] == row.id
-            assert run.desk.view(row)["headers"] == {}
+            assert run.context.view(row)["headers"] == {}
 
     @pytest.mark.parametrize("batch", [1, 100])
     async def test_paid_and_not_served_when_the_invoice_is_over(self, on_clock: World, batch: int) -> None:

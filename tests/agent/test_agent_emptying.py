@@ -53,7 +53,7 @@ async def emptied(run: Run) -> PaymentRow:
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
-    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
     assert [one for one in told if isinstance(one, AuditFinding)] == []
     return row
 
@@ -71,7 +71,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
             ("lovelace", 55 * ADA - (row.fee_lovelace or 0)),
             (KNOWN, 50),
         }
-        behind = told_of(run.desk.conn, row.id)
+        behind = told_of(run.context.conn, row.id)
         assert behind is not None
         assert (behind["coins"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
 
@@ -83,7 +83,7 @@ async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
         await run.look()
         row = await emptied(run)
         assert world.on_chain() == {}
-        assert told_of(run.desk.conn, row.id) is None
+        assert told_of(run.context.conn, row.id) is None
 
 
 async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World) -> None:
@@ -94,7 +94,7 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
         row, is_new = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
         again, is_new_again = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
         assert (again.id, is_new, is_new_again) == (row.id, True, False)
-        behind = told_of(run.desk.conn, again.id)
+        behind = told_of(run.context.conn, again.id)
         assert behind is not None
         assert behind["coins"] == 1
 
@@ -133,7 +133,7 @@ async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> No
         assert world.on_chain()["lovelace"] < 2 * ADA
 
 
-async def test_gathering_takes_all_coins_as_ever(world: World) -> None:
+async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
     world.fund(20 * ADA, 3 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
@@ -141,12 +141,12 @@ async def test_gathering_takes_all_coins_as_ever(world: World) -> None:
         row, _ = await run.agent.transfers.sweep(APP, world.account.address)
         await run.agent.sending.drain(10)
         await run.settle_down()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.fee_lovelace or 0), DUST: 1}
-        assert told_of(run.desk.conn, row.id) is None
+        assert told_of(run.context.conn, row.id) is None
 
 
-async def test_a_payment_may_take_such_a_coin_and_brings_its_token_back(world: World) -> None:
+async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: World) -> None:
     world.settings(price=str(4 * ADA), splits=[])
     world.fund(3 * ADA)
     world.fund(3 * ADA, assets={DUST: 1})
@@ -156,7 +156,7 @@ async def test_a_payment_may_take_such_a_coin_and_brings_its_token_back(world: W
         row = await run.pay()
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
-        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 2
+        assert len(queries.attempts(run.context.conn, row.id)[0].inputs) == 2
         assert world.on_chain()[DUST] == 1
 
 

@@ -24,9 +24,9 @@ async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
         await run.look()
         world.block()
         await run.look()
-        if run.desk.payment(payment_id).state is State.CONFIRMED:
+        if run.context.payment(payment_id).state is State.CONFIRMED:
             return
-    raise AssertionError(f"not confirmed: {run.desk.payment(payment_id)}, {run.events(payment_id)}")
+    raise AssertionError(f"not confirmed: {run.context.payment(payment_id)}, {run.events(payment_id)}")
 
 
 @pytest.mark.parametrize("accept", ["now", "later", "never"])
@@ -83,13 +83,13 @@ async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
         world.block()
         world.fault("/txs/", kind)
         await run.look()
-        assert run.desk.payment(row.id).state is State.IN_FLIGHT
+        assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
         world.control("faults", clear=True)
         world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
         await run.look()
         await run.settle_down()
-        assert run.desk.payment(row.id).state is State.CONFIRMED
+        assert run.context.payment(row.id).state is State.CONFIRMED
 
 
 async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signature(world: World) -> None:
@@ -99,7 +99,7 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
         await run.look()
         with pytest.raises(Refused, match="chain_not_ready"):
             await run.agent.pay(world.ask())
-        assert not payments.payments_in(run.desk.conn, list(State))
+        assert not payments.payments_in(run.context.conn, list(State))
         world.control("faults", clear=True)
         await run.look()
         assert (await run.pay()).state is State.IN_FLIGHT
@@ -110,16 +110,16 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
     async with world.run() as run:
         row = await run.pay_in_block()
         confirmed = run.books()
-        assert run.desk.payment(row.id).state is State.CONFIRMED
+        assert run.context.payment(row.id).state is State.CONFIRMED
         world.control("rollback", depth=1)
         world.block(2)
         await run.look()
-        reopened = run.desk.payment(row.id)
+        reopened = run.context.payment(row.id)
         assert (reopened.state, reopened.tx_id) == (State.IN_FLIGHT, row.tx_id)
         assert set(run.books()) == {"external", "held", "wallet"}
         assert run.owned() == world.on_chain()
         await run.settle_down()
-        assert run.desk.payment(row.id).state is State.CONFIRMED
+        assert run.context.payment(row.id).state is State.CONFIRMED
         assert run.books() == confirmed
         assert world.transactions() == [row.tx_id]
         assert [kind.kind for kind in reversed(entries(run, row.id))] == ["reserve", "post", "reverse", "post"]
@@ -129,10 +129,10 @@ async def test_a_transaction_that_moves_to_another_block_is_followed(world: Worl
     world.fund(50 * ADA)
     async with world.run() as run:
         row = await run.pay_in_block()
-        first = run.desk.payment(row.id).block_hash
+        first = run.context.payment(row.id).block_hash
         world.control("rollback", depth=1, readd=True)
         await run.settle_down(2)
-        moved = run.desk.payment(row.id)
+        moved = run.context.payment(row.id)
         assert moved.state is State.CONFIRMED
         assert moved.block_hash != first
         assert run.owned() == world.on_chain()
@@ -142,18 +142,18 @@ async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.pay_in_block()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
         world.control("rollback", depth=1)
         world.block(2)
         world.fault("submit", "drop", count=1)
         await run.look()
-        assert len(run.desk.coins) == 0
+        assert len(run.context.utxos) == 0
         with pytest.raises(Refused, match="funds_in_flight"):
             await run.agent.pay(world.ask("next"))
         world.clock.ahead_ms += 12_000
         await run.look()
         await run.settle_down()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
 
 
 async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -> None:
@@ -164,10 +164,10 @@ async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -
         states = []
         for _ in range(6):
             await run.settle_down()
-            states.append(run.desk.payment(row.id).state)
+            states.append(run.context.payment(row.id).state)
         assert states == [State.IN_BLOCK, State.IN_BLOCK, *[State.CONFIRMED] * 3, State.SETTLED]
-        assert not queries.coins_reserved_for(run.desk.conn, row.id)
-        assert len(run.desk.coins) == 1
+        assert not queries.utxos_reserved_for(run.context.conn, row.id)
+        assert len(run.context.utxos) == 1
 
 
 async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(world: World) -> None:
@@ -177,26 +177,26 @@ async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(wor
         world.fault("submit", "drop")
         row = await run.pay()
         world.clock.ahead_ms += 290_000
-        sent = queries.submissions(run.desk.conn, row.tx_id or "")
+        sent = queries.submissions(run.context.conn, row.tx_id or "")
         await run.look()
-        assert queries.submissions(run.desk.conn, row.tx_id or "") == sent
-        assert run.desk.payment(row.id).state is State.IN_FLIGHT
+        assert queries.submissions(run.context.conn, row.tx_id or "") == sent
+        assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
 
 
-async def test_a_coin_that_a_stale_list_lacks_is_set_aside_and_comes_back(world: World) -> None:
+async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world: World) -> None:
     world.fund(50 * ADA)
     world.fund(60 * ADA)
     async with world.run() as run:
         await run.look()
-        assert len(run.desk.coins) == 2
+        assert len(run.context.utxos) == 2
         world.fault("reads", "stale_index", blocks=2)
         await run.settle_down()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
         assert run.owned() == {"lovelace": 110 * ADA}
         world.control("faults", clear=True)
         await run.settle_down()
-        assert len(run.desk.coins) == 2
+        assert len(run.context.utxos) == 2
 
 
 async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(world: World) -> None:
@@ -212,10 +212,10 @@ async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(worl
             await run.settle_down()
             assert run.owned() == {"lovelace": owned * ADA}
         assert run.owned() == world.on_chain()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
 
 
-async def test_a_coin_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
+async def test_a_utxo_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -225,7 +225,7 @@ async def test_a_coin_that_was_spent_does_not_come_back_by_a_stale_list(world: W
         assert run.selectable() == set()
         world.control("faults", clear=True)
         await run.settle_down()
-        assert [queries.coin(run.desk.conn, ref).source for ref in run.selectable()] == ["change"]  # type: ignore[union-attr]
+        assert [queries.utxo(run.context.conn, ref).source for ref in run.selectable()] == ["change"]  # type: ignore[union-attr]
         assert run.books()["external"] == {"lovelace": -50 * ADA}
 
 
@@ -246,13 +246,17 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
         run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
-        [reserved] = payments.payments_in(run.desk.conn, [State.RESERVED])
+        [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])
     async with world.run() as run:
         await run.look()
-        row = run.desk.payment(reserved.id)
-        assert (row.state, row.anchor, row.ttl_slot) == (State.IN_FLIGHT, reserved.anchor, reserved.ttl_slot)
+        row = run.context.payment(reserved.id)
+        assert (row.state, row.nonce_utxo, row.ttl_slot) == (
+            State.IN_FLIGHT,
+            reserved.nonce_utxo,
+            reserved.ttl_slot,
+        )
         await run.settle_down()
-        assert run.desk.payment(row.id).state is State.CONFIRMED
+        assert run.context.payment(row.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
 
 
@@ -267,20 +271,20 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         run.agent.signing.sign = stop_before_signing  # type: ignore[method-assign]
         with pytest.raises(OSError, match="killed"):
             await run.agent.pay(world.ask(key="k"))
-        [reserved] = payments.payments_in(run.desk.conn, [State.RESERVED])
+        [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])
         assert run.books()["held"]
     world.clock.ahead_ms += 240_000
     async with world.run() as run:
         world.block()
         await run.look()
-        row = run.desk.payment(reserved.id)
+        row = run.context.payment(reserved.id)
         assert (row.state, row.reason_code) == (State.REJECTED, "invoice_expired")
         assert "held" not in run.books()
-        assert len(run.desk.coins) == 1
+        assert len(run.context.utxos) == 1
 
 
 def entries(run: Run, payment_id: str) -> list[journal.EntryRow]:
-    return journal.entries_page(run.desk.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
+    return journal.entries_page(run.context.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
 
 
 def test_the_same_bytes_are_sent_again_more_and_more_rarely() -> None:
@@ -386,5 +390,5 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
             sent.append(run.agent.sending.count)
             await run.agent.sending.drain(10)
         assert max(sent) == 2
-        counts = [queries.submissions(run.desk.conn, row.tx_id or "")[0] for row in paid]
+        counts = [queries.submissions(run.context.conn, row.tx_id or "")[0] for row in paid]
         assert min(counts) >= 2, "each once more"

@@ -41,7 +41,7 @@ async def code_of(run: Run, ask: object) -> str:
 
 
 def on_record(run: Run) -> int:
-    (count,) = run.desk.conn.execute("SELECT COUNT(*) FROM events WHERE event = 'refused'").fetchone()
+    (count,) = run.context.conn.execute("SELECT COUNT(*) FROM events WHERE event = 'refused'").fetchone()
     return int(count)
 
 
@@ -54,7 +54,9 @@ async def test_what_cannot_be_read_is_on_record_so_often_and_no_more(world: Worl
         before = on_record(run)
         assert [await code_of(run, ask) for ask in asks[3:]] == ["not_an_invoice"] * 3
         assert on_record(run) == before
-        await run.desk.write("app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1))
+        await run.context.write(
+            "app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1)
+        )
         assert await code_of(run, replace(asks[0], app_id=OTHER)) == "not_an_invoice"
         assert on_record(run) == before + 1, "another app is counted by itself"
 
@@ -67,7 +69,7 @@ async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: Wor
         paid = codes.count("paid")
         assert codes == ["paid"] * paid + ["limit_exceeded"] * (8 - paid)
         assert 0 < paid < 4
-        count, _ = payments.payment_counts(run.desk.conn)
+        count, _ = payments.payment_counts(run.context.conn)
         assert count == paid + 3, "of what was refused, three"
         assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
 
@@ -92,11 +94,11 @@ async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(wo
         await run.look()
         heard = replace(world.ask(), max_total_units=1, heard_at_ms=world.clock.now_ms())
         if code == "paused":
-            await pause(run.desk, APP, "")
+            await pause(run.context, APP, "")
         for n in range(6):
             request = MerchantRequest("POST", f"/chat/{n}", "0" * 64)
             assert await code_of(run, replace(heard, request=request, idempotency_key=str(n))) == code
-        (count,) = run.desk.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
+        (count,) = run.context.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
         assert count == 3
 
 
@@ -122,9 +124,9 @@ async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_move
                 await deliveries.take_answer(row.id, answers[0])
                 await deliveries.take_answer(row.id, answers[0])
             assert run.events(row.id)[before + 6 :] == ["merchant_answered"] * 3
-        assert run.desk.payment(row.id).delivery is Delivery.ACCEPTED
-        owner = Owner(run.desk.terms.own, DEVNET)
-        assert not [one for one in verify(run.desk.conn, owner) if isinstance(one, AuditFinding)]
+        assert run.context.payment(row.id).delivery is Delivery.ACCEPTED
+        owner = Owner(run.context.terms.own, DEVNET)
+        assert not [one for one in verify(run.context.conn, owner) if isinstance(one, AuditFinding)]
 
 
 async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) -> None:
@@ -134,8 +136,8 @@ async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) 
         with patch.object(events, "KEPT_AT_ONCE", 1):
             for status in (402, 402, 200, 402):
                 await run.agent.deliveries.take_answer(row.id, make_response(status, {}, {}))
-        assert "served" in events.answers_to_retries(run.desk.conn, row.id)
-        assert not payments.unserved(run.desk.conn, 2**62, row.id)
+        assert "served" in events.answers_to_retries(run.context.conn, row.id)
+        assert not payments.unserved(run.context.conn, 2**62, row.id)
 
 
 async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_a_lost_payment(
@@ -149,13 +151,13 @@ async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_
                 world.clock.ahead_ms += events.KEPT_EVERY_MS // 2
                 await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
                 row, _ = await run.agent.pay(world.ask())
-        assert (row.id, row.anchor) == (first.id, first.anchor)
+        assert (row.id, row.nonce_utxo) == (first.id, first.nonce_utxo)
         assert row.invoice_id != first.invoice_id, "it pays the new one"
 
 
 async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_more(world: World) -> None:
     def count(run: Run) -> int:
-        return int(run.desk.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
+        return int(run.context.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
 
     async with world.run() as run:
         await run.look()

@@ -20,7 +20,7 @@ TOKEN = "ab" * 28 + "55534454"
 
 def served(world: World, run: Run, payment_id: str, message: str) -> int:
     """Present the proof: the status that the merchant answers."""
-    view = run.desk.view(run.desk.payment(payment_id))
+    view = run.context.view(run.context.payment(payment_id))
     headers = view["headers"]
     assert isinstance(headers, dict)
     return world.call(message, headers).status_code
@@ -36,10 +36,10 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         assert (row.state, row.dialect) == (State.IN_FLIGHT, dialect)
         assert served(world, run, row.id, "hello") == 402
         await run.settle_down()
-        assert run.desk.payment(row.id).state is State.CONFIRMED
+        assert run.context.payment(row.id).state is State.CONFIRMED
         assert served(world, run, row.id, "hello") == 200
         await run.watch.inquiries.poll_merchants()
-        assert run.desk.payment(row.id).merchant_status == "consumed"
+        assert run.context.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
         assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
@@ -105,7 +105,7 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         assert net.calls == 50
         await watch.inquiries.poll_merchants()
         await client.aclose()
-        assert all(run.desk.payment(row.id).merchant_status for row in rows), "those left out went first"
+        assert all(run.context.payment(row.id).merchant_status for row in rows), "those left out went first"
 
 
 async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
@@ -148,7 +148,7 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
         assert len(world.transactions()) == 1
 
 
-async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
+async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     async with world.run() as run:
         await run.look()
@@ -156,9 +156,9 @@ async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
         await run.agent.sending.drain(30)
         await run.settle_down(2)
-        rows = [run.desk.payment(row.id) for row, _ in answers]
+        rows = [run.context.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
-        assert len({row.anchor for row in rows}) == 50
+        assert len({row.nonce_utxo for row in rows}) == 50
         assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
         assert run.owned() == world.on_chain()
         assert "held" not in run.books()
@@ -252,7 +252,7 @@ async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(w
     async with world.run() as run:
         await run.look()
         row = await run.pay("hello")
-        view = run.desk.view(row)
+        view = run.context.view(row)
         pending = world.call("hello", view["headers"])  # type: ignore[arg-type]
         assert pending.json() == {"detail": {"status": "pending"}}
         again, is_new = await run.agent.pay(world.ask_of(pending))
@@ -292,7 +292,7 @@ async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert payments.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
+        assert payments.payments_in(run.context.conn, list(State))[0].reason_code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -317,8 +317,8 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert quote.refusal is not None
         assert quote.refusal.code == "limit_exceeded"
         assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
-        assert not payments.payments_in(run.desk.conn, list(State))
-        assert len(run.desk.coins) == 1
+        assert not payments.payments_in(run.context.conn, list(State))
+        assert len(run.context.utxos) == 1
 
 
 async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_the_payment_does(
@@ -344,15 +344,15 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
         split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
         await run.agent.sending.drain(10)
         await run.settle_down()
-        assert run.desk.payment(split.id).state is State.CONFIRMED
+        assert run.context.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
-        assert len(run.desk.coins) >= 6
+        assert len(run.context.utxos) >= 6
         out = world.account.address
         swept, _ = await run.agent.transfers.sweep("app_test", out)
         await run.agent.sending.drain(10)
         await run.settle_down()
-        assert run.desk.payment(swept.id).state is State.CONFIRMED
-        assert len(run.desk.coins) == 1
+        assert run.context.payment(swept.id).state is State.CONFIRMED
+        assert len(run.context.utxos) == 1
         assert run.owned() == world.on_chain()
         fees = run.books()["fees"]["lovelace"]
         assert run.owned() == {"lovelace": 100 * ADA - fees}
@@ -365,7 +365,7 @@ async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(
         await run.agent.transfers.split("app_test", SPLIT_COUNT_MAX, ADA)
         await run.agent.sending.drain(10)
         await run.settle_down()
-        assert len(run.desk.coins) == SPLIT_COUNT_MAX + 1
+        assert len(run.context.utxos) == SPLIT_COUNT_MAX + 1
         assert run.owned() == world.on_chain()
 
 
@@ -383,7 +383,7 @@ async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row = await run.pay()
-        waiting = asyncio.create_task(run.desk.wait(row.id, 20))
+        waiting = asyncio.create_task(run.context.wait(row.id, 20))
         await run.settle_down()
         assert (await waiting).state in (State.IN_BLOCK, State.CONFIRMED)
 

@@ -15,7 +15,7 @@ from http_kit import NO_TLS
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.chain_sync import external_spends as foreign
 from payagent.agent.chain_sync import recovery as scan
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.finding import AuditFinding
 from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed_bytes import Owner
@@ -56,11 +56,11 @@ def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Utxo) -> str:
     """Another program with the wallet's words sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
-    slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+    slot = run.context.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
     if only:
         plan = build(only, only[0], (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     else:
-        plan = select(run.desk.coins, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+        plan = select(run.context.utxos, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     submit(world, sign(plan, world.account.signer))
     world.block()
     return plan.tx_id
@@ -76,7 +76,7 @@ async def require_whole(run: Run) -> None:
             told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, AuditFinding)
         ]
         assert found == []
-        source = run.desk.sources[0]
+        source = run.context.sources[0]
         history = await read_history(source, world.address, 0)
         assert isinstance(history, History), history
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
@@ -99,7 +99,7 @@ async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
         await run.look()
         spend_elsewhere(run)
         await run.look()
-        assert await thaw(run.desk, APP)
+        assert await unfreeze(run.context, APP)
         world.block()
         await run.look()
         assert remembered() == before + 2
@@ -110,19 +110,19 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
         await run.look()
-        assert run.desk.chain.foreign == (tx_id,)
+        assert run.context.chain.foreign == (tx_id,)
         await require_whole(run)
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
-        assert alerts.last_kind(run.desk.conn, "foreign") == "foreign_spend"
+        assert alerts.last_kind(run.context.conn, "foreign") == "foreign_spend"
         assert run.state(row.id) is State.CONFIRMED
     async with world.run() as run:  # a restart thaws nothing
         await run.look()
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
-        assert await thaw(run.desk, APP) == (tx_id,)
-        assert await thaw(run.desk, APP) == ()
-        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
+        assert await unfreeze(run.context, APP) == (tx_id,)
+        assert await unfreeze(run.context, APP) == ()
+        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
         row = await run.pay("after the thaw")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -143,11 +143,11 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
     world.fund(10 * ADA, 10 * ADA, assets={token: MAX_UNITS})
     async with world.run() as run:
         await run.look()
-        both = [coin for coin in run.desk.coins if coin.assets]
-        assert [coin.assets for coin in both] == [((token, MAX_UNITS),)] * 2
+        both = [utxo for utxo in run.context.utxos if utxo.assets]
+        assert [utxo.assets for utxo in both] == [((token, MAX_UNITS),)] * 2
         tx_id = spend_elsewhere(run, 3 * ADA, *both)
         await run.look()
-        assert run.desk.chain.foreign == (tx_id,)
+        assert run.context.chain.foreign == (tx_id,)
         await require_whole(run)
         await undo_the_last_block(run)
         assert run.owned()[token] == 2 * MAX_UNITS
@@ -163,15 +163,15 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
         assert ref not in run.selectable()
         spender = spend_elsewhere(run, 3 * ADA, Utxo(tx_id, int(index), 7 * ADA))
         await run.look()
-        assert run.desk.chain.foreign == (spender,)
+        assert run.context.chain.foreign == (spender,)
         await require_whole(run)
         await undo_the_last_block(run)
-        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert queries.utxo_states(run.context.conn)[ref] == "locked"
         assert ref not in run.selectable()
         await require_whole(run)
 
 
-async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_seen_it_clears_nothing(
+async def test_a_further_spend_elsewhere_is_told_too_and_a_unfreeze_that_has_not_seen_it_clears_nothing(
     world: World,
 ) -> None:
     async with world.run() as run:
@@ -180,19 +180,19 @@ async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_see
         await run.look()
         second = spend_elsewhere(run)
         await run.look()
-        assert [alert.facts["tx"] for alert in alerts.after(run.desk.conn, 0)] == [first, second]
+        assert [alert.facts["tx"] for alert in alerts.after(run.context.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
-            await thaw(run.desk, APP, [first])
+            await unfreeze(run.context, APP, [first])
         assert refused.value.code == "foreign_spend_unseen"
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
-        assert await thaw(run.desk, APP, [first, second]) == (first, second)
-        told = [alert.kind for alert in alerts.after(run.desk.conn, 0)]
+        assert await unfreeze(run.context, APP, [first, second]) == (first, second)
+        told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
         assert told == ["foreign_spend", "foreign_spend", "cleared"]
         await run.pay_in_block("after the thaw")
 
 
-async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
+async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
     async with world.run() as run:
         await run.look()
         first = spend_elsewhere(run)
@@ -205,11 +205,11 @@ async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_sp
         )
         second = spend_elsewhere(run, ADA * 2, Utxo(first, change[0][1], change[1], ()))
         await run.look()
-        assert {row.tx_id for row in onchain.foreign_there(run.desk.conn)} == {first, second}
+        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {first, second}
         await require_whole(run)
 
 
-async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: World) -> None:
+async def test_a_rollback_of_it_brings_the_utxos_back_and_thaws_nothing(world: World) -> None:
     async with world.run() as run:
         await run.look()
         before = run.owned()
@@ -220,14 +220,14 @@ async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: W
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(2)
         await run.look()
-        assert onchain.foreign_there(run.desk.conn) == []
+        assert onchain.foreign_there(run.context.conn) == []
         await run.pass_time(5, 61)
         assert tx_id not in world.transactions()
         assert run.owned() == before == world.on_chain()
         await require_whole(run)
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("still frozen")
-        await thaw(run.desk, APP)
+        await unfreeze(run.context, APP)
         await run.pay_in_block("again")
         await require_whole(run)
 
@@ -276,7 +276,7 @@ async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> No
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
             world.block(2)
             await run.pass_time(3, 61)
-            assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
+            assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == [tx_id]
             assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
 
 
@@ -313,11 +313,11 @@ async def test_many_that_no_rollback_reaches_are_asked_for_a_few_at_a_time_and_e
                 world.block()
                 await run.look()
                 assert relay.asked - before <= 4
-            assert onchain.foreign_settled(run.desk.conn) >= height(world) - 4 - 8
+            assert onchain.foreign_settled(run.context.conn) >= height(world) - 4 - 8
             before = relay.asked
             await run.pass_time(3, 61)
             assert relay.asked == before
-            assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == spent
+            assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == spent
 
 
 async def test_a_look_reads_nothing_of_a_past_that_is_settled(
@@ -336,7 +336,7 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
         assert read == []
 
 
-async def test_a_coin_that_nothing_is_found_to_have_spent_is_searched_for_less_and_less(world: World) -> None:
+async def test_a_utxo_that_nothing_is_found_to_have_spent_is_searched_for_less_and_less(world: World) -> None:
     """A provider's list may lack one for days, and each search lists all transactions since that one came."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
@@ -345,11 +345,11 @@ async def test_a_coin_that_nothing_is_found_to_have_spent_is_searched_for_less_a
             await run.pass_time(40, 61)
             listings = relay.calls.count(("GET", f"/addresses/{world.address}/transactions"))
             assert 5 < listings < 15
-            relay.thaw()
+            relay.unfreeze()
             await run.settle_down()
             tx_id = spend_elsewhere(run)
             await run.look()
-            assert run.desk.chain.foreign == (tx_id,), "other coins are searched for at once"
+            assert run.context.chain.foreign == (tx_id,), "other coins are searched for at once"
 
 
 async def test_a_search_of_a_long_past_lets_others_go_on_between(
@@ -374,7 +374,7 @@ async def test_a_search_of_a_long_past_lets_others_go_on_between(
 
         task = asyncio.create_task(others())
         assert view is not None
-        assert await scan.ExternalSpendSearch(run.desk).find(view, 0) == []
+        assert await scan.ExternalSpendSearch(run.context).find(view, 0) == []
         task.cancel()
         assert turns > 20
 
@@ -387,42 +387,42 @@ def raw_of(world: World, tx_id: str) -> bytes:
     return found
 
 
-async def test_what_was_thawed_freezes_no_more_when_a_fork_moves_it(world: World) -> None:
+async def test_what_was_unfrozen_freezes_no_more_when_a_fork_moves_it(world: World) -> None:
     async with world.run() as run:
         await run.look()
         low = height(world)
         tx_id = spend_elsewhere(run)
         raw = raw_of(world, tx_id)
         await run.look()
-        before = onchain.foreign_there(run.desk.conn)
-        await thaw(run.desk, APP)
+        before = onchain.foreign_there(run.context.conn)
+        await unfreeze(run.context, APP)
         fork_with(world, low, raw)
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.desk.conn)
+        (moved,) = onchain.foreign_there(run.context.conn)
         assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
         assert moved.block_hash != before[0].block_hash
-        assert run.desk.chain.foreign == ()
-        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
+        assert run.context.chain.foreign == ()
+        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
         await require_whole(run)
     async with world.run() as run:  # a restart remembers what was told
         world.control("rollback", depth=height(world) - low)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
         await run.pass_time(2, 61)
-        assert onchain.foreign_there(run.desk.conn) == []
+        assert onchain.foreign_there(run.context.conn) == []
         submit(world, raw)
         await run.pass_time(3, 61)
-        assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
+        assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == [tx_id]
         row = await run.pay_in_block("it is told already")
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
         await run.look()
-        assert run.desk.chain.foreign == (another,)
-        assert alerts.last_kind(run.desk.conn, "foreign") == "foreign_spend"
+        assert run.context.chain.foreign == (another,)
+        assert alerts.last_kind(run.context.conn, "foreign") == "foreign_spend"
         await require_whole(run)
 
 
-async def test_what_nobody_has_thawed_stays_frozen_when_a_fork_moves_it(world: World) -> None:
+async def test_what_nobody_has_unfrozen_stays_frozen_when_a_fork_moves_it(world: World) -> None:
     async with world.run() as run:
         await run.look()
         low = height(world)
@@ -430,22 +430,24 @@ async def test_what_nobody_has_thawed_stays_frozen_when_a_fork_moves_it(world: W
         await run.look()
         fork_with(world, low, raw_of(world, tx_id))
         await run.pass_time(3, 61)
-        assert run.desk.chain.foreign == onchain.frozen_by(run.desk.conn) == (tx_id,)
-        assert await thaw(run.desk, APP) == (tx_id,)
-        assert run.desk.chain.foreign == ()
-        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
+        assert run.context.chain.foreign == onchain.frozen_by(run.context.conn) == (tx_id,)
+        assert await unfreeze(run.context, APP) == (tx_id,)
+        assert run.context.chain.foreign == ()
+        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
 
 
-async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
+async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
     async with world.run() as run:
         await run.look()
         world.fault("submit", "drop", count=1)
         row = await run.pay("overtaken")
         assert run.state(row.id) is State.IN_FLIGHT
-        anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-        tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        nonce_utxo = next(c for c in queries.utxos(run.context.conn) if c.ref == row.nonce_utxo)
+        tx_id = spend_elsewhere(
+            run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
+        )
         await run.look()
-        assert run.desk.chain.foreign == (tx_id,)
+        assert run.context.chain.foreign == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
         assert run.books()["held"]
         await run.pass_time(2, 61)
@@ -460,8 +462,8 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         world.block(8)
         await run.look()
         assert run.state(row.id) is State.CANCELLING
-        assert run.desk.payment(row.id).tx_id == row.tx_id
-        await thaw(run.desk, APP)
+        assert run.context.payment(row.id).tx_id == row.tx_id
+        await unfreeze(run.context, APP)
         await run.pass_time(3, 10)
         assert run.state(row.id) in (State.CANCELLING, State.IN_BLOCK, State.CONFIRMED)
         await require_verified(run)
@@ -474,15 +476,17 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         world.fault("submit", "drop")
         row = await run.pay("overtaken for a while")
         world.control("faults", clear=True)
-        anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-        tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        nonce_utxo = next(c for c in queries.utxos(run.context.conn) if c.ref == row.nonce_utxo)
+        tx_id = spend_elsewhere(
+            run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
+        )
         await run.look()
-        assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
+        assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
         fork_with(world, low, row.cbor or b"")
         await run.look()
         await run.pass_time(4, 61)
         assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
-        assert anchor.ref not in {coin.ref for coin in queries.coins(run.desk.conn)}, "it is spent"
+        assert nonce_utxo.ref not in {utxo.ref for utxo in queries.utxos(run.context.conn)}, "it is spent"
         await require_whole(run)
 
 
@@ -501,12 +505,12 @@ async def test_a_spend_in_a_block_far_above_all_others_is_not_booked_there(
             relay.tell(path, 200, told | lie)
             relay.freeze(f"{path}/utxos")
             await run.pass_time(4, 61)
-            assert onchain.foreign_there(run.desk.conn) == []
-            relay.thaw()
+            assert onchain.foreign_there(run.context.conn) == []
+            relay.unfreeze()
             await run.pass_time(4, 61)
-            (booked,) = onchain.foreign_there(run.desk.conn)
+            (booked,) = onchain.foreign_there(run.context.conn)
             assert (booked.block_hash, booked.block_height) == (told["block"], told["block_height"])
-            assert run.desk.chain.foreign == (tx_id,)
+            assert run.context.chain.foreign == (tx_id,)
 
 
 async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_it(world: World) -> None:
@@ -518,33 +522,35 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             world.fault("submit", "drop")
             row = await run.pay("overtaken for a while")
             world.control("faults", clear=True)
-            anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
-            tx_id = spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+            nonce_utxo = next(c for c in queries.utxos(run.context.conn) if c.ref == row.nonce_utxo)
+            tx_id = spend_elsewhere(
+                run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
+            )
             await run.look()
-            assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
+            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
             fork_with(world, low, row.cbor or b"")
             relay.tell("/addresses/", 500, {})
             await run.look()
             assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
-            assert onchain.foreign_there(run.desk.conn) == []
+            assert onchain.foreign_there(run.context.conn) == []
             await require_verified(run)
-        relay.thaw()
+        relay.unfreeze()
         async with world.run(providers={"relay": relay.url}) as run:
             await run.pass_time(4, 61)
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
             await require_whole(run)
 
 
-async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
+async def test_the_other_utxos_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run(terms=with_terms(settle_depth=8)) as run:
         await run.look()
         world.fault("submit", "drop", count=1)
         row = await run.pay("of two coins")
-        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(run.desk.conn, row.id)}
+        reserved = {utxo.ref: utxo for utxo in queries.utxos_reserved_for(run.context.conn, row.id)}
         assert len(reserved) == 2
-        anchor = reserved.pop(row.anchor or "")
-        spend_elsewhere(run, 3 * ADA, Utxo(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        nonce_utxo = reserved.pop(row.nonce_utxo or "")
+        spend_elsewhere(run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ()))
         await run.look()
         await run.pass_time(4, 61)
         assert run.state(row.id) is State.VOID
@@ -554,51 +560,55 @@ async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_sett
         await require_whole(run)
 
 
-async def test_a_lost_coin_beside_the_anchor_keeps_no_payment_for_ever(world: World) -> None:
+async def test_a_lost_utxo_beside_the_nonce_utxo_keeps_no_payment_for_ever(world: World) -> None:
     """The attempt can land no more; what takes the anchor back spends what is left."""
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run() as run:
         await run.look()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
-        coins = queries.coins_reserved_for(run.desk.conn, row.id)
-        other = next(coin for coin in coins if coin.ref != row.anchor)
+        utxos = queries.utxos_reserved_for(run.context.conn, row.id)
+        other = next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)
         world.control("faults", clear=True)
         spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
         await run.look()
         assert run.state(row.id) is State.IN_FLIGHT
-        await thaw(run.desk, APP)
+        await unfreeze(run.context, APP)
         for _ in range(12):
             await run.pass_time(1, 300)
         assert run.state(row.id) is State.VOID
         await require_whole(run)
 
 
-async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operator_could_thaw(world: World) -> None:
+async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operator_could_unfreeze(
+    world: World,
+) -> None:
     """It spends a coin that our attempt was seen to spend, in a block that is lost: that is to be seen first."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             row = await run.pay_in_block("its block is lost")
-            anchor = next(c for c in queries.coins_reserved_for(run.desk.conn, row.id) if c.ref == row.anchor)
+            nonce_utxo = next(
+                c for c in queries.utxos_reserved_for(run.context.conn, row.id) if c.ref == row.nonce_utxo
+            )
             world.control("rollback", depth=1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
             relay.tell(f"/txs/{row.tx_id}", 200, {})
-            both = [utxo_of(anchor), next(coin for coin in run.desk.coins if coin.ref in world.unspent())]
-            slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+            both = [utxo_of(nonce_utxo), next(utxo for utxo in run.context.utxos if utxo.ref in world.unspent())]
+            slot = run.context.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
             out = Output("pay_to", SOMEBODY, "lovelace", 3 * ADA)
             own, network_id = world.account.address, DEVNET.network_id
             plan = build(both, both[0], (out,), change=own, ttl_slot=slot + 500, network_id=network_id)
             submit(world, sign(plan, world.account.signer))
             world.block(2)
             await run.look()
-            assert onchain.foreign_there(run.desk.conn) == []
-            assert (run.desk.chain.foreign, onchain.frozen_by(run.desk.conn)) == ((), ())
-            run.desk.chain.foreign = (plan.tx_id,)
-            assert await thaw(run.desk, APP) == ()
-            assert run.desk.chain.foreign == (), "what is frozen is what the ledger says"
-            relay.thaw()
+            assert onchain.foreign_there(run.context.conn) == []
+            assert (run.context.chain.foreign, onchain.frozen_by(run.context.conn)) == ((), ())
+            run.context.chain.foreign = (plan.tx_id,)
+            assert await unfreeze(run.context, APP) == ()
+            assert run.context.chain.foreign == (), "what is frozen is what the ledger says"
+            relay.unfreeze()
             await run.pass_time(3, 61)
-            assert run.desk.chain.foreign == onchain.frozen_by(run.desk.conn) == (plan.tx_id,)
+            assert run.context.chain.foreign == onchain.frozen_by(run.context.conn) == (plan.tx_id,)
 
 
 async def require_verified(run: Run) -> None:

@@ -23,24 +23,24 @@ PAID = {State.CONFIRMED, State.SETTLED}
 
 def assert_calm(world: World, run: Run) -> None:
     """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
-    rows = [row for row in payments.payments_in(run.desk.conn, list(State)) if row.state is not State.REJECTED]
+    rows = [row for row in payments.payments_in(run.context.conn, list(State)) if row.state is not State.REJECTED]
     assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    known = {coin.ref for coin in queries.coins(run.desk.conn) if coin.state in ("free", "locked")}
+    known = {utxo.ref for utxo in queries.utxos(run.context.conn) if utxo.state in ("free", "locked")}
     assert known == world.unspent()
     assert run.selectable() == known
     assert_memory(run)
     for row in rows:
-        for attempt in queries.attempts(run.desk.conn, row.id):
-            assert row.anchor == attempt.anchor
-            assert attempt.anchor in attempt.inputs
+        for attempt in queries.attempts(run.context.conn, row.id):
+            assert row.nonce_utxo == attempt.nonce_utxo
+            assert attempt.nonce_utxo in attempt.inputs
 
 
 def assert_memory(run: Run) -> None:
     """What selection may take is what the database says is free."""
-    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.desk.conn)}
+    assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)}
 
 
 class TestOnePayment:
@@ -61,7 +61,7 @@ class TestOnePayment:
         world.fund(50 * ADA)
         async with world.run() as run:
             paid = await run.pay_in_block()
-            row = run.desk.payment(paid.id)
+            row = run.context.payment(paid.id)
             world.control("rollback", depth=1)
             world.block(2)
             world.fault(path.format(row), kind)
@@ -104,7 +104,7 @@ class TestOnePayment:
             await run.pass_time(2)
             assert_calm(world, run)
 
-    async def test_while_its_block_is_lost_the_coins_are_as_the_chain_has_them(self, world: World) -> None:
+    async def test_while_its_block_is_lost_the_utxos_are_as_the_chain_has_them(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -112,10 +112,12 @@ class TestOnePayment:
             world.block(2)
             world.fault("submit", "drop")
             await run.look()
-            coins = {coin.ref: coin for coin in queries.coins(run.desk.conn)}
-            assert {ref for ref, coin in coins.items() if coin.state == "free"} == world.unspent() == {row.anchor}
-            assert coins[row.anchor or ""].reserved_for == row.id
-            assert {coin.state for ref, coin in coins.items() if ref != row.anchor} == {"pending"}
+            utxos = {utxo.ref: utxo for utxo in queries.utxos(run.context.conn)}
+            assert (
+                {ref for ref, utxo in utxos.items() if utxo.state == "free"} == world.unspent() == {row.nonce_utxo}
+            )
+            assert utxos[row.nonce_utxo or ""].reserved_for == row.id
+            assert {utxo.state for ref, utxo in utxos.items() if ref != row.nonce_utxo} == {"pending"}
         world.fault("/addresses/", "server")
         async with world.run() as run:
             assert not run.selectable()
@@ -126,15 +128,15 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.desk.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.context.payment(row.id).block_hash}")
                 world.control("rollback", depth=1, readd=True)
                 world.block(3)
                 await run.look()
-                seen = run.desk.payment(row.id)
+                seen = run.context.payment(row.id)
                 block = world.http.get(f"{world.devnet.chain_url}/txs/{row.tx_id}").json()["block"]
                 assert seen.block_hash == block
                 await run.settle_down()
-                assert run.desk.payment(row.id).state is State.CONFIRMED
+                assert run.context.payment(row.id).state is State.CONFIRMED
                 assert_calm(world, run)
 
     async def test_what_cannot_be_shown_to_be_there_is_not_settled(self, world: World) -> None:
@@ -142,12 +144,12 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.desk.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.context.payment(row.id).block_hash}")
                 world.control("rollback", depth=1)
                 world.block(4)
                 await run.look()
                 assert run.state(row.id) is State.CONFIRMED
-                relay.thaw()
+                relay.unfreeze()
                 await run.look()
                 assert run.state(row.id) is State.IN_FLIGHT
                 await run.pass_time(4)
@@ -164,7 +166,7 @@ class TestOnePayment:
                 world.block(2)
                 await run.look()
                 assert run.state(row.id) is State.CONFIRMED
-                relay.thaw()
+                relay.unfreeze()
                 world.block(13)
                 await run.look()
                 assert run.state(row.id) is State.CONFIRMED
@@ -182,7 +184,7 @@ class TestParentAndChild:
         parent = await run.pay_in_block("parent")
         child = await run.pay("child")
         await run.settle_down()
-        assert (child.anchor or "").partition("#")[0] == parent.tx_id
+        assert (child.nonce_utxo or "").partition("#")[0] == parent.tx_id
         return parent.id, child.id
 
     @pytest.mark.parametrize("unanswered", [None, "parent", "child"])
@@ -196,7 +198,7 @@ class TestParentAndChild:
             world.control("rollback", depth=2, readd=readd)
             world.block(3)
             if unanswered is not None:
-                world.fault(f"/txs/{run.desk.payment(names[unanswered]).tx_id}", "server", count=1)
+                world.fault(f"/txs/{run.context.payment(names[unanswered]).tx_id}", "server", count=1)
             await run.look()
             assert_memory(run)
             await run.pass_time(10)
@@ -210,7 +212,7 @@ class TestParentAndChild:
         world.fund(50 * ADA)
         terms = with_terms(settle_depth=6)
         async with world.run(terms=terms) as run:
-            parent, child = map(run.desk.payment, await self.family(run))
+            parent, child = map(run.context.payment, await self.family(run))
             await run.settle_down()
             world.control("rollback", depth=1)
             world.block()
@@ -219,10 +221,10 @@ class TestParentAndChild:
                 world.fault(f"/blocks/{parent.block_hash}", "not_found", count=1)
             await run.look()
             assert ("block_lost" in run.events(parent.id)) is (denied == "tx and block")
-            assert child.anchor not in run.selectable()
+            assert child.nonce_utxo not in run.selectable()
             assert_memory(run)
             await run.settle_down(8)
-            assert child.anchor not in run.selectable()
+            assert child.nonce_utxo not in run.selectable()
             assert {run.state(parent.id), run.state(child.id)} == {State.SETTLED}
             assert_calm(world, run)
         await self.next_ones_land(world, terms)
@@ -276,7 +278,7 @@ class TestCommitsThatFail:
             await run.pass_time(3)
             assert_calm(world, run)
 
-    async def test_a_lost_block_that_could_not_be_written_down_changes_no_coin(self, world: World) -> None:
+    async def test_a_lost_block_that_could_not_be_written_down_changes_no_utxo(self, world: World) -> None:
         world.fund(50 * ADA)
         failing: set[str] = set()
 

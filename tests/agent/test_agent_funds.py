@@ -15,7 +15,7 @@ def paid(units: int, fee_lovelace: int | None) -> int:
     return units + fee_lovelace
 
 
-async def test_a_second_payment_of_a_one_coin_wallet_is_told_to_wait_for_the_change(world: World) -> None:
+async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_change(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()

@@ -72,12 +72,12 @@ class TestHandedOver:
             await run.look()
             row = await run.pay()
             assert (row.state, row.handed_over, row.proof) == (State.IN_FLIGHT, True, "signed_cbor")
-            assert run.desk.is_ready(row)
+            assert run.context.is_ready(row)
             for _ in range(4):
                 world.clock.ahead_ms += 60_000
                 await run.settle_down()
             assert world.transactions() == []
-            assert queries.submissions(run.desk.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.context.conn, row.tx_id or "") == (0, 0)
             assert run.state(row.id) is State.IN_FLIGHT
 
     async def test_what_the_merchant_broadcasts_is_followed_to_the_end(self, world: World) -> None:
@@ -148,16 +148,16 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.desk.payment(row.id).reason_code == "handed_over_expired"
+            assert run.context.payment(row.id).reason_code == "handed_over_expired"
             await wait_for_void(world, run)
-            ended = run.desk.payment(row.id)
+            ended = run.context.payment(row.id)
             assert ended.state is State.VOID
             fee = ended.fee_lovelace or 0
             assert run.owned() == world.on_chain() == {"lovelace": before["lovelace"] - fee}
             assert run.books()["fees"] == {"lovelace": fee}
             assert "held" not in run.books()
             assert_memory(run)
-            assert spending.totals(run.desk.conn, WALLET) == {"lovelace": fee}
+            assert spending.totals(run.context.conn, WALLET) == {"lovelace": fee}
 
     async def test_void_is_not_said_before_the_cancel_is_deep_and_was_seen_three_times(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -206,7 +206,7 @@ class TestCancel:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             depth = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (
-                run.desk.payment(row.id).block_height or 0
+                run.context.payment(row.id).block_height or 0
             )
             world.control("rollback", depth=depth + 1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
@@ -229,16 +229,16 @@ class TestCancel:
             row = await run.pay()
             world.fault("submit", "drop")
             await pass_ttl(world, run)
-            first = run.desk.payment(row.id).tx_id
+            first = run.context.payment(row.id).tx_id
             world.clock.ahead_ms += 1000 * (CANCEL_TTL_S + 60)
             world.block()
             world.control("faults", clear=True)
             await run.settle_down(2)
             await run.settle_down(2)
-            second = run.desk.payment(row.id).tx_id
+            second = run.context.payment(row.id).tx_id
             assert first != second
             assert world.transactions() == [second]
-            assert all(row.anchor in attempt.inputs for attempt in queries.attempts(run.desk.conn, row.id))
+            assert all(row.nonce_utxo in attempt.inputs for attempt in queries.attempts(run.context.conn, row.id))
 
     async def test_a_restart_between_the_cancel_and_its_sending_sends_it(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -300,11 +300,11 @@ class TestTheNextPaymentOfTheIntent:
             same, is_new = await run.agent.pay(world.ask())
             assert (same.id, is_new) == (row.id, False), "while it is cancelled it is the intent's one payment"
             await wait_for_void(world, run)
-            cancel = run.desk.payment(row.id).tx_id
+            cancel = run.context.payment(row.id).tx_id
             await past_the_invoice(world, run)
             again = await run.pay()
             assert again.id != row.id
-            assert (again.anchor or "").startswith(f"{cancel}#")
+            assert (again.nonce_utxo or "").startswith(f"{cancel}#")
 
     async def test_it_waits_while_nothing_of_the_cancel_is_free(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -322,7 +322,9 @@ class TestTheNextPaymentOfTheIntent:
             broadcast(world, other.cbor or b"")
             await run.settle_down()
             again = await run.pay()
-            assert (again.anchor or "").startswith(f"{other.tx_id}#"), "what descends from the cancel is as good"
+            assert (again.nonce_utxo or "").startswith(f"{other.tx_id}#"), (
+                "what descends from the cancel is as good"
+            )
 
 
 class TestDeath:

@@ -76,7 +76,7 @@ async def settles(world: World, run: Run, row: PaymentRow) -> None:
     assert run.owned() == world.on_chain()
 
 
-def invent_coin(relay: Relay, world: World, lovelace: int) -> None:
+def invent_utxo(relay: Relay, world: World, lovelace: int) -> None:
     page = httpx.get(f"{relay.upstream}/addresses/{world.address}/utxos", verify=NO_TLS, trust_env=False)
     rows = page.json() if page.status_code == 200 else []
     row = {
@@ -178,11 +178,11 @@ async def be_missed(world: World, run: Run, honest: Relay, looks: int) -> None:
         lags(honest)
         await pass_s(run, 10)
         world.block()
-    assert "does not know" in (run.desk.providers["honest"] or "")
-    honest.thaw()
+    assert "does not know" in (run.context.providers["honest"] or "")
+    honest.unfreeze()
     honest.swallows = True
     await pass_s(run, 10)
-    assert run.desk.providers["honest"] is None
+    assert run.context.providers["honest"] is None
 
 
 LIES = [
@@ -216,8 +216,8 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
 
 def raised(run: Run) -> set[str]:
     """Subjects of the alerts that stand."""
-    subjects = {alert.subject for alert in alerts.after(run.desk.conn, 0)}
-    return {subject for subject in subjects if alerts.last_kind(run.desk.conn, subject) == "provider_out"}
+    subjects = {alert.subject for alert in alerts.after(run.context.conn, 0)}
+    return {subject for subject in subjects if alerts.last_kind(run.context.conn, subject) == "provider_out"}
 
 
 def providers(liar: Relay, honest: Relay, liar_is_first: bool) -> dict[str, str]:
@@ -241,7 +241,7 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
         took_s = await pass_s(run, IN_TIME_S, lambda: run.state(row.id) is State.CONFIRMED)
         assert took_s <= IN_TIME_S
         assert world.transactions() == [row.tx_id]
-        liar.thaw()
+        liar.unfreeze()
         await pass_s(run, 60)
         assert run.owned() == world.on_chain()
         assert {entry.kind for entry in run.entries()} == {"deposit", "reserve", "post"}
@@ -260,11 +260,11 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
         invent_tx(liar, row.tx_id or "", tip_of(liar))
         await run.look()
         assert run.state(row.id) is (State.CONFIRMED if depth == 1 else State.IN_BLOCK)
-        liar.thaw()
+        liar.unfreeze()
         open_again = (State.IN_FLIGHT, State.IN_BLOCK)
         assert 120 <= await pass_s(run, 900, lambda: "block_lost" in run.events(row.id)) <= 520
         assert run.state(row.id) in open_again
-        (told_of,) = alerts.after(run.desk.conn, 0)
+        (told_of,) = alerts.after(run.context.conn, 0)
         assert (told_of.kind, told_of.subject) == ("payment_reopened", f"reopened:{row.id}")
         assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 120
         assert world.transactions() == [row.tx_id]
@@ -279,7 +279,7 @@ async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
     over = threading.Event()
     liar.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
     async with world.run(
-        providers=providers(liar, honest, True), terms=with_terms(chain_depth=8), timeouts=Timeouts()
+        providers=providers(liar, honest, True), terms=with_terms(unconfirmed_ancestors=8), timeouts=Timeouts()
     ) as run:
         try:
             await run.look()
@@ -302,7 +302,7 @@ async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_wh
     honest.tell("/tx/submit", 429, {"status_code": 429, "error": "Too Many Requests", "message": "later"})
     honest.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
     async with world.run(
-        providers={"one": honest.url}, terms=with_terms(chain_depth=8), timeouts=Timeouts()
+        providers={"one": honest.url}, terms=with_terms(unconfirmed_ancestors=8), timeouts=Timeouts()
     ) as run:
         try:
             await run.look()
@@ -332,9 +332,9 @@ async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_i
         await run.look()
         assert honest.submissions() == 2
         await pass_s(run, TTL_CAP_S)
-        honest.thaw()
+        honest.unfreeze()
         assert await pass_s(run, 600, lambda: run.state(row.id) is State.CONFIRMED) < 600
-        assert world.transactions() == [run.desk.payment(row.id).tx_id] != [row.tx_id]
+        assert world.transactions() == [run.context.payment(row.id).tx_id] != [row.tx_id]
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
@@ -349,12 +349,12 @@ async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
         assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
         assert run.owned() == world.on_chain()
         assert raised(run) == {"provider:liar"}
-        assert run.desk.providers["honest"] is None
-        assert run.desk.providers["liar"]
-        liar.thaw()
+        assert run.context.providers["honest"] is None
+        assert run.context.providers["liar"]
+        liar.unfreeze()
         await pass_s(run, 60)
         assert raised(run) == set()
-        assert run.desk.providers["liar"] is None
+        assert run.context.providers["liar"] is None
 
 
 @pytest.mark.parametrize(
@@ -379,15 +379,15 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         await run.pay()
         await pass_s(run, 160)
         assert raised(run) == {"provider:liar"}
-        assert why in (run.desk.providers["liar"] or "")
-        assert run.desk.providers["honest"] is None
-        liar.thaw()
+        assert why in (run.context.providers["liar"] or "")
+        assert run.context.providers["honest"] is None
+        liar.unfreeze()
         await pass_s(run, 640, lambda: not raised(run))
         assert raised(run) == set()
-        assert run.desk.providers["liar"] is None
+        assert run.context.providers["liar"] is None
 
 
-async def test_one_that_tells_nothing_of_coins_for_long_keeps_no_deposit_out_of_the_books(
+async def test_one_that_tells_nothing_of_utxos_for_long_keeps_no_deposit_out_of_the_books(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     async with world.run(providers=providers(liar, honest, True)) as run:
@@ -409,7 +409,7 @@ async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
     async with world.run(providers=providers(liar, honest, True)) as run:
         await pass_s(run, 200)
         assert raised(run) == {"provider:liar"}
-    liar.thaw()
+    liar.unfreeze()
     left = providers(liar, honest, True) if is_kept else {"honest": honest.url}
     async with world.run(providers=left) as run:
         await pass_s(run, 640)
@@ -424,9 +424,9 @@ async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_aler
         for _ in range(20):
             is_in_the_future(liar)
             await pass_s(run, 20)
-            liar.thaw()
+            liar.unfreeze()
             await pass_s(run, 20)
-        told = [alert.kind for alert in alerts.after(run.desk.conn, 0)]
+        told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
         assert told == ["provider_out", "cleared", "provider_out"]
         await pass_s(run, 620)
         assert raised(run) == set()
@@ -455,15 +455,15 @@ async def test_a_clock_that_was_ahead_keeps_nobody_out_for_longer(
         answers_another_id(liar)
         await run.pay("first")
         await run.look()
-        assert run.desk.providers["liar"]
-        liar.thaw()
+        assert run.context.providers["liar"]
+        liar.unfreeze()
         await pass_s(run, 20)
         world.clock.ahead_ms -= 100_000
         await run.look()
-        assert run.desk.providers["liar"] is None
+        assert run.context.providers["liar"] is None
 
 
-async def test_after_a_restart_beside_a_dead_one_known_coins_are_paid_with_at_once(
+async def test_after_a_restart_beside_a_dead_one_known_utxos_are_paid_with_at_once(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     world.fund(50 * ADA)
@@ -492,7 +492,7 @@ class TestInvented:
             assert run.state(row.id) is State.IN_FLIGHT
             honest.swallows = False
             assert raised(run) == {"provider:liar"}
-            assert "does not know" in (run.desk.providers["liar"] or "")
+            assert "does not know" in (run.context.providers["liar"] or "")
             assert await pass_s(run, 240, lambda: run.state(row.id) is State.CONFIRMED) <= 240
             assert run.owned() == world.on_chain()
 
@@ -509,7 +509,7 @@ class TestInvented:
             assert honest.submissions() > sent
             assert world.transactions() == [row.tx_id]
             assert raised(run) == {"providers"}
-            liar.thaw()
+            liar.unfreeze()
             await pass_s(run, 20)
             assert run.state(row.id) is State.CONFIRMED
             assert raised(run) == set()
@@ -542,8 +542,8 @@ class TestInvented:
             for _ in range(3):
                 await be_missed(world, run, honest, looks=24)
             assert "settle" not in run.events(row.id)
-            liar.thaw()
-            honest.thaw()
+            liar.unfreeze()
+            honest.unfreeze()
             await settles(world, run, row)
 
     async def test_while_the_honest_one_is_heard_and_tells_nothing_of_transactions(
@@ -560,8 +560,8 @@ class TestInvented:
             honest.tell("/txs/", 500, DOWN)
             await pass_s(run, 400)
             assert "settle" not in run.events(row.id)
-            liar.thaw()
-            honest.thaw()
+            liar.unfreeze()
+            honest.unfreeze()
             await settles(world, run, row)
 
     async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
@@ -580,63 +580,63 @@ class TestInvented:
                 assert run.state(row.id) is State.CANCELLING
 
     @pytest.mark.parametrize("honest_is_away", [False, True])
-    async def test_a_coin(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
+    async def test_a_utxo(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
-            invent_coin(liar, world, 900 * ADA)
+            invent_utxo(liar, world, 900 * ADA)
             if honest_is_away:
                 honest.tell("/addresses/", 500, DOWN)
             await pass_s(run, 60)
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
-            honest.thaw()
+            honest.unfreeze()
             row = await run.pay()
             await pass_s(run, 40)
             assert run.state(row.id) is State.CONFIRMED
-            liar.thaw()
+            liar.unfreeze()
             await pass_s(run, 40)
             assert run.owned() == world.on_chain()
 
-    async def test_a_coin_while_the_honest_ones_newest_block_is_not_found(
+    async def test_a_utxo_while_the_honest_ones_newest_block_is_not_found(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         """No later look undoes it while the liar stands by it: it is not booked before the other is given up."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
-            invent_coin(liar, world, 900 * ADA)
+            invent_utxo(liar, world, 900 * ADA)
             for _ in range(3):
                 await be_missed(world, run, honest, looks=40)
                 assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_a_coin_while_the_honest_one_tells_nothing_of_coins(
+    async def test_a_utxo_while_the_honest_one_tells_nothing_of_utxos(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
-            invent_coin(liar, world, 900 * ADA)
+            invent_utxo(liar, world, 900 * ADA)
             honest.tell("/addresses/", 500, DOWN)
             await pass_s(run, 400)
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_a_coin_after_a_start_at_which_the_honest_one_tells_nothing_of_coins(
+    async def test_a_utxo_after_a_start_at_which_the_honest_one_tells_nothing_of_utxos(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
-        invent_coin(liar, world, 900 * ADA)
+        invent_utxo(liar, world, 900 * ADA)
         honest.tell("/addresses/", 500, DOWN)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await pass_s(run, 400)
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
+    async def test_that_our_utxos_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
         """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
         world.fund(50 * ADA, 60 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
@@ -644,7 +644,7 @@ class TestInvented:
             liar.tell("/addresses/", 404, NO_SUCH)
             liar.tell("/txs/", 404, NO_SUCH)
             await pass_s(run, 240)
-            assert not queries.missing_coins(run.desk.conn)
+            assert not queries.missing_utxos(run.context.conn)
             assert run.selectable() == world.unspent()
             assert run.owned() == world.on_chain()
 
@@ -652,7 +652,7 @@ class TestInvented:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             row = await run.pay_in_block()
-            block_hash = run.desk.payment(row.id).block_hash
+            block_hash = run.context.payment(row.id).block_hash
             world.block(3)
             liar.tell("/txs/", 404, NO_SUCH)
             liar.tell(f"/blocks/{block_hash}", 404, NO_SUCH)
@@ -675,7 +675,7 @@ async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(
         invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
         await pass_s(run, 20)
         assert run.state(row.id) is State.IN_BLOCK
-    liar.thaw()
+    liar.unfreeze()
     async with world.run(providers={"liar": liar.url}) as run:
         assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 200
         assert world.transactions() == [row.tx_id]
@@ -710,7 +710,7 @@ async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
         await run.look()
         lie(liar)
         await run.look()
-        liar.thaw()
+        liar.unfreeze()
         await pass_s(run, 20)
         row = await run.pay()
         await pass_s(run, 20)
@@ -753,7 +753,7 @@ async def test_one_whose_tips_are_low_stalls_nothing_without_a_person_being_told
             world.block()
         assert world.transactions() == [row.tx_id]
         assert raised(run) & {"providers", "provider:liar"}
-        liar.thaw()
+        liar.unfreeze()
         await pass_s(run, 800, lambda: run.state(row.id) is State.CONFIRMED and not raised(run))
         assert run.state(row.id) is State.CONFIRMED
         assert raised(run) == set()
@@ -769,8 +769,8 @@ async def test_an_index_that_lags_convicts_nobody_and_ends_nothing(
         row = await run.pay()
         honest.tell(f"/txs/{row.tx_id}", 404, NO_SUCH)
         await pass_s(run, 170)
-        assert run.desk.providers["honest"] is None
-        honest.thaw()
+        assert run.context.providers["honest"] is None
+        honest.unfreeze()
         await pass_s(run, 20)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -802,9 +802,9 @@ async def test_while_one_is_sent_out_nothing_ends_for_good(world: World, liar: R
         answers_another_id(liar)
         row = await run.pay()
         await pass_s(run, 200)
-        assert run.desk.providers["liar"]
+        assert run.context.providers["liar"]
         assert run.state(row.id) is State.CONFIRMED
-        liar.thaw()
+        liar.unfreeze()
         await pass_s(run, 600, lambda: run.state(row.id) is State.SETTLED)
         assert run.state(row.id) is State.SETTLED
 

@@ -69,19 +69,19 @@ async def test_what_the_signer_would_refuse_by_its_fee_is_refused_before_anythin
         await run.look()
         told = (await refusal(run, "dear")).detail
         assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", told)
-        assert not payments.payments_in(run.desk.conn, [State.RESERVED])
+        assert not payments.payments_in(run.context.conn, [State.RESERVED])
 
 
 async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:
     world.fund(*[50 * ADA] * 3)
     async with world.run() as run:
         await run.pay_in_block("first")
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 20 * ADA})
-        before = standing(run.desk)
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 20 * ADA})
+        before = standing(run.context)
     async with world.run() as run:
-        assert standing(run.desk) == before  # before it has seen any block
+        assert standing(run.context) == before  # before it has seen any block
         await run.look()
-        assert left(standing(run.desk), Window.DAY) == left(before, Window.DAY)
+        assert left(standing(run.context), Window.DAY) == left(before, Window.DAY)
         assert (await refusal(run, "second")).context["limit"] == "per_day"
 
 
@@ -90,7 +90,7 @@ async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> 
     world.fund(*[50 * ADA] * 3)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
         await run.pay_in_block("first")
-        before = left(standing(run.desk), Window.DAY)
+        before = left(standing(run.context), Window.DAY)
         world.clock.ahead_ms += jump_ms
         await run.settle_down()
         assert (await refusal(run, "while it is wrong")).code in (
@@ -98,25 +98,25 @@ async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> 
             "clock_skew",
             "invoice_expired",
         )
-        assert left(standing(run.desk), Window.DAY) == before
+        assert left(standing(run.context), Window.DAY) == before
         world.clock.ahead_ms -= jump_ms
         await run.settle_down()
         assert (await refusal(run, "when it is right again")).code == "limit_exceeded"
-        assert left(standing(run.desk), Window.DAY) == before
+        assert left(standing(run.context), Window.DAY) == before
 
 
 async def test_a_clock_that_is_put_back_lets_no_expired_token_in_again(tmp_path: Path) -> None:
     with world_with_clock(tmp_path) as world:
         world.fund(*[50 * ADA] * 2)
         async with world.run() as run:
-            conn, end_ms = run.desk.conn, world.clock.now_ms() + 60_000
+            conn, end_ms = run.context.conn, world.clock.now_ms() + 60_000
             bot = AppRow("app_bot", "bot", frozenset({"pay"}), None, None)
 
             def job(unit: Unit) -> None:
                 apps.add(unit, bot, 1)
                 apps.give_token(unit, bot.id, "b" * 64, end_ms, 1)
 
-            await run.desk.write("app", job)
+            await run.context.write("app", job)
             assert apps.by_token(conn, "b" * 64, world.clock.now_ms()) == bot
             world.clock.ahead_ms += 120_000
             await run.settle_down()
@@ -131,12 +131,12 @@ async def test_a_block_from_the_future_frees_nothing(world: World) -> None:
     world.fund(*[50 * ADA] * 3)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
         await run.pay_in_block("first")
-        before = left(standing(run.desk), Window.DAY)
-        tip = run.desk.chain.tip
+        before = left(standing(run.context), Window.DAY)
+        tip = run.context.chain.tip
         assert tip is not None
-        run.desk.chain.tip = replace(tip, slot=tip.slot + 3 * 86_400)
+        run.context.chain.tip = replace(tip, slot=tip.slot + 3 * 86_400)
         assert (await refusal(run, "second")).code == "clock_skew"
-        assert left(standing(run.desk), Window.DAY) == before
+        assert left(standing(run.context), Window.DAY) == before
 
 
 async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> None:
@@ -145,13 +145,13 @@ async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> Non
     limits = daily(1000 * ADA, 3 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         paid = await run.pay_in_block("first")
-        totals = spending.totals(run.desk.conn, WALLET)
+        totals = spending.totals(run.context.conn, WALLET)
         assert totals[TOKEN] == 250
         assert totals["lovelace"] > ADA + (paid.fee_lovelace or 0)
         await run.pay("second")
         told = await refusal(run, "third")
         assert (told.context["limit"], told.context["asset"]) == ("per_day", "lovelace")
-        assert spending.totals(run.desk.conn, WALLET)[TOKEN] == 500
+        assert spending.totals(run.context.conn, WALLET)[TOKEN] == 500
 
 
 @pytest.mark.parametrize("has_own", [False, True])
@@ -166,14 +166,14 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
         def job(unit: Unit) -> None:
             apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, frozenset({TOKEN})), 1)
 
-        await run.desk.write("app", job)
-        await set_limits(run.desk, APP, "two", None, TOKEN, {Window.TOTAL: 1000})
+        await run.context.write("app", job)
+        await set_limits(run.context, APP, "two", None, TOKEN, {Window.TOTAL: 1000})
         if has_own:
-            await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: 3 * ADA})
+            await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: 3 * ADA})
         asks = [replace(world.ask(f"call {n}", key=f"k{n}"), app_id="app_two") for n in range(4)]
         row, _ = await run.agent.pay(asks[0])
         least = 160 + decode_tx(row.cbor or b"").output_sizes_bytes[0]
-        held = payments.hold(run.desk.conn, row.id)
+        held = payments.hold(run.context.conn, row.id)
         assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.fee_lovelace or 0)}
         answers = [await asyncio.gather(run.agent.pay(ask), return_exceptions=True) for ask in asks[1:]]
         told = next(one for (one,) in answers if isinstance(one, Refused)).context
@@ -194,14 +194,14 @@ async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(
             apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, None), 1)
             apps.give_token(unit, "app_two", "2" * 64, None, 1)
 
-        await run.desk.write("app", job)
-        await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
-        await run.desk.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
+        await run.context.write("app", job)
+        await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
+        await run.context.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
         theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
         call = ServedRequest("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
         with pytest.raises(Refused, match="unauthorized"):
             await (run.agent.pay(theirs) if door == "pay" else run.agent.prepaid_calls.let_through(call))
-        assert spending.totals(run.desk.conn, Scope("app_two")) == {}
+        assert spending.totals(run.context.conn, Scope("app_two")) == {}
 
 
 @pytest.fixture
@@ -228,9 +228,9 @@ async def test_small_change_through_many_merchants_is_within_the_wallets_limit(m
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {one.code for one in refused} == {"limit_exceeded"}
         await run.agent.sending.drain(10)
-        spent = spending.totals(run.desk.conn, WALLET)["lovelace"]
+        spent = spending.totals(run.context.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
-        by_shop = [spending.totals(run.desk.conn, Scope(merchant=origin)) for origin in origins]
+        by_shop = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
         assert sum(one.get("lovelace", 0) for one in by_shop) == spent
 
 
@@ -276,8 +276,10 @@ async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(wor
     world.fund(*[50 * ADA] * 5)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 45 * ADA))) as run:
         await run.look()
-        await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-        await set_limits(run.desk, APP, "two", None, "lovelace", {Window.DAY: 20 * ADA})
+        await run.context.write(
+            "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
+        )
+        await set_limits(run.context, APP, "two", None, "lovelace", {Window.DAY: 20 * ADA})
         ours = [world.ask(f"ours {n}", key=f"k{n}") for n in range(3)]
         theirs = [replace(world.ask(f"theirs {n}", key=f"k{n}"), app_id="app_two") for n in range(2)]
         await run.agent.pay(theirs[0])

@@ -25,7 +25,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 
 def findings(run: Run) -> list[AuditFinding]:
-    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
     return [one for one in told if isinstance(one, AuditFinding)]
 
 
@@ -38,35 +38,35 @@ async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_aft
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert code_of(refused) == "merchant_not_allowed"
-        await add_merchant(run.desk, APP, "shop", {"origin": world.origin, "partner": "demo"})
+        await add_merchant(run.context, APP, "shop", {"origin": world.origin, "partner": "demo"})
         assert (await run.pay()).state is State.IN_FLIGHT
     async with world.run(terms=without_merchants) as run:
         await run.look()
         assert (await run.pay("again")).state is State.IN_FLIGHT
-        merchant = run.desk.terms.merchant(world.origin)
+        merchant = run.context.terms.merchant(world.origin)
         assert (merchant.name, merchant.partner, merchant.is_filed) == ("shop", "demo", False)
         await run.settle_down()
-        await remove_merchant(run.desk, APP, "shop")
+        await remove_merchant(run.context, APP, "shop")
         with pytest.raises(Refused) as refused:
             await run.pay("no more")
         assert code_of(refused) == "merchant_not_allowed"
         assert findings(run) == []
     async with world.run(terms=without_merchants) as run:
-        assert run.desk.terms.merchants == {}
+        assert run.context.terms.merchants == {}
 
 
 async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: World) -> None:
     async with world.run() as run:
         for name, origin in (("t", "https://other.example"), ("other", world.origin)):
             with pytest.raises(Refused) as refused:
-                await add_merchant(run.desk, APP, name, {"origin": origin})
+                await add_merchant(run.context, APP, name, {"origin": origin})
             assert code_of(refused) == "merchant_exists"
         with pytest.raises(Refused) as refused:
-            await remove_merchant(run.desk, APP, "t")
+            await remove_merchant(run.context, APP, "t")
         assert code_of(refused) == "not_found"
-        await add_merchant(run.desk, APP, "other", {"origin": "https://other.example"})
+        await add_merchant(run.context, APP, "other", {"origin": "https://other.example"})
         with pytest.raises(Refused) as refused:
-            await add_merchant(run.desk, APP, "other", {"origin": "https://another.example"})
+            await add_merchant(run.context, APP, "other", {"origin": "https://another.example"})
         assert code_of(refused) == "merchant_exists"
 
 
@@ -88,26 +88,26 @@ async def test_what_the_file_would_not_take_is_not_taken_at_run_time(
 ) -> None:
     async with world.run() as run:
         with pytest.raises(Refused) as refused:
-            await add_merchant(run.desk, APP, name, table)
+            await add_merchant(run.context, APP, name, table)
         assert code_of(refused) == "bad_request"
-        assert merchants.everybody(run.desk.conn) == []
+        assert merchants.everybody(run.context.conn) == []
 
 
 async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until_it_is_removed(
     world: World,
 ) -> None:
     async with world.run(terms=without_merchants) as run:
-        await add_merchant(run.desk, APP, "mine", {"origin": world.origin, "ready": "submitted"})
+        await add_merchant(run.context, APP, "mine", {"origin": world.origin, "ready": "submitted"})
     async with world.run() as run:
-        assert run.desk.terms.merchant(world.origin).name == "mine"
-        await remove_merchant(run.desk, APP, "mine")
-        assert run.desk.terms.merchant(world.origin).name == "t"
+        assert run.context.terms.merchant(world.origin).name == "mine"
+        await remove_merchant(run.context, APP, "mine")
+        assert run.context.terms.merchant(world.origin).name == "t"
 
 
 async def test_a_merchant_that_was_put_in_beside_the_daemon_is_found(world: World) -> None:
     async with world.run() as run:
-        await add_merchant(run.desk, APP, "other", {"origin": "https://other.example"})
+        await add_merchant(run.context, APP, "other", {"origin": "https://other.example"})
         assert findings(run) == []
         row = MerchantRow("evil", "https://evil.example", {"origin": "https://evil.example"})
-        await run.desk.write("evil", lambda unit: merchants.add(unit, row))
+        await run.context.write("evil", lambda unit: merchants.add(unit, row))
         assert [(one.table, one.row) for one in findings(run)] == [("merchants", "evil")]

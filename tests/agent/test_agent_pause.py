@@ -51,11 +51,11 @@ class PausingSigner:
 async def hold(run: Run, signer: PausingSigner, asked: Callable[[], Awaitable[object]]) -> PaymentRow:
     """What is asked for is held, and signed by nobody yet: the pause came while it was on the way."""
     await run.look()
-    signer.writer = run.desk._writer  # type: ignore[assignment]
+    signer.writer = run.context._writer  # type: ignore[assignment]
     with pytest.raises(Refused) as refused:
         await asked()
     signer.writer = None
-    (row,) = payments.payments_in(run.desk.conn, list(State))
+    (row,) = payments.payments_in(run.context.conn, list(State))
     assert (code_of(refused), row.state, attempts(run, row)) == ("paused", State.RESERVED, [])
     return row
 
@@ -68,14 +68,14 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
-        await pause(run.desk, APP, "a leak")
+        await pause(run.context, APP, "a leak")
         with pytest.raises(Refused, match="a leak") as refused:
             await run.pay()
         assert code_of(refused) == "paused"
         assert refused.value.problem.retryable
-        assert payments.payments_in(run.desk.conn, list(State)) == []
+        assert payments.payments_in(run.context.conn, list(State)) == []
         assert run.books().get("held", {}) == {}
-        other = parse_address(role_address("creator").text, run.desk.terms.network)
+        other = parse_address(role_address("creator").text, run.context.terms.network)
         for order in (
             run.agent.transfers.send(APP, other, "lovelace", 5 * ADA),
             run.agent.transfers.sweep(APP, other),
@@ -84,7 +84,7 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
             with pytest.raises(Refused) as refused:
                 await order
             assert code_of(refused) == "paused"
-        await unpause(run.desk, APP)
+        await unpause(run.context, APP)
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
@@ -94,7 +94,7 @@ async def test_what_was_signed_before_is_sent_seen_and_shown(world: World) -> No
         await run.look()
         ask = world.ask()
         row, _ = await run.agent.pay(ask)
-        await pause(run.desk, APP, "")
+        await pause(run.context, APP, "")
         await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
@@ -107,24 +107,24 @@ async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: Wo
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
-        await pause(run.desk, APP, "for the night")
+        await pause(run.context, APP, "for the night")
     async with world.run() as run:
         await run.look()
-        standing = pauses.standing(run.desk.conn)
+        standing = pauses.standing(run.context.conn)
         assert standing is not None
         assert (standing.by, standing.reason) == (APP, "for the night")
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert code_of(refused) == "paused"
         first = standing.at_ms
-        again, is_new = await pause(run.desk, "app_else", "another reason")
+        again, is_new = await pause(run.context, "app_else", "another reason")
         assert again is not None
         assert not is_new
         assert (again.at_ms, again.reason) == (first, "for the night")
-        assert alerts.raised(run.desk.conn, "paused") == ["pause"]
-        assert await unpause(run.desk, APP) is None
-        assert alerts.raised(run.desk.conn, "paused") == []
-        told = verify(run.desk.conn, Owner(world.account.address, DEVNET))
+        assert alerts.raised(run.context.conn, "paused") == ["pause"]
+        assert await unpause(run.context, APP) is None
+        assert alerts.raised(run.context.conn, "paused") == []
+        told = verify(run.context.conn, Owner(world.account.address, DEVNET))
         assert [one for one in told if isinstance(one, AuditFinding)] == []
 
 
@@ -136,7 +136,7 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
         assert signer.signed == 1
         await run.settle_down(3)
         assert (signer.signed, world.transactions()) == (1, [])
-        await unpause(run.desk, APP)
+        await unpause(run.context, APP)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert len(world.transactions()) == 1
@@ -154,12 +154,12 @@ async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world
 
 
 async def revoke_the_payer(run: Run) -> None:
-    somebody = replace(apps.require(run.desk.conn, APP), id="app_operator")
-    await revoke(run.desk, somebody, APP)
+    somebody = replace(apps.require(run.context.conn, APP), id="app_operator")
+    await revoke(run.context, somebody, APP)
 
 
 async def remove_the_merchant(run: Run) -> None:
-    await run.desk.take_terms(replace(run.desk.filed, merchants={}), lambda _unit: None)
+    await run.context.take_terms(replace(run.context.filed, merchants={}), lambda _unit: None)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchan
     async with world.run(signer=signer) as run:
         row = await hold(run, signer, run.pay)
         await end(run)
-        await unpause(run.desk, APP)
+        await unpause(run.context, APP)
         await run.settle_down(2)
-        row = run.desk.payment(row.id)
+        row = run.context.payment(row.id)
         assert (row.state, row.reason_code, signer.signed) == (State.REJECTED, code, 1)
         assert run.books().get("held", {}).get("lovelace", 0) == 0
         assert world.transactions() == []
@@ -189,9 +189,9 @@ async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoke
     async with world.run(signer=signer) as run:
         row = await hold(run, signer, lambda: run.agent.transfers.send(APP, other, "lovelace", 5 * ADA))
         await revoke_the_payer(run)
-        await unpause(run.desk, APP)
+        await unpause(run.context, APP)
         await run.settle_down(2)
-        row = run.desk.payment(row.id)
+        row = run.context.payment(row.id)
         assert (row.state, row.reason_code, signer.signed) == (State.REJECTED, "forbidden", 1)
         assert world.transactions() == []
 
@@ -204,21 +204,21 @@ async def test_a_lost_payment_of_an_app_that_is_revoked_is_taken_back_and_not_re
         await revoke_the_payer(run)
         await pass_time_of(world, run, 2_400)
         assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-        assert run.desk.payment(row.id).reason_code == "forbidden"
+        assert run.context.payment(row.id).reason_code == "forbidden"
 
 
 async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         row = await lose(world, run)
-        await pause(run.desk, APP, "")
+        await pause(run.context, APP, "")
         with pytest.raises(Refused) as refused:
             await run.agent.carrying.resolve(row.id, APP)
         assert code_of(refused) == "paused"
         await pass_time_of(world, run, 2_400)
         await run.settle_down(2)
         assert len(attempts(run, row)) == 1
-        await unpause(run.desk, APP)
+        await unpause(run.context, APP)
         await run.settle_down(2)
         assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
 
@@ -234,7 +234,7 @@ async def test_once_a_pause_is_answered_no_attempt_is_added_whatever_was_under_w
         tasks = [asyncio.create_task(run.agent.pay(ask)) for ask in asks]
         for _ in range(yields):
             await asyncio.sleep(0)
-        await pause(run.desk, APP, "stop")
+        await pause(run.context, APP, "stop")
         signed = signed_by(run)
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(not isinstance(one, BaseException) or is_paused(one) for one in ended), ended
@@ -248,4 +248,4 @@ def is_paused(error: BaseException) -> bool:
 
 
 def signed_by(run: Run) -> list[str]:
-    return [tx_id for (tx_id,) in run.desk.conn.execute("SELECT tx_id FROM attempts ORDER BY rowid")]
+    return [tx_id for (tx_id,) in run.context.conn.execute("SELECT tx_id FROM attempts ORDER BY rowid")]

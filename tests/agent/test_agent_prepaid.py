@@ -50,9 +50,9 @@ async def run(world: World):  # type: ignore[no-untyped-def]
 
 
 def balance(run: Run) -> PrepaidBalance:
-    (pool,) = prepaid.all_pools(run.desk.conn)
+    (pool,) = prepaid.all_pools(run.context.conn)
     assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
-    return prepaid.balance(run.desk.conn, pool.id, CALLS)
+    return prepaid.balance(run.context.conn, pool.id, CALLS)
 
 
 def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedRequest:
@@ -60,18 +60,20 @@ def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "
 
 
 def require_whole(run: Run, *, in_flight: bool = False) -> None:
-    with run.desk.snapshot() as conn:
-        found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
+    with run.context.snapshot() as conn:
+        found = list(verify(conn, Owner(run.context.terms.own, run.context.terms.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
     books = run.books()
-    left = sum(one.balance.costs["lovelace"].left for one in prepaid.holdings(run.desk.conn) if one.balance.costs)
+    left = sum(
+        one.balance.costs["lovelace"].left for one in prepaid.holdings(run.context.conn) if one.balance.costs
+    )
     assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
     assert in_flight or run.owned() == run.world.on_chain()
 
 
 async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
     row = await run.pay("first")
-    (coming,) = prepaid.holdings(run.desk.conn)
+    (coming,) = prepaid.holdings(run.context.conn)
     assert (coming.coming, coming.balance) == (4, PrepaidBalance())
     await run.settle_down()
     assert (balance(run).bought, balance(run).left) == (4, 4)
@@ -189,7 +191,7 @@ async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None
     answer = run.world.call("hello")
     with pytest.raises(Refused, match="terms_changed"):
         await run.agent.pay(run.world.ask_of(answer, body=cheaper(answer.text)))
-    rows = run.desk.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
+    rows = run.context.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
     told = [json.loads(detail) for (detail,) in rows]
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
     assert told[0]["origin"] == "https://elsewhere.example"
@@ -232,11 +234,11 @@ async def test_a_402_that_an_app_may_have_made_up_prices_a_call_once_it_is_paid(
     for refused in (made_up, replace(made_up, idempotency_key="k")):
         with pytest.raises(Refused):
             await run.agent.pay(refused)
-    assert prepaid.price(run.desk.conn, run.world.origin, "GET", "/health") is None
+    assert prepaid.price(run.context.conn, run.world.origin, "GET", "/health") is None
     heard = replace(made_up, heard_at_ms=run.world.clock.now_ms())
     with pytest.raises(Refused):
         await run.agent.pay(heard)
-    assert prepaid.price(run.desk.conn, run.world.origin, "GET", "/health") == ("lovelace", PRICE + SHARES)
+    assert prepaid.price(run.context.conn, run.world.origin, "GET", "/health") == ("lovelace", PRICE + SHARES)
 
 
 async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> None:
@@ -245,15 +247,15 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
     for name, ada in (("first", 2), ("second", 1), ("third", 3)):
         run.world.settings(price=str(ada * ADA), splits=[], batch=1)
         await run.pay(name)
-        told.append(prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat"))
+        told.append(prepaid.price(run.context.conn, run.world.origin, "POST", "/chat"))
     assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
     asking = with_terms(approval_above={"lovelace": 3 * ADA})
-    await run.desk.take_terms(asking(run.desk.filed), lambda unit: None)
+    await run.context.take_terms(asking(run.context.filed), lambda unit: None)
     run.world.settings(price=str(5 * ADA))
     asked = await run.pay("fourth")
-    assert prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat") == ("lovelace", 3 * ADA)
+    assert prepaid.price(run.context.conn, run.world.origin, "POST", "/chat") == ("lovelace", 3 * ADA)
     await run.agent.decisions.approve(asked.id, SOMEBODY)
-    assert prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat") == ("lovelace", 5 * ADA)
+    assert prepaid.price(run.context.conn, run.world.origin, "POST", "/chat") == ("lovelace", 5 * ADA)
 
 
 async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
@@ -268,7 +270,7 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     )
     row, _ = await run.agent.pay(type(ask)(**{**vars_of(ask), "request": named}))
     assert row.state is not State.REJECTED
-    assert [pool.partner for pool in prepaid.all_pools(run.desk.conn)] == ["demo", "other"]
+    assert [pool.partner for pool in prepaid.all_pools(run.context.conn)] == ["demo", "other"]
 
 
 async def test_an_address_in_capitals_is_the_same_buyer(run: Run) -> None:
@@ -280,7 +282,7 @@ async def test_an_address_in_capitals_is_the_same_buyer(run: Run) -> None:
     ask = replace(ask, request=replace(ask.request, headers=said))
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(ask)
-    assert [pool.wallet for pool in prepaid.all_pools(run.desk.conn)] == [run.world.address]
+    assert [pool.wallet for pool in prepaid.all_pools(run.context.conn)] == [run.world.address]
 
 
 @pytest.mark.parametrize("wallet", ["w\u00fcst", "two\nlines", "a" * 256, " own", "own ", " "])
@@ -290,7 +292,7 @@ async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: st
     named = replace(ask.request, headers={"x-partner": "demo", "x-wallet-address": wallet})
     with pytest.raises(Refused, match="X-Wallet-Address is at most 255 characters of plain ASCII"):
         await run.agent.pay(replace(ask, request=named))
-    assert not prepaid.all_pools(run.desk.conn)
+    assert not prepaid.all_pools(run.context.conn)
 
 
 async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(run: Run) -> None:
@@ -302,14 +304,14 @@ async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(ru
     ask = replace(ask, request=replace(ask.request, headers=said))
     with pytest.raises(Refused, match="limit_exceeded"):
         await run.agent.pay(ask)
-    (pool,) = prepaid.all_pools(run.desk.conn)
+    (pool,) = prepaid.all_pools(run.context.conn)
     await run.watch.inquiries.observe_prepaid()
-    assert prepaid.last_observation(run.desk.conn, pool.id) is None
+    assert prepaid.last_observation(run.context.conn, pool.id) is None
     await run.agent.pay(replace(ask, max_total_units=None, idempotency_key="paid"))
     await run.agent.sending.drain(10)
     await run.settle_down()
     await run.watch.inquiries.observe_prepaid()
-    assert prepaid.last_observation(run.desk.conn, pool.id) is not None
+    assert prepaid.last_observation(run.context.conn, pool.id) is not None
 
 
 async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_for(run: Run) -> None:
@@ -319,11 +321,12 @@ async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_f
         pool = prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1)
         prepaid.record_move(unit, pool.id, CALLS, Move("buy", 1, 0, 0), PrepaidBalance(1, 0, 0, {}), None, 1)
 
-    await run.desk.write("pool", job)
+    await run.context.write("pool", job)
     await run.pay_in_block("first")
     await run.watch.inquiries.observe_prepaid()
     told = {
-        pool.wallet: prepaid.last_observation(run.desk.conn, pool.id) for pool in prepaid.all_pools(run.desk.conn)
+        pool.wallet: prepaid.last_observation(run.context.conn, pool.id)
+        for pool in prepaid.all_pools(run.context.conn)
     }
     assert {wallet for wallet, seen in told.items() if seen is not None} == {run.world.address}
 
@@ -335,8 +338,8 @@ def vars_of(ask: object) -> dict[str, object]:
 def headers(run: Run, payment_id: str) -> dict[str, str]:
     from payagent.agent.base.payment_view import retry_headers
 
-    row = run.desk.payment(payment_id)
-    return retry_headers(row, run.desk.terms.merchants[run.world.origin], run.world.address)
+    row = run.context.payment(payment_id)
+    return retry_headers(row, run.context.terms.merchants[run.world.origin], run.world.address)
 
 
 async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
@@ -344,8 +347,8 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.watch.inquiries.observe_prepaid()
-    (one,) = prepaid.holdings(run.desk.conn)
-    told = prepaid.last_observation(run.desk.conn, one.pool.id)
+    (one,) = prepaid.holdings(run.context.conn)
+    told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, told.total, told.why_not_understood) == ("balance", 3, 4, None)
     assert json.loads(told.body)["remaining"] == 3
@@ -354,14 +357,14 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     await run.agent.prepaid_calls.record_call(call(run))
     run.world.clock.ahead_ms += 1000
     await run.watch.inquiries.observe_prepaid()
-    told = prepaid.last_observation(run.desk.conn, one.pool.id)
+    told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
     assert run.world.call("beside payagent again").status_code == 200
     run.world.clock.ahead_ms += 600_000
     run.world.block()
     await run.watch.inquiries.observe_prepaid()
-    told = prepaid.last_observation(run.desk.conn, one.pool.id)
+    told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
     assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
     require_whole(run)
@@ -376,11 +379,11 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             world.clock.ahead_ms = 86_400_000
             await run.watch.inquiries.observe_prepaid()
             pool = row.pool or 0
-            before = prepaid.last_observation(run.desk.conn, pool)
+            before = prepaid.last_observation(run.context.conn, pool)
             assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
             world.clock.ahead_ms = 0
             await run.watch.inquiries.observe_prepaid()
-            told = prepaid.last_observation(run.desk.conn, pool)
+            told = prepaid.last_observation(run.context.conn, pool)
             assert before is not None
             assert told is not None
             assert (before.remaining, told.remaining) == (0, 3)
@@ -390,16 +393,16 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     cost = {"lovelace": (PRICE + SHARES) // 4}
-    assert spending.totals(run.desk.conn, Scope("app_two")) == cost
+    assert spending.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("rollback", depth=1)
     run.world.block(2)
     run.world.fault("submit", "drop")
     await run.look()
     assert run.state(row.id) is State.IN_FLIGHT
-    assert spending.totals(run.desk.conn, Scope("app_two")) == cost
+    assert spending.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
     await run.agent.carrying.resolve(row.id, "app_test")
     await run.agent.sending.drain(10)
@@ -407,8 +410,8 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
     assert run.state(row.id) is State.VOID
-    assert spending.totals(run.desk.conn, Scope("app_two")) == {}
-    assert spending.totals(run.desk.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
+    assert spending.totals(run.context.conn, Scope("app_two")) == {}
+    assert spending.totals(run.context.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
     require_whole(run)
 
 
@@ -416,7 +419,7 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
     """What was served beyond all that is bought counts for nobody; that is given back once."""
     first = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(first.id, 200)
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     for _ in range(5):
         await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     assert (balance(run).left, balance(run).unexplained) == (0, 2)
@@ -430,7 +433,7 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
         for _ in range(6):
             run.world.clock.ahead_ms += 61_000
             await run.settle_down()
-        told.append((run.state(row.id), spending.totals(run.desk.conn, Scope("app_two"))))
+        told.append((run.state(row.id), spending.totals(run.context.conn, Scope("app_two"))))
     assert told == [(State.VOID, {"lovelace": (PRICE + SHARES) * 3 // 4})] * 2
     require_whole(run)
 
@@ -448,14 +451,14 @@ async def test_what_is_used_on_account_of_the_next_batch_counts_when_the_one_bef
         await run.settle_down()
     run.world.fault("submit", "drop")
     second = await run.pay("second")
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     for _ in range(2):
         await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     for _ in range(3):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
     assert (run.state(first.id), run.state(second.id)) == (State.VOID, State.IN_FLIGHT)
-    assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
 
 
 async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_since(run: Run) -> None:
@@ -479,7 +482,7 @@ async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_an
     row = await run.pay("first")
     await run.settle_down()
     await run.agent.deliveries.take_answer(row.id, make_response(200, {}, ""))
-    assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+    assert run.context.payment(row.id).delivery is Delivery.PRESENTED
     with pytest.raises(Refused, match="a batch was bought since"):
         await run.agent.pay(old)
     run.world.clock.ahead_ms += 1000
@@ -488,8 +491,8 @@ async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_an
 
 async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
     row = await run.pay("first")
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
     theirs = replace(call(run), app_id="app_two")
     for _ in range(2):
         use = await run.agent.prepaid_calls.let_through(theirs)
@@ -498,7 +501,7 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
         await run.agent.prepaid_calls.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
-    assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
     require_whole(run)
 
 
@@ -506,8 +509,8 @@ async def another_app(run: Run, most: int) -> ServedRequest:
     """A call of an app that has a limit of its own, of a balance that others paid for."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
     run.world.clock.ahead_ms += 1000
     return replace(call(run), app_id="app_two")
 
@@ -533,7 +536,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
         asking = with_terms(approval_above={"lovelace": 3 * ADA})
-        await run.desk.take_terms(asking(run.desk.filed), lambda unit: None)
+        await run.context.take_terms(asking(run.context.filed), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL
         if not is_denied_first:
@@ -554,11 +557,11 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         signer.trouble = "fails"
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(second)
-        (held,) = payments.payments_in(run.desk.conn, [State.RESERVED])
+        (held,) = payments.payments_in(run.context.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
-        assert spending.totals(run.desk.conn, Scope("app_two")) == payments.hold(run.desk.conn, held.id)
+        assert spending.totals(run.context.conn, Scope("app_two")) == payments.hold(run.context.conn, held.id)
         await run.agent.carrying.resolve(held.id, "app_test")
-        assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+        assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)
 
 
@@ -568,8 +571,10 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
     async with world.run() as run:
         row = await run.pay_in_block("first")
         await run.agent.deliveries.record_delivery(row.id, 200)
-        await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-        await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
+        await run.context.write(
+            "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
+        )
+        await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
         assert await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two")) is not None
     async with world.run() as run:
         await run.look()
@@ -584,13 +589,13 @@ async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(r
     for _ in range(4):
         await run.agent.prepaid_calls.record_call(call(run))
     assert balance(run).left == 0
-    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
+    await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
     theirs = replace(call(run), app_id="app_two")
     use = await run.agent.prepaid_calls.let_through(theirs)
     assert use is None, "nobody says that anything is left: its 402 decides"
-    (pool,) = prepaid.all_pools(run.desk.conn)
+    (pool,) = prepaid.all_pools(run.context.conn)
     told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
-    await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
+    await run.context.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
     with pytest.raises(Refused, match=r"this call takes 3\.25 ADA of what was prepaid"):
         await run.agent.prepaid_calls.let_through(theirs)

@@ -56,12 +56,12 @@ OUT_OF_ORDER = {"status_code": 500, "error": "Internal Server Error", "message":
 class TestTheRealReason:
     """What keeps a look from being completed is named where an operator looks."""
 
-    async def test_coins_that_cannot_be_read_are_named_with_the_reason(self, world: World, first: Relay) -> None:
+    async def test_utxos_that_cannot_be_read_are_named_with_the_reason(self, world: World, first: Relay) -> None:
         first.tell("/addresses/", 500, OUT_OF_ORDER)
         async with world.run(providers={"first": first.url}) as run:
             await run.look()
             with pytest.raises(Refused, match="utxos: http 500"):
-                run.desk.chain.require_ready(world.clock.now_ms())
+                run.context.chain.require_ready(world.clock.now_ms())
             assert run.watch.trouble == "first: utxos: http 500"
 
     async def test_a_payment_that_cannot_be_looked_for_is_named_with_the_reason(
@@ -86,7 +86,7 @@ class TestTheRealReason:
             world.clock.ahead_ms += 301_000
             await run.look()
             with pytest.raises(Refused, match=r"301 s old; .*first: could not be read .tip: http 500"):
-                run.desk.chain.require_ready(world.clock.now_ms())
+                run.context.chain.require_ready(world.clock.now_ms())
 
     async def test_an_alert_names_it_once_it_lasts_and_tells_when_it_is_over(
         self, world: World, first: Relay
@@ -96,14 +96,14 @@ class TestTheRealReason:
             await run.look()
             first.tell("/addresses/", 500, OUT_OF_ORDER)
             await run.pass_time(9)
-            assert alerts.after(run.desk.conn, 0) == []
+            assert alerts.after(run.context.conn, 0) == []
             await run.pass_time(4)
-            (told_of,) = alerts.after(run.desk.conn, 0)
+            (told_of,) = alerts.after(run.context.conn, 0)
             assert (told_of.kind, told_of.subject) == ("provider_out", "chain")
             assert "first: utxos: http 500" in told_of.facts["detail"]
             first.untell("/addresses/")
             await run.pass_time(2)
-            assert not alerts.raised(run.desk.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_out")
 
 
 async def test_a_submission_refused_without_a_class_is_told_once_until_that_provider_takes_one(
@@ -115,18 +115,18 @@ async def test_a_submission_refused_without_a_class_is_told_once_until_that_prov
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         row = await run.pay("one")
         await run.pay("two")
-        (told_of,) = alerts.after(run.desk.conn, 0)
+        (told_of,) = alerts.after(run.context.conn, 0)
         assert (told_of.kind, told_of.subject) == ("submission_refused", "refused:first")
         assert told_of.facts["tx_hash"] == row.tx_id
         assert "Invalid transaction CBOR." in told_of.facts["detail"]
         first.untell("/tx/submit")
         world.clock.ahead_ms += 6_000
         await run.look()
-        assert not alerts.raised(run.desk.conn, "submission_refused")
+        assert not alerts.raised(run.context.conn, "submission_refused")
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         world.clock.ahead_ms += 12_000
         await run.look()
-        assert not alerts.raised(run.desk.conn, "submission_refused"), "it has these already"
+        assert not alerts.raised(run.context.conn, "submission_refused"), "it has these already"
 
 
 class TestTwoProviders:
@@ -162,7 +162,7 @@ class TestTwoProviders:
             await run.pass_time(15)
             second.tell("/tx/submit", 429, OVER_LIMIT)
             row = await run.pay()
-            second.thaw()
+            second.unfreeze()
             await run.pass_time(4)
             assert run.state(row.id) is State.CONFIRMED
             assert first.submissions() == 0
@@ -175,7 +175,7 @@ class TestTwoProviders:
             assert not await run.watch.tick()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not payments.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.context.conn, list(State))
 
 
 PARAMETERS = "/epochs/latest/parameters"
@@ -226,7 +226,7 @@ class TestParameters:
             row = await run.pay()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
-            assert run.desk.providers["first"] is not None
+            assert run.context.providers["first"] is not None
 
     @pytest.mark.parametrize("fee", [43, 45])
     async def test_what_one_told_that_is_long_gone_makes_nobody_odd(
@@ -244,9 +244,9 @@ class TestParameters:
             first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
             await run.look()
             await run.pass_time(11)
-            assert run.desk.providers["first"] is not None
+            assert run.context.providers["first"] is not None
             await run.pass_time(9)
-            assert run.desk.providers["first"] is None
+            assert run.context.providers["first"] is None
             assert run.state(row.id) is State.CONFIRMED
 
     async def test_where_all_ask_for_more_a_person_is_told_and_again_when_it_is_over(
@@ -257,7 +257,7 @@ class TestParameters:
             relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
         async with world.run(providers=both(first, second)) as run:
             await run.look()
-            told_of = alerts.after(run.desk.conn, 0)
+            told_of = alerts.after(run.context.conn, 0)
             assert {row.subject for row in told_of if row.kind == "provider_out"} == {
                 "provider:first",
                 "provider:second",
@@ -266,7 +266,7 @@ class TestParameters:
             for relay in (first, second):
                 relay.untell(PARAMETERS)
             await run.pass_time(7)
-            assert not alerts.raised(run.desk.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_out")
 
     @pytest.mark.parametrize("fee", [43, 45])
     async def test_odd_parameters_make_no_other_network_ours(self, world: World, first: Relay, fee: int) -> None:
@@ -277,7 +277,7 @@ class TestParameters:
             first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
             world.clock.ahead_ms += 61_000
             await run.look()
-            assert run.desk.senders == []
+            assert run.context.senders == []
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
@@ -307,7 +307,7 @@ class TestParameters:
             await run.pay()
             first.untell("/tx/submit")
             await run.settle_down(2)
-            assert dict(run.desk.providers) == {"first": None, "second": None}
+            assert dict(run.context.providers) == {"first": None, "second": None}
 
     async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
         self, world: World, first: Relay
@@ -357,7 +357,7 @@ class TestTooMany:
                 world.clock.ahead_ms += ahead_ms
                 await run.look()
                 assert first.submissions() == sent
-            first.thaw()
+            first.unfreeze()
             world.clock.ahead_ms += 61_000
             await run.look()
             await run.settle_down()
@@ -399,7 +399,7 @@ class TestEvidence:
             assert run.owned() == owned
             kinds = {entry.kind for entry in run.entries()}
             assert kinds == {"deposit", "reserve", "post"}
-            first.thaw()
+            first.unfreeze()
             await run.look()
             await run.settle_down()
             assert run.selectable() == world.unspent()
@@ -413,7 +413,7 @@ class TestEvidence:
             assert not run.selectable()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not payments.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.context.conn, list(State))
             await run.settle_down()
             assert (await run.pay()).state is State.IN_FLIGHT
 
@@ -427,7 +427,7 @@ class TestEvidence:
             world.fund(20 * ADA)
             await run.look()
             assert run.state(row.id) is State.IN_FLIGHT
-            assert not queries.missing_coins(run.desk.conn)
+            assert not queries.missing_utxos(run.context.conn)
             world.control("faults", clear=True)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -463,7 +463,7 @@ class TestEvidence:
             second.tell(path, 200, told(second, path) | lie)
             await run.look()
             assert run.state(row.id) is State.IN_BLOCK
-            second.thaw()
+            second.unfreeze()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == world.on_chain()
@@ -500,7 +500,7 @@ class TestDeadAtTheStart:
             await run.pass_time(7)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_one_alone_makes_no_new_coin_before_three_reads(self, world: World, second: Relay) -> None:
+    async def test_one_alone_makes_no_new_utxo_before_three_reads(self, world: World, second: Relay) -> None:
         async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
             for _ in range(4):
                 world.clock.ahead_ms += 5_000
@@ -508,7 +508,7 @@ class TestDeadAtTheStart:
             world.fund(50 * ADA)
             await run.look()
             await run.pass_time(9)
-            assert not queries.coins(run.desk.conn)
+            assert not queries.utxos(run.context.conn)
             await run.pass_time(4)
             assert run.owned() == world.on_chain()
 

@@ -23,15 +23,15 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("name", ["admit", "sign", "observe", "confirm", "deposit"])
-async def test_a_failed_commit_leaves_the_free_coins_as_they_were(world: World, name: str) -> None:
+async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, name: str) -> None:
     world.fund(50 * ADA, 50 * ADA)
     disk = FullDisk()
 
     async with world.run(checkpoint=disk) as run:
 
         def check() -> None:
-            known = {row.ref for row in queries.free_coins(run.desk.conn)}
-            assert {coin.ref for coin in run.desk.coins} == known
+            known = {row.ref for row in queries.free_utxos(run.context.conn)}
+            assert {utxo.ref for utxo in run.context.utxos} == known
 
         await run.look()
         check()

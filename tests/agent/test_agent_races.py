@@ -33,7 +33,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
 
         async def sweep() -> None:
             while not stop.is_set():
-                for row in payments.payments_in(run.desk.conn, [State.RESERVED]):
+                for row in payments.payments_in(run.context.conn, [State.RESERVED]):
                     await run.agent.carrying.resume(row)
                 await asyncio.sleep(0)
 
@@ -60,7 +60,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await run.desk.write("flush", lambda _unit: None)  # what the caller left in the queue is done
+        await run.context.write("flush", lambda _unit: None)  # what the caller left in the queue is done
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
         await run.agent.sending.drain(10)
@@ -79,8 +79,8 @@ async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(mov
         world.clock.ahead_ms += 310_000
         world.block()
         ask, begun, release = world.ask(), threading.Event(), threading.Event()
-        waiting = run.desk._writer._queue  # type: ignore[attr-defined]
-        held = asyncio.create_task(run.desk.write("hold", lambda _unit: (begun.set(), release.wait(10))))
+        waiting = run.context._writer._queue  # type: ignore[attr-defined]
+        held = asyncio.create_task(run.context.write("hold", lambda _unit: (begun.set(), release.wait(10))))
         try:
             await asyncio.to_thread(begun.wait, 10)
             looking = asyncio.create_task(run.look())
@@ -93,7 +93,7 @@ async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(mov
             release.set()
         await asyncio.gather(held, looking, paying)
         await run.agent.sending.drain(10)
-        row = run.desk.payment(first.id)
+        row = run.context.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
         assert row.invoice_id != first.invoice_id
         await run.settle_down()
@@ -117,7 +117,7 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         row = await lose(world, run)
         unsigned.append(row.id)
         await pass_time_of(world, run, TTL_S + 1)
-        row = run.desk.payment(row.id)
+        row = run.context.payment(row.id)
         assert row.state is State.REPLACING
         plan = run.agent.carrying._rebuild(row)
         assert len(plan.inputs) == 2
@@ -125,15 +125,15 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         if stale == "ttl":
             old = run.agent.carrying._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
         elif stale == "coins":
-            old = plan._replace(inputs=(plan.anchor,))
+            old = plan._replace(inputs=(plan.nonce_utxo,))
         elif stale == "anchor":
-            old = plan._replace(anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
+            old = plan._replace(nonce_utxo=next(utxo for utxo in plan.inputs if utxo != plan.nonce_utxo))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
             old = run.agent.carrying._rebuild(replace(row, outputs=cheaper))
         raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
         with pytest.raises(Refused, match="illegal_transition"):
-            await run.desk.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
+            await run.context.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
         assert len(attempts(run, row)) == 1
         await run.look()
         assert [one.tx_id for one in attempts(run, row)][1:] == [plan.tx_id]

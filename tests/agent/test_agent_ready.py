@@ -33,27 +33,27 @@ async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> A
 
 async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
     """Show the proof to the devnet's merchant, and tell the agent what it answered."""
-    depth = run.desk.depth(row)
-    merchant = run.desk.terms.merchants[run.world.origin]
+    depth = run.context.depth(row)
+    merchant = run.context.terms.merchants[run.world.origin]
     answer = run.world.call(message, retry_headers(row, merchant, run.world.address))
     told = make_response(answer.status_code, dict(answer.headers), answer.text)
     return await run.agent.deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
 
 
 def known(run: Run) -> Readiness:
-    return merchants.standing(run.desk, "t").readiness
+    return merchants.standing(run.context, "t").readiness
 
 
 def told(run: Run, event: str) -> list[dict[str, object]]:
-    rows = run.desk.conn.execute("SELECT detail FROM events WHERE event = ? ORDER BY seq", (event,))
+    rows = run.context.conn.execute("SELECT detail FROM events WHERE event = ? ORDER BY seq", (event,))
     return [json.loads(detail) for (detail,) in rows]
 
 
 async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(world: World) -> None:
     async with by_auto(world, confirmations=1) as run:
         row = await run.pay_in_block()
-        row = run.desk.payment(row.id)
-        assert (row.state, run.desk.is_ready(row)) == (State.IN_BLOCK, True)
+        row = run.context.payment(row.id)
+        assert (row.state, run.context.is_ready(row)) == (State.IN_BLOCK, True)
         row, advice = await show(run, row)
         assert (advice.answer.said, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
         assert known(run) == Readiness(accepted_depth=1)
@@ -64,7 +64,7 @@ async def test_confirmed_still_waits_for_confirm_depth(world: World) -> None:
         row = await run.pay_in_block()
         ready = []
         for _ in range(3):
-            ready.append(run.desk.is_ready(run.desk.payment(row.id)))
+            ready.append(run.context.is_ready(run.context.payment(row.id)))
             await run.settle_down()
         assert ready == [False, False, True]
         assert told(run, "accepted_depth_learned") == []
@@ -74,17 +74,17 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
     async with by_auto(world, confirmations=3) as run:
         row = await run.pay_in_block()
         for depth in (1, 2):
-            row, advice = await show(run, run.desk.payment(row.id))
-            assert (advice.answer.said, advice.again_after_s, run.desk.depth(row)) == (
+            row, advice = await show(run, run.context.payment(row.id))
+            assert (advice.answer.said, advice.again_after_s, run.context.depth(row)) == (
                 RetryVerdict.PENDING,
                 0,
                 depth,
             )
-            assert not run.desk.is_ready(row), "no block came since"
-            waiting = asyncio.create_task(run.desk.wait(row.id, 60))
+            assert not run.context.is_ready(row), "no block came since"
+            waiting = asyncio.create_task(run.context.wait(row.id, 60))
             await run.settle_down()
             row = await waiting
-            assert run.desk.is_ready(row), "whoever waits is woken by the block"
+            assert run.context.is_ready(row), "whoever waits is woken by the block"
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == Readiness(accepted_depth=3)
@@ -92,7 +92,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
         second = await run.pay_in_block("again")
         ready = []
         for _ in range(3):
-            ready.append(run.desk.is_ready(run.desk.payment(second.id)))
+            ready.append(run.context.is_ready(run.context.payment(second.id)))
             await run.settle_down()
         assert ready == [False, False, True], "the next proof is first shown where the last was accepted"
 
@@ -100,31 +100,31 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
 async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_again(world: World) -> None:
     async with by_auto(world, confirmations=2) as run:
         row = await run.pay_in_block()
-        answer = world.call("hello", retry_headers(run.desk.payment(row.id), None, world.address))
+        answer = world.call("hello", retry_headers(run.context.payment(row.id), None, world.address))
         await run.settle_down()
         pending = make_response(answer.status_code, dict(answer.headers), answer.text)
         row, advice = await run.agent.deliveries.take_answer(row.id, pending, shown_depth=1)
-        assert (advice.answer.said, run.desk.is_ready(row)) == (RetryVerdict.PENDING, True)
+        assert (advice.answer.said, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
 
 
 async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay()
-        assert not run.desk.is_ready(row)
+        assert not run.context.is_ready(row)
         await run.watch.inquiries.poll_merchants()
-        row = run.desk.payment(row.id)
-        assert (row.state, row.merchant_status, run.desk.is_ready(row)) == (State.IN_FLIGHT, "confirmed", True)
+        row = run.context.payment(row.id)
+        assert (row.state, row.merchant_status, run.context.is_ready(row)) == (State.IN_FLIGHT, "confirmed", True)
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == Readiness(accepted_depth=0)
-        assert run.desk.is_ready(await run.pay("again")), "the next one is shown once it was sent"
+        assert run.context.is_ready(await run.pay("again")), "the next one is shown once it was sent"
 
 
 async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: World) -> None:
     """An identical call shows a proof that has served already, and the merchant asks for money anew."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
-        row, _ = await show(run, run.desk.payment(row.id))
+        row, _ = await show(run, run.context.payment(row.id))
         body = json.dumps({"invoiceId": "another", "amount": "1"})
         anew = make_response(402, {"content-type": "application/json"}, body)
         _, advice = await run.agent.deliveries.take_answer(row.id, anew, shown_depth=1)
@@ -154,13 +154,13 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         ]
         ready = []
         for _ in range(3):
-            ready.append([run.desk.is_ready(run.desk.payment(one.id)) for one in (row, other)])
+            ready.append([run.context.is_ready(run.context.payment(one.id)) for one in (row, other)])
             await run.settle_down()
         assert ready == [[False, False], [False, False], [True, False]]
-        row, _ = await show(run, run.desk.payment(row.id))
+        row, _ = await show(run, run.context.payment(row.id))
         assert (row.delivery, known(run).refused_early) == (Delivery.ACCEPTED, True)
 
-        await merchants.reopen(run.desk, APP, "t")
+        await merchants.reopen(run.context, APP, "t")
         assert known(run) == Readiness()
 
 
@@ -174,8 +174,8 @@ async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path
             deliveries = run.agent.deliveries
             row, advice = await deliveries.take_answer(row.id, NOT_FOUND, shown_depth=1)
             assert (row.delivery, advice.again_after_s) == (Delivery.PRESENTED, 0.5)
-            assert run.desk.is_ready(row)
-            row, advice = await deliveries.take_answer(row.id, NOT_FOUND, shown_depth=run.desk.depth(row))
+            assert run.context.is_ready(row)
+            row, advice = await deliveries.take_answer(row.id, NOT_FOUND, shown_depth=run.context.depth(row))
             assert (row.delivery, advice.again_after_s) == (Delivery.PAID_NOT_SERVED, None)
 
 
@@ -183,5 +183,5 @@ async def test_a_merchant_that_fails_for_a_moment_has_refused_nothing(world: Wor
     async with by_auto(world) as run:
         row = await run.pay_in_block()
         row, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, ""), shown_depth=1)
-        assert (advice.again_after_s, run.desk.is_ready(row)) == (0.5, True)
+        assert (advice.again_after_s, run.context.is_ready(row)) == (0.5, True)
         assert known(run) == Readiness()

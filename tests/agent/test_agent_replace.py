@@ -13,7 +13,7 @@ from agent.test_agent_handover import broadcast, with_handover
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
 from payagent.api.models.render_receipt import receipt_view
 from payagent.audit.finding import AuditFinding
@@ -87,10 +87,10 @@ def assert_sound(world: World, run: Run) -> None:
     """Memory is the database, the books verify, and each receipt is consistent."""
     assert_memory(run)
     owner = Owner(world.account.address, DEVNET)
-    with run.desk.snapshot() as conn:
+    with run.context.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(receipt_view(conn, row, run.desk.terms)).encode())
+            receipt = read_receipt(dumps(receipt_view(conn, row, run.context.terms)).encode())
             assert list(check_receipt(receipt)) == []
 
 
@@ -102,7 +102,7 @@ def assert_at_rest(world: World, run: Run) -> None:
 
 
 def attempts(run: Run, row: PaymentRow) -> list[queries.AttemptRow]:
-    return queries.attempts(run.desk.conn, row.id)
+    return queries.attempts(run.context.conn, row.id)
 
 
 class TestTheSameInvoice:
@@ -112,12 +112,12 @@ class TestTheSameInvoice:
         async with world.run(terms=with_terms(settle_depth=4)) as run:
             first = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.desk.payment(first.id)
+            row = run.context.payment(first.id)
             assert (row.state, len(attempts(run, row))) == (State.IN_FLIGHT, 2)
             assert row.tx_id != first.tx_id
-            assert (row.anchor, row.outputs, row.invoice) == (first.anchor, first.outputs, first.invoice)
+            assert (row.nonce_utxo, row.outputs, row.invoice) == (first.nonce_utxo, first.outputs, first.invoice)
             assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
-            merchant = run.desk.terms.merchants[world.origin]
+            merchant = run.context.terms.merchants[world.origin]
             assert retry_headers(row, merchant, world.address)["X-Payment"] == row.tx_id
             assert_sound(world, run)
             await run.settle_down()
@@ -153,11 +153,11 @@ class TestTheSameInvoice:
             low = height(world)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
-            second = run.desk.payment(first.id)
+            second = run.context.payment(first.id)
             assert second.state is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            row = run.desk.payment(first.id)
+            row = run.context.payment(first.id)
             assert (row.state, row.tx_id) == (State.CONFIRMED, first.tx_id)
             assert world.transactions() == [first.tx_id]
             assert_at_rest(world, run)
@@ -209,7 +209,7 @@ class TestTheSameInvoice:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            shown = run.desk.view(run.desk.payment(row.id))
+            shown = run.context.view(run.context.payment(row.id))
             assert (shown["tx_hash"], shown["headers"], shown["ready"]) == (None, {}, False)
             assert_sound(world, run)
         if late:
@@ -244,26 +244,28 @@ class TestTheSameInvoice:
             assert run.state(row.id) is State.REPLACING
             fork_with(world, low, row.cbor or b"")
             await run.look()
-            assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
 
-    async def test_a_coin_that_is_gone_is_replaced_by_another_one_but_never_the_anchor(self, world: World) -> None:
+    async def test_a_utxo_that_is_gone_is_replaced_by_another_one_but_never_the_nonce_utxo(
+        self, world: World
+    ) -> None:
         """Another wallet of the same keys spent it."""
         world.settings(timeout=LONG_S, price="4000000", splits=[])
         world.fund(3 * ADA, 3 * ADA)
         async with world.run(terms=with_terms(settle_depth=5)) as run:
             first = await lose(world, run)
-            (other,) = set(attempts(run, first)[0].inputs) - {first.anchor}
+            (other,) = set(attempts(run, first)[0].inputs) - {first.nonce_utxo}
             world.fund(30 * ADA)
             world.control("faults", clear=True)
-            spend(world, queries.coin(run.desk.conn, other), first.outputs[0].address)
+            spend(world, queries.utxo(run.context.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
-            assert (queries.coin(run.desk.conn, other) or first).state == "spent"
-            await thaw(run.desk, APP)
+            assert (queries.utxo(run.context.conn, other) or first).state == "spent"
+            await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.desk.payment(first.id)
-            assert first.anchor in attempts(run, row)[1].inputs
+            row = run.context.payment(first.id)
+            assert first.nonce_utxo in attempts(run, row)[1].inputs
             assert other not in attempts(run, row)[1].inputs
             assert_sound(world, run)
             await run.settle_down()
@@ -279,15 +281,15 @@ class TestTheSameInvoice:
         world.fund(3 * ADA, 3 * ADA)
         async with world.run() as run:
             first = await lose(world, run)
-            (other,) = set(attempts(run, first)[0].inputs) - {first.anchor}
+            (other,) = set(attempts(run, first)[0].inputs) - {first.nonce_utxo}
             world.fund(*[1_100_000] * 4)
             world.control("faults", clear=True)
-            spend(world, queries.coin(run.desk.conn, other), first.outputs[0].address)
+            spend(world, queries.utxo(run.context.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
-            await thaw(run.desk, APP)
+            await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.desk.payment(first.id)
+            row = run.context.payment(first.id)
             assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
@@ -295,11 +297,11 @@ class TestTheSameInvoice:
             assert_sound(world, run)
 
 
-def spend(world: World, coin: queries.CoinRow | None, to: str) -> None:
+def spend(world: World, utxo: queries.UtxoRow | None, to: str) -> None:
     """Beside payagent, with its keys: all of it to somebody else."""
-    assert coin is not None
+    assert utxo is not None
     plan = send_all(
-        UtxoIndex([Utxo(coin.tx_id, coin.output_index, coin.lovelace)]),
+        UtxoIndex([Utxo(utxo.tx_id, utxo.output_index, utxo.lovelace)]),
         parse_address(to, DEVNET),
         own=world.account.address,
         ttl_slot=world.devnet.run(lambda devnet: devnet.chain.slot) + 5000,
@@ -319,19 +321,19 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.desk.payment(row.id).reason_code) == (
+            assert (run.state(row.id), run.context.payment(row.id).reason_code) == (
                 State.CANCELLING,
                 "attempt_expired",
             )
             assert_sound(world, run)
             await wait_for_void(world, run)
-            void = run.desk.payment(row.id)
+            void = run.context.payment(row.id)
             assert void.state is State.VOID
             assert_at_rest(world, run)
-            assert spending.totals(run.desk.conn, WALLET) == {"lovelace": void.fee_lovelace}
+            assert spending.totals(run.context.conn, WALLET) == {"lovelace": void.fee_lovelace}
             again = await run.pay()
             assert again.id != row.id
-            assert (again.anchor or "").startswith(void.tx_id or "-")
+            assert (again.nonce_utxo or "").startswith(void.tx_id or "-")
             await run.settle_down()
             assert run.state(again.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -344,12 +346,12 @@ class TestTakenBack:
             low = height(world)
             await pass_time_of(world, run, 700)
             await wait_for_void(world, run)
-            cancel = run.desk.payment(row.id)
+            cancel = run.context.payment(row.id)
             assert cancel.state is State.VOID
             if which == "old attempt":
                 fork_with(world, low, row.cbor or b"")
                 await run.settle_down(2)
-                assert run.desk.payment(row.id).tx_id == row.tx_id
+                assert run.context.payment(row.id).tx_id == row.tx_id
                 assert run.state(row.id) is State.CONFIRMED
             else:
                 depth = height(world) - (cancel.block_height or 0) + 1
@@ -358,7 +360,7 @@ class TestTakenBack:
                 world.block(depth + 1)
                 await run.look()
                 assert run.state(row.id) is State.CANCELLING
-                assert spending.totals(run.desk.conn, WALLET) == payments.hold(run.desk.conn, row.id)
+                assert spending.totals(run.context.conn, WALLET) == payments.hold(run.context.conn, row.id)
                 assert_sound(world, run)
                 await run.pass_time(2, 250)
                 await wait_for_void(world, run)
@@ -372,7 +374,7 @@ class TestTakenBack:
             row = await run.pay_in_block()
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            world.control("rollback", depth=height(world) - (run.desk.payment(row.id).block_height or 0) + 1)
+            world.control("rollback", depth=height(world) - (run.context.payment(row.id).block_height or 0) + 1)
             world.block(4)
             await run.look()
             await run.settle_down()
@@ -381,19 +383,19 @@ class TestTakenBack:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_a_coin_to_the_unit_is_taken_back_with_the_help_of_another(self, world: World) -> None:
+    async def test_a_utxo_to_the_unit_is_taken_back_with_the_help_of_another(self, world: World) -> None:
         """Alone it could not pay for its way back: an output of ours would take more than it holds."""
         world.settings(price="969750", splits=[])
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
-            exact = exact_coin((await run.agent.quote(world.ask())).plan, world.account.address)
+            exact = exact_utxo((await run.agent.quote(world.ask())).plan, world.account.address)
             world.fund(exact)
             world.fault("submit", "drop")
             await run.look()
             row = await run.pay()
             assert len(attempts(run, row)[0].inputs) == 1
-            assert payments.hold(run.desk.conn, row.id) == {"lovelace": exact}
+            assert payments.hold(run.context.conn, row.id) == {"lovelace": exact}
             await pass_time_of(world, run, 700)
             assert run.state(row.id) is State.CANCELLING
             assert len(attempts(run, row)[1].inputs) == 2
@@ -403,7 +405,7 @@ class TestTakenBack:
             assert_at_rest(world, run)
 
 
-def exact_coin(plan: TxPlan, own: Address) -> int:
+def exact_utxo(plan: TxPlan, own: Address) -> int:
     """What a coin holds that pays to the unit for what a plan pays."""
     asked = sum(output.units for output in plan.asked)
 
@@ -437,23 +439,25 @@ class TestTheNextInvoice:
         row, is_new = await run.agent.pay(world.ask())
         await run.agent.sending.drain(10)
         assert (row.id, is_new) == (first.id, False)
-        return first, run.desk.payment(row.id)
+        return first, run.context.payment(row.id)
 
-    async def test_it_is_paid_on_the_same_anchor(self, world: World) -> None:
+    async def test_it_is_paid_on_the_same_nonce_utxo(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             first, row = await self.next_one(world, run)
-            assert (row.anchor, len(attempts(run, row))) == (first.anchor, 2)
+            assert (row.nonce_utxo, len(attempts(run, row))) == (first.nonce_utxo, 2)
             assert row.invoice_id != first.invoice_id
-            merchant = run.desk.terms.merchants[world.origin]
+            merchant = run.context.terms.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
-            assert payments.hold(run.desk.conn, row.id) == spending.totals(run.desk.conn, WALLET)
+            assert payments.hold(run.context.conn, row.id) == spending.totals(run.context.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
             assert (
-                world.call("hello", retry_headers(run.desk.payment(row.id), merchant, world.address)).status_code
+                world.call(
+                    "hello", retry_headers(run.context.payment(row.id), merchant, world.address)
+                ).status_code
                 == 200
             )
             assert_at_rest(world, run)
@@ -470,7 +474,7 @@ class TestTheNextInvoice:
             await run.agent.pay(world.ask())
             await run.agent.sending.drain(10)
             await run.settle_down()
-            assert run.desk.payment(first.id).invoice_id != first.invoice_id
+            assert run.context.payment(first.id).invoice_id != first.invoice_id
             world.clock.ahead_ms -= 310_000
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
                 await run.agent.pay(world.ask_of(answer, key="another"))
@@ -489,17 +493,17 @@ class TestTheNextInvoice:
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
             await run.agent.sending.drain(10)
-            first, low = run.desk.payment(paid.id), height(world)
+            first, low = run.context.payment(paid.id), height(world)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask(key="two"))
             await run.agent.sending.drain(10)
             await run.settle_down()
-            second = run.desk.payment(first.id)
+            second = run.context.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
             assert second.invoice_id != first.invoice_id
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            row = run.desk.payment(first.id)
+            row = run.context.payment(first.id)
             assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
             assert_at_rest(world, run)
             await run.settle_down(14)
@@ -523,8 +527,8 @@ class TestTheNextInvoice:
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
             await run.agent.sending.drain(10)
             await run.settle_down()
-            row = run.desk.payment(row.id)
-            assert (row.id, row.anchor, row.state) == (paid.id, paid.anchor, State.CONFIRMED)
+            row = run.context.payment(row.id)
+            assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
             assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
             assert row.invoice_id != paid.invoice_id
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
@@ -541,12 +545,12 @@ class TestTheNextInvoice:
             paid, _ = await run.agent.pay(world.ask(key="two"))
             await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
-            second, filed = world.call("hello"), run.desk.filed
+            second, filed = world.call("hello"), run.context.filed
             merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
-            await run.desk.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
+            await run.context.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
-            await run.desk.take_terms(filed, lambda _unit: None)
+            await run.context.take_terms(filed, lambda _unit: None)
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
             assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
 
@@ -555,7 +559,7 @@ class TestTheNextInvoice:
         async with world.run() as run:
             _, row = await self.next_one(world, run, price="1500000", splits=[])
             assert sum(output.units for output in row.outputs) == 1_500_000
-            hold = payments.hold(run.desk.conn, row.id)
+            hold = payments.hold(run.context.conn, row.id)
             assert hold["lovelace"] > 1_500_000 + (row.fee_lovelace or 0)
             await run.settle_down()
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000}
@@ -573,13 +577,13 @@ class TestTheNextInvoice:
             assert run.state(row.id) is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            landed = run.desk.payment(row.id)
+            landed = run.context.payment(row.id)
             assert (landed.state, landed.tx_id) == (State.CONFIRMED, first.tx_id)
             assert (landed.invoice_id, landed.outputs) == (first.invoice_id, first.outputs)
             assert world.transactions() == [first.tx_id]
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
-            merchant = run.desk.terms.merchants[world.origin]
+            merchant = run.context.terms.merchants[world.origin]
             assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice_id
             assert_at_rest(world, run)
 
@@ -596,7 +600,7 @@ class TestTheNextInvoice:
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            assert run.desk.payment(row.id).tx_id == first.tx_id
+            assert run.context.payment(row.id).tx_id == first.tx_id
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
             assert_at_rest(world, run)
@@ -669,7 +673,7 @@ class TestNeverValid:
                 await run.look()
                 row = await run.pay()
                 assert run.state(row.id) is State.IN_FLIGHT
-                told = alerts.after(run.desk.conn, 0)
+                told = alerts.after(run.context.conn, 0)
                 assert [(one.kind, one.subject) for one in told] == [("never_valid", f"never:{row.id}")]
                 for _ in range(5):
                     world.clock.ahead_ms += 30_000
@@ -678,8 +682,8 @@ class TestNeverValid:
                 world.clock.ahead_ms += RESUBMIT_MAX_MS - 150_000
                 await run.look()
                 assert relay.submissions() == 2
-                assert len(alerts.after(run.desk.conn, 0)) == 1
-                relay.thaw()
+                assert len(alerts.after(run.context.conn, 0)) == 1
+                relay.unfreeze()
                 world.clock.ahead_ms += 800_000
                 await run.settle_down()
                 assert run.state(row.id) is State.CANCELLING
@@ -699,7 +703,7 @@ class TestResolve:
             assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
             assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
-                detail for _, event, _, detail, _ in events.events(run.desk.conn, row.id) if event == "cancel"
+                detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
             ]
             assert f'"by":"{APP}"' in told
             await wait_for_void(world, run)
@@ -716,7 +720,7 @@ class TestResolve:
             await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
             await run.settle_down()
-            assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
                 await run.agent.carrying.resolve(row.id, APP)
@@ -732,7 +736,7 @@ class TestResolve:
             await run.look()
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(world.ask())
-            (row,) = payments.payments_in(run.desk.conn, [State.RESERVED])
+            (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
             assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)
@@ -788,7 +792,7 @@ class TestAnOrderThatComesAgain:
             else:
                 row, _ = await agent.transfers.sweep(APP, to, "K")
             await agent.sending.drain(10)
-            return agent.desk.payment(row.id)
+            return agent.context.payment(row.id)
 
         async with world.run() as run:
             await run.look()
@@ -800,14 +804,14 @@ class TestAnOrderThatComesAgain:
             await run.agent.carrying.resolve(first.id, APP)
             await run.agent.sending.drain(10)
             await wait_for_void(world, run)
-            void = run.desk.payment(first.id)
+            void = run.context.payment(first.id)
             again = await order(run)
             assert (void.state, again.id == first.id) == (State.VOID, False)
             await run.settle_down(2)
             assert run.state(again.id) is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
-            assert broadcast(world, run.desk.payment(again.id).cbor or b"") == 400
+            assert broadcast(world, run.context.payment(again.id).cbor or b"") == 400
             await run.settle_down(3)
             assert {first.tx_id, again.tx_id} & set(world.transactions()) == {first.tx_id}
             assert run.state(first.id) is State.CONFIRMED
-            assert (again.anchor or "").startswith(f"{void.tx_id}#")
+            assert (again.nonce_utxo or "").startswith(f"{void.tx_id}#")

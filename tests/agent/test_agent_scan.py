@@ -14,7 +14,7 @@ from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_cloc
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.chain_sync import recovery as scan
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.chain.provider import AddressTx, Read
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
@@ -58,7 +58,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
         await run.look()
         assert record.read() is None
         rows = [await run.pay("one"), await run.pay("two")]
-        assert record.read() == last_signed(run.desk.conn)
+        assert record.read() == last_signed(run.context.conn)
         assert (record.read() or LastSigned(0, "", 0)).tx_id == rows[-1].tx_id
         assert (record.read() or LastSigned(0, "", 0)).attempts == 2
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
@@ -76,7 +76,7 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
             await run.look()
             pass_quiet(world)
             await run.look()
-            assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [row.tx_id]
+            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.tx_id]
             asked = relay.calls.count(("GET", f"/txs/{row.tx_id}"))
             await run.pass_time(3, 61)
             assert relay.calls.count(("GET", f"/txs/{row.tx_id}")) == asked > 0
@@ -124,11 +124,11 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
             await run.look()
             pass_quiet(world)
             told = []
-            while (behind := run.desk.chain.behind) is not None:
+            while (behind := run.context.chain.behind) is not None:
                 await run.look()
                 told.append(behind.rpartition(": ")[2])
             assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
-            assert {one.tx_id for one in onchain.foreign_there(run.desk.conn)} == {row.tx_id for row in rows}
+            assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {row.tx_id for row in rows}
             assert len(listed_since) > 2
             assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
             assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
@@ -158,9 +158,9 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         world.clock.ahead_ms += 60_000
         world.block()
         await run.look()
-        assert run.desk.chain.behind is None
-        assert run.desk.chain.foreign == ()
-        found = {row.tx_id for row in onchain.foreign_there(run.desk.conn)}
+        assert run.context.chain.behind is None
+        assert run.context.chain.foreign == ()
+        found = {row.tx_id for row in onchain.foreign_there(run.context.conn)}
         assert found == {row.tx_id for row in forgotten}
         await run.look()
         await require_whole(run)
@@ -169,9 +169,9 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         assert run.state(row.id) is State.CONFIRMED
         assert run.state(known.id) is State.CONFIRMED
         await require_whole(run)
-        assert record.read() == last_signed(run.desk.conn)
+        assert record.read() == last_signed(run.context.conn)
     async with world.run(record=record) as run:
-        assert run.desk.chain.behind is None
+        assert run.context.chain.behind is None
 
 
 @pytest.mark.parametrize("off_s", [-86_400, 86_400])
@@ -194,8 +194,8 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
                 clock.ahead_ms += passed_s * 1000
             world.block()
             await run.look()
-            assert (run.desk.chain.behind is not None) is is_behind, passed_s
-        assert {row.tx_id for row in onchain.foreign_there(run.desk.conn)} == {forgotten.tx_id}
+            assert (run.context.chain.behind is not None) is is_behind, passed_s
+        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.tx_id}
 
 
 async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
@@ -215,8 +215,8 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert (run.desk.chain.behind, run.desk.chain.tip is None) == (None, False)
-        assert run.desk.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
+        assert (run.context.chain.behind, run.context.chain.tip is None) == (None, False)
+        assert run.context.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
 
 
 async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
@@ -232,12 +232,12 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
             await run.look()
             pass_quiet(world)
             await run.look()
-            assert run.desk.chain.behind is None
-            behind = count_of(run.desk.conn, "ledger_behind")
+            assert run.context.chain.behind is None
+            behind = count_of(run.context.conn, "ledger_behind")
     assert behind == 1
     put(world, old)  # and the same copy once more is behind once more
     async with world.run(record=record) as run:
-        assert run.desk.chain.behind is not None
+        assert run.context.chain.behind is not None
 
 
 async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
@@ -253,14 +253,14 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await run.look()
         pass_quiet(world)
         await run.look()
-        (before,) = onchain.foreign_there(run.desk.conn)
-        assert (before.tx_id, run.desk.chain.behind) == (row.tx_id, None)
+        (before,) = onchain.foreign_there(run.context.conn)
+        assert (before.tx_id, run.context.chain.behind) == (row.tx_id, None)
         fork_with(world, low, row.cbor or b"")
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.desk.conn)
+        (moved,) = onchain.foreign_there(run.context.conn)
         assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
-        assert run.desk.chain.foreign == ()
-        assert count_of(run.desk.conn, "foreign_spend") == 0
+        assert run.context.chain.foreign == ()
+        assert count_of(run.context.conn, "foreign_spend") == 0
         await require_whole(run)
 
 
@@ -277,7 +277,7 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert run.desk.chain.behind is None
+        assert run.context.chain.behind is None
         caught_up = copied(world)
         ahead = record.read()
     async with world.run() as run:  # it signs, and dies before it notes that
@@ -286,14 +286,14 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
     assert record.read() == ahead
     with unwritable(world.folder / SIGNER_FILE):
         async with world.run(record=record) as run:
-            assert not run.desk.payment(row.id).is_noted
+            assert not run.context.payment(row.id).is_noted
     async with world.run(record=record) as run:
-        assert run.desk.chain.behind is None
-        assert record.read() == last_signed(run.desk.conn)
-        assert run.desk.payment(row.id).is_noted
+        assert run.context.chain.behind is None
+        assert record.read() == last_signed(run.context.conn)
+        assert run.context.payment(row.id).is_noted
     put(world, caught_up)
     async with world.run(record=record) as run:  # it lacks what was signed since
-        assert run.desk.chain.behind is not None
+        assert run.context.chain.behind is not None
 
 
 def count_of(conn: sqlite3.Connection, event: str) -> int:
@@ -319,8 +319,8 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert run.desk.chain.behind is None
-        assert len(onchain.foreign_there(run.desk.conn)) == 3
+        assert run.context.chain.behind is None
+        assert len(onchain.foreign_there(run.context.conn)) == 3
         await require_whole(run)
         row = await run.pay_in_block("after it")
         assert run.state(row.id) is State.CONFIRMED
@@ -348,21 +348,21 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
             with pytest.raises(Refused, match="transactions: http 500") as refused:
                 await run.pay("too early")
             assert refused.value.code == "ledger_behind"
-            (detail,) = [row.facts["detail"] for row in alerts.after(run.desk.conn, 0)]
+            (detail,) = [row.facts["detail"] for row in alerts.after(run.context.conn, 0)]
             assert "transactions: http 500" in detail
-            relay.thaw()
+            relay.unfreeze()
             await run.settle_down(2)
-            assert run.desk.chain.behind is None or not is_new
-            assert not alerts.raised(run.desk.conn, "provider_out")
+            assert run.context.chain.behind is None or not is_new
+            assert not alerts.raised(run.context.conn, "provider_out")
 
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.look()
-        assert run.desk.chain.behind is None
+        assert run.context.chain.behind is None
         row = await run.pay_in_block("first")
         assert run.state(row.id) is State.CONFIRMED
-        assert count_of(run.desk.conn, "ledger_behind") == 0
+        assert count_of(run.context.conn, "ledger_behind") == 0
 
 
 async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
@@ -386,7 +386,7 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
                 await run.pay("not noted")
             await run.look()
             assert world.waiting() == []
-            (row,) = payments.payments_in(run.desk.conn, (State.SIGNED,))
+            (row,) = payments.payments_in(run.context.conn, (State.SIGNED,))
         await run.look()
         assert world.waiting() == [row.tx_id]
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
@@ -402,21 +402,21 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             for _ in range(2):  # after the commit, and before the next one
                 with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
                     await run.agent.pay(ask)
-            rows = payments.payments_in(run.desk.conn, (State.IN_FLIGHT,))
-            row = run.desk.payment(rows[-1].id)
-            view = run.desk.view(row)
+            rows = payments.payments_in(run.context.conn, (State.IN_FLIGHT,))
+            row = run.context.payment(rows[-1].id)
+            view = run.context.view(row)
             assert row.cbor is not None
             assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
-            assert run.desk.view(run.desk.payment(first.id))["headers"] != {}
+            assert run.context.view(run.context.payment(first.id))["headers"] != {}
             with pytest.raises(Refused, match="store_failed"):
-                run.desk.require_noted(row)
+                run.context.require_noted(row)
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
         async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
-            assert run.desk.view(run.desk.payment(row.id))["headers"] == {}
+            assert run.context.view(run.context.payment(row.id))["headers"] == {}
     async with world.run(record=record, terms=with_handover) as run:
-        assert run.desk.view(run.desk.payment(row.id))["headers"] != {}
+        assert run.context.view(run.context.payment(row.id))["headers"] != {}
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
 
 
@@ -465,12 +465,12 @@ class TestTheWholeFolderRolledBack:
         forgotten = await self.roll_back(world)
         async with world.run(record=record) as run:
             await run.look()
-            assert (run.desk.chain.behind, run.desk.chain.foreign) == (None, (forgotten,))
+            assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
             with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
                 await run.pay("forgotten")
-            assert alerts.last_kind(run.desk.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "foreign_spend"
             await require_whole(run)
-            await thaw(run.desk, APP)
+            await unfreeze(run.context, APP)
         async with world.run(record=record) as run:  # what was thawed is known from then on
             await run.look()
             await run.pay("when somebody has looked at it")
@@ -500,7 +500,7 @@ class TestTheWholeFolderRolledBack:
                 await run.look()
                 with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
                     await run.pay("too early")
-                relay.thaw()
+                relay.unfreeze()
                 relay.calls.clear()
                 await run.pass_time(3, 61)
                 await run.pay("now")
@@ -554,22 +554,22 @@ class TestALiar:
             for ahead_ms in (0, QUIET_MS + 2000, 10_000, 10_000):
                 world.clock.ahead_ms += ahead_ms
                 for is_away in (False, True):
-                    honest.thaw()
+                    honest.unfreeze()
                     if is_away:
                         honest.tell("/blocks/latest", 500, {})
                     world.block()
                     await run.look()
-            honest.thaw()
+            honest.unfreeze()
             for _ in range(20):
                 world.clock.ahead_ms += 10_000
                 world.block()
                 await run.look()
-            assert not onchain.foreign_there(run.desk.conn)
-            assert run.desk.chain.behind is not None
+            assert not onchain.foreign_there(run.context.conn)
+            assert run.context.chain.behind is not None
             assert "providers" in raised(run)
-            liar.thaw()
+            liar.unfreeze()
             world.block()
             await run.look()
-            assert run.desk.chain.behind is None
+            assert run.context.chain.behind is None
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()

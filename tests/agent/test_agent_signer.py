@@ -22,7 +22,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def not_signed(run: Run) -> list[tuple[str, str]]:
     """What was told of the signer, in order: the kind of alert, and of which payment."""
-    told = [alert for alert in alerts.after(run.desk.conn, 0) if alert.subject == "signer"]
+    told = [alert for alert in alerts.after(run.context.conn, 0) if alert.subject == "signer"]
     return [(alert.kind, alert.facts.get("payment", "")) for alert in told]
 
 
@@ -35,10 +35,10 @@ async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_to
             with pytest.raises(Refused, match="too much in a day") as caught:
                 await run.agent.pay(world.ask(key, key=key))
             assert caught.value.code == "limit_exceeded"
-        rejected = payments.payments_in(run.desk.conn, [State.REJECTED])
+        rejected = payments.payments_in(run.context.conn, [State.REJECTED])
         assert [row.reason_code for row in rejected] == ["limit_exceeded"] * 2
         assert "held" not in run.books()
-        assert run.desk.coins.totals == {"lovelace": 50 * ADA}
+        assert run.context.utxos.totals == {"lovelace": 50 * ADA}
         assert [kind for kind, _ in not_signed(run)] == ["signer_refused"]
         signer.trouble = "mended"
         row = await run.pay("c")
@@ -54,7 +54,7 @@ async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_
         await run.look()
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
-        (row,) = payments.payments_in(run.desk.conn, [State.RESERVED])
+        (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
     async with world.run(signer=BadSigner(world.account.signer, "refuses")) as run:
         await run.settle_down(3)
         assert run.state(row.id) is State.REJECTED

@@ -18,7 +18,7 @@ from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.base.requests import PrepaidQuote
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.topups.orders import TopupGoal
@@ -108,7 +108,7 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.reason_code) == ("done", None)
-            made = payments.payments_of_topup(run.desk.conn, row.id)
+            made = payments.payments_of_topup(run.context.conn, row.id)
             assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
             assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
@@ -161,7 +161,7 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
             assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
-            assert not payments.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.context.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
             assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
             assert "409" in (refused.reason or "")
@@ -235,8 +235,8 @@ class TestLimits:
             await run.look()
             plan = await run.topups.plan(APP, wish(world, 50 * ADA))
             assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
-            assert not topups.all_open(run.desk.conn)
-            assert not payments.payments_in(run.desk.conn, list(State))
+            assert not topups.all_open(run.context.conn)
+            assert not payments.payments_in(run.context.conn, list(State))
 
     async def test_a_plan_by_a_call_that_the_balance_serves_makes_no_call(self, world: World) -> None:
         async with world.run() as run:
@@ -251,12 +251,12 @@ class TestLimits:
             assert (plan.unit, plan.units) == ("calls", 1)
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
 
-    @pytest.mark.parametrize("coins", [1, 6])
-    async def test_a_plan_is_made_while_an_automatic_top_up_runs(self, tmp_path: Path, coins: int) -> None:
+    @pytest.mark.parametrize("utxos", [1, 6])
+    async def test_a_plan_is_made_while_an_automatic_top_up_runs(self, tmp_path: Path, utxos: int) -> None:
         """The merchant asks with the invoice that is being paid, and its change is all the money there is."""
         with world_with_clock(tmp_path) as world:
             world.terms = with_topup(world, topup_request=REQUEST)
-            world.fund(*[200 * ADA] * coins)
+            world.fund(*[200 * ADA] * utxos)
             world.settings(batch=BATCH)
             auto(world)
             async with world.run() as run:
@@ -264,7 +264,7 @@ class TestLimits:
                 for _ in range(2):
                     await run.topups.beat()
                 await run.agent.sending.drain(10)
-                (running,) = topups.all_open(run.desk.conn)
+                (running,) = topups.all_open(run.context.conn)
                 assert len(world.waiting()) == 1, "it is paid, and in no block yet"
                 plan = await run.topups.plan(APP, wish(world, 50 * ADA))
                 assert isinstance(plan, TopupPlan)
@@ -300,7 +300,7 @@ async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
         apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
         apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, 1)
 
-    await run.desk.write("app", job)
+    await run.context.write("app", job)
 
 
 async def order_as_ops(run: Run, units: int) -> TopupRow:
@@ -309,7 +309,7 @@ async def order_as_ops(run: Run, units: int) -> TopupRow:
 
 
 async def revoke_ops(run: Run) -> None:
-    await revoke(run.desk, apps.require(run.desk.conn, APP), "ops")
+    await revoke(run.context, apps.require(run.context.conn, APP), "ops")
 
 
 class TestTheEndOfAnOrder:
@@ -340,7 +340,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await carry_out(run, row.id)
             assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
-            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
@@ -350,15 +350,17 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
+            (paid,) = payments.payments_of_topup(run.context.conn, row.id)
             assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
-            await run.desk.take_terms(replace(run.desk.filed, merchants={}), lambda _unit: None)
+            await run.context.take_terms(replace(run.context.filed, merchants={}), lambda _unit: None)
             await go_round(run)
             assert run.topups.find(row.id).state == "open"
-            await run.desk.take_terms(replace(run.desk.filed, merchants=world.terms.merchants), lambda _unit: None)
+            await run.context.take_terms(
+                replace(run.context.filed, merchants=world.terms.merchants), lambda _unit: None
+            )
             world.clock.ahead_ms += 60_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert run.desk.payment(paid.id).delivery is Delivery.ACCEPTED
+            assert run.context.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
 
     async def test_what_is_paid_is_shown_for_its_own_partner_whichever_is_configured_since(
@@ -370,7 +372,7 @@ class TestTheEndOfAnOrder:
             row = await order(run, COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
-            await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
             assert (await carry_out(run, row.id)).state == "done"
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
@@ -382,7 +384,7 @@ class TestTheEndOfAnOrder:
             row = await order(run, 2 * COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
-            await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
             assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
             assert (await carry_out(run, row.id)).state == "done"
             assert len(world.transactions()) == 2
@@ -398,11 +400,11 @@ class TestTheEndOfAnOrder:
             await add_orderer(run)
             row = await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
             assert (row.state, row.reason_code) == ("stopped", why)
-            ended = run.desk.payment(asked.id)
+            ended = run.context.payment(asked.id)
             assert (ended.state, ended.reason_code) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
@@ -418,14 +420,14 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
             await run.topups.beat()
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
             assert run.topups.find(row.id).reason_code == "topup_out_of_time"
-            assert run.desk.payment(asked.id).reason_code == "topup_out_of_time"
+            assert run.context.payment(asked.id).reason_code == "topup_out_of_time"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -434,7 +436,7 @@ class TestTheEndOfAnOrder:
             await add_orderer(run, world.clock.now_ms() + 60_000)
             await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
             with pytest.raises(Refused, match="app_ended"):
@@ -470,7 +472,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             await add_orderer(run)
             row = await order_as_ops(run, 2 * COST)
-            await renew_token(run.desk, apps.require(run.desk.conn, APP), "ops", "3" * 64, None)
+            await renew_token(run.context, apps.require(run.context.conn, APP), "ops", "3" * 64, None)
             assert (await carry_out(run, row.id)).state == "done"
 
     @pytest.mark.parametrize("end", ["cancel", "revoke"])
@@ -573,12 +575,12 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
         await run.look()
         topup_id = (await order(run, COST)).id
         await run.topups.beat()
-        (payment,) = payments.payments_of_topup(run.desk.conn, topup_id)
+        (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
         assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
     async with world.run() as run:
         await run.look()
         assert (await carry_out(run, topup_id, seconds=12)).state == "done"
-        (payment,) = payments.payments_of_topup(run.desk.conn, topup_id)
+        (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
         assert payment.delivery is Delivery.ACCEPTED
         assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
         require_whole(run)
@@ -636,7 +638,7 @@ class TestTrouble:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
             assert (row.state, row.reason_code) == ("stopped", "topup_refused")
-            made = payments.payments_of_topup(run.desk.conn, row.id)
+            made = payments.payments_of_topup(run.context.conn, row.id)
             assert {one.reason_code for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
@@ -653,7 +655,7 @@ class TestTrouble:
                 world.settings(timeout=900)
                 for _ in range(ROUNDS):
                     await go_round(run)
-                    made = payments.payments_of_topup(run.desk.conn, row.id)
+                    made = payments.payments_of_topup(run.context.conn, row.id)
                     if sum(one.delivery is Delivery.ACCEPTED for one in made) == served:
                         break
                     world.clock.ahead_ms += 10_000
@@ -667,7 +669,7 @@ class TestTrouble:
             apart.clock.ahead_ms = 86_400_000
             await run.look()
             await run.topups.beat()
-            assert not payments.payments_of_topup(run.desk.conn, row.id), "the chain seems to stand still"
+            assert not payments.payments_of_topup(run.context.conn, row.id), "the chain seems to stand still"
             apart.clock.ahead_ms = 0
             await run.look()
             assert (await carry_out(run, row.id)).state == "done"
@@ -692,7 +694,7 @@ class TestTrouble:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
             headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
             assert (
@@ -730,7 +732,7 @@ class TestTrouble:
             assert len(world.transactions()) == 1
             require_whole(run)
 
-    async def test_it_ends_where_the_coins_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
+    async def test_it_ends_where_the_utxos_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
         """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
         async with world.run() as run:
             await run.look()
@@ -738,16 +740,16 @@ class TestTrouble:
             world.fault("submit", "drop", count=1)
             await run.topups.beat()
             await run.agent.sending.drain(10)
-            (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
-            anchor = next(one for one in queries.coins(run.desk.conn) if one.ref == paid.anchor)
-            spend_elsewhere(run, 3 * ADA, utxo_of(anchor))
+            (paid,) = payments.payments_of_topup(run.context.conn, row.id)
+            nonce_utxo = next(one for one in queries.utxos(run.context.conn) if one.ref == paid.nonce_utxo)
+            spend_elsewhere(run, 3 * ADA, utxo_of(nonce_utxo))
             await run.look()
             await run.pass_time(5, 61)
             assert run.state(paid.id) is State.VOID
             await run.topups.beat()
             ended = run.topups.find(row.id)
             assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
-            await thaw(run.desk, APP)
+            await unfreeze(run.context, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
 
@@ -757,7 +759,7 @@ class TestTrouble:
             await run.look()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.desk.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -767,12 +769,12 @@ def auto(world: World, **changes: object) -> None:
 
 def kinds(run: Run) -> list[str]:
     """All alerts, oldest first."""
-    return [told.kind for told in alerts.after(run.desk.conn, 0)]
+    return [told.kind for told in alerts.after(run.context.conn, 0)]
 
 
 def noted(run: Run) -> list[tuple[str, str]]:
     """What happened to the wallet as a whole, with the alert that it was."""
-    return run.desk.conn.execute(
+    return run.context.conn.execute(
         "SELECT event, json_extract(detail, '$.alert') FROM events WHERE payment_id IS NULL ORDER BY seq"
     ).fetchall()
 
@@ -787,8 +789,8 @@ async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
     """The orders that nobody gave, oldest first, after some rounds."""
     for _ in range(rounds):
         await go_round(run)
-    (pool,) = prepaid.all_pools(run.desk.conn)
-    return topups.autos_of(run.desk.conn, pool.id)[::-1]
+    (pool,) = prepaid.all_pools(run.context.conn)
+    return topups.autos_of(run.context.conn, pool.id)[::-1]
 
 
 class TestByItself:
@@ -797,7 +799,7 @@ class TestByItself:
             await run.look()
             for _ in range(3):
                 await go_round(run)
-            assert not topups.page(run.desk.conn, None, 10)
+            assert not topups.page(run.context.conn, None, 10)
 
     async def test_the_first_one_is_announced_before_it_is_paid(
         self, world: World, capsys: pytest.CaptureFixture[str]
@@ -807,14 +809,14 @@ class TestByItself:
         async with world.run() as run:
             await run.look()
             await run.topups.beat()
-            (told,) = alerts.after(run.desk.conn, 0)
+            (told,) = alerts.after(run.context.conn, 0)
             assert (told.kind, told.facts["left"], told.facts["below"], told.facts["to"]) == (
                 *("topup_announced", "0", "3", "8"),
             )
             assert told.facts["merchant"] == world.origin
             assert noted(run)[-1] == ("alert", told.id)
             assert "topup.announced" in capsys.readouterr().out
-            assert not topups.page(run.desk.conn, None, 10)
+            assert not topups.page(run.context.conn, None, 10)
         async with world.run() as run:
             await run.look()
             assert (await autos(run, 12))[0].state == "done", "it was announced before the restart"
@@ -823,16 +825,16 @@ class TestByItself:
             for n in range(8):
                 await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             await run.topups.beat()
-            assert len(topups.all_open(run.desk.conn)) == 1, "the second is ordered at once"
+            assert len(topups.all_open(run.context.conn)) == 1, "the second is ordered at once"
             await autos(run, 12)
         auto(world, below=20, to=24)
         async with world.run() as run:
             await run.look()
             await run.topups.beat()
-            assert not topups.all_open(run.desk.conn)
+            assert not topups.all_open(run.context.conn)
             assert kinds(run) == ["topup_announced", "cleared", "topup_announced"]
             await run.topups.beat()
-            assert len(topups.all_open(run.desk.conn)) == 1
+            assert len(topups.all_open(run.context.conn)) == 1
 
     async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
         auto(world)
@@ -895,11 +897,11 @@ class TestByItself:
             world.clock.ahead_ms += 3 * 86_400_000
             for _ in range(3):
                 await run.topups.beat()
-            (row,) = topups.page(run.desk.conn, None, 10)
+            (row,) = topups.page(run.context.conn, None, 10)
             assert row.state == ("stopped" if fails else "done")
             await run.settle_down()
             await run.topups.beat()
-            assert len(topups.page(run.desk.conn, None, 10)) == 2
+            assert len(topups.page(run.context.conn, None, 10)) == 2
 
     async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
         apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
@@ -908,16 +910,16 @@ class TestByItself:
             for _ in range(8):
                 await go_round(run)
             assert balance(run).left == BATCH
-            (pool,) = prepaid.all_pools(run.desk.conn)
+            (pool,) = prepaid.all_pools(run.context.conn)
             apart.clock.ahead_ms = 86_400_000
             said = prepaid.Observation(
                 *("balance", 200, "{}", 1, None, None, "calls", None, None, apart.clock.now_ms())
             )
-            await run.desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
+            await run.context.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
             apart.clock.ahead_ms = 0
             for _ in range(8):
                 await go_round(run)
-            assert len(topups.autos_of(run.desk.conn, pool.id)) == 1
+            assert len(topups.autos_of(run.context.conn, pool.id)) == 1
 
     async def test_a_word_on_another_unit_orders_nothing(self, world: World) -> None:
         auto(world, below=2, to=BATCH)
@@ -928,7 +930,7 @@ class TestByItself:
             said = prepaid.Observation(
                 *("balance", 200, "{}", 1, None, None, "lovelace", None, None, world.clock.now_ms())
             )
-            await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, row.pool, said))
+            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, row.pool, said))
             assert await autos(run) == [row]
 
     async def test_a_word_from_before_the_proof_was_shown_orders_nothing(self, world: World) -> None:
@@ -940,8 +942,8 @@ class TestByItself:
             await go_round(run)
             world.clock.ahead_ms += 1000
             await run.watch.inquiries.observe_prepaid()
-            (pool,) = prepaid.all_pools(run.desk.conn)
-            told = prepaid.last_observation(run.desk.conn, pool.id)
+            (pool,) = prepaid.all_pools(run.context.conn)
+            told = prepaid.last_observation(run.context.conn, pool.id)
             assert told is not None
             assert (told.remaining, balance(run).left) == (0, BATCH)
             world.clock.ahead_ms += 1000
@@ -953,9 +955,9 @@ class TestByItself:
         async with world.run() as run:
             await run.look()
             paid = await run.pay()
-            (pool,) = prepaid.all_pools(run.desk.conn)
+            (pool,) = prepaid.all_pools(run.context.conn)
             await run.watch.inquiries.observe_prepaid()
-            told = prepaid.last_observation(run.desk.conn, pool.id)
+            told = prepaid.last_observation(run.context.conn, pool.id)
             assert told is not None
             assert told.remaining == 0
             world.clock.ahead_ms += 1000
@@ -969,11 +971,11 @@ class TestByItself:
             await run.look()
             await announce(run)
             await run.topups.beat()
-            (row,) = topups.all_open(run.desk.conn)
+            (row,) = topups.all_open(run.context.conn)
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
             assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
-            assert alerts.last_kind(run.desk.conn, f"topup:{row.pool}") is None
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_count=99)
@@ -995,7 +997,7 @@ class TestByItself:
             (row,) = await autos(run)
             assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
             subject = f"topup:{row.pool}"
-            assert alerts.last_kind(run.desk.conn, subject) == "topup_failed"
+            assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             for pause_ms, count in ((hour_ms - 60_000, 1), (120_000, 2), (hour_ms, 2), (hour_ms, 3)):
@@ -1007,12 +1009,12 @@ class TestByItself:
             world.clock.ahead_ms += 24 * hour_ms
             await run.settle_down()
             assert (await autos(run, 12))[-1].state == "done"
-            assert alerts.last_kind(run.desk.conn, subject) == "cleared"
+            assert alerts.last_kind(run.context.conn, subject) == "cleared"
 
 
 async def know_price(run: Run) -> None:
     """The merchant has asked for money for such calls before."""
-    await run.desk.write(
+    await run.context.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
 
@@ -1033,16 +1035,16 @@ async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterato
                 await run.agent.sending.drain(10)
             assert run.topups.find(row.id).state == "done"
             price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
-            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            await run.context.write("price", lambda unit: prepaid.note_price(unit, *price))
             scopes = ["pay"]
-            await run.desk.write(
+            await run.context.write(
                 "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, scopes, 1)
             )
             yield run, ServedRequest("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
 
 
 async def limit_of_two(run: Run, units: int) -> None:
-    await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: units})
+    await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: units})
 
 
 async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
@@ -1112,7 +1114,7 @@ class TestOddMerchants:
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 2 * ADA))
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
-                (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
+                (payment,) = payments.payments_of_topup(run.context.conn, row.id)
                 assert (ended.reason_code, payment.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
@@ -1171,12 +1173,12 @@ class TestOddMerchants:
             for calls in (2, 3):
                 await serve(run, theirs, calls)
                 await run.settle_down()
-            (held,) = prepaid.holdings(run.desk.conn)
+            (held,) = prepaid.holdings(run.context.conn)
             assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
             said = prepaid.Observation(
                 *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
             )
-            await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
+            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
             with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
                 await run.agent.prepaid_calls.let_through(theirs)
 
@@ -1187,9 +1189,9 @@ class TestOddMerchants:
             await limit_of_two(run, 15 * ADA)
             await serve(run, theirs, 1)
             price = (theirs.origin, theirs.method, theirs.path, "lovelace", 10**15)
-            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            await run.context.write("price", lambda unit: prepaid.note_price(unit, *price))
             await serve(run, theirs, 1)
-            (held,) = prepaid.holdings(run.desk.conn)
+            (held,) = prepaid.holdings(run.context.conn)
             assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
     async def test_a_call_for_more_than_is_left_draws_on_what_is_on_its_way_too(self, world: World) -> None:
@@ -1204,7 +1206,7 @@ class TestOddMerchants:
             assert run.topups.find(row.id).state == "done"
             await serve(run, theirs, 1)
             await run.settle_down()
-            (held,) = prepaid.holdings(run.desk.conn)
+            (held,) = prepaid.holdings(run.context.conn)
             assert (held.balance.left, held.balance.unexplained) == (2 * ADA, 0)
 
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
@@ -1219,5 +1221,5 @@ class TestOddMerchants:
         async with world.run() as run:
             await run.look()
             await run.topups.beat()
-            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is not Delivery.NOT_PRESENTED

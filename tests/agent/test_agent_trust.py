@@ -61,9 +61,9 @@ async def question(run: Run, message: str) -> list[str]:
     """Why a person is asked about a payment: it waits, with nothing signed and no coin taken."""
     free = run.selectable()
     row = await run.pay(message)
-    assert (row.state, row.anchor, row.tx_id) == (State.AWAITING_APPROVAL, None, None)
+    assert (row.state, row.nonce_utxo, row.tx_id) == (State.AWAITING_APPROVAL, None, None)
     assert run.selectable() == free
-    asked = approvals.of_payment(run.desk.conn, row.id)
+    asked = approvals.of_payment(run.context.conn, row.id)
     assert asked is not None
     return [reason.code for reason in asked.reasons]
 
@@ -73,12 +73,12 @@ async def approve(run: Run, message: str) -> PaymentRow:
     row = await run.pay(message)
     await run.agent.decisions.approve(row.id, SOMEBODY)
     await run.agent.sending.drain(10)
-    return run.desk.payment(row.id)
+    return run.context.payment(row.id)
 
 
 def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
     """The wallet's own events of these names, in order."""
-    rows = events.event_links(run.desk.conn)
+    rows = events.event_links(run.context.conn)
     return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
 
 
@@ -96,7 +96,7 @@ class TestAddresses:
                 ("split", pay_to("creator")),
                 ("split", pay_to("platform")),
             ]
-            assert sorted(trust.pins(run.desk.conn, world.origin)) == known
+            assert sorted(trust.pins(run.context.conn, world.origin)) == known
             pinned = events_of(run, "address_pinned")
             assert sorted((told["role"], told["address"]) for _, told in pinned) == known
             assert {told["payment"] for _, told in pinned} == {first.id}
@@ -129,8 +129,8 @@ class TestAddresses:
         """A person is told which address it is; nothing is held in the books meanwhile."""
         held = run.books()["held"]
         assert await question(run, "second") == ["address_not_pinned"]
-        [row] = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
-        asked = approvals.of_payment(run.desk.conn, row.id)
+        [row] = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
+        asked = approvals.of_payment(run.context.conn, row.id)
         assert asked is not None
         assert pay_to("thief") in asked.reasons[0].detail
         assert run.books()["held"] == held
@@ -165,14 +165,14 @@ class TestAddresses:
             await run.agent.sending.drain(10)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
-            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
+            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
             await run.look()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
-            assert trust.pins(run.desk.conn, world.origin) == frozenset()
+            assert trust.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_an_operator_changes_what_is_known(self, world: World) -> None:
         """Each change is in the events, with who made it."""
@@ -181,12 +181,12 @@ class TestAddresses:
             world.settings(splits=[])
             await run.pay("first")
             world.settings(pay_to=pay_to("new"))
-            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
-            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert (await run.pay("second")).state is State.IN_FLIGHT
-            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             with pytest.raises(Refused, match="not_found"):
-                await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
+                await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert await question(run, "third") == ["address_not_pinned"]
             told = [
                 (event, one["address"], one.get("why"), one.get("by"))
@@ -202,7 +202,7 @@ class TestAddresses:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
             with pytest.raises(Refused, match="bad_request: address_wrong_network"):
-                await merchants.pin(run.desk, APP, "t", "pay_to", mainnet)
+                await merchants.pin(run.context, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
@@ -211,7 +211,7 @@ class TestAddresses:
             assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
             await run.pay("without")
-            assert trust.pins(run.desk.conn, world.origin) == frozenset()
+            assert trust.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_a_quote_tells_of_it(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -259,18 +259,18 @@ class TestAddresses:
             await run.pay_in_block("first")
             world.settings(pay_to=pay_to("thief"))
             with pytest.raises(Refused, match="last_address"):
-                await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
+                await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
             assert await question(run, "second") == ["address_not_pinned"]
-            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
-            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
+            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
+            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
 
     async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
-            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
-            assert trust.pins(run.desk.conn, world.origin) == frozenset()
+            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
+            assert trust.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
@@ -282,12 +282,12 @@ class TestAddresses:
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
                 assert await question(run, name) == ["above_threshold"]
-                rows.append(payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
+                rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
                 await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
-            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
+            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
     async def test_a_reason_that_is_new_is_asked_about_once_the_question_is_over(self, world: World) -> None:
         """What was refused for it says so: to say yes again and again does not help."""
@@ -302,16 +302,16 @@ class TestAddresses:
             for price in (10, 20):
                 world.settings(price=str(price * ADA))
                 assert await question(run, f"for {price}") == ["above_threshold"]
-                rows.append(payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
+                rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             for _ in range(2):
                 with pytest.raises(Refused, match=r"price_drifted.*once its time is over, the same call asks"):
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()
-            assert run.desk.payment(rows[1].id).reason_code == "approval_timed_out"
+            assert run.context.payment(rows[1].id).reason_code == "approval_timed_out"
             assert await question(run, "for 20") == ["price_drifted", "above_threshold"]
-            again = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1]
+            again = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1]
             assert (await run.agent.decisions.approve(again.id, SOMEBODY)).tx_id is not None
 
 
@@ -398,7 +398,7 @@ class TestPrices:
             await run.agent.deliveries.record_delivery((await run.pay_in_block("four calls")).id, 200)
             assert events_of(run, "price_agreed")[0][1]["calls"] == "4"
             row, _ = await run.agent.pay(dear)
-            asked = approvals.of_payment(run.desk.conn, row.id)
+            asked = approvals.of_payment(run.context.conn, row.id)
             assert asked is not None
             assert [reason.code for reason in asked.reasons] == ["price_drifted"]
             assert "10 ADA for 1 call" in asked.reasons[0].detail
@@ -488,7 +488,7 @@ async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
     return await run.agent.deliveries.record_delivery(row.id, 402)
 
 
-class TestStrikes:
+class TestUnservedStreak:
     STOP = MerchantRules(stop_after=2)
 
     async def test_a_merchant_that_does_not_serve_is_paid_no_more(self, world: World) -> None:
@@ -496,25 +496,25 @@ class TestStrikes:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
             await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
-            assert trust.strikes(run.desk.conn, world.origin).count == 1
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
-            assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+            assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await run.look()
             told = await refusal(run, "third")
             assert told.code == "merchant_stopped"
-            merchant = run.desk.terms.merchants[world.origin]
-            assert retry_headers(run.desk.payment(second.id), merchant, world.address)["X-Payment"]
+            merchant = run.context.terms.merchants[world.origin]
+            assert retry_headers(run.context.payment(second.id), merchant, world.address)["X-Payment"]
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
             assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
-            await merchants.reopen(run.desk, APP, "t")
-            await merchants.reopen(run.desk, APP, "t")
+            await merchants.reopen(run.context, APP, "t")
+            await merchants.reopen(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
             told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
             assert told_of == ["merchant_stopped", "merchant_reopened"]
-            assert alerts.raised(run.desk.conn, "merchant_stopped") == []
+            assert alerts.raised(run.context.conn, "merchant_stopped") == []
 
     async def test_a_clock_that_is_put_forward_blames_no_merchant(self, tmp_path: Path) -> None:
         """One that is a block behind says 402 to what is paid, whatever our clock says."""
@@ -529,7 +529,7 @@ class TestStrikes:
                 row, advice = await run.agent.deliveries.take_answer(row.id, unpaid)
                 assert (row.delivery, advice.again_after_s is None) == (Delivery.PRESENTED, False)
                 world.clock.ahead_ms = 0
-                assert trust.strikes(run.desk.conn, world.origin).count == 0
+                assert trust.unserved_streak(run.context.conn, world.origin).count == 0
                 assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
     async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
@@ -538,7 +538,7 @@ class TestStrikes:
             served = await run.pay_in_block("second")
             await run.agent.deliveries.record_delivery(served.id, 200)
             await leave_unserved(world, run, "third")
-            assert trust.strikes(run.desk.conn, world.origin).stopped_at_ms is None
+            assert trust.unserved_streak(run.context.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
 
     async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
@@ -549,14 +549,14 @@ class TestStrikes:
             unserved = await run.pay_in_block("not served")
             world.settings(price=str(20 * ADA), timeout=LONG_S)
             assert await question(run, "dear") == ["above_threshold"]
-            [row] = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            [row] = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 301_000
             await run.settle_down()
             await run.agent.deliveries.record_delivery(unserved.id, 402)
             with pytest.raises(Refused, match="merchant_stopped"):
                 await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) is State.AWAITING_APPROVAL
-            await merchants.reopen(run.desk, APP, "t")
+            await merchants.reopen(run.context, APP, "t")
             await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
@@ -572,9 +572,9 @@ class TestStrikes:
             await run.agent.deliveries.record_delivery(unserved.id, 402)
             signer.trouble = "mended"
             await run.settle_down()
-            [row] = [one for one in payments.payments_in(run.desk.conn, list(State)) if one.id != unserved.id]
+            [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
-            assert run.desk.refusals["merchant_stopped"] == 1, "nobody is there who is told"
+            assert run.context.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
@@ -588,7 +588,7 @@ class TestStrikes:
             assert (await refusal(run, "another")).code == "merchant_stopped"
             await pass_time_of(world, run, TTL_S + 1)
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-            assert run.desk.payment(row.id).reason_code == "merchant_stopped"
+            assert run.context.payment(row.id).reason_code == "merchant_stopped"
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()
@@ -608,9 +608,9 @@ class TestNobodyAsksAgain:
                 await run.agent.deliveries.record_delivery(row.id, 402)
                 await pass_an_hour(run)
                 await run.agent.deliveries.give_up_unserved()
-                assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+                assert run.context.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
                 assert run.events(row.id).count("delivery_give_up") == 1
-            assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+            assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
             (_, told) = events_of(run, "merchant_stopped")[0]
             assert (told["app"], told["payment"]) == (APP, row.id), "whose word it was that stopped it"
             assert (await refusal(run, "four")).code == "merchant_stopped"
@@ -622,29 +622,29 @@ class TestNobodyAsksAgain:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.strikes(run.desk.conn, world.origin).count == 1
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
 
     async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run, but_s=60)
-            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+            assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
             await run.agent.deliveries.give_up_unserved()
-            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+            assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
-            assert trust.strikes(run.desk.conn, world.origin).count == 0
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
 
     async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.strikes(run.desk.conn, world.origin).count == 1
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
-            assert trust.strikes(run.desk.conn, world.origin).count == 0
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
 
     async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
         """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
@@ -656,9 +656,9 @@ class TestNobodyAsksAgain:
             await run.agent.deliveries.give_up_unserved()
             await run.settle_down()
             await pass_an_hour(run, but_s=60)
-            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+            assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             await pass_an_hour(run)
-            assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+            assert run.context.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
 
     async def test_clients_that_tell_nothing_or_hang_up_accuse_nobody(self, world: World) -> None:
         """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
@@ -667,9 +667,9 @@ class TestNobodyAsksAgain:
             cut = await run.pay_in_block("hung up")
             await run.agent.deliveries.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
             await pass_an_hour(run)
-            assert run.desk.payment(silent.id).delivery is Delivery.NOT_PRESENTED
-            assert run.desk.payment(cut.id).delivery is Delivery.PRESENTED
-            assert trust.strikes(run.desk.conn, world.origin).count == 0
+            assert run.context.payment(silent.id).delivery is Delivery.NOT_PRESENTED
+            assert run.context.payment(cut.id).delivery is Delivery.PRESENTED
+            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
@@ -689,11 +689,11 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
             await run.agent.pay(world.ask_of(answer))
             with pytest.raises(Refused, match="terms_changed"):
                 await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
-        assert alerts.raised(run.desk.conn, "terms_changed") == [f"terms:{world.origin}"]
+        assert alerts.raised(run.context.conn, "terms_changed") == [f"terms:{world.origin}"]
         await run.agent.sending.drain(10)
         assert len(world.waiting()) == 2
-        await merchants.reopen(run.desk, APP, "t")
-        assert alerts.raised(run.desk.conn, "terms_changed") == []
+        await merchants.reopen(run.context, APP, "t")
+        assert alerts.raised(run.context.conn, "terms_changed") == []
 
 
 async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -> None:
@@ -715,10 +715,12 @@ class TestCrowds:
             await run.look()
             for message in ("first", "second"):
                 await run.pay(message)
-            before = payments.payment_counts(run.desk.conn)
+            before = payments.payment_counts(run.context.conn)
             told = await refusal(run, "third")
             assert (told.code, told.problem.retryable) == ("merchant_busy", True)
-            assert payments.payment_counts(run.desk.conn) == before, "what may just be asked again leaves no row"
+            assert payments.payment_counts(run.context.conn) == before, (
+                "what may just be asked again leaves no row"
+            )
             await run.settle_down()
             assert (await run.pay("third")).state is State.IN_FLIGHT
 

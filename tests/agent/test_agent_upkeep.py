@@ -21,7 +21,7 @@ from payagent.store.rows.upkeep import UPKEEP_APP
 DEPTH = 8
 PER_DAY = 2 * ADA
 DAY_S, HOUR_S = 86_400, 3_600
-kept = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY)
+kept = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY)
 JUNK = "ab" * 28
 
 
@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def own_orders(run: Run) -> list[PaymentRow]:
     """What upkeep ordered, oldest first."""
     rows = payments.payments_page(
-        run.desk.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
+        run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
     )
     return rows[::-1]
 
@@ -90,7 +90,7 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     """All are on the chain, each once, and the books are what the chain shows."""
     states = {run.state(row.id) for row in rows}
     assert states == {State.CONFIRMED}
-    assert len({row.anchor for row in rows}) == len(rows)
+    assert len({row.nonce_utxo for row in rows}) == len(rows)
     assert run.owned() == world.on_chain()
     assert not run.books().get("held", {}).get("lovelace")
     transactions = world.transactions()
@@ -120,7 +120,7 @@ async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
 
 
 class TestABurst:
-    async def test_it_is_paid_from_one_coin_before_a_block_comes(self, world: World) -> None:
+    async def test_it_is_paid_from_one_utxo_before_a_block_comes(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -136,10 +136,10 @@ class TestABurst:
 
     async def test_no_chain_is_deeper_than_it_may_be(self, world: World) -> None:
         world.fund(400 * ADA)
-        async with world.run(terms=with_terms(chain_depth=3, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=3, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             rows = await burst(world, run, 60)
-            depths = [queries.chain_depth(run.desk.conn, row.tx_id or "") for row in rows]
+            depths = [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows]
             assert max(depths) <= 3
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -162,7 +162,7 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_a_coin_is_split_before_one_after_the_other_has_used_up_the_depth(self, world: World) -> None:
+    async def test_a_utxo_is_split_before_one_after_the_other_has_used_up_the_depth(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -238,7 +238,7 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_it_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["funds_in_flight"] * 29
             await keep(run)
@@ -246,7 +246,7 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_the_days_fees_are_used_up(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=150_000)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=150_000)) as run:
             await run.look()
             codes = await refused(world, run, 30)
             assert set(codes) == {"funds_in_flight"}
@@ -255,42 +255,48 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_what_is_refused_is_on_record_once(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(chain_depth=1, upkeep_lovelace=150_000)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=1, upkeep_lovelace=150_000)) as run:
             await run.look()
             codes = await refused(world, run, 4)
-            rejected = payments.payments_in(run.desk.conn, (State.REJECTED,))
+            rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
             assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 12 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+        ) as run:
             await run.look()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
 
-    async def test_what_a_limit_forbids_has_no_coin_split(self, world: World) -> None:
+    async def test_what_a_limit_forbids_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 1 * ADA)
-        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+        ) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
-            rejected = payments.payments_in(run.desk.conn, (State.REJECTED,))
+            rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
             assert len(rejected) == 30, "each is on record"
             assert own_orders(run) == []
 
-    async def test_what_waits_for_a_person_has_no_coin_split(self, world: World) -> None:
+    async def test_what_waits_for_a_person_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         above = {"lovelace": 1 * ADA}
-        terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above=above)
+        terms = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above=above)
         async with world.run(terms=terms) as run:
             await run.look()
             rows = await burst(world, run, 30)
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
             assert own_orders(run) == []
 
-    async def test_what_would_wait_for_a_person_has_none_split_when_coins_are_taken(self, world: World) -> None:
+    async def test_what_would_wait_for_a_person_has_none_split_when_utxos_are_taken(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA})
+        terms = with_terms(
+            unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA}
+        )
         async with world.run(terms=terms) as run:
             await run.look()
             signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
@@ -298,18 +304,20 @@ class TestWhatIsRefusedAsBefore:
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(payments.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
+            while len(payments.payments_in(run.context.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).tx_id
             assert await others == ["funds_in_flight"] * 5
             assert own_orders(run) == []
 
-    async def test_what_a_guard_forbids_has_no_coin_split(self, world: World) -> None:
+    async def test_what_a_guard_forbids_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         merchant = world.terms.merchants[world.origin]
         busy = {world.origin: replace(merchant, rules=replace(merchant.rules, in_flight_max=1))}
-        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, merchants=busy)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, merchants=busy)
+        ) as run:
             await run.look()
             await run.pay("the only one")
             assert await refused(world, run, 30) == ["merchant_busy"] * 30
@@ -321,26 +329,26 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             await land(run, *await burst(world, run, 20))
             orders = len(own_orders(run))
-            await pause(run.desk, APP, "a drill")
+            await pause(run.context, APP, "a drill")
             world.fund(10_000 * ADA)
             await run.look()
             with pytest.raises(Refused, match="paused"):
-                await run.agent.stock.keep_coins([2 * ADA] * 500)
+                await run.agent.stock.keep_utxos([2 * ADA] * 500)
             await keep(run)
             assert len(own_orders(run)) == orders
-            await unpause(run.desk, APP)
+            await unpause(run.context, APP)
 
     async def test_when_the_chain_is_not_seen(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             with pytest.raises(Refused, match="chain_not_ready"):
-                await run.agent.stock.keep_coins([2 * ADA] * 50)
+                await run.agent.stock.keep_utxos([2 * ADA] * 50)
             await keep(run)
             assert own_orders(run) == []
 
 
-class TestCoinsKeptReady:
-    async def test_a_wallet_without_a_past_keeps_its_one_coin(self, world: World) -> None:
+class TestUtxosKeptReady:
+    async def test_a_wallet_without_a_past_keeps_its_one_utxo(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -352,7 +360,7 @@ class TestCoinsKeptReady:
 
     async def test_after_a_burst_new_funds_are_split(self, world: World) -> None:
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             assert await refused(world, run, 12) == ["funds_in_flight"] * 11
             await land(run)
@@ -371,10 +379,10 @@ class TestCoinsKeptReady:
             assert len(own_orders(run)) == 1
             assert run.owned() == world.on_chain()
 
-    async def test_what_a_limit_refused_wants_no_coins(self, world: World) -> None:
+    async def test_what_a_limit_refused_wants_no_utxos(self, world: World) -> None:
         """Else who asks for what is refused has the wallet pay fees."""
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             await run.pay("one")
             for n in range(11):
@@ -396,12 +404,12 @@ class TestCoinsKeptReady:
             assert [(account, units) for account, _, units in posted[0].postings if units > 0] == [
                 ("fees", split.fee_lovelace)
             ]
-            (told,) = upkeep.orders(run.desk.conn, 24)
+            (told,) = upkeep.orders(run.context.conn, 24)
             assert told.fee_lovelace == split.fee_lovelace
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=250_000)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=250_000)) as run:
             await run.look()
             await refused(world, run, 80, "a")
             await land(run)
@@ -422,7 +430,7 @@ class TestCoinsKeptReady:
 
     async def test_one_that_is_lost_is_made_again_by_the_same_machine(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             await refused(world, run, 12)
             await land(run)
@@ -434,12 +442,12 @@ class TestCoinsKeptReady:
             await land(run)
             assert [order.id for order in own_orders(run)] == [split.id]
             assert run.state(split.id) in ON_CHAIN
-            assert {one.anchor for one in attempts(run, split)} == {split.anchor}
+            assert {one.nonce_utxo for one in attempts(run, split)} == {split.nonce_utxo}
             assert run.owned() == world.on_chain()
 
 
 class TestGathering:
-    async def test_crumbs_become_one_coin_when_it_is_quiet(self, world: World) -> None:
+    async def test_dust_become_one_utxo_when_it_is_quiet(self, world: World) -> None:
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
             await run.look()

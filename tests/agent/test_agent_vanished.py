@@ -50,10 +50,10 @@ async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
     before = height(world)
     world.fund(50 * ADA)
     row = await run.pay_in_block()
-    deposit = made_by(world, row.anchor)
+    deposit = made_by(world, row.nonce_utxo)
     fork_with(world, before)
     await run.look()
-    return run.desk.payment(row.id), deposit
+    return run.context.payment(row.id), deposit
 
 
 def gone_tx(world: World, at_height: int) -> str:
@@ -68,7 +68,7 @@ async def denied(run: Run) -> None:
 
 
 def last_alert(run: Run, row: PaymentRow) -> str | None:
-    return alerts.last_kind(run.desk.conn, f"anchor:{row.id}")
+    return alerts.last_kind(run.context.conn, f"anchor:{row.id}")
 
 
 async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_its_last_slot(world: World) -> None:
@@ -87,7 +87,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         await run.pass_time(SETTLE_DEPTH - 2, 61)
         assert run.state(row.id) is State.IN_FLIGHT
         await run.pass_time(4, 61)
-        ended = run.desk.payment(row.id)
+        ended = run.context.payment(row.id)
         assert (ended.state, ended.reason_code, ended.tx_id) == (State.VOID, "anchor_gone", None)
         assert last_alert(run, row) == "cleared"
         assert_at_rest(world, run)
@@ -108,7 +108,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         ref = world.fund_with_datum(7 * ADA)
         deposit = made_by(world, ref)
         await run.look()
-        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert queries.utxo_states(run.context.conn)[ref] == "locked"
         await require_whole(run)
         fork_with(world, before)
         await denied(run)
@@ -116,7 +116,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         await require_whole(run)
         world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
         await run.look()
-        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert queries.utxo_states(run.context.conn)[ref] == "locked"
         assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
 
 
@@ -159,7 +159,7 @@ async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be
         await run.look()
         assert run.owned() == world.on_chain() == {"lovelace": 50 * ADA}
         again = await run.pay_in_block("another call")
-        assert again.anchor == row.anchor
+        assert again.nonce_utxo == row.nonce_utxo
         assert run.state(again.id) is State.CONFIRMED
         assert_at_rest(world, run)
         await require_whole(run)
@@ -180,7 +180,7 @@ async def test_nothing_is_signed_for_it_and_a_cancel_that_was_puts_the_end_off(w
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.CANCELLING
         await run.pass_time(1, 129_600)
-        assert len(queries.attempts(run.desk.conn, row.id)) == 2
+        assert len(queries.attempts(run.context.conn, row.id)) == 2
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.VOID
         assert_at_rest(world, run)
@@ -193,7 +193,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         with pytest.raises(Refused, match="anchor_gone"):
             await run.agent.carrying.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
-        assert len(queries.attempts(run.desk.conn, row.id)) == 1
+        assert len(queries.attempts(run.context.conn, row.id)) == 1
 
 
 async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
@@ -202,7 +202,7 @@ async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
         world.fund(50 * ADA)
         parent = await run.pay_in_block("parent")
         child = await run.pay_in_block("child")
-        assert (child.anchor or "").startswith(parent.tx_id or "?")
+        assert (child.nonce_utxo or "").startswith(parent.tx_id or "?")
         fork_with(world, before)
         await run.look()
         await denied(run)
@@ -216,7 +216,7 @@ async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
         await require_whole(run)
 
 
-async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: World) -> None:
+async def test_what_only_spends_it_beside_its_nonce_utxo_goes_on_without_it(world: World) -> None:
     """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
     async with living(world) as run:
         world.fund(8 * ADA)
@@ -225,8 +225,8 @@ async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: W
         await run.look()
         row = await run.pay()
         await run.settle_down()
-        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 2
-        assert not (row.anchor or "").startswith(gone_tx(world, before))
+        assert len(queries.attempts(run.context.conn, row.id)[0].inputs) == 2
+        assert not (row.nonce_utxo or "").startswith(gone_tx(world, before))
         fork_with(world, before)
         await run.look()
         await denied(run)
@@ -235,7 +235,7 @@ async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: W
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(8, 61)
         assert run.state(row.id) is State.VOID
-        assert [one.kind for one in queries.attempts(run.desk.conn, row.id)] == ["pay", "cancel"]
+        assert [one.kind for one in queries.attempts(run.context.conn, row.id)] == ["pay", "cancel"]
         assert_sound(world, run)
         await run.pass_time(SETTLE_DEPTH, 61)
         assert_at_rest(world, run)
@@ -251,11 +251,11 @@ async def test_silence_is_no_denial_however_long(world: World) -> None:
             fork_with(world, before)
             await run.look()
             await run.pass_time(1, 61)
-            relay.tell(f"/txs/{(row.anchor or '').partition('#')[0]}", 500, {})
+            relay.tell(f"/txs/{(row.nonce_utxo or '').partition('#')[0]}", 500, {})
             await run.pass_time(6, 61)
             assert last_alert(run, row) is None
             assert run.owned() == {"lovelace": 50 * ADA}
-            relay.thaw()
+            relay.unfreeze()
             await run.pass_time(2, 61)
             assert last_alert(run, row) is None  # what was denied before the silence does not count
             await run.pass_time(2, 61)
@@ -269,7 +269,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
             before = height(world)
             world.fund(50 * ADA)
             row = await run.pay_in_block()
-            made = (row.anchor or "").partition("#")[0]
+            made = (row.nonce_utxo or "").partition("#")[0]
             other.freeze(f"/txs/{made}")
             other.freeze(f"/txs/{made}/utxos")
             fork_with(world, before)
@@ -277,7 +277,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
                 await run.pass_time(1, 23)  # within the time in which they may disagree
             assert last_alert(run, row) is None
             assert run.owned() == {"lovelace": 50 * ADA}
-            other.thaw()
+            other.unfreeze()
             await denied(run)
             await denied(run)
             assert last_alert(run, row) == "anchor_gone"
@@ -320,19 +320,19 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
         block = TxSeen("", "ab" * 32, height(world), (row.ttl_slot or 0) - 1)
-        coins, now_ms = run.desk.coins, world.clock.now_ms()
+        utxos, now_ms = run.context.utxos, world.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            steps.record_time_over(unit, row.id, block, coins, now_ms)
+            steps.record_time_over(unit, row.id, block, utxos, now_ms)
 
-        await run.desk.write("void", job)
+        await run.context.write("void", job)
         assert run.state(row.id) is State.IN_FLIGHT  # it does not let itself be told so
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(steps, "any", lambda _: False, raising=False)
-            await run.desk.write("void", job)
+            await run.context.write("void", job)
         assert run.state(row.id) is State.VOID
-        with run.desk.snapshot() as conn:
+        with run.context.snapshot() as conn:
             found = [
                 told
                 for told in verify(conn, Owner(world.account.address, DEVNET))

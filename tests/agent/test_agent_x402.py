@@ -61,7 +61,7 @@ def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Paym
 
 async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
     """Show the proof, and let the agent read the answer."""
-    answer = get(world, retry_headers(row, run.desk.terms.merchants[world.origin], world.address))
+    answer = get(world, retry_headers(row, run.context.terms.merchants[world.origin], world.address))
     response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
     return answer, *await run.agent.deliveries.take_answer(row.id, response)
 
@@ -79,7 +79,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         assert world.waiting() == [row.tx_id]
         await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
-        row = run.desk.payment(row.id)
+        row = run.context.payment(row.id)
         assert (row.state, row.delivery) == (State.CONFIRMED, Delivery.ACCEPTED)
         assert run.owned() == world.on_chain()
 
@@ -125,7 +125,7 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        merchant = run.desk.terms.merchants[world.origin]
+        merchant = run.context.terms.merchants[world.origin]
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
@@ -191,7 +191,7 @@ async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: Wor
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        run.desk.chain.problem = "the provider is away"
+        run.context.chain.problem = "the provider is away"
         _, row, _ = await show(world, run, row)
         assert row.state is State.IN_FLIGHT
     async with world.run() as run:
@@ -230,7 +230,7 @@ async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: 
         await pass_ttl(world, run)
         assert run.state(row.id) is State.CANCELLING
         await wait_for_void(world, run)
-        answer, row, advice = await show(world, run, run.desk.payment(row.id))
+        answer, row, advice = await show(world, run, run.context.payment(row.id))
         assert (answer.status_code, advice.again_after_s) == (402, None)
         assert run.owned() == world.on_chain()
 
@@ -244,10 +244,10 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
         await run.agent.sending.drain(10)
         assert (row.handed_over, row.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.tx_id]
-        assert not run.desk.is_ready(run.desk.payment(row.id))
+        assert not run.context.is_ready(run.context.payment(row.id))
         await run.settle_down()
-        row = run.desk.payment(row.id)
-        assert run.desk.is_ready(row)
+        row = run.context.payment(row.id)
+        assert run.context.is_ready(row)
         answer, _, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
 
@@ -331,7 +331,7 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
         assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
 
 
-async def test_an_offer_whose_coins_are_in_flight_is_not_given_up_for_one_that_is_refused(world: World) -> None:
+async def test_an_offer_whose_utxos_are_in_flight_is_not_given_up_for_one_that_is_refused(world: World) -> None:
     """The first is never within limits; what is to be told is that the second can be paid in a moment."""
     world.fund(50 * ADA)
     async with world.run() as run:
@@ -446,7 +446,7 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
             await run.agent.pay(asked)
     async with world.run() as run:
         await run.look()
-        (row,) = payments.payments_in(run.desk.conn, list(State))
+        (row,) = payments.payments_in(run.context.conn, list(State))
         assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
         again, is_new = await run.agent.pay(asked)
         assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)

@@ -131,7 +131,7 @@ async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_
     for path in ("approve", "deny"):
         refused = await both.post(f"/v1/payments/{asked['id']}/{path}", json={})
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert payments.payments_in(api.run.desk.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
+    assert payments.payments_in(api.run.context.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
     own = await ask(api, "mine", app="first")
     assert (await api.http.post(f"/v1/payments/{own['id']}/approve", json={})).status_code == 200
     assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200

@@ -127,7 +127,7 @@ async def test_what_takes_long_to_read_breaks_off_when_the_token_ends(
         for number in range(1500):
             records.write_entry(unit, ledger.deposit({"lovelace": 1}), 1, ref=f"{number} {pad[:5000]}")
 
-    await api.run.desk.write("pad", job)
+    await api.run.context.write("pad", job)
     async with api.as_("auditor").stream("GET", path) as answer:
         assert answer.status_code == 200
         pieces = answer.aiter_raw(1024)
@@ -241,7 +241,7 @@ async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path:
 async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: Api) -> None:
     """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
     end_ms = 253_402_318_799_000
-    await api.run.desk.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
+    await api.run.context.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
     rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
     assert (rows["payer"]["active"], rows["payer"]["expires_at"]) == (True, "9999-12-31T23:59:59.999Z")
 
@@ -328,7 +328,7 @@ async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_pa
     token = "ab" * 28 + "00"
     order = {"asset": token, "limits": {"per_payment": "5"}}
     assert (await api.http.post("/v1/limits", json=order)).status_code == 200
-    assert token not in api.run.desk.assets_allowed()
+    assert token not in api.run.context.assets_allowed()
     api.world.settings(asset=token, price="5", splits=[])
     require_problem(await api.http.post(PAY, json=api.body("a")), "asset_not_allowed")
     order["limits"] = {"total": "5"}

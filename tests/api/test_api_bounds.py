@@ -38,7 +38,7 @@ async def begun(api: Api, path: str, app: str = "first") -> AsyncIterator[Stream
 
 def through_the_proxy(api: Api) -> str:
     """A call to the merchant that costs nothing."""
-    return f"/proxy/{api.run.desk.terms.merchants[api.world.origin].name}/nothing-here"
+    return f"/proxy/{api.run.context.terms.merchants[api.world.origin].name}/nothing-here"
 
 
 async def answered(reader: asyncio.StreamReader) -> httpx.Response:

@@ -92,7 +92,7 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         seen = await stream.next()
     await api.pay("b")
     await api.run.agent.sending.drain(10)
-    newest, _ = events.last_event(api.run.desk.conn)
+    newest, _ = events.last_event(api.run.context.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
         async with following(api, **asked) as stream:
@@ -106,10 +106,12 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
 async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> None:
     theirs = await api.pay("theirs", app="other")
     ours = await api.pay("ours", app="payer")
-    await api.run.desk.write("note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"}))
+    await api.run.context.write(
+        "note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"})
+    )
     last = await api.pay("ours, too", app="payer")
     await api.run.agent.sending.drain(10)
-    newest, _ = events.last_event(api.run.desk.conn)
+    newest, _ = events.last_event(api.run.context.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]
         while int(mine[-1]["id"]) < newest:
@@ -128,10 +130,10 @@ async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_ove
         for number in range(2 * PAGE_ROWS):
             records.note(unit, None, "heard", None, number)
 
-    await api.run.desk.write("many", job)
+    await api.run.context.write("many", job)
     paid = await api.pay(app="payer")
     asked: list[str] = []
-    api.run.desk.conn.set_trace_callback(asked.append)
+    api.run.context.conn.set_trace_callback(asked.append)
     async with following(api, "payer", params={"after": 0}) as stream:
         assert (await stream.next())["data"]["payment"] == paid["id"]
     assert not [sql for sql in asked if "e.detail" in sql], "the event loop goes on while a page is read"
@@ -193,7 +195,7 @@ async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
     for name in names:
         api.tokens[name] = plant(f"the token of {name}", new_token(SystemRandomness()))
         add = partial(_add_follower, name=name, token_hash=hash_token(api.tokens[name]))
-        await api.run.desk.write("app", add)
+        await api.run.context.write("app", add)
     async with AsyncExitStack() as open_ones:
         for name in names:
             for _ in range(events_room.STREAMS_OF_APP_MAX):

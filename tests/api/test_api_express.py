@@ -37,14 +37,14 @@ async def test_both_ways_answer_alike(
         answers, counted = [], []
         # the framework's way first: what it made is found by the other
         for is_express in (False, True, False):
-            before = dict(run.desk.refusals)
+            before = dict(run.context.refusals)
             made = create_app(run.agent, run.topups, heartbeat=lambda: None, signer=lambda: None)
             if not is_express:
                 made.at_once = {}
             transport = httpx.ASGITransport(made)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 answer = await client.post("/v1/payments", content=content, headers=token | headers)
-            counted.append({code: n - before.get(code, 0) for code, n in run.desk.refusals.items()})
+            counted.append({code: n - before.get(code, 0) for code, n in run.context.refusals.items()})
             answers.append(answer)
         told = [(answer.status_code, _lasting(answer)) for answer in answers[1:]]
         assert told[0] == told[1]

@@ -69,10 +69,10 @@ async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPa
             }
             strict = "json_not_understood"
             assert {id: codes for id, codes in told.items() if codes[0] not in (codes[1], strict)} == {}
-            assert run.desk.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
-            assert run.desk.conn.execute("SELECT COUNT(*) FROM reservations").fetchone() == (0,)
+            assert run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
+            assert run.context.conn.execute("SELECT COUNT(*) FROM reservations").fetchone() == (0,)
 
             honest = Hostile("base", 402, base.headers, base.text, "201")
             assert await _code(api, _exact(api, honest)) == "201"
             assert await _code(api, _exact(api, plain)) == "terms_changed"
-            assert run.desk.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (1,)
+            assert run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (1,)

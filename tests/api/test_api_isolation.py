@@ -183,7 +183,7 @@ async def test_its_own_limits_are_told_to_the_unit(api: Api) -> None:
 
 async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
     api.world.settings(price=str(900_000_000))
-    free = sum(coin.lovelace for coin in api.run.desk.coins)
+    free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     for path in ("/v1/payments", "/v1/quotes"):
         answer = await api.as_("payer").post(path, json=api.body("too much"))
         told = require_problem(answer, "not_enough_funds")
@@ -200,7 +200,7 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
 
 async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(api: Api) -> None:
     """docs/security.md says so; a change that ends it changes that page."""
-    free = sum(coin.lovelace for coin in api.run.desk.coins)
+    free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     payable, too_much = 10_000_000, 900_000_000
     while too_much - payable > 1_000_000:
         price = (payable + too_much) // 2
@@ -223,7 +223,7 @@ async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api
     of_token = Limit(WALLET, "ab" * 28, Window.DAY, 78)
     here = Limit(Scope(merchant=api.world.origin), "lovelace", Window.DAY, 79_000_000)
     for limit in (elsewhere, of_token, here):
-        await api.run.desk.write("limit", partial(set_limit, limit=limit))
+        await api.run.context.write("limit", partial(set_limit, limit=limit))
     told = await api.as_("bound").get("/v1/limits")
     assert "elsewhere" not in told.text
     assert [one["most"] for one in told.json()["limits"]][-1] == "79000000"

@@ -50,7 +50,7 @@ async def test_who_hangs_up_leaves_no_copy_of_the_ledger_on_the_disk(api: Api, u
         for _ in range(80):
             records.note(unit, None, "padding", None, 1, {"of": "x" * 100_000})
 
-    await api.run.desk.write("padding", note)
+    await api.run.context.write("padding", note)
     reader, writer = await asyncio.open_unix_connection(api.unix_path, limit=1000)
     bearer = f"Authorization: Bearer {api.tokens['first']}"
     writer.write(f"GET /v1/ledger/snapshot HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\n\r\n".encode())
@@ -191,7 +191,7 @@ async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
     lovelace = str(api.world.on_chain()["lovelace"])
     told = {"asset": "lovelace", "books": lovelace, "chain": lovelace, "in_flight": "0"}
     assert answer["balances"] == [told]
-    assert answer["tip"]["height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
+    assert answer["tip"]["height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
     assert (await api.as_("payer").get("/v1/ledger/reconcile")).json()["code"] == "forbidden"
     for wrong in ("-1", "x", "1.5", str(2**53)):
         refused = await api.http.get("/v1/ledger/reconcile", params={"since_slot": wrong})

@@ -27,7 +27,7 @@ async def link_of(api: Api, way: Way) -> str:
     """Ask for a payment; the path of the link that decides on it."""
     answer = await api.as_("payer").post("/v1/payments", json=api.body())
     assert answer.status_code == 202, answer.text
-    approval = approvals.of_payment(api.run.desk.conn, answer.json()["id"])
+    approval = approvals.of_payment(api.run.context.conn, answer.json()["id"])
     assert approval is not None
     return LINKS.url(approval, way).removeprefix(LINKS.origin)
 
@@ -59,10 +59,10 @@ async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_rec
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         await run.look()
         link = await link_of(api, "approve")
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         page = await api.http.post(link, headers=OWN_FORM)
-        assert (page.status_code, run.desk.refusals["limit_exceeded"]) == (403, 1)
-        told = events.last_note(run.desk.conn, link.split("/")[2], "decision_refused")
+        assert (page.status_code, run.context.refusals["limit_exceeded"]) == (403, 1)
+        told = events.last_note(run.context.conn, link.split("/")[2], "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", None, "link")
 
@@ -73,7 +73,7 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
         await run.look()
         link = await link_of(api, "approve")
         (ends_at,) = [value for name, value in rows((await api.http.get(link)).text) if name == "open until"]
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         payment_id = link.split("/")[2]
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
         told = (await api.http.post(f"/v1/payments/{payment_id}/approve", json={})).json()
@@ -86,7 +86,7 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
         assert "is revoked" in page["why"]
         assert "payagent app token" in page["what to do"], "no token of the person who decides is to blame"
-        assert run.desk.payment(payment_id).state == "awaiting_approval"
+        assert run.context.payment(payment_id).state == "awaiting_approval"
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
         await run.look()
         await api.pay("first")
         busy = await api.http.post("/v1/payments", json=api.body("second"))
-        assert (busy.json()["code"], run.desk.refusals["merchant_busy"]) == ("merchant_busy", 1)
+        assert (busy.json()["code"], run.context.refusals["merchant_busy"]) == ("merchant_busy", 1)

@@ -76,7 +76,7 @@ async def test_a_reason_is_one_line(api: Api) -> None:
 async def test_a_pause_stands_in_the_events_with_who_and_why(api: Api) -> None:
     await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})
     await api.as_("first").post("/v1/resume", json={})
-    found = api.run.desk.conn.execute(
+    found = api.run.context.conn.execute(
         "SELECT event, detail ->> '$.by', detail ->> '$.reason' FROM events "
         "WHERE event IN ('paused', 'resumed') ORDER BY seq"
     ).fetchall()

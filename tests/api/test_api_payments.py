@@ -72,7 +72,7 @@ async def test_who_buys_is_one_however_often_the_call_says_it(api: Api) -> None:
         said = [["X-Partner", "demo"], ["x-partner", other]]
         answer = await api.http.post("/v1/payments", json=api.body(request=call | {"headers": said}))
         assert answer.status_code == code, answer.text
-    (pool,) = prepaid.all_pools(api.run.desk.conn)
+    (pool,) = prepaid.all_pools(api.run.context.conn)
     assert pool.partner == "demo"
 
 
@@ -87,8 +87,8 @@ async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> No
         said = {"method": "POST", "path": "/chat", "body_sha256": SHA256, "headers": who}
         body = api.body(request=said) | {"response": {"status": 402, "headers": {}, "body": heard.json()}}
         paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": message})).json()
-        other = {api.world.origin: replace(api.run.desk.terms.merchants[api.world.origin], partner="since")}
-        await api.run.desk.take_terms(replace(api.run.desk.filed, merchants=other), lambda _unit: None)
+        other = {api.world.origin: replace(api.run.context.terms.merchants[api.world.origin], partner="since")}
+        await api.run.context.take_terms(replace(api.run.context.filed, merchants=other), lambda _unit: None)
         await api.run.agent.sending.drain(10)
         await api.run.settle_down()
         seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
@@ -117,7 +117,7 @@ async def test_what_a_client_says_was_served_is_delivered_though_the_daemon_dies
             await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
     assert dead
     async with world.run() as run:
-        assert run.desk.payment(str(paid["id"])).delivery is Delivery.ACCEPTED
+        assert run.context.payment(str(paid["id"])).delivery is Delivery.ACCEPTED
 
 
 async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:
@@ -323,7 +323,7 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
         async with served(run) as api:
             body = api.body()
             paid = (await api.http.post("/v1/payments", json=body)).json()
-            kept = run.desk.conn.execute(
+            kept = run.context.conn.execute(
                 "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
             ).fetchone()[0]
             assert json.loads(kept) == body["response"]
@@ -363,7 +363,7 @@ async def test_that_no_answer_came_is_told_too(api: Api) -> None:
 
 async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
     asked: list[str] = []
-    api.run.desk.conn.set_trace_callback(asked.append)
+    api.run.context.conn.set_trace_callback(asked.append)
     answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
     assert (answer.status_code, answer.json()["payments"]) == (200, [])
     assert not [sql for sql in asked if "FROM payments" in sql]

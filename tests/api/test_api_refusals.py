@@ -39,7 +39,7 @@ def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
 
 
 def require_nothing_signed(api: Api) -> None:
-    assert api.run.desk.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
+    assert api.run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
 
 
 async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wrong(api: Api) -> None:

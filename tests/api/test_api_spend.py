@@ -55,7 +55,7 @@ async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(wor
         await run.look()
         await api.pay()
         await confirm(api)
-        api.run.desk.terms.merchants.clear()  # type: ignore[attr-defined]
+        api.run.context.terms.merchants.clear()  # type: ignore[attr-defined]
         (row,) = (await spend(api))["spend"]
         assert (row["merchant"], row["origin"]) == (world.origin, world.origin)
 

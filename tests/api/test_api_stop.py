@@ -42,7 +42,7 @@ async def test_who_waits_for_a_change_is_told_how_it_stands_and_keeps_no_stop_wa
                     ("operator", "/v1/prepaid/topups", topup),
                 )
             ]
-            while len(run.desk.changes._waiters) < len(asked):
+            while len(run.context.changes._waiters) < len(asked):
                 await asyncio.sleep(0.005)
             stopped_s = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - stopped_s < 3
@@ -82,7 +82,7 @@ async def test_an_answer_that_a_stop_does_not_wait_for_is_broken_off_and_no_erro
     """Nobody reads it, and it is larger than what is on its way at once."""
     pad = "x" * 1_000_000
     async with contextlib.AsyncExitStack() as reading, world.run() as run:
-        await run.desk.write("pad", lambda unit: [records.put_meta(unit, f"pad {n}", pad) for n in range(12)])
+        await run.context.write("pad", lambda unit: [records.put_meta(unit, f"pad {n}", pad) for n in range(12)])
         async with served(run) as api:
             http = await reading.enter_async_context(client_of(api, "operator"))
             answer = await reading.enter_async_context(http.stream("GET", "/v1/ledger/snapshot"))

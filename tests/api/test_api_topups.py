@@ -126,7 +126,7 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
         try:
             return await quote(ask, count)
         finally:
-            agent.desk.terms = replace(agent.desk.terms, merchants={})
+            agent.context.terms = replace(agent.context.terms, merchants={})
 
     monkeypatch.setattr(agent, "quote", quote_then_lose_it)
     answer = await order(api, dry_run=True, units=str(COST))

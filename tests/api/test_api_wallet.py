@@ -24,7 +24,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     assert wallet["coins"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
-    assert wallet["chain"]["tip_height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
+    assert wallet["chain"]["tip_height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
     await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     left = str(500_000_000 - spent)
@@ -175,7 +175,7 @@ async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -
     assert [entry["id"] for entry in fees] == [mine[0]["id"]]
 
 
-async def test_a_thaw_clears_what_its_caller_has_seen(api: Api) -> None:
+async def test_a_unfreeze_clears_what_its_caller_has_seen(api: Api) -> None:
     first = spend_elsewhere(api.run)
     await api.run.look()
     second = spend_elsewhere(api.run)

@@ -78,35 +78,35 @@ async def live(world: World) -> None:
         assert run.state(taken_back.id) is State.VOID
         world.settings(price="3000000")
         await run.pay("on its way")
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
-        await set_limits(run.desk, APP, None, None, "lovelace", {Window.TOTAL: None})
-        operator = apps.require(run.desk.conn, APP)
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
+        await set_limits(run.context, APP, None, None, "lovelace", {Window.TOTAL: None})
+        operator = apps.require(run.context.conn, APP)
         wanted = NewApp("bot", frozenset({"pay"}), ("t",), None, "lovelace", {}, None)
-        await add_app(run.desk, operator, wanted, "1" * 64)
-        await renew_token(run.desk, operator, "bot", "2" * 64, None)
-        await revoke(run.desk, operator, "bot")
-        await renew_token(run.desk, operator, "bot", "3" * 64, None)
+        await add_app(run.context, operator, wanted, "1" * 64)
+        await renew_token(run.context, operator, "bot", "2" * 64, None)
+        await revoke(run.context, operator, "bot")
+        await renew_token(run.context, operator, "bot", "3" * 64, None)
 
 
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent.desk.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
+    agent.context.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.decisions.approve(approved.id, by)
     await agent.decisions.deny(denied.id, by)
     await agent.sending.drain(10)
     await run.settle_down()
-    agent.desk.admission.rulebook.approval_above = {}
+    agent.context.admission.rulebook.approval_above = {}
 
 
 async def use_the_batch(run: Run) -> None:
     """By who bought it, and by another app: what it used, and what it was let through for and used not."""
-    (operator,) = apps.everybody(run.desk.conn)
+    (operator,) = apps.everybody(run.context.conn)
     user = await add_app(
-        run.desk, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
+        run.context, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
     )
-    await set_limits(run.desk, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
+    await set_limits(run.context, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
     calls = [
         ServedRequest(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
         for app in (APP, user.id)

@@ -31,8 +31,8 @@ async def live(world: World) -> None:
         await run.settle_down()
         await run.agent.deliveries.record_delivery(row.id, 200)
         world.settings(price=str(2 * ADA), batch=1)
-        await merchants.pin(run.desk, APP, "t", "split", pay_to("another"))
-        await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
+        await merchants.pin(run.context, APP, "t", "split", pay_to("another"))
+        await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
         for n in range(2):
             last = await leave_unserved(world, run, f"not served {n}")
 
@@ -41,10 +41,10 @@ async def live(world: World) -> None:
                 trust.learn_accepted(unit, last, depth, 1)
                 trust.learn_refused_early(unit, last, depth, "status 404", 1)
 
-            await run.desk.write("learn", job)
+            await run.context.write("learn", job)
 
         await learn(0)
-        await merchants.reopen(run.desk, APP, "t")
+        await merchants.reopen(run.context, APP, "t")
         await learn(1)
         for n in range(2):
             last = await leave_unserved(world, run, f"not served, again {n}")

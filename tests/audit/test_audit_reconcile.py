@@ -47,7 +47,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
     """What an auditor with a token of his own is answered."""
     token = new_token(SystemRandomness())
     name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
-    await run.desk.write(
+    await run.context.write(
         "app", lambda unit: apps.add_with_token(unit, name, name, hash_token(token), ["read"], now_ms)
     )
     app = create_app(run.agent, run.topups, heartbeat=lambda: None, signer=lambda: None)
@@ -82,8 +82,10 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
     """Another program with the wallet's key sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
-    slot = run.desk.chain.require_ready(world.clock.now_ms())
-    plan = select(UtxoIndex(run.desk.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    slot = run.context.chain.require_ready(world.clock.now_ms())
+    plan = select(
+        UtxoIndex(run.context.utxos), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id
+    )
     assert broadcast(world, sign(plan, world.account.signer)) == 200
     world.block()
     return plan.tx_id
@@ -149,7 +151,7 @@ async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_fligh
             assert unlisted["findings"] == []
             assert [told["units"] for told in unlisted["in_flight"]] == [{"lovelace": str(7 * ADA)}]
             assert agree(unlisted)
-            late.thaw()
+            late.unfreeze()
             await run.settle_down()
             answer = await reconciled(run)
             assert (answer["in_flight"], answer["clean"]) == ([], True)
@@ -218,7 +220,7 @@ async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: Worl
         await run.settle_down(3)
         settled = await reconciled(run, since_slot=asked)
         assert (settled["in_flight"], settled["clean"]) == ([], True)
-        assert settled["since_slot"] == run.desk.chain.tip.slot
+        assert settled["since_slot"] == run.context.chain.tip.slot
 
 
 async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
@@ -331,7 +333,7 @@ async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, b
             assert (answer["clean"], answer["complete"], answer["found"]) == (False, False, 0)
             assert answer["could_not_tell"][0].startswith("only: ")
             assert answer["balances"] == []
-            relay.thaw()
+            relay.unfreeze()
             assert (await reconciled(run))["clean"]
 
 
@@ -371,7 +373,7 @@ async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: Wo
     history = await read_history(source, world.address, 0)
     assert not isinstance(history, Unknown)
     assert (len(history.transactions), len(history.utxos)) == (4, 4)
-    assert {tx.tx_id for tx in history.transactions} == {coin.tx_id for coin in history.utxos}
+    assert {tx.tx_id for tx in history.transactions} == {utxo.tx_id for utxo in history.utxos}
     moves = 1000
     assert isinstance(await read_history(source, world.address, 0), Unknown)
     await source.aclose()

@@ -40,7 +40,7 @@ async def lost_payment(world: World) -> Lost:
         backup = taken(world)
         before = world.unspent()
         row = await run.pay_in_block("lost")
-        left = payments.hold(run.desk.conn, row.id)["lovelace"]
+        left = payments.hold(run.context.conn, row.id)["lovelace"]
     return Lost(backup, before - world.unspent(), left)
 
 
@@ -105,7 +105,7 @@ async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: W
     assert listing(world.folder.parent) - added == before
 
 
-async def test_the_coins_that_are_gone_and_those_that_came_are_told(world: World) -> None:
+async def test_the_utxos_that_are_gone_and_those_that_came_are_told(world: World) -> None:
     lost = await lost_payment(world)
     world.fund(7 * ADA)
     _, restored = await put_back(world, lost.backup)
@@ -162,7 +162,7 @@ async def test_a_payment_that_was_under_way_is_followed_meanwhile(world: World) 
         assert run.state(row.id) is State.CONFIRMED
 
 
-async def test_the_coins_of_a_lost_payment_are_not_spent_again(world: World) -> None:
+async def test_the_utxos_of_a_lost_payment_are_not_spent_again(world: World) -> None:
     lost = await lost_payment(world)
     again, _ = await put_back(world, lost.backup)
     await pass_quiet(world)
@@ -171,7 +171,7 @@ async def test_the_coins_of_a_lost_payment_are_not_spent_again(world: World) -> 
         await run.look()
         assert not lost.spent & run.selectable()
         row = await run.pay("new")
-        (attempt,) = queries.attempts(run.desk.conn, row.id)
+        (attempt,) = queries.attempts(run.context.conn, row.id)
         assert not lost.spent & set(attempt.inputs)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -271,8 +271,8 @@ async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that
     async with again.run(record=record) as run:
         await run.look()
         row = await run.pay("new")
-        assert not lost.spent & set(queries.attempts(run.desk.conn, row.id)[0].inputs)
-        assert run.desk.chain.foreign == (), "what the lost ledger knew freezes nothing"
+        assert not lost.spent & set(queries.attempts(run.context.conn, row.id)[0].inputs)
+        assert run.context.chain.foreign == (), "what the lost ledger knew freezes nothing"
 
 
 async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(world: World) -> None:
@@ -302,7 +302,7 @@ async def test_a_ledger_that_was_put_back_twice_is_quiet_after_the_later_time(wo
     again.folder = again.folder.rename(again.folder.with_name("first"))
     once_more, second = await put_back(world, taken(again, "second.tar"))
     async with once_more.run() as run:
-        assert run.desk.chain.restored_at_ms == second.restored_at_ms
+        assert run.context.chain.restored_at_ms == second.restored_at_ms
 
 
 async def test_books_that_are_not_whole_are_neither_taken_nor_put_back(world: World) -> None:

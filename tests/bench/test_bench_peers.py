@@ -39,8 +39,8 @@ def test_a_job_comes_back_from_stock_pycardano_as_a_transaction(asset: str, judg
 @pytest.mark.parametrize("work", [build, pay])
 @pytest.mark.parametrize("asset", ASSETS)
 def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge) -> None:
-    coins = wallet(12, asset)
-    verdict = judge.verdict(work(UtxoIndex(coins), outputs(asset)), coins, outputs(asset))
+    utxos = wallet(12, asset)
+    verdict = judge.verdict(work(UtxoIndex(utxos), outputs(asset)), utxos, outputs(asset))
     assert verdict.said == OK
     assert verdict.fee_lovelace is not None
     assert 160_000 < verdict.fee_lovelace < 200_000
@@ -48,10 +48,10 @@ def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge
 
 @needs_scalus
 def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> None:
-    coins, asked = wallet(1, "ada"), outputs("ada")
-    tx = bytearray(build(UtxoIndex(coins), asked))
+    utxos, asked = wallet(1, "ada"), outputs("ada")
+    tx = bytearray(build(UtxoIndex(utxos), asked))
     tx[-3] ^= 1  # in the signature
-    task = building.Task("ada", coins, asked)
+    task = building.Task("ada", utxos, asked)
     row = building.judged(task, US, Built([1.0], bytes(tx)), judge)
     assert row.said.startswith("refused: ")
     assert "signature" in row.said
@@ -60,9 +60,9 @@ def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> 
 
 
 def test_a_transaction_that_pays_somebody_else_is_refused(judge: Judge) -> None:
-    coins, asked = wallet(1, "ada"), outputs("ada")
-    tx = build(UtxoIndex(coins), asked[:2])
-    assert judge.verdict(tx, coins, asked).said.startswith("refused: it does not pay 1000000 lovelace")
+    utxos, asked = wallet(1, "ada"), outputs("ada")
+    tx = build(UtxoIndex(utxos), asked[:2])
+    assert judge.verdict(tx, utxos, asked).said.startswith("refused: it does not pay 1000000 lovelace")
 
 
 def test_bytes_that_are_no_transaction_are_refused(judge: Judge) -> None:

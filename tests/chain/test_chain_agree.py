@@ -22,10 +22,10 @@ from payagent.chain.quorum_rules import (
     is_lasting,
     missed,
     weigh_block,
-    weigh_coins,
     weigh_movement,
     weigh_transactions,
     weigh_tx,
+    weigh_utxos,
 )
 
 TX = "aa" * 32
@@ -155,7 +155,7 @@ def test_a_list_of_transactions_that_lacks_one_is_another() -> None:
         assert read.why is Why.DISPUTE
 
 
-def coin(number: int, lovelace: int = 5, block: str | None = "b1") -> ChainUtxo:
+def utxo(number: int, lovelace: int = 5, block: str | None = "b1") -> ChainUtxo:
     return ChainUtxo(f"{number:02x}" * 32, 0, "addr", lovelace, {}, block, has_datum=False, has_script=False)
 
 
@@ -163,31 +163,31 @@ def refs(*numbers: int) -> frozenset[str]:
     return frozenset(f"{number:02x}" * 32 + "#0" for number in numbers)
 
 
-COINS = {
-    "one list": ([[coin(1), coin(2)]], [1, 2], ()),
-    "alike, but for the block and the order": ([[coin(1), coin(2)], [coin(2, block="b2"), coin(1)]], [1, 2], ()),
-    "one lists more": ([[coin(1)], [coin(1), coin(2)]], [1], (2,)),
-    "one lists nothing": ([[coin(1)], []], [], (1,)),
-    "another amount": ([[coin(1)], [coin(1, 6)]], [], (1,)),
-    "two of three": ([[coin(1)], [coin(1)], []], [], (1,)),
+UTXOS = {
+    "one list": ([[utxo(1), utxo(2)]], [1, 2], ()),
+    "alike, but for the block and the order": ([[utxo(1), utxo(2)], [utxo(2, block="b2"), utxo(1)]], [1, 2], ()),
+    "one lists more": ([[utxo(1)], [utxo(1), utxo(2)]], [1], (2,)),
+    "one lists nothing": ([[utxo(1)], []], [], (1,)),
+    "another amount": ([[utxo(1)], [utxo(1, 6)]], [], (1,)),
+    "two of three": ([[utxo(1)], [utxo(1)], []], [], (1,)),
 }
 
 
-@pytest.mark.parametrize("name", COINS)
-def test_which_coins_count(name: str) -> None:
-    lists, agreed, doubtful = COINS[name]
+@pytest.mark.parametrize("name", UTXOS)
+def test_which_utxos_count(name: str) -> None:
+    lists, agreed, doubtful = UTXOS[name]
     for order in (lists, lists[::-1]):
-        read = weigh_coins([ProviderAnswer(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
+        read = weigh_utxos([ProviderAnswer(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
         assert isinstance(read, Found)
         assert {row.tx_id[:2] for row in read.value.agreed} == {f"{number:02x}" for number in agreed}
         assert read.value.doubtful == refs(*doubtful)
 
 
 def test_a_list_that_could_not_be_read_leaves_all_open() -> None:
-    one_of_two = weigh_coins([ProviderAnswer("a", 12, Found((coin(1),))), ProviderAnswer("b", 12, MUTE)])
+    one_of_two = weigh_utxos([ProviderAnswer("a", 12, Found((utxo(1),))), ProviderAnswer("b", 12, MUTE)])
     assert isinstance(one_of_two, Unknown)
     assert one_of_two.why is Why.NOT_YET
-    for none in (weigh_coins([]), weigh_coins([ProviderAnswer("a", 12, MUTE), ProviderAnswer("b", 12, MUTE)])):
+    for none in (weigh_utxos([]), weigh_utxos([ProviderAnswer("a", 12, MUTE), ProviderAnswer("b", 12, MUTE)])):
         assert isinstance(none, Unknown)
         assert none.why is Why.UNCLEAR
 

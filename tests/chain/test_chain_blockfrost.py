@@ -744,7 +744,7 @@ def moving(inputs: list[Any], outputs: list[Any]) -> Reply:
     return Reply({"hash": TX, "inputs": inputs, "outputs": outputs})
 
 
-def coin(number: int) -> dict[str, int]:
+def utxo(number: int) -> dict[str, int]:
     return {"lovelace": 2_000_000 + number}
 
 
@@ -754,7 +754,7 @@ async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
     inputs = [spent_row(1), spent_row(2, address=OTHER), spent_row(3, reference=True)]
     outputs = [made_row(0, address=OTHER, amount="not ours to read"), made_row(1)]
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
-    moved = Movement({f"{1:064x}#0": coin(1)}, {f"{TX}#1": coin(1)})
+    moved = Movement({f"{1:064x}#0": utxo(1)}, {f"{TX}#1": utxo(1)})
     assert await source.movement(TX, ADDRESS) == Found(moved)
     assert len(provider.seen) == 1
 
@@ -766,7 +766,7 @@ async def test_an_input_without_a_reference_flag_was_spent(
     """Blockfrost's OpenAPI does not require `reference`, and other servers of its API say null."""
     row = {name: value for name, value in spent_row(1).items() if name != "reference"}
     provider.routes[f"GET /txs/{TX}/utxos"] = moving([row | reference], [])
-    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{1:064x}#0": coin(1)}, {}))
+    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{1:064x}#0": utxo(1)}, {}))
 
 
 @pytest.mark.parametrize("is_valid", [True, False])
@@ -778,7 +778,7 @@ async def test_collateral_moved_only_when_the_script_failed(
     assert isinstance(await source.movement(TX, ADDRESS), Unknown), "which it was could not be read"
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": is_valid})
     spent, made = (1, 0) if is_valid else (2, 1)
-    moved = Movement({f"{spent:064x}#0": coin(spent)}, {f"{TX}#{made}": coin(made)})
+    moved = Movement({f"{spent:064x}#0": utxo(spent)}, {f"{TX}#{made}": utxo(made)})
     assert await source.movement(TX, ADDRESS) == Found(moved)
 
 

@@ -152,7 +152,7 @@ def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> No
 
 
 @pytest.mark.parametrize("is_out", [False, True])
-def test_one_that_could_not_tell_of_coins_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
+def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
     """Else one that is in and out would put off for ever what the other is believed in alone."""
     (member,) = panel_of(Slow("0", 0, SEEN))._members
     member.note("coins", Unknown("no answer"), 0)

@@ -9,7 +9,7 @@ from cli_kit import TOKEN, Shop, running, until
 from payagent.devnet.server import DevnetThread
 
 FUNDS_LOVELACE = 100_000_000
-COINS = 5
+UTXOS = 5
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def closed_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 def shop(closed_shop: Shop) -> Iterator[Shop]:
     """A wallet of 500 ADA and 1000 tokens, and its daemon."""
     address = closed_shop.made["address"]
-    for _ in range(COINS):
+    for _ in range(UTXOS):
         closed_shop.control("faucet", address=address, lovelace=str(FUNDS_LOVELACE))
     closed_shop.control("faucet", address=address, lovelace="5000000", assets={TOKEN: "1000"})
     with running(closed_shop):
-        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == COINS + 1, "no deposit")
+        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == UTXOS + 1, "no deposit")
         yield closed_shop

@@ -306,7 +306,7 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
     assert (paid.code, paid.error["code"]) == (2, "illegal_transition"), "it is no bug to ask for it"
 
 
-def test_an_operator_takes_a_payments_coins_back(shop: Shop) -> None:
+def test_an_operator_takes_a_payments_utxos_back(shop: Shop) -> None:
     shop.control("faults", on="submit", kind="drop")
     assert pay(shop, shop.saved("to be resolved"), "--no-wait").code == 8
     payment = shop.payments()[0]

@@ -48,7 +48,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:  # noqa: F811
+def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:  # noqa: F811
     shop = closed_shop
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,11 +72,11 @@ def desk(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:  # noqa: F811
         shop.config.write_text(plain)
 
 
-def test_a_link_shows_what_is_asked_and_its_form_decides_once(desk: Desk) -> None:
-    told = desk.ask("by link")
+def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> None:
+    told = context.ask("by link")
     approve, payment_id = told["approve_url"], told["payment"]
-    assert approve.startswith(f"{desk.origin}/decide/{payment_id}/approve/")
-    opened = [desk.browser.get(approve, headers={"Sec-Fetch-Site": site}) for site in ("none", "cross-site")]
+    assert approve.startswith(f"{context.origin}/decide/{payment_id}/approve/")
+    opened = [context.browser.get(approve, headers={"Sec-Fetch-Site": site}) for site in ("none", "cross-site")]
     page = opened[0]
     assert (page.status_code, opened[1].status_code, page.headers["content-type"]) == (
         *(200, 200),
@@ -93,7 +93,7 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(desk: Desk) -> Non
         "buys</th><td>1<",
     ):
         assert shown in page.text, shown
-    assert desk.state(payment_id) == "awaiting_approval", "to open a link decides nothing"
+    assert context.state(payment_id) == "awaiting_approval", "to open a link decides nothing"
     (style,) = re.findall("<style>(.*?)</style>", page.text)
     own = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     allowed = f"default-src 'none'; style-src 'sha256-{own}'; form-action 'self'"
@@ -102,35 +102,35 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(desk: Desk) -> Non
     assert page.headers["cache-control"] == "no-store"
     assert "set-cookie" not in page.headers
     assert "<script" not in page.text
-    done = desk.browser.post(approve, headers=OWN_FORM, follow_redirects=True)
+    done = context.browser.post(approve, headers=OWN_FORM, follow_redirects=True)
     assert (done.status_code, "was approved" in done.text, done.history[0].status_code) == (200, True, 303)
-    assert desk.state(payment_id) != "awaiting_approval"
+    assert context.state(payment_id) != "awaiting_approval"
     for link in (approve, told["deny_url"]):
-        again = desk.browser.post(link, headers=OWN_FORM)
+        again = context.browser.post(link, headers=OWN_FORM)
         assert (again.status_code, "does not wait" in again.text) == (409, True)
-        assert "was approved" in desk.browser.get(link).text
-    shown = desk.shop.payagent("payments", "show", payment_id).json["approval"]
+        assert "was approved" in context.browser.get(link).text
+    shown = context.shop.payagent("payments", "show", payment_id).json["approval"]
     assert (shown["decision"], shown["via"], shown["by"]) == ("approved", "link", None)
 
 
-def test_what_an_app_says_stands_in_the_page_as_text(desk: Desk) -> None:
-    first = desk.shop.call("a page")
+def test_what_an_app_says_stands_in_the_page_as_text(context: Desk) -> None:
+    first = context.shop.call("a page")
     body = {
-        "origin": desk.shop.devnet.merchant_url,
+        "origin": context.shop.devnet.merchant_url,
         "request": {"method": "POST", "path": "/<script>alert(1)</script>", "body_sha256": "ab" * 32},
         "response": {"status": 402, "headers": dict(first.headers), "body": first.json()},
     }
-    token = {"Authorization": f"Bearer {desk.shop.made['token']}"}
-    asked = desk.browser.post(f"{desk.origin}/v1/payments", json=body, headers=token)
+    token = {"Authorization": f"Bearer {context.shop.made['token']}"}
+    asked = context.browser.post(f"{context.origin}/v1/payments", json=body, headers=token)
     assert asked.status_code == 202, asked.text
-    until(lambda: desk.told() and desk.told()[-1]["payment"] == asked.json()["id"], "no alert has come")
-    page = desk.browser.get(desk.told()[-1]["approve_url"]).text
+    until(lambda: context.told() and context.told()[-1]["payment"] == asked.json()["id"], "no alert has come")
+    page = context.browser.get(context.told()[-1]["approve_url"]).text
     assert "&lt;script&gt;alert(1)" in page
     assert "<script" not in page
 
 
-def test_only_the_pages_own_form_decides(desk: Desk) -> None:
-    told = desk.ask("by others")
+def test_only_the_pages_own_form_decides(context: Desk) -> None:
+    told = context.ask("by others")
     deny = told["deny_url"]
     for headers in (
         {},
@@ -141,20 +141,20 @@ def test_only_the_pages_own_form_decides(desk: Desk) -> None:
         OWN_FORM | {"Sec-Fetch-Site": "none"},
         OWN_FORM | {"Origin": "https://evil.example"},
     ):
-        refused = desk.browser.post(deny, headers=headers)
+        refused = context.browser.post(deny, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "browser_refused"), headers
-    rebound = desk.browser.get(deny, headers={"Host": "evil.example"})
+    rebound = context.browser.get(deny, headers={"Host": "evil.example"})
     assert (rebound.status_code, rebound.json()["code"]) == (403, "host_refused")
     for path in ("/v1/pause", f"/v1/payments/{told['payment']}/deny"):
-        refused = desk.browser.post(desk.origin + path, headers=OWN_FORM)
+        refused = context.browser.post(context.origin + path, headers=OWN_FORM)
         assert (refused.status_code, refused.json()["code"]) == (403, "browser_refused")
-    assert desk.state(told["payment"]) == "awaiting_approval"
-    done = desk.browser.post(deny, headers=OWN_FORM | {"Origin": desk.origin})
-    assert (done.status_code, desk.state(told["payment"])) == (303, "denied")
+    assert context.state(told["payment"]) == "awaiting_approval"
+    done = context.browser.post(deny, headers=OWN_FORM | {"Origin": context.origin})
+    assert (done.status_code, context.state(told["payment"])) == (303, "denied")
 
 
-def test_a_link_is_good_for_its_payment_and_its_way_alone_and_stands_in_no_log(desk: Desk) -> None:
-    first, second = desk.ask("one"), desk.ask("two")
+def test_a_link_is_good_for_its_payment_and_its_way_alone_and_stands_in_no_log(context: Desk) -> None:
+    first, second = context.ask("one"), context.ask("two")
     approve, deny = first["approve_url"], first["deny_url"]
     signature = approve.rpartition("/")[2]
     forged = (
@@ -166,12 +166,12 @@ def test_a_link_is_good_for_its_payment_and_its_way_alone_and_stands_in_no_log(d
         approve.replace(first["payment"], "pay_x"),
     )
     for link in forged:
-        for answer in (desk.browser.get(link), desk.browser.post(link, headers=OWN_FORM)):
+        for answer in (context.browser.get(link), context.browser.post(link, headers=OWN_FORM)):
             assert answer.status_code == 404, link
-    key = desk.shop.data_dir / "approval-links.key"
+    key = context.shop.data_dir / "approval-links.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert desk.state(first["payment"]) == "awaiting_approval"
-    assert signature not in desk.log
-    assert key.read_text().strip() not in desk.log
-    assert re.search(r"approval_needed", desk.log)
-    assert signature not in (desk.shop.data_dir / "ledger.db").read_bytes().decode("latin-1")
+    assert context.state(first["payment"]) == "awaiting_approval"
+    assert signature not in context.log
+    assert key.read_text().strip() not in context.log
+    assert re.search(r"approval_needed", context.log)
+    assert signature not in (context.shop.data_dir / "ledger.db").read_bytes().decode("latin-1")

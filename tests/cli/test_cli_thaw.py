@@ -19,12 +19,12 @@ def spend_elsewhere(shop: Shop) -> str:
     account, chain = derive(seed_from_words(shop.words), DEVNET), shop.devnet.chain_url
     slot = shop.http.get(f"{chain}/blocks/latest").json()["slot"]
     rows = shop.payagent("wallet", "utxos").json["utxos"]
-    coins = UtxoIndex(
+    utxos = UtxoIndex(
         Utxo(row["ref"].partition("#")[0], int(row["ref"].partition("#")[2]), int(row["lovelace"]), ())
         for row in rows
         if row["state"] == "free"
     )
-    plan = select(coins, (OUT,), change=account.address, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    plan = select(utxos, (OUT,), change=account.address, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     sent = shop.http.post(
         f"{chain}/tx/submit", content=sign(plan, account.signer), headers={"Content-Type": "application/cbor"}
     )
@@ -55,8 +55,8 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
         assert frozen_by(shop) == [first, second]
         refused = shop.payagent("wallet", "thaw", "--seen", first)
         assert (refused.code, refused.error["code"]) == (2, "foreign_spend_unseen")
-        thawed = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
-        assert thawed.json == {"tx": second, "txs": [first, second]}
+        unfrozen = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
+        assert unfrozen.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []
         assert shop.payagent("wallet", "thaw", "--human").out == "Nothing was frozen.\n"
 
@@ -77,7 +77,7 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         assert resumed.out == "The pause is over.\n"
         assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
         shop.payagent("pause")
-        thawed = shop.payagent("wallet", "thaw", "--human")
-        assert thawed.out == f"Thawed. Frozen by {tx}.\n"
-        assert "Still not signing: an operator has paused signing" in thawed.err
+        unfrozen = shop.payagent("wallet", "thaw", "--human")
+        assert unfrozen.out == f"Thawed. Frozen by {tx}.\n"
+        assert "Still not signing: an operator has paused signing" in unfrozen.err
         assert shop.payagent("resume", "--human").out == "payagent signs.\n"

@@ -16,7 +16,7 @@ from payagent.client import AsyncPayAgentTransport, PayAgentTransport
 from payagent.client import pay_and_retry as purchase
 from payagent.client import present_proof as showing
 
-COINS = [20 * ADA] * 8
+UTXOS = [20 * ADA] * 8
 WAYS = ("blocking", "async")
 
 
@@ -78,7 +78,7 @@ Start = Callable[..., Program]
 @asynccontextmanager
 async def shop(world: World, **terms: object) -> AsyncIterator[Place]:
     """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world, **terms) as at, blocks(at.run):
         yield at
 

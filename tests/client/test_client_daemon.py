@@ -19,7 +19,7 @@ import pytest
 from agent_kit import World
 from canaries import plant
 from client import client_kit
-from client.client_kit import COINS, WAYS, Program, Start, refusal
+from client.client_kit import UTXOS, WAYS, Program, Start, refusal
 from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
@@ -183,7 +183,7 @@ async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(world: World, way: str) -> None:
     """An invoice that is bound to nobody is not paid when it could be bound to the wallet."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     refused: list[asyncio.StreamWriter] = []
 
     async with place(world, partner="demo") as at, blocks(at.run):
@@ -423,10 +423,10 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 @pytest.mark.parametrize("wants", ["money", "the wallet"])
 async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(world: World, wants: str) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         agent, wall = at.run.agent, Paywall()
-        known = dict(agent.desk.filed.merchants)
+        known = dict(agent.context.filed.merchants)
         added = known.pop(at.peer.url)
         said = b'{"detail": "wallet_address_required_for_prepaid_batches"}'
         refusal = saying(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
@@ -436,11 +436,11 @@ async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(worl
             await (wall if knows else refusal)(heard)
 
         at.peer.answers["/chat"] = sell
-        await agent.desk.take_terms(replace(agent.desk.filed, merchants=known), lambda _unit: None)
+        await agent.context.take_terms(replace(agent.context.filed, merchants=known), lambda _unit: None)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == (402 if wants == "money" else 400)
-            terms = replace(agent.desk.filed, merchants={**known, added.origin: added})
-            await agent.desk.take_terms(terms, lambda _unit: None)
+            terms = replace(agent.context.filed, merchants={**known, added.origin: added})
+            await agent.context.take_terms(terms, lambda _unit: None)
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
         buyers = [(call.header("x-partner"), call.header("x-wallet-address")) for call in at.peer.calls]
         assert buyers == [(None, None)] * 2 + [("demo", world.address)] * 2
@@ -449,7 +449,7 @@ async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(worl
 @pytest.mark.parametrize("way", WAYS)
 async def test_who_buys_is_said_alike_in_every_call(world: World, way: str) -> None:
     """A program may name another partner: the invoice is bound to that, and so the retry says the same."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         wall = at.peer.answers["/chat"] = Paywall()
         other = {"X-Partner": "other"}

@@ -13,7 +13,7 @@ import pytest
 import requests
 from agent_kit import World
 from api_kit import Api, served
-from client.client_kit import COINS
+from client.client_kit import UTXOS
 from proxy.proxy_kit import blocks
 from x402 import x402Client, x402ClientSync
 from x402.http.clients import x402HttpxClient
@@ -42,7 +42,7 @@ class Market:
 
     @property
     def payments(self) -> list[PaymentRow]:
-        conn = self.api.run.desk.conn
+        conn = self.api.run.context.conn
         return payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
@@ -71,7 +71,7 @@ async def market(
     bounds: Bounds = Bounds(),  # noqa: B008  it is frozen
     **options: Any,
 ) -> AsyncIterator[Market]:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     with SdkMerchant(world.devnet, **options) as merchant:
         sold = MerchantConfig("sdk", merchant.url, None, None, "confirmed", 5)
         merchants = {**world.terms.merchants, merchant.url: sold}
@@ -254,9 +254,9 @@ async def bent(at: Market, bent: Bent, known_as: frozenset[str] = frozenset()) -
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
-    known = dict(agent.desk.filed.merchants)
+    known = dict(agent.context.filed.merchants)
     known[bent.url] = MerchantConfig("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
-    await agent.desk.take_terms(replace(agent.desk.filed, merchants=known), lambda _unit: None)
+    await agent.context.take_terms(replace(agent.context.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
         yield bent

@@ -183,10 +183,10 @@ class TestDrift:
 
 
 class TestStop:
-    @pytest.mark.parametrize(("strikes", "stops"), [(0, False), (2, False), (3, True), (4, True)])
-    def test_a_merchant_is_stopped_by_so_many_strikes(self, strikes: int, stops: bool) -> None:
-        assert must_stop(MerchantRules(stop_after=3), strikes) is stops
-        assert not must_stop(MerchantRules(), strikes)
+    @pytest.mark.parametrize(("unserved_streak", "stops"), [(0, False), (2, False), (3, True), (4, True)])
+    def test_a_merchant_is_stopped_by_so_many_unserved_payments(self, unserved_streak: int, stops: bool) -> None:
+        assert must_stop(MerchantRules(stop_after=3), unserved_streak) is stops
+        assert not must_stop(MerchantRules(), unserved_streak)
 
     @pytest.mark.parametrize("moment", Moment)
     def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:

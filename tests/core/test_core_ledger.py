@@ -40,7 +40,7 @@ def test_a_deposit_whose_block_is_lost_leaves_no_trace(units: dict[str, int]) ->
 
 
 @pytest.mark.parametrize("units", [1, 2**63 - 1, 2**63, 3 * (2**63 - 1), 2**65])
-def test_what_several_coins_held_of_a_token_is_posted_in_parts_that_one_column_holds(units: int) -> None:
+def test_what_several_utxos_held_of_a_token_is_posted_in_parts_that_one_column_holds(units: int) -> None:
     spent, back = ledger.foreign({"aa" * 28: units}), ledger.unforeign({"aa" * 28: units})
     assert balances(spent) == {("wallet", "aa" * 28): -units, ("external", "aa" * 28): units}
     assert balances(spent, back) == {}
@@ -68,7 +68,7 @@ def test_a_lost_block_brings_the_hold_back(spent: dict[str, int], fee: int) -> N
 
 
 @given(UNITS)
-def test_coins_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict[str, int]) -> None:
+def test_utxos_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict[str, int]) -> None:
     gone = ledger.foreign(units)
     assert balances(gone)["wallet", next(iter(units))] < 0
     assert balances(gone, ledger.unforeign(units)) == {}

@@ -32,7 +32,7 @@ def code_of(function: object, *args: object) -> str:
     return caught.value.code
 
 
-def test_the_most_is_what_the_ledger_can_say_of_a_coin() -> None:
+def test_the_most_is_what_the_ledger_can_say_of_a_utxo() -> None:
     assert MAX_UNITS == 9_223_372_036_854_775_807
 
 

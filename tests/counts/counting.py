@@ -29,7 +29,7 @@ TOLERANCE_PERCENT = 5
 PAYMENTS = 20
 """So many are paid after a first one, which prepares statements and warms caches."""
 
-COINS = (1, 1_000, 10_000)
+UTXOS = (1, 1_000, 10_000)
 FEW, MANY = 5, 45
 """So many payments two runs under callgrind build: the start of Python is in both."""
 
@@ -72,9 +72,9 @@ async def of_the_agent(folder: Path) -> Counts:
             await run.look()
             await run.pay("first")
             await run.settle_down(3)
-            statements, source = Statements(), run.desk.sources[0]
-            statements.watch(run.desk._writer._committer.conn)  # type: ignore[attr-defined]
-            statements.watch(run.desk.conn)
+            statements, source = Statements(), run.context.sources[0]
+            statements.watch(run.context._writer._committer.conn)  # type: ignore[attr-defined]
+            statements.watch(run.context.conn)
             calls = source.calls
             await run.settle_down(10)
             assert run.watch.is_idle
@@ -94,23 +94,23 @@ async def of_the_agent(folder: Path) -> Counts:
     return told
 
 
-def builder(coins: int) -> Callable[[], object]:
+def builder(utxos: int) -> Callable[[], object]:
     """Select, build, sign and check one payment from a wallet of so many coins."""
     from benchmarks.wallets import outputs, pay, wallet
     from payagent.wallet.utxo_index import UtxoIndex
 
-    index, asked = UtxoIndex(wallet(coins, "ada")), outputs("ada")
+    index, asked = UtxoIndex(wallet(utxos, "ada")), outputs("ada")
     return lambda: pay(index, asked)
 
 
 def memory_of_building() -> Counts:
     """The most that one payment takes at once, in KiB: of several the least, as other threads may go on beside."""
     told: Counts = {}
-    for coins in COINS:
-        work = builder(coins)
+    for utxos in UTXOS:
+        work = builder(utxos)
         for _ in range(3):
             work()
-        told[f"KiB at once to build and sign, {coins} coins"] = min(_peak_kib(work) for _ in range(5))
+        told[f"KiB at once to build and sign, {utxos} coins"] = min(_peak_kib(work) for _ in range(5))
     return told
 
 
@@ -129,14 +129,14 @@ def instructions_of_building() -> Counts:
     Raises `FileNotFoundError` where valgrind is not installed.
     """
     told: Counts = {}
-    for coins in COINS[:2]:
-        few, many = (_begin(coins, loops) for loops in (FEW, MANY))
-        told[f"instructions to build and sign, {coins} coins"] = (_ended(many) - _ended(few)) / (MANY - FEW)
+    for utxos in UTXOS[:2]:
+        few, many = (_begin(utxos, loops) for loops in (FEW, MANY))
+        told[f"instructions to build and sign, {utxos} coins"] = (_ended(many) - _ended(few)) / (MANY - FEW)
     return told
 
 
-def _begin(coins: int, loops: int) -> subprocess.Popen[str]:
-    program = (sys.executable, __file__, "--build", str(coins), str(loops))
+def _begin(utxos: int, loops: int) -> subprocess.Popen[str]:
+    program = (sys.executable, __file__, "--build", str(utxos), str(loops))
     return subprocess.Popen(
         ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *program),
         env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
@@ -184,8 +184,8 @@ def main() -> int:
     parser.add_argument("--build", nargs=2, type=int, metavar=("COINS", "LOOPS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.build is not None:
-        coins, loops = options.build
-        work = builder(coins)
+        utxos, loops = options.build
+        work = builder(utxos)
         for _ in range(loops):
             work()
         return 0

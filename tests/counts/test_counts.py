@@ -24,7 +24,7 @@ async def test_a_payment_takes_no_more_statements_commits_and_calls(tmp_path: Pa
 
 
 @same_python
-def test_building_a_payment_takes_no_more_memory_however_many_coins_there_are() -> None:
+def test_building_a_payment_takes_no_more_memory_however_many_utxos_there_are() -> None:
     counts = counting.memory_of_building()
     assert told(counts) == ""
     assert max(counts.values()) < 1.1 * min(counts.values())

@@ -33,7 +33,7 @@ from payagent.wallet.keys import Signer
 
 PAID = (State.CONFIRMED,)
 ROUNDS = 30
-COINS = 8
+UTXOS = 8
 
 
 class FileClock:
@@ -237,7 +237,7 @@ class Script:
         await run.agent.sending.drain(10)
         self._require_alive()
         self.ids[name] = row.id
-        return run.desk.payment(row.id)
+        return run.context.payment(row.id)
 
     async def _reach(self, run: Run, row: PaymentRow, *ends: State) -> None:
         for _ in range(ROUNDS):
@@ -249,7 +249,7 @@ class Script:
         raise AssertionError(f"{row.id} is {run.state(row.id)}: {run.events(row.id)}")
 
     async def _serve(self, run: Run, row: PaymentRow) -> None:
-        if run.desk.payment(row.id).delivery is not Delivery.ACCEPTED:
+        if run.context.payment(row.id).delivery is not Delivery.ACCEPTED:
             await run.agent.deliveries.record_delivery(row.id, 200)
             self._require_alive()
 
@@ -277,13 +277,13 @@ class Script:
 
     async def _refused(self, run: Run) -> None:
         """The merchant refuses what it is handed: its coins are taken back. Who was told so does not ask again."""
-        if void := payments.payments_in(run.desk.conn, (State.VOID,)):
+        if void := payments.payments_in(run.context.conn, (State.VOID,)):
             self.ids["refused"] = void[0].id
             return
         self.world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
         row, _ = await run.agent.pay(ask_x402(self.world, idempotency_key="refused"))
         self.ids["refused"] = row.id
-        row = run.desk.payment(row.id)
+        row = run.context.payment(row.id)
         if row.state is State.IN_FLIGHT:
             await show(self.world, run, row)
             await run.agent.sending.drain(10)
@@ -315,7 +315,7 @@ def head_of(path: Path) -> tuple[int, str]:
 
 def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     """All five ended as they do without a crash, with one transaction each; the books equal the chain."""
-    rows = {name: run.desk.payment(payment_id) for name, payment_id in script.ids.items()}
+    rows = {name: run.context.payment(payment_id) for name, payment_id in script.ids.items()}
     assert {name: row.state for name, row in rows.items()} == {
         "plain": State.CONFIRMED,
         "lost": State.CONFIRMED,
@@ -326,12 +326,12 @@ def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     bought = ("plain", "lost", "rolled back")
     assert all(rows[name].delivery is Delivery.ACCEPTED for name in bought)
     assert run.events(rows["rolled back"].id).count("block_lost") == 1
-    everything = payments.payments_in(run.desk.conn, list(State))
+    everything = payments.payments_in(run.context.conn, list(State))
     ended = [row for row in everything if row.state is not State.REJECTED]
     assert sorted(row.id for row in ended) == sorted(script.ids.values())
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in ended)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.desk.conn)} == world.unspent()
+    assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)} == world.unspent()
     assert world.guard.undurable == []
     assert findings(world) == []

@@ -50,7 +50,7 @@ def signatures_kept(world: CrashWorld) -> int:
 
 
 def all_payments(run: Run) -> list[PaymentRow]:
-    return payments.payments_in(run.desk.conn, list(State))
+    return payments.payments_in(run.context.conn, list(State))
 
 
 async def pay_until_refused(run: Run, most: int = 200) -> Refused:
@@ -113,7 +113,7 @@ def no_more_pages(run: Run, spare: int) -> Iterator[None]:
             count = conn.execute("PRAGMA page_count").fetchone()[0]
             conn.execute(f"PRAGMA max_page_count = {count + spare if pages is None else pages}")
 
-        run.desk._writer.submit("bound", job).result()
+        run.context._writer.submit("bound", job).result()
 
     bound(None)
     try:
@@ -241,7 +241,7 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
     async with life(world) as (run, signer):
         room = os.statvfs(small_disk)
         ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
-        assert "KiB of room" in (find(run.desk, lambda: None, lambda: None)["ledger"] or "")
+        assert "KiB of room" in (find(run.context, lambda: None, lambda: None)["ledger"] or "")
         refused = await pay_until_refused(run)
         assert SAID["full"] in refused.detail
         await run.agent.sending.drain(10)

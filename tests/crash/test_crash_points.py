@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from agent_kit import ADA
-from crash.crash_kit import COINS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
+from crash.crash_kit import UTXOS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
 from effort import pick
 
 EVERY = pick(18, 6)
@@ -33,7 +33,7 @@ async def sites_of(folder: Path) -> list[str]:
     """The names of all sites, of a life without a crash."""
     (folder / "marks").mkdir(parents=True)
     with crash_world(folder) as world:
-        world.fund(*[50 * ADA] * COINS)
+        world.fund(*[50 * ADA] * UTXOS)
         disk = Disk(folder)
         await live(world, Script(world, folder / "marks"), disk)
         return disk.sites
@@ -53,7 +53,7 @@ async def crash_and_recover(folder: Path, site: int) -> str:
     """The name of the site at which it died; raises when what follows is not as it would have been."""
     (folder / "marks").mkdir(parents=True)
     with crash_world(folder) as world:
-        world.fund(*[50 * ADA] * COINS)
+        world.fund(*[50 * ADA] * UTXOS)
         script = Script(world, folder / "marks")
 
         def die() -> None:
@@ -90,7 +90,7 @@ async def test_five_payments_end_alike_after_a_real_kill(tmp_path: Path, name: s
     folder = tmp_path / "killed"
     (folder / "marks").mkdir(parents=True)
     with crash_world(folder) as world:
-        world.fund(*[50 * ADA] * COINS)
+        world.fund(*[50 * ADA] * UTXOS)
         devnet = world.devnet
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, str(folder), str(site), world.guard.url),

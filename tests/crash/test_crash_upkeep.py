@@ -40,7 +40,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
     `may_do_without`: who asks again after a death that no split was admitted before comes one after the other.
     """
     world.guard.gone = False
-    terms = with_terms(chain_depth=2, upkeep_lovelace=2 * ADA)
+    terms = with_terms(unconfirmed_ancestors=2, upkeep_lovelace=2 * ADA)
     async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}, terms=terms) as run:
         await run.look()
         asks = [world.ask(key, key=key) for key in keys]
@@ -56,7 +56,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
                 except Refused as refused:
                     if not refused.problem.retryable:
                         raise
-            rows = payments.payments_in(run.desk.conn, [*(set(State) - {State.REJECTED})])
+            rows = payments.payments_in(run.context.conn, [*(set(State) - {State.REJECTED})])
             if {row.state for row in rows} == {State.CONFIRMED} and len(rows) >= len(keys):
                 break
         assert {row.state for row in rows} == {State.CONFIRMED}

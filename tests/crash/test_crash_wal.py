@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from agent_kit import ADA, World
 from crash.crash_kit import (
-    COINS,
+    UTXOS,
     CrashWorld,
     Dead,
     Disk,
@@ -81,7 +81,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashed]:
     folder = tmp_path_factory.mktemp("crashed")
     (folder / "marks").mkdir()
     with crash_world(folder) as world:
-        world.fund(*[50 * ADA] * COINS)
+        world.fund(*[50 * ADA] * UTXOS)
         seals: dict[int, Seal] = {}
 
         def note(name: str) -> None:
@@ -212,7 +212,7 @@ async def test_it_goes_on_from_a_log_that_was_cut(tmp_path: Path) -> None:
     """The whole agent, after the power went while a cancel was written."""
     (tmp_path / "marks").mkdir()
     with crash_world(tmp_path) as world:
-        world.fund(*[50 * ADA] * COINS)
+        world.fund(*[50 * ADA] * UTXOS)
         script = Script(world, tmp_path / "marks")
         before = 0
 

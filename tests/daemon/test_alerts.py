@@ -132,7 +132,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
     """One life of the agent, with its alerts."""
     webhook = None if receiver is None else Webhook(receiver.url, KEY)
     async with world.run(terms=marked) as run:
-        yield run, AlertMonitor(run.desk, webhook)
+        yield run, AlertMonitor(run.context, webhook)
     if webhook is not None:
         await webhook.aclose()
 
@@ -146,13 +146,13 @@ def is_genuine(call: Call, secret: str = SECRET) -> bool:
 
 
 def require_whole(run: Run) -> None:
-    with run.desk.snapshot() as conn:
-        found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
+    with run.context.snapshot() as conn:
+        found = list(verify(conn, Owner(run.context.terms.own, run.context.terms.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
 
 
 def told_in_the_ledger(run: Run) -> list[dict[str, str]]:
-    rows = run.desk.conn.execute("SELECT detail FROM events WHERE event = 'alert' ORDER BY seq")
+    rows = run.context.conn.execute("SELECT detail FROM events WHERE event = 'alert' ORDER BY seq")
     return [json.loads(detail) for (detail,) in rows]
 
 
@@ -227,13 +227,13 @@ async def test_money_that_is_held_for_payments_is_gone(world: World, receiver: R
         assert receiver.said() == [("wallet_low", "wallet")]
 
 
-async def test_a_coin_that_somebody_else_spent_is_no_money(world: World, receiver: Receiver) -> None:
+async def test_a_utxo_that_somebody_else_spent_is_no_money(world: World, receiver: Receiver) -> None:
     world.fund(15 * ADA, 16 * ADA)
     async with life(world, receiver) as (run, alerting):
         await run.look()
-        coin = next(one for one in queries.coins(run.desk.conn) if one.lovelace == 16 * ADA)
-        await run.desk.write(
-            "test", lambda unit: unit.conn.execute("UPDATE coins SET state = 'missing' WHERE ref = ?", (coin.ref,))
+        utxo = next(one for one in queries.utxos(run.context.conn) if one.lovelace == 16 * ADA)
+        await run.context.write(
+            "test", lambda unit: unit.conn.execute("UPDATE coins SET state = 'missing' WHERE ref = ?", (utxo.ref,))
         )
         await alerting.beat()
         assert [call.said["left"] for call in receiver.calls] == [str(15 * ADA)]
@@ -276,7 +276,7 @@ async def test_what_anything_else_raises_is_told_the_same_way(
         for _ in range(2):
             now_ms = world.clock.now_ms()
             facts = {"detail": "no batch is sold"}
-            await run.desk.write(
+            await run.context.write(
                 "test",
                 lambda unit: raise_alert(unit, "topup_failed", "topup:1", facts, now_ms),  # noqa: B023
             )
@@ -350,7 +350,7 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
         assert len(receiver.calls) == 5
         assert len(set(receiver.ids())) == len({call.body for call in receiver.calls}) == 1
         assert is_in_order([int(call.headers["webhook-timestamp"]) for call in receiver.calls])
-        assert alerts.waiting(run.desk.conn, 0) == []
+        assert alerts.waiting(run.context.conn, 0) == []
         require_whole(run)
     assert len(lines(written, "alert.raised")) == 1
     assert [one["why"] for one in lines(written, "alert.not_delivered")] == [
@@ -365,16 +365,16 @@ async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World
     receiver.status = 503
     world.clock.ahead_ms = DAY
     async with life(world, receiver) as (run, alerting):
-        await run.desk.write("test", lambda unit: raise_one(unit, "first", run.desk.ports.clock.now_ms()))
+        await run.context.write("test", lambda unit: raise_one(unit, "first", run.context.ports.clock.now_ms()))
         await alerting.beat()
-        await run.desk.write("test", lambda unit: raise_one(unit, "second", run.desk.ports.clock.now_ms()))
+        await run.context.write("test", lambda unit: raise_one(unit, "second", run.context.ports.clock.now_ms()))
         assert len(receiver.calls) == 1
     world.clock.ahead_ms, receiver.status = 0, 204
     async with life(world, receiver) as (run, alerting):
         await alerting.beat()
         assert receiver.said()[1:] == [("paused", "first"), ("paused", "second")]
         receiver.status = 503
-        await run.desk.write("test", lambda unit: raise_one(unit, "third", run.desk.ports.clock.now_ms()))
+        await run.context.write("test", lambda unit: raise_one(unit, "third", run.context.ports.clock.now_ms()))
         for _ in range(2):
             await alerting.beat()
         assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
@@ -398,7 +398,7 @@ async def test_a_receiver_that_is_not_there_stops_nothing(world: World, written:
         await run.look()
         await alerting.beat()
         await alerting.beat()
-        assert [one.tries for one in alerts.after(run.desk.conn, 0)] == [1]
+        assert [one.tries for one in alerts.after(run.context.conn, 0)] == [1]
     (logged,) = lines(written, "alert.not_delivered")
     assert logged["why"] == "ConnectError"
 
@@ -419,7 +419,7 @@ async def test_what_is_old_when_a_webhook_is_named_is_not_sent(world: World, rec
     world.clock.ahead_ms += 4 * DAY
     async with life(world, receiver) as (run, alerting):
         await alerting.beat()
-        assert (len(receiver.calls), len(alerts.after(run.desk.conn, 0))) == (0, 1)
+        assert (len(receiver.calls), len(alerts.after(run.context.conn, 0))) == (0, 1)
 
 
 @pytest.fixture

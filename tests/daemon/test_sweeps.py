@@ -31,7 +31,7 @@ class Agent:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.desk = self.decisions = self.sending = self.stock = self.deliveries = self
+        self.context = self.decisions = self.sending = self.stock = self.deliveries = self
 
     async def give_up_unserved(self) -> None:
         return

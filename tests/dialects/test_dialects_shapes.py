@@ -56,7 +56,7 @@ SDK = {
     "asset": "ADA",
 }
 SDK_BODY = {"error": "Payment Required", "invoiceId": "6aec41a2-1b", "paymentRequired": True}
-ANCHOR = {"scheme": "exact", "network": "cardano-preprod", "maxAmountRequired": "2500000", "payTo": PAY_TO}
+NONCE_UTXO = {"scheme": "exact", "network": "cardano-preprod", "maxAmountRequired": "2500000", "payTo": PAY_TO}
 WRAPPED = {"amount": "10", "recipient": "0xabc", "chain": "base"}
 MORGAN = {
     "x402Version": 2,
@@ -104,7 +104,7 @@ ROWS: dict[str, Row] = {
     "anchor-api": (
         402,
         JSON,
-        {"x402": {"version": "1", "paymentRequired": True, "accepts": [ANCHOR]}, "invoiceId": "inv_abc123"},
+        {"x402": {"version": "1", "paymentRequired": True, "accepts": [NONCE_UTXO]}, "invoiceId": "inv_abc123"},
         "body_not_understood",
     ),
     "payment-wrapped": (

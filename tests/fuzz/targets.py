@@ -254,8 +254,8 @@ def _generous_parse(value: object, network: Any) -> Address:
 # --- the bytes of a transaction
 
 ADA = 1_000_000
-COINS = (Utxo("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))), Utxo("22" * 32, 1, 20 * ADA))
-PLAN = build(COINS, COINS[1], pay(10 * ADA, 2 * ADA), change=OWN, ttl_slot=TTL_SLOT, network_id=0)
+UTXOS = (Utxo("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))), Utxo("22" * 32, 1, 20 * ADA))
+PLAN = build(UTXOS, UTXOS[1], pay(10 * ADA, 2 * ADA), change=OWN, ttl_slot=TTL_SLOT, network_id=0)
 RAW = sign(PLAN, SIGNER)
 CAPS = {"lovelace": 15 * ADA}
 PAID = 2

@@ -269,13 +269,13 @@ class Naive:
     def _sign(self, pay_to: str, units: int) -> tuple[str, bytes]:
         raw = self.account.address.raw
         listed = self.world.devnet.run(lambda devnet: list(devnet.chain.utxos_at(raw)))
-        coins = [Utxo(ref[0], ref[1], out.lovelace) for ref, out in listed]
+        utxos = [Utxo(ref[0], ref[1], out.lovelace) for ref, out in listed]
         plan = select(
-            UtxoIndex(coin for coin in coins if coin.ref not in self._spent),
+            UtxoIndex(utxo for utxo in utxos if utxo.ref not in self._spent),
             (Output("pay_to", parse_address(pay_to, DEVNET), "lovelace", units),),
             change=self.account.address,
             ttl_slot=self.world.devnet.run(lambda devnet: devnet.chain.slot) + 200,
             network_id=DEVNET.network_id,
         )
-        self._spent |= {coin.ref for coin in plan.inputs}
-        return plan.anchor.ref, sign(plan, self.account.signer)
+        self._spent |= {utxo.ref for utxo in plan.inputs}
+        return plan.nonce_utxo.ref, sign(plan, self.account.signer)

@@ -222,7 +222,7 @@ def assert_books(at: Place) -> None:
     """The books equal the chain, and `verify` has nothing to say."""
     run = at.run
     assert run.owned() == run.world.on_chain()
-    with run.desk.snapshot() as conn:
+    with run.context.snapshot() as conn:
         owner = Owner(run.world.account.address, run.world.terms.network)
         assert [told for told in verify(conn, owner) if isinstance(told, AuditFinding)] == []
 

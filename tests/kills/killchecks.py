@@ -31,7 +31,7 @@ class Books:
     attempts: dict[str, Attempt]
     payments: dict[str, tuple[str, str | None, str]]
     accounts: dict[tuple[str, str], int]
-    coins: frozenset[str]
+    utxos: frozenset[str]
     faults: tuple[str, ...]
 
 
@@ -47,14 +47,14 @@ def read_books(path: Path) -> Books:
         accounts = {
             (r[0], r[1]): r[2] for r in ask("SELECT account, asset, SUM(units) FROM postings GROUP BY 1, 2")
         }
-        coins = frozenset(r[0] for r in ask("SELECT ref FROM coins WHERE state = 'free'"))
+        utxos = frozenset(r[0] for r in ask("SELECT ref FROM coins WHERE state = 'free'"))
         faults = [f"integrity {r}" for r in ask("PRAGMA integrity_check") if r != ("ok",)]
         faults += [f"foreign key {r}" for r in ask("PRAGMA foreign_key_check")]
         unbalanced = "SELECT entry, asset, SUM(units) FROM postings GROUP BY 1, 2 HAVING SUM(units) <> 0"
         faults += [f"unbalanced entry {r}" for r in ask(unbalanced)]
         orphans = "SELECT p.entry FROM postings p LEFT JOIN journal j ON j.id = p.entry WHERE j.id IS NULL"
         faults += [f"postings without entry {r}" for r in ask(orphans)]
-        return Books(attempts, payments, accounts, coins, tuple(faults))
+        return Books(attempts, payments, accounts, utxos, tuple(faults))
     finally:
         conn.close()
 
@@ -76,7 +76,7 @@ class Sight:
 
     blocks: tuple[Tx, ...]
     sent: tuple[Tx, ...]
-    coins: frozenset[str]
+    utxos: frozenset[str]
     holds: Amounts
 
 
@@ -88,9 +88,9 @@ def look(lane: Lane) -> Sight:
         blocks = tuple(tx for block in chain.blocks for tx in block.txs)
         held = tuple(decode_tx(raw) for _, raw in devnet.node._held)
         utxos = chain.utxos_at(own)
-        coins = frozenset(f"{ref[0]}#{ref[1]}" for ref, _ in utxos)
+        utxos = frozenset(f"{ref[0]}#{ref[1]}" for ref, _ in utxos)
         holds = sum_up(out for _, out in utxos)
-        return Sight(ours(lane, blocks), ours(lane, (*blocks, *chain.mempool.values(), *held)), coins, holds)
+        return Sight(ours(lane, blocks), ours(lane, (*blocks, *chain.mempool.values(), *held)), utxos, holds)
 
     return lane.world.devnet.run(inside)
 
@@ -167,14 +167,19 @@ async def at_peace(world: World) -> None:
 
 def check_attempts(lane: Lane, books: Books) -> None:
     """Each attempt's own bytes spend the payment's anchor: no two of a payment can both be on a chain."""
-    anchors: dict[str, set[str]] = {}
-    for tx_id, (payment_id, anchor, inputs, cbor, fee) in books.attempts.items():
+    nonce_utxos: dict[str, set[str]] = {}
+    for tx_id, (payment_id, nonce_utxo, inputs, cbor, fee) in books.attempts.items():
         tx = decode_tx(cbor)
         spends = {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}
-        if tx.tx_id != tx_id or spends != set(inputs.split(" ")) or tx.fee_lovelace != fee or anchor not in spends:
+        if (
+            tx.tx_id != tx_id
+            or spends != set(inputs.split(" "))
+            or tx.fee_lovelace != fee
+            or nonce_utxo not in spends
+        ):
             lane.world.violate("attempt", f"{lane.dir.name} {tx_id} is not what its row says")
-        anchors.setdefault(payment_id, set()).add(anchor)
-    for payment_id, several in anchors.items():
+        nonce_utxos.setdefault(payment_id, set()).add(nonce_utxo)
+    for payment_id, several in nonce_utxos.items():
         if len(several) != 1:
             lane.world.violate("anchor", f"{lane.dir.name} {payment_id} has {several}")
 
@@ -194,8 +199,8 @@ def check_ledger(lane: Lane, books: Books, sight: Sight) -> None:
             lane.world.violate(
                 "ledger differs", f"{lane.dir.name} {account}: {+booked} booked, {+expected} on chain"
             )
-    if books.coins != sight.coins:
-        lane.world.violate("coins differ", f"{lane.dir.name}: {sorted(books.coins ^ sight.coins)[:4]}")
+    if books.utxos != sight.utxos:
+        lane.world.violate("coins differ", f"{lane.dir.name}: {sorted(books.utxos ^ sight.utxos)[:4]}")
 
 
 def check_payments(lane: Lane, books: Books) -> None:

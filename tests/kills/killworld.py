@@ -35,8 +35,8 @@ TOKEN = "ab" * 28 + b"KILL".hex()
 PASSPHRASE = "canary passphrase of the kill tests"
 APP_TOKEN = "canary-app-token-of-the-kill-tests"
 PARTNER = "kills"
-COINS, COIN_LOVELACE = 50, 60_000_000
-TOKEN_COINS, TOKEN_COIN_UNITS = 12, 1_000_000
+UTXOS, UTXO_LOVELACE = 50, 60_000_000
+TOKEN_UTXOS, TOKEN_UTXO_UNITS = 12, 1_000_000
 CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
 BLOCK_EVERY_S = 1.0
 """A slot's: daemons believe no chain that goes on growing faster than its slots."""
@@ -432,10 +432,10 @@ class World:
         lane = Lane(self, len(self.lanes))
         self.lanes.append(lane)
         async with self._chain:
-            for _ in range(COINS):
-                await self.control("faucet", address=lane.address, lovelace=str(COIN_LOVELACE))
-            for _ in range(TOKEN_COINS):
-                assets = {TOKEN: str(TOKEN_COIN_UNITS)}
+            for _ in range(UTXOS):
+                await self.control("faucet", address=lane.address, lovelace=str(UTXO_LOVELACE))
+            for _ in range(TOKEN_UTXOS):
+                assets = {TOKEN: str(TOKEN_UTXO_UNITS)}
                 await self.control("faucet", address=lane.address, lovelace="5000000", assets=assets)
             await self.control("blocks", count=3)
             self._floor = (await self.control("blocks", count=1))["blocks"][0]["height"]

@@ -276,7 +276,7 @@ class Place:
     def payments(self) -> list[PaymentRow]:
         """Every payment, oldest first."""
         page = payments.payments_page(
-            self.run.desk.conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
+            self.run.context.conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
         return page[::-1]
 

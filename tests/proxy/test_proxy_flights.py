@@ -211,10 +211,10 @@ async def test_what_is_refused_when_nobody_waits_any_more_is_in_the_log(shop: Pl
     def pause(unit: Unit) -> None:
         is_admitting.set()
         assert gone.wait(20)
-        pauses.begin(unit, APP, "while nobody looks", agent.desk.ports.clock.now_ms())
+        pauses.begin(unit, APP, "while nobody looks", agent.context.ports.clock.now_ms())
 
     with capture_logs() as told:
-        blocking = asyncio.create_task(agent.desk.write("pause", pause))
+        blocking = asyncio.create_task(agent.context.write("pause", pause))
         await asyncio.to_thread(is_admitting.wait, 20)
         async with shop.wire() as client:
             await client.say(shop.call())

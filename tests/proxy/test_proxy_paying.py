@@ -18,13 +18,13 @@ from payagent.core.policy import Window
 from payagent.proxy import payer as clerk
 from payagent.proxy.app import Bounds
 
-COINS = [20 * ADA] * 8
+UTXOS = [20 * ADA] * 8
 
 
 @pytest.fixture
 async def shop(world: World):  # type: ignore[no-untyped-def]
     """The proxy with money, on a chain that goes on."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         yield at
 
@@ -135,7 +135,7 @@ async def test_a_402_before_the_body_is_sent_is_paid_all_the_same(shop: Place) -
 
 
 async def test_a_body_over_the_bound_goes_through_and_cannot_be_paid_for(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world, Bounds(spool_bytes=100_000)) as at, blocks(at.run):
         assert (await at.ask("/free", method="POST", body=b"x" * 100_001)).body == b"ok"
         wall = at.peer.answers["/chat"] = Paywall()
@@ -166,7 +166,7 @@ async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
 
 
 async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each_new_one(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     world.terms = replace(world.terms, confirm_depth=3)
     async with place(world, ready="auto") as at:
         wall = at.peer.answers["/chat"] = Paywall(pending=1)
@@ -176,7 +176,7 @@ async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each
 
 
 async def test_with_auto_a_proof_that_is_refused_early_is_shown_once_more_when_confirmed(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     world.terms = replace(world.terms, confirm_depth=3)
     async with place(world, ready="auto") as at:
         wall = Paywall()
@@ -247,7 +247,7 @@ async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D6: it took the money and answers nothing, so that nothing that it says can count against it. Told once."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall()
         end_patience(monkeypatch, lambda: len(wall.retries) > 1)
@@ -271,7 +271,7 @@ async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clerk, "_SILENT_S", 0.05)
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall(serve=Heard.until_hung_up)
         at.peer.answers["/chat"] = wall
@@ -289,7 +289,7 @@ async def test_a_call_that_waits_when_payagent_stops_is_told_so(
 ) -> None:
     """Not with a 500 without a code, which might as well be the merchant's; and its payment lives on."""
     monkeypatch.setattr(server, "GRACE_S", 0.1)
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with AsyncExitStack() as life:
         at = await life.enter_async_context(place(world))
         at.peer.answers["/chat"] = Paywall()
@@ -447,7 +447,7 @@ async def test_a_402_in_a_coding_that_is_not_read_is_asked_for_again(shop: Place
 
 
 async def test_a_partner_is_named_in_both_calls(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world, partner="p1") as at, blocks(at.run):
         wall = at.peer.answers["/chat"] = Paywall()
         await at.ask()
@@ -557,7 +557,7 @@ async def test_a_client_that_went_away_gets_the_same_proof(shop: Place) -> None:
 
 
 async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at:
         wall = at.peer.answers["/chat"] = Paywall()
         with monkeypatch.context() as soon:
@@ -575,7 +575,7 @@ async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
     world: World, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     """It is for reading alone: a client that pays 402s itself must not pay the call twice."""
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall(pending=1000)
 
@@ -602,9 +602,9 @@ async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
 
 
 async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
-        await set_limits(at.run.desk, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
+        await set_limits(at.run.context, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
         at.peer.answers["/chat"] = Paywall(price=2 * ADA)
         assert (await at.ask()).body == b"served"
         got = await at.ask()
@@ -612,7 +612,7 @@ async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None
 
 
 async def test_a_call_that_waits_for_a_person_is_told_so_at_once_and_served_after_the_yes(world: World) -> None:
-    world.fund(*COINS)
+    world.fund(*UTXOS)
     world.terms = with_terms(approval_above={"lovelace": 5 * ADA})(world.terms)
     async with place(world) as at, blocks(at.run):
         call = {"method": "POST", "body": b'{"message": "hello"}', "merchant": "devnet"}

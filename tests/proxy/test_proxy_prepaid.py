@@ -32,8 +32,8 @@ async def shop(world: World):  # type: ignore[no-untyped-def]
 
 def left(shop: Place) -> tuple[int, int, int]:
     """(bought, used, unexplained)"""
-    (pool,) = prepaid.all_pools(shop.run.desk.conn)
-    found = prepaid.balance(shop.run.desk.conn, pool.id, CALLS)
+    (pool,) = prepaid.all_pools(shop.run.context.conn)
+    found = prepaid.balance(shop.run.context.conn, pool.id, CALLS)
     return found.bought, found.used, found.unexplained
 
 
@@ -83,7 +83,7 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None
         assert await call(shop, 1) == 200
         assert await call(shop, 2, f"X-Wallet-Address: {world.address}") == 200
         await shop.until(lambda: left(shop) == (3, 2, 0), "not all are counted")
-        (pool,) = prepaid.all_pools(shop.run.desk.conn)
+        (pool,) = prepaid.all_pools(shop.run.context.conn)
         assert (pool.partner, pool.wallet) == ("", world.address)
 
 
@@ -97,8 +97,8 @@ async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_conf
         body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
         said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
         paid = await shop.api.pay("hello", app="payer", request=said)
-        other = {world.origin: replace(shop.run.desk.terms.merchants[world.origin], partner="since")}
-        await shop.run.desk.take_terms(replace(shop.run.desk.filed, merchants=other), lambda _unit: None)
+        other = {world.origin: replace(shop.run.context.terms.merchants[world.origin], partner="since")}
+        await shop.run.context.take_terms(replace(shop.run.context.filed, merchants=other), lambda _unit: None)
         await shop.run.agent.sending.drain(10)
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
@@ -153,7 +153,7 @@ async def spent(shop: Place, app: str) -> int:
 
 def counted(shop: Place) -> int:
     """What uses of the balance count against own limits, in lovelace."""
-    (units,) = shop.run.desk.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM uses").fetchone()
+    (units,) = shop.run.context.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM uses").fetchone()
     return int(units)
 
 
@@ -220,16 +220,16 @@ class TestWhatOthersBought:
         told = json.loads((await call_as(shop, "payer", 1)).body or b"")
         assert (told["limit"], told["left"]) == ("per_day", "0")
         assert told["frees_at"] is not None
-        rows = shop.run.desk.conn.execute("SELECT app, code FROM v_refusals").fetchall()
+        rows = shop.run.context.conn.execute("SELECT app, code FROM v_refusals").fetchall()
         assert rows == [("payer", "limit_exceeded")]
 
     async def test_the_wallet_counted_it_when_it_was_bought(self, shop: Place) -> None:
         await bind(shop, "payer", total=100 * ADA)
-        before = spending.totals(shop.run.desk.conn, WALLET)
+        before = spending.totals(shop.run.context.conn, WALLET)
         assert (await call_as(shop, "payer", 0)).status == 200
         assert await spent(shop, "payer") == EACH
-        assert spending.totals(shop.run.desk.conn, WALLET) == before
-        assert not list(check_limits(shop.run.desk.conn))
+        assert spending.totals(shop.run.context.conn, WALLET) == before
+        assert not list(check_limits(shop.run.context.conn))
 
     async def test_calls_at_once_are_within_it_too(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH)
@@ -244,13 +244,13 @@ class TestWhatOthersBought:
             await wire.say(bad)
             assert (await wire.answer()).status == 422
         assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
-        assert not list(check_limits(shop.run.desk.conn))
+        assert not list(check_limits(shop.run.context.conn))
 
     async def test_a_client_that_goes_while_its_call_is_let_through_used_nothing(
         self, shop: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await bind(shop, "payer", total=2 * EACH)
-        write, committed, gone = shop.run.desk.write, asyncio.Event(), asyncio.Event()
+        write, committed, gone = shop.run.context.write, asyncio.Event(), asyncio.Event()
 
         async def slow(name: str, *more: Any) -> Any:
             result = await write(name, *more)
@@ -259,7 +259,7 @@ class TestWhatOthersBought:
                 await gone.wait()
             return result
 
-        monkeypatch.setattr(shop.run.desk, "write", slow)
+        monkeypatch.setattr(shop.run.context, "write", slow)
         monkeypatch.setattr(attend, "log", SimpleNamespace(info=lambda *_, **__: gone.set()))
         async with shop.wire() as wire:
             await wire.say(shop.call("/chat", method="POST", body=b"{}", merchant="devnet"))
@@ -268,7 +268,7 @@ class TestWhatOthersBought:
             wire.hang_up()
         await shop.until(lambda: counted(shop) == 0, "nothing was sent, and it is counted still")
         assert remaining(shop) == 3
-        assert not list(check_limits(shop.run.desk.conn))
+        assert not list(check_limits(shop.run.context.conn))
 
     async def test_a_client_that_goes_before_there_is_a_connection_used_nothing(
         self, shop: Place, monkeypatch: pytest.MonkeyPatch
@@ -290,7 +290,7 @@ class TestWhatOthersBought:
             assert counted(shop) == EACH
             wire.hang_up()
         await shop.until(lambda: counted(shop) == 0, "nothing was sent, and it is counted still")
-        assert not list(check_limits(shop.run.desk.conn))
+        assert not list(check_limits(shop.run.context.conn))
 
     async def test_a_call_that_is_repeated_counts_each_time_against_a_limit(self, shop: Place) -> None:
         """A key is the app's word, and this merchant does not heed it: each is served from the balance."""
@@ -299,7 +299,7 @@ class TestWhatOthersBought:
         assert (got, remaining(shop)) == ([200, 200, 403], 1)
         assert await spent(shop, "payer") == 2 * EACH
         await shop.until(lambda: left(shop)[:2] == (4, 2), "of the balance it is one call, beside the first")
-        assert not list(check_limits(shop.run.desk.conn))
+        assert not list(check_limits(shop.run.context.conn))
 
     async def test_an_app_counts_what_it_bought_once(self, shop: Place) -> None:
         """Its purchase counted; its own uses do not, up to what it paid."""
@@ -321,7 +321,7 @@ class TestWhatOthersBought:
 
     async def test_a_call_whose_price_nobody_knows_is_asked_first_what_it_costs(self, shop: Place) -> None:
         """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
-        await shop.run.desk.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
+        await shop.run.context.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
         await bind(shop, "payer", total=EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
         assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)

@@ -70,7 +70,7 @@ async def test_headers_beside_the_terms_spoil_no_receipt(shop: Place) -> None:
 async def test_a_402_takes_no_more_room_than_is_told(shop: Place) -> None:
     shop.peer.answers["/chat"] = x402_with(body=b"\x01" * (512 * 1024))
     assert (await shop.ask()).body == b"served"
-    ((room,),) = shop.run.desk.conn.execute("SELECT LENGTH(response) FROM invoices")
+    ((room,),) = shop.run.context.conn.execute("SELECT LENGTH(response) FROM invoices")
     assert room < 800_000
 
 
@@ -88,5 +88,5 @@ async def test_an_answer_that_breaks_off_with_a_long_word_spoils_no_receipt(shop
     shop.peer.answers["/chat"] = break_first
     assert (await shop.ask()).body == b"served"
     assert await findings(shop) == []
-    told = shop.run.desk.conn.execute("SELECT detail FROM events WHERE detail LIKE '%illegal chunk header%'")
+    told = shop.run.context.conn.execute("SELECT detail FROM events WHERE detail LIKE '%illegal chunk header%'")
     assert [len(detail) < 500 for (detail,) in told] == [True]

@@ -180,7 +180,7 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     def is_void() -> bool:
         """A minute goes by after each look that counted: not more, or the newest block would be too old."""
         nonlocal looks
-        seen = shop.run.watch._sightings._deep_seen._seen.get(refused.id)
+        seen = shop.run.watch._block_observations._deep_seen._seen.get(refused.id)
         if seen is not None and seen.count > looks:
             looks = seen.count
             shop.run.world.clock.ahead_ms += 61_000
@@ -190,6 +190,6 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     shop.run.world.clock.ahead_ms = 0
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     assert got.status == 200, got.body
-    signed = {attempt.kind: attempt.tx_id for attempt in queries.attempts(shop.run.desk.conn, refused.id)}
+    signed = {attempt.kind: attempt.tx_id for attempt in queries.attempts(shop.run.context.conn, refused.id)}
     assert signed["cancel"] in shop.run.world.transactions()
     assert signed["pay"] not in shop.run.world.transactions()

@@ -100,7 +100,7 @@ def test_it_counts_for_a_day_and_anew_with_each_attempt() -> None:
     sign(sums, of(B), 2 * DAY_S - 1, lovelace=10)
 
 
-def test_what_was_forgotten_hides_nothing_that_spends_the_same_coin() -> None:
+def test_what_was_forgotten_hides_nothing_that_spends_the_same_utxo() -> None:
     sums = day()
     sign(sums, of(A), 0, lovelace=10)
     sign(sums, of(A), DAY_S, lovelace=10)

@@ -23,7 +23,7 @@ TOKEN, FREE = sorted(ASSETS[1:3])
 CAPS = {"lovelace": 20 * ADA, TOKEN: 500}
 DAY_CAPS = {"lovelace": 40 * ADA, TOKEN: 1000}
 NOW_SLOT = 3_000
-COIN = Utxo("ab" * 32, 0, 100 * ADA)
+UTXO = Utxo("ab" * 32, 0, 100 * ADA)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Body:
             cbor.output(address, lovelace, cbor.multiasset(assets) if assets else b"")
             for address, lovelace, assets in self.outputs
         ]
-        coins = [cbor.tx_input(self.spends * 32, index) for index in range(self.inputs)]
+        utxos = [cbor.tx_input(self.spends * 32, index) for index in range(self.inputs)]
         return b"".join((
-            b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)), *coins,
+            b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos,
             b"\x01", cbor.head(4, len(laid)), *laid,
             b"\x02", cbor.uint(self.fee), b"\x03", cbor.uint(self.ttl_slot),
             b"\x0f", cbor.uint(self.network_id), self.more,
@@ -156,10 +156,10 @@ def test_what_is_at_the_caps_is_allowed() -> None:
 def own_bodies() -> Iterator[tuple[bytes, int]]:
     """What the wallet itself builds: a payment with shares, one that commits to something, a split, a sweep."""
     for outputs, more in ((pay(3 * ADA, ADA, ADA), {}), (pay(3 * ADA), {"commitment": bytes(32)})):
-        plan = select(UtxoIndex([COIN]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
+        plan = select(UtxoIndex([UTXO]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
         yield plan.body, plan.paid
     for to in (OWN, payee(3)):
-        small = UtxoIndex([replace(COIN, lovelace=15 * ADA)])
+        small = UtxoIndex([replace(UTXO, lovelace=15 * ADA)])
         plan = send_all(small, to, own=OWN, ttl_slot=4000, network_id=0)
         yield plan.body, plan.paid
 
@@ -175,7 +175,7 @@ def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
 @pytest.mark.parametrize("change", [payee(9), own_address(1)], ids=["a stranger", "another network"])
 def test_a_wallet_whose_own_address_is_a_wrong_one_is_not_signed_for(change: Address) -> None:
     """The wallet's check would pass: it compares with a plan of the same mistake."""
-    plan = select(UtxoIndex([COIN]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
+    plan = select(UtxoIndex([UTXO]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
     with pytest.raises(Refused, match="output 1 is change"):
         admit(plan.body, plan.paid)
 
@@ -269,7 +269,7 @@ def test_attempts_that_exclude_each_other_count_once_and_the_greater_of_them() -
     assert signed_of(policy, [(anchored("ab", 19), 1)]) == 0
 
 
-def test_a_replacement_that_takes_another_coin_too_is_one_of_its_anchors() -> None:
+def test_a_replacement_that_takes_another_utxo_too_is_one_of_its_nonce_utxos() -> None:
     policy = Time().policy()
     policy.admit(anchored("ab", 15, inputs=1), 1)
     policy.admit(anchored("ab", 15, inputs=2), 1)
@@ -278,15 +278,15 @@ def test_a_replacement_that_takes_another_coin_too_is_one_of_its_anchors() -> No
     assert signed_of(policy, [(anchored("ef", 15), 1)]) == 0
 
 
-def test_what_shares_a_coin_with_two_that_do_not_exclude_each_other_does_not_hide_one() -> None:
+def test_what_shares_a_utxo_with_two_that_do_not_exclude_each_other_does_not_hide_one() -> None:
     """A and C share nothing; B shares a coin with each. A and C can land both, so both count."""
 
     def spending(*indices: int) -> bytes:
-        coins = [cbor.tx_input("ab" * 32, index) for index in indices]
+        utxos = [cbor.tx_input("ab" * 32, index) for index in indices]
         whole = replace(paying((PAID[0], 15 * ADA, ()), CHANGE), inputs=0).raw
         empty = b"\xa5\x00" + cbor.TAGGED_SET + cbor.head(4, 0)
         assert whole.startswith(empty)
-        return b"".join((b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)), *coins, whole[len(empty) :]))
+        return b"".join((b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos, whole[len(empty) :]))
 
     policy = Time().policy()
     policy.admit(spending(0), 1)
@@ -295,7 +295,7 @@ def test_what_shares_a_coin_with_two_that_do_not_exclude_each_other_does_not_hid
     assert signed_of(policy, [(spending(2), 1)]) == 0
 
 
-def test_coins_can_be_taken_back_when_the_days_sum_is_reached() -> None:
+def test_utxos_can_be_taken_back_when_the_days_sum_is_reached() -> None:
     policy = Time().policy()
     bodies = [(anchored(f"{n:02x}", 19), 1) for n in range(3)]
     assert signed_of(policy, bodies) == 2

@@ -24,7 +24,7 @@ from payagent.agent.base import orders
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync import recovery as scan
-from payagent.agent.chain_sync import rolled_back_deposits as vanished
+from payagent.agent.chain_sync import rolled_back_deposits as rolled_back
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.commits import admission, replacement
@@ -329,30 +329,30 @@ def _given_up_pending(stack: ExitStack) -> None:
 
 
 @mutant("the anchor is dropped at a replacement")
-def _anchor_dropped(stack: ExitStack) -> None:
+def _nonce_utxo_dropped(stack: ExitStack) -> None:
     """The coins are chosen anew, as if the first attempt were dead."""
     without_guards(stack)
 
     def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
         made = transaction.select(
-            self.coins,
+            self.utxos,
             wanted.outputs,
             change=self.own,
             ttl_slot=ttl_slot,
             network_id=self.chain.network.network_id,
             params=wanted.parameters,
         )
-        unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.anchor.ref, row.id))
+        unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.nonce_utxo.ref, row.id))
         return made
 
     put(stack, replacement.Replacement, "_plan", plan)
 
 
 @mutant("the anchor is dropped at the second replacement")
-def _anchor_dropped_later(stack: ExitStack) -> None:
+def _nonce_utxo_dropped_later(stack: ExitStack) -> None:
     """A1{u1}, A2{u1, u2}, A3{u2, u3}: each excludes the one before, and the first and the last do not."""
     kept = replacement.Replacement._plan
-    _anchor_dropped(stack)
+    _nonce_utxo_dropped(stack)
     dropped = replacement.Replacement._plan
 
     def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
@@ -450,10 +450,10 @@ def _void_by_absence(stack: ExitStack) -> None:
         late = TxSeen("", tip.hash, tip.height, 1 << 40)
         now_ms = desk.ports.clock.now_ms()
         await desk.write(
-            "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.coins, now_ms), row.id
+            "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.utxos, now_ms), row.id
         )
 
-    put(stack, vanished.RolledBackDeposits, "_weigh", weigh)
+    put(stack, rolled_back.RolledBackDeposits, "_weigh", weigh)
 
 
 @mutant("no bound on the fee")

@@ -71,7 +71,7 @@ FORK_HOURS = 14
 CROSSES = 0.8
 """How much of what is released while the chain is split is heard of on the other side too."""
 
-COINS = 120
+UTXOS = 120
 X402_EVERY = 10
 """How seldom a purchase is made by x402."""
 
@@ -172,7 +172,7 @@ class Forgetful(Net):
                     chain._spender.pop(ref, None)  # for good: no fork gives it back
         old = [*blocks.kept.items(), *buried]  # type: ignore[attr-defined]
         blocks.kept = {  # type: ignore[attr-defined]
-            height: block for height, block in old if any(self._has_coins(tx) for tx in block.txs)
+            height: block for height, block in old if any(self._has_utxos(tx) for tx in block.txs)
         }
         for height, block in old:
             chain._by_hash.pop(block.hash, None)
@@ -185,7 +185,7 @@ class Forgetful(Net):
         for rows in (self.hoard, self.released_at, self.taken, self.unanswered, self._shown):
             trim(rows)
 
-    def _has_coins(self, tx: Tx) -> bool:
+    def _has_utxos(self, tx: Tx) -> bool:
         """Whether an output of it is a coin of the wallet, or one again when a fork gives it back."""
         chain = self.chain
         return any(
@@ -293,7 +293,7 @@ class LongJudge(Judge):
         for tx_id, signed in trim(self.signed):
             self._durable.discard(tx_id)
             self._archive.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (tx_id, signed.purchase, signed.kind))
-        of_purchases = (self._by_purchase, self._answers, self._accepted, self._anchors)
+        of_purchases = (self._by_purchase, self._answers, self._accepted, self._nonce_utxos)
         for rows in (self._released, self._spends, *of_purchases):
             trim(rows)
 
@@ -437,8 +437,8 @@ class Soak:
             self.story.violate("BUG", "".join(traceback.format_exception(error)))
 
     def _fund(self) -> None:
-        lovelace = max(100, 8 * self.size.payments // COINS) * ADA
-        for _ in range(COINS):
+        lovelace = max(100, 8 * self.size.payments // UTXOS) * ADA
+        for _ in range(UTXOS):
             self.net.node.faucet(account().address.raw, lovelace, {})
             self.net.chain.make_block()
             self.judge.funded_lovelace += lovelace
@@ -592,7 +592,7 @@ class Soak:
             void_depth=15,
             settle_depth=SETTLE_DEPTH,
             min_window_s=120,
-            chain_depth=8,
+            unconfirmed_ancestors=8,
         )
 
 

@@ -144,7 +144,7 @@ def quiet_plan(plan: SeedPlan, rng: Random, *habits: Habits) -> SeedPlan:
     providers = list(habits)
     rng.shuffle(providers)
     return replace(
-        plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_units=1000 * ADA,
+        plan, mix=QUIET, shops=shops, wants=WANTS, utxos=(40 * ADA,) * 10, per_day_units=1000 * ADA,
         providers=tuple(providers), topup=False, drought_s=(0.0, 0.0), wanted_within_s=WITHIN_S, copied_s=None,
         weak_job="", upkeep_lovelace=0, turned_down=0,
     )  # fmt: skip

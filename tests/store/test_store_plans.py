@@ -7,19 +7,19 @@ import pytest
 from payagent.store.db.writer import Writer
 from payagent.store.rows import attempts_and_utxos as queries
 
-ASKED_OF_COINS = {
-    "free": queries.free_coins,
-    "missing": queries.missing_coins,
-    "coming": lambda conn: queries.coming_coins(conn, 7),
+ASKED_OF_UTXOS = {
+    "free": queries.free_utxos,
+    "missing": queries.missing_utxos,
+    "coming": lambda conn: queries.coming_utxos(conn, 7),
 }
 
 
-@pytest.mark.parametrize("name", ASKED_OF_COINS)
-def test_no_question_about_coins_looks_at_every_coin(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ASKED_OF_UTXOS)
+def test_no_question_about_utxos_looks_at_every_utxo(tmp_path: Path, name: str) -> None:
     def plan(unit):  # type: ignore[no-untyped-def]
         asked: list[str] = []
         unit.conn.set_trace_callback(asked.append)
-        ASKED_OF_COINS[name](unit.conn)
+        ASKED_OF_UTXOS[name](unit.conn)
         unit.conn.set_trace_callback(None)
         return [row[3] for sql in asked for row in unit.conn.execute(f"EXPLAIN QUERY PLAN {sql}")]
 

@@ -103,7 +103,7 @@ class Spending(RuleBasedStateMachine):
         self.holds[name] = Hold(app, merchant, None, asked, dict(asked))
 
     @rule(app=st.sampled_from(APPS))
-    def the_operator_moves_coins(self, app: str) -> None:
+    def the_operator_moves_utxos(self, app: str) -> None:
         name = f"send{self.conn.execute('SELECT COUNT(*) FROM payments').fetchone()[0]}"
         clock_ms = spending.clock_ms(self.conn, self.block_ms)
         self.latest_ms = clock_ms

@@ -108,17 +108,17 @@ async def test_a_job_that_raises_leaves_its_neighbours_alone(path: Path) -> None
 
 async def test_what_a_job_changed_in_memory_is_undone_with_it(path: Path) -> None:
     writer = Writer(path)
-    coins = {"x", "y"}
+    utxos = {"x", "y"}
 
     def take(unit: Unit) -> None:
         for ref in ("x", "y"):
-            coins.discard(ref)
-            unit.undo(lambda ref=ref: coins.add(ref))
+            utxos.discard(ref)
+            unit.undo(lambda ref=ref: utxos.add(ref))
         raise Refused("not_found", "on purpose")
 
     with pytest.raises(Refused):
         await writer.run("take", take)
-    assert coins == {"x", "y"}
+    assert utxos == {"x", "y"}
     writer.close()
 
 

@@ -37,19 +37,19 @@ def _values(units: dict[str, int]) -> list[dict[str, int]]:
     return values
 
 
-def _size(coins: Sequence[Utxo], outputs: list[Any], ttl: int) -> int:
-    inputs = [[bytes.fromhex(coin.tx_id), coin.index] for coin in coins]
+def _size(utxos: Sequence[Utxo], outputs: list[Any], ttl: int) -> int:
+    inputs = [[bytes.fromhex(utxo.tx_id), utxo.index] for utxo in utxos]
     body = {0: cbor2.CBORTag(258, inputs), 1: outputs, 2: 200_000, 3: ttl, 15: 0}
     witness = {0: cbor2.CBORTag(258, [[bytes(32), bytes(64)]])}
     return len(cbor2.dumps([body, witness, True, None]))
 
 
-def fits(coins: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
+def fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
     """Whether exactly these coins pay, with change that is kept, or with nothing left over."""
     left: dict[str, int] = {}
-    lovelace = sum(coin.lovelace for coin in coins)
-    for coin in coins:
-        for name, units in coin.assets:
+    lovelace = sum(utxo.lovelace for utxo in utxos)
+    for utxo in utxos:
+        for name, units in utxo.assets:
             left[name] = left.get(name, 0) + units
     paid = []
     for output in asked:
@@ -63,37 +63,37 @@ def fits(coins: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, s
         return False
     left = {name: units for name, units in left.items() if units}
     if not left:
-        size = _size(coins, paid, ttl)
+        size = _size(utxos, paid, ttl)
         if lovelace == B + A * size and size <= size_max:
             return True
     spread = _values(left)
     mins = [_least(own, units) for units in spread]
     change = [[own, _value(2**32 - 1, units)] for units in spread]
-    size = _size(coins, paid + change, ttl)
+    size = _size(utxos, paid + change, ttl)
     rest = lovelace - (B + A * size) - sum(mins[:-1])
     wide = rest > 2**32 + 175
     return rest >= mins[-1] and size + 4 * wide <= size_max
 
 
-def largest_first(coins: Sequence[Utxo], asked: Sequence[Output]) -> list[list[Utxo]]:
+def largest_first(utxos: Sequence[Utxo], asked: Sequence[Output]) -> list[list[Utxo]]:
     """Two ways to line the coins up: the asset's largest first as far as needed, and all by lovelace alone."""
     name, need = asked[0].asset, sum(output.units for output in asked)
-    by_lovelace = sorted(coins, key=lambda coin: -coin.lovelace)
+    by_lovelace = sorted(utxos, key=lambda utxo: -utxo.lovelace)
     if name == "lovelace":
         return [by_lovelace]
     first, held = [], 0
-    for coin in sorted(coins, key=lambda coin: -dict(coin.assets).get(name, 0)):
+    for utxo in sorted(utxos, key=lambda utxo: -dict(utxo.assets).get(name, 0)):
         if held >= need:
             break
-        first.append(coin)
-        held += dict(coin.assets).get(name, 0)
-    refs = {coin.ref for coin in first}
-    return [first + [coin for coin in by_lovelace if coin.ref not in refs], by_lovelace]
+        first.append(utxo)
+        held += dict(utxo.assets).get(name, 0)
+    refs = {utxo.ref for utxo in first}
+    return [first + [utxo for utxo in by_lovelace if utxo.ref not in refs], by_lovelace]
 
 
-def largest_first_fits(coins: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
+def largest_first_fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
     """Whether some number of the largest coins pays in one transaction."""
-    for line in largest_first(coins, asked):
+    for line in largest_first(utxos, asked):
         for count in _worth_trying(line, asked):
             if fits(line[:count], asked, own, ttl):
                 return True
@@ -106,9 +106,9 @@ def _worth_trying(line: Sequence[Utxo], asked: Sequence[Output]) -> list[int]:
     name, need = asked[0].asset, sum(output.units for output in asked)
     held = lovelace = 0
     counts: list[int] = []
-    for count, coin in enumerate(line[:450], 1):
-        lovelace += coin.lovelace
-        held += dict(coin.assets).get(name, 0)
+    for count, utxo in enumerate(line[:450], 1):
+        lovelace += utxo.lovelace
+        held += dict(utxo.assets).get(name, 0)
         if (lovelace if name == "lovelace" else held) >= need:
             counts.append(count)
         if len(counts) == 25:

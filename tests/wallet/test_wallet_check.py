@@ -32,7 +32,7 @@ from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
-COINS = (
+UTXOS = (
     Utxo("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))),
     Utxo("22" * 32, 1, 20 * ADA),
 )
@@ -40,7 +40,7 @@ FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def planned(outputs: list[Output]) -> TxPlan:
-    return build(COINS, COINS[1], outputs, **FRAME)
+    return build(UTXOS, UTXOS[1], outputs, **FRAME)
 
 
 PLAN = planned(pay(10 * ADA, 2 * ADA))
@@ -60,7 +60,7 @@ def signed(body: Body, signer: SoftwareSigner = SIGNER, **more: Any) -> bytes:
 
 def body_of(plan: TxPlan) -> Body:
     body = cbor2.loads(plan.body)
-    return {**body, 0: [(coin.tx_id, coin.index) for coin in plan.inputs]}
+    return {**body, 0: [(utxo.tx_id, utxo.index) for utxo in plan.inputs]}
 
 
 def shift(body: Body, place: int, lovelace: int) -> None:
@@ -164,7 +164,7 @@ def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: s
         "paid to another address": [Output("pay_to", payee(9), "lovelace", 10 * ADA), *pay(1, 2 * ADA)[1:]],
     }[name]
     frame = {**FRAME, "ttl_slot": TTL_SLOT + (name == "another TTL")}
-    wrong = build(COINS, COINS[1], outputs, **frame)
+    wrong = build(UTXOS, UTXOS[1], outputs, **frame)
     bent = wrong._replace(asked=PLAN.asked, frame=PLAN.frame)
     with pytest.raises(CheckFailed):
         check(sign(bent, SIGNER), bent, SIGNER.public_key)
@@ -212,7 +212,7 @@ def test_no_flipped_bit_survives(plan: TxPlan) -> None:
             check(bytes(bent), plan, SIGNER.public_key)
 
 
-def test_a_plan_that_takes_its_coins_for_others_is_killed() -> None:
+def test_a_plan_that_takes_its_utxos_for_others_is_killed() -> None:
     first, second = PLAN.inputs
     richer = replace(second, lovelace=second.lovelace + 1)
     poorer = replace(first, assets=first.assets[1:])
@@ -262,7 +262,7 @@ def to(raw_address: bytes) -> tuple[bytes, TxPlan]:
 
 def of_network_one() -> tuple[bytes, TxPlan]:
     outputs = [Output("pay_to", payee(0, network_id=1), "lovelace", 10 * ADA)]
-    plan = build(COINS, COINS[1], outputs, change=own_address(1), ttl_slot=TTL_SLOT, network_id=1)
+    plan = build(UTXOS, UTXOS[1], outputs, change=own_address(1), ttl_slot=TTL_SLOT, network_id=1)
     bent = plan._replace(frame=plan.frame._replace(network_id=0))
     return sign(bent, SIGNER), bent
 
@@ -270,7 +270,7 @@ def of_network_one() -> tuple[bytes, TxPlan]:
 def laid_by_other_rules(units: int) -> tuple[bytes, TxPlan]:
     """Everything agrees on outputs that would do where a byte cost one lovelace."""
     outputs = [Output("pay_to", payee(0), "lovelace", units)]
-    plan = build(COINS, COINS[1], outputs, params=TxParameters(coins_per_utxo_byte=1), **FRAME)
+    plan = build(UTXOS, UTXOS[1], outputs, params=TxParameters(coins_per_utxo_byte=1), **FRAME)
     bent = plan._replace(frame=PLAN.frame)
     return sign(bent, SIGNER), bent
 
@@ -313,7 +313,10 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "network": (of_network_one, "network id 1"),
     "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "stands twice"),
     "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "others than planned"),
-    "no anchor": (lambda: (sign(PLAN, SIGNER), PLAN._replace(anchor=Utxo("33" * 32, 0, 5 * ADA))), "the anchor"),
+    "no anchor": (
+        lambda: (sign(PLAN, SIGNER), PLAN._replace(nonce_utxo=Utxo("33" * 32, 0, 5 * ADA))),
+        "the anchor",
+    ),
     "an output more": (lambda: (agreed(second_change)[0], PLAN), "4 outputs"),
     "planned address": (lambda: planned_otherwise(address=payee(9).raw), "another than planned"),
     "planned lovelace": (lambda: planned_otherwise(lovelace=10 * ADA + 1), "another than planned"),
@@ -394,7 +397,7 @@ def test_the_reader_itself_refuses_other_forms(name: str, why: str) -> None:
         decode(witness_bends()[name])
 
 
-COMMITTED = build(COINS, COINS[1], pay(10 * ADA), commitment=b"c" * 32, **FRAME)
+COMMITTED = build(UTXOS, UTXOS[1], pay(10 * ADA), commitment=b"c" * 32, **FRAME)
 
 
 def test_a_commitment_is_compared_and_its_hash_is_checked() -> None:

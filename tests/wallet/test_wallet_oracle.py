@@ -37,8 +37,8 @@ def oracle_output(address: bytes, lovelace: int, assets: dict[str, int], **more:
 
 def oracle_body(plan: TxPlan) -> Any:
     inputs = [
-        pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(coin.tx_id)), coin.index)
-        for coin in plan.inputs
+        pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(utxo.tx_id)), utxo.index)
+        for utxo in plan.inputs
     ]
     return pycardano.TransactionBody(
         inputs=pycardano.OrderedSet(inputs, use_tag=True),

@@ -33,11 +33,11 @@ def singles(seed: int, count: int) -> Iterator[Case]:
     rnd, made = random.Random(seed), 0
     while made < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
-        coins = UtxoIndex(wallet)
+        utxos = UtxoIndex(wallet)
         for _ in range(3):
             try:
                 commitment = rnd.randbytes(32) if made % 5 == 0 else None
-                plan = select(coins, random_outputs(rnd, wallet), commitment=commitment, **FRAME)
+                plan = select(utxos, random_outputs(rnd, wallet), commitment=commitment, **FRAME)
             except Refused:
                 continue
             made += 1
@@ -47,11 +47,11 @@ def singles(seed: int, count: int) -> Iterator[Case]:
 def self_transfers(seed: int) -> Iterator[Case]:
     rnd = random.Random(seed)
     for _ in range(20):
-        coins = UtxoIndex(random_wallet(rnd, wallet_size(rnd)))
+        utxos = UtxoIndex(random_wallet(rnd, wallet_size(rnd)))
         try:
             for plan in (
-                send_all(coins, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
-                select(coins, split_outputs(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),
+                send_all(utxos, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
+                select(utxos, split_outputs(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),
             ):
                 yield plan, signed(plan)
         except Refused:
@@ -60,22 +60,22 @@ def self_transfers(seed: int) -> Iterator[Case]:
 
 def chain(rnd: random.Random, wallet: list[Utxo], links: int) -> Iterator[Case]:
     """Payments in a row out of one wallet whose change is spendable at once."""
-    coins = UtxoIndex(wallet)
+    utxos = UtxoIndex(wallet)
     for _ in range(links):
-        plan = select(coins, random_share(rnd, coins), **FRAME)
+        plan = select(utxos, random_share(rnd, utxos), **FRAME)
         yield plan, signed(plan)
-        for coin in plan.inputs:
-            coins.remove(coin.ref)
+        for utxo in plan.inputs:
+            utxos.remove(utxo.ref)
         for index, output in enumerate(plan.outputs):
             if output.role == "change":
-                coins.add(Utxo(plan.tx_id, index, output.lovelace, output.assets))
+                utxos.add(Utxo(plan.tx_id, index, output.lovelace, output.assets))
 
 
-def random_share(rnd: random.Random, coins: UtxoIndex) -> list:  # type: ignore[type-arg]
-    names = [name for name in coins.totals if name != "lovelace" and coins.totals[name] > 3]
+def random_share(rnd: random.Random, utxos: UtxoIndex) -> list:  # type: ignore[type-arg]
+    names = [name for name in utxos.totals if name != "lovelace" and utxos.totals[name] > 3]
     if names and rnd.randrange(2):
         name = rnd.choice(sorted(names))
-        return pay(coins.totals[name] // 2, 1, name=name)
+        return pay(utxos.totals[name] // 2, 1, name=name)
     return pay(rnd.randrange(1_000_000, 3_000_000), 1_000_000)
 
 
@@ -87,8 +87,8 @@ def chain_wallets(seed: int) -> Iterator[tuple[random.Random, list[Utxo]]]:
         yield rnd, wallet
 
 
-def unspent(coins: Iterator[Utxo] | tuple[Utxo, ...] | list[Utxo]) -> dict[tuple[str, int], TxOut]:
-    return {(coin.tx_id, coin.index): TxOut(OWN.raw, coin.lovelace, dict(coin.assets)) for coin in coins}
+def unspent(utxos: Iterator[Utxo] | tuple[Utxo, ...] | list[Utxo]) -> dict[tuple[str, int], TxOut]:
+    return {(utxo.tx_id, utxo.index): TxOut(OWN.raw, utxo.lovelace, dict(utxo.assets)) for utxo in utxos}
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,12 @@ def test_the_devnet_ledger_accepts_every_single_payment() -> None:
 def test_the_devnet_ledger_accepts_every_chain_and_refuses_it_a_second_time() -> None:
     rnd = random.Random(5)
     for _ in range(CHAINS):
-        devnet, coins = Chain(Params(), 0, TTL_SLOT - 100), []
-        for coin in [*random_wallet(rnd, 12), Utxo("00" * 32, 0, 500_000_000)]:
-            tx_id = devnet.faucet(OWN.raw, coin.lovelace, dict(coin.assets))
-            coins.append(Utxo(tx_id, 0, coin.lovelace, coin.assets))
+        devnet, utxos = Chain(Params(), 0, TTL_SLOT - 100), []
+        for utxo in [*random_wallet(rnd, 12), Utxo("00" * 32, 0, 500_000_000)]:
+            tx_id = devnet.faucet(OWN.raw, utxo.lovelace, dict(utxo.assets))
+            utxos.append(Utxo(tx_id, 0, utxo.lovelace, utxo.assets))
         devnet.make_block()
-        raws = [raw for _, raw in chain(rnd, coins, LINKS) if devnet.submit(raw)]
+        raws = [raw for _, raw in chain(rnd, utxos, LINKS) if devnet.submit(raw)]
         assert len(raws) == LINKS
         devnet.make_block()
         for raw in raws:

@@ -75,11 +75,11 @@ def random_lovelace(rnd: random.Random) -> int:
     return int(10 ** rnd.uniform(6, 10.5))
 
 
-def pure_coin(rnd: random.Random, lovelace: int | None = None) -> Utxo:
+def pure_utxo(rnd: random.Random, lovelace: int | None = None) -> Utxo:
     return Utxo(tx_id(rnd), random_index(rnd), random_lovelace(rnd) if lovelace is None else lovelace)
 
 
-def mixed_coin(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -> Utxo:
+def mixed_utxo(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -> Utxo:
     """A coin with assets, with at least the ledger's minimum; `room` bounds what exists of each asset."""
     units = {}
     for name in names:
@@ -96,28 +96,28 @@ def random_wallet(rnd: random.Random, size: int) -> list[Utxo]:
     """Coins as a wallet may hold them; no asset exists more than 2^63-1 times."""
     room: dict[str, int] = {}
     style = rnd.choice(["pure", "mixed", "mixed", "spread", "dust"])
-    coins = []
+    utxos = []
     for _ in range(size):
         if style == "dust":
-            coins.append(pure_coin(rnd, 969_750 + rnd.randrange(60_000)))
+            utxos.append(pure_utxo(rnd, 969_750 + rnd.randrange(60_000)))
         elif style == "spread":
-            coins.append(mixed_coin(rnd, [rnd.choice(ASSETS[:3])], room))
+            utxos.append(mixed_utxo(rnd, [rnd.choice(ASSETS[:3])], room))
         elif style == "mixed" and rnd.randrange(4) == 0:
-            coins.append(mixed_coin(rnd, rnd.sample(ASSETS, rnd.choice([1, 1, 2, 20, 60])), room))
+            utxos.append(mixed_utxo(rnd, rnd.sample(ASSETS, rnd.choice([1, 1, 2, 20, 60])), room))
         else:
-            coins.append(pure_coin(rnd))
-    return coins
+            utxos.append(pure_utxo(rnd))
+    return utxos
 
 
 def wallet_size(rnd: random.Random) -> int:
     return rnd.choice([1, 1, 2, 3, 5, 10, 30, 100, int(10 ** rnd.uniform(0, 3.3))])
 
 
-def random_outputs(rnd: random.Random, coins: list[Utxo]) -> list[Output]:
+def random_outputs(rnd: random.Random, utxos: list[Utxo]) -> list[Output]:
     """An invoice that this wallet may or may not be able to pay: ADA or one of its tokens, up to four splits."""
     held: dict[str, int] = {}
-    for coin in coins:
-        for name, units in coin.assets:
+    for utxo in utxos:
+        for name, units in utxo.assets:
             held[name] = held.get(name, 0) + units
     count = rnd.choice([1, 1, 2, 3, 5])
     payees = [payee(rnd.randrange(1000) * 5 + n, base=rnd.random() < 0.7) for n in range(count)]
@@ -127,10 +127,10 @@ def random_outputs(rnd: random.Random, coins: list[Utxo]) -> list[Output]:
         total = min(total, held[name]) if rnd.random() < 0.95 else min(held[name] + 1, 2**63 - 1)
         shares = split_units(rnd, max(total, count), count, 1)
         return [_output(n, to, name, units) for n, (to, units) in enumerate(zip(payees, shares, strict=True))]
-    if rnd.randrange(6) == 0 and (edge := edge_payment(rnd, coins)):
+    if rnd.randrange(6) == 0 and (edge := edge_payment(rnd, utxos)):
         return edge
-    total = sum(coin.lovelace for coin in coins)
-    largest = max(coin.lovelace for coin in coins)
+    total = sum(utxo.lovelace for utxo in utxos)
+    largest = max(utxo.lovelace for utxo in utxos)
     wanted = int(
         rnd.choice([total, largest, largest, min(total, 10_000_000)]) * rnd.choice([1, rnd.random(), 0.9])
     )
@@ -139,16 +139,16 @@ def random_outputs(rnd: random.Random, coins: list[Utxo]) -> list[Output]:
     return [_output(n, to, LOVELACE, units) for n, (to, units) in enumerate(zip(payees, shares, strict=True))]
 
 
-def edge_payment(rnd: random.Random, coins: list[Utxo]) -> list[Output] | None:
+def edge_payment(rnd: random.Random, utxos: list[Utxo]) -> list[Output] | None:
     """What one coin of pure ADA pays to the unit, or with change at a boundary, or just short of either."""
-    coin = rnd.choice(coins)
-    index_bytes = 1 if coin.index < 24 else 2 if coin.index < 256 else 3
+    utxo = rnd.choice(utxos)
+    index_bytes = 1 if utxo.index < 24 else 2 if utxo.index < 256 else 3
     fee_bare = 155_381 + 44 * (10 + 3 + 1 + 35 + index_bytes + 1 + 60 + 5 + 5 + 107)
     least_change = rnd.choice([969_750, 2**32 - 1, 2**32 + 176])
     left = rnd.choice([0, 0, 44 * 65 + least_change + rnd.randrange(-200, 200), rnd.randrange(1, 1_000_000)])
     for width in (5, 9):
-        units = coin.lovelace - fee_bare - 44 * width - left
-        if not coin.assets and units >= 1_000_000 and (units < 2**32) == (width == 5):
+        units = utxo.lovelace - fee_bare - 44 * width - left
+        if not utxo.assets and units >= 1_000_000 and (units < 2**32) == (width == 5):
             return [Output("pay_to", payee(0), LOVELACE, units)]
     return None
 

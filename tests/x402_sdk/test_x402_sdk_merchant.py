@@ -45,11 +45,11 @@ class Buyer(Purse):
 
     def transaction(self, outputs: Sequence[Output] = (ada(PAY_TO.raw, PRICE),)) -> tuple[str, bytes, str]:
         """A signed transaction that nobody has sent: (id, bytes, the nonce)."""
-        (coin_id, index), *_ = self.coins()
+        (utxo_id, index), *_ = self.utxos()
         slot = self.state()["slot"]
         assert isinstance(slot, int)
         tx_id, raw = self.build(outputs, ttl=slot + 200)
-        return tx_id, raw, f"{coin_id}#{index}"
+        return tx_id, raw, f"{utxo_id}#{index}"
 
 
 def payment(ask: httpx.Response, raw: bytes, nonce: str) -> dict[str, str]:

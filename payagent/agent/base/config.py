@@ -95,7 +95,7 @@ class AgentConfig:
     void_depth: int
     settle_depth: int
     min_window_s: int
-    chain_depth: int = 0
+    unconfirmed_ancestors: int = 0
     upkeep_lovelace: int = 0
     """What payagent may spend in 24 hours on fees of transactions that keep coins ready; 0: it makes none."""
 

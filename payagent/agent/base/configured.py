@@ -68,7 +68,7 @@ def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
-        chain_depth=settings.payments.chain_depth,
+        unconfirmed_ancestors=settings.payments.chain_depth,
         upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
         caps=settings.limits.caps,
         settle_depth=settings.payments.settle_depth,

@@ -4,26 +4,26 @@ May import: wallet.utxo_index, store. Never: touches the coins outside a job of 
 """
 
 from payagent.store.db.unit import Unit
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
-def utxo_of(row: CoinRow) -> Utxo:
+def utxo_of(row: UtxoRow) -> Utxo:
     return Utxo(row.tx_id, row.output_index, row.lovelace, tuple(row.assets.items()))
 
 
-def make_available(unit: Unit, coins: UtxoIndex, row: CoinRow) -> None:
+def make_available(unit: Unit, utxos: UtxoIndex, row: UtxoRow) -> None:
     """Make a coin spendable."""
-    coin = utxo_of(row)
-    coins.add(coin)
+    utxo = utxo_of(row)
+    utxos.add(utxo)
 
     def undo() -> None:
-        coins.remove(coin.ref)
+        utxos.remove(utxo.ref)
 
     unit.undo(undo)
 
 
-def make_unavailable(unit: Unit, coins: UtxoIndex, ref: str) -> None:
+def make_unavailable(unit: Unit, utxos: UtxoIndex, ref: str) -> None:
     """Make a coin unavailable to selection."""
-    coin = coins.remove(ref)
-    unit.undo(lambda: coins.add(coin))
+    utxo = utxos.remove(ref)
+    unit.undo(lambda: utxos.add(utxo))

@@ -55,7 +55,7 @@ def known_of(
     return MerchantFacts(
         trust.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
         agreed,
-        rules.stop_after is not None and trust.strikes(conn, origin).stopped_at_ms is not None,
+        rules.stop_after is not None and trust.unserved_streak(conn, origin).stopped_at_ms is not None,
         0 if rules.in_flight_max is None else trust.in_flight(conn, origin),
     )
 
@@ -131,12 +131,12 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
     """
     if rules.stop_after is None or row.origin is None or now is row.delivery:
         return
-    had = trust.strikes(unit.conn, row.origin)
+    had = trust.unserved_streak(unit.conn, row.origin)
     count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
     if count == had.count:
         return
     stops = had.stopped_at_ms is None and must_stop(rules, count)
-    trust.set_strikes(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
+    trust.set_unserved_streak(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
     facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
     records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
     if stops:
@@ -169,8 +169,8 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
 
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Somebody has looked into a merchant: it may be paid again, and what it does is counted and told anew."""
-    if trust.strikes(unit.conn, origin) != UnservedStreak():
-        trust.set_strikes(unit, origin, UnservedStreak())
+    if trust.unserved_streak(unit.conn, origin) != UnservedStreak():
+        trust.set_unserved_streak(unit, origin, UnservedStreak())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
     if trust.readiness(unit.conn, origin) != Readiness():
         trust.set_readiness(unit, origin, Readiness())

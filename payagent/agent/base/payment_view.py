@@ -46,7 +46,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
 def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
     """What a proof is made of. An identifier names one transaction: a payment after a void one has its own."""
     cbor = row.cbor if row.proof == "signed_cbor" else None
-    return ProofMaterial(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
+    return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent_id if row.is_first else row.id)
 
 
 def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
@@ -68,7 +68,7 @@ def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
         "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
         "tx_hash": row.tx_id if row.is_noted else None,
         "ttl_slot": row.ttl_slot,
-        "anchor": row.anchor,
+        "anchor": row.nonce_utxo,
         "proof": row.proof,
         "handed_over": row.handed_over,
         "headers": retry_headers(row, merchant, terms.own.text),

@@ -31,10 +31,10 @@ class Confirmations:
     verdict, however often it is asked and whatever the tip does meanwhile.
     """
 
-    def __init__(self, desk: AgentContext, rows: OpenPayments, turns: WorkerPool) -> None:
+    def __init__(self, context: AgentContext, rows: OpenPayments, turns: WorkerPool) -> None:
         self.unread: set[str] = set()
         self.urgent: set[str] = set()
-        self._desk = desk
+        self._context = context
         self._rows = rows
         self._turns = turns
         self._unverified: set[str] = set()
@@ -67,9 +67,9 @@ class Confirmations:
         self.unread.clear()
         await self._turns.each(self._rows.open(LOOKED_FOR), partial(self._look_for, source, tip))
         await self._turns.each(
-            self._deep(State.IN_BLOCK, tip, self._desk.terms.confirm_depth), partial(self._confirm, source, tip)
+            self._deep(State.IN_BLOCK, tip, self._context.terms.confirm_depth), partial(self._confirm, source, tip)
         )
-        settle_depth = self._desk.terms.settle_depth
+        settle_depth = self._context.terms.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
             *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
@@ -102,7 +102,7 @@ class Confirmations:
         """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
         self.unread.add(row.id)
         is_open = False
-        for attempt in queries.attempts(self._desk.conn, row.id):
+        for attempt in queries.attempts(self._context.conn, row.id):
             read = await source.tx(attempt.tx_id)
             if isinstance(read, Found):
                 if attempt.kind == "cancel":
@@ -127,7 +127,7 @@ class Confirmations:
 
         Before that one was seen in it the books would not show why this one is void.
         """
-        rival = None if row.anchor is None else queries.rival_of(self._desk.conn, row.anchor)
+        rival = None if row.nonce_utxo is None else queries.rival_of(self._context.conn, row.nonce_utxo)
         if rival is None:
             return NotFound()
         read = await source.tx(rival.shown_by)
@@ -141,18 +141,18 @@ class Confirmations:
 
         Or a transaction that keeps the anchor from ever being there.
         """
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        landed_ms = desk.chain.landed_ms(seen.slot, now_ms)
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        landed_ms = context.chain.landed_ms(seen.slot, now_ms)
         self._unweighed = True
-        is_deep = tip.height - seen.block_height + 1 >= desk.terms.void_depth
+        is_deep = tip.height - seen.block_height + 1 >= context.terms.void_depth
         if not is_deep or not source.is_final:
             return
         if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
             self._deep_seen.forget(row.id)
-            await desk.write(
+            await context.write(
                 "void",
-                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, desk.coins, source.name, now_ms),
+                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, context.utxos, source.name, now_ms),
                 row.id,
             )
 
@@ -171,7 +171,7 @@ class Confirmations:
                     await self._see(source, row, read.value)
             self._unverified.discard(row.id)
         elif isinstance(read, NotFound) and self._is_past(source, tip, row):
-            block, now_ms = await source.block(row.block_hash or ""), self._desk.ports.clock.now_ms()
+            block, now_ms = await source.block(row.block_hash or ""), self._context.ports.clock.now_ms()
             is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block_hash, tip.hash, now_ms)
             if is_lie or isinstance(block, NotFound):
                 await self._lose(row, denied_by=source.name if is_lie else None)
@@ -179,7 +179,7 @@ class Confirmations:
 
     def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the block of a payment would be shown by now, if it were there."""
-        is_past = tip.height >= (row.block_height or 0) or self._desk.chain.is_after(row.changed_at_ms, tip)
+        is_past = tip.height >= (row.block_height or 0) or self._context.chain.is_after(row.changed_at_ms, tip)
         return is_past and source.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
@@ -188,10 +188,10 @@ class Confirmations:
 
     async def _confirm(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
-            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
-            rules = self._desk.terms.rules
-            landed_ms = self._desk.chain.landed_ms(row.block_slot or 0, now_ms)
-            await self._desk.write(
+            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row, tip)
+            rules = self._context.terms.rules
+            landed_ms = self._context.chain.landed_ms(row.block_slot or 0, now_ms)
+            await self._context.write(
                 "confirm",
                 lambda unit: steps.record_confirmed(unit, row.id, depth, rules, landed_ms, now_ms),
                 row.id,
@@ -199,9 +199,11 @@ class Confirmations:
 
     async def _settle(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row) and source.is_for_good:
-            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
-            await self._desk.write(
-                "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id
+            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row, tip)
+            await self._context.write(
+                "settle",
+                lambda unit: steps.record_settled(unit, row.id, depth, self._context.utxos, now_ms),
+                row.id,
             )
 
     async def _still_there(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
@@ -214,20 +216,20 @@ class Confirmations:
         return False
 
     async def _see(self, source: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        await desk.write(
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        await context.write(
             "observe",
-            lambda unit: steps.record_seen(unit, row.id, seen, desk.coins, source.name, now_ms),
+            lambda unit: steps.record_seen(unit, row.id, seen, context.utxos, source.name, now_ms),
             row.id,
         )
 
     async def _lose(self, row: PaymentRow, denied_by: str | None = None) -> None:
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        await desk.write(
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        await context.write(
             "observe",
-            lambda unit: steps.record_block_lost(unit, row.id, desk.coins, now_ms, denied_by),
+            lambda unit: steps.record_block_lost(unit, row.id, context.utxos, now_ms, denied_by),
             row.id,
         )
         self.urgent.add(row.id)

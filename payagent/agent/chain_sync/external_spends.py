@@ -55,13 +55,13 @@ RECHECKS_MAX = 10
 log = structlog.get_logger("payagent.foreign")
 
 
-async def thaw(desk: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
+async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
 
     `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
     another one has frozen it too: it may have come meanwhile.
     """
-    now_ms = desk.ports.clock.now_ms()
+    now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> tuple[str, ...]:
         frozen_by = onchain.frozen_by(unit.conn)
@@ -78,19 +78,19 @@ async def thaw(desk: AgentContext, app_id: str, seen: Collection[str] | None = N
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
         return frozen_by
 
-    frozen_by = await desk.write("thaw", job) if onchain.frozen_by(desk.conn) else ()
-    desk.chain.foreign = onchain.frozen_by(desk.conn)
+    frozen_by = await context.write("thaw", job) if onchain.frozen_by(context.conn) else ()
+    context.chain.foreign = onchain.frozen_by(context.conn)
     return frozen_by
 
 
 class ExternalSpends:
     """A part of each look at the chain, after the payments and the coins."""
 
-    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
+        self._context = context
         self._rows = rows
-        self._search = ExternalSpendSearch(desk)
-        self._last_slot = onchain.last_slot(desk.conn)
+        self._search = ExternalSpendSearch(context)
+        self._last_slot = onchain.last_slot(context.conn)
         self._suspects: set[str] = set()
         self._searched_ms = 0
         self._fruitless = 0
@@ -108,20 +108,20 @@ class ExternalSpends:
         providers agree on it. One that a single provider shows is waited for, for three tips a minute apart. While
         the ledger is behind, the recovery reads more than this would.
         """
-        desk, chain = self._desk, self._desk.chain
+        context, chain = self._context, self._context.chain
         if chain.is_compared or chain.behind is not None:
             return None
         slots, slot = chain.slots, self._last_slot
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
         if not source.is_current:
             return "the newest block is old, or lower than one before"
-        shown = await source.has_unknown_spend(desk.terms.own.text, since_s, self._is_known)
+        shown = await source.has_unknown_spend(context.terms.own.text, since_s, self._is_known)
         if not isinstance(shown, Found):
             return shown.reason if isinstance(shown, Unknown) else "a transaction that is listed is not found"
         spends = await self._search.find(source, since_s) if shown.value else []
         if spends is None:
             return self._search.why or "the wallet's transactions could not be read"
-        now_ms = desk.ports.clock.now_ms()
+        now_ms = context.ports.clock.now_ms()
         for spend in spends:
             await self._take_in(spend, now_ms)
         if shown.value and not spends and not self._unshared.is_enough("", "", source.tip.hash, now_ms):
@@ -131,21 +131,21 @@ class ExternalSpends:
 
     def _is_known(self, tx_id: str) -> bool:
         """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""
-        return onchain.is_ours(self._desk.conn, tx_id) or onchain.is_foreign_there(self._desk.conn, tx_id)
+        return onchain.is_ours(self._context.conn, tx_id) or onchain.is_foreign_there(self._context.conn, tx_id)
 
     async def look(self, source: QuorumView, listing: Listing) -> None:
         """Who spent what the list lacks; are those that did still there; what have they made void?"""
         if source.is_current:
             await self._recheck(source)
-        if self._desk.chain.behind is None:
+        if self._context.chain.behind is None:
             await self._find(source, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
         if source.is_final:
             await self._weigh(source)
 
     async def _find(self, source: QuorumView, listed: set[str]) -> None:
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        suspects = {ref for ref, state in self._rows.utxos().items() if state == "missing" and ref not in listed}
         self._suspects &= suspects  # one that was listed again meanwhile is news when it is missing anew
         is_news = not suspects <= self._suspects
         if not suspects or not (is_news or self._is_search_due(now_ms)):
@@ -164,8 +164,8 @@ class ExternalSpends:
 
     async def _since_s(self, source: QuorumView, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
-        desk, slots = self._desk, self._desk.chain.slots
-        times_s = [onchain.known_since_ms(desk.conn, suspects) // 1000]
+        context, slots = self._context, self._context.chain.slots
+        times_s = [onchain.known_since_ms(context.conn, suspects) // 1000]
         for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
             read = await source.tx(tx_id)
             if isinstance(read, Found) and slots is not None:
@@ -173,18 +173,18 @@ class ExternalSpends:
         return min(times_s) - LAG_S
 
     async def _take_in(self, spend: ExternalSpend, now_ms: int) -> None:
-        desk = self._desk
+        context = self._context
         why = self._why(spend.seen)
-        if onchain.is_foreign_there(desk.conn, spend.seen.tx_id):
+        if onchain.is_foreign_there(context.conn, spend.seen.tx_id):
             return
-        event = await desk.write("foreign", lambda unit: take_in(unit, spend, why, desk.coins, now_ms))
-        desk.chain.foreign = onchain.frozen_by(desk.conn)
+        event = await context.write("foreign", lambda unit: take_in(unit, spend, why, context.utxos, now_ms))
+        context.chain.foreign = onchain.frozen_by(context.conn)
         if event is not None:
-            log.warning(f"wallet.{event}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
+            log.warning(f"wallet.{event}", tx=spend.seen.tx_id, utxos=sorted(spend.moved.spent))
 
     def _why(self, seen: TxSeen) -> Why:
         """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""
-        chain = self._desk.chain
+        chain = self._context.chain
         if chain.restored_at_ms is None or chain.slots is None:
             return "foreign_spend"
         is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
@@ -196,9 +196,9 @@ class ExternalSpends:
         Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
         There may be thousands: some in each look, in turn, and what was read so deep is not asked for again.
         """
-        desk = self._desk
-        rows = onchain.foreign_there(desk.conn, onchain.foreign_settled(desk.conn) + 1)
-        deep = source.tip.height - desk.terms.settle_depth
+        context = self._context
+        rows = onchain.foreign_there(context.conn, onchain.foreign_settled(context.conn) + 1)
+        deep = source.tip.height - context.terms.settle_depth
         for row in self._due(rows):
             self._asked_last = _place(row)
             read = await source.tx(row.tx_id)
@@ -221,30 +221,32 @@ class ExternalSpends:
 
     async def _lose_if_gone(self, source: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
         """One that was not read in its block is lost when it is in another, or denied with its block."""
-        desk = self._desk
+        context = self._context
         is_gone = (
             isinstance(read, NotFound)
             and source.tip.height >= row.block_height
             and isinstance(await source.block(row.block_hash), NotFound)
         )
         if is_gone or isinstance(read, Found):
-            now_ms = desk.ports.clock.now_ms()
-            await desk.write("foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms))
+            now_ms = context.ports.clock.now_ms()
+            await context.write(
+                "foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms)
+            )
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
-        now_ms = self._desk.ports.clock.now_ms()
-        await self._desk.write("foreign", lambda unit: settle(unit, height, now_ms))
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("foreign", lambda unit: settle(unit, height, now_ms))
 
     async def _weigh(self, source: QuorumView) -> None:
         """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        overtaken = onchain.overtaken(desk.conn)
-        there = {row.tx_id: row for row in onchain.foreign_named(desk.conn, {tx_id for _, tx_id in overtaken})}
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        overtaken = onchain.overtaken(context.conn)
+        there = {row.tx_id: row for row in onchain.foreign_named(context.conn, {tx_id for _, tx_id in overtaken})}
         for payment_id, tx_id in overtaken:
             row = there[tx_id]
-            if source.tip.height - row.block_height + 1 < desk.terms.void_depth:
+            if source.tip.height - row.block_height + 1 < context.terms.void_depth:
                 continue
             read = await source.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
@@ -257,11 +259,11 @@ class ExternalSpends:
                 await self._end(payment_id, row, now_ms)
 
     async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
-        desk = self._desk
-        job = partial(overtake, desk=desk, payment_id=payment_id, row=row, now_ms=now_ms)
-        rejected = await desk.write("void", job, payment_id)
+        context = self._context
+        job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
+        rejected = await context.write("void", job, payment_id)
         if rejected is not None:
-            desk.refusals[rejected.code] += 1
+            context.refusals[rejected.code] += 1
 
 
 def _place(row: ForeignRow) -> tuple[int, str]:
@@ -269,7 +271,7 @@ def _place(row: ForeignRow) -> tuple[int, str]:
     return row.block_height, row.tx_id
 
 
-def overtake(unit: Unit, desk: AgentContext, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
+def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
     """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
 
     Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is
@@ -277,7 +279,7 @@ def overtake(unit: Unit, desk: AgentContext, payment_id: str, row: ForeignRow, n
     """
     why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
-        steps.reject_unsigned(unit, payment_id, desk.coins, why, now_ms)
+        steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why
     records.move_payment(
         unit,

@@ -54,34 +54,34 @@ class FollowUp:
 
     def __init__(
         self,
-        desk: AgentContext,
+        context: AgentContext,
         carrying: PaymentLifecycle,
         sending: TxSubmitter,
         rows: OpenPayments,
         turns: WorkerPool,
-        sightings: Confirmations,
-        vanished: RolledBackDeposits,
+        block_observations: Confirmations,
+        rolled_back: RolledBackDeposits,
     ) -> None:
-        self._desk = desk
+        self._context = context
         self._carrying = carrying
         self._sending = sending
         self._rows = rows
         self._turns = turns
-        self._sightings = sightings
-        self._vanished = vanished
+        self._block_observations = block_observations
+        self._rolled_back = rolled_back
         self._waits: dict[int | None, tuple[int, int]] = {}
 
     async def carry_on(self) -> None:
         """Send what was signed, again what is due; then sign what was admitted and is not signed."""
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        if desk.chain.slots is None:
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        if context.chain.slots is None:
             return
-        slot = desk.chain.slots.slot_at(now_ms)
+        slot = context.chain.slots.slot_at(now_ms)
         self._send_what_is_due(slot, now_ms)
-        if desk.chain.is_ready(now_ms) and desk.chain.tip is not None:
-            await self._carry_on_what_is_over(desk.chain.tip)
-            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._vanished.stuck]
+        if context.chain.is_ready(now_ms) and context.chain.tip is not None:
+            await self._carry_on_what_is_over(context.chain.tip)
+            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._rolled_back.stuck]
             await self._turns.each(unsigned, self._carrying.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
@@ -89,16 +89,16 @@ class FollowUp:
 
         What was not looked for yet waits.
         """
-        desk = self._desk
+        context = self._context
 
         async def carry_on(row: PaymentRow) -> None:
-            if steps.reason_to_cancel(desk.conn, row, tip.slot):
+            if steps.reason_to_cancel(context.conn, row, tip.slot):
                 await self._carrying.cancel(row)
-            elif row.id not in self._sightings.unread and is_lost(desk.conn, row, tip.slot):
+            elif row.id not in self._block_observations.unread and is_lost(context.conn, row, tip.slot):
                 await self._carrying.renew(row)
 
         over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
-        await self._turns.each([row for row in over if row.id not in self._vanished.stuck], carry_on)
+        await self._turns.each([row for row in over if row.id not in self._rolled_back.stuck], carry_on)
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
         """Send what is due, the longest waiting first, and no more at once than `SENT_AT_ONCE_MAX`; the rest at
@@ -117,22 +117,22 @@ class FollowUp:
             if self._is_due(row, now_ms) and self._may_broadcast(row):
                 self._sending.send_off(row.id)
                 room -= 1
-        self._sightings.urgent &= left
+        self._block_observations.urgent &= left
 
     def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
         """Also when it was sent last at a time that is still to come: the clock was set back since."""
         last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
-        return now_ms >= due_ms or now_ms < last_ms or row.id in self._sightings.urgent
+        return now_ms >= due_ms or now_ms < last_ms or row.id in self._block_observations.urgent
 
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.handed_over:
             return True
-        found = payments.payment(self._desk.conn, row.id)
+        found = payments.payment(self._context.conn, row.id)
         return found is not None and steps.may_broadcast(found)
 
     def _wait_of(self, payment_id: str) -> tuple[int, int]:
         """When a payment's attempt was sent last, and when it is to be sent again."""
-        conn = self._desk.conn
+        conn = self._context.conn
         tx_id = payments.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
         return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless(conn, payment_id, tx_id))

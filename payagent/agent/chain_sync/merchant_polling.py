@@ -46,9 +46,9 @@ class MerchantPolling:
     """What merchants are asked. The calls are made beside the looks at the chain."""
 
     def __init__(
-        self, desk: AgentContext, merchants: MerchantClient, rows: OpenPayments, turns: WorkerPool
+        self, context: AgentContext, merchants: MerchantClient, rows: OpenPayments, turns: WorkerPool
     ) -> None:
-        self._desk = desk
+        self._context = context
         self._merchants = merchants
         self._rows = rows
         self._turns = turns
@@ -60,7 +60,7 @@ class MerchantPolling:
 
         With `ready = "auto"` the word "confirmed" has the proof shown at once.
         """
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
         young = [
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
@@ -73,51 +73,53 @@ class MerchantPolling:
         await self._turns.each(due, self._ask_merchant)
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
-        desk = self._desk
-        merchant = desk.terms.merchants.get(row.origin or "")
+        context = self._context
+        merchant = context.terms.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect not in WITH_STATUS:
             return
-        headers = merchant.call_headers(row, desk.terms.own.text)
+        headers = merchant.call_headers(row, context.terms.own.text)
         said = await self._merchants.status(
             merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
         )
         if said is None or said == row.merchant_status:
             return
-        now_ms = desk.ports.clock.now_ms()
+        now_ms = context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
             records.set_merchant_status(unit, row.id, said, now_ms)
             records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
 
-        await desk.write("merchant", job, row.id)
+        await context.write("merchant", job, row.id)
 
     async def observe_prepaid(self) -> None:
         """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        for pool in prepaid.all_pools(desk.conn):
-            merchant = desk.terms.merchants.get(pool.origin)
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        for pool in prepaid.all_pools(context.conn):
+            merchant = context.terms.merchants.get(pool.origin)
             # what a top-up bought moved here when it was confirmed, and there when the proof was shown
-            moved_ms = max(prepaid.last_move_ms(desk.conn, pool.id), topups.last_ended_ms(desk.conn, pool.id))
+            moved_ms = max(
+                prepaid.last_move_ms(context.conn, pool.id), topups.last_ended_ms(context.conn, pool.id)
+            )
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
             # apps name buyers as they like: of another one's there is nothing to ask before something was bought
-            is_asked = moved_ms > 0 or pool.wallet == desk.terms.own.text
+            is_asked = moved_ms > 0 or pool.wallet == context.terms.own.text
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)
 
     async def _observe(self, pool: Pool, merchant: MerchantConfig) -> None:
         """Record what a merchant says, unless it says the same as last time."""
-        desk = self._desk
+        context = self._context
         headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
         told = await self._merchants.prepaid(
             pool.origin, pool.partner, pool.wallet, headers=headers, timeout_s=merchant.timeout_s
         )
         if told is None:
             return
-        said, now_ms = told.said, desk.ports.clock.now_ms()
+        said, now_ms = told.said, context.ports.clock.now_ms()
         seen = Observation(
             source=told.source,
             http_status=told.status,
@@ -130,7 +132,7 @@ class MerchantPolling:
             why_not_understood=None if said.understood else said.why,
             at_ms=now_ms,
         )
-        last = prepaid.last_observation(desk.conn, pool.id)
+        last = prepaid.last_observation(context.conn, pool.id)
         is_same = last is not None and replace(last, at_ms=now_ms) == seen
         if last is None or not is_same or not 0 <= now_ms - last.at_ms < OBSERVED_AGAIN_MS:
-            await desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
+            await context.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))

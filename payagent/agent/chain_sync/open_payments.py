@@ -24,12 +24,12 @@ SEEN = (State.IN_BLOCK, State.CONFIRMED)
 class OpenPayments:
     """Read again when anything was committed since."""
 
-    def __init__(self, desk: AgentContext) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
         self._as_of: object = None
         self._last_event: int | None = None
         self._payments: dict[str, OpenPayment] = {}
-        self._coins: dict[str, str] | None = None
+        self._utxos: dict[str, str] | None = None
 
     def open(self, states: Collection[State]) -> list[OpenPayment]:
         """Admitted payments in any of these states, none of which is final; oldest first."""
@@ -43,17 +43,17 @@ class OpenPayments:
     def watched_voids(self) -> list[OpenPayment]:
         return self.open((State.VOID,))
 
-    def coins(self) -> dict[str, str]:
+    def utxos(self) -> dict[str, str]:
         """The state of every coin that is not spent, by its ref."""
         conn = self._fresh()
-        if self._coins is None:
-            self._coins = queries.coin_states(conn)
-        return self._coins
+        if self._utxos is None:
+            self._utxos = queries.utxo_states(conn)
+        return self._utxos
 
     def _fresh(self) -> Connection:
-        conn = self._desk.conn
+        conn = self._context.conn
         if (as_of := (conn, about.version(conn))) != self._as_of:
-            self._as_of, self._coins = as_of, None
+            self._as_of, self._utxos = as_of, None
             # first, so that what happens meanwhile is read once more
             last_event, _ = events.last_event(conn)
             if self._last_event is None:

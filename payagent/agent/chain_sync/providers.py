@@ -26,22 +26,22 @@ for ever.
 class ProviderSelection:
     """`view` is what the last look saw the chain by; None when nobody was heard, and then `trouble` says why."""
 
-    def __init__(self, desk: AgentContext) -> None:
+    def __init__(self, context: AgentContext) -> None:
         self.view: QuorumView | None = None
         self.trouble: str | None = None
-        self._desk = desk
-        clock, own = desk.ports.clock, desk.terms.own.text
+        self._context = context
+        clock, own = context.ports.clock, context.terms.own.text
         self._panel = ProviderQuorum(
-            desk.sources,
+            context.sources,
             clock,
             own,
-            desk.chain.learn_genesis,
+            context.chain.learn_genesis,
             odd_parameters,
             self._slot_at,
             TIP_AGE_MAX_S,
         )
         # as told before the last stop: those that are well again meanwhile have to be told so
-        self._told_out = sorted(alerts.raised(desk.conn, "provider_out"))
+        self._told_out = sorted(alerts.raised(context.conn, "provider_out"))
         self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
         self._back_ms: dict[str, int] = {}
         self._unsteady = set(self._told_out)
@@ -50,17 +50,17 @@ class ProviderSelection:
 
     async def look(self) -> QuorumView | None:
         """What the providers show together that are to be believed; it serves the whole look."""
-        desk, panel = self._desk, self._panel
+        context, panel = self._context, self._panel
         self.view = view = await panel.look()
-        desk.senders = panel.senders()
-        desk.providers = panel.troubles
+        context.senders = panel.senders()
+        context.providers = panel.troubles
         await self._tell_who_is_out()
         if view is None:
             self.trouble = "; ".join(f"{name}: {why}" for name, why in panel.troubles.items())
-            if desk.chain.tip is None or panel.has_foreign:
-                desk.chain.problem = self.trouble
+            if context.chain.tip is None or panel.has_foreign:
+                context.chain.problem = self.trouble
             return None
-        desk.chain.problem = view.odd
+        context.chain.problem = view.odd
         return view
 
     async def _tell_who_is_out(self) -> None:
@@ -68,7 +68,7 @@ class ProviderSelection:
 
         And of looks that cannot be completed, for as long as one that is not heard is waited for.
         """
-        now_ms, unread = self._desk.ports.clock.now_ms(), self._desk.chain.unread
+        now_ms, unread = self._context.ports.clock.now_ms(), self._context.chain.unread
         out = self._panel.outs()
         self._gap = missed(self._gap, now_ms) if unread else None
         if (
@@ -86,7 +86,7 @@ class ProviderSelection:
                 if subject not in subjects:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
 
-        await self._desk.write("alert", job)
+        await self._context.write("alert", job)
         self._back_ms |= {subject: now_ms for subject in self._told_out if subject not in subjects}
         self._told_out = subjects
 
@@ -100,7 +100,7 @@ class ProviderSelection:
         return [subject for subject in self._told_out if subject not in out and subject in self._unsteady]
 
     def _slot_at(self, now_ms: int) -> int | None:
-        slots = self._desk.chain.slots
+        slots = self._context.chain.slots
         return slots.slot_at(now_ms) if slots else None
 
 

@@ -35,7 +35,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import onchain
 from payagent.store.rows import writes as records
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.onchain import ForeignRow
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -79,8 +79,8 @@ class ExternalSpendSearch:
     once it is done only what the newest moved stays in memory. `why`: why the last one could not be completed.
     """
 
-    def __init__(self, desk: AgentContext) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
         self._moved: dict[str, Movement] = {}
         self._placed: dict[str, TxSeen] = {}
         self._listed: tuple[AddressTx, ...] = ()
@@ -101,7 +101,7 @@ class ExternalSpendSearch:
         if not source.is_current:
             self.why = "a provider's newest block is old, or lower than one before"
             return None
-        address, self._is_lonely = self._desk.terms.own.text, False
+        address, self._is_lonely = self._context.terms.own.text, False
         if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
         spends: list[ExternalSpend] = []
@@ -109,7 +109,7 @@ class ExternalSpendSearch:
             if number % ROWS_AT_ONCE == 0:
                 tell(number, len(listed))
                 await asyncio.sleep(0)
-            if onchain.is_ours(self._desk.conn, tx_id):
+            if onchain.is_ours(self._context.conn, tx_id):
                 continue
             if (moved := await self._read(source, tx_id, address)) is None:
                 return None
@@ -123,7 +123,7 @@ class ExternalSpendSearch:
         self._listed = ()
         if self._is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
-            now_ms = self._desk.ports.clock.now_ms()
+            now_ms = self._context.ports.clock.now_ms()
             if not self._repeats.is_enough(address, told, source.tip.hash, now_ms):
                 self.why = "only one provider tells it: it has to say the same three times, a minute apart"
                 return None
@@ -140,7 +140,7 @@ class ExternalSpendSearch:
             return None
         listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
         if not self._note(source, "transactions"):
-            deep = source.tip.height - self._desk.terms.settle_depth
+            deep = source.tip.height - self._context.terms.settle_depth
             self._listed_from_s = since_s
             self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
         return listed
@@ -178,12 +178,12 @@ class ExternalSpendSearch:
         if depth < -AHEAD_MAX_S:  # a slot holds one block at most
             self.why = f"transaction {tx_id} is shown in a block far above the newest"
             return None
-        if not self._note(source, "tx") and depth >= self._desk.terms.settle_depth:
+        if not self._note(source, "tx") and depth >= self._context.terms.settle_depth:
             self._placed[tx_id] = read.value
         return read.value
 
 
-def take_in(unit: Unit, spend: ExternalSpend, why: Why, coins: UtxoIndex, now_ms: int) -> str | None:
+def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms: int) -> str | None:
     """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
 
     Returns the event; None when it is no news. A transaction that lost its block and is in another one was told
@@ -192,7 +192,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, coins: UtxoIndex, now_ms
     seen = spend.seen
     if onchain.is_foreign_there(unit.conn, seen.tx_id):
         return None
-    rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
+    rows = [(ref, queries.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # what was seen to spend it before has to be seen lost first
     event = "foreign_again" if onchain.was_foreign(unit.conn, seen.tx_id) else why
@@ -201,13 +201,13 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, coins: UtxoIndex, now_ms
         is_back(unit, ref, now_ms)
         known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
         held.append({LOVELACE: known.lovelace, **known.assets})
-        if ref in coins:
-            make_unavailable(unit, coins, ref)
-        records.spend_coin(unit, ref, seen.tx_id)
+        if ref in utxos:
+            make_unavailable(unit, utxos, ref)
+        records.spend_utxo(unit, ref, seen.tx_id)
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(held)
-    sighting = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
-    records.add_foreign_sighting(unit, sighting, spend.provider, now_ms)
+    block_observation = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
+    records.add_foreign_block_observation(unit, block_observation, spend.provider, now_ms)
     records.write_entry(unit, ledger.foreign(spent), now_ms, ref=seen.tx_id)
     told = {
         "tx_id": seen.tx_id,
@@ -243,12 +243,12 @@ def settle(unit: Unit, height: int, now_ms: int) -> None:
     records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
 
 
-def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> CoinRow:
+def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> UtxoRow:
     """A coin that came and went between two looks: it was a deposit all the same."""
     tx_id, _, index = ref.partition("#")
     tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
-    row = CoinRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
-    records.add_coin(unit, row)
+    row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
+    records.add_utxo(unit, row)
     records.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
     return row
 
@@ -256,9 +256,9 @@ def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> 
 class Recovery:
     """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
 
-    def __init__(self, desk: AgentContext, record: SignerRecord) -> None:
-        self._desk = desk
-        self._search = ExternalSpendSearch(desk)
+    def __init__(self, context: AgentContext, record: SignerRecord) -> None:
+        self._context = context
+        self._search = ExternalSpendSearch(context)
         self._signed = record.read()
         self._since_s = 0
         self._is_noticed = False
@@ -266,21 +266,21 @@ class Recovery:
 
     async def begin(self) -> None:
         """Compare the ledger with the signer's record, before anything is signed."""
-        conn = self._desk.conn
+        conn = self._context.conn
         is_open = _is_open(conn)
         if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
             await self._notice()
         elif is_open:
             self._learn()
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
-            self._desk.chain.behind = "this wallet's past was not read from the chain yet"
+            self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def beat(self, source: QuorumView | None) -> None:
         """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
-        desk = self._desk
+        context = self._context
         if source is None:
             return
-        chain, now_ms = desk.chain, desk.ports.clock.now_ms()
+        chain, now_ms = context.chain, context.ports.clock.now_ms()
         if chain.behind is None or chain.tip is None or chain.problem is not None:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
@@ -292,8 +292,8 @@ class Recovery:
         if spends and not self._is_noticed:
             await self._notice()
             return
-        deep = chain.tip.height - desk.terms.settle_depth
-        await desk.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
+        deep = chain.tip.height - context.terms.settle_depth
+        await context.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
         chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 
@@ -304,23 +304,23 @@ class Recovery:
         if self._quiet_from_ms is not None:
             return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
         try:
-            self._desk.chain.require_in_step(now_ms)
+            self._context.chain.require_in_step(now_ms)
         except Refused:
             return False
-        await self._desk.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
+        await self._context.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
         self._learn()
         return False
 
     def _tell(self, count: int, of: int) -> None:
         """That takes a call or two for each: of a long past, where the provider counts calls by the day, days."""
         if self._is_noticed:
-            self._desk.chain.behind = (
+            self._context.chain.behind = (
                 f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
             )
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
-        slots, slot = self._desk.chain.slots, onchain.last_slot(self._desk.conn)
+        slots, slot = self._context.chain.slots, onchain.last_slot(self._context.conn)
         if slots is None or slot is None:
             return self._since_s
         return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
@@ -331,13 +331,13 @@ class Recovery:
         return None if self._signed is None else self._signed.tx_id
 
     async def _notice(self) -> None:
-        now_ms = self._desk.ports.clock.now_ms()
-        await self._desk.write("scan", lambda unit: note_behind(unit, self._name, now_ms))
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("scan", lambda unit: note_behind(unit, self._name, now_ms))
         log.warning("ledger.behind", signed=self._name)
         self._learn()
 
     def _learn(self) -> None:
-        conn = self._desk.conn
+        conn = self._context.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
         begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
         self._is_noticed = True
@@ -348,14 +348,14 @@ class Recovery:
             if self._quiet_from_ms is None
             else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
         )
-        self._desk.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
+        self._context.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
 
     def _catch_up(
         self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
     ) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
         was_empty = not onchain.foreign_there(unit.conn)
-        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._desk.coins, now_ms)]
+        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._context.utxos, now_ms)]
         last = last_signed(unit.conn)
         told = {
             "signed": self._name,

@@ -24,7 +24,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, events, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import writes as records
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.payments import PaymentRow
 
 SUBJECT = "anchor:"
@@ -36,49 +36,51 @@ class RolledBackDeposits:
     """A part of each look at the chain whose denials count, after the coins. `stuck` are payments by id that can
     neither land nor be cancelled, as things are: nothing is signed for them."""
 
-    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
+    def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self.stuck: dict[str, PaymentRow] = {}
-        self._desk = desk
+        self._context = context
         self._rows = rows
         self._denied = RepeatedReads()
         self._told: list[str] | None = None
 
     async def look(self, source: QuorumView, tip: Tip) -> None:
         """Which deposits are gone; which payments are stuck with that, or not any more; which of them are over?"""
-        conn = self._desk.conn
-        for coin in queries.missing_deposits(conn) if source.is_final else ():
-            await self._doubt(source, coin)
+        conn = self._context.conn
+        for utxo in queries.missing_deposits(conn) if source.is_final else ():
+            await self._doubt(source, utxo)
         self.stuck = {}
-        if queries.any_vanished(conn):
+        if queries.any_rolled_back(conn):
             known: dict[str, bool] = {}  # of chained payments each would go all the way of those before it
             found = (payments.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
-            self.stuck = {row.id: row for row in found if row and queries.is_vanished(conn, row.anchor, known)}
+            self.stuck = {
+                row.id: row for row in found if row and queries.is_rolled_back(conn, row.nonce_utxo, known)
+            }
         await self._tell()
         for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)
 
-    async def _doubt(self, source: QuorumView, coin: CoinRow) -> None:
+    async def _doubt(self, source: QuorumView, utxo: UtxoRow) -> None:
         """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
-        now_ms = self._desk.ports.clock.now_ms()
-        if not self._denied.is_due(coin.ref, source.tip.hash, now_ms):
+        now_ms = self._context.ports.clock.now_ms()
+        if not self._denied.is_due(utxo.ref, source.tip.hash, now_ms):
             return
-        read = await source.tx(coin.tx_id)
-        is_enough = self._denied.is_enough(coin.ref, isinstance(read, NotFound), source.tip.hash, now_ms)
+        read = await source.tx(utxo.tx_id)
+        is_enough = self._denied.is_enough(utxo.ref, isinstance(read, NotFound), source.tip.hash, now_ms)
         if isinstance(read, Found):
             log.warning(
-                "coin.missing", coin=coin.ref, why="its transaction is on the chain: spent by somebody else?"
+                "coin.missing", utxo=utxo.ref, why="its transaction is on the chain: spent by somebody else?"
             )
         elif isinstance(read, NotFound) and is_enough:
-            self._denied.forget(coin.ref)
-            await self._desk.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
+            self._denied.forget(utxo.ref)
+            await self._context.write("deposit", lambda unit: deposits.take_back(unit, utxo.ref, now_ms))
 
     async def _tell(self) -> None:
         """Once of each payment that is stuck, and once that it is not any more."""
         if self._told is None:
-            self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._desk.conn, "anchor_gone")]
+            self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._context.conn, "anchor_gone")]
         if self._told == list(self.stuck):
             return
-        told, now_ms = self._told, self._desk.ports.clock.now_ms()
+        told, now_ms = self._told, self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for row in self.stuck.values():
@@ -87,7 +89,7 @@ class RolledBackDeposits:
                 if payment_id not in self.stuck:
                     _clear(unit, payment_id, now_ms)
 
-        await self._desk.write("alert", job)
+        await self._context.write("alert", job)
         self._told = list(self.stuck)
 
     async def _weigh(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
@@ -96,15 +98,15 @@ class RolledBackDeposits:
         The first one that is seen is written down, so that a restart does not begin anew. Then the transactions
         have to be denied, time and again, as what cannot be taken back always has.
         """
-        desk = self._desk
-        attempts, block = queries.attempts(desk.conn, row.id), _block_of(desk, row)
+        context = self._context
+        attempts, block = queries.attempts(context.conn, row.id), _block_of(context, row)
         last_slot = max(attempt.ttl_slot for attempt in attempts)
         if block is None or block.slot < last_slot:
             if tip.slot >= last_slot:
                 await self._note(row, tip)
             return
-        is_deep = tip.height - block.block_height + 1 >= desk.terms.settle_depth
-        now_ms = desk.ports.clock.now_ms()
+        is_deep = tip.height - block.block_height + 1 >= context.terms.settle_depth
+        now_ms = context.ports.clock.now_ms()
         if not is_deep or not source.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
         there = await source.block(block.block_hash)
@@ -114,23 +116,23 @@ class RolledBackDeposits:
         is_denied = isinstance(there, Found) and all(isinstance(read, NotFound) for read in reads)
         if self._denied.is_enough(row.id, is_denied, tip.hash, now_ms) and is_denied:
             self._denied.forget(row.id)
-            await desk.write(
-                "void", lambda unit: steps.record_time_over(unit, row.id, block, desk.coins, now_ms), row.id
+            await context.write(
+                "void", lambda unit: steps.record_time_over(unit, row.id, block, context.utxos, now_ms), row.id
             )
 
     async def _note(self, row: PaymentRow, tip: Tip) -> None:
         told = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             records.note(unit, row.id, "time_over", steps.row_of(unit, row.id).state, now_ms, told)
 
-        await self._desk.write("alert", job, row.id)
+        await self._context.write("alert", job, row.id)
 
 
-def _block_of(desk: AgentContext, row: PaymentRow) -> TxSeen | None:
+def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:
     """The block that was noted as past all time limits; of no transaction."""
-    told = events.last_note(desk.conn, row.id, "time_over")
+    told = events.last_note(context.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
 
 
@@ -139,10 +141,10 @@ def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         f"a rollback took the deposit that {row.id} spends or descends from: neither what was signed for it nor a "
         "cancel can land, unless the deposit comes back. Its money stays held"
     )
-    facts = {"detail": detail, "payment": row.id, "coin": row.anchor or ""}
+    facts = {"detail": detail, "payment": row.id, "coin": row.nonce_utxo or ""}
     if raise_alert(unit, "anchor_gone", f"{SUBJECT}{row.id}", facts, now_ms):
         state = steps.row_of(unit, row.id).state
-        records.note(unit, row.id, "anchor_gone", state, now_ms, {"coin": row.anchor})
+        records.note(unit, row.id, "anchor_gone", state, now_ms, {"coin": row.nonce_utxo})
 
 
 def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:

@@ -26,23 +26,29 @@ class ChainSync:
     """The agent's eyes. One `tick` at a time."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
-        self._desk = desk = agent.desk
-        self._rows = rows = OpenPayments(desk)
-        turns = WorkerPool(desk, agent.signing)
-        self.hearing = ProviderSelection(desk)
-        self._sightings = Confirmations(desk, rows, turns)
-        self._stocktaking = UtxoListSync(desk, rows)
+        self._context = context = agent.context
+        self._rows = rows = OpenPayments(context)
+        turns = WorkerPool(context, agent.signing)
+        self.hearing = ProviderSelection(context)
+        self._block_observations = Confirmations(context, rows, turns)
+        self._stocktaking = UtxoListSync(context, rows)
         self._due = FollowUp(
-            desk, agent.carrying, agent.sending, rows, turns, self._sightings, self._stocktaking.vanished
+            context,
+            agent.carrying,
+            agent.sending,
+            rows,
+            turns,
+            self._block_observations,
+            self._stocktaking.rolled_back,
         )
-        self.inquiries = MerchantPolling(desk, merchants, rows, turns)
+        self.inquiries = MerchantPolling(context, merchants, rows, turns)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
 
     @property
     def trouble(self) -> str | None:
         """Why the last look was not whole; None when it was."""
-        return self._desk.chain.unread.get("look")
+        return self._context.chain.unread.get("look")
 
     @property
     def is_idle(self) -> bool:
@@ -50,9 +56,9 @@ class ChainSync:
 
         A wallet without a coin waits for one.
         """
-        is_due = self._sightings.is_due or self._stocktaking.is_due or self.trouble
+        is_due = self._block_observations.is_due or self._stocktaking.is_due or self.trouble
         waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
-        return not is_due and not waited_for and bool(self._rows.coins())
+        return not is_due and not waited_for and bool(self._rows.utxos())
 
     async def tick(self) -> bool:
         """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole.
@@ -66,8 +72,8 @@ class ChainSync:
                 await self._due.carry_on()
                 raise
             await self._due.carry_on()
-            why = self._sightings.trouble or self._stocktaking.trouble if found else self.hearing.trouble
-            self._desk.chain.note_unread("look", why)
+            why = self._block_observations.trouble or self._stocktaking.trouble if found else self.hearing.trouble
+            self._context.chain.note_unread("look", why)
             return why is None
 
     async def _look_anew(self) -> QuorumView | None:
@@ -76,17 +82,17 @@ class ChainSync:
         if found is None:
             return None
         is_new = self._last is None or found.tip.hash != self._last.hash
-        if is_new or self._sightings.is_due or self._stocktaking.is_due:
+        if is_new or self._block_observations.is_due or self._stocktaking.is_due:
             await self._look(found, found.tip, is_new)
         return found
 
     async def _look(self, source: QuorumView, tip: Tip, is_new: bool) -> None:
-        await self._sightings.look(source, tip, self._last)
+        await self._block_observations.look(source, tip, self._last)
         if is_new or self._stocktaking.is_due:
             await self._stocktaking.look(source, tip)
         if self._last is None:
             # what was about to leave when the last process ended may never have left
-            self._sightings.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
+            self._block_observations.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
         self._last = tip
         if self._stocktaking.is_read:
-            self._desk.take_tip(tip)
+            self._context.take_tip(tip)

@@ -27,14 +27,14 @@ class UtxoListSync:
     to sign by.
     """
 
-    def __init__(self, desk: AgentContext, rows: OpenPayments) -> None:
+    def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self.trouble: str | None = "the wallet's coins were not read yet"
         self.is_read = False
-        self.vanished = RolledBackDeposits(desk, rows)
-        self._desk = desk
+        self.rolled_back = RolledBackDeposits(context, rows)
+        self._context = context
         self._rows = rows
-        self._foreign = ExternalSpends(desk, rows)
-        self._new_coins = RepeatedReads()
+        self._foreign = ExternalSpends(context, rows)
+        self._new_utxos = RepeatedReads()
 
     @property
     def is_due(self) -> bool:
@@ -44,25 +44,25 @@ class UtxoListSync:
         """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
         whose spends it may show, and which deposits are gone.
         """
-        desk = self._desk
+        context = self._context
         why_not_compared = await self._foreign.compare(source)
-        read = await source.coins(desk.terms.own.text)
+        read = await source.utxos(context.terms.own.text)
         self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
         if not isinstance(read, Found):
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        known = self._rows.coins()
-        now_ms = desk.ports.clock.now_ms()
+        known = self._rows.utxos()
+        now_ms = context.ports.clock.now_ms()
         listing = self._believed(source, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
-            await desk.write("deposit", lambda unit: deposits.sync(unit, listing, desk.coins, now_ms))
+            await context.write("deposit", lambda unit: deposits.sync(unit, listing, context.utxos, now_ms))
         self.is_read = True
         if not listing.doubtful:
-            desk.chain.booked = tip
+            context.chain.booked = tip
         await self._foreign.look(source, listing)
         if source.is_current:
-            await self.vanished.look(source, tip)
+            await self.rolled_back.look(source, tip)
 
     def _believed(self, source: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
         """What is believed of a listing. When only one of several providers is heard, it makes no coin by one
@@ -72,20 +72,20 @@ class UtxoListSync:
         Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
         """
         if not source.is_lonely("coins"):
-            self._new_coins = RepeatedReads()
+            self._new_utxos = RepeatedReads()
             return listing
-        is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
+        is_new = {utxo.ref: utxo for utxo in listing.agreed if utxo.ref not in known}
         may_add = source.may_add(is_first=not known)
         young = {
             ref
-            for ref, coin in is_new.items()
-            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not may_add
+            for ref, utxo in is_new.items()
+            if not self._new_utxos.is_enough(ref, _worth(utxo), source.tip.hash, now_ms) or not may_add
         }
-        self._new_coins.keep(is_new)
-        agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)
+        self._new_utxos.keep(is_new)
+        agreed = tuple(utxo for utxo in listing.agreed if utxo.ref not in young)
         return Listing(agreed, listing.doubtful | young)
 
 
-def _worth(coin: ChainUtxo) -> Hashable:
+def _worth(utxo: ChainUtxo) -> Hashable:
     """All of a listed coin that is booked."""
-    return coin.lovelace, frozenset(coin.assets.items()), coin.has_datum, coin.has_script, coin.unreadable
+    return utxo.lovelace, frozenset(utxo.assets.items()), utxo.has_datum, utxo.has_script, utxo.unreadable

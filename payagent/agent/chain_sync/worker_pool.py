@@ -31,9 +31,9 @@ log = structlog.get_logger("payagent.watch")
 class WorkerPool:
     """`failed`: whether something could not be written down since the last look at the chain began."""
 
-    def __init__(self, desk: AgentContext, signing: PaymentSigner) -> None:
+    def __init__(self, context: AgentContext, signing: PaymentSigner) -> None:
         self.failed = False
-        self._desk = desk
+        self._context = context
         self._signing = signing
 
     async def each(self, found: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
@@ -51,7 +51,7 @@ class WorkerPool:
                     waited_s = await self._signing.give_way()
                     patience_s -= waited_s
                 try:
-                    row = payments.payment(self._desk.conn, one.id)
+                    row = payments.payment(self._context.conn, one.id)
                     if row is not None:
                         await act(row)
                 except Exception as error:

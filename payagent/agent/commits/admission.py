@@ -18,7 +18,7 @@ from payagent.agent.base.orders import AdmittedPayment, PaymentIntent, TransferR
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
 from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost, next_invoice, same_again
-from payagent.agent.commits.reservation import Reservation, anchor_of, note_price
+from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import PaymentRules, as_told
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
 from payagent.core.invoice import Invoice, calls_of, is_batch
@@ -56,9 +56,9 @@ class Admission:
     questions: ApprovalRules
 
     @classmethod
-    def by(cls, terms: AgentConfig, coins: UtxoIndex, chain: ChainView) -> "Admission":
+    def by(cls, terms: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
         rulebook = PaymentRules(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
-        planner = Planner(coins, chain, terms.own, terms.chain_depth, terms.min_window_s)
+        planner = Planner(utxos, chain, terms.own, terms.unconfirmed_ancestors, terms.min_window_s)
         holding = Reservation(rulebook, planner)
         return cls(holding, ApprovalRules(holding, terms.approval_timeout_s))
 
@@ -157,7 +157,7 @@ class Admission:
     ) -> AdmittedPayment:
         """`left_out`: refusals that are no decision, and leave no record; None: none does."""
         payment_id = purchase.ids.payment
-        anchor = anchor_of(unit, intent_id)
+        nonce_utxo = nonce_utxo_of(unit, intent_id)
         records.add_payment(
             unit,
             payment_id=payment_id,
@@ -171,7 +171,7 @@ class Admission:
             topup=None if purchase.topup is None else purchase.topup.topup,
         )
         try:
-            plan, asked = self.holding.decide(unit, purchase, anchor, expires_at_ms, now_ms)
+            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, expires_at_ms, now_ms)
             reasons = self.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend)
             if reasons:
                 worst = with_fee_room(plan.spend, asked, self.rulebook.caps)
@@ -248,7 +248,7 @@ class Admission:
 
     @property
     def _replacing(self) -> Replacement:
-        return Replacement(self.planner.coins, self.planner.chain, self.planner.own)
+        return Replacement(self.planner.utxos, self.planner.chain, self.planner.own)
 
     def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
         """Replace an attempt of ours that is lost, for the same invoice; else why its coins are to be taken back.
@@ -300,7 +300,7 @@ class Admission:
             return _Chance.SOON if is_let_through else _Chance.ASKS
         return _Chance.ASKS if reasons else _Chance.NOW
 
-    def wants_coins(self, conn: Connection, purchase: PaymentIntent, now_ms: int) -> bool:
+    def wants_utxos(self, conn: Connection, purchase: PaymentIntent, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
         return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
 
@@ -333,8 +333,8 @@ class Admission:
             if (row := payments.live_payment_of(unit.conn, intent.id)) is not None:
                 return AdmittedPayment(row.id, False)
         pauses.require_running(unit.conn)
-        anchor = None if intent is None else anchor_of(unit, intent.id)
-        planned = self.planner.transfer(unit, plan, anchor, now_ms)
+        nonce_utxo = None if intent is None else nonce_utxo_of(unit, intent.id)
+        planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rulebook.require_within_caps(planned.spend)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)

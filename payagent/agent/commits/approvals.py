@@ -13,7 +13,7 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.orders import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
 from payagent.agent.commits.replacement import same_again
-from payagent.agent.commits.reservation import Reservation, anchor_of, note_price
+from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import as_told, require_may_have
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
@@ -93,8 +93,8 @@ class ApprovalRules:
         worst = payments.hold(unit.conn, payment_id, "ask")
         records.release_hold(unit, payment_id, now_ms, stage="ask")
         try:
-            anchor = anchor_of(unit, row.intent_id)
-            plan, asked = self.holding.decide(unit, purchase, anchor, row.expires_at_ms, now_ms)
+            nonce_utxo = nonce_utxo_of(unit, row.intent_id)
+            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, row.expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)

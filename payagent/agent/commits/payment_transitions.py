@@ -26,7 +26,7 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import journal, onchain, pauses, payments
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import writes as records
-from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, CoinRow
+from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, UtxoRow
 from payagent.store.rows.onchain import ForeignRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.tx_plan import TxPlan
@@ -66,11 +66,11 @@ def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
     if row.state is State.REPLACING:
         chosen = set(queries.replacement_inputs(unit.conn, row.id))
     else:
-        chosen = {coin.ref for coin in queries.coins_reserved_for(unit.conn, row.id)}
+        chosen = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, row.id)}
     asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
     return (
-        (plan.anchor.ref, plan.ttl_slot) == (row.anchor, row.ttl_slot)
-        and {coin.ref for coin in plan.inputs} == chosen
+        (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.ttl_slot)
+        and {utxo.ref for utxo in plan.inputs} == chosen
         and (asked == row.outputs or row.kind == "sweep")
     )
 
@@ -117,9 +117,9 @@ def _add_attempt(
         tx_id=plan.tx_id,
         payment_id=row.id,
         kind=kind,
-        anchor=plan.anchor.ref,
+        nonce_utxo=plan.nonce_utxo.ref,
         invoice_seq=row.invoice,
-        inputs=[coin.ref for coin in plan.inputs],
+        inputs=[utxo.ref for utxo in plan.inputs],
         cbor=cbor,
         fee_lovelace=plan.fee_lovelace,
         ttl_slot=plan.ttl_slot,
@@ -128,14 +128,14 @@ def _add_attempt(
     for index, output in enumerate(plan.outputs):
         if output.address == own:
             ref = f"{plan.tx_id}#{index}"
-            records.add_coin(
+            records.add_utxo(
                 unit,
-                CoinRow(ref, plan.tx_id, index, output.lovelace, dict(output.assets), "change", "pending", None),
+                UtxoRow(ref, plan.tx_id, index, output.lovelace, dict(output.assets), "change", "pending", None),
             )
 
 
 def reject_unsigned(
-    unit: Unit, payment_id: str, coins: UtxoIndex, refusal: Refused, now_ms: int, by: str | None = None
+    unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Refused, now_ms: int, by: str | None = None
 ) -> None:
     """A reserved payment will not be signed: its hold and its coins go back. Nothing was ever signed for it.
 
@@ -148,14 +148,14 @@ def reject_unsigned(
     )
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
-    _unreserve(unit, payment_id, coins)
+    _unreserve(unit, payment_id, utxos)
 
 
-def record_not_signed(unit: Unit, payment_id: str, coins: UtxoIndex, refusal: Refused, now_ms: int) -> None:
+def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Refused, now_ms: int) -> None:
     """The signer refuses: told once. The hold goes back if nothing was ever signed; otherwise it stays."""
     row = row_of(unit, payment_id)
     if row.state is State.RESERVED:
-        reject_unsigned(unit, payment_id, coins, refusal, now_ms)
+        reject_unsigned(unit, payment_id, utxos, refusal, now_ms)
     facts = {
         "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
         "payment": payment_id,
@@ -163,21 +163,21 @@ def record_not_signed(unit: Unit, payment_id: str, coins: UtxoIndex, refusal: Re
     raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
 
 
-def _unreserve(unit: Unit, payment_id: str, coins: UtxoIndex) -> None:
+def _unreserve(unit: Unit, payment_id: str, utxos: UtxoIndex) -> None:
     """End a payment's reservations. A reserved coin that is still there is free for everybody again.
 
     A deposit that vanished is forgotten; if it returns, it comes as a new one. So is a coin that would have been
     made by a payment of which nothing can land.
     """
-    reserved = queries.coins_reserved_for(unit.conn, payment_id)
+    reserved = queries.utxos_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)
-    for coin in reserved:
-        if coin.state == "free":
-            make_available(unit, coins, coin)
-        elif coin.state == "vanished" or (
-            coin.state == "pending" and queries.is_never_made(unit.conn, coin.tx_id)
+    for utxo in reserved:
+        if utxo.state == "free":
+            make_available(unit, utxos, utxo)
+        elif utxo.state == "vanished" or (
+            utxo.state == "pending" and queries.is_never_made(unit.conn, utxo.tx_id)
         ):
-            records.forget_coin(unit, coin.ref)
+            records.forget_utxo(unit, utxo.ref)
 
 
 def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
@@ -247,12 +247,14 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     return None
 
 
-def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: UtxoIndex, provider: str, now_ms: int) -> None:
+def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
     """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
 
     Whichever attempt it is, the payment goes by it now, and by the invoice that it was signed for.
     """
-    records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
+    records.add_block_observation(
+        unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
+    )
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
     invoice = {} if attempt.invoice == row.invoice else {"invoice": attempt.invoice}
     records.move_payment(
@@ -269,11 +271,11 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: UtxoIndex, pro
         reason=None,
         **invoice,
     )
-    _take_effect(unit, payment_id, seen, coins, provider, now_ms)
+    _take_effect(unit, payment_id, seen, utxos, provider, now_ms)
 
 
 def record_void(
-    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, coins: UtxoIndex, provider: str, now_ms: int
+    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, utxos: UtxoIndex, provider: str, now_ms: int
 ) -> None:
     """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
 
@@ -282,7 +284,9 @@ def record_void(
     """
     own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
     if own:
-        records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
+        records.add_block_observation(
+            unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
+        )
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
     names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
     from_ms = spending.clock_ms(unit.conn, landed_ms)
@@ -293,7 +297,7 @@ def record_void(
     entry = ledger.release(payments.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
-        _take_effect(unit, payment_id, seen, coins, provider, now_ms)
+        _take_effect(unit, payment_id, seen, utxos, provider, now_ms)
 
 
 _ORPHANED: dict[str, object] = {
@@ -303,14 +307,14 @@ _ORPHANED: dict[str, object] = {
 }
 
 
-def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: UtxoIndex, now_ms: int) -> None:
+def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoIndex, now_ms: int) -> None:
     """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
 
     None of what was signed is on the chain. The hold and those of its coins that are there come back; but nothing
     happens if something was signed since that was decided, or the anchor is back.
     """
     row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
-    if not queries.is_vanished(unit.conn, row.anchor) or any(one.ttl_slot > block.slot for one in attempts):
+    if not queries.is_rolled_back(unit.conn, row.nonce_utxo) or any(one.ttl_slot > block.slot for one in attempts):
         return
     records.move_payment(
         unit,
@@ -328,7 +332,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: UtxoInde
     prepaid.not_bought(unit, row)
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(payments.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
-    _unreserve(unit, payment_id, coins)
+    _unreserve(unit, payment_id, utxos)
     for attempt in attempts:
         _forget_change(unit, attempt.tx_id)
 
@@ -338,31 +342,31 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
 
     Except those that an attempt of ours in another block has spent since.
     """
-    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
+    records.add_foreign_block_observation(unit, replace(row, there=False), provider, now_ms)
     records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
     for ref in row.inputs:
         if onchain.is_spent_by(unit.conn, ref, row.tx_id):
-            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
+            records.set_utxo_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
     records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
 
 
-def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: UtxoIndex, provider: str, now_ms: int) -> None:
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
     """What an attempt in a block does to coins. Whatever else was seen to spend them is not on the same chain."""
     inputs = _attempt(unit, payment_id, seen.tx_id).inputs
     for foreign in onchain.foreign_spending(unit.conn, inputs):
         lose_foreign(unit, foreign, provider, now_ms)
     for ref in inputs:
         is_back(unit, ref, now_ms)
-        records.spend_coin(unit, ref, seen.tx_id)
-    for row in queries.coins_of_tx(unit.conn, seen.tx_id):
+        records.spend_utxo(unit, ref, seen.tx_id)
+    for row in queries.utxos_of_tx(unit.conn, seen.tx_id):
         if row.state == "pending":
-            records.set_coin_state(unit, row.ref, "free")
+            records.set_utxo_state(unit, row.ref, "free")
             if row.reserved_for is None:
-                make_available(unit, coins, row)
+                make_available(unit, utxos, row)
 
 
 def record_block_lost(
-    unit: Unit, payment_id: str, coins: UtxoIndex, now_ms: int, denied_by: str | None = None
+    unit: Unit, payment_id: str, utxos: UtxoIndex, now_ms: int, denied_by: str | None = None
 ) -> None:
     """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
 
@@ -388,12 +392,12 @@ def record_block_lost(
     if denied_by is not None:
         _tell_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
-        records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
-    for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
-        if coin.state != "spent" and coin.source == "change":
-            if coin.ref in coins:
-                make_unavailable(unit, coins, coin.ref)
-            records.set_coin_state(unit, coin.ref, "pending")
+        records.set_utxo_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
+    for utxo in queries.utxos_of_tx(unit.conn, row.tx_id or ""):
+        if utxo.state != "spent" and utxo.source == "change":
+            if utxo.ref in utxos:
+                make_unavailable(unit, utxos, utxo.ref)
+            records.set_utxo_state(unit, utxo.ref, "pending")
 
 
 def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
@@ -433,15 +437,15 @@ def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
     """What an attempt takes from the wallet besides its fee: the coins that it spends less those that it makes."""
     spent = {LOVELACE: -attempt.fee_lovelace}
     for ref in attempt.inputs:
-        if (coin := queries.coin(unit.conn, ref)) is not None:
-            spent = ledger.add((spent, {LOVELACE: coin.lovelace, **coin.assets}))
-    for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):
-        for asset, units in ((LOVELACE, coin.lovelace), *coin.assets.items()):
+        if (utxo := queries.utxo(unit.conn, ref)) is not None:
+            spent = ledger.add((spent, {LOVELACE: utxo.lovelace, **utxo.assets}))
+    for utxo in queries.utxos_of_tx(unit.conn, attempt.tx_id):
+        for asset, units in ((LOVELACE, utxo.lovelace), *utxo.assets.items()):
             spent[asset] = spent.get(asset, 0) - units
     return {asset: units for asset, units in spent.items() if units}
 
 
-def record_settled(unit: Unit, payment_id: str, depth: int, coins: UtxoIndex, now_ms: int) -> None:
+def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, now_ms: int) -> None:
     """C7: no rollback reaches the block any more; its reservations have no purpose left.
 
     A reserved coin that no transaction spent is free again. The change of its other attempts can never be made and
@@ -451,13 +455,13 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: UtxoIndex, no
     if row.state is not State.VOID:
         records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
     orphans = [
-        coin.ref
-        for coin in queries.coins_reserved_for(unit.conn, payment_id)
-        if coin.state == "pending" and queries.rival_of(unit.conn, coin.ref) is not None
+        utxo.ref
+        for utxo in queries.utxos_reserved_for(unit.conn, payment_id)
+        if utxo.state == "pending" and queries.rival_of(unit.conn, utxo.ref) is not None
     ]
-    _unreserve(unit, payment_id, coins)
+    _unreserve(unit, payment_id, utxos)
     for ref in orphans:
-        records.forget_coin(unit, ref)
+        records.forget_utxo(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
             _forget_change(unit, attempt.tx_id)
@@ -465,6 +469,6 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: UtxoIndex, no
 
 def _forget_change(unit: Unit, tx_id: str) -> None:
     """Forget the change of an attempt that can never land, except what another payment has reserved."""
-    for coin in queries.coins_of_tx(unit.conn, tx_id):
-        if coin.reserved_for is None:
-            records.forget_coin(unit, coin.ref)
+    for utxo in queries.utxos_of_tx(unit.conn, tx_id):
+        if utxo.reserved_for is None:
+            records.forget_utxo(unit, utxo.ref)

@@ -23,7 +23,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from payagent.store.rows import writes as records
-from payagent.store.rows.attempts_and_utxos import AttemptRow, CoinRow
+from payagent.store.rows.attempts_and_utxos import AttemptRow, UtxoRow
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
@@ -104,14 +104,14 @@ def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
 
 
 def rebuilt(
-    inputs: Sequence[Utxo], anchor: Utxo, wanted: Wanted, ttl_slot: int, own: Address, network: Network
+    inputs: Sequence[Utxo], nonce_utxo: Utxo, wanted: Wanted, ttl_slot: int, own: Address, network: Network
 ) -> TxPlan:
     """The transaction of exactly these coins; the same coins give the same bytes."""
     outputs = wanted.outputs
     rest = outputs[0].address if wanted.kind == "sweep" else own
     return build(
         inputs,
-        anchor,
+        nonce_utxo,
         () if wanted.kind == "sweep" else outputs,
         change=rest,
         ttl_slot=ttl_slot,
@@ -122,12 +122,12 @@ def rebuilt(
     )
 
 
-def coins_there(unit: Unit, row: PaymentRow) -> list[CoinRow]:
+def utxos_there(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
     """The coins of a payment that are there or may yet be; its anchor in any case."""
     return [
-        coin
-        for coin in queries.coins_reserved_for(unit.conn, row.id)
-        if coin.ref == row.anchor or not (coin.is_gone or _is_never(unit.conn, coin))
+        utxo
+        for utxo in queries.utxos_reserved_for(unit.conn, row.id)
+        if utxo.ref == row.nonce_utxo or not (utxo.is_gone or _is_never(unit.conn, utxo))
     ]
 
 
@@ -135,42 +135,42 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
     """Whether what an attempt spends beside its anchor may be there in its time: not spent elsewhere, not without
     what was to make it."""
     for ref in attempt.inputs:
-        coin = queries.coin(conn, ref)
-        if ref != attempt.anchor and (coin is None or coin.state == "spent" or _is_never(conn, coin)):
+        utxo = queries.utxo(conn, ref)
+        if ref != attempt.nonce_utxo and (utxo is None or utxo.state == "spent" or _is_never(conn, utxo)):
             return False
     return True
 
 
-def _is_never(conn: Connection, coin: CoinRow) -> bool:
+def _is_never(conn: Connection, utxo: UtxoRow) -> bool:
     """Whether a coin will not be there: what was to make it lost to another transaction, or is on no chain."""
-    is_orphan = coin.state == "pending" and queries.rival_of(conn, coin.ref) is not None
-    return is_orphan or queries.is_vanished(conn, coin.ref)
+    is_orphan = utxo.state == "pending" and queries.rival_of(conn, utxo.ref) is not None
+    return is_orphan or queries.is_rolled_back(conn, utxo.ref)
 
 
-def require_anchor(conn: Connection, row: PaymentRow) -> None:
+def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
     """Refused, `anchor_gone`: nothing is signed that could not land, and would put off the end of the payment."""
-    if queries.is_vanished(conn, row.anchor):
+    if queries.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
             "anchor_gone", f"the deposit that {row.id} spends or descends from is on no chain", payment=row.id
         )
 
 
-def reserve_more(unit: Unit, coins: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
+def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
     """Reserve what a later attempt of a payment spends that it does not have yet. Refused when that is gone."""
-    had = {coin.ref for coin in queries.coins_reserved_for(unit.conn, payment_id)}
-    for coin in plan.inputs:
-        if coin.ref not in had:
-            if coin.ref not in coins:
-                raise Refused("funds_in_flight", f"coin {coin.ref} was taken for something else meanwhile")
-            make_unavailable(unit, coins, coin.ref)
-            records.reserve(unit, (coin.ref,), payment_id)
+    had = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, payment_id)}
+    for utxo in plan.inputs:
+        if utxo.ref not in had:
+            if utxo.ref not in utxos:
+                raise Refused("funds_in_flight", f"coin {utxo.ref} was taken for something else meanwhile")
+            make_unavailable(unit, utxos, utxo.ref)
+            records.reserve(unit, (utxo.ref,), payment_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """The commit that takes a payment to `replacing`, with what it decides by."""
 
-    coins: UtxoIndex
+    utxos: UtxoIndex
     chain: ChainView
     own: Address
 
@@ -180,7 +180,7 @@ class Replacement:
         Refused, with nothing changed: `invoice_expired`; `limit_exceeded` above the hold; as `select` does
         where coins are gone and others do not suffice; `anchor_gone`.
         """
-        require_anchor(unit.conn, row)
+        require_nonce_utxo(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
         window_s = min_window_s if wanted.kind == "invoice" else 0
         from_block = row.dialect in TIMED_BY_BLOCK
@@ -191,13 +191,13 @@ class Replacement:
             if units > hold.get(asset, 0):
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
                 raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
-        reserve_more(unit, self.coins, row.id, plan)
+        reserve_more(unit, self.utxos, row.id, plan)
         records.move_payment(
             unit,
             row.id,
             Event.REPLACE,
             now_ms,
-            {"inputs": " ".join(coin.ref for coin in plan.inputs)},
+            {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
             tx_id=None,
             ttl_slot=ttl_slot,
             **({} if wanted.invoice == row.invoice else {"invoice": wanted.invoice}),
@@ -209,25 +209,25 @@ class Replacement:
         fit.
         """
         network = self.chain.network
-        there = coins_there(unit, row)
+        there = utxos_there(unit, row)
         last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
-        anchor = next(utxo_of(coin) for coin in there if coin.ref == last.anchor)
-        same = [utxo_of(coin) for coin in there if coin.ref in last.inputs]
+        nonce_utxo = next(utxo_of(utxo) for utxo in there if utxo.ref == last.nonce_utxo)
+        same = [utxo_of(utxo) for utxo in there if utxo.ref in last.inputs]
         try:
             if len(same) == len(last.inputs):
-                return rebuilt(same, anchor, wanted, ttl_slot, self.own, network)
+                return rebuilt(same, nonce_utxo, wanted, ttl_slot, self.own, network)
         except Refused:
             if wanted.invoice == row.invoice:
                 raise
         if wanted.kind == "sweep":
             raise Refused("not_enough_funds", "a coin that it was to send is not there any more")
         return select(
-            UtxoIndex([*self.coins, *(utxo_of(coin) for coin in there)]),
+            UtxoIndex([*self.utxos, *(utxo_of(utxo) for utxo in there)]),
             wanted.outputs,
             change=self.own,
             ttl_slot=ttl_slot,
             network_id=network.network_id,
             params=wanted.parameters,
-            anchor=anchor,
+            nonce_utxo=nonce_utxo,
             commitment=None if wanted.commitment is None else bytes.fromhex(wanted.commitment),
         )

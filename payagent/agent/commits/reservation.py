@@ -33,12 +33,12 @@ class Reservation:
     planner: Planner
 
     def decide(
-        self, unit: Unit, purchase: PaymentIntent, anchor: Utxo | None, expires_at_ms: int | None, now_ms: int
+        self, unit: Unit, purchase: PaymentIntent, nonce_utxo: Utxo | None, expires_at_ms: int | None, now_ms: int
     ) -> tuple[TxPlan, tuple[LimitCheck, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
         asked = self.require_before_fee(unit, purchase, now_ms)
-        plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
+        plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, nonce_utxo)
         self.rulebook.require_within_caps(plan.spend)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
@@ -72,10 +72,10 @@ class Reservation:
         """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
-        for coin in plan.inputs:
-            if coin.ref in self.planner.coins:
-                make_unavailable(unit, self.planner.coins, coin.ref)
-        records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
+        for utxo in plan.inputs:
+            if utxo.ref in self.planner.utxos:
+                make_unavailable(unit, self.planner.utxos, utxo.ref)
+        records.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
         at_ms = self.rulebook.clock_ms(unit.conn, now_ms)
         records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
@@ -85,7 +85,7 @@ class Reservation:
             Event.HOLD,
             now_ms,
             ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
-            anchor=plan.anchor.ref,
+            anchor=plan.nonce_utxo.ref,
             ttl_slot=plan.ttl_slot,
         )
 
@@ -119,7 +119,7 @@ def is_priced(conn: Connection, purchase: PaymentIntent) -> bool:
     return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
 
 
-def anchor_of(unit: Unit, intent_id: str) -> Utxo | None:
+def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
 
     So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).

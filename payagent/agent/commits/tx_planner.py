@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.commits.replacement import parameters_of, require_anchor
+from payagent.agent.commits.replacement import parameters_of, require_nonce_utxo
 from payagent.chain.provider import Tip
 from payagent.core import ledger
 from payagent.core.address import Address
@@ -39,10 +39,10 @@ class Planner:
     Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
     """
 
-    coins: UtxoIndex
+    utxos: UtxoIndex
     chain: ChainView
     own: Address
-    chain_depth: int = 0
+    unconfirmed_ancestors: int = 0
     chain_ttl_s: int = 0
     _depths: dict[str, int] = field(default_factory=dict)
     _depths_at: Tip | None = None
@@ -55,7 +55,7 @@ class Planner:
         expires_at_ms: int | None,
         min_window_s: int,
         now_ms: int,
-        anchor: Utxo | None = None,
+        nonce_utxo: Utxo | None = None,
         *,
         waits: bool = False,
     ) -> TxPlan:
@@ -69,22 +69,22 @@ class Planner:
         )
         parameters = parameters_of(invoice.proof, invoice.echo)
 
-        def pay(coins: UtxoIndex) -> TxPlan:
+        def pay(utxos: UtxoIndex) -> TxPlan:
             return select(
-                coins,
+                utxos,
                 invoice.outputs,
                 change=self.own,
                 ttl_slot=ttl_slot,
                 network_id=self.chain.network.network_id,
                 params=parameters,
-                anchor=anchor,
+                nonce_utxo=nonce_utxo,
                 commitment=None if invoice.commitment is None else bytes.fromhex(invoice.commitment),
             )
 
         try:
             if invoice.handed_over:
                 return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
-            return self._plan_with(unit, pay, slot, self.chain_depth, by_one=True, waits=waits)
+            return self._plan_with(unit, pay, slot, self.unconfirmed_ancestors, by_one=True, waits=waits)
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
                 raise
@@ -92,12 +92,14 @@ class Planner:
                 "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
             ) from None
 
-    def transfer(self, unit: Unit, plan: TransferPlan, anchor: Utxo | None, now_ms: int) -> TxPlan:
+    def transfer(self, unit: Unit, plan: TransferPlan, nonce_utxo: Utxo | None, now_ms: int) -> TxPlan:
         """The operator's own order, of what is there and what is on its way."""
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
         with own_order():
-            return self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
+            return self._plan_with(
+                unit, lambda utxos: plan(utxos, ttl_slot, nonce_utxo), slot, self.unconfirmed_ancestors
+            )
 
     def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> TxPlan:
         """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
@@ -106,18 +108,18 @@ class Planner:
         they do not pay for it. Refused: `anchor_gone`.
         """
         pauses.require_running(unit.conn)
-        require_anchor(unit.conn, row)
-        reserved = queries.coins_reserved_for(unit.conn, row.id)
-        there = [utxo_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
-        anchor = next(coin for coin in there if coin.ref == row.anchor)
+        require_nonce_utxo(unit.conn, row)
+        reserved = queries.utxos_reserved_for(unit.conn, row.id)
+        there = [utxo_of(utxo) for utxo in reserved if utxo.state == "free" or utxo.ref == row.nonce_utxo]
+        nonce_utxo = next(utxo for utxo in there if utxo.ref == row.nonce_utxo)
         network_id = self.chain.network.network_id
         try:
-            return take_back(there, anchor, self.own, ttl_slot, network_id)
+            return take_back(there, nonce_utxo, self.own, ttl_slot, network_id)
         except Refused:
-            spent = {coin.ref for coin in there}
-            for more in self.coins.largest():
+            spent = {utxo.ref for utxo in there}
+            for more in self.utxos.largest():
                 if more.ref not in spent:
-                    return take_back([*there, more], anchor, self.own, ttl_slot, network_id)
+                    return take_back([*there, more], nonce_utxo, self.own, ttl_slot, network_id)
             raise
 
     def _cancellable(self, pay: Callable[[UtxoIndex], TxPlan]) -> Callable[[UtxoIndex], TxPlan]:
@@ -126,28 +128,28 @@ class Planner:
         Coins that fit the outputs to the unit do not where the wallet's own output needs more ADA than theirs.
         """
 
-        def planned(coins: UtxoIndex) -> TxPlan:
-            plan = pay(coins)
+        def planned(utxos: UtxoIndex) -> TxPlan:
+            plan = pay(utxos)
             try:
-                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+                take_back(plan.inputs, plan.nonce_utxo, self.own, plan.ttl_slot, plan.network_id)
             except Refused:
-                spent = {coin.ref for coin in plan.inputs}
-                plan = pay(UtxoIndex(coin for coin in coins if coin.ref not in spent))
-                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+                spent = {utxo.ref for utxo in plan.inputs}
+                plan = pay(UtxoIndex(utxo for utxo in utxos if utxo.ref not in spent))
+                take_back(plan.inputs, plan.nonce_utxo, self.own, plan.ttl_slot, plan.network_id)
             return plan
 
         return planned
 
     def chainable(self, unit: Unit, slot: int) -> list[tuple[Utxo, int]]:
         """Change in no block yet that may be spent, each with how many transactions in none led to it."""
-        if not self.chain_depth:
+        if not self.unconfirmed_ancestors:
             return []
         depths = self._known_depths()
         found = (
-            (utxo_of(row), queries.chain_depth(unit.conn, row.tx_id, depths))
-            for row in queries.chainable_coins(unit.conn, slot + self.chain_ttl_s)
+            (utxo_of(row), queries.unconfirmed_ancestors(unit.conn, row.tx_id, depths))
+            for row in queries.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
         )
-        return [(coin, depth) for coin, depth in found if depth < self.chain_depth]
+        return [(utxo, depth) for utxo, depth in found if depth < self.unconfirmed_ancestors]
 
     def depth_of(self, tx_id: str) -> int:
         """How many transactions in no block lead to one that was planned lately."""
@@ -156,7 +158,7 @@ class Planner:
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are free, or will be once all change is there."""
         coming = _coming(unit, self.chain.require_ready(now_ms))
-        return ledger.add((self.coins.totals, UtxoIndex(coming).totals))
+        return ledger.add((self.utxos.totals, UtxoIndex(coming).totals))
 
     def _known_depths(self) -> dict[str, int]:
         """What was found since the newest block came. One that is wrong for a while makes a chain no less safe."""
@@ -169,7 +171,7 @@ class Planner:
         unit: Unit,
         plan: Callable[[UtxoIndex], TxPlan],
         slot: int,
-        chain_depth: int,
+        unconfirmed_ancestors: int,
         *,
         by_one: bool = False,
         waits: bool = False,
@@ -179,26 +181,26 @@ class Planner:
         Where they do not suffice although the wallet has more coins, the refusal says why.
         """
         try:
-            return plan(self.coins)
+            return plan(self.utxos)
         except Refused as refusal:
             if refusal.code not in ("not_enough_funds", "needs_consolidation"):
                 raise
-            if chain_depth and (chained := self._chained(unit, plan, slot, by_one=by_one)):
+            if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, by_one=by_one)):
                 return chained
-            if missing := queries.missing_coins(unit.conn):
+            if missing := queries.missing_utxos(unit.conn):
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
                 ) from None
             coming = _coming(unit, slot)
-            whole = _planned(plan, UtxoIndex([*self.coins, *coming]))
+            whole = _planned(plan, UtxoIndex([*self.utxos, *coming]))
             if whole is None:
                 raise
             if waits:
                 return whole
             asset = str(refusal.context.get("asset", LOVELACE))
             raise _in_flight(
-                asset, self.coins.totals.get(asset, 0), UtxoIndex(coming).totals.get(asset, 0)
+                asset, self.utxos.totals.get(asset, 0), UtxoIndex(coming).totals.get(asset, 0)
             ) from None
 
     def _chained(
@@ -207,22 +209,22 @@ class Planner:
         """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
         made = self._chained_to_one(unit, plan, slot) if by_one else None
         if made is None:
-            coming = [coin for coin, _ in self.chainable(unit, slot)]
+            coming = [utxo for utxo, _ in self.chainable(unit, slot)]
             if not coming:
                 return None
             try:
-                made = plan(UtxoIndex([*self.coins, *coming]))
+                made = plan(UtxoIndex([*self.utxos, *coming]))
             except Refused:
                 return None
-            by_lovelace = sorted(coming, key=lambda coin: (coin.lovelace, coin.ref))
-            self._next = [coin.ref for coin in by_lovelace] if len(coming) > MANY else []
-        settled = [coin for coin in made.inputs if coin.ref in self.coins]
-        if settled and made.anchor.ref not in self.coins:
-            made = made._replace(anchor=smallest_of(settled))
-        parents = {coin.tx_id for coin in made.inputs if coin.ref not in self.coins}
+            by_lovelace = sorted(coming, key=lambda utxo: (utxo.lovelace, utxo.ref))
+            self._next = [utxo.ref for utxo in by_lovelace] if len(coming) > MANY else []
+        settled = [utxo for utxo in made.inputs if utxo.ref in self.utxos]
+        if settled and made.nonce_utxo.ref not in self.utxos:
+            made = made._replace(nonce_utxo=smallest_of(settled))
+        parents = {utxo.tx_id for utxo in made.inputs if utxo.ref not in self.utxos}
         depths = self._known_depths()
         depths[made.tx_id] = 1 + max(
-            (queries.chain_depth(unit.conn, parent, depths) for parent in parents), default=-1
+            (queries.unconfirmed_ancestors(unit.conn, parent, depths) for parent in parents), default=-1
         )
         return made
 
@@ -233,7 +235,7 @@ class Planner:
         So a payment costs no more with very many such coins than with one.
         """
         while self._next:
-            row = queries.chainable_coin(unit.conn, self._next[-1], slot + self.chain_ttl_s)
+            row = queries.chainable_utxo(unit.conn, self._next[-1], slot + self.chain_ttl_s)
             if row is not None:
                 try:
                     return plan(UtxoIndex([utxo_of(row)]))
@@ -245,11 +247,11 @@ class Planner:
 
 def _coming(unit: Unit, slot: int) -> list[Utxo]:
     """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
-    coming = [utxo_of(row) for row in queries.coming_coins(unit.conn, slot)]
+    coming = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
-        for coin in queries.coins_reserved_for(unit.conn, row.id):
-            left = ledger.add((left, {LOVELACE: coin.lovelace, **coin.assets}))
+        for utxo in queries.utxos_reserved_for(unit.conn, row.id):
+            left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
         if lovelace > 0 and (row.ttl_slot or 0) > slot:
             coming.append(
@@ -260,10 +262,10 @@ def _coming(unit: Unit, slot: int) -> list[Utxo]:
     return coming
 
 
-def _planned(plan: Callable[[UtxoIndex], TxPlan], coins: UtxoIndex) -> TxPlan | None:
+def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | None:
     """The transaction of these coins; None where they do not suffice."""
     try:
-        return plan(coins)
+        return plan(utxos)
     except Refused:
         return None
 
@@ -279,6 +281,6 @@ def _in_flight(asset: str, available: int, coming: int) -> Refused:
     )
 
 
-def take_back(inputs: Sequence[Utxo], anchor: Utxo, own: Address, ttl_slot: int, network_id: int) -> TxPlan:
+def take_back(inputs: Sequence[Utxo], nonce_utxo: Utxo, own: Address, ttl_slot: int, network_id: int) -> TxPlan:
     """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
-    return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)
+    return build(inputs, nonce_utxo, (), change=own, ttl_slot=ttl_slot, network_id=network_id)

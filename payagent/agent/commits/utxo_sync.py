@@ -18,37 +18,37 @@ from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import writes as records
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 _THERE = ("free", "locked")
 """UtxoIndex in these states have to be listed."""
 
 
-def sync(unit: Unit, listing: Listing, coins: UtxoIndex, now_ms: int) -> int:
+def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
     """Take in a complete list of our UTxOs; returns the number of deposits that were new.
 
     What is doubtful, since providers do not list it alike, is left as it is: neither a deposit nor missing.
     """
-    known = queries.coin_states(unit.conn)
+    known = queries.utxo_states(unit.conn)
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
         ref = utxo.ref
         seen.add(ref)
         if ref not in known:
-            deposits += _deposit(unit, ref, utxo, coins, now_ms)
+            deposits += _deposit(unit, ref, utxo, utxos, now_ms)
         elif known[ref] == "missing":
-            row = queries.coin(unit.conn, ref)
-            records.set_coin_state(unit, ref, "locked" if _is_locked(utxo) else "free")
+            row = queries.utxo(unit.conn, ref)
+            records.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "free")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
-                make_available(unit, coins, row)
+                make_available(unit, utxos, row)
     for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
-        row = queries.coin(unit.conn, ref)
-        if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in coins):
-            records.set_coin_state(unit, ref, "missing")
-            if ref in coins:
-                make_unavailable(unit, coins, ref)
+        row = queries.utxo(unit.conn, ref)
+        if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in utxos):
+            records.set_utxo_state(unit, ref, "missing")
+            if ref in utxos:
+                make_unavailable(unit, utxos, ref)
     return deposits
 
 
@@ -58,23 +58,23 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     Not one that a payment has: of that it is remembered that it vanished. Should the transaction land after all,
     it is a new deposit.
     """
-    row = queries.coin(unit.conn, ref)
+    row = queries.utxo(unit.conn, ref)
     if row is None or row.state != "missing":
         return
     records.write_entry(unit, ledger.undeposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
     if row.reserved_for is None:
-        records.forget_coin(unit, ref)
+        records.forget_utxo(unit, ref)
     else:
-        records.set_coin_state(unit, ref, "vanished")
+        records.set_utxo_state(unit, ref, "vanished")
 
 
 def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
     """Book a deposit anew that was taken back, now that its coin is shown again; False when it was not."""
-    row = queries.coin(unit.conn, ref)
+    row = queries.utxo(unit.conn, ref)
     if row is None or row.state != "vanished":
         return False
     records.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
-    records.set_coin_state(unit, ref, "missing")
+    records.set_utxo_state(unit, ref, "missing")
     return True
 
 
@@ -87,14 +87,14 @@ def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
     return any(state in _THERE and ref not in refs for ref, state in known.items())
 
 
-def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: UtxoIndex, now_ms: int) -> int:
+def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
     locked = _is_locked(utxo)
-    if queries.coin(unit.conn, ref) is not None:
+    if queries.utxo(unit.conn, ref) is not None:
         if not is_back(unit, ref, now_ms):
             return 0
-        records.set_coin_state(unit, ref, "locked" if locked else "free")
+        records.set_utxo_state(unit, ref, "locked" if locked else "free")
         return 1
-    row = CoinRow(
+    row = UtxoRow(
         ref,
         utxo.tx_id,
         utxo.index,
@@ -104,11 +104,11 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: UtxoIndex, now_ms: in
         "locked" if locked else "free",
         None,
     )
-    records.add_coin(unit, row)
+    records.add_utxo(unit, row)
     # of an unreadable output only what can be counted is booked
     records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
     if not locked:
-        make_available(unit, coins, row)
+        make_available(unit, utxos, row)
     return 1
 
 

@@ -90,18 +90,18 @@ def payload(alert: AlertRow, terms: AgentConfig, links: Mapping[str, str]) -> by
 class AlertMonitor:
     """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
 
-    def __init__(self, desk: AgentContext, webhook: Webhook | None, links: ApprovalLinks | None = None) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, webhook: Webhook | None, links: ApprovalLinks | None = None) -> None:
+        self._context = context
         self._webhook = webhook
         self._links = links
-        self._told = alerts.last_seq(desk.conn)
+        self._told = alerts.last_seq(context.conn)
 
     async def beat(self) -> None:
         """Decide, log what is new, whoever raised it, and send what is due."""
-        now_ms = self._desk.ports.clock.now_ms()
-        if any(_crossings(self._desk.conn, self._levels(self._desk.conn, now_ms))):
-            await self._desk.write("alert", lambda unit: self._decide(unit, now_ms))
-        for alert in alerts.after(self._desk.conn, self._told):
+        now_ms = self._context.ports.clock.now_ms()
+        if any(_crossings(self._context.conn, self._levels(self._context.conn, now_ms))):
+            await self._context.write("alert", lambda unit: self._decide(unit, now_ms))
+        for alert in alerts.after(self._context.conn, self._told):
             event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
             log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
             self._told = alert.seq
@@ -110,9 +110,10 @@ class AlertMonitor:
 
     def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
         """Before the wallet's coins were read once, nobody knows whether it is low."""
-        is_wallet_known = self._desk.chain.tip is not None
+        is_wallet_known = self._context.chain.tip is not None
         return chain(
-            _wallet(conn, self._desk.terms) if is_wallet_known else (), _prepaid(conn, self._desk.terms, now_ms)
+            _wallet(conn, self._context.terms) if is_wallet_known else (),
+            _prepaid(conn, self._context.terms, now_ms),
         )
 
     def _decide(self, unit: Unit, now_ms: int) -> None:
@@ -124,11 +125,11 @@ class AlertMonitor:
 
     async def _send(self, webhook: Webhook) -> None:
         """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
-        clock = self._desk.ports.clock
+        clock = self._context.ports.clock
         now_ms = clock.now_ms()
-        waiting = alerts.waiting(self._desk.conn, now_ms - RETRY_FOR_MS)
+        waiting = alerts.waiting(self._context.conn, now_ms - RETRY_FOR_MS)
         for alert in [one for one in waiting if is_due(one, now_ms)]:
-            sent = payload(alert, self._desk.terms, self._links_of(alert))
+            sent = payload(alert, self._context.terms, self._links_of(alert))
             why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
             if why_not is not None:
                 await self._miss(alert, why_not)
@@ -138,21 +139,21 @@ class AlertMonitor:
     def _links_of(self, alert: AlertRow) -> dict[str, str]:
         """The links by which those who are told of a question can decide it, while it is open."""
         payment_id = alert.facts.get("payment", "")
-        approval = approvals.of_payment(self._desk.conn, payment_id)
-        is_open = approval is not None and approvals.decided(self._desk.conn, payment_id) is None
+        approval = approvals.of_payment(self._context.conn, payment_id)
+        is_open = approval is not None and approvals.decided(self._context.conn, payment_id) is None
         if self._links is None or approval is None or not is_open or alert.kind != "approval_needed":
             return {}
         return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
 
     async def _take(self, seq: int) -> None:
-        now_ms = self._desk.ports.clock.now_ms()
-        await self._desk.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
 
     async def _miss(self, alert: AlertRow, why_not: str) -> None:
-        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._desk.ports.clock.now_ms())
+        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._context.ports.clock.now_ms())
         again_at = None if again_at_ms is None else iso_time(again_at_ms)
         log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
-        await self._desk.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
+        await self._context.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
 
 
 def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:
@@ -174,9 +175,9 @@ def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
         return
     left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
     left -= sum(
-        coin.lovelace
-        for coin in queries.coins(conn)
-        if coin.state in ("locked", "missing") and coin.reserved_for is None
+        utxo.lovelace
+        for utxo in queries.utxos(conn)
+        if utxo.state in ("locked", "missing") and utxo.reserved_for is None
     )
     detail = (
         f"{format_ada(left)} in the wallet are not held for payments; alerts.wallet_below is {format_ada(mark)}"

@@ -31,14 +31,14 @@ class NewApp:
     expires_at_ms: int | None
 
 
-async def add_app(desk: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
+async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
     _require_no_more(wanted.scopes, by)
     origins = None
     if wanted.merchants is not None:
-        origins = frozenset(origin_of(desk, name) for name in wanted.merchants)
-    app = AppRow(desk.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
-    now_ms = desk.ports.clock.now_ms()
+        origins = frozenset(origin_of(context, name) for name in wanted.merchants)
+    app = AppRow(context.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
+    now_ms = context.ports.clock.now_ms()
     _require_ahead(wanted.expires_at_ms, now_ms)
 
     def job(unit: Unit) -> None:
@@ -54,31 +54,31 @@ async def add_app(desk: AgentContext, by: AppRow, wanted: NewApp, token_hash: st
         _give(unit, app.id, token_hash, wanted.expires_at_ms, by.id, now_ms)
         write_limits(unit, Scope(app.id), wanted.asset, wanted.most_units, by.id, now_ms)
 
-    await desk.write("app", job)
+    await context.write("app", job)
     return app
 
 
 async def renew_token(
-    desk: AgentContext, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None
+    context: AgentContext, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None
 ) -> AppRow:
     """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
-    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
+    app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     _require_no_more(app.scopes, by)
     if not app.scopes:
         raise Refused("forbidden", f"the app {app.name} is payagent's own: nobody asks for it")
     _require_ahead(expires_at_ms, now_ms)
-    await desk.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
+    await context.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
     return app
 
 
-async def revoke(desk: AgentContext, by: AppRow, name: str) -> AppRow:
+async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
     for its orders.
 
     Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
     serves better.
     """
-    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
+    app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     if app.id == by.id:
         told = f"the call has its token: give it a new one instead, payagent app token {app.name}"
         raise Refused("forbidden", told)
@@ -88,18 +88,18 @@ async def revoke(desk: AgentContext, by: AppRow, name: str) -> AppRow:
         if apps.revoke(unit, app.id, now_ms):
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
         for order in topups.open_of_app(unit.conn, app.id):
-            stop(unit, desk, order, Refused("app_ended", "its token was revoked"), by.id)
+            stop(unit, context, order, Refused("app_ended", "its token was revoked"), by.id)
 
-    orders = topups.open_of_app(desk.conn, app.id)
-    await desk.write("app", job)
+    orders = topups.open_of_app(context.conn, app.id)
+    await context.write("app", job)
     for order in orders:
-        desk.changes.notify(order.id)
+        context.changes.notify(order.id)
     return app
 
 
-def everybody(desk: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
+def everybody(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
     """All apps that there ever were, with their last tokens."""
-    return [(app, apps.last_token(desk.conn, app.id)) for app in apps.everybody(desk.conn)]
+    return [(app, apps.last_token(context.conn, app.id)) for app in apps.everybody(context.conn)]
 
 
 def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:

@@ -35,12 +35,12 @@ class ConfigReload:
 
     def __init__(
         self,
-        desk: AgentContext,
+        context: AgentContext,
         settings: Settings,
         read: Callable[[], Settings],
         make: Callable[[Settings], AgentConfig],
     ) -> None:
-        self._desk = desk
+        self._context = context
         self._settings = settings
         self._read = read
         self._make = make
@@ -63,14 +63,14 @@ class ConfigReload:
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
         # the signer keeps what it was started with, also where that follows from a day's limit
-        terms = replace(self._make(new), caps=self._desk.filed.caps)
-        now_ms = self._desk.ports.clock.now_ms()
+        terms = replace(self._make(new), caps=self._context.filed.caps)
+        now_ms = self._context.ports.clock.now_ms()
 
         def note(unit: Unit) -> None:
             if changed:
                 records.note(unit, None, "config_read", None, now_ms, {"changed": changed})
 
-        await self._desk.take_terms(terms, note)
+        await self._context.take_terms(terms, note)
         self._settings = new
         return changed
 

@@ -34,16 +34,16 @@ class LimitStatus:
     frees_at_ms: int | None
 
 
-def standing(desk: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
+def standing(context: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
     """Every limit; for an app that sees only itself, those that bind it."""
-    at_run_time = tuple(spending.limits(desk.conn))
-    limits = policy.in_force(desk.terms.limits, at_run_time)
+    at_run_time = tuple(spending.limits(context.conn))
+    limits = policy.in_force(context.terms.limits, at_run_time)
     if only_app is not None:
-        app = apps.require(desk.conn, only_app)
+        app = apps.require(context.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
-    clock_ms = desk.limits_clock_ms(desk.conn, desk.ports.clock.now_ms())
+    clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
-    return [_stands(desk, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+    return [_stands(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
@@ -58,19 +58,21 @@ def _binds(limit: Limit, app: AppRow) -> bool:
     )
 
 
-def _stands(desk: AgentContext, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> LimitStatus:
+def _stands(
+    context: AgentContext, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int
+) -> LimitStatus:
     is_shared = only_app is not None and limit.scope.app == ANY
     seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
-    units = spending.counted(desk.conn, seen, clock_ms)
+    units = spending.counted(context.conn, seen, clock_ms)
     left_units = None if is_shared else max(limit.most_units - units, 0)
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
-        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(desk.conn, seen, clock_ms), 1)
+        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(context.conn, seen, clock_ms), 1)
     return LimitStatus(limit, is_filed, units, left_units, frees_at_ms)
 
 
 async def set_limits(
-    desk: AgentContext,
+    context: AgentContext,
     by_app: str,
     app_name: str | None,
     merchant_name: str | None,
@@ -78,16 +80,16 @@ async def set_limits(
     most_units: Mapping[Window, int | None],
 ) -> None:
     """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
-    app = ANY if app_name is None else apps.find(desk.conn, app_name).id
-    scope = Scope(app, ANY if merchant_name is None else _limited(desk, merchant_name))
-    now_ms = desk.ports.clock.now_ms()
-    await desk.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+    app = ANY if app_name is None else apps.find(context.conn, app_name).id
+    scope = Scope(app, ANY if merchant_name is None else _limited(context, merchant_name))
+    now_ms = context.ports.clock.now_ms()
+    await context.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
 
 
-def _limited(desk: AgentContext, name: str) -> str:
+def _limited(context: AgentContext, name: str) -> str:
     """As `origin_of`; or an origin that has limits, which is all that is left of a merchant that is gone."""
-    have_some = {limit.scope.merchant for limit in spending.limits(desk.conn)}
-    return name if name in have_some - {ANY} else origin_of(desk, name)
+    have_some = {limit.scope.merchant for limit in spending.limits(context.conn)}
+    return name if name in have_some - {ANY} else origin_of(context, name)
 
 
 def write_limits(
@@ -109,15 +111,15 @@ def write_limits(
         records.note(unit, None, "limit_set", None, now_ms, told)
 
 
-def origin_of(desk: AgentContext, name: str) -> str:
+def origin_of(context: AgentContext, name: str) -> str:
     """The origin of a merchant of the config."""
-    for merchant in desk.terms.merchants.values():
+    for merchant in context.terms.merchants.values():
         if merchant.name == name:
             return merchant.origin
     raise Refused("not_found", f"there is no merchant {name[:80]!r} in [merchants]")
 
 
-def names_of(desk: AgentContext) -> Iterator[tuple[str, str]]:
+def names_of(context: AgentContext) -> Iterator[tuple[str, str]]:
     """How people call an app (by its id) or a merchant (by its origin)."""
-    yield from ((app.id, app.name) for app in apps.everybody(desk.conn))
-    yield from ((origin, merchant.name) for origin, merchant in desk.terms.merchants.items())
+    yield from ((app.id, app.name) for app in apps.everybody(context.conn))
+    yield from ((origin, merchant.name) for origin, merchant in context.terms.merchants.items())

@@ -32,31 +32,31 @@ class MerchantStatus:
     merchant: MerchantConfig
     pins: tuple[Pin, ...]
     prices: tuple[AgreedPriceRow, ...]
-    strikes: UnservedStreak
+    unserved_streak: UnservedStreak
     readiness: Readiness
     in_flight: int
 
 
-def standing(desk: AgentContext, name: str) -> MerchantStatus:
+def standing(context: AgentContext, name: str) -> MerchantStatus:
     """Of a merchant of the config, by its name. Refused: `not_found`."""
-    origin = origin_of(desk, name)
+    origin = origin_of(context, name)
     return MerchantStatus(
-        desk.terms.merchants[origin],
-        tuple(sorted(trust.pins(desk.conn, origin))),
-        tuple(trust.prices(desk.conn, origin)),
-        trust.strikes(desk.conn, origin),
-        trust.readiness(desk.conn, origin),
-        trust.in_flight(desk.conn, origin),
+        context.terms.merchants[origin],
+        tuple(sorted(trust.pins(context.conn, origin))),
+        tuple(trust.prices(context.conn, origin)),
+        trust.unserved_streak(context.conn, origin),
+        trust.readiness(context.conn, origin),
+        trust.in_flight(context.conn, origin),
     )
 
 
-async def add_merchant(desk: AgentContext, by_app: str, name: str, settings: Mapping[str, object]) -> None:
+async def add_merchant(context: AgentContext, by_app: str, name: str, settings: Mapping[str, object]) -> None:
     """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
-    origin = read_merchant(name, settings, desk.terms.network.name).origin
-    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), desk.ports.clock.now_ms()
+    origin = read_merchant(name, settings, context.terms.network.name).origin
+    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        filed = ((one.name, one.origin) for one in desk.filed.merchants.values())
+        filed = ((one.name, one.origin) for one in context.filed.merchants.values())
         for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
             if name == known_name or origin == known_origin:
                 raise Refused("merchant_exists", f"the merchant {known_name} is {known_origin}")
@@ -64,12 +64,12 @@ async def add_merchant(desk: AgentContext, by_app: str, name: str, settings: Map
         told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
         records.note(unit, None, "merchant_added", None, now_ms, told)
 
-    await desk.take_terms(desk.filed, job)
+    await context.take_terms(context.filed, job)
 
 
-async def remove_merchant(desk: AgentContext, by_app: str, name: str) -> None:
+async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None:
     """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
-    now_ms = desk.ports.clock.now_ms()
+    now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
         row = next((one for one in added.everybody(unit.conn) if one.name == name), None)
@@ -82,31 +82,31 @@ async def remove_merchant(desk: AgentContext, by_app: str, name: str) -> None:
         told = {"name": name, "origin": row.origin, "by": by_app}
         records.note(unit, None, "merchant_removed", None, now_ms, told)
 
-    await desk.take_terms(desk.filed, job)
+    await context.take_terms(context.filed, job)
 
 
-async def pin(desk: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
+async def pin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
-    origin = origin_of(desk, name)
+    origin = origin_of(context, name)
     try:
-        wanted = Pin(role, parse_address(address, desk.terms.network).text)
+        wanted = Pin(role, parse_address(address, context.terms.network).text)
     except Refused as refused:
         raise Refused("bad_request", f"{refused.code}: {refused.detail}", key="address") from None
-    now_ms = desk.ports.clock.now_ms()
-    await desk.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
+    now_ms = context.ports.clock.now_ms()
+    await context.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
 
 
-async def unpin(desk: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
+async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
-    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
+    origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        known.unpin(unit, desk.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
+        known.unpin(unit, context.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
 
-    await desk.write("trust", job)
+    await context.write("trust", job)
 
 
-async def reopen(desk: AgentContext, by_app: str, name: str) -> None:
+async def reopen(context: AgentContext, by_app: str, name: str) -> None:
     """Let it be paid again, and count anew what it does not serve. Refused: `not_found`."""
-    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
-    await desk.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))
+    origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
+    await context.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))

@@ -19,12 +19,12 @@ _SUBJECT = "pause"
 log = structlog.get_logger("payagent.pause")
 
 
-async def pause(desk: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:
+async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:
     """Stop all signing, from the commit of this on: the pause that stands, and whether it is this one.
 
     An earlier one stands as it is, with its own reason.
     """
-    now_ms = desk.ports.clock.now_ms()
+    now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:
         is_new = pauses.begin(unit, by_app, reason, now_ms)
@@ -32,19 +32,19 @@ async def pause(desk: AgentContext, by_app: str, reason: str) -> tuple[Pause | N
         raise_alert(unit, "paused", _SUBJECT, {"detail": detail, "by": by_app}, now_ms)
         return is_new
 
-    is_new = await desk.write("pause", job)
+    is_new = await context.write("pause", job)
     log.warning("wallet.paused" if is_new else "wallet.paused_already", by=by_app, reason=reason)
-    return pauses.standing(desk.conn), is_new
+    return pauses.standing(context.conn), is_new
 
 
-async def unpause(desk: AgentContext, by_app: str) -> Pause | None:
+async def unpause(context: AgentContext, by_app: str) -> Pause | None:
     """Sign again. What was admitted before the pause, and has time left, is signed by the next look."""
-    now_ms = desk.ports.clock.now_ms()
+    now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:
         clear_alert(unit, _SUBJECT, {"detail": "payagent signs again", "by": by_app}, now_ms)
         return pauses.end(unit, by_app, now_ms)
 
-    if await desk.write("resume", job):
+    if await context.write("resume", job):
         log.warning("wallet.resumed", by=by_app)
-    return pauses.standing(desk.conn)
+    return pauses.standing(context.conn)

@@ -29,8 +29,8 @@ log = structlog.get_logger("payagent.agent")
 class Decisions:
     """What is approved is signed and sent from here."""
 
-    def __init__(self, desk: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
+        self._context = context
         self._signing = signing
         self._sending = sending
 
@@ -39,52 +39,55 @@ class Decisions:
 
         What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
         """
-        now_ms, window_s = self._desk.ports.clock.now_ms(), self._desk.terms.min_window_s
+        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
         with self._signing.claim(payment_id):
             decided = await self._decide(
                 "approve",
-                lambda unit: self._desk.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
+                lambda unit: self._context.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
                 payment_id,
                 by,
             )
             if decided.plan is None:
                 raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
-            if not self._desk.payment(payment_id).handed_over:
+            if not self._context.payment(payment_id).handed_over:
                 try:
                     await self._signing.sign(payment_id, decided.plan)
                     self._sending.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
-                        self._desk.refusals[refused.code] += 1
-        return self._desk.payment(payment_id)
+                        self._context.refusals[refused.code] += 1
+        return self._context.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
         """End a payment that awaits a decision. Refused as `Questions.deny` does."""
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
         await self._decide(
-            "deny", lambda unit: self._desk.admission.questions.deny(unit, payment_id, by, now_ms), payment_id, by
+            "deny",
+            lambda unit: self._context.admission.questions.deny(unit, payment_id, by, now_ms),
+            payment_id,
+            by,
         )
-        return self._desk.payment(payment_id)
+        return self._context.payment(payment_id)
 
     async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
         """Have a person's decision made. One that is refused leaves the question as it was, and is told in it."""
         try:
-            return await self._desk.write(name, job, payment_id)
+            return await self._context.write(name, job, payment_id)
         except Refused as refusal:
-            now_ms, why = self._desk.ports.clock.now_ms(), refusal
-            await self._desk.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
-            row = payments.payment(self._desk.conn, payment_id)
+            now_ms, why = self._context.ports.clock.now_ms(), refusal
+            await self._context.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            row = payments.payment(self._context.conn, payment_id)
             if row is not None and row.state is State.AWAITING_APPROVAL:
                 raise refusal.with_money(STILL_ASKED) from None
             raise
 
     async def deny_what_is_over(self) -> None:
         """End the payments on which nobody decided in time."""
-        now_ms, window_s = self._desk.ports.clock.now_ms(), self._desk.terms.min_window_s
-        questions = self._desk.admission.questions
-        for payment_id in questions.over(self._desk.conn, window_s, now_ms):
+        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
+        questions = self._context.admission.questions
+        for payment_id in questions.over(self._context.conn, window_s, now_ms):
             job = partial(questions.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms)
-            decided = await self._desk.write("deny", job, payment_id)
+            decided = await self._context.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
-                self._desk.refusals[decided.refusal.code] += 1
+                self._context.refusals[decided.refusal.code] += 1

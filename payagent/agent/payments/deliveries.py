@@ -28,27 +28,27 @@ log = structlog.get_logger("payagent.agent")
 class Deliveries:
     """What was handed over and refused is taken back from here."""
 
-    def __init__(self, desk: AgentContext, carrying: PaymentLifecycle) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, carrying: PaymentLifecycle) -> None:
+        self._context = context
         self._carrying = carrying
         self._there_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
-        now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
-        await self._desk.write(
+        now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
+        await self._context.write(
             "delivery",
             lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, clock_ms, now_ms),
             payment_id,
         )
-        return self._desk.payment(payment_id)
+        return self._context.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
         """A proof was shown to the merchant, and no answer came to it."""
-        if self._desk.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
+        if self._context.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
-        now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
-        await self._desk.write(
+        now_ms, rules = self._context.ports.clock.now_ms(), self._context.terms.rules
+        await self._context.write(
             "delivery",
             lambda unit: delivery_steps.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
@@ -57,18 +57,18 @@ class Deliveries:
     async def take_silence(self, payment_id: str, why: str) -> tuple[PaymentRow, Advice]:
         """Note that no answer came, and say whether the same proof is shown again."""
         await self.record_unanswered(payment_id, why)
-        row = self._desk.payment(payment_id)
+        row = self._context.payment(payment_id)
         after_s = None if row.state in WITHOUT_PROOF else again_after_s(1)
         return row, Advice(RetryAnswer(RetryVerdict.UNCLEAR, why), after_s)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
-        now_ms = self._desk.ports.clock.now_ms()
-        rules = self._desk.terms.rules
-        await self._desk.write(
+        now_ms = self._context.ports.clock.now_ms()
+        rules = self._context.terms.rules
+        await self._context.write(
             "delivery", lambda unit: delivery_steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
         )
-        return self._desk.payment(payment_id)
+        return self._context.payment(payment_id)
 
     async def take_answer(
         self,
@@ -89,8 +89,8 @@ class Deliveries:
         the client's hands, which `record_delivery` tells. A transaction that was handed over and refused is
         cancelled.
         """
-        row = self._desk.payment(payment_id)
-        now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
+        row = self._context.payment(payment_id)
+        now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
         answer = read_answer(
             row.dialect or "",
             response,
@@ -101,9 +101,9 @@ class Deliveries:
             has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
 
-        depth = self._desk.depth(row) if shown_depth is None else min(shown_depth, self._desk.depth(row))
-        by_auto = self._desk.is_by_auto(row)
-        presented = Presented(depth, by_auto, by_auto and depth < self._desk.terms.confirm_depth)
+        depth = self._context.depth(row) if shown_depth is None else min(shown_depth, self._context.depth(row))
+        by_auto = self._context.is_by_auto(row)
+        presented = Presented(depth, by_auto, by_auto and depth < self._context.terms.confirm_depth)
 
         def job(unit: Unit) -> float | None:
             steps, status = delivery_steps, response.status
@@ -114,17 +114,17 @@ class Deliveries:
                 steps.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
             return after_s
 
-        after_s = await self._desk.write("delivery", job, payment_id)
-        row = self._desk.payment(payment_id)
+        after_s = await self._context.write("delivery", job, payment_id)
+        row = self._context.payment(payment_id)
         if row.handed_over and answer.said is RetryVerdict.REFUSED:
             try:
                 await self._carrying.cancel_refused(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
-            row = self._desk.payment(payment_id)
+            row = self._context.payment(payment_id)
         if by_auto and answer.said is RetryVerdict.PENDING:
-            self._desk.note_pending(row, depth)
-        if by_auto and after_s is not None and not self._desk.is_ready(row):
+            self._context.note_pending(row, depth)
+        if by_auto and after_s is not None and not self._context.is_ready(row):
             after_s = float(answer.retry_after_s or 0)
         return row, Advice(answer, after_s)
 
@@ -133,25 +133,25 @@ class Deliveries:
 
         This daemon must have been there for as long: while it was away, nobody could show them a proof.
         """
-        desk = self._desk
+        context = self._context
         now_ms, clock_ms = self._times_ms()
-        if self._there_since_ms is None and desk.chain.tip is not None:
+        if self._there_since_ms is None and context.chain.tip is not None:
             self._there_since_ms = clock_ms
         if self._there_since_ms is None or self._there_since_ms > delivery_steps.serving_ended_ms(clock_ms):
             return
-        for payment_id in payments.unserved(desk.conn, delivery_steps.serving_ended_ms(clock_ms)):
+        for payment_id in payments.unserved(context.conn, delivery_steps.serving_ended_ms(clock_ms)):
             job = partial(
                 delivery_steps.give_up_unserved,
                 payment_id=payment_id,
                 clock_ms=clock_ms,
-                rules=desk.terms.rules,
+                rules=context.terms.rules,
                 now_ms=now_ms,
             )
-            await desk.write("delivery", job, payment_id)
+            await context.write("delivery", job, payment_id)
 
     def _times_ms(self) -> tuple[int, int]:
         """Our clock's time, which is noted, and the limits' clock's, by which it is late: a jump of ours blames no
         merchant.
         """
-        now_ms = self._desk.ports.clock.now_ms()
-        return now_ms, self._desk.limits_clock_ms(self._desk.conn, now_ms)
+        now_ms = self._context.ports.clock.now_ms()
+        return now_ms, self._context.limits_clock_ms(self._context.conn, now_ms)

@@ -29,8 +29,8 @@ RECEIVED_MAX_CHARS = 4000
 class Intake:
     """What is kept in memory is how often each app was refused of late."""
 
-    def __init__(self, desk: AgentContext) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
         self._floods = RefusalThrottle()
 
     def offers(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> tuple[Invoice, ...]:
@@ -41,22 +41,24 @@ class Intake:
         return Reading(
             origin=merchant.origin,
             call=None if ask.request is None else ask.request.call(merchant.origin),
-            salt=bytes.fromhex(self._desk.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
+            salt=bytes.fromhex(self._context.ports.randomness.token_hex(32))
+            if merchant.request_commitment
+            else None,
             proof=merchant.proof,
             known_as=merchant.known_as,
-            assets=self._desk.assets_allowed(),
-            network=self._desk.terms.network,
+            assets=self._context.assets_allowed(),
+            network=self._context.terms.network,
             split_mode=merchant.split_mode,
             received_at_ms=now_ms,
-            decimals=self._desk.terms.decimals,
-            own=self._desk.terms.own,
+            decimals=self._context.terms.decimals,
+            own=self._context.terms.own,
         )
 
     def purchase(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
         """What is to be decided on, with ids of its own should it be new."""
         request = ask.request
         return PaymentIntent(
-            ids=self._desk.new_ids(),
+            ids=self._context.new_ids(),
             app_id=ask.app_id,
             key=ask.key(offers[0].invoice_id) or "",
             derived=ask.idempotency_key is None and ask.topup is None,
@@ -70,7 +72,7 @@ class Intake:
             max_total_units=ask.max_total_units,
             max_total_asset=ask.max_total_asset,
             is_heard=ask.heard_at_ms is not None or ask.topup is not None,
-            min_window_s=self._desk.terms.min_window_s,
+            min_window_s=self._context.terms.min_window_s,
             buyer=ask.buyer or self.buyer(ask.origin, ask.request),
             topup=ask.topup,
         )
@@ -78,8 +80,10 @@ class Intake:
     def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""
         said = request.headers if request is not None else {}
-        partner = self._desk.terms.merchant(origin).partner or ""
-        return Buyer.named(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
+        partner = self._context.terms.merchant(origin).partner or ""
+        return Buyer.named(
+            said.get("x-partner", partner), said.get("x-wallet-address", self._context.terms.own.text)
+        )
 
     async def note_refusal(
         self, ask: PaymentRequest, refusal: Refused, purchase: PaymentIntent | None, now_ms: int
@@ -88,7 +92,7 @@ class Intake:
         if refusal.problem.retryable and purchase is None:
             return
         is_heard = purchase is not None and purchase.is_heard
-        is_new = purchase is not None and is_heard and not is_priced(self._desk.conn, purchase)
+        is_new = purchase is not None and is_heard and not is_priced(self._context.conn, purchase)
         has_room = self.is_on_record(ask.app_id, ask.topup)
         is_kept = not refusal.problem.retryable and has_room
         if is_kept or (is_new and has_room):
@@ -111,7 +115,7 @@ class Intake:
             if refusal.code == "terms_changed":
                 trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
-        await self._desk.write("refuse", job)
+        await self._context.write("refuse", job)
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""

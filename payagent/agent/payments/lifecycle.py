@@ -13,7 +13,7 @@ from payagent.agent.commits.replacement import (
     is_lost,
     last_ttl_slot,
     rebuilt,
-    require_anchor,
+    require_nonce_utxo,
     reserve_more,
     same_again,
 )
@@ -44,8 +44,8 @@ What descends from it stays good for as long as its block may be lost.
 class PaymentLifecycle:
     """One step of one payment at a time."""
 
-    def __init__(self, desk: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
+        self._context = context
         self._signing = signing
         self._sending = sending
 
@@ -54,21 +54,21 @@ class PaymentLifecycle:
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
             self._sending.send_off(admitted.payment_id)
-        return await self.once_signed(self._desk.payment(admitted.payment_id)), admitted.is_new
+        return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
     async def once_signed(self, row: PaymentRow) -> PaymentRow:
         """A request that found the payment waits for whoever is signing it."""
         if row.state is State.RESERVED and row.handed_over:
             await self.resume(row, asked=True)
-            row = self._desk.payment(row.id)
+            row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
                 raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
-            row = self._desk.payment(row.id)
+            row = self._context.payment(row.id)
         if row.state in UNSIGNED:
-            pauses.require_running(self._desk.conn)
-            row = await self._desk.wait(row.id, SIGNING_PATIENCE_S)
+            pauses.require_running(self._context.conn)
+            row = await self._context.wait(row.id, SIGNING_PATIENCE_S)
         if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
         return row
@@ -83,37 +83,39 @@ class PaymentLifecycle:
         """
         if row.id in self._signing.claimed:
             return
-        now_ms = self._desk.ports.clock.now_ms()
-        slot = self._desk.chain.require_ready(now_ms)
+        now_ms = self._context.ports.clock.now_ms()
+        slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
-            row = self._desk.payment(row.id)
+            row = self._context.payment(row.id)
             if row.state not in UNSIGNED:
                 return
             try:
                 rejected = await self._sign_or_end(row, slot, now_ms, asked)
             except Refused as refused:
                 if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
-                    self._desk.refusals[refused.code] += 1
+                    self._context.refusals[refused.code] += 1
                 raise
             if not asked and rejected is not None:  # nobody is there who is told, and counts it
-                self._desk.refusals[rejected.code] += 1
+                self._context.refusals[rejected.code] += 1
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """As `resume`; why it was rejected, where it was."""
-        stopped = self._desk.admission.rulebook.why_stopped(self._desk.conn, row, now_ms)
-        if stopped is None and (row.ttl_slot or 0) - slot >= self._desk.terms.min_window_s:
-            if asked or not (row.handed_over or self._desk.is_paused):
+        stopped = self._context.admission.rulebook.why_stopped(self._context.conn, row, now_ms)
+        if stopped is None and (row.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
+            if asked or not (row.handed_over or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
                 self._sending.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "payagent came to sign it when its invoice was nearly over"
             )
-            await self._desk.write(
-                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self._desk.coins, late, now_ms), row.id
+            await self._context.write(
+                "reject",
+                lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, late, now_ms),
+                row.id,
             )
             return late
-        elif asked or not self._desk.is_paused:
+        elif asked or not self._context.is_paused:
             late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
             await self._take_back(row, stopped or late, slot, now_ms)
         return None
@@ -123,19 +125,19 @@ class PaymentLifecycle:
 
         Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
         """
-        if row.id in self._signing.claimed or self._desk.is_paused:
+        if row.id in self._signing.claimed or self._context.is_paused:
             return
-        now_ms = self._desk.ports.clock.now_ms()
-        slot = self._desk.chain.require_ready(now_ms)
+        now_ms = self._context.ports.clock.now_ms()
+        slot = self._context.chain.require_ready(now_ms)
         if not self._is_renewal_due(row, slot):
             return
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self._desk.admission.replace(unit, row.id, self._desk.terms.min_window_s, now_ms)
+            why = self._context.admission.replace(unit, row.id, self._context.terms.min_window_s, now_ms)
             return why, steps.row_of(unit, row.id)
 
         with self._signing.claim(row.id):
-            why, decided = await self._desk.write("replace", job, row.id)
+            why, decided = await self._context.write("replace", job, row.id)
             if why is not None:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
@@ -145,19 +147,19 @@ class PaymentLifecycle:
     async def cancel_refused(self, row: PaymentRow) -> None:
         """As `cancel`, of what its merchant refused. Where somebody has begun it, it is waited for."""
         if row.id in self._signing.claimed:
-            await self._desk.changes.wait(row.id, SIGNING_PATIENCE_S)
+            await self._context.changes.wait(row.id, SIGNING_PATIENCE_S)
         else:
             await self.cancel(row)
 
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
         """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
-        tip = self._desk.chain.tip
-        if tip is None or not is_lost(self._desk.conn, row, tip.slot):
+        tip = self._context.chain.tip
+        if tip is None or not is_lost(self._context.conn, row, tip.slot):
             return False
-        is_over = row.kind == "invoice" and not self._desk.chain.has_time(
-            slot, row.expires_at_ms, self._desk.terms.min_window_s, from_block=row.dialect in TIMED_BY_BLOCK
+        is_over = row.kind == "invoice" and not self._context.chain.has_time(
+            slot, row.expires_at_ms, self._context.terms.min_window_s, from_block=row.dialect in TIMED_BY_BLOCK
         )
-        return not is_over or tip.slot >= last_ttl_slot(self._desk.conn, row) + NEXT_INVOICE_PATIENCE_S
+        return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
 
     async def cancel(self, row: PaymentRow) -> None:
         """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
@@ -165,13 +167,13 @@ class PaymentLifecycle:
         Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
         `ChainView.require_ready` does; nothing has changed then.
         """
-        if row.id in self._signing.claimed or self._desk.is_paused:
+        if row.id in self._signing.claimed or self._context.is_paused:
             return
-        now_ms = self._desk.ports.clock.now_ms()
-        slot = self._desk.chain.require_ready(now_ms)
+        now_ms = self._context.ports.clock.now_ms()
+        slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
-            row = self._desk.payment(row.id)
-            why = steps.reason_to_cancel(self._desk.conn, row, slot)
+            row = self._context.payment(row.id)
+            why = steps.reason_to_cancel(self._context.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 
@@ -179,17 +181,17 @@ class PaymentLifecycle:
         self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
     ) -> None:
         """Sign the cancel of a payment that this task has claimed, and send it."""
-        plan = await self._desk.write(
-            "plan", lambda unit: self._desk.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
+        plan = await self._context.write(
+            "plan", lambda unit: self._context.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
         )
         raw = await self._signing.sign_and_check(row.id, plan)
-        own = self._desk.terms.own.raw
+        own = self._context.terms.own.raw
 
         def job(unit: Unit) -> None:
             steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
-            reserve_more(unit, self._desk.coins, row.id, plan)
+            reserve_more(unit, self._context.utxos, row.id, plan)
 
-        await self._desk.write("cancel", job, row.id)
+        await self._context.write("cancel", job, row.id)
         self._sending.send_off(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
@@ -200,10 +202,10 @@ class PaymentLifecycle:
         Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
         `anchor_gone` when no cancel could land.
         """
-        now_ms = self._desk.ports.clock.now_ms()
-        row = self._desk.payment(payment_id)
+        now_ms = self._context.ports.clock.now_ms()
+        row = self._context.payment(payment_id)
         if row.state is State.CANCELLING:
-            require_anchor(self._desk.conn, row)
+            require_nonce_utxo(self._context.conn, row)
         if row.state is State.CANCELLING and self._is_all_there(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
@@ -214,31 +216,33 @@ class PaymentLifecycle:
         with self._signing.claim(row.id):
             why = Refused("resolved", "an operator took its coins back")
             if row.state is State.RESERVED:
-                await self._desk.write(
+                await self._context.write(
                     "reject",
-                    lambda unit: steps.reject_unsigned(unit, row.id, self._desk.coins, why, now_ms, app_id),
+                    lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, why, now_ms, app_id),
                     row.id,
                 )
             else:
-                await self._take_back(row, why, self._desk.chain.require_ready(now_ms), now_ms, app_id)
-        return self._desk.payment(row.id)
+                await self._take_back(row, why, self._context.chain.require_ready(now_ms), now_ms, app_id)
+        return self._context.payment(row.id)
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all that a payment's last attempt spends beside its anchor is there now."""
-        attempt = queries.attempts(self._desk.conn, row.id)[-1]
-        coins = [queries.coin(self._desk.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
-        return all(coin is not None and coin.state == "free" for coin in coins)
+        attempt = queries.attempts(self._context.conn, row.id)[-1]
+        utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
+        return all(utxo is not None and utxo.state == "free" for utxo in utxos)
 
-    def _coins_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
+    def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The coins that are reserved for a payment, and the one of them that is its anchor."""
-        inputs = [utxo_of(coin) for coin in queries.coins_reserved_for(self._desk.conn, row.id)]
-        return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
+        inputs = [utxo_of(utxo) for utxo in queries.utxos_reserved_for(self._context.conn, row.id)]
+        return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
 
     def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
-        inputs, anchor = self._coins_of(row)
+        inputs, nonce_utxo = self._utxos_of(row)
         if row.state is State.REPLACING:
-            chosen = queries.replacement_inputs(self._desk.conn, row.id)
-            inputs = [coin for coin in inputs if coin.ref in chosen]
-        wanted = same_again(row, self._desk.terms.network)
-        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self._desk.terms.own, self._desk.terms.network)
+            chosen = queries.replacement_inputs(self._context.conn, row.id)
+            inputs = [utxo for utxo in inputs if utxo.ref in chosen]
+        wanted = same_again(row, self._context.terms.network)
+        return rebuilt(
+            inputs, nonce_utxo, wanted, row.ttl_slot or 0, self._context.terms.own, self._context.terms.network
+        )

@@ -26,13 +26,13 @@ BATCH_LOOK_S = 5.0
 class PrepaidCalls:
     """Before such a call, and after it."""
 
-    def __init__(self, desk: AgentContext, reception: Intake) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, reception: Intake) -> None:
+        self._context = context
         self._reception = reception
 
     def call_of(self, app_id: str, origin: str, request: MerchantRequest) -> ServedRequest:
         """A call that an app may make. Refused: `merchant_not_allowed`."""
-        apps.require(self._desk.conn, app_id).require_may_call(origin)
+        apps.require(self._context.conn, app_id).require_may_call(origin)
         buyer = self._reception.buyer(origin, request)
         return ServedRequest(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
 
@@ -41,13 +41,13 @@ class PrepaidCalls:
 
         A dry run asks this first. The call itself would be served, and use up what was paid for.
         """
-        conn, now_ms = self._desk.conn, self._desk.ports.clock.now_ms()
+        conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
         pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
         if pool is None or (serving := prepaid.serving(conn, pool, call, now_ms)) is None:
             return None
-        clock_ms, drawn = self._desk.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
+        clock_ms, drawn = self._context.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
         try:
-            uses.require_room(conn, pool, call, drawn, self._desk.terms.limits, clock_ms)
+            uses.require_room(conn, pool, call, drawn, self._context.terms.limits, clock_ms)
         except Refused as refused:
             return PrepaidQuote(call.origin, *serving, refused)
         return PrepaidQuote(call.origin, *serving, None)
@@ -59,65 +59,65 @@ class PrepaidCalls:
         Returns its number, for `record_call` or `give_back`; None where nothing counts beforehand. `is_costly`:
         the merchant showed that the call costs something, but not how much.
         """
-        if not uses.is_bound(self._desk.conn, call) or not (
-            is_costly or prepaid.is_counted(self._desk.conn, call)
+        if not uses.is_bound(self._context.conn, call) or not (
+            is_costly or prepaid.is_counted(self._context.conn, call)
         ):
             return None
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
             return uses.let_through(
-                unit, call, self._desk.terms.limits, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms
+                unit, call, self._context.terms.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
             )
 
         try:
-            return await self._desk.write("let_through", job)
+            return await self._context.write("let_through", job)
         except Refused as refused:
             told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
             if self._reception.is_on_record(call.app_id):
                 self._reception.note_on_record(call.app_id)
-                await self._desk.write(
+                await self._context.write(
                     "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
                 )
             raise
 
     def is_price_wanted(self, call: ServedRequest) -> bool:
         """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
-        return uses.is_bound(self._desk.conn, call) and not prepaid.is_counted(self._desk.conn, call)
+        return uses.is_bound(self._context.conn, call) and not prepaid.is_counted(self._context.conn, call)
 
     async def learn_price(self, call: ServedRequest, ask: PaymentRequest) -> None:
         """A call has answered 402: note what was asked for it, where that is understood."""
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
         try:
-            offer = self._reception.offers(self._desk.terms.merchant(ask.origin), ask, now_ms)[0]
+            offer = self._reception.offers(self._context.terms.merchant(ask.origin), ask, now_ms)[0]
         except Refused:
             return
         price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
-        await self._desk.write("price", lambda unit: pools.note_price(unit, *price))
+        await self._context.write("price", lambda unit: pools.note_price(unit, *price))
 
     async def give_back(self, use: int | None) -> None:
         """A call that was let through used nothing."""
         if use is not None:
-            await self._desk.write("give_back", lambda unit: store_uses.take_back(unit, use))
+            await self._context.write("give_back", lambda unit: store_uses.take_back(unit, use))
 
     async def record_call(self, call: ServedRequest, use: int | None = None) -> None:
         """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
-        if prepaid.is_counted(self._desk.conn, call):
-            now_ms = self._desk.ports.clock.now_ms()
+        if prepaid.is_counted(self._context.conn, call):
+            now_ms = self._context.ports.clock.now_ms()
 
             def job(unit: Unit) -> None:
-                prepaid.used(unit, call, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+                prepaid.used(unit, call, self._context.limits_clock_ms(unit.conn, now_ms), now_ms, use)
 
-            await self._desk.write("use", job)
+            await self._context.write("use", job)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
         """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            pool = pools.find_pool(self._desk.conn, origin, buyer.partner, buyer.wallet)
-            now_ms = self._desk.ports.clock.now_ms()
-            other = None if pool is None else pools.batch_under_way(self._desk.conn, pool.id, now_ms)
+            pool = pools.find_pool(self._context.conn, origin, buyer.partner, buyer.wallet)
+            now_ms = self._context.ports.clock.now_ms()
+            other = None if pool is None else pools.batch_under_way(self._context.conn, pool.id, now_ms)
             if other is None:
                 return
-            await self._desk.changes.wait(other, min(left_s, BATCH_LOOK_S))
+            await self._context.changes.wait(other, min(left_s, BATCH_LOOK_S))

@@ -29,8 +29,8 @@ class PaymentSigner:
     `stirred` is set when one of them is signed or given up; who waits for that clears it.
     """
 
-    def __init__(self, desk: AgentContext, signer: Signatures) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, signer: Signatures) -> None:
+        self._context = context
         self._signer = signer
         self.claimed: set[str] = set()
         self.stirred = asyncio.Event()
@@ -72,10 +72,10 @@ class PaymentSigner:
     async def sign(self, payment_id: str, plan: TxPlan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
         raw = await self.sign_and_check(payment_id, plan)
-        now_ms = self._desk.ports.clock.now_ms()
-        await self._desk.write(
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write(
             "sign",
-            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self._desk.terms.own.raw, now_ms),
+            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self._context.terms.own.raw, now_ms),
             payment_id,
         )
 
@@ -83,7 +83,7 @@ class PaymentSigner:
         """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
         the commit is that would make it durable: a pause may come between the two.
         """
-        pauses.require_running(self._desk.conn)
+        pauses.require_running(self._context.conn)
         key = self._signer.public_key
         try:
             signature = await self._signer.signature(plan.body, plan.paid)
@@ -96,9 +96,9 @@ class PaymentSigner:
         return raw
 
     async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
-        now_ms = self._desk.ports.clock.now_ms()
-        await self._desk.write(
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write(
             "reject",
-            lambda unit: steps.record_not_signed(unit, payment_id, self._desk.coins, refusal, now_ms),
+            lambda unit: steps.record_not_signed(unit, payment_id, self._context.utxos, refusal, now_ms),
             payment_id,
         )

@@ -23,8 +23,8 @@ log = structlog.get_logger("payagent.agent")
 class TxSubmitter:
     """What is on its way to the providers now."""
 
-    def __init__(self, desk: AgentContext) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
         self._sending: dict[str, dict[str, asyncio.Event]] = {}
         """By payment and provider: when it is over with that one."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -32,7 +32,7 @@ class TxSubmitter:
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""
         if payment_id not in self._sending:
-            self._sending[payment_id] = {source.name: asyncio.Event() for source in self._desk.senders}
+            self._sending[payment_id] = {source.name: asyncio.Event() for source in self._context.senders}
             task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -51,19 +51,19 @@ class TxSubmitter:
         """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
         over = self._sending[payment_id]
         try:
-            row = self._desk.payment(payment_id)
+            row = self._context.payment(payment_id)
             attempt = next(
-                (a for a in queries.attempts(self._desk.conn, payment_id) if a.tx_id == row.tx_id), None
+                (a for a in queries.attempts(self._context.conn, payment_id) if a.tx_id == row.tx_id), None
             )
             if attempt is None:  # it is being replaced
                 return
-            now_ms = self._desk.ports.clock.now_ms()
-            if self._desk.chain.slots and self._desk.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
+            now_ms = self._context.ports.clock.now_ms()
+            if self._context.chain.slots and self._context.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
             if steps.may_broadcast(row):
                 parents = self._send_off_parents(attempt.tx_id)
                 await asyncio.gather(
-                    *(self._leave_to(source, row.id, attempt, parents) for source in self._desk.senders)
+                    *(self._leave_to(source, row.id, attempt, parents) for source in self._context.senders)
                 )
         finally:
             del self._sending[payment_id]
@@ -75,11 +75,11 @@ class TxSubmitter:
 
         Returns when those that are on their way are over, by provider.
         """
-        parents = queries.pending_parents(self._desk.conn, tx_id)
-        is_again = bool(parents) and queries.submissions(self._desk.conn, tx_id)[0] > 0
+        parents = queries.pending_parents(self._context.conn, tx_id)
+        is_again = bool(parents) and queries.submissions(self._context.conn, tx_id)[0] > 0
         found = []
         for parent_tx in parents:
-            parent = queries.payment_of_attempt(self._desk.conn, parent_tx)
+            parent = queries.payment_of_attempt(self._context.conn, parent_tx)
             if parent is not None and parent.tx_id == parent_tx:
                 if is_again or not parent.accepted_by_provider:
                     self.send_off(parent.id)
@@ -103,10 +103,10 @@ class TxSubmitter:
             for parent in parents:
                 if (before := parent.get(source.name)) is not None:
                     await before.wait()
-            now_ms = self._desk.ports.clock.now_ms()
-            if source not in self._desk.senders or not source.takes_submissions(now_ms):
+            now_ms = self._context.ports.clock.now_ms()
+            if source not in self._context.senders or not source.takes_submissions(now_ms):
                 return
-            may_leave = await self._desk.write(
+            may_leave = await self._context.write(
                 "leave",
                 lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, source.name, now_ms),
                 payment_id,
@@ -114,8 +114,8 @@ class TxSubmitter:
             if not may_leave:
                 return
             answer = await source.submit(attempt.cbor, attempt.tx_id)
-            told_ms = self._desk.ports.clock.now_ms()
-            await self._desk.write(
+            told_ms = self._context.ports.clock.now_ms()
+            await self._context.write(
                 "answer",
                 lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
                 payment_id,

@@ -61,13 +61,13 @@ def announced_as(pool: Pool) -> str:
     return f"auto_topup:{pool.id}"
 
 
-def buyer_of(desk: AgentContext, merchant: MerchantConfig) -> Buyer:
-    return Buyer(merchant.partner or "", desk.terms.own.text)
+def buyer_of(context: AgentContext, merchant: MerchantConfig) -> Buyer:
+    return Buyer(merchant.partner or "", context.terms.own.text)
 
 
 def open_order(
     unit: Unit,
-    desk: AgentContext,
+    context: AgentContext,
     merchant: MerchantConfig,
     wish: TopupGoal,
     topup_id: str,
@@ -80,7 +80,7 @@ def open_order(
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
         _require_same(known, pools.pool(unit.conn, known.pool), wish)
         return known
-    buyer = buyer_of(desk, merchant)
+    buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
         raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
@@ -97,27 +97,27 @@ def open_order(
         request=dump_request(request),
         is_call=is_call,
         now_ms=now_ms,
-        clock_ms=desk.limits_clock_ms(unit.conn, now_ms),
+        clock_ms=context.limits_clock_ms(unit.conn, now_ms),
     )
 
 
-def stop(unit: Unit, desk: AgentContext, order: TopupRow, why: Refused, by_app: str) -> None:
+def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_app: str) -> None:
     """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
     if order.stop_code is not None:
         return
-    now_ms = desk.ports.clock.now_ms()
+    now_ms = context.ports.clock.now_ms()
     topups.stop(unit, order.id, why.code, why.detail)
     told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
     if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
-        end(unit, desk, order, why, now_ms)
+        end(unit, context, order, why, now_ms)
 
 
-def end(unit: Unit, desk: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: an order ends, once."""
-    clock_ms = desk.limits_clock_ms(unit.conn, now_ms)
+    clock_ms = context.limits_clock_ms(unit.conn, now_ms)
     code, reason = (None, None) if why is None else (why.code, why.detail)
     if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
         if why is not None:

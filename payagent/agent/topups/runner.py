@@ -128,7 +128,7 @@ class TopupRunner:
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
-        self._desk = agent.desk
+        self._context = agent.context
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
@@ -137,15 +137,15 @@ class TopupRunner:
 
     async def order(self, app_id: str, key: str | None, wish: TopupGoal) -> tuple[TopupRow, bool]:
         """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
-        desk = self._desk
-        merchant = desk.terms.merchant(wish.origin)
-        if wish.unit not in desk.assets_allowed():
+        context = self._context
+        merchant = context.terms.merchant(wish.origin)
+        if wish.unit not in context.assets_allowed():
             raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
-        topup_id, now_ms = desk.ports.new_id("top"), desk.ports.clock.now_ms()
+        topup_id, now_ms = context.ports.new_id("top"), context.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"
         job = partial(
             open_order,
-            desk=desk,
+            context=context,
             merchant=merchant,
             wish=wish,
             topup_id=topup_id,
@@ -153,7 +153,7 @@ class TopupRunner:
             key=name,
             now_ms=now_ms,
         )
-        row = await desk.write("topup", job)
+        row = await context.write("topup", job)
         return row, row.id == topup_id
 
     async def plan(self, app_id: str, wish: TopupGoal) -> TopupPlan | PrepaidQuote:
@@ -161,8 +161,8 @@ class TopupRunner:
 
         An ordinary call that a prepaid balance would serve is not made: its order would buy nothing.
         """
-        desk = self._desk
-        merchant = desk.terms.merchant(wish.origin)
+        context = self._context
+        merchant = context.terms.merchant(wish.origin)
         request, is_call = request_of(merchant, wish)
         if is_call and (served := self._agent.prepaid_calls.quote(self._served(app_id, merchant, request))):
             return served
@@ -173,16 +173,16 @@ class TopupRunner:
                 await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
         part = TopupPart(
-            desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units
+            context.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units
         )
         ask = self._ask(app_id, merchant, request, heard, part)
         quote = await self._agent.quote(ask)
         count = -(-wish.units // gained_by(wish.unit, quote.invoice))
         if count > 1 and quote.refusal is None:
             quote = await self._agent.quote(ask, count)
-        buyer = buyer_of(desk, merchant)
-        pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
-        other = None if pool is None else topups.open_of(desk.conn, pool.id)
+        buyer = buyer_of(context, merchant)
+        pool = pools.find_pool(context.conn, merchant.origin, buyer.partner, buyer.wallet)
+        other = None if pool is None else topups.open_of(context.conn, pool.id)
         return TopupPlan(wish, quote, count, None if other is None else other.id)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
@@ -190,22 +190,22 @@ class TopupRunner:
 
         Refused: `not_found`; `illegal_transition` when it has ended.
         """
-        desk = self._desk
+        context = self._context
         why = Refused("topup_cancelled", "an operator cancelled it")
 
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
             if row is None or row.ended_at_ms is not None:
                 raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
-            stop(unit, desk, row, why, by_app)
+            stop(unit, context, row, why, by_app)
 
         order = self.find(topup_id)
-        await desk.write("topup_stop", job)
+        await context.write("topup_stop", job)
         self._go_on(order)
         return self.find(topup_id)
 
     def find(self, topup_id: str) -> TopupRow:
-        row = topups.find(self._desk.conn, topup_id)
+        row = topups.find(self._context.conn, topup_id)
         if row is None:
             raise Refused("not_found", f"there is no top-up {topup_id[:80]!r}")
         return row
@@ -214,7 +214,7 @@ class TopupRunner:
         """The order, when something has happened to it or time is up; at once when it has ended."""
         row = self.find(topup_id)
         if row.ended_at_ms is None:
-            await self._desk.changes.wait(topup_id, timeout_s)
+            await self._context.changes.wait(topup_id, timeout_s)
         return self.find(topup_id)
 
     async def beat(self) -> None:
@@ -222,11 +222,11 @@ class TopupRunner:
 
         A merchant that is slow keeps only its own orders waiting: their step goes on beside the next beats.
         """
-        for merchant in self._desk.terms.merchants.values():
+        for merchant in self._context.terms.merchants.values():
             if merchant.auto_topup is not None:
-                await order_where_low(self._desk, merchant, merchant.auto_topup)
-        now_ms = self._desk.ports.clock.now_ms()
-        for row in topups.all_open(self._desk.conn):
+                await order_where_low(self._context, merchant, merchant.auto_topup)
+        now_ms = self._context.ports.clock.now_ms()
+        for row in topups.all_open(self._context.conn):
             if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
                 self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
         if self._steps:
@@ -250,7 +250,7 @@ class TopupRunner:
             await self._step(order)
         except Refused as refused:
             if refused.code in LATER or self._is_to_be_signed(order):
-                self._desk.refusals[refused.code] += 1
+                self._context.refusals[refused.code] += 1
                 raise
             await self._break_off(order, refused)
 
@@ -259,15 +259,15 @@ class TopupRunner:
 
         Until then nobody knows what the order comes to.
         """
-        last = next(reversed(payments.payments_of_topup(self._desk.conn, order.id)), None)
+        last = next(reversed(payments.payments_of_topup(self._context.conn, order.id)), None)
         return last is not None and last.state is State.RESERVED and not last.handed_over
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""
-        desk = self._desk
-        made = payments.payments_of_topup(desk.conn, order.id)
-        last = desk.as_noted(made[-1]) if made else None
-        now_ms = desk.ports.clock.now_ms()
+        context = self._context
+        made = payments.payments_of_topup(context.conn, order.id)
+        last = context.as_noted(made[-1]) if made else None
+        now_ms = context.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
             code, reason = _ENDS_ORDER[last.state]
@@ -294,7 +294,7 @@ class TopupRunner:
 
     def _is_shown_for_long(self, row: PaymentRow, now_ms: int) -> bool:
         """Whether a payment was signed so long ago that its proof is given up; or never was."""
-        told = events.events(self._desk.conn, row.id)
+        told = events.events(self._context.conn, row.id)
         signed_ms = max((at_ms for _, event, _, _, at_ms in told if event == Event.SIGN), default=None)
         return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
 
@@ -303,30 +303,32 @@ class TopupRunner:
         try:
             await self._follow(order, last)
         except Refused as refused:  # what is paid is not given up for what may pass, or be put right
-            self._desk.refusals[refused.code] += 1
+            self._context.refusals[refused.code] += 1
             self._put_off(order, refused)
-        if is_over and self._desk.payment(last.id).delivery is not Delivery.ACCEPTED:
+        if is_over and self._context.payment(last.id).delivery is not Delivery.ACCEPTED:
             self._give_up(order, "its last payment was not delivered")
 
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
         """By our clock, if the chain or the limits' clock confirms it; by the limits' alone if ours is behind."""
         passed_ms = now_ms - order.created_at_ms
-        counted_ms = self._desk.limits_clock_ms(self._desk.conn, now_ms) - order.clock_ms
+        counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - order.clock_ms
         if passed_ms < 0:
             return counted_ms > PATIENCE_MS
-        is_borne_out = counted_ms > PATIENCE_MS or self._desk.chain.is_ready(now_ms)
+        is_borne_out = counted_ms > PATIENCE_MS or self._context.chain.is_ready(now_ms)
         return passed_ms > PATIENCE_MS and is_borne_out
 
     async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""
-        desk = self._desk
-        pool = pools.pool(desk.conn, order.pool)
+        context = self._context
+        pool = pools.pool(context.conn, order.pool)
         merchant = self._merchant_for(pool)
-        pauses.require_running(desk.conn)
-        desk.chain.require_ready(now_ms)  # first: a clock that is ahead would end the order with its app's token
-        require_may_buy(desk.conn, order, now_ms)
-        under_way = pools.batch_under_way(desk.conn, pool.id, now_ms)
-        if under_way is not None and desk.payment(under_way).topup != order.id:
+        pauses.require_running(context.conn)
+        context.chain.require_ready(
+            now_ms
+        )  # first: a clock that is ahead would end the order with its app's token
+        require_may_buy(context.conn, order, now_ms)
+        under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
+        if under_way is not None and context.payment(under_way).topup != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
         request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
@@ -341,13 +343,13 @@ class TopupRunner:
 
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
-        desk = self._desk
-        merchant = self._merchant_for(pools.pool(desk.conn, row.pool or order.pool))
-        if not desk.is_ready(row):
+        context = self._context
+        merchant = self._merchant_for(pools.pool(context.conn, row.pool or order.pool))
+        if not context.is_ready(row):
             return
-        depth = desk.depth(row)
+        depth = context.depth(row)
         request, poll = load_request(order.request), self._wait_of(order).poll
-        proof = retry_headers(row, merchant, desk.terms.own.text)
+        proof = retry_headers(row, merchant, context.terms.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
@@ -361,7 +363,7 @@ class TopupRunner:
         if said is RetryVerdict.SERVED:
             self._go_on(order)
         elif advice.again_after_s is not None:
-            now_ms = desk.ports.clock.now_ms()
+            now_ms = context.ports.clock.now_ms()
             due_ms = now_ms + int(advice.again_after_s * 1000)
             self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
         elif said is RetryVerdict.USED_UP:
@@ -375,20 +377,20 @@ class TopupRunner:
         """The order ends before it is reached. Whatever the reason: one in `LATER` passes where it refuses what is
         new, and not where a payment has ended by it.
         """
-        self._desk.refusals[why.code] += 1
+        self._context.refusals[why.code] += 1
         await self._end(order, why)
 
     async def _end(self, order: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
         """The order ends, and with it what its last call used."""
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             if served is not None and order.is_call:
-                prepaid.used(unit, served, desk.limits_clock_ms(unit.conn, now_ms), now_ms)
-            end(unit, desk, order, why, now_ms)
+                prepaid.used(unit, served, context.limits_clock_ms(unit.conn, now_ms), now_ms)
+            end(unit, context, order, why, now_ms)
 
-        await desk.write("topup_end", job)
+        await context.write("topup_end", job)
         if why is None:
             log.info("topup.done", topup=order.id)
         else:
@@ -398,7 +400,7 @@ class TopupRunner:
     def _go_on(self, order: TopupRow) -> None:
         """Something has been done: the next step is due."""
         self._waits.pop(order.id, None)
-        self._desk.changes.notify(order.id)
+        self._context.changes.notify(order.id)
 
     def _give_up(self, order: TopupRow, why: str) -> None:
         raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
@@ -406,7 +408,7 @@ class TopupRunner:
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
         delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
-        now_ms, trouble = self._desk.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        now_ms, trouble = self._context.ports.clock.now_ms(), f"{why.code}: {why.detail}"
         self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
@@ -417,7 +419,7 @@ class TopupRunner:
 
     def _merchant_for(self, pool: Pool) -> MerchantConfig:
         """The merchant as configured, for the partner that the order is for, whichever is configured since."""
-        return replace(self._desk.terms.merchant(pool.origin), partner=pool.partner or None)
+        return replace(self._context.terms.merchant(pool.origin), partner=pool.partner or None)
 
     async def _hear(
         self, merchant: MerchantConfig, request: TopupSource, proof: dict[str, str], timeout_s: int
@@ -432,7 +434,7 @@ class TopupRunner:
         )
 
     def _headers(self, merchant: MerchantConfig, request: TopupSource) -> dict[str, str]:
-        own = self._desk.terms.own.text
+        own = self._context.terms.own.text
         typed = {"Content-Type": "application/json"} if request.body else {}
         return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
 
@@ -449,13 +451,15 @@ class TopupRunner:
             response=parse_response(heard.status, heard.headers, heard.body),
             received=heard.record(),
             request=MerchantRequest(request.method, request.path, body_sha256, headers),
-            buyer=buyer_of(self._desk, merchant),
+            buyer=buyer_of(self._context, merchant),
             topup=part,
         )
 
     def _served(self, app_id: str, merchant: MerchantConfig, request: TopupSource) -> ServedRequest:
         path = request.path.partition("?")[0]
-        return ServedRequest(app_id, merchant.origin, buyer_of(self._desk, merchant), request.method, path, None)
+        return ServedRequest(
+            app_id, merchant.origin, buyer_of(self._context, merchant), request.method, path, None
+        )
 
 
 def _require_offer(heard: MerchantReply) -> None:

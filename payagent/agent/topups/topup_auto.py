@@ -30,39 +30,39 @@ PAUSE_FIRST_MS = 3_600_000
 log = structlog.get_logger("payagent.topup")
 
 
-async def order_where_low(desk: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
+async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
     """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way.
 
     Where these settings have ordered nothing yet, only announce it: the next beat orders.
     """
-    now_ms = desk.ports.clock.now_ms()
-    buyer = buyer_of(desk, merchant)
-    pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
-    left = 0 if pool is None else prepaid.left(desk.conn, pool, auto.unit, now_ms)
-    if left >= auto.below or (pool is not None and _must_wait(desk, pool, auto, now_ms)):
+    now_ms = context.ports.clock.now_ms()
+    buyer = buyer_of(context, merchant)
+    pool = pools.find_pool(context.conn, merchant.origin, buyer.partner, buyer.wallet)
+    left = 0 if pool is None else prepaid.left(context.conn, pool, auto.unit, now_ms)
+    if left >= auto.below or (pool is not None and _must_wait(context, pool, auto, now_ms)):
         return
     settings = _settings(merchant, auto)
-    announced = None if pool is None else alerts.last_of_kind(desk.conn, "topup_announced", announced_as(pool))
+    announced = None if pool is None else alerts.last_of_kind(context.conn, "topup_announced", announced_as(pool))
     if announced is None or announced.facts["settings"] != settings:
-        await _announce(desk, merchant, auto, left, settings)
+        await _announce(context, merchant, auto, left, settings)
         return
-    wish, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
+    wish, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), context.ports.new_id("top")
 
     def job(unit: Unit) -> TopupRow:
         topups.ensure_auto_app(unit, now_ms)
         key = f"auto:{topup_id}"
-        return open_order(unit, desk, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
+        return open_order(unit, context, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
 
-    row = await desk.write("topup", job)
+    row = await context.write("topup", job)
     log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
 
 
 async def _announce(
-    desk: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
+    context: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
 ) -> None:
     """Tell that the next beat orders a top-up, the first by these settings."""
-    now_ms = desk.ports.clock.now_ms()
-    buyer = buyer_of(desk, merchant)
+    now_ms = context.ports.clock.now_ms()
+    buyer = buyer_of(context, merchant)
     detail = (
         f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.below is "
         f"{_in_words(auto, auto.below)}. payagent is about to order its first top-up by these settings. Nothing "
@@ -75,7 +75,7 @@ async def _announce(
         pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
         raise_again(unit, "topup_announced", announced_as(pool), facts, now_ms)
 
-    await desk.write("topup_announce", job)
+    await context.write("topup_announce", job)
     log.warning("topup.announced", **facts)
 
 
@@ -90,13 +90,13 @@ def _settings(merchant: MerchantConfig, auto: AutoTopup) -> str:
     return digest([*map(str, amounts), request])
 
 
-def _must_wait(desk: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
+def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
     """Whether something is under way, the day's orders are used up, or the last ones failed.
 
     Days and pauses are those of the limits' clock: no other clock ends them.
     """
-    conn = desk.conn
-    clock_ms = desk.limits_clock_ms(conn, now_ms)
+    conn = context.conn
+    clock_ms = context.limits_clock_ms(conn, now_ms)
     if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
         return True
     orders = topups.autos_of(conn, pool.id)

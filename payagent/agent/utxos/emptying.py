@@ -27,18 +27,18 @@ NAMED_MAX = 8
 class Leftovers:
     """UtxoIndex that stay, and tokens in them of which nothing may leave."""
 
-    coins: int
+    utxos: int
     lovelace: int
     assets: tuple[str, ...]
 
     @property
     def detail(self) -> str:
         """What stays, why, and how to come by its ADA."""
-        coins = "1 coin" if self.coins == 1 else f"{self.coins} coins"
+        utxos = "1 coin" if self.utxos == 1 else f"{self.utxos} coins"
         more = len(self.assets) - NAMED_MAX
         names = ", ".join(self.assets[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
         return (
-            f"{coins} with {format_amount(LOVELACE, self.lovelace)}, since no table [[limits.assets]] of the "
+            f"{utxos} with {format_amount(LOVELACE, self.lovelace)}, since no table [[limits.assets]] of the "
             f"config lets {names} leave; what ADA there is to spare goes with "
             "`payagent wallet send ADDRESS --amount`"
         )
@@ -46,14 +46,14 @@ class Leftovers:
     @property
     def view(self) -> dict[str, object]:
         """As the record and the API have it."""
-        told = {"coins": self.coins, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
+        told = {"coins": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
         return told | {"detail": self.detail}
 
 
-def left_behind(coins: UtxoIndex, caps: Caps) -> Leftovers | None:
+def left_behind(utxos: UtxoIndex, caps: Caps) -> Leftovers | None:
     """What must stay of these coins, if anything."""
-    assets = sorted(barred(coins.totals, caps))
-    stay = {coin.ref: coin.lovelace for asset in assets for coin in coins.asset_largest(asset)}
+    assets = sorted(barred(utxos.totals, caps))
+    stay = {utxo.ref: utxo.lovelace for asset in assets for utxo in utxos.asset_largest(asset)}
     return Leftovers(len(stay), sum(stay.values()), tuple(assets)) if stay else None
 
 
@@ -68,11 +68,13 @@ def admit(admission: Admission, unit: Unit, order: TransferRequest, to: Address,
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
     caps = None if to.raw == own.raw else admission.rulebook.caps
-    behind = None if caps is None else left_behind(planner.coins, caps)
+    behind = None if caps is None else left_behind(planner.utxos, caps)
 
-    def plan(coins: UtxoIndex, ttl_slot: int, anchor: Utxo | None) -> TxPlan:
-        stay = frozenset() if caps is None else barred(coins.totals, caps)
-        return send_all(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor, barred=stay)
+    def plan(utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None) -> TxPlan:
+        stay = frozenset() if caps is None else barred(utxos.totals, caps)
+        return send_all(
+            utxos, to, own=own, ttl_slot=ttl_slot, network_id=network_id, nonce_utxo=nonce_utxo, barred=stay
+        )
 
     told = None if behind is None else {"left_behind": behind.view}
     try:

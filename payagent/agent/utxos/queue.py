@@ -62,16 +62,16 @@ class UtxoQueue:
     def __len__(self) -> int:
         return len(self._places)
 
-    def is_free(self, coins: int) -> bool:
+    def is_free(self, utxos: int) -> bool:
         """Whether a payment need not stand in line, with so many coins in blocks free."""
-        return not self._places and self._trying < max(1, coins)
+        return not self._places and self._trying < max(1, utxos)
 
     async def admit(
         self,
         payment_id: str,
         lovelace: int,
         admit: Callable[[bool], Awaitable[AdmittedPayment]],
-        wants_coins: Callable[[], bool],
+        wants_utxos: Callable[[], bool],
         *,
         is_turn: bool,
     ) -> AdmittedPayment:
@@ -90,7 +90,7 @@ class UtxoQueue:
                         raise
                 finally:
                     self._trying -= 1
-            is_turn = wants_coins() and await self._turn(payment_id, lovelace)
+            is_turn = wants_utxos() and await self._turn(payment_id, lovelace)
             if not is_turn:
                 break
         return await admit(False)

@@ -25,8 +25,8 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 class Transfers:
     """Each is an order, and once per key."""
 
-    def __init__(self, desk: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle) -> None:
-        self._desk = desk
+    def __init__(self, context: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle) -> None:
+        self._context = context
         self._signing = signing
         self._carrying = carrying
 
@@ -34,28 +34,28 @@ class Transfers:
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Send out of the wallet, by the operator's order: no limit applies; durable first, and once per key."""
-        role: Role = "change" if to.raw == self._desk.terms.own.raw else "pay_to"
+        role: Role = "change" if to.raw == self._context.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
         return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is free and may leave, as far as one transaction holds it, smallest coins first."""
-        order, now_ms = self._order(app_id, "sweep", key, to.text), self._desk.ports.clock.now_ms()
+        order, now_ms = self._order(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
         return await self._order_transfer(
-            order, lambda unit: emptying.admit(self._desk.admission, unit, order, to, now_ms)
+            order, lambda unit: emptying.admit(self._context.admission, unit, order, to, now_ms)
         )
 
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
-        outputs = split_outputs(self._desk.terms.own, count, lovelace)
+        outputs = split_outputs(self._context.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferRequest:
-        ids = self._desk.new_ids()
+        ids = self._context.new_ids()
         return TransferRequest(
             ids=ids,
             app_id=app_id,
@@ -66,23 +66,25 @@ class Transfers:
         )
 
     async def _transfer(self, order: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
         return await self._order_transfer(
-            order, lambda unit: self._desk.admission.admit_transfer(unit, order, plan, now_ms)
+            order, lambda unit: self._context.admission.admit_transfer(unit, order, plan, now_ms)
         )
 
     async def _order_transfer(
         self, order: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
         with self._signing.claim(order.ids.payment):
-            return await self._carrying.carry_out(await self._desk.write("admit", admit))
+            return await self._carrying.carry_out(await self._context.write("admit", admit))
 
-    def _select(self, outputs: Sequence[Output], coins: UtxoIndex, ttl_slot: int, anchor: Utxo | None) -> TxPlan:
+    def _select(
+        self, outputs: Sequence[Output], utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None
+    ) -> TxPlan:
         return select(
-            coins,
+            utxos,
             outputs,
-            change=self._desk.terms.own,
+            change=self._context.terms.own,
             ttl_slot=ttl_slot,
-            network_id=self._desk.terms.network.network_id,
-            anchor=anchor,
+            network_id=self._context.terms.network.network_id,
+            nonce_utxo=nonce_utxo,
         )

@@ -63,28 +63,28 @@ class UtxoUpkeep:
         slot = self.admission.planner.chain.require_ready(now_ms)
         orders = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
         clock_ms = self.admission.rulebook.clock_ms(unit.conn, now_ms)
-        stock, coins = self._stock(unit, slot)
+        stock, utxos = self._stock(unit, slot)
         demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
         there = upkeep.room(demand, stock)
         if not _may_order(orders, clock_ms, is_burst=bool(waiting)):
             return UpkeepResult(None, there)
         spent = sum(order.fee_lovelace for order in _of_the_day(orders, clock_ms))
         budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
-        move = upkeep.decide(demand, stock, self._crumbs(means.assets) if demand.is_quiet else (), budget)
-        return UpkeepResult(None if move is None else self._admit(unit, ids, move, coins, now_ms), there)
+        move = upkeep.decide(demand, stock, self._dust(means.assets) if demand.is_quiet else (), budget)
+        return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), there)
 
     def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
         """What there is for payments, what is yet to come too; and the coins by name."""
         planner = self.admission.planner
-        most = planner.chain_depth
-        free = [(coin, most + 1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
-        chainable = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
-        coming = [utxo_of(row) for row in queries.coming_coins(unit.conn, slot)]
-        found = [*free, *((coin, chainable.get(coin.ref, 0)) for coin in coming)]
+        most = planner.unconfirmed_ancestors
+        free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), STOCK_MAX)]
+        chainable = {utxo.ref: most - depth for utxo, depth in planner.chainable(unit, slot)}
+        coming = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
+        found = [*free, *((utxo, chainable.get(utxo.ref, 0)) for utxo in coming)]
         stock = [
-            Held(coin.ref, coin.lovelace, left, _assets(coin), is_in_block=left > most) for coin, left in found
+            Held(utxo.ref, utxo.lovelace, left, _assets(utxo), is_in_block=left > most) for utxo, left in found
         ]
-        return stock, {coin.ref: coin for coin, _ in found}
+        return stock, {utxo.ref: utxo for utxo, _ in found}
 
     def _demand(
         self, unit: Unit, orders: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int
@@ -99,22 +99,22 @@ class UtxoUpkeep:
         )
         return demand_of(begun, waiting, is_quiet=is_quiet)
 
-    def _crumbs(self, assets: Set[str]) -> list[Held]:
+    def _dust(self, assets: Set[str]) -> list[Held]:
         """The smallest coins, but for those that hold a token which payments are made of."""
-        smallest = islice(self.admission.planner.coins.smallest(), STOCK_MAX)
-        crumbs = (Held(coin.ref, coin.lovelace, 0, _assets(coin)) for coin in smallest)
-        return [crumb for crumb in crumbs if not crumb.assets & assets]
+        smallest = islice(self.admission.planner.utxos.smallest(), STOCK_MAX)
+        dust = (Held(utxo.ref, utxo.lovelace, 0, _assets(utxo)) for utxo in smallest)
+        return [dust for dust in dust if not dust.assets & assets]
 
     def _admit(
-        self, unit: Unit, ids: Ids, move: Split | Gather, coins: dict[str, Utxo], now_ms: int
+        self, unit: Unit, ids: Ids, move: Split | Gather, utxos: dict[str, Utxo], now_ms: int
     ) -> AdmittedPayment | None:
         """None where it cannot be made as it was meant: then nothing is."""
         planner = self.admission.planner
         is_split = isinstance(move, Split)
-        spent = [coins[move.ref]] if isinstance(move, Split) else [planner.coins[ref] for ref in move.refs]
+        spent = [utxos[move.ref]] if isinstance(move, Split) else [planner.utxos[ref] for ref in move.refs]
         outputs = split_outputs(planner.own, move.count, move.each_lovelace) if isinstance(move, Split) else ()
 
-        def plan(_coins: UtxoIndex, ttl_slot: int, _anchor: Utxo | None) -> TxPlan:
+        def plan(_utxos: UtxoIndex, ttl_slot: int, _nonce_utxo: Utxo | None) -> TxPlan:
             network_id = planner.chain.network.network_id
             return build(
                 spent, smallest_of(spent), outputs, change=planner.own, ttl_slot=ttl_slot, network_id=network_id
@@ -135,8 +135,8 @@ class UtxoUpkeep:
             return None
 
 
-def _assets(coin: Utxo) -> frozenset[str]:
-    return frozenset(asset for asset, _ in coin.assets)
+def _assets(utxo: Utxo) -> frozenset[str]:
+    return frozenset(asset for asset, _ in utxo.assets)
 
 
 def _of_the_day(orders: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRow]:

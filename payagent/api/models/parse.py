@@ -137,7 +137,7 @@ def read_transfer(raw: bytes, network: Network) -> TransferBody:
     return TransferBody(to, asset, _amount(body, "units", asset))
 
 
-def read_thaw(raw: bytes) -> list[str] | None:
+def read_unfreeze(raw: bytes) -> list[str] | None:
     """The transactions that the operator has looked at; None when that is not told."""
     body = _fields(_json(raw), "the body", (), ("seen",))
     seen = body.get("seen", ())

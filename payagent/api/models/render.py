@@ -19,14 +19,14 @@ from payagent.core.retry_schedule import Readiness
 from payagent.core.timestamps import iso_time
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.apps import AppRow, TokenRow
-from payagent.store.rows.attempts_and_utxos import CoinRow
+from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
 from payagent.store.rows.pauses import Pause
 from payagent.store.rows.payments import PaymentRow
 
 Json = dict[str, object]
 Balance = tuple[str, str, int]
-COIN_STATES = ("free", "reserved", "pending", "locked", "missing")
+UTXO_STATES = ("free", "reserved", "pending", "locked", "missing")
 
 
 def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
@@ -129,7 +129,7 @@ def merchant_view(merchant: MerchantConfig, readiness: Readiness, terms: AgentCo
 
 def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
     """A merchant with what its invoices are held to, and what is known of it."""
-    rules, stopped_at_ms = known.merchant.rules, known.strikes.stopped_at_ms
+    rules, stopped_at_ms = known.merchant.rules, known.unserved_streak.stopped_at_ms
     addresses = [(pin, "config") for pin in sorted(rules.filed)]
     addresses += [(pin, "daemon") for pin in known.pins if pin not in rules.filed]
     return {
@@ -145,7 +145,7 @@ def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
             for one in known.prices
         ],
         "stop_after": rules.stop_after,
-        "strikes": known.strikes.count,
+        "strikes": known.unserved_streak.count,
         "stopped_at": None if stopped_at_ms is None else iso_time(stopped_at_ms),
         "in_flight": known.in_flight,
         "in_flight_max": rules.in_flight_max,
@@ -165,31 +165,31 @@ def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
 
 
 def wallet_view(
-    terms: AgentConfig, chain: ChainView, coins: Sequence[CoinRow], balances: Iterable[Balance], now_ms: int
+    terms: AgentConfig, chain: ChainView, utxos: Sequence[UtxoRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:
     """Balances per asset. `total` is what the books say is ours: `held` for payments, the rest at our address.
 
     `available` is what selection may take now. It can be less than total minus held: change that is in no
     block yet, and coins that are locked or missing, are ours and cannot be spent.
     """
-    states = [coin_state(coin) for coin in coins]
+    states = [utxo_state(utxo) for utxo in utxos]
     return {
         "network": terms.network.name,
         "address": terms.own.text,
         "assets": [
             {"asset": asset, **{part: str(units) for part, units in parts.items()}}
-            for asset, parts in wallet_units(coins, balances).items()
+            for asset, parts in wallet_units(utxos, balances).items()
         ],
-        "coins": {state: states.count(state) for state in COIN_STATES},
+        "coins": {state: states.count(state) for state in UTXO_STATES},
         "frozen_by": list(chain.foreign),
         "chain": _chain_view(chain, now_ms),
     }
 
 
-def wallet_units(coins: Sequence[CoinRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
+def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
     """By asset: what is available, held and in all, as `wallet_view` tells it."""
-    free = [coin for coin in coins if coin_state(coin) == "free"]
-    available = add({LOVELACE: coin.lovelace, **coin.assets} for coin in free)
+    free = [utxo for utxo in utxos if utxo_state(utxo) == "free"]
+    available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
     owned: dict[str, int] = {}
     held: dict[str, int] = {}
     for account, asset, units in balances:
@@ -202,18 +202,18 @@ def wallet_units(coins: Sequence[CoinRow], balances: Iterable[Balance]) -> dict[
     return {asset: {part: units.get(asset, 0) for part, units in parts} for asset in names}
 
 
-def coin_state(coin: CoinRow) -> str:
+def utxo_state(utxo: UtxoRow) -> str:
     """A coin's state as it matters to its owner: reserved goes before free and pending."""
-    return "reserved" if coin.reserved_for is not None else coin.state
+    return "reserved" if utxo.reserved_for is not None else utxo.state
 
 
-def utxo_view(coin: CoinRow) -> Json:
+def utxo_view(utxo: UtxoRow) -> Json:
     return {
-        "ref": coin.ref,
-        "lovelace": str(coin.lovelace),
-        "assets": {asset: str(units) for asset, units in coin.assets.items()},
-        "state": coin_state(coin),
-        "reserved_for": coin.reserved_for,
+        "ref": utxo.ref,
+        "lovelace": str(utxo.lovelace),
+        "assets": {asset: str(units) for asset, units in utxo.assets.items()},
+        "state": utxo_state(utxo),
+        "reserved_for": utxo.reserved_for,
     }
 
 

@@ -37,7 +37,7 @@ def receipt_view(conn: Connection, row: PaymentRow, terms: AgentConfig) -> Json:
         "decisions": _told(known.events, DECISIONS),
         "holds": [_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
         "attempts": [_attempt(attempt, row, known, terms) for attempt in known.attempts],
-        "sightings": [_sighting(seen) for seen in known.sightings],
+        "sightings": [_block_observation(seen) for seen in known.block_observations],
         "answers": _told(known.events, ANSWERS),
         "entries": [_entry(entry) for entry in known.entries],
         "events": [_only(event, *event_names) for event in known.events],
@@ -108,7 +108,7 @@ def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig)
     }
 
 
-def _sighting(row: Row) -> Json:
+def _block_observation(row: Row) -> Json:
     return {"tx_hash": row["tx_id"], "block": _block(row), "at_ms": row["at_ms"]}
 
 

@@ -67,21 +67,21 @@ router = APIRouter(include_in_schema=False)
 @router.get(PREFIX + "{payment_id}/{way}/{signature}")
 async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
     """What is asked, and the button; once it is decided, how."""
-    desk: AgentContext = request.app.state.agent.desk
+    context: AgentContext = request.app.state.agent.context
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
     row, approval = found
-    if (decided := approvals.decided(desk.conn, row.id)) is not None:
-        return _page(_HEADINGS[decided.decision], _outcome(desk, row, decided))
-    return _page(f"{way.capitalize()} this payment?", _asked(desk, row, approval), way)
+    if (decided := approvals.decided(context.conn, row.id)) is not None:
+        return _page(_HEADINGS[decided.decision], _outcome(context, row, decided))
+    return _page(f"{way.capitalize()} this payment?", _asked(context, row, approval), way)
 
 
 @router.post(PREFIX + "{payment_id}/{way}/{signature}")
 async def decide(request: Request, payment_id: str, way: str, signature: str) -> Response:
     """The form of the page above, and no other. It leads back there: to load that again sends no form again."""
     agent: Agent = request.app.state.agent
-    desk = agent.desk
+    context = agent.context
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
@@ -91,15 +91,15 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     try:
         await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
     except Refused as refused:
-        desk.refusals[refused.code] += 1
-        return _page(refused.problem.title, _refused(desk, refused, found[1]), status=refused.problem.status)
+        context.refusals[refused.code] += 1
+        return _page(refused.problem.title, _refused(context, refused, found[1]), status=refused.problem.status)
     return RedirectResponse(request.url.path, 303, _HEADERS)
 
 
-def _refused(desk: AgentContext, refused: Refused, approval: ApprovalRow) -> Iterable[Row]:
+def _refused(context: AgentContext, refused: Refused, approval: ApprovalRow) -> Iterable[Row]:
     """Why a decision was not carried out; what was decided, where that is why."""
-    if (decided := approvals.decided(desk.conn, approval.payment_id)) is not None:
-        yield from _outcome(desk, desk.payment(approval.payment_id), decided)
+    if (decided := approvals.decided(context.conn, approval.payment_id)) is not None:
+        yield from _outcome(context, context.payment(approval.payment_id), decided)
         return
     yield "why", refused.detail
     yield "money", refused.money
@@ -107,9 +107,9 @@ def _refused(desk: AgentContext, refused: Refused, approval: ApprovalRow) -> Ite
     yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link may be opened again"
 
 
-def _outcome(desk: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
+def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
     """What was decided, and what has become of the payment."""
-    by = {"link": ", by a link", "token": f", by {dict(names_of(desk)).get(decided.by_app or '')}", "clock": ""}
+    by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
     if row.reason is not None:
         yield "why", row.reason
@@ -122,15 +122,15 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
 
     Who has none uses up nobody's calls, and nothing is read for it.
     """
-    desk: AgentContext = request.app.state.agent.desk
+    context: AgentContext = request.app.state.agent.context
     links: ApprovalLinks | None = request.app.state.links
     if links is None or not links.is_ours(payment_id, way, signature):
         return None
     request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
-    approval = approvals.of_payment(desk.conn, payment_id)
+    approval = approvals.of_payment(context.conn, payment_id)
     if approval is None or not links.is_good(approval, way, signature):
         return None
-    return desk.payment(payment_id), approval
+    return context.payment(payment_id), approval
 
 
 def _require_own_page(request: Request, origin: str) -> None:
@@ -142,10 +142,10 @@ def _require_own_page(request: Request, origin: str) -> None:
         raise Refused("browser_refused", "the decision does not come from the page of the link")
 
 
-def _asked(desk: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
-    at_most = payments.hold(desk.conn, row.id, "ask")
-    told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
-    return [("network", desk.terms.network.name), *_rows(row, told, approval)]
+def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
+    at_most = payments.hold(context.conn, row.id, "ask")
+    told = approval_view(approval, row, at_most, None) | decider_view(context, row)
+    return [("network", context.terms.network.name), *_rows(row, told, approval)]
 
 
 def _rows(row: PaymentRow, told: Json, approval: ApprovalRow) -> Iterable[Row]:

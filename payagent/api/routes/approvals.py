@@ -37,7 +37,7 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
     payment."""
     row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(caller.desk.view(row) | asked_view(caller, row))
+    return JsonResponse(caller.context.view(row) | asked_view(caller, row))
 
 
 @router.post("/v1/payments/{payment_id}/deny", summary="End a payment that waits", responses=gives(Payment, 200))
@@ -45,7 +45,7 @@ async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
     refused without asking again."""
     row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(caller.desk.view(row) | asked_view(caller, row))
+    return JsonResponse(caller.context.view(row) | asked_view(caller, row))
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:
@@ -58,32 +58,35 @@ def _open_to(caller: Caller, payment_id: str) -> str:
 
 def asked_view(caller: Caller, row: PaymentRow) -> Json:
     """What a person is or was asked about a payment, under `approval`; nothing where nobody was asked."""
-    approval = approvals.of_payment(caller.desk.conn, row.id)
+    approval = approvals.of_payment(caller.context.conn, row.id)
     if approval is None:
         return {}
-    at_most, decided = payments.hold(caller.desk.conn, row.id, "ask"), approvals.decided(caller.desk.conn, row.id)
+    at_most, decided = (
+        payments.hold(caller.context.conn, row.id, "ask"),
+        approvals.decided(caller.context.conn, row.id),
+    )
     view = approval_view(approval, row, at_most, decided)
-    return {"approval": view | (decider_view(caller.desk, row) if caller.sees_asked else {})}
+    return {"approval": view | (decider_view(caller.context, row) if caller.sees_asked else {})}
 
 
-def decider_view(desk: AgentContext, row: PaymentRow) -> Json:
+def decider_view(context: AgentContext, row: PaymentRow) -> Json:
     """What only those see who decide: who wants it, what limits leave, and what there was with the merchant."""
-    conn, origin, names = desk.conn, row.origin or "", dict(names_of(desk))
+    conn, origin, names = context.conn, row.origin or "", dict(names_of(context))
     decided = approvals.decided(conn, row.id)
     by = None if decided is None else decided.by_app
     assets, scopes = payments.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
-    bind = [one for one in standing(desk) if one.limit.scope in scopes and one.limit.asset in assets]
+    bind = [one for one in standing(context) if one.limit.scope in scopes and one.limit.asset in assets]
     return {
         "app": apps.require(conn, row.app_id).name,
         "request": intents.request_of(conn, row.intent_id),
         "by": None if by is None else names.get(by, by),
         "limits": [limit_view(one, names) for one in bind],
-        "history": _history(desk, row.id, origin),
+        "history": _history(context, row.id, origin),
     }
 
 
-def _history(desk: AgentContext, payment_id: str, origin: str) -> Json:
-    found = approvals.standing_at(desk.conn, origin, payment_id)
+def _history(context: AgentContext, payment_id: str, origin: str) -> Json:
+    found = approvals.standing_at(context.conn, origin, payment_id)
     paid = [one for state, one in found.items() if state in POSTED]
     last_ms = max((newest_ms for _, newest_ms in paid), default=None)
     not_paid = sum(count for state, (count, _) in found.items() if state in ENDED_WITHOUT_PAYING)
@@ -93,5 +96,5 @@ def _history(desk: AgentContext, payment_id: str, origin: str) -> Json:
         "last_at": None if last_ms is None else iso_time(last_ms),
         "not_paid": not_paid,
         "under_way": under_way,
-        "spent": {asset: str(n) for asset, n in spending.totals(desk.conn, Scope(ANY, origin)).items()},
+        "spent": {asset: str(n) for asset, n in spending.totals(context.conn, Scope(ANY, origin)).items()},
     }

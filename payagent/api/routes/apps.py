@@ -28,7 +28,7 @@ router = APIRouter(tags=["apps"])
 @router.get("/v1/apps", summary="Who may ask for what", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
     """All that there ever were, oldest first; of each its last token, without the token itself."""
-    rows = [_view(caller.desk, app, token) for app, token in everybody(caller.desk)]
+    rows = [_view(caller.context, app, token) for app, token in everybody(caller.context)]
     return JsonResponse({"apps": rows, "caller": caller.app.id})
 
 
@@ -41,8 +41,10 @@ async def every_app(caller: Operator) -> JsonResponse:
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """`token` is shown this once; only its hash is kept. No app gets a scope that the caller's token lacks."""
-    token = new_token(caller.desk.ports.randomness)
-    app = await add_app(caller.desk, caller.app, read_new_app(await caller.json_body(request)), hash_token(token))
+    token = new_token(caller.context.ports.randomness)
+    app = await add_app(
+        caller.context, caller.app, read_new_app(await caller.json_body(request)), hash_token(token)
+    )
     return JsonResponse(_told(caller, app) | {"token": token}, 201)
 
 
@@ -55,23 +57,23 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
     expires_at_ms, own = read_token_order(await caller.json_body(request))
-    if own is not None and was_given(caller.desk.conn, hash_token(own)):
+    if own is not None and was_given(caller.context.conn, hash_token(own)):
         raise Refused("bad_request", "that token was given before; make a new one", key="token")
-    token = own or new_token(caller.desk.ports.randomness)
-    app = await renew_token(caller.desk, caller.app, name, hash_token(token), expires_at_ms)
+    token = own or new_token(caller.context.ports.randomness)
+    app = await renew_token(caller.context, caller.app, name, hash_token(token), expires_at_ms)
     return JsonResponse(_told(caller, app) | {"token": token})
 
 
 @router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(App, 200))
 async def end(name: str, caller: Operator) -> JsonResponse:
     """At once. What the app has under way is carried on to its end; nobody can ask for anything new."""
-    return JsonResponse(_told(caller, await revoke(caller.desk, caller.app, name)))
+    return JsonResponse(_told(caller, await revoke(caller.context, caller.app, name)))
 
 
 def _told(caller: Caller, app: AppRow) -> dict[str, object]:
-    return _view(caller.desk, app, last_token(caller.desk.conn, app.id))
+    return _view(caller.context, app, last_token(caller.context.conn, app.id))
 
 
-def _view(desk: AgentContext, app: AppRow, token: TokenRow | None) -> Json:
-    is_active = token is not None and token.is_good(desk.conn, desk.latest_ms)
-    return app_view(app, token, merchant_names(desk.terms), is_active=is_active)
+def _view(context: AgentContext, app: AppRow, token: TokenRow | None) -> Json:
+    is_active = token is not None and token.is_good(context.conn, context.latest_ms)
+    return app_view(app, token, merchant_names(context.terms), is_active=is_active)

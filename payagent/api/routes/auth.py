@@ -37,9 +37,9 @@ class Caller:
     _token_hash: str = field(repr=False)
 
     @property
-    def desk(self) -> AgentContext:
+    def context(self) -> AgentContext:
         """The agent's."""
-        return self.agent.desk
+        return self.agent.context
 
     @property
     def sees_all(self) -> bool:
@@ -54,8 +54,8 @@ class Caller:
     @property
     def is_let_in(self) -> bool:
         """Whether the token is good still; asked again by calls that last."""
-        desk = self.desk
-        return apps.by_token(desk.conn, self._token_hash, desk.latest_ms) is not None
+        context = self.context
+        return apps.by_token(context.conn, self._token_hash, context.latest_ms) is not None
 
     def require_let_in(self) -> None:
         """As at the call's beginning: `unauthorized`."""
@@ -89,22 +89,22 @@ class Caller:
             return own
         if not self.sees_asked:
             raise Refused("forbidden", "what another app does needs a token for read, operate or approve")
-        found = apps.by_id(self.desk.conn, name) or apps.by_name(self.desk.conn, name)
+        found = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
         if found is None:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
         return found
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
-        row = payments.payment(self.desk.conn, payment_id)
-        conn = self.desk.conn
+        row = payments.payment(self.context.conn, payment_id)
+        conn = self.context.conn
         if row is None or not (
             self.sees_all
             or row.app_id == self.app.id
             or (self.sees_asked and approvals.of_payment(conn, row.id) is not None)
         ):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
-        return self.desk.as_noted(row)
+        return self.context.as_noted(row)
 
 
 async def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
@@ -129,7 +129,7 @@ def need(*scopes: str) -> Need:
     ) -> Caller:
         agent: Agent = request.app.state.agent
         token_hash = "" if credentials is None else hash_token(credentials.credentials)
-        app = apps.by_token(agent.desk.conn, token_hash, agent.desk.latest_ms)
+        app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)
         if app is None:
             raise _unauthorized()
         inside: ExitStack = request.state.inside

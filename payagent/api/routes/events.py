@@ -87,7 +87,7 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
 
 def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     """The event behind which the stream begins; one that is still to come would hide those before it."""
-    newest, _ = last_event(caller.desk.conn)
+    newest, _ = last_event(caller.context.conn)
     if last_id is None:
         asked, key = newest if after is None else after, "after"
     elif _SEQ.fullmatch(last_id):
@@ -100,14 +100,14 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
 
 
 async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIterator[str]:
-    desk, app_id = caller.desk, None if caller.sees_all else caller.app.id
+    context, app_id = caller.context, None if caller.sees_all else caller.app.id
     clock = asyncio.get_running_loop().time
-    with desk.changes.following() as changed:
+    with context.changes.following() as changed:
         yield ": from here on\n\n"
         said_s = clock()
         while not stopping.is_set() and caller.is_let_in:
             changed.clear()
-            found, reached = await run_in_threadpool(_page, desk, seq, app_id)
+            found, reached = await run_in_threadpool(_page, context, seq, app_id)
             if found:
                 yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
                 said_s = clock()
@@ -119,8 +119,8 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
             seq = reached
 
 
-def _page(desk: AgentContext, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
-    return events_after(desk.conn, seq, app_id)
+def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
+    return events_after(context.conn, seq, app_id)
 
 
 def _written(row: StreamedEvent, *, sees_all: bool) -> str:

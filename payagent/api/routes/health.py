@@ -21,18 +21,18 @@ Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
 
 
-def find(desk: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+def find(context: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
     return {
-        "chain": chain_problem(desk.chain, desk.ports.clock.now_ms()),
-        "ledger": _ledger_problem(desk),
+        "chain": chain_problem(context.chain, context.ports.clock.now_ms()),
+        "ledger": _ledger_problem(context),
         "sweeps": heartbeat(),
         "signer": signer(),
-        "pause": _pause_problem(desk),
+        "pause": _pause_problem(context),
     }
 
 
-def health_router(desk: AgentContext, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+def health_router(context: AgentContext, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -48,10 +48,10 @@ def health_router(desk: AgentContext, checks: Callable[[], dict[str, str | None]
         return JsonResponse(
             {
                 "ready": ready,
-                "code": _code(desk, found),
-                "network": desk.terms.network.name,
+                "code": _code(context, found),
+                "network": context.terms.network.name,
                 "checks": {name: problem or "ok" for name, problem in found.items()},
-                "providers": {name: problem or "ok" for name, problem in desk.providers.items()},
+                "providers": {name: problem or "ok" for name, problem in context.providers.items()},
             },
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},
@@ -60,27 +60,27 @@ def health_router(desk: AgentContext, checks: Callable[[], dict[str, str | None]
     return router
 
 
-def _code(desk: AgentContext, found: dict[str, str | None]) -> str | None:
+def _code(context: AgentContext, found: dict[str, str | None]) -> str | None:
     """As what an order is refused now: what is to be done goes by it."""
-    refused = chain_refusal(desk.chain, desk.ports.clock.now_ms())
+    refused = chain_refusal(context.chain, context.ports.clock.now_ms())
     if refused is not None:
         return refused.code
     return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
 
 
-def _pause_problem(desk: AgentContext) -> str | None:
+def _pause_problem(context: AgentContext) -> str | None:
     """Without the reason: nobody shows a token here."""
     try:
-        pause = pauses.standing(desk.conn)
+        pause = pauses.standing(context.conn)
     except Exception:  # noqa: BLE001  the ledger's own check tells of it
         return None
     return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
 
 
-def _ledger_problem(desk: AgentContext) -> str | None:
+def _ledger_problem(context: AgentContext) -> str | None:
     try:
-        about.meta(desk.conn, "network")
-        problem = desk.room_problem()
+        about.meta(context.conn, "network")
+        problem = context.room_problem()
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
         return f"ledger.db cannot be read: {type(error).__name__}"
     return None if problem is None else f"ledger.db: {problem}"

@@ -75,7 +75,7 @@ class Chosen(QueryParams):
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
-        terms = caller.desk.terms
+        terms = caller.context.terms
         return Selection(
             since_ms=None if self.since is None else time_ms(self.since, "since"),
             until_ms=None if self.until is None else time_ms(self.until, "until"),
@@ -139,13 +139,13 @@ def _origin(text: str, terms: AgentConfig) -> str:
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
     only = query.selection(caller)
-    rows = await run_in_threadpool(_entries, caller.desk, query, only)
+    rows = await run_in_threadpool(_entries, caller.context, query, only)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
 
 
-def _entries(desk: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
-    with desk.snapshot() as conn:
+def _entries(context: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
+    with context.snapshot() as conn:
         return journal.entries_page(
             conn,
             payment_id=query.payment,
@@ -168,12 +168,12 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     """
     only = query.selection(caller)
     if only == journal.EVERYTHING:
-        return JsonResponse(balance_view(journal.balances(caller.desk.conn)))
-    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.desk, only)))
+        return JsonResponse(balance_view(journal.balances(caller.context.conn)))
+    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.context, only)))
 
 
-def _balances(desk: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
-    with desk.snapshot() as conn:
+def _balances(context: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
+    with context.snapshot() as conn:
         return journal.balances(conn, only)
 
 
@@ -184,13 +184,13 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     A payment counts when it is confirmed, and with a fee alone when it was cancelled; what a rollback took back
     counts against it. `paid` went to merchants, also for what is prepaid, and `sent` where the operator sent it.
     """
-    desk, keys = caller.desk, query.keys
-    rows = await run_in_threadpool(_spend, desk, keys, query.selection(caller))
-    return JsonResponse(spend_view(keys, rows, desk.terms))
+    context, keys = caller.context, query.keys
+    rows = await run_in_threadpool(_spend, context, keys, query.selection(caller))
+    return JsonResponse(spend_view(keys, rows, context.terms))
 
 
-def _spend(desk: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
-    with desk.snapshot() as conn:
+def _spend(context: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+    with context.snapshot() as conn:
         return journal.spend(conn, keys, only)
 
 
@@ -203,7 +203,7 @@ def _spend(desk: AgentContext, keys: Sequence[SpendKey], only: Selection) -> lis
 async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
     noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(caller, _verdict(caller.desk, noted), "application/json")
+    return await _streamed(caller, _verdict(caller.context, noted), "application/json")
 
 
 @router.get(
@@ -221,13 +221,13 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
 async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
     only = query.selection(caller)
-    pages = _pages(_export(caller.desk, only, query.format))
+    pages = _pages(_export(caller.context, only, query.format))
     return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 
 
-def _export(desk: AgentContext, only: Selection, form: Format) -> Iterator[str]:
-    with desk.snapshot() as conn:
-        yield from export(statement(conn, only, desk.terms.network.name), form)
+def _export(context: AgentContext, only: Selection, form: Format) -> Iterator[str]:
+    with context.snapshot() as conn:
+        yield from export(statement(conn, only, context.terms.network.name), form)
 
 
 @router.get(
@@ -238,23 +238,23 @@ def _export(desk: AgentContext, only: Selection, form: Format) -> Iterator[str]:
 )
 async def snapshot(caller: Operator) -> StreamingResponse:
     """Made before its first byte comes, which takes its time."""
-    return await _streamed(caller, _copy(caller.desk), _SQLITE)
+    return await _streamed(caller, _copy(caller.context), _SQLITE)
 
 
-def _copy(desk: AgentContext) -> Generator[bytes]:
-    with desk.copied() as file:
+def _copy(context: AgentContext) -> Generator[bytes]:
+    with context.copied() as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
 
 
-def _verdict(desk: AgentContext, noted: Head | None) -> Generator[str]:
+def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
     """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
-    terms = desk.terms
+    terms = context.terms
     checked: Counter[str] = Counter()
     found = 0
     head: Head | None = None
     yield '{"findings":['
-    with desk.snapshot() as conn:
+    with context.snapshot() as conn:
         for told in verify(conn, Owner(terms.own, terms.network), noted):
             if isinstance(told, AuditFinding):
                 found += 1

@@ -42,11 +42,11 @@ async def limits(caller: Viewer) -> JsonResponse:
 async def change(request: Request, caller: Operator) -> JsonResponse:
     """At once, for good, and over what the config file says. null: what the config file says counts again."""
     order = read_limits(await caller.json_body(request))
-    await set_limits(caller.desk, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
+    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
     return _standing(caller)
 
 
 def _standing(caller: Caller) -> JsonResponse:
-    desk = caller.desk
+    context = caller.context
     only_app = None if caller.sees_all else caller.app.id
-    return JsonResponse(limits_view(standing(desk, only_app), dict(names_of(desk))))
+    return JsonResponse(limits_view(standing(context, only_app), dict(names_of(context))))

@@ -39,14 +39,14 @@ async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, A
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """At once, and for good. One that is there by name or origin, in the config file too, is refused with 409."""
     name, settings = read_new_merchant(await caller.json_body(request))
-    await add_merchant(caller.desk, caller.app.id, name, settings)
+    await add_merchant(caller.context, caller.app.id, name, settings)
     return _listed(caller, 201)
 
 
 @router.post("/v1/merchants/{name}/remove", summary="Pay a merchant no more", responses=gives(Merchants, 200))
 async def remove(name: str, caller: Operator) -> JsonResponse:
     """One that was added at run time. What is under way goes on."""
-    await remove_merchant(caller.desk, caller.app.id, name)
+    await remove_merchant(caller.context, caller.app.id, name)
     return _listed(caller)
 
 
@@ -65,7 +65,7 @@ async def merchant(name: str, caller: Reader) -> JsonResponse:
 )
 async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """At once, for good, and beside what the config file says."""
-    await pin(caller.desk, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    await pin(caller.context, caller.app.id, name, *read_pin(await caller.json_body(request)))
     return _known(caller, name)
 
 
@@ -78,7 +78,7 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """One that was learnt or pinned; the config file's stay. 409 `last_address`: none would be left."""
-    await unpin(caller.desk, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    await unpin(caller.context, caller.app.id, name, *read_pin(await caller.json_body(request)))
     return _known(caller, name)
 
 
@@ -87,17 +87,17 @@ async def drop_pin(name: str, request: Request, caller: Operator) -> JsonRespons
 )
 async def lift_stop(name: str, caller: Operator) -> JsonResponse:
     """What it does not serve is counted anew from here on."""
-    await reopen(caller.desk, caller.app.id, name)
+    await reopen(caller.context, caller.app.id, name)
     return _known(caller, name)
 
 
 def _listed(caller: Caller, status: int = 200) -> JsonResponse:
-    terms, allowed = caller.desk.terms, caller.app.merchants
+    terms, allowed = caller.context.terms, caller.app.merchants
     named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    told = [merchant_view(row, trust.readiness(caller.desk.conn, row.origin), terms) for row in rows]
+    told = [merchant_view(row, trust.readiness(caller.context.conn, row.origin), terms) for row in rows]
     return JsonResponse({"merchants": told}, status)
 
 
 def _known(caller: Caller, name: str) -> JsonResponse:
-    return JsonResponse(standing_view(standing(caller.desk, name), caller.desk.terms))
+    return JsonResponse(standing_view(standing(caller.context, name), caller.context.terms))

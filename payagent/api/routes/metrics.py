@@ -35,40 +35,40 @@ def metrics_router(checks: Checks) -> APIRouter:
     @router.get("/metrics", summary="Numbers for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
         """Prometheus text. Counters of refusals and calls begin anew with the process; all else is of now."""
-        desk, found = caller.desk, checks()
-        refusals = dict(sorted(desk.refusals.items()))
-        text = await run_in_threadpool(lambda: write(families(desk, found, refusals)))
+        context, found = caller.context, checks()
+        refusals = dict(sorted(context.refusals.items()))
+        text = await run_in_threadpool(lambda: write(families(context, found, refusals)))
         return Response(text, media_type=MEDIA_TYPE)
 
     return router
 
 
 def families(
-    desk: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
+    context: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
 ) -> Iterator[Family]:
     """Every number, in the order in which it is told."""
     well = {name: int(problem is None) for name, problem in checks.items()}
     yield Family("payagent_up", "gauge", "1 while what is looked at is well.", by_label("check", well))
     yield Family("payagent_refusals_total", "counter", "Refusals, by their code.", by_label("code", refusals))
-    yield from _payments(desk)
-    yield from _wallet(desk)
-    yield from _merchants(desk)
-    yield from _providers(desk)
+    yield from _payments(context)
+    yield from _wallet(context)
+    yield from _merchants(context)
+    yield from _providers(context)
 
 
-def _payments(desk: AgentContext) -> Iterator[Family]:
-    states = {state.value: 0 for state in State} | payments.payments_by_state(desk.conn)
+def _payments(context: AgentContext) -> Iterator[Family]:
+    states = {state.value: 0 for state in State} | payments.payments_by_state(context.conn)
     yield Family("payagent_payments", "gauge", "Payments by their state.", by_label("state", states))
-    open_topups = alone(len(topups.all_open(desk.conn)))
+    open_topups = alone(len(topups.all_open(context.conn)))
     yield Family("payagent_topups_open", "gauge", "Top-ups that are under way.", open_topups)
-    raised = by_label("kind", alerts.counts_raised(desk.conn))
+    raised = by_label("kind", alerts.counts_raised(context.conn))
     yield Family("payagent_alerts_raised", "gauge", "Alerts that are raised, by kind.", raised)
-    last_seq, _ = events.last_event(desk.conn)
+    last_seq, _ = events.last_event(context.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
 
-def _wallet(desk: AgentContext) -> Iterator[Family]:
-    units = wallet_units(queries.coins(desk.conn), journal.balances(desk.conn))
+def _wallet(context: AgentContext) -> Iterator[Family]:
+    units = wallet_units(queries.utxos(context.conn), journal.balances(context.conn))
     yield Family(
         "payagent_wallet_units",
         "gauge",
@@ -79,7 +79,7 @@ def _wallet(desk: AgentContext) -> Iterator[Family]:
             for part, number in parts.items()
         ),
     )
-    limits = [one for one in standing(desk) if one.limit.scope == WALLET]
+    limits = [one for one in standing(context) if one.limit.scope == WALLET]
     yield Family(
         "payagent_limit_left_units",
         "gauge",
@@ -94,22 +94,22 @@ def _wallet(desk: AgentContext) -> Iterator[Family]:
     )
 
 
-def _merchants(desk: AgentContext) -> Iterator[Family]:
-    names = {merchant.name: origin for origin, merchant in sorted(desk.terms.merchants.items())}
-    strikes = {name: trust.strikes(desk.conn, origin) for name, origin in names.items()}
+def _merchants(context: AgentContext) -> Iterator[Family]:
+    names = {merchant.name: origin for origin, merchant in sorted(context.terms.merchants.items())}
+    unserved_streak = {name: trust.unserved_streak(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_strikes",
         "gauge",
         "Payments in a row that a merchant took and did not serve.",
-        by_label("merchant", {name: one.count for name, one in strikes.items()}),
+        by_label("merchant", {name: one.count for name, one in unserved_streak.items()}),
     )
     yield Family(
         "payagent_merchant_stopped",
         "gauge",
         "1 where nothing is bought any more.",
-        by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in strikes.items()}),
+        by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in unserved_streak.items()}),
     )
-    on_way = {name: trust.in_flight(desk.conn, origin) for name, origin in names.items()}
+    on_way = {name: trust.in_flight(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_in_flight",
         "gauge",
@@ -118,21 +118,21 @@ def _merchants(desk: AgentContext) -> Iterator[Family]:
     )
 
 
-def _providers(desk: AgentContext) -> Iterator[Family]:
-    tip = desk.chain.tip
+def _providers(context: AgentContext) -> Iterator[Family]:
+    tip = context.chain.tip
     yield Family(
         "payagent_provider_calls_total",
         "counter",
         "Calls to a provider.",
-        by_label("provider", {source.name: source.calls for source in desk.sources}),
+        by_label("provider", {source.name: source.calls for source in context.sources}),
     )
     yield Family(
         "payagent_provider_failures_total",
         "counter",
         "Calls to a provider that told nothing.",
-        by_label("provider", {source.name: source.failures for source in desk.sources}),
+        by_label("provider", {source.name: source.failures for source in context.sources}),
     )
-    heard = {name: int(why_not is None) for name, why_not in dict(desk.providers).items()}
+    heard = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
     yield Family("payagent_provider_heard", "gauge", "1 while a provider is heard.", by_label("provider", heard))
     height = alone(None if tip is None else tip.height)
     yield Family("payagent_chain_height", "gauge", "The height of the newest block that is known.", height)

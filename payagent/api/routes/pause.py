@@ -26,7 +26,7 @@ router = APIRouter(tags=["pause"])
 @router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseStatus, 200))
 async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
     """By whom and why is told to those who read the books or operate the wallet."""
-    return _told(caller, pauses.standing(caller.desk.conn))
+    return _told(caller, pauses.standing(caller.context.conn))
 
 
 @router.post(
@@ -40,18 +40,18 @@ async def begin(request: Request, caller: Operator) -> JsonResponse:
     replacement, no cancel, no transfer. What was signed before is sent and followed, and may land. Paused already,
     the earlier pause stands with its reason, and `already` says so."""
     reason = read_pause(await caller.json_body(request, may_be_absent=True))
-    found, is_new = await pause(caller.desk, caller.app.id, reason)
+    found, is_new = await pause(caller.context, caller.app.id, reason)
     return _told(caller, found, already=not is_new)
 
 
 @router.post("/v1/resume", summary="Sign again", responses=gives(PauseStatus, 200))
 async def end(caller: Operator) -> JsonResponse:
     """What was held before the pause and has time left is signed now; what is too late is given back."""
-    return _told(caller, await unpause(caller.desk, caller.app.id))
+    return _told(caller, await unpause(caller.context, caller.app.id))
 
 
 def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
-    by = None if pause is None else apps.by_id(caller.desk.conn, pause.by)
+    by = None if pause is None else apps.by_id(caller.context.conn, pause.by)
     name = None if pause is None else pause.by if by is None else by.name
     more = {"already": True} if already else {}
     return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all) | more)

@@ -79,8 +79,8 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
     if row.state is State.AWAITING_APPROVAL:
-        return JsonResponse(caller.desk.view(row) | asked_view(caller, row), 202)
-    return JsonResponse(caller.desk.view(row), 201 if is_new else 200)
+        return JsonResponse(caller.context.view(row) | asked_view(caller, row), 202)
+    return JsonResponse(caller.context.view(row), 201 if is_new else 200)
 
 
 async def pay_at_once(request: Request) -> JsonResponse:
@@ -98,7 +98,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
     that paying would find is `invoice_paid_already`."""
     ask = read_ask(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.desk.terms))
+    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.context.terms))
 
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
@@ -111,16 +111,16 @@ async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> 
     origin = None if query.origin is None else _origin(query.origin)
     since_ms = None if query.since is None else time_ms(query.since, "since")
     only_app = None if caller.sees_asked else caller.app.id
-    awaiting = await run_in_threadpool(lambda: count_awaiting(caller.desk.conn, only_app))
+    awaiting = await run_in_threadpool(lambda: count_awaiting(caller.context.conn, only_app))
     asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
-    rows = await run_in_threadpool(_page, caller.desk, query, app_id, asked_or_of, origin, since_ms)
+    rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [caller.desk.view(row) for row in rows]
+    shown = [caller.context.view(row) for row in rows]
     return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
 def _page(
-    desk: AgentContext,
+    context: AgentContext,
     query: PaymentFilter,
     app_id: str | None,
     asked_or_of: str | None,
@@ -128,7 +128,7 @@ def _page(
     since_ms: int | None,
 ) -> list[PaymentRow]:
     rows = stored.payments_page(
-        desk.conn,
+        context.conn,
         app_id=app_id,
         asked_or_of=asked_or_of,
         state=query.state,
@@ -137,7 +137,7 @@ def _page(
         before_seq=query.before,
         limit=query.limit,
     )
-    return [desk.as_noted(row) for row in rows]
+    return [context.as_noted(row) for row in rows]
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
@@ -146,16 +146,16 @@ async def payment(
 ) -> JsonResponse:
     """With its history. With `wait` (seconds) it answers when the state or `ready` changes, when time is up, or
     when payagent stops; at once when it is ready, or has ended without paying."""
-    desk = caller.desk
+    context = caller.context
     row = caller.payment(payment_id)
     if query.wait:
-        await first_of(desk.wait(row.id, query.wait), request.scope[STOPPING].wait())
+        await first_of(context.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
-        row = desk.payment(row.id)
-    history = history_view(events.events(desk.conn, row.id), sees_all=caller.sees_all)
-    attempts = attempts_view(queries.attempts(desk.conn, row.id))
-    more = {"depth": desk.depth(row) or None, "attempts": attempts, "history": history}
-    return JsonResponse(desk.view(row) | asked_view(caller, row) | more)
+        row = context.payment(row.id)
+    history = history_view(events.events(context.conn, row.id), sees_all=caller.sees_all)
+    attempts = attempts_view(queries.attempts(context.conn, row.id))
+    more = {"depth": context.depth(row) or None, "attempts": attempts, "history": history}
+    return JsonResponse(context.view(row) | asked_view(caller, row) | more)
 
 
 @router.get(
@@ -167,15 +167,15 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
     too. It tells what every limit left, so a token that only pays gets none."""
     row = caller.payment(payment_id)
-    return JsonResponse(await run_in_threadpool(_receipt, caller.desk, row.id))
+    return JsonResponse(await run_in_threadpool(_receipt, caller.context, row.id))
 
 
-def _receipt(desk: AgentContext, payment_id: str) -> Json:
-    with desk.snapshot() as conn:
+def _receipt(context: AgentContext, payment_id: str) -> Json:
+    with context.snapshot() as conn:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return receipt_view(conn, desk.require_noted(row), desk.terms)
+        return receipt_view(conn, context.require_noted(row), context.terms)
 
 
 @router.post(
@@ -201,7 +201,7 @@ async def delivery(
         row, advice = await deliveries.take_silence(row.id, told)
     else:
         row, advice = await deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
-    return JsonResponse(caller.desk.view(row) | {"answer": advice_view(advice)})
+    return JsonResponse(caller.context.view(row) | {"answer": advice_view(advice)})
 
 
 @router.post(
@@ -214,7 +214,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
     when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
     row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
-    return JsonResponse(caller.desk.view(row))
+    return JsonResponse(caller.context.view(row))
 
 
 def _origin(text: str) -> str:

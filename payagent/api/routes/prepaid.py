@@ -31,7 +31,7 @@ router = APIRouter(tags=["prepaid"])
 @router.get("/v1/prepaid", summary="What is bought, used and left at each merchant", responses=gives(Prepaid, 200))
 async def holdings(caller: Viewer) -> JsonResponse:
     """In calls, or in units of an asset. `difference` is what the merchant says is left less what we count."""
-    return JsonResponse({"prepaid": holdings_view(caller.desk.conn, caller.desk.terms)})
+    return JsonResponse({"prepaid": holdings_view(caller.context.conn, caller.context.terms)})
 
 
 @router.post(
@@ -46,7 +46,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     origin, asked = read_prepaid_question(await caller.json_body(request))
     calls = caller.agent.prepaid_calls
     found = calls.quote(calls.call_of(caller.app.id, origin, asked))
-    return JsonResponse(prepaid_quote_view(found, caller.desk.terms))
+    return JsonResponse(prepaid_quote_view(found, caller.context.terms))
 
 
 def holdings_view(conn: Connection, terms: AgentConfig) -> list[Json]:

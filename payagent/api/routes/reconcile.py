@@ -120,10 +120,10 @@ class _Answer:
 )
 async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
     """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
-    chain = caller.desk.chain
+    chain = caller.context.chain
     if chain.slots is None or chain.tip is None:
         raise Refused("chain_not_ready", chain.why_unseen)
-    since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
+    since_slot = min(query.since_slot, _unbooked_slot(caller.context.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
     bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
@@ -137,23 +137,23 @@ def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
 
 async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     """One JSON object in pieces, as long as the token is good."""
-    desk, answer = caller.desk, _Answer()
+    context, answer = caller.context, _Answer()
     yield '{"findings":['
-    async for told in _breathing(_compared(desk, bounds, answer)):
+    async for told in _breathing(_compared(context, bounds, answer)):
         caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
-    prepaid = {"prepaid": holdings_view(desk.conn, desk.terms)}
+    prepaid = {"prepaid": holdings_view(context.conn, context.terms)}
     yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
 
 
-async def _compared(desk: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """Everything that there is to tell, by the first provider that shows all of it."""
     doubts = []
-    for source in desk.senders:
-        history = await read_history(source, desk.terms.own.text, bounds.since_s)
+    for source in context.senders:
+        history = await read_history(source, context.terms.own.text, bounds.since_s)
         if isinstance(history, History):
             answer.provider, answer.tip = source.name, history.tip
-            async for told in _judged(desk, source, history, bounds):
+            async for told in _judged(context, source, history, bounds):
                 yield told
             return
         doubts.append(Doubt(f"{source.name}: {history.reason}"))
@@ -162,7 +162,7 @@ async def _compared(desk: AgentContext, bounds: _Bounds, answer: _Answer) -> Asy
 
 
 async def _judged(
-    desk: AgentContext, source: ChainProvider, history: History, bounds: _Bounds
+    context: AgentContext, source: ChainProvider, history: History, bounds: _Bounds
 ) -> AsyncIterator[Told]:
     """The books against a history. They may be ahead of it; what they know more is asked for."""
     is_forked = await _is_gone(source, bounds.looked)
@@ -171,7 +171,7 @@ async def _judged(
             "the block that payagent last looked at is on the chain no more: ask again after its next look"
         )
     booked_height = 0 if is_forked else await _booked_height(source, bounds)
-    with desk.snapshot() as conn:
+    with context.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]

@@ -71,19 +71,19 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     balance would serve is not made.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wish, is_dry = read_topup(await caller.json_body(request), caller.desk.terms)
+    wish, is_dry = read_topup(await caller.json_body(request), caller.context.terms)
     if is_dry:
-        return JsonResponse(_plan_view(caller.desk, await orders.plan(caller.app.id, wish)))
+        return JsonResponse(_plan_view(caller.context, await orders.plan(caller.app.id, wish)))
     row, is_new = await orders.order(caller.app.id, key, wish)
-    return JsonResponse(_view(caller.desk, row), 201 if is_new else 200)
+    return JsonResponse(_view(caller.context, row), 201 if is_new else 200)
 
 
 @router.get("/v1/prepaid/topups", summary="Top-ups, newest first", responses=gives(TopupsPage, 200))
 async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that were ordered, and those of a balance that was low."""
-    rows = topups.page(caller.desk.conn, query.before, query.limit)
+    rows = topups.page(caller.context.conn, query.before, query.limit)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse({"topups": [_view(caller.desk, row) for row in rows], "cursor": cursor})
+    return JsonResponse({"topups": [_view(caller.context, row) for row in rows], "cursor": cursor})
 
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
@@ -96,7 +96,7 @@ async def one(
         await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
         row = orders.find(row.id)
-    return JsonResponse(_view(caller.desk, row))
+    return JsonResponse(_view(caller.context, row))
 
 
 @router.post(
@@ -108,13 +108,13 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
     """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
     `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
     caller.require_let_in()  # since `orders` was fetched in another thread
-    return JsonResponse(_view(caller.desk, await orders.cancel(topup_id, caller.app.id)))
+    return JsonResponse(_view(caller.context, await orders.cancel(topup_id, caller.app.id)))
 
 
-def _view(desk: AgentContext, row: TopupRow) -> Json:
-    made = payments.payments_of_topup(desk.conn, row.id)
-    pool = prepaid.pool(desk.conn, row.pool)
-    merchant, request = desk.terms.merchants.get(pool.origin), json.loads(row.request)
+def _view(context: AgentContext, row: TopupRow) -> Json:
+    made = payments.payments_of_topup(context.conn, row.id)
+    pool = prepaid.pool(context.conn, row.pool)
+    merchant, request = context.terms.merchants.get(pool.origin), json.loads(row.request)
     paid: dict[str, int] = {}
     for payment in made:
         for output in payment.outputs if payment.state not in ENDED_WITHOUT_PAYING else ():
@@ -141,15 +141,15 @@ def _view(desk: AgentContext, row: TopupRow) -> Json:
     return view
 
 
-def _plan_view(desk: AgentContext, plan: TopupPlan | PrepaidQuote) -> Json:
+def _plan_view(context: AgentContext, plan: TopupPlan | PrepaidQuote) -> Json:
     """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
     if isinstance(plan, PrepaidQuote):
-        return prepaid_quote_view(plan, desk.terms)
+        return prepaid_quote_view(plan, context.terms)
     invoice, spend = plan.quote.invoice, plan.quote.plan.spend
     calls = gained_by(CALLS, invoice) * plan.count
     view: Json = {
         "prepaid": False,
-        "merchant": desk.terms.merchant(plan.wish.origin).name,
+        "merchant": context.terms.merchant(plan.wish.origin).name,
         "origin": plan.wish.origin,
         "unit": plan.wish.unit,
         "units": str(plan.wish.units),

@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.chain_sync.external_spends import thaw
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.utxos import emptying
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_key, read_split, read_thaw, read_transfer
+from payagent.api.models.parse import read_key, read_split, read_transfer, read_unfreeze
 from payagent.api.models.payments import Payment
 from payagent.api.models.render import address_view, utxo_view, wallet_view
 from payagent.api.models.wallet import (
@@ -42,17 +42,17 @@ async def wallet(caller: Viewer) -> JsonResponse:
     """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books.
 
     A token that only pays is shown the address, and no balances."""
-    desk, now_ms = caller.desk, caller.desk.ports.clock.now_ms()
+    context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(address_view(desk.terms, desk.chain, now_ms))
-    coins, balances = queries.coins(desk.conn), journal.balances(desk.conn)
-    return JsonResponse(wallet_view(desk.terms, desk.chain, coins, balances, now_ms))
+        return JsonResponse(address_view(context.terms, context.chain, now_ms))
+    utxos, balances = queries.utxos(context.conn), journal.balances(context.conn)
+    return JsonResponse(wallet_view(context.terms, context.chain, utxos, balances, now_ms))
 
 
 @router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
 async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for` names the payment that a coin is kept for."""
-    return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.desk.conn)]})
+    return JsonResponse({"utxos": [utxo_view(utxo) for utxo in queries.utxos(caller.context.conn)]})
 
 
 @router.post(
@@ -67,7 +67,7 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     count, lovelace = read_split(await caller.json_body(request))
     row, is_new = await agent.transfers.split(caller.app.id, count, lovelace, key)
-    return JsonResponse(agent.desk.view(row), 201 if is_new else 200)
+    return JsonResponse(agent.context.view(row), 201 if is_new else 200)
 
 
 @router.post(
@@ -80,14 +80,14 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    order = read_transfer(await caller.json_body(request), agent.desk.terms.network)
+    order = read_transfer(await caller.json_body(request), agent.context.terms.network)
     if order.units is None:
         row, is_new = await agent.transfers.sweep(caller.app.id, order.to, key)
     else:
         row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
-    behind = emptying.told_of(agent.desk.conn, row.id)
+    behind = emptying.told_of(agent.context.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
-    return JsonResponse(agent.desk.view(row) | told, 201 if is_new else 200)
+    return JsonResponse(agent.context.view(row) | told, 201 if is_new else 200)
 
 
 @router.post(
@@ -96,9 +96,9 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     responses=gives(UnfreezeResult, 200),
     openapi_extra=takes(UnfreezeWallet, may_be_absent=True),
 )
-async def thaw_wallet(request: Request, caller: Operator) -> JsonResponse:
+async def unfreeze_wallet(request: Request, caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of
     them, null when nothing had. Refused as `foreign_spend_unseen` when `seen` is given and lacks one of them."""
-    seen = read_thaw(await caller.json_body(request, may_be_absent=True))
-    txs = await thaw(caller.desk, caller.app.id, seen)
+    seen = read_unfreeze(await caller.json_body(request, may_be_absent=True))
+    txs = await unfreeze(caller.context, caller.app.id, seen)
     return JsonResponse({"tx": txs[-1] if txs else None, "txs": txs})

@@ -132,7 +132,7 @@ def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
     return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
 
 
-def strikes(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
+def unserved_streak(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
     """(origin, how many in a row, since when it is stopped) of every merchant that ever left one unserved."""
     return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
 
@@ -177,7 +177,7 @@ FROM coins c ORDER BY c.rowid
 """  # noqa: S608  names of ours
 
 
-class CoinCount(NamedTuple):
+class UtxoCount(NamedTuple):
     """A coin as the books count it: once, not, or (spent by a booked transaction, and not booked itself) less."""
 
     ref: str
@@ -188,10 +188,10 @@ class CoinCount(NamedTuple):
     is_made_by_nothing: bool
 
 
-def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
+def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
     """Every coin that the ledger ever had."""
     for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
-        yield CoinCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
+        yield UtxoCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
 
 
 class MoveRow(NamedTuple):
@@ -271,11 +271,11 @@ def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dic
     rows = conn.execute("SELECT seq, tx_id, there, inputs, spent FROM foreign_sightings ORDER BY seq").fetchall()
     for number, tx_id, there, inputs, spent in rows:
         refs = inputs.split(" ")
-        coins = conn.execute(
+        utxos = conn.execute(
             f"SELECT lovelace, assets FROM coins WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
-        held = add(value_of(*coin) for coin in coins) if len(coins) == len(refs) else _units(spent)
+        held = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
         yield number, tx_id, bool(there), held
 
 

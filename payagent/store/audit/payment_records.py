@@ -26,7 +26,7 @@ class SignedRow(NamedTuple):
 
     tx_id: str
     kind: AttemptKind
-    anchor: str
+    nonce_utxo: str
     invoice: int | None
     inputs: tuple[str, ...]
     cbor: bytes
@@ -45,7 +45,7 @@ class EventRow(NamedTuple):
     at_ms: int
 
 
-class SightingRow(NamedTuple):
+class BlockObservationRow(NamedTuple):
     seq: int
     tx_id: str
     block_hash: str
@@ -76,7 +76,7 @@ class IntentFacts(NamedTuple):
     served_at_ms: int | None
 
 
-class CoinMade(NamedTuple):
+class UtxoMade(NamedTuple):
     """A coin that a transaction of ours makes for us."""
 
     ref: str
@@ -107,9 +107,9 @@ class Case(NamedTuple):
     events: tuple[EventRow, ...]
     holds: tuple[tuple[str, int, int, int | None], ...]
     entries: tuple[EntryRow, ...]
-    sightings: tuple[SightingRow, ...]
+    block_observations: tuple[BlockObservationRow, ...]
     submissions: tuple[tuple[int, str, int], ...]
-    coins: tuple[CoinMade, ...]
+    utxos: tuple[UtxoMade, ...]
     reserved: frozenset[str]
 
 
@@ -234,10 +234,10 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             events=events,
             holds=tuple(hold[1:] for hold in theirs["holds"]),
             entries=_entries(theirs["journal"]),
-            sightings=tuple(SightingRow(*seen[1:]) for seen in sorted(theirs["sightings"])),
+            block_observations=tuple(BlockObservationRow(*seen[1:]) for seen in sorted(theirs["sightings"])),
             submissions=tuple(sent[1:] for sent in sorted(theirs["submissions"])),
-            coins=tuple(
-                CoinMade(ref, value_of(lovelace, assets), state)
+            utxos=tuple(
+                UtxoMade(ref, value_of(lovelace, assets), state)
                 for _, ref, lovelace, assets, state in theirs["coins"]
             ),
             reserved=frozenset(ref for _, ref in theirs["reservations"]),
@@ -270,9 +270,9 @@ def _outputs(text: str) -> tuple[OutputRow, ...]:
 
 
 def _signed(
-    tx_id: str, kind: AttemptKind, anchor: str, invoice: int | None, inputs: str, cbor: bytes, *numbers: int
+    tx_id: str, kind: AttemptKind, nonce_utxo: str, invoice: int | None, inputs: str, cbor: bytes, *numbers: int
 ) -> SignedRow:
-    return SignedRow(tx_id, kind, anchor, invoice, tuple(inputs.split(" ")), cbor, *numbers)
+    return SignedRow(tx_id, kind, nonce_utxo, invoice, tuple(inputs.split(" ")), cbor, *numbers)
 
 
 def _invoice(

@@ -31,7 +31,7 @@ class Recorded:
     other_invoices: list[Row]
     holds: list[Row]
     attempts: list[Row]
-    sightings: list[Row]
+    block_observations: list[Row]
     events: list[Row]
     entries: list[EntryRow]
     last_event: tuple[int, str]
@@ -62,7 +62,7 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
         ),
         holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'pay' ORDER BY rowid", payment_id),
         attempts=rows("SELECT * FROM attempts WHERE payment_id = ? ORDER BY rowid", payment_id),
-        sightings=rows(
+        block_observations=rows(
             "SELECT s.* FROM sightings s JOIN attempts a ON a.tx_id = s.tx_id WHERE a.payment_id = ? "
             "ORDER BY s.seq",
             payment_id,

@@ -21,7 +21,7 @@ class AttemptRow:
     tx_id: str
     payment_id: str
     kind: AttemptKind
-    anchor: str
+    nonce_utxo: str
     invoice: int | None
     inputs: tuple[str, ...]
     cbor: bytes
@@ -30,7 +30,7 @@ class AttemptRow:
 
 
 @dataclass(frozen=True, slots=True)
-class CoinRow:
+class UtxoRow:
     ref: str
     tx_id: str
     output_index: int
@@ -100,18 +100,18 @@ def was_told(
     return row is not None
 
 
-_COIN = """
+_UTXO = """
 SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id
 FROM coins c LEFT JOIN reservations r ON r.ref = c.ref
 """
 
 
-def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
+def _utxo(row: tuple[str, str, int, int, str, str, str, str | None]) -> UtxoRow:
     assets = {} if row[4] == "{}" else json.loads(row[4])
-    return CoinRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7])
+    return UtxoRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7])
 
 
-def coins(conn: sqlite3.Connection) -> list[CoinRow]:
+def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     """Every coin that is not spent, as we know them; of change to come, that of each payment's last attempt.
 
     What an attempt before it was to make is kept beside these for as long as a fork may bring it.
@@ -121,13 +121,13 @@ def coins(conn: sqlite3.Connection) -> list[CoinRow]:
         "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
     )
     rows = conn.execute(
-        f"{_COIN} WHERE c.state IN ('pending', 'free', 'locked', 'missing') "
+        f"{_UTXO} WHERE c.state IN ('pending', 'free', 'locked', 'missing') "
         f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref"
     )
-    return [_coin(row) for row in rows]
+    return [_utxo(row) for row in rows]
 
 
-def coin_states(conn: sqlite3.Connection) -> dict[str, str]:
+def utxo_states(conn: sqlite3.Connection) -> dict[str, str]:
     """The state of every coin that is not spent, as we know them, by its ref."""
     rows = conn.execute(
         "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
@@ -135,24 +135,24 @@ def coin_states(conn: sqlite3.Connection) -> dict[str, str]:
     return {ref: sys.intern(state) for ref, state in rows}
 
 
-def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+def free_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     """Coins that selection may take: free and not reserved."""
-    rows = conn.execute(f"{_COIN} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
-    return [_coin(row) for row in rows]
+    rows = conn.execute(f"{_UTXO} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_utxo(row) for row in rows]
 
 
-def coins_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[CoinRow]:
-    rows = conn.execute(f"{_COIN} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
-    return [_coin(row) for row in rows]
+def utxos_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[UtxoRow]:
+    rows = conn.execute(f"{_UTXO} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
+    return [_utxo(row) for row in rows]
 
 
-def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
-    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
+def utxos_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
+    return [_utxo(row) for row in conn.execute(f"{_UTXO} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
 
 
-def coin(conn: sqlite3.Connection, ref: str) -> CoinRow | None:
-    row = conn.execute(f"{_COIN} WHERE c.ref = ?", (ref,)).fetchone()
-    return _coin(row) if row else None
+def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
+    row = conn.execute(f"{_UTXO} WHERE c.ref = ?", (ref,)).fetchone()
+    return _utxo(row) if row else None
 
 
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
@@ -166,19 +166,19 @@ def is_made(conn: sqlite3.Connection, ref: str) -> bool:
     return bool(row and row[0])
 
 
-def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+def missing_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     """Coins that the provider's list lacks though nothing of ours spent them, or is about to."""
-    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
-    return [_coin(row) for row in rows]
+    rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_utxo(row) for row in rows]
 
 
-def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
+def missing_deposits(conn: sqlite3.Connection) -> list[UtxoRow]:
     """Those of them that others' transactions made, reserved or not."""
-    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
-    return [_coin(row) for row in rows]
+    rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
+    return [_utxo(row) for row in rows]
 
 
-def any_vanished(conn: sqlite3.Connection) -> bool:
+def any_rolled_back(conn: sqlite3.Connection) -> bool:
     """Whether `is_vanished` can be of any coin."""
     row = conn.execute(
         "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
@@ -194,7 +194,7 @@ WHERE c.ref = ?
 """
 
 
-def is_vanished(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
+def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
     """Whether a coin's deposit is on no chain any more, or that of which it descends.
 
     Nothing that spends it can land, as things are. So it is with what was to come of a payment that ended so.
@@ -206,11 +206,11 @@ def is_vanished(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool
             found = known[ref]
             break
         way.append(ref)
-        state, anchor, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
-        if anchor is None or is_never:
+        state, nonce_utxo, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
+        if nonce_utxo is None or is_never:
             found = state == "vanished" or bool(is_never)
             break
-        ref = anchor
+        ref = nonce_utxo
     known.update(dict.fromkeys(way, found))
     return found
 
@@ -221,15 +221,15 @@ def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     return maker is not None and maker.state is State.VOID and maker.reason_code == "anchor_gone"
 
 
-def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
+def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
     """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
     rows = conn.execute(
-        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id "
+        f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id "
         "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
         "WHERE c.state = 'pending' AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
         (slot,),
     )
-    return [_coin(row) for row in rows]
+    return [_utxo(row) for row in rows]
 
 
 _TOLD = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
@@ -241,49 +241,49 @@ _REFUSED = (
 """Of an attempt: a provider refused it, and none ever took it. What spends its change would be refused too."""
 
 _CHAINABLE = (
-    f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
+    f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
     "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
     "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
     f"AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 AND NOT ({_REFUSED})"
 )
 
 
-def chainable_coins(conn: sqlite3.Connection, ttl_slot: int) -> list[CoinRow]:
+def chainable_utxos(conn: sqlite3.Connection, ttl_slot: int) -> list[UtxoRow]:
     """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
 
     Only of the attempt that its payment goes by, and not where a provider refused it and none took it.
     """
-    return [_coin(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
+    return [_utxo(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
 
 
-def chainable_coin(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> CoinRow | None:
+def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow | None:
     """A coin, if it is one of them."""
     row = conn.execute(f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref)).fetchone()
-    return None if row is None else _coin(row)
+    return None if row is None else _utxo(row)
 
 
-def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
+def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
     """Coins that selection may take and that are only there when a transaction is: made by it or after it.
 
     Those of the most lovelace first.
     """
     rows = conn.execute(
         "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
-        f"WHERE c.spent_by IS NOT NULL) {_COIN} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
+        f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
         "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
         (tx_id,),
     )
-    return [_coin(row) for row in rows]
+    return [_utxo(row) for row in rows]
 
 
 def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
     """The transactions in no block that an attempt spends coins of."""
     row = conn.execute("SELECT inputs FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
-    spent = [] if row is None else [coin(conn, ref) for ref in row[0].split(" ")]
+    spent = [] if row is None else [utxo(conn, ref) for ref in row[0].split(" ")]
     return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
 
 
-def chain_depth(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
+def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
     """How many transactions in no block lead to an attempt; 0 when all that it spends is in one.
 
     `known` are those of other attempts, and takes what is found.
@@ -300,7 +300,7 @@ def chain_depth(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | No
 
 def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
     """The payment whose block (`shown_by`) keeps a coin from being there: what was to make it lost to that one."""
-    maker = None if (row := coin(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
+    maker = None if (row := utxo(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
     if row is None or maker is None or maker.tx_id == row.tx_id:
         return None
     if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):

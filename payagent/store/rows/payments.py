@@ -53,7 +53,7 @@ class PaymentRow:
     outputs: tuple[OutputRow, ...]
     state: State
     delivery: Delivery
-    anchor: str | None
+    nonce_utxo: str | None
     ttl_slot: int | None
     tx_id: str | None
     fee_lovelace: int | None

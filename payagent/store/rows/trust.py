@@ -82,12 +82,12 @@ def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
     return [AgreedPriceRow(*row) for row in rows]
 
 
-def strikes(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
+def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
     row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
     return UnservedStreak() if row is None else UnservedStreak(*row)
 
 
-def set_strikes(unit: Unit, origin: str, now: UnservedStreak) -> None:
+def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     unit.conn.execute(
         "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",

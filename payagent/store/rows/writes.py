@@ -15,7 +15,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import prepaid_uses as uses
-from payagent.store.rows.attempts_and_utxos import AttemptKind, CoinRow
+from payagent.store.rows.attempts_and_utxos import AttemptKind, UtxoRow
 from payagent.store.rows.events import event_hash, last_event
 from payagent.store.rows.onchain import ForeignRow
 from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
@@ -312,7 +312,7 @@ def add_attempt(
     tx_id: str,
     payment_id: str,
     kind: AttemptKind,
-    anchor: str,
+    nonce_utxo: str,
     invoice_seq: int | None,
     inputs: Iterable[str],
     cbor: bytes,
@@ -323,7 +323,7 @@ def add_attempt(
     unit.conn.execute(
         "INSERT INTO attempts(tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
         "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx_id, payment_id, kind, anchor, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
+        (tx_id, payment_id, kind, nonce_utxo, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
     )
 
 
@@ -333,7 +333,7 @@ def add_submission(unit: Unit, tx_id: str, provider: str, now_ms: int) -> None:
     )
 
 
-def add_sighting(
+def add_block_observation(
     unit: Unit, tx_id: str, block_hash: str, height: int, slot: int, provider: str, now_ms: int
 ) -> None:
     unit.conn.execute(
@@ -343,7 +343,7 @@ def add_sighting(
     )
 
 
-def add_foreign_sighting(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+def add_foreign_block_observation(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
     unit.conn.execute(
         "INSERT INTO foreign_sightings(tx_id, there, inputs, spent, block_hash, block_height, block_slot, "
         "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -361,31 +361,31 @@ def add_foreign_sighting(unit: Unit, row: ForeignRow, provider: str, now_ms: int
     )
 
 
-def add_coin(unit: Unit, coin: CoinRow) -> None:
+def add_utxo(unit: Unit, utxo: UtxoRow) -> None:
     unit.conn.execute(
         "INSERT INTO coins(ref, tx_id, output_index, lovelace, assets, source, state) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            coin.ref,
-            coin.tx_id,
-            coin.output_index,
-            coin.lovelace,
-            json.dumps(dict(coin.assets), separators=(",", ":")),
-            coin.source,
-            coin.state,
+            utxo.ref,
+            utxo.tx_id,
+            utxo.output_index,
+            utxo.lovelace,
+            json.dumps(dict(utxo.assets), separators=(",", ":")),
+            utxo.source,
+            utxo.state,
         ),
     )
 
 
-def set_coin_state(unit: Unit, ref: str, state: str) -> None:
+def set_utxo_state(unit: Unit, ref: str, state: str) -> None:
     """Any state but `spent`, which `spend_coin` sets with its spender."""
     unit.conn.execute("UPDATE coins SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
 
 
-def spend_coin(unit: Unit, ref: str, tx_id: str) -> None:
+def spend_utxo(unit: Unit, ref: str, tx_id: str) -> None:
     unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))
 
 
-def forget_coin(unit: Unit, ref: str) -> None:
+def forget_utxo(unit: Unit, ref: str) -> None:
     """A coin that never was, as it turned out; what the ledger says of it stays."""
     unit.conn.execute("DELETE FROM coins WHERE ref = ?", (ref,))
