@@ -266,8 +266,8 @@ class BuyerTask:
 
 async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
     """How deep the payment's transaction is, if its proof may be shown."""
-    desk = life.agent.context
-    return desk.depth(row) if desk.is_ready(row) else None
+    context = life.agent.context
+    return context.depth(row) if context.is_ready(row) else None
 
 
 def _end(connection: asyncio.Future[None]) -> None:

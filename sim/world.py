@@ -110,7 +110,7 @@ class World:
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
         self.census = Coverage(self.net, self.story)
         self.pools = PrepaidJudge(self.story, self)
-        self.desk = self._draw_desk(seed)
+        self.operator = self._draw_operator(seed)
         self.terms = self._terms()
         self._life: SimProcess | None = None
         self._started = asyncio.Event()
@@ -122,7 +122,7 @@ class World:
     def _draw_plan(self, seed: int) -> SeedPlan:
         return draw_plan(self.rng, seed)
 
-    def _draw_desk(self, seed: int) -> SimOperator:
+    def _draw_operator(self, seed: int) -> SimOperator:
         return SimOperator.of(seed)
 
     # --- the run
@@ -151,10 +151,10 @@ class World:
         self._do(self._jump_clock())
         self._do(self._operate())
         self._do(self._unfreeze())
-        if self.desk.pauses:
-            self._do(self.desk.pause_now_and_then(self))
-        if self.desk.asks_above is not None:
-            self._do(self.desk.answer(self))
+        if self.operator.pauses:
+            self._do(self.operator.pause_now_and_then(self))
+        if self.operator.asks_above is not None:
+            self._do(self.operator.answer(self))
         self._do(self._fund_again())
         self._do(self._put_back())
         self._do(self._second_daemon())
@@ -319,7 +319,7 @@ class World:
         life = await self.life()
         life.die("an older ledger takes the place of its own")
         self.disk.put_back()
-        self.desk.forgets()
+        self.operator.forgets()
         self._is_put_back = True
         self._clock_off_ms = self.plan.put_back_clock_off_ms or self._clock_off_ms
         self.story.reach("an older ledger is put back")
@@ -493,7 +493,7 @@ class World:
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
-        self.desk.committed(self, conn)
+        self.operator.committed(self, conn)
         self.census.committed(conn)
         self.pools.committed(conn)
 
@@ -557,7 +557,7 @@ class World:
             unconfirmed_ancestors=plan.unconfirmed_ancestors,
             upkeep_lovelace=plan.upkeep_lovelace,
             call_rate=BLOCKFROST_RATE,
-            approval_above={} if self.desk.asks_above is None else {plan.asset: self.desk.asks_above},
+            approval_above={} if self.operator.asks_above is None else {plan.asset: self.operator.asks_above},
             approval_timeout_s=QUESTION_S,
         )
 

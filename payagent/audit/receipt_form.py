@@ -193,7 +193,7 @@ _FORM = _record(
             headers=_texts,
         )
     ),
-    block_observations=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
+    sightings=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
     answers=_TOLD,
     entries=_list(
         _record(

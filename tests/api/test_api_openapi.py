@@ -12,7 +12,6 @@ import requests
 import schemathesis
 from agent_kit import World
 from api_kit import Api, served
-from effort import pick
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import integers
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -22,7 +21,7 @@ from payagent.api.http.rate_limit import Rates
 from payagent.core.problems import PROBLEMS
 from payagent.proxy.app import Bounds
 
-CASES = int(os.environ.get("PAYAGENT_API_CASES", pick(200, 600)))
+CASES = int(os.environ.get("PAYAGENT_API_CASES", "600"))
 """How many calls are generated, over all operations."""
 
 CALLERS = ("first", "none", "first", "wrong", "first", "payer")

@@ -87,9 +87,9 @@ def look(lane: Lane) -> Sight:
         chain = devnet.chain
         blocks = tuple(tx for block in chain.blocks for tx in block.txs)
         held = tuple(decode_tx(raw) for _, raw in devnet.node._held)
-        utxos = chain.utxos_at(own)
-        utxos = frozenset(f"{ref[0]}#{ref[1]}" for ref, _ in utxos)
-        holds = sum_up(out for _, out in utxos)
+        unspent = chain.utxos_at(own)
+        utxos = frozenset(f"{ref[0]}#{ref[1]}" for ref, _ in unspent)
+        holds = sum_up(out for _, out in unspent)
         return Sight(ours(lane, blocks), ours(lane, (*blocks, *chain.mempool.values(), *held)), utxos, holds)
 
     return lane.world.devnet.run(inside)

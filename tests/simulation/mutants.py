@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import structlog
 
-from payagent.agent import context as desk
+from payagent.agent import context
 from payagent.agent.agent import Agent
 from payagent.agent.base import orders
 from payagent.agent.base.requests import PaymentRequest
@@ -127,8 +127,8 @@ def _record_after_submit(stack: ExitStack) -> None:
 
     async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
         raw = await self.sign_and_check(payment_id, plan)
-        if not self._desk.payment(payment_id).handed_over:
-            await self._desk.sources[0].submit(raw, plan.tx_id)
+        if not self._context.payment(payment_id).handed_over:
+            await self._context.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
     put(stack, PaymentSigner, "sign", sign)
@@ -142,20 +142,20 @@ def _answered_before_commit(stack: ExitStack) -> None:
         if admitted.plan is None:
             return await real(self, admitted)
         raw = await self._signing.sign_and_check(admitted.payment_id, admitted.plan)
-        now_ms = self._desk.ports.clock.now_ms()
+        now_ms = self._context.ports.clock.now_ms()
 
         async def write() -> None:
             await asyncio.sleep(5)
-            await self._desk.write(
+            await self._context.write(
                 "sign",
                 lambda unit: steps.record_attempt(
-                    unit, admitted.payment_id, admitted.plan, raw, self._desk.terms.own.raw, now_ms
+                    unit, admitted.payment_id, admitted.plan, raw, self._context.terms.own.raw, now_ms
                 ),
             )
 
         task = asyncio.create_task(write())
         self._sending._tasks.add(task)
-        row = self._desk.payment(admitted.payment_id)
+        row = self._context.payment(admitted.payment_id)
         return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
 
     real = PaymentLifecycle.carry_out
@@ -206,11 +206,11 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
     real = FollowUp.carry_on
 
     async def carry_on(self: FollowUp) -> None:
-        desk = self._desk
-        tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
-        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        context = self._context
+        tip, now_ms = context.chain.tip, context.ports.clock.now_ms()
+        for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
             if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
-                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+                await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
     put(stack, FollowUp, "carry_on", carry_on)
@@ -236,12 +236,12 @@ def _not_found_is_void(stack: ExitStack) -> None:
 
     async def look_for(self: Confirmations, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
-        desk = self._desk
-        if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
+        context = self._context
+        if context.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
             read = await source.tx(row.tx_id)
-            now_ms = desk.ports.clock.now_ms()
+            now_ms = context.ports.clock.now_ms()
             if not isinstance(read, Found):
-                await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
+                await context.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
 
     put(stack, Confirmations, "_look_for", look_for)
 
@@ -315,11 +315,11 @@ def _given_up_pending(stack: ExitStack) -> None:
     real = FollowUp.carry_on
 
     async def carry_on(self: FollowUp) -> None:
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        context = self._context
+        now_ms = context.ports.clock.now_ms()
+        for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
             if row.handed_over and now_ms > row.changed_at_ms + 120_000:
-                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+                await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
     put(stack, FollowUp, "carry_on", carry_on)
@@ -404,7 +404,7 @@ def _key_outside(stack: ExitStack) -> None:
     put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
 
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
-        seen[ask.received] = live(self.desk.conn, ask.app_id, ask.key(None) or "")
+        seen[ask.received] = live(self.context.conn, ask.app_id, ask.key(None) or "")
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -425,8 +425,11 @@ def _policy_outside(stack: ExitStack) -> None:
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
-        clock_ms = self.desk.admission.rulebook.clock_ms(self.desk.conn, self.desk.ports.clock.now_ms())
-        seen[ask.received] = {limit: counted(self.desk.conn, limit, clock_ms) for limit in self.desk.terms.limits}
+        clock_ms = self.context.admission.rulebook.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
+        limits = self.context.terms.limits
+        seen[ask.received] = {limit: counted(self.context.conn, limit, clock_ms) for limit in limits}
+            limit: counted(self.context.conn, limit, clock_ms) for limit in self.context.terms.limits
+        }
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -446,11 +449,11 @@ def _void_by_absence(stack: ExitStack) -> None:
     """That nobody shows the deposit is taken for proof that it never comes back."""
 
     async def weigh(self: Any, source: Any, tip: Any, row: Any) -> None:
-        desk = self._desk
+        context = self._context
         late = TxSeen("", tip.hash, tip.height, 1 << 40)
-        now_ms = desk.ports.clock.now_ms()
-        await desk.write(
-            "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.utxos, now_ms), row.id
+        now_ms = context.ports.clock.now_ms()
+        await context.write(
+            "void", lambda unit: steps.record_time_over(unit, row.id, late, context.utxos, now_ms), row.id
         )
 
     put(stack, rolled_back.RolledBackDeposits, "_weigh", weigh)
@@ -460,7 +463,7 @@ def _void_by_absence(stack: ExitStack) -> None:
 def _no_fee_cap(stack: ExitStack) -> None:
     """A provider's or a bug's 22 times the fee is paid as it comes."""
     for where in (transaction, plans):
-        put(stack, where, "Parameters", partial(plans.TxParameters, min_fee_b=2_000_000))
+        put(stack, where, "TxParameters", partial(plans.TxParameters, min_fee_b=2_000_000))
     dear = plans.TxParameters(min_fee_b=2_000_000)
     for module in (transaction, replacement):
         put(stack, module, "MAINNET_PARAMETERS", dear)
@@ -511,7 +514,7 @@ def _key_logged(stack: ExitStack) -> None:
     real = Agent.pay
 
     async def pay(self: Agent, ask: PaymentRequest) -> Any:
-        structlog.get_logger().warning("pay", headers=self.desk.terms.merchants[ask.origin].own_headers("addr"))
+        structlog.get_logger().warning("pay", headers=self.context.terms.merchants[ask.origin].own_headers("addr"))
         return await real(self, ask)
 
     put(stack, Agent, "pay", pay)
@@ -547,7 +550,7 @@ def _quiet_by_any_clock(stack: ExitStack) -> None:
 
 
 async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
-    _, _, noticed_ms = scan.onchain.last_of_wallet(self._desk.conn, "ledger_behind")
+    _, _, noticed_ms = scan.onchain.last_of_wallet(self._context.conn, "ledger_behind")
     return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
 
 
@@ -555,7 +558,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 def _pause_of_purchases(stack: ExitStack) -> None:
     """What was admitted before, replacements and cancels are signed while signing is paused."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
-    for module in (steps, desk, signing, carrying):
+    for module in (steps, context, signing, carrying):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))

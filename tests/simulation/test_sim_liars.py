@@ -70,7 +70,7 @@ class Watched(World):
     def _draw_plan(self, seed: int) -> SeedPlan:
         return quiet_plan(super()._draw_plan(seed), self.rng, *self.habits)
 
-    def _draw_desk(self, seed: int) -> SimOperator:
+    def _draw_operator(self, seed: int) -> SimOperator:
         return SimOperator(Random(seed))
 
     def _start(self) -> None:
