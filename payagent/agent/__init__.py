@@ -48,11 +48,11 @@ Sub-packages, each importing only from those above it:
 
   base        shared by all parts
     ports            clock, randomness, writer, signer: the simulator replaces them
-    config           `AgentConfig`: what the operator set, as decisions read it
+    config           `AgentConfig`: the settings that decisions depend on
     configured       builds it from the settings and from merchants added at run time
     prepaid          prepaid balances inside a commit
-    requests         what callers ask for and are answered
-    orders           what one commit decides on, and its result
+    requests         values that callers send, and the answers
+    orders           values that one commit decides on, and its result
     alert_records    raises and clears alerts inside a commit
     merchant_trust   pinned addresses, agreed prices and the unserved streak of a merchant
     chain_view       the chain as last read: may we sign, and with which TTL
@@ -90,7 +90,7 @@ Sub-packages, each importing only from those above it:
   chain_sync  one pass over the chain
     sync                  `ChainSync`: the order of a pass
     providers             which providers are believed
-    open_payments         the payments and UTxOs that a pass looks at
+    open_payments         the payments and UTxOs that a pass reads
     worker_pool           how many payments are worked on at once
     confirmations         in a block, deep enough, lost, void
     utxo_list             the provider's list of our UTxOs against ours
@@ -104,7 +104,7 @@ Sub-packages, each importing only from those above it:
     runner      `TopupRunner`: one step of each open top-up
     orders      the top-up inside a commit
     topup_auto  top-ups that the settings start
-  operator    what an operator changes at run time
+  operator    changes that an operator makes at run time
     apps, merchants, limits, pause  one module each
     alerts                          thresholds and the webhook
     approval_links                  signed links that approve or deny

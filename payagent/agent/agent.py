@@ -1,4 +1,4 @@
-"""`Agent` builds the parts of the agent from one context, pays a 402 and quotes what paying would cost.
+"""`Agent` builds the parts of the agent from one context, pays a 402 and quotes its cost.
 
 `Agent.pay` admits (C1 + C2), then signs (C3), and only then returns headers and submits (C4). After a crash
 `PaymentLifecycle.resume` continues the same path.
@@ -114,7 +114,7 @@ class Agent:
         return row if self.context.as_noted(row).is_noted else None
 
     async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
-        """What paying `count` such payments would cost now. Reserves and writes nothing.
+        """The cost of `count` such payments now. Reserves and writes nothing.
 
         Raises what `pay` would raise, and `invoice_paid_already` if a payment exists. A limit or a merchant rule
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.

@@ -1,4 +1,4 @@
-"""`AgentContext`: what every part of the agent uses. It cannot sign, submit or pay.
+"""`AgentContext`: the state that all parts of the agent share. It cannot sign, submit or pay.
 
 It holds the ledger's readers and writer, the config in force, the available UTxOs, the chain as last read, and the
 clock. `take_terms` replaces the config at run time, so read `terms` each time and do not keep it.
@@ -51,7 +51,7 @@ class AgentContext:
         self, terms: AgentConfig, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedProvider]
     ) -> None:
         self.filed = terms
-        """The config of the file alone. `terms` is the config in force, with what was set at run time."""
+        """The config of the file alone. `terms` is the config in force, with the changes made at run time."""
         self.terms = terms = overlaid(terms, readers.conn)
         self.ports = ports
         self.sources = [ThrottledProvider(source, ports.clock, terms.call_rate) for source in sources]
@@ -101,7 +101,7 @@ class AgentContext:
         return result
 
     async def take_terms(self, filed: AgentConfig, job: Callable[[Unit], None]) -> None:
-        """Take this config file, and what `job` sets at run time, into force with the job's commit."""
+        """Put this config into force, with the changes that `job` makes, as of the job's commit."""
 
         def take(unit: Unit) -> AgentConfig:
             job(unit)

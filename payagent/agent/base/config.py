@@ -1,4 +1,4 @@
-"""`AgentConfig` and `MerchantConfig`: what the operator set, as the agent's decisions read it.
+"""`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on.
 
 May import: core, chain.circuit_breaker, store.rows. Never: reads a file (the daemon does); shows a secret in a
 repr.

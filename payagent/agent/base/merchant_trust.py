@@ -1,4 +1,4 @@
-"""What payagent has learned about a merchant: pinned addresses, agreed prices, unserved streak, readiness.
+"""Facts that payagent learns about a merchant: pinned addresses, agreed prices, unserved streak, readiness.
 
 Runs on the writer's thread. The first payment to a merchant, or an approval, pins its addresses. A confirmed
 payment sets the price of a request. Each delivery updates the unserved streak and when to present a proof.

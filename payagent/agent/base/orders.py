@@ -1,4 +1,4 @@
-"""What one commit decides on, and its result. Values only.
+"""Values that one commit decides on, and its results.
 
 May import: core, store.rows, wallet.transaction, agent.base. Never: decides.
 """

@@ -135,7 +135,7 @@ def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
 
 
 def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
-    """What is left of a pool plus what is being bought: the lower of our count and the merchant's report.
+    """The balance of a pool plus purchases under way: the lower of our count and the merchant's report.
 
     A report from before the last purchase does not count, and neither does one dated in the future.
     """
@@ -149,7 +149,7 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
 
 
 def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
-    """Add what a confirmed payment bought to its pool."""
+    """Add the purchase of a confirmed payment to its pool."""
     if row.pool is not None:
         name, count = _size(row)
         _move(unit, row.pool, name, Move("buy", 0, 0, 0, row.id), lambda had: buy(had, count, paid), now_ms)
@@ -246,7 +246,7 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
 
 
 def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
-    """Record a request that was served without a payment. What no balance covers counts as unexplained.
+    """Record a request that was served without a payment. Use that no balance covers counts as unexplained.
 
     It counts against its app's limits from now on, unless it has since it was `let_through`. A repeat by the same
     key counts there too, since some merchants ignore the key, but uses no more of the balance.

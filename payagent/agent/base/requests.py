@@ -1,4 +1,4 @@
-"""What callers ask of the agent, and its answers. Values only.
+"""Values that callers send to the agent, and its answers.
 
 `agent.base.orders` has what follows: the values that one commit decides on.
 May import: core, dialects, wallet.transaction, agent.base. Never: decides; I/O.
@@ -80,7 +80,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class PaymentQuote:
-    """What a payment would cost now. `refusal`: the limit or merchant rule that forbids it. `reasons`: why it
+    """The cost of a payment now. `refusal`: the limit or merchant rule that forbids it. `reasons`: why it
     would need an approval.
     """
 
@@ -92,8 +92,8 @@ class PaymentQuote:
 
 @dataclass(frozen=True, slots=True)
 class PrepaidQuote:
-    """What a request would use of a prepaid balance. `units` is None if its price is unknown. `refusal`: the
-    limit of its app that forbids it.
+    """The part of a prepaid balance that a request would use; no `units` if its price is unknown. `refusal`:
+    the limit of its app that forbids it.
     """
 
     origin: str
