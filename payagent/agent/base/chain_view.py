@@ -26,8 +26,8 @@ TTL_CAP_S = 1800
 QUIET_MS = (TTL_CAP_S + TIP_AGE_MAX_S + SKEW_MAX_S) * 1000
 """How long a restored ledger signs nothing. By then every attempt it does not know has landed or expired.
 
-The sum allows for both clocks: the one that a TTL was counted from may have been `TIP_AGE_MAX_S` ahead of the
-chain, and the one that counts this wait may be `SKEW_MAX_S` behind it.
+The sum allows for both clocks. The one that a TTL was counted from may have been `TIP_AGE_MAX_S` ahead of the
+chain. The one that counts this wait may be `SKEW_MAX_S` behind it.
 """
 
 PINNED = {

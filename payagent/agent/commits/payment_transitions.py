@@ -231,9 +231,10 @@ def may_broadcast(row: PaymentRow) -> bool:
 def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
     """Why the payment has to be cancelled now; None if it does not.
 
-    If the merchant submits, an attempt is cancelled once its TTL has passed, or once the merchant refused it and
-    nothing shows that it submitted it anyway. A cancel is repeated once its own TTL has passed, or if an input of
-    it can never exist. An attempt that payagent submitted is replaced if possible (`Admission.replace`).
+    If the merchant submits, an attempt is cancelled once its TTL has passed. So is one that the merchant refused,
+    unless something shows that it was submitted anyway. A cancel is repeated once its own TTL has passed, or if
+    one of its inputs can never exist. An attempt that payagent submitted is replaced if possible
+    (`Admission.replace`).
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
