@@ -1,43 +1,112 @@
-"""agent: reload, decide, do one step. The only room that pays: it brings wallet, chain and store together.
+"""The agent decides on payments and carries them out. It is the only room that pays.
 
-May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook, store. Never: the API, the CLI, a
-scheduler, the devnet; a clock, randomness or a process exit but through `ports`; a byte of a signed transaction to
-anyone before its attempt is durable.
+Start at `agent.Agent.pay` and follow the table below. Every step reloads the payment, decides and commits once, so
+resuming after a crash is the same code as the first run.
 
-The commit points (docs/exactly-once.md) and the job that makes each:
+May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook, store. Never: imports the API, the
+CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except through `base.ports`; lets a
+signed byte leave the process before its attempt is durable.
 
-  C1 + C2  admit    intent, invoice, decision, hold, anchor and coins, together
-  C3       sign     the attempt: bytes, tx id, fee, TTL, inputs
-  C4       leave    the bytes are about to be sent (again)
-  C5       observe  an attempt was seen in a block, or its block is lost
-  C6       confirm  the spend is posted in the ledger
-  C7       settle   its coins need no watch any more
+Commit points (docs/exactly-once.md), each one write transaction, with the job that makes it:
 
-Where what is changed:
+  C1 + C2  admit         intent, invoice, decision, hold, nonce UTxO and reserved UTxOs, together
+  C2       replace       the next attempt of a payment: its invoice, inputs and TTL
+  C3       sign, cancel  the attempt: bytes, tx id, fee, TTL, inputs
+  C4       leave         the bytes are about to be sent to one provider (again)
+  C5       observe       an attempt is in a block, or its block is lost
+  C6       confirm       the spend is posted in the ledger
+  C7       settle, void  no rollback reaches the block; or nothing of the payment can land, and its hold ends
 
-  agent          pay and quote; puts together the parts below, which all work at one `desk` (ledger, terms, coins,
-                 chain, clock)
-  reception      a 402 is read into a purchase (`asks`, `orders`); what is refused is on record (`floods`)
-  admission      what happens inside C1 + C2 (`rulebook`: what may be paid; `planner`: of which coins; `holding`:
-                 both and the hold; `questions`: what a person is asked)
-  stock          a coin for each payment: the `line` of those that wait, and `upkeep`
-  signing        who is on the way to a signature, the signature, C3
-  sending        C4, and the bytes
-  carrying       from admitted to signed, after a crash too; replaced, cancelled, resolved
-  decisions      a person approves or denies
-  deliveries     what merchants answer to a proof, or never do
-  prepaid_calls  calls that a prepaid balance serves
-  topup          an order to raise a prepaid balance, step by step (`topup_orders`: what it comes to, and what
-                 happens to it inside a commit; `topup_auto`: the orders that nobody gives)
-  transfers      what the operator moves: send, sweep, split
-  steps          what happens inside C3 to C7 (`delivery_steps`: inside the commits of a delivery)
-  watch          a look at the chain: when it is whole, and in which order its parts have their turn
-  hearing        which providers are believed in a look, and who is told of the others
-  sightings      what the chain shows of our payments: in a block, deep enough, lost, void
-  stocktaking    the list of our coins: deposits, and what is missing from it (`foreign`: somebody else spent it;
-                 `vanished`: its deposit is gone)
-  due            what is sent again, and what is carried on, after a look
-  turns          how many payments are acted on at once, and who goes first
-  inquiries      what merchants are asked: of open invoices, and of prepaid balances
-  view           how a payment is shown
+Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every row; a commit out of order raises
+`Refused` and changes nothing. Jobs without a module are in `commits.payment_transitions`.
+
+  1. admit    `UtxoPool.admit` runs `commits.admission.Admission.admit`. Always first, once per intent: a repeated
+              call finds the payment. Next: sign (reserved); approve or deny (awaiting approval); none (rejected).
+     approve  `Decisions.approve` runs `commits.approvals.ApprovalRules.approve`, which decides anew. Next: sign.
+     deny     `Decisions.deny` runs `ApprovalRules.deny`; `Decisions.deny_what_is_over` does so after the timeout.
+     reject   `PaymentLifecycle.resume` runs `reject_unsigned`. Legal only while nothing was ever signed.
+  2. sign     `PaymentSigner.sign` runs `record_attempt`. Legal after admit, approve or replace. Next: submit.
+  3. submit   `TxSubmitter.send_off` runs `record_submit` (job `leave`), then sends. Legal after sign, and may be
+              repeated with the same bytes. If the merchant submits, C3 is C4 too, and payagent submits only after
+              the transaction was seen in a block.
+  4. observe  `chain_sync.confirmations.Confirmations` runs `record_seen`. Legal as soon as an attempt is signed.
+              `record_block_lost` undoes it, up to settle. Next: confirm.
+  5. confirm  `Confirmations` runs `record_confirmed`, `confirm_depth` blocks deep. Legal after observe only.
+  6. settle   `Confirmations` runs `record_settled`, `settle_depth` blocks deep. Legal after confirm; the end.
+
+  replace     `PaymentLifecycle.renew` runs `Admission.replace`. Legal when no attempt can land before its TTL any
+              more. Next: sign, with the same nonce UTxO.
+  cancel      `PaymentLifecycle.cancel`, `renew` and `resolve` run `record_cancel`. Legal once something was signed
+              and is in no block. Next: submit; then void, or observe if the attempt that pays won.
+  void        `record_void` when another transaction spent the nonce UTxO, `void_depth` deep; `record_time_over`
+              when a rollback took the nonce UTxO and all TTLs have passed for good. Opens again by
+              `record_block_lost`.
+
+Delivery is a second state machine that moves no money: `payments.deliveries`, `commits.delivery_transitions`.
+
+Sub-packages, each importing only from those above it:
+
+  base        shared by all parts
+    ports            clock, randomness, writer, signer: the simulator replaces them
+    config           `AgentConfig`: the settings that decisions depend on
+    configured       builds it from the settings and from merchants added at run time
+    prepaid          prepaid balances inside a commit
+    requests         values that callers send, and the answers
+    orders           values that one commit decides on, and its result
+    alert_records    raises and clears alerts inside a commit
+    merchant_trust   pinned addresses, agreed prices and the unserved streak of a merchant
+    chain_view       the chain as last read: may we sign, and with which TTL
+    change_notifier  wakes callers that wait for a payment or a block
+    free_utxos       changes the available UTxOs in memory, undone with the commit
+    payment_view     the API's payment object
+  commits     inside one write transaction, on the writer's thread
+    rules                 limits, caps and merchant rules
+    tx_planner            which UTxOs pay, and the transaction that results
+    reservation           decides, places the hold, reserves the UTxOs
+    replacement           the next attempt of a lost payment
+    approvals             requests an approval, records the decision or the timeout
+    admission             C1 + C2
+    payment_transitions   C3 to C7
+    delivery_transitions  commits of a delivery
+    utxo_sync             our UTxOs against a provider's list
+  context     `AgentContext`: ledger, config, available UTxOs, chain view and clock, for every part
+  payments    one payment on the event loop
+    intake         reads a 402 into a `PaymentIntent`, records refusals
+    floods         bounds how many refusals of an app are recorded
+    sign           claims a payment, gets the signature, C3
+    submit         C4, then the bytes to every believed provider
+    lifecycle      resumes, replaces, cancels
+    decisions      approvals and denials
+    deliveries     a merchant's answers to the proof
+    prepaid_calls  requests that a prepaid balance serves
+    uses           counts those requests against their app's limits
+  utxos       UTxOs ready for payments
+    pool       admits a payment, waiting for a UTxO if it must
+    queue      payments that wait for change
+    upkeep     splits and gathers UTxOs when worth the fee
+    transfers  the operator's transfers: send, send all, split
+    emptying   send all, and the UTxOs that have to stay
+  agent       `Agent`: builds the parts; pays and quotes
+  chain_sync  one pass over the chain
+    sync                  `ChainSync`: the order of a pass
+    providers             which providers are believed
+    open_payments         the payments and UTxOs that a pass reads
+    worker_pool           how many payments are worked on at once
+    confirmations         in a block, deep enough, lost, void
+    utxo_list             the provider's list of our UTxOs against ours
+    external_spends       another wallet spent our UTxO: freeze
+    rolled_back_deposits  a rollback took a deposit
+    recovery              the ledger is older than the signer's record
+    repeated_reads        repeats a read while one provider stands alone
+    follow_up             submits again, signs what was admitted, replaces and cancels
+    merchant_polling      asks merchants for payment status and balances
+  topups      payments that raise a prepaid balance
+    runner      `TopupRunner`: one step of each open top-up
+    orders      the top-up inside a commit
+    topup_auto  top-ups that the settings start
+  operator    changes that an operator makes at run time
+    apps, merchants, limits, pause  one module each
+    alerts                          thresholds and the webhook
+    approval_links                  signed links that approve or deny
+    config_reload                   the config file again, on SIGHUP
 """

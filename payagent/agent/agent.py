@@ -1,7 +1,7 @@
-"""The agent: its parts, put together, and what it is there for: pay a 402, or say what that would take.
+"""`Agent` builds the parts of the agent from one context, pays a 402 and quotes its cost.
 
-Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
-or sends (C4). `PaymentLifecycle.resume` is the same path from wherever a crash left it.
+`Agent.pay` admits (C1 + C2), then signs (C3), and only then returns headers and submits (C4). After a crash
+`PaymentLifecycle.resume` continues the same path.
 
 May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
 """
@@ -39,7 +39,7 @@ log = structlog.get_logger("payagent.agent")
 
 
 class Agent:
-    """Reload, decide, do one step. All methods, its parts' too, are for one event loop."""
+    """The agent and its parts. Call all of them from one event loop."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Agent:
         self.prepaid_calls = PrepaidCalls(context, self._reception)
 
     async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
-        """Pay a 402, or find the payment that its intent has; True when it is new.
+        """Pay a 402, or find the payment of its intent. The bool is True for a new payment.
 
-        Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
+        Returns once the attempt is durable, before it is submitted. If it raises `Refused`, nothing was signed.
         """
         now_ms = self.context.ports.clock.now_ms()
         try:
@@ -94,10 +94,10 @@ class Agent:
             return carried_out
 
     def _known_already(self, purchase: PaymentIntent) -> PaymentRow | None:
-        """The payment that admission would find, where all that came is in the ledger already: the same intent,
-        with the very invoice that one of its payments is for. Nothing is to be decided or recorded then.
+        """The payment that admission would find, if nothing is left to decide or record.
 
-        What the signer's own record lacks goes the writer's way, which notes it or says why not.
+        That is so if the intent is the same and one of its payments is for this very invoice. An attempt that is
+        missing from the signer's record returns None: the writer then records it, or says why not.
         """
         (offer, *others), conn = purchase.offers, self.context.conn
         intent = None if others else intents.live_intent(conn, purchase.app_id, purchase.key)
@@ -114,10 +114,10 @@ class Agent:
         return row if self.context.as_noted(row).is_noted else None
 
     async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
-        """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
+        """The cost of `count` such payments now. Reserves and writes nothing.
 
-        Refused like the payment would be, and as `invoice_paid_already` where there is one. The order of a top-up
-        waits for change that is on its way, so that its plan takes it as there.
+        Raises what `pay` would raise, and `invoice_paid_already` if a payment exists. A limit or a merchant rule
+        comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()
         offers = self._reception.offers(self.context.terms.merchant(ask.origin), ask, now_ms)
@@ -167,7 +167,7 @@ class Agent:
                 raise Refused("not_enough_funds", f"{have} are free or come back as change, {need} are needed")
 
     def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
-        """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
+        """The live payment of a repeated intent whose 402 has expired or only says "pending"."""
         key = ask.key(None)
         intent = None if key is None else intents.live_intent(self.context.conn, ask.app_id, key)
         if intent is None:

@@ -1,10 +1,9 @@
-"""The desk: what all of the agent's parts work at.
+"""`AgentContext`: the state that all parts of the agent share. It cannot sign, submit or pay.
 
-On it are the ledger with its readers and its writer, the terms that count, the free coins, the chain as it was
-last seen, and the clock. Who needs no more than these takes a desk, and cannot sign, send or pay.
-The terms are replaced at run time (`take_terms`), so they are read here each time and kept nowhere.
+It holds the ledger's readers and writer, the config in force, the available UTxOs, the chain as last read, and the
+clock. `take_terms` replaces the config at run time, so read `terms` each time and do not keep it.
 May import: core, chain.provider, chain.throttled_provider, store, wallet, agent.commits, agent.base. Never:
-decides about a payment; signs; sends.
+decides on a payment; signs; submits.
 """
 
 import asyncio
@@ -46,13 +45,13 @@ log = structlog.get_logger("payagent.agent")
 
 
 class AgentContext:
-    """One for an agent. All methods are for one event loop."""
+    """One per agent. Call it from one event loop."""
 
     def __init__(
         self, terms: AgentConfig, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedProvider]
     ) -> None:
         self.filed = terms
-        """The terms of the config file; `terms` are those that count, with what was set at run time."""
+        """The config of the file alone. `terms` is the config in force, with the changes made at run time."""
         self.terms = terms = overlaid(terms, readers.conn)
         self.ports = ports
         self.sources = [ThrottledProvider(source, ports.clock, terms.call_rate) for source in sources]
@@ -67,14 +66,14 @@ class AgentContext:
         self._readers = readers
         self.admission = Admission.by(terms, self.utxos, self.chain)
         self.senders: Sequence[ThrottledProvider] = self.sources
-        """The providers that are to be believed, as the watch last found: to them bytes are sent."""
+        """The providers that the last pass believed. Transactions are submitted to these."""
         self.providers: Mapping[str, str | None] = {}
-        """Why a provider is not heard, by name, or None when it is: what the watch last found."""
+        """By name: why the last pass did not believe a provider; None if it did."""
         self.refusals: Counter[str] = Counter()
-        """How often each code was told, through whichever door, since the start."""
+        """How often each code was returned since the start, by the API, the proxy or a pass."""
         self._taking = asyncio.Lock()
         self._pending: dict[str, int] = {}
-        """Payments whose merchant answered "pending" since the newest block, with that block's height."""
+        """Payments whose merchant answered "pending", with the height of the newest block at that time."""
 
     @property
     def conn(self) -> Connection:
@@ -82,19 +81,19 @@ class AgentContext:
         return self._readers.conn
 
     def snapshot(self) -> AbstractContextManager[Connection]:
-        """The ledger as it is now, for what takes long to read."""
+        """A consistent read of the ledger as it is now, for long reads."""
         return self._readers.snapshot()
 
     def room_problem(self) -> str | None:
-        """Why nothing more could soon be written down; None while there is room."""
+        """Why the disk is about to be full; None while there is room."""
         return self._readers.room_problem()
 
     def copied(self) -> AbstractContextManager[BinaryIO]:
-        """A copy of the ledger as it is now, as a file that is gone when it is closed."""
+        """A copy of the ledger as it is now, in a file that is deleted when closed."""
         return self._readers.copied()
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
-        """Run a job at a commit point; who waits for the payment is woken once it is durable."""
+        """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""
         result = await self._writer.run(name, job)
         if payment_id is not None:
             log.info(f"payment.{name}", payment=payment_id)
@@ -102,7 +101,7 @@ class AgentContext:
         return result
 
     async def take_terms(self, filed: AgentConfig, job: Callable[[Unit], None]) -> None:
-        """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
+        """Put this config into force, with the changes that `job` makes, as of the job's commit."""
 
         def take(unit: Unit) -> AgentConfig:
             job(unit)
@@ -116,27 +115,27 @@ class AgentContext:
             self.filed = filed
 
     def payment(self, payment_id: str) -> PaymentRow:
-        """As it stands now. Refused: `not_found`."""
+        """The payment as it is now. Refused: `not_found`."""
         row = payments.payment(self.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.as_noted(row)
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
-        """With whether its attempt may be shown: no proof of what the signer's own record lacks yet."""
+        """The row with `is_noted`. False until the signer's own record has its attempt: show no proof before."""
         return row if self._writer.is_noted(row.attempt) else replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
-        """As `as_noted`. Refused: `store_failed`, where nothing may be shown."""
+        """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""
         row = self.as_noted(row)
         if not row.is_noted:
             raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
         return row
 
     def is_ready(self, row: PaymentRow) -> bool:
-        """Whether the merchant can be expected to take its proof, as its `ready` setting says.
+        """Whether the merchant is expected to accept the proof now, by its `ready` setting.
 
-        What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
+        If the merchant submits the transaction, the payment is ready as soon as it has a proof.
         """
         if row.handed_over or not has_proof(row):
             return has_proof(row)
@@ -152,12 +151,12 @@ class AgentContext:
         )
 
     def is_by_auto(self, row: PaymentRow) -> bool:
-        """Whether `ready = "auto"` decides when its proof is shown."""
+        """Whether `ready = "auto"` decides when to present the proof."""
         merchant = self.terms.merchants.get(row.origin or "")
         return merchant is not None and merchant.ready == "auto" and not row.handed_over
 
     def depth(self, row: PaymentRow) -> int:
-        """How many blocks there are from the payment's own, which counts, to the tip; 0 while it is in none."""
+        """Depth of the payment's block, which counts as 1; 0 while it is in no block."""
         if row.block_height is None or row.state not in ON_CHAIN:
             return 0
         seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block_height + 1
@@ -168,21 +167,21 @@ class AgentContext:
         return payment_view(row, self.terms, ready=self.is_ready(row))
 
     def take_tip(self, tip: Tip) -> None:
-        """The chain's newest block is this one: what was pending may be shown again."""
+        """Take the newest block: a proof answered "pending" before it may be presented again."""
         self.chain.tip = tip
         self._pending = {name: height for name, height in self._pending.items() if height >= tip.height}
         self.changes.notify_block()
 
     def note_pending(self, row: PaymentRow, shown_depth: int) -> None:
-        """The merchant answered "pending" to the proof: it is shown again once a block has come since."""
+        """Note that the merchant answered "pending": the proof is presented again after the next block."""
         if self.depth(row) <= shown_depth:
             tip_height = 0 if self.chain.tip is None else self.chain.tip.height
             self._pending[row.id] = max(tip_height, row.block_height or 0)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
-        """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
+        """The payment once its state or readiness changes, or after `timeout_s`.
 
-        A caller learns of a payment and then asks to wait: what changed in between must not be waited for.
+        Returns at once if it is ready or has ended: it may have changed before the caller asked to wait.
         """
         row = self.payment(payment_id)
         if self.is_ready(row) or row.state in ENDED_WITHOUT_PAYING:
@@ -199,17 +198,17 @@ class AgentContext:
 
     @property
     def is_paused(self) -> bool:
-        """Whether an operator has stopped all signing."""
+        """Whether an operator paused all signing."""
         return pauses.standing(self.conn) is not None
 
     def assets_allowed(self) -> frozenset[str]:
-        """What the wallet may spend at all, by its limits."""
+        """The assets that the wallet's limits allow it to spend."""
         at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
         return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
 
     @property
     def latest_ms(self) -> int:
-        """The clock's time, or the newest block's when that is later: what expired by either has expired."""
+        """The later of the clock and the newest block's time: expired by either means expired."""
         now_ms, tip, slots = self.ports.clock.now_ms(), self.chain.tip, self.chain.slots
         return now_ms if tip is None or slots is None else max(now_ms, slots.time_ms(tip.slot))
 
@@ -218,5 +217,5 @@ class AgentContext:
         return self.admission.rulebook.clock_ms(conn, now_ms)
 
     def new_ids(self) -> Ids:
-        """For a purchase or an order; used up even where it finds what is there."""
+        """Fresh ids for a payment or a transfer. They are used up even if an existing one is found."""
         return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))

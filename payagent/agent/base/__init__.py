@@ -1,1 +1,1 @@
-"""What all parts of the agent share."""
+"""Values, ports and helpers shared by all parts of the agent."""

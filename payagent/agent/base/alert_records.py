@@ -1,4 +1,4 @@
-"""Raising an alert inside a commit, and clearing it: each subject once, unless it is of something new.
+"""Raises and clears alerts inside a commit, once per subject.
 
 May import: store. Never: sends an alert (agent.operator.alerts does); commits.
 """
@@ -18,9 +18,9 @@ def is_raised(conn: Connection, subject: str) -> bool:
 
 
 def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Tell of it, unless its subject is raised already; True when that is news.
+    """Raise an alert unless its subject is raised already. Returns whether it was new.
 
-    `facts` have a `detail` for people, and are sent beside id, kind, subject, at, network and address.
+    `facts` need a `detail` for people. They are sent along with id, kind, subject, at, network and address.
     """
     if is_raised(unit.conn, subject):
         return False
@@ -29,12 +29,12 @@ def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], n
 
 
 def raise_again(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """Tell of it though its subject may be raised already: of something that was not told yet."""
+    """Raise an alert even if its subject is raised already, for news about the same subject."""
     _write(unit, kind, subject, facts, now_ms)
 
 
 def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Tell that it is over, if its subject is raised; True when that is news."""
+    """Clear a subject's alert if it is raised. Returns whether it was."""
     if not is_raised(unit.conn, subject):
         return False
     _write(unit, CLEARED, subject, facts, now_ms)
@@ -42,7 +42,7 @@ def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int)
 
 
 def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """The id is made of the alert's place in the chain of events, which no other alert has."""
+    """The id is a hash over the last event, so no other alert has it."""
     _, last_hash = events.last_event(unit.conn)
     digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"

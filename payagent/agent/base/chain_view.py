@@ -1,6 +1,9 @@
-"""The chain as last seen, and whether it is seen well enough to sign by.
+"""The chain as last read, and whether that is good enough to sign by.
 
-May import: core, chain.provider_state, chain.provider (their types). Never: asks the chain itself (watch does).
+Start at `ChainView.require_ready`, which stands before every signature.
+
+May import: core, chain.provider_state, chain.provider (their types). Never: asks a provider (agent.chain_sync
+does).
 """
 
 from collections.abc import Sequence
@@ -13,18 +16,18 @@ from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 
 TIP_AGE_MAX_S = 300
-"""P(no block in 300 s) is 2 in ten million at f = 0.05; an older tip means a provider that stands still."""
+"""P(no block in 300 s) is 2 in ten million at f = 0.05. An older tip means that the provider is stuck."""
 
 SKEW_MAX_S = 120
 EXPIRY_MARGIN_S = 20
 TTL_CAP_S = 1800
-"""The longest life of an attempt: a lost one blocks its anchor no longer than that."""
+"""The longest life of an attempt, and so the longest time that a lost one blocks its nonce UTxO."""
 
 QUIET_MS = (TTL_CAP_S + TIP_AGE_MAX_S + SKEW_MAX_S) * 1000
-"""How long a ledger that was put back signs nothing: what it does not know of has landed or run out by then.
+"""How long a restored ledger signs nothing. By then every attempt it does not know has landed or expired.
 
-The clock that a TTL was counted from may have been ahead of the chain by as much as a tip may be old, and the one
-that this is counted from behind it by as much as is borne.
+The sum allows for both clocks. The one that a TTL was counted from may have been `TIP_AGE_MAX_S` ahead of the
+chain. The one that counts this wait may be `SKEW_MAX_S` behind it.
 """
 
 PINNED = {
@@ -34,16 +37,17 @@ PINNED = {
     "max_tx_size": 16_384,
     "max_value_size": 5000,
 }
-"""Protocol parameters that the transaction path is built for.
+"""Protocol parameters that payagent builds transactions for.
 
-Under a lower fee or least output, or a greater size, what it builds is as valid; under the opposite it may not be.
+Its transactions stay valid under lower fees, a lower minimum output or greater sizes. Under the opposite they may
+not be.
 """
 
 SIZES = ("max_tx_size", "max_value_size")
 
 
 def odd_parameters(parameters: ProtocolParameters) -> Odd | None:
-    """How parameters differ from those that payagent is built for, if they do; stricter ones are told first."""
+    """How parameters differ from `PINNED`, or None. A stricter one is reported before a looser one."""
     found = []
     for name, pinned in PINNED.items():
         told = getattr(parameters, name)
@@ -56,9 +60,10 @@ def odd_parameters(parameters: ProtocolParameters) -> Odd | None:
 
 
 def require_right_clock(off_s: Sequence[int]) -> None:
-    """Refused, `clock_skew`, when each provider that could be asked has another time than the local clock.
+    """Refused, `clock_skew`, if the clock of every provider that answered differs from the local one.
 
-    A clock that is ahead shows as an old newest block, and so does a chain that is slow: providers' clocks tell.
+    `off_s`: by how many seconds the local clock is ahead of each. An old newest block alone could also mean a slow
+    chain; the providers' clocks tell the two apart.
     """
     if off_s and min(abs(off) for off in off_s) > SKEW_MAX_S:
         off = min(off_s, key=abs)
@@ -67,15 +72,14 @@ def require_right_clock(off_s: Sequence[int]) -> None:
 
 @dataclass(slots=True)
 class ChainView:
-    """What the watch learned, and what keeps the wallet from signing.
+    """The result of the last pass over the chain, and everything that stops the wallet from signing.
 
-    `booked`: the tip up to which all deposits are in the books, for which the providers have to list them alike.
-    `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
-    know all that was signed (agent.chain_sync.recovery). `is_compared`: whether the wallet's newest transactions
-    were compared with the ledger since the start. `foreign`: transactions that spent coins of ours and are none of
-    ours (agent.chain_sync.external_spends), until an operator thaws. `unread`: why the last look at the chain
-    (`look`), or at the wallet's past (`past`), could not be completed. `require_ready` stands before every
-    signature.
+    - `booked`: the tip up to which the ledger has all deposits; the providers had to list them alike.
+    - `restored_at_ms`: when the ledger was restored from a backup, if it was.
+    - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
+    - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
+    - `foreign`: external spends that freeze signing until an operator unfreezes it; by tx id.
+    - `unread`: why the last read of the chain (`look`) or of the wallet's past (`past`) is incomplete.
     """
 
     network: Network
@@ -90,7 +94,7 @@ class ChainView:
     unread: dict[str, str] = field(default_factory=dict)
 
     def note_unread(self, part: str, why: str | None) -> None:
-        """Note why a part could not be read, or None that it was."""
+        """Note why a part could not be read; None: it was read."""
         if why is None:
             self.unread.pop(part, None)
         else:
@@ -98,14 +102,17 @@ class ChainView:
 
     @property
     def why_unseen(self) -> str:
-        """Why there is no newest block to go by."""
+        """Why there is no newest block to use."""
         return self.problem or self._with_reason("the chain and the wallet's coins were not read yet", "look")
 
     def _with_reason(self, told: str, part: str) -> str:
         return f"{told}; the last look ended with: {self.unread[part]}" if part in self.unread else told
 
     def learn_genesis(self, genesis: Genesis) -> None:
-        """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
+        """Check that the provider's network is ours: addresses do not differ between preprod and preview.
+
+        Refused: `provider_untrusted`.
+        """
         if self.network.magic is not None and genesis.network_magic != self.network.magic:
             raise Refused(
                 "provider_untrusted",
@@ -116,23 +123,23 @@ class ChainView:
         self.slots = SLOT_CLOCKS.get(self.network.name) or SlotClock(0, genesis.system_start_s)
 
     def learn_parameters(self, parameters: ProtocolParameters) -> None:
-        """Refuse (`provider_untrusted`) parameters under which what payagent builds may not be valid."""
+        """Refuse (`provider_untrusted`) parameters under which payagent's transactions may be invalid."""
         odd = odd_parameters(parameters)
         if odd is not None and odd.forbids:
             raise Refused("provider_untrusted", odd.detail)
 
     def require_ready(self, now_ms: int) -> int:
-        """The current slot, when the chain is seen well enough to sign.
+        """The current slot, if the wallet may sign now.
 
         Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`; `chain_not_ready`
-        before the wallet's newest transactions were compared with the ledger.
+        until the wallet's newest transactions were compared with the ledger.
         """
         slot = self.require_in_step(now_ms)
         self._require_known_past(now_ms)
         return slot
 
     def require_in_step(self, now_ms: int) -> int:
-        """The current slot, when our clock and the chain's agree. Refused: `chain_not_ready`, `clock_skew`."""
+        """The current slot, if our clock and the chain's agree. Refused: `chain_not_ready`, `clock_skew`."""
         if self.slots is None or self.tip is None or self.problem is not None:
             raise Refused("chain_not_ready", self.why_unseen)
         slot = self.slots.slot_at(now_ms)
@@ -166,20 +173,23 @@ class ChainView:
             raise Refused("chain_not_ready", self._with_reason(told, "look"))
 
     def block_ms(self, now_ms: int) -> int | None:
-        """The time of the newest block; None where there is none, or it is too far ahead of the local clock.
+        """The time of the newest block; None if there is none or it is too far ahead of the local clock.
 
-        It moves the limits' clock on: neither the chain as a provider shows it nor the local clock does alone.
+        It advances the clock of the limits. A provider alone cannot advance it, and the local clock alone cannot.
         """
         if self.slots is None or self.tip is None or self.tip.slot > self.slots.slot_at(now_ms) + SKEW_MAX_S:
             return None
         return self.slots.time_ms(self.tip.slot)
 
     def is_after(self, seen_ms: int, tip: Tip) -> bool:
-        """Whether a tip is later than all blocks that there were when we saw something, whatever their heights."""
+        """Whether a tip is later than every block that existed at `seen_ms`, whatever their heights."""
         return self.slots is not None and tip.slot > self.slots.slot_at(seen_ms) + SKEW_MAX_S
 
     def landed_ms(self, slot: int, now_ms: int) -> int:
-        """From when on what is in a block of that slot counts against limits: neither before it nor before now."""
+        """When a transaction in a block of that slot starts to count against limits.
+
+        The later of that block's time and the newest block's.
+        """
         own_ms = 0 if self.slots is None else self.slots.time_ms(slot)
         return max(own_ms, self.block_ms(now_ms) or 0)
 
@@ -193,7 +203,7 @@ class ChainView:
     def has_time(
         self, slot: int, expires_at_ms: int | None, min_window_s: int, *, from_block: bool = False
     ) -> bool:
-        """Whether something could still be signed for an invoice of that end."""
+        """Whether an attempt for an invoice that ends at `expires_at_ms` could still be signed."""
         try:
             self.ttl_slot(slot, expires_at_ms, min_window_s, from_block=from_block)
         except Refused:
@@ -203,12 +213,11 @@ class ChainView:
     def ttl_slot(
         self, slot: int, expires_at_ms: int | None, min_window_s: int, *, from_block: bool = False
     ) -> int:
-        """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
+        """The attempt's TTL: the invoice's end less `EXPIRY_MARGIN_S`, at most `TTL_CAP_S` from now.
 
-        `from_block`: what is left of the invoice is counted from the newest block (dialects.TIMED_BY_BLOCK).
-
-        Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
-        too often land when the invoice is over (docs/exactly-once.md R3).
+        `from_block`: the time left is counted from the newest block (dialects.TIMED_BY_BLOCK).
+        Refused: `invoice_expired` with fewer than `min_window_s` seconds left, because a transaction signed that
+        late too often lands after the invoice expired (docs/exactly-once.md R3).
         """
         if self.slots is None or self.tip is None:
             raise Refused("chain_not_ready", "the chain's genesis and its newest block were not read yet")

@@ -1,6 +1,6 @@
-"""Who waits for a change of a payment, or of any, is woken when one is durable, or when a block comes.
+"""Wakes callers that wait for a payment, for any payment, or for a block.
 
-May import: asyncio. Never: holds state; a waiter reads the ledger anew.
+May import: asyncio. Never: holds state: a caller that wakes up reads the ledger again.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _BLOCK = "new block"
-"""Stands among the payments' ids: what waiters for a block wait for."""
+"""Used like a payment id, by callers that wait for a block."""
 
 
 class Changes:
-    """Wake-ups by payment id, on one event loop, in the order in which they began to wait."""
+    """Wakes waiters by payment id, on one event loop, in the order in which they began to wait."""
 
     def __init__(self) -> None:
         self._waiters: defaultdict[str, dict[asyncio.Event, None]] = defaultdict(dict)
@@ -33,7 +33,7 @@ class Changes:
 
     @contextmanager
     def following(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something is noted for any payment; who follows clears it."""
+        """An event that is set on every change of any payment. The caller clears it."""
         event = asyncio.Event()
         self._followers[event] = None
         try:
@@ -42,7 +42,7 @@ class Changes:
             del self._followers[event]
 
     async def wait(self, payment_id: str, timeout_s: float, *, or_block: bool = False) -> bool:
-        """True when something was noted for the payment (or a block came), False when the time ran out."""
+        """True if the payment changed (or a block came), False after `timeout_s`."""
         event = asyncio.Event()
         names = (payment_id, _BLOCK) if or_block else (payment_id,)
         for name in names:

@@ -1,4 +1,4 @@
-"""What the operator decided, in the form that the agent works with.
+"""`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on.
 
 May import: core, chain.circuit_breaker, store.rows. Never: reads a file (the daemon does); shows a secret in a
 repr.
@@ -21,20 +21,20 @@ from payagent.store.rows.payments import PaymentRow
 
 @dataclass(frozen=True, slots=True)
 class TopupSource:
-    """A call whose 402 sells prepaid balance. `path` has the query; `body` is JSON text, or empty."""
+    """A request whose 402 sells prepaid balance. `path` includes the query; `body` is JSON text or empty."""
 
     method: str
     path: str
     body: str
 
     def asking(self, query: str) -> "TopupSource":
-        """The same call with this in its query too."""
+        """The same request with `query` appended to its query string."""
         return TopupSource(self.method, f"{self.path}{'&' if '?' in self.path else '?'}{query}", self.body)
 
 
 @dataclass(frozen=True, slots=True)
 class AutoTopup:
-    """When a balance is raised without an order: less than `below` is left of `unit` (calls, or lovelace)."""
+    """Automatic top-up: raise a balance when less than `below` is left. `unit`: calls or lovelace."""
 
     unit: str
     below: int
@@ -44,7 +44,7 @@ class AutoTopup:
 
 @dataclass(frozen=True, slots=True)
 class MerchantConfig:
-    """A merchant that may be paid. `api_key` is for its own status calls."""
+    """A merchant that may be paid. `api_key` is sent with payagent's own requests to it."""
 
     name: str
     origin: str
@@ -62,18 +62,18 @@ class MerchantConfig:
     alert_below: int | None = None
     rules: MerchantRules = field(default_factory=MerchantRules)
     is_filed: bool = True
-    """Whether it is of the config file; else it was added at run time."""
+    """Whether the config file has it. Otherwise it was added at run time."""
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
-        """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""
+        """Headers that tie a request's invoice and prepaid balance to the wallet; none without a partner."""
         return {} if self.partner is None else {"X-Partner": self.partner, "X-Wallet-Address": wallet_address}
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
-        """Headers of our own calls about a payment (the T Backend developer guide)."""
+        """Headers of payagent's own requests about a payment (the T Backend developer guide)."""
         return self.own_headers(wallet_address) | {"X-Request-Id": row.request_id}
 
     def own_headers(self, wallet_address: str) -> dict[str, str]:
-        """Headers of every call of our own."""
+        """Headers of payagent's own requests to the merchant."""
         headers = {"X-Wallet-Address": wallet_address}
         if self.partner is not None:
             headers["X-Partner"] = self.partner
@@ -84,7 +84,7 @@ class MerchantConfig:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """Everything configured that a decision depends on. `merchants` go by origin; `limits` are the file's."""
+    """All settings that a decision depends on. `merchants` by origin; `limits` of the config file only."""
 
     network: Network
     own: Address
@@ -97,24 +97,24 @@ class AgentConfig:
     min_window_s: int
     unconfirmed_ancestors: int = 0
     upkeep_lovelace: int = 0
-    """What payagent may spend in 24 hours on fees of transactions that keep coins ready; 0: it makes none."""
+    """The most lovelace that upkeep transactions may cost in fees in 24 hours; 0 disables them."""
 
     caps: Caps | None = None
     wallet_below_lovelace: int | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
-    """Units per asset above which a person decides on a payment."""
+    """Units per asset above which a payment needs an approval."""
 
     approval_timeout_s: int = 3600
     call_rate: Rate | None = None
-    """How often each provider may be called; None where nobody counts."""
+    """Rate limit of calls to each provider; None: unlimited."""
 
     def rules(self, origin: str | None) -> MerchantRules:
-        """What the guards hold a merchant to; nothing of one that is not configured (any more)."""
+        """The rules of a merchant; empty rules if it is not configured (any more)."""
         merchant = self.merchants.get(origin or "")
         return MerchantRules() if merchant is None else merchant.rules
 
     def merchant(self, origin: str) -> MerchantConfig:
-        """The configured merchant of an origin, or `merchant_not_allowed`."""
+        """The configured merchant of an origin. Refused: `merchant_not_allowed`."""
         if origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])
         return self.merchants[origin]

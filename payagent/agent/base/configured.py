@@ -1,4 +1,4 @@
-"""What is configured, in the config file and at run time, in the form that the agent works with.
+"""Builds `AgentConfig` from the settings and from the merchants added at run time.
 
 May import: core, chain.circuit_breaker, settings, store, agent.base. Never: reads a file; decides who may be paid.
 """
@@ -22,7 +22,7 @@ from payagent.store.rows.merchants import MerchantRow
 
 
 def rules_of(merchant: Merchant) -> MerchantRules:
-    """What the guards hold a merchant to."""
+    """The merchant rules that a merchant's settings define."""
     by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
     return MerchantRules(
         first_use=merchant.pin == "first_use",
@@ -56,7 +56,7 @@ def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> Mercha
 
 
 def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> AgentConfig:
-    """All that the config file says, for the wallet `own`; `keys` are the merchants' own, by name."""
+    """The config of the file, for the wallet `own`. `keys`: the merchants' API keys by merchant name."""
     return AgentConfig(
         network=NETWORKS[settings.network],
         own=own,
@@ -81,14 +81,14 @@ def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]
 
 
 def _approval_above(settings: Settings) -> dict[str, int]:
-    """Per asset, above how many units a person decides; what is not named asks nobody."""
+    """Units per asset above which a payment needs an approval. Assets left out never need one."""
     tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
     most = {LOVELACE: settings.approvals.above_lovelace} | tokens
     return {asset: units for asset, units in most.items() if units is not None}
 
 
 def _filed_limits(settings: Settings) -> Iterator[Limit]:
-    """The limits of the config file: the wallet's, and those of merchants."""
+    """The config file's limits for the wallet and for merchants."""
     yield from limits_of(LOVELACE, settings.limits.most_lovelace)
     for token in settings.limits.assets:
         yield from limits_of(token.asset, token.most_units)
@@ -97,9 +97,9 @@ def _filed_limits(settings: Settings) -> Iterator[Limit]:
 
 
 def overlaid(filed: AgentConfig, conn: Connection) -> AgentConfig:
-    """The terms of the config file, with the merchants that were added at run time.
+    """The config in force: the file's, with the merchants added at run time.
 
-    A merchant of the file that has the name or the origin of an added one does not count.
+    An added merchant replaces one of the file that has the same name or origin.
     """
     rows = merchants.everybody(conn)
     names, origins = {row.name for row in rows}, {row.origin for row in rows}

@@ -1,6 +1,6 @@
-"""The free coins in memory, changed inside a job: every change is undone if the job or its commit is.
+"""Changes the index of available UTxOs inside a job. If the job or its commit fails, the change is undone.
 
-May import: wallet.utxo_index, store. Never: touches the coins outside a job of the writer's thread.
+May import: wallet.utxo_index, store. Never: changes the index outside a job of the writer's thread.
 """
 
 from payagent.store.db.unit import Unit
@@ -13,7 +13,7 @@ def utxo_of(row: UtxoRow) -> Utxo:
 
 
 def make_available(unit: Unit, utxos: UtxoIndex, row: UtxoRow) -> None:
-    """Make a coin spendable."""
+    """Add a UTxO to the available ones."""
     utxo = utxo_of(row)
     utxos.add(utxo)
 
@@ -24,6 +24,6 @@ def make_available(unit: Unit, utxos: UtxoIndex, row: UtxoRow) -> None:
 
 
 def make_unavailable(unit: Unit, utxos: UtxoIndex, ref: str) -> None:
-    """Make a coin unavailable to selection."""
+    """Remove a UTxO from the available ones, so that coin selection skips it."""
     utxo = utxos.remove(ref)
     unit.undo(lambda: utxos.add(utxo))

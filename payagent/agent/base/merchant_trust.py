@@ -1,9 +1,9 @@
-"""What is known of a merchant, on the writer's thread: read for the guards, and kept as payments go.
+"""Facts that payagent learns about a merchant: pinned addresses, agreed prices, unserved streak, readiness.
 
-What is paid first at a merchant, or allowed by a person, is what is known of it from then on. A payment that was
-confirmed says what a call costs; one that was served or not says whether to buy there, and when to show a proof.
+Runs on the writer's thread. The first payment to a merchant, or an approval, pins its addresses. A confirmed
+payment sets the price of a request. Each delivery updates the unserved streak and when to present a proof.
 
-May import: core, store, agent.base. Never: decides (core.merchant_rules does); learns from what was refused.
+May import: core, store, agent.base. Never: decides (core.merchant_rules does); learns from a refused payment.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +31,7 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.trust import AgreedPriceRow, UnservedStreak
 
 RulesOf = Callable[[str | None], MerchantRules]
-"""What the guards hold a merchant to, by its origin."""
+"""The merchant rules of an origin."""
 
 
 def claim_of_invoice(invoice: Invoice) -> InvoiceClaim:
@@ -40,7 +40,7 @@ def claim_of_invoice(invoice: Invoice) -> InvoiceClaim:
 
 
 def claim_of_payment(row: PaymentRow) -> InvoiceClaim:
-    """What the invoice claims that the payment goes by now."""
+    """The claim of the payment's current invoice."""
     outputs = ((output.role, output.address, output.asset, output.units) for output in row.outputs)
     return claim_of(outputs, calls_of(row.batch_target))
 
@@ -48,7 +48,7 @@ def claim_of_payment(row: PaymentRow) -> InvoiceClaim:
 def known_of(
     conn: Connection, rules: MerchantRules, origin: str, request: str | None, is_measured: bool = True
 ) -> MerchantFacts:
-    """What the merchant's rules need to know. `request`: the call, as an intent has it; None is not measured."""
+    """The facts that the merchant rules need. `request`: as in the intent; None skips the price check."""
     agreed: tuple[Agreed, ...] = ()
     if rules.drift_percent is not None and request is not None and is_measured:
         agreed = trust.agreed(conn, origin, *priced_call(request))
@@ -61,7 +61,7 @@ def known_of(
 
 
 def priced_call(request: str) -> tuple[str, str]:
-    """(method, path without its query) of an intent's request."""
+    """(method, path without query) of an intent's request."""
     method, path = request.split(" ")[:2]
     return method, path.partition("?")[0]
 
@@ -69,16 +69,16 @@ def priced_call(request: str) -> tuple[str, str]:
 def learn_addresses(
     unit: Unit, rules: MerchantRules, origin: str, claim: InvoiceClaim, payment_id: str, now_ms: int
 ) -> None:
-    """The first payment to a merchant makes its addresses those that may be paid."""
+    """Pin the addresses of the first payment to a merchant."""
     if rules.first_use:
         new = first_pins(claim, rules, MerchantFacts(trust.pins(unit.conn, origin)))
         _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
 
 
 def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) -> None:
-    """A confirmed payment says what its call costs, where nothing was agreed to yet, in any asset.
+    """Agree on the price of a confirmed payment's request, if the request has no agreed price in any asset.
 
-    A price that is let through does not move what later ones are measured by: they would creep.
+    A higher price that the rules accept does not replace the agreed one; otherwise prices could creep up.
     """
     price = None if rules.drift_percent is None else _price_of(unit, row)
     if price is None or row.origin is None:
@@ -88,10 +88,10 @@ def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) 
 
 
 def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
-    """A person allowed a payment: its addresses are known, and its price is one that later ones go by.
+    """Learn from an approved payment: pin its addresses and agree on its price.
 
-    Only where nothing was agreed to, or the person was told that it is more: who allows an amount does not say
-    that the call is worth it.
+    The price only counts if none was agreed before or the approval showed that it had risen. Approving an amount
+    alone does not say that the request is worth it.
     """
     if row.origin is None:
         return
@@ -115,7 +115,7 @@ def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
 
 
 def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
-    """What a payment says of its call's price: nothing where no call is known, or an operator ordered it."""
+    """The price of a payment's request; None without a request, or for a top-up that an operator ordered."""
     order = None if row.topup is None else topups.find(unit.conn, row.topup)
     request = intents.request_of(unit.conn, row.intent_id)
     if request is None or (order is not None and order.cause != "auto"):
@@ -125,9 +125,9 @@ def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
 
 
 def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
-    """Count what a merchant did not serve, in a row. Each change of the count has its event.
+    """Update the merchant's unserved streak, with an event for each change.
 
-    Enough of it, and nothing is bought there until an operator says so; that is told once.
+    At the limit of the rules the merchant is stopped until an operator resumes it. That raises one alert.
     """
     if rules.stop_after is None or row.origin is None or now is row.delivery:
         return
@@ -145,7 +145,7 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
 
 
 def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:
-    """The merchant accepted the proof while its transaction was so deep: the next one is first shown there."""
+    """The merchant accepted a proof at this depth: present the next one first at that depth."""
     if row.origin is None:
         return
     known = trust.readiness(unit.conn, row.origin)
@@ -157,7 +157,7 @@ def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None
 
 
 def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_ms: int) -> None:
-    """The merchant refused a proof before `confirm_depth`: from now on none is shown to it before that."""
+    """The merchant refused a proof before `confirm_depth`: present none to it earlier from now on."""
     if row.origin is None:
         return
     known = trust.readiness(unit.conn, row.origin)
@@ -168,7 +168,7 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
 
 
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
-    """Somebody has looked into a merchant: it may be paid again, and what it does is counted and told anew."""
+    """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
     if trust.unserved_streak(unit.conn, origin) != UnservedStreak():
         trust.set_unserved_streak(unit, origin, UnservedStreak())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
@@ -181,19 +181,19 @@ def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
 
 
 def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
-    """An invoice came again with other terms: its merchant errs, or somebody stands between. Told once."""
+    """Raise an alert, once: an invoice came again with other terms, by a merchant's error or tampering."""
     facts = {"detail": f"{origin}: {detail}", "merchant": origin}
     raise_alert(unit, "terms_changed", _terms_subject(origin), facts, now_ms)
 
 
 def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
-    """Let a merchant be paid at an address."""
+    """Pin an address at which a merchant may be paid."""
     if wanted not in trust.pins(unit.conn, origin):
         _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
 
 
 def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
-    """Forget an address. Refused: `not_found`; `last_address`: without one the next payment is the first again."""
+    """Unpin an address. Refused: `not_found`; `last_address`, since the next payment would pin any address."""
     if rules.first_use and not rules.filed and trust.pins(unit.conn, origin) == {unwanted}:
         raise Refused("last_address", f"{origin} may be paid at {unwanted.address} and at no other address")
     if not trust.drop_pin(unit, origin, unwanted):

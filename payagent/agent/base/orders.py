@@ -1,4 +1,4 @@
-"""What is asked of the agent, read and ready to be decided on in one commit, and what came of it. Values only.
+"""Values that one commit decides on, and its results.
 
 May import: core, store.rows, wallet.transaction, agent.base. Never: decides.
 """
@@ -14,7 +14,7 @@ from payagent.wallet.transaction import TxPlan
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Fresh ids, drawn before the job, so that it stays a function of its values."""
+    """Fresh ids, drawn before the job: the job itself uses no randomness."""
 
     intent: str
     payment: str
@@ -23,7 +23,7 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class PaymentIntent:
-    """One request to pay, read and ready to be decided. `invoice` is the first of what the merchant `offers`."""
+    """One purchase that an app wants, read from its 402. `invoice` is the first of the merchant's `offers`."""
 
     ids: Ids
     app_id: str
@@ -42,10 +42,10 @@ class PaymentIntent:
     topup: TopupPart | None = None
     max_total_asset: str | None = None
     is_heard: bool = False
-    """Whether we heard the 402 from its merchant ourselves; else it is its app's word."""
+    """Whether payagent received the 402 from the merchant itself. Otherwise it is the app's claim."""
 
     def most_units(self, asset: str) -> int | None:
-        """The caller's own bound on what may leave of the asset that is paid in; of another, nothing."""
+        """The caller's own limit on the asset, None without one; 0 if its limit is in another asset."""
         if self.max_total_units is None or self.max_total_asset in (None, asset):
             return self.max_total_units
         return 0
@@ -53,7 +53,7 @@ class PaymentIntent:
 
 @dataclass(frozen=True, slots=True)
 class TransferRequest:
-    """One order of the operator's to move coins. Without a key of its own it is an intent that nothing names."""
+    """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none."""
 
     ids: Ids
     app_id: str
@@ -65,7 +65,7 @@ class TransferRequest:
 
 @dataclass(frozen=True, slots=True)
 class AdmittedPayment:
-    """The intent's payment. `plan` is there when it is new and to be signed; `refusal` when it was rejected."""
+    """The intent's payment. `plan` is set if it is new and to be signed, `refusal` if it was rejected."""
 
     payment_id: str
     is_new: bool
@@ -75,9 +75,9 @@ class AdmittedPayment:
 
 @dataclass(frozen=True, slots=True)
 class Approver:
-    """Who decides on a payment: an app's token (`app_id`), a signed link, or the clock.
+    """Who decides on an approval: an app's token (`app_id`), a signed link, or the clock.
 
-    `terms_hash`: of the terms that were decided on, where that was said.
+    `terms_hash`: hash of the terms that the approver saw, if given.
     """
 
     via: Via
@@ -87,7 +87,7 @@ class Approver:
 
 @dataclass(frozen=True, slots=True)
 class DecidedPayment:
-    """What became of a payment that awaited a decision: it is signed by `plan`, or was denied for `refusal`."""
+    """The result of a decision: `plan` is to be signed, or the payment was denied for `refusal`."""
 
     payment_id: str
     plan: TxPlan | None

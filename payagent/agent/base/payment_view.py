@@ -1,4 +1,4 @@
-"""How a payment is shown: the one JSON object of the API, from a row and what the operator configured.
+"""The payment object of the API, built from a row and the config.
 
 May import: core, dialects, store.rows, agent.base. Never: I/O.
 """
@@ -18,16 +18,16 @@ Json = dict[str, object]
 
 
 def has_proof(row: PaymentRow) -> bool:
-    """Whether there is a proof that may be shown to the merchant."""
+    """Whether the payment has a proof that may be presented to the merchant."""
     return row.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
 
 
 def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_address: str) -> dict[str, str]:
-    """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
+    """The headers of the retry. Empty without an invoice, or while `has_proof` is False.
 
-    X-Request-Id is the intent's own and stays the same over all its retries. No X-Idempotency-Key is sent: the
-    first call went out without it, and a merchant takes a key on the retry alone for a new purchase. What was
-    bought for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
+    X-Request-Id belongs to the intent and stays the same on every retry. No X-Idempotency-Key is sent: the first
+    request had none, and a merchant takes a key that only the retry has for a new purchase. A payment for a
+    prepaid balance names that balance's partner and wallet, even if the config changed since.
     """
     if row.tx_id is None or not has_proof(row) or row.dialect is None or row.invoice_id is None:
         return {}
@@ -44,13 +44,13 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
 
 
 def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
-    """What a proof is made of. An identifier names one transaction: a payment after a void one has its own."""
+    """The parts of a proof. Its identifier names one payment: one that follows a void payment has its own."""
     cbor = row.cbor if row.proof == "signed_cbor" else None
     return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent_id if row.is_first else row.id)
 
 
 def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
-    """The payment object of the API. Amounts are strings of digits. `Desk.view` knows `ready`."""
+    """The payment object of the API. Amounts are strings of digits. `AgentContext.view` fills in `ready`."""
     merchant = terms.merchants.get(row.origin or "")
     view: Json = {
         "id": row.id,
@@ -94,14 +94,14 @@ def _block(row: PaymentRow) -> Json | None:
 
 
 def attempts_view(attempts: Iterable[AttemptRow]) -> list[Json]:
-    """The transactions that were signed for a payment, oldest first; at most one of them is ever on the chain."""
+    """All attempts of a payment, oldest first. At most one of them is ever on the chain."""
     return [
         {"kind": a.kind, "tx_hash": a.tx_id, "fee": str(a.fee_lovelace), "ttl_slot": a.ttl_slot} for a in attempts
     ]
 
 
 def history_view(events: Iterable[tuple[int, str, str, str, int]], *, sees_all: bool) -> list[Json]:
-    """What happened to a payment, in order; `state` is the one that it was in afterwards."""
+    """The payment's events in order. `state` is the state after the event."""
     return [
         {"event": event, "state": state, "at": iso_time(at_ms), "detail": detail_view(detail, sees_all=sees_all)}
         for _, event, state, detail, at_ms in events
@@ -109,7 +109,7 @@ def history_view(events: Iterable[tuple[int, str, str, str, int]], *, sees_all: 
 
 
 def detail_view(detail: str, *, sees_all: bool) -> Json:
-    """What an event tells; to an app that sees only itself without what the wallet has and others spent."""
+    """The details of an event. An app that sees only its own data gets no figures of the wallet or others."""
     told: Json = json.loads(detail)
     limits = told.get("limits")
     if not sees_all:

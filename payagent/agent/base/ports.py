@@ -1,4 +1,4 @@
-"""What the agent needs from outside and a simulator can stand in for: time, randomness, writes, signatures.
+"""Ports that the simulator replaces: time, randomness, writes and signatures.
 
 May import: the standard library, the store's unit of work, wallet.keys (a signer's type). Never: anything else.
 """
@@ -16,28 +16,28 @@ T = TypeVar("T")
 
 
 class Writes(Protocol):
-    """What makes jobs durable (store.db.writer)."""
+    """Makes jobs durable (store.db.writer)."""
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
-        """What the job returned, once its commit is durable; `name` is the commit point."""
+        """Run the job and return its result once its commit is durable. `name`: the job's, as in the log."""
 
     def is_noted(self, attempt: int | None) -> bool:
-        """Whether the attempt of this number may be shown: the signer's own record has it."""
+        """Whether the signer's own record has the attempt of this number, so that it may be shown."""
 
 
 class Signatures(Protocol):
-    """What signs for the wallet, and lets the loop go on meanwhile."""
+    """Signs for the wallet without blocking the event loop."""
 
     @property
     def public_key(self) -> bytes:
-        """The 32 bytes that go in the witness."""
+        """The 32-byte public key of the witness."""
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         """As `wallet.keys.Signer.sign`."""
 
 
 class InProcess:
-    """A signer that takes no time worth going on for."""
+    """A signer in this process. It blocks the event loop for as long as a signature takes."""
 
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
@@ -76,5 +76,5 @@ class Ports:
     randomness: Randomness
 
     def new_id(self, prefix: str) -> str:
-        """A fresh id that nobody can guess: 96 random bits behind a prefix that says what it is."""
+        """A fresh id: the prefix and 96 random bits, e.g. `pay_` and 24 hex digits."""
         return f"{prefix}_{self.randomness.token_hex(12)}"

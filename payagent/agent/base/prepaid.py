@@ -1,6 +1,6 @@
-"""Prepaid balance inside a commit: bought at confirmation, used by what is served, taken back with a lost block.
+"""Changes prepaid balances inside a commit: bought at confirmation, used by requests, taken back on rollback.
 
-May import: core, store. Never: decides whether to buy; counts the same call twice.
+May import: core, store. Never: decides whether to buy; counts the same request twice.
 """
 
 import re
@@ -27,18 +27,18 @@ _HEADER_TEXT = re.compile(r"(?:[!-~](?:[ -~]{0,253}[!-~])?)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Buyer:
-    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say."""
+    """Whose prepaid balance a request uses: the values of X-Partner ('' for none) and X-Wallet-Address."""
 
     partner: str
     wallet: str
 
     @classmethod
     def named(cls, partner: str, wallet: str) -> "Buyer":
-        """As a call names it: an address that is all in capitals is the same address (BIP-173)."""
+        """The buyer as a request names it. An address in capitals is the same address (BIP-173)."""
         return cls(partner, wallet.lower() if wallet.isupper() and wallet.startswith("ADDR") else wallet)
 
     def require_sayable(self) -> None:
-        """Refuse, as `bad_request`, what no header of our own can say when the merchant is asked what is left."""
+        """Refused: `bad_request` if payagent could not send these values as headers of a balance query."""
         for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):
             if not _HEADER_TEXT.fullmatch(text):
                 raise Refused(
@@ -50,7 +50,7 @@ class Buyer:
 
 @dataclass(frozen=True, slots=True)
 class ServedRequest:
-    """A call that was served without a payment of its own. A call with a `key` is the same call again."""
+    """A request that was served without a payment of its own. Requests with the same `key` count once."""
 
     app_id: str
     origin: str
@@ -62,10 +62,10 @@ class ServedRequest:
 
 @dataclass(frozen=True, slots=True)
 class TopupPart:
-    """Which purchase of a top-up a payment is, counted from 1, and what holds for it.
+    """Which payment of a top-up this is, counted from 1, and the top-up's terms.
 
-    `units` of `unit` are ordered in all (calls, or an asset). `is_call`: the request is an ordinary one.
-    `is_auto`: the order is for a balance that is kept in `unit`.
+    `units` of `unit` (calls, or an asset) are ordered in all. `is_call`: the request is an ordinary one.
+    `is_auto`: an automatic top-up, whose balance is kept in `unit`.
     """
 
     topup: str
@@ -78,7 +78,7 @@ class TopupPart:
 
 
 def _size(row: PaymentRow) -> tuple[str, int]:
-    """(unit, count) that a payment buys: calls of its batch, else what it pays in its own asset."""
+    """(unit, count) that a payment buys: the calls of its batch, or else what it pays in its asset."""
     if is_batch(row.batch_target):
         return CALLS, row.batch_target or 0
     asset = row.outputs[0].asset
@@ -86,7 +86,10 @@ def _size(row: PaymentRow) -> tuple[str, int]:
 
 
 def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoice, ...]:
-    """Those of a merchant's offers that raise the balance as the top-up wants it raised; all without one."""
+    """The offers that fit the top-up; all of them without a top-up.
+
+    Refused: `merchant_sells_none`, `topup_other_asset`, `topup_too_small`.
+    """
     if part is None:
         return offers
     if part.is_call or part.unit == CALLS:
@@ -111,7 +114,7 @@ def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoic
 
 
 def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> TopupPart:
-    """That purchase of an order, by what its merchant may be paid for top-ups in a day."""
+    """The part that payment `number` of a top-up is. `per_day_lovelace`: the merchant's top-up limit."""
     return TopupPart(
         topup=order.id,
         number=number,
@@ -124,7 +127,7 @@ def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Topup
 
 
 def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
-    """Refused: for what stopped the order, or `app_ended`, where its app has."""
+    """Refused: the code that stopped the top-up, or `app_ended` if its app has ended."""
     if order.stop_code is not None:
         raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
     if apps.has_ended(conn, order.app_id, now_ms):
@@ -132,10 +135,9 @@ def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
 
 
 def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
-    """What is left of a pool and on its way: by our count, or by the merchant's word where that is less.
+    """The balance of a pool plus purchases under way: the lower of our count and the merchant's report.
 
-    A word from before the last purchase was delivered does not know of it; of one whose time is still to come, by
-    a clock that was ahead, nobody can tell.
+    A report from before the last purchase does not count, and neither does one dated in the future.
     """
     ours = prepaid.balance(conn, pool.id, name).left
     told = prepaid.last_observation(conn, pool.id)
@@ -147,14 +149,14 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
 
 
 def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
-    """A payment for a pool is confirmed."""
+    """Add the purchase of a confirmed payment to its pool."""
     if row.pool is not None:
         name, count = _size(row)
         _move(unit, row.pool, name, Move("buy", 0, 0, 0, row.id), lambda had: buy(had, count, paid), now_ms)
 
 
 def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int]], now_ms: int) -> None:
-    """A payment for a pool lost its block; `posted` are the lines of the entry that was its spending."""
+    """Take back a purchase whose block is lost. `posted`: the postings of its entry."""
     account = prepaid_account(row.origin or "")
     paid = {asset: units for name, asset, units in posted if name == account}
     if row.pool is not None and paid:
@@ -164,9 +166,9 @@ def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int
 
 
 def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
-    """The call was served that a batch was bought for: the first of the batch, counted once.
+    """Count the request that a batch was bought for as the batch's first use, once.
 
-    A top-up by a request of its own kind gets no call for it.
+    A top-up by a dedicated request has no such use.
     """
     order = None if row.topup is None else topups.find(unit.conn, row.topup)
     if order is not None and not order.is_call:
@@ -179,7 +181,7 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
 
 
 def not_bought(unit: Unit, row: PaymentRow) -> None:
-    """A payment for a pool has ended without paying: what was served of it counts for no app any more."""
+    """A payment for a pool is void: requests served from it no longer count against an app's limits."""
     if row.pool is not None:
         name, _ = _size(row)
         coming = prepaid.coming(unit.conn).get((row.pool, name), 0)
@@ -188,17 +190,18 @@ def not_bought(unit: Unit, row: PaymentRow) -> None:
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:
-    """Whether a served call uses something: it is one that has answered 402, and a pool is there for its buyer."""
+    """Whether a served request uses a balance: it once answered 402, and its buyer has a pool."""
     if prepaid.price(conn, call.origin, call.method, call.path) is None:
         return False
     return prepaid.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet) is not None
 
 
 def drawn(conn: Connection, pool: Pool, call: ServedRequest) -> tuple[str, int]:
-    """(unit, count) that a call would use: a call of a batch, else what was last asked for it.
+    """(unit, count) that a request would use: one call of a batch, or else the price last asked for it.
 
-    Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than all that
-    is left and on its way: a price may be a lie, and a call that costs more is served from no balance.
+    Taken from what is left; if nothing is, from what is being bought; if nothing is either, from what was ever
+    bought. Never more than is left and being bought: a price may be a lie, and a request that costs more is served
+    from no balance.
     """
     priced = prepaid.price(conn, call.origin, call.method, call.path)
     if priced is not None:
@@ -214,10 +217,10 @@ def drawn(conn: Connection, pool: Pool, call: ServedRequest) -> tuple[str, int]:
 
 
 def serving(conn: Connection, pool: Pool, call: ServedRequest, now_ms: int) -> tuple[str, int | None] | None:
-    """(unit, count) that a call would use of the pool; None where the pool would not serve it.
+    """(unit, count) that a request would use of the pool; None if the pool would not serve it.
 
-    What is left is known by our count and by the merchant's word; the larger counts. The count is None for a call
-    that never answered 402: nobody knows its price, and anything that is left may serve it.
+    The larger of our count and the merchant's report decides. The count is None for a request that never answered
+    402: its price is unknown, and anything left may serve it.
     """
     has = {one.unit: left(conn, pool, one.unit, now_ms) for one in prepaid.holdings(conn) if one.pool == pool}
     told = prepaid.last_observation(conn, pool.id)
@@ -234,7 +237,7 @@ def serving(conn: Connection, pool: Pool, call: ServedRequest, now_ms: int) -> t
 
 
 def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, int]:
-    """What so much of a balance costs per asset, also while its purchase is on its way."""
+    """The cost per asset of (unit, count) of a pool, also while it is still being bought."""
     name, count = drawn
     balance = prepaid.balance(conn, pool.id, name)
     if balance.left == 0:
@@ -243,11 +246,10 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
 
 
 def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
-    """A call was served without a payment of its own: from what is left; what is not covered is unexplained.
+    """Record a request that was served without a payment. Use that no balance covers counts as unexplained.
 
-    It counts against its app's own limits from now on, unless it has since it was `let_through`. A call that is
-    the same again by its key counts there too, since not every merchant heeds the key; of the balance it uses
-    nothing more.
+    It counts against its app's limits from now on, unless it has since it was `let_through`. A repeat by the same
+    key counts there too, since some merchants ignore the key, but uses no more of the balance.
     """
     priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
     pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
@@ -271,7 +273,7 @@ def _move(
     change: Callable[[PrepaidBalance], PrepaidBalance],
     now_ms: int,
 ) -> None:
-    """Change a balance, and book what of its cost is used up by that."""
+    """Change a balance, and write a ledger entry for the cost that this uses up."""
     before = prepaid.balance(unit.conn, pool_id, name)
     after = change(before)
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}

@@ -1,6 +1,6 @@
-"""What comes to the agent, and what it says to that. Values only.
+"""Values that callers send to the agent, and its answers.
 
-What is read and ready to be decided on is in `agent.base.orders`.
+`agent.base.orders` has what follows: the values that one commit decides on.
 May import: core, dialects, wallet.transaction, agent.base. Never: decides; I/O.
 """
 
@@ -19,7 +19,7 @@ from payagent.wallet.transaction import TxPlan
 
 @dataclass(frozen=True, slots=True)
 class MerchantRequest:
-    """The call that is to be bought. `headers` (names in lower case) are those that a merchant may bind it to."""
+    """The HTTP request to buy. `headers` (names in lower case): those that a merchant may bind it to."""
 
     method: str
     path: str
@@ -27,17 +27,17 @@ class MerchantRequest:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def call(self, origin: str) -> HttpRequest:
-        """As a dialect reads it."""
+        """The request in the form that dialects read."""
         return HttpRequest(self.method, origin + self.path, self.body_sha256, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentRequest:
-    """A 402 that an app wants paid. `received` is the 402 as it came, for the record. `max_total_units` are of
-    `max_total_asset`; None: of whichever it is paid in.
+    """A 402 that an app wants paid.
 
-    `buyer`: whose prepaid balance a batch raises, where the call said another than the configured one. `topup`: it
-    is a part of that order, which names the intent.
+    `received`: the 402 as it came, for the record. `max_total_asset`: the asset of `max_total_units`; None: the
+    asset that is paid. `buyer`: whose prepaid balance a batch raises, if the request named another than the
+    configured one. `topup`: the top-up that this payment is part of, which then names the intent.
     """
 
     app_id: str
@@ -54,13 +54,13 @@ class PaymentRequest:
 
     @property
     def fingerprint(self) -> str:
-        """What the intent is: origin and request, never the 402."""
+        """Hash of the origin and the request, without the 402: the same purchase has the same one."""
         request = self.request
         parts = [self.origin] + ([request.method, request.path, request.body_sha256] if request else [])
         return digest(parts)
 
     def key(self, invoice_id: str | None) -> str | None:
-        """The intent's key; None when only an invoice id would name it, and there is none."""
+        """The intent's key; None without a top-up, idempotency key, request and invoice id."""
         if self.topup is not None:
             return f"topup:{self.topup.topup}:{self.topup.number}"
         if self.idempotency_key is not None:
@@ -72,7 +72,7 @@ class PaymentRequest:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a merchant said to a retry, and in how many seconds the same proof is shown again; None: not again."""
+    """A merchant's answer to a retry, and seconds until the same proof is presented again; None: never."""
 
     answer: RetryAnswer
     again_after_s: float | None
@@ -80,8 +80,8 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class PaymentQuote:
-    """What a payment would be now. `refusal` is the limit or the guard that stands against it, if one does;
-    `reasons` are why a person would be asked first.
+    """The cost of a payment now. `refusal`: the limit or merchant rule that forbids it. `reasons`: why it
+    would need an approval.
     """
 
     invoice: Invoice
@@ -92,8 +92,8 @@ class PaymentQuote:
 
 @dataclass(frozen=True, slots=True)
 class PrepaidQuote:
-    """What a call would use of a prepaid balance that would serve it; no `units` where its price is not known.
-    `refusal` is the limit of its app that stands against it.
+    """The part of a prepaid balance that a request would use; no `units` if its price is unknown. `refusal`:
+    the limit of its app that forbids it.
     """
 
     origin: str
@@ -103,5 +103,5 @@ class PrepaidQuote:
 
 
 def digest(parts: list[str]) -> str:
-    """What is wanted, in one text: the same only for the same parts."""
+    """SHA-256 of the parts; equal only for equal parts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""What the agent decides and writes inside one write transaction."""
+"""The jobs that the agent runs inside one write transaction. Start at `admission.Admission.admit`."""

@@ -1,8 +1,8 @@
-"""C1 + C2: what happens inside the one commit that admits a payment, on the writer's thread.
+"""C1 + C2: the one commit that admits a payment, on the writer's thread. Start at `Admission.admit`.
 
-Intent, invoice, decision, hold, anchor and coins are written together, so that no other request can come
-between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
-recorded too, as a payment that is `rejected`.
+It writes intent, invoice, decision, hold, nonce UTxO and reserved UTxOs together, so no other request can change
+the facts behind the decision (rule 7). A refusal by a limit or for lack of funds is recorded too, as a payment in
+state `rejected`.
 
 May import: core, dialects, wallet, store, agent.base, agent.commits. Never: signs; waits for anything.
 """
@@ -38,11 +38,11 @@ from payagent.wallet.utxo_index import UtxoIndex
 
 
 class _Chance(IntEnum):
-    """What becomes of an offer when it is chosen, the best first."""
+    """The outcome of choosing an offer, best first."""
 
     NOW = 0
     SOON = 1
-    """UtxoIndex are on their way that it can be paid with."""
+    """It can be paid once pending change is available."""
 
     ASKS = 2
     NONE = 3
@@ -50,7 +50,7 @@ class _Chance(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """One way in for all: what the key names already, or a new payment that is held, asked about or rejected."""
+    """Admits payments and transfers: finds the one of the key, or opens a new one."""
 
     holding: Reservation
     questions: ApprovalRules
@@ -71,17 +71,17 @@ class Admission:
         return self.holding.planner
 
     def take(self, terms: AgentConfig) -> None:
-        """Decide by other terms from now on; in a job, so that none is decided by two."""
+        """Decide by another config from now on. Call it in a job: each decision then uses one config."""
         self.rulebook.take(terms)
         self.questions.timeout_s = terms.approval_timeout_s
 
     def admit(
         self, unit: Unit, purchase: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
     ) -> AdmittedPayment:
-        """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
+        """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
 
-        A refusal is written as a payment that is rejected, unless it is not to be `on_record`, or the caller
-        `can_wait` for change and change is what is missing (`funds_in_flight`).
+        A refused decision is recorded as a rejected payment. It is raised instead without `on_record`, for
+        `chain_not_ready` and `merchant_busy`, and for `funds_in_flight` if the caller `can_wait` for change.
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
@@ -114,10 +114,10 @@ class Admission:
         )
 
     def require_open(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> None:
-        """Refused where admission would open no payment for the chosen invoice, whatever it costs.
+        """Refused if admission would open no payment for the chosen invoice, whatever its price.
 
-        A top-up that is only planned asks for another 402 when it is ordered. So its invoice may be the one that a
-        running top-up of the same balance pays.
+        The quote of a top-up may show an invoice that a running top-up of the same balance pays: once ordered,
+        the top-up requests another 402.
         """
         if purchase.topup is None:
             self.require_unpaid(unit.conn, purchase)
@@ -129,8 +129,8 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, purchase: PaymentIntent) -> None:
-        """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
-        for one without an id of its own, where the intent has a payment.
+        """Refused if the chosen invoice has a payment: `invoice_paid_already`, or `invoice_paid_elsewhere` for
+        another purchase's. An invoice without an id of its own counts as paid if its intent has a payment.
         """
         invoice = purchase.invoice
         known = _known(conn, invoice)
@@ -155,7 +155,7 @@ class Admission:
         now_ms: int,
         left_out: Set[str] | None,
     ) -> AdmittedPayment:
-        """`left_out`: refusals that are no decision, and leave no record; None: none does."""
+        """`left_out`: codes of refusals that are raised and not recorded; None: all of them."""
         payment_id = purchase.ids.payment
         nonce_utxo = nonce_utxo_of(unit, intent_id)
         records.add_payment(
@@ -192,9 +192,9 @@ class Admission:
     def _existing(
         self, unit: Unit, intent: IntentRow, purchase: PaymentIntent, known: InvoiceRow | None, now_ms: int
     ) -> AdmittedPayment | None:
-        """The payment that the intent already has, replaced for a further invoice where that is safe and due.
+        """The payment that the intent already has. A new invoice replaces its lost attempt if that is due.
 
-        Otherwise the further invoice is recorded, unless a flood of them is, and buys nothing.
+        Otherwise the new invoice buys nothing. It is recorded unless too many were of late.
         """
         require_same(intent, purchase.fingerprint)
         row = payments.live_payment_of(unit.conn, intent.id)
@@ -216,9 +216,9 @@ class Admission:
     def _replace_for(
         self, unit: Unit, row: PaymentRow, purchase: PaymentIntent, seq: int, known: InvoiceRow | None, now_ms: int
     ) -> bool:
-        """Whether a payment that is lost, its own invoice being over, was turned to another one for its intent.
+        """Move a lost payment whose invoice has expired to a new invoice of its intent. Returns whether it did.
 
-        An invoice that came before is shown as it was read then, whatever the config says since.
+        An invoice that came before counts as it was read then, even if the config changed since.
         """
         invoice, tip = purchase.invoice, self.planner.chain.tip
         if tip is None or not is_lost(unit.conn, row, tip.slot):
@@ -237,7 +237,7 @@ class Admission:
             by_block = row.dialect in TIMED_BY_BLOCK
             if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s, from_block=by_block):
                 return False
-            if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
+            if approvals.of_payment(unit.conn, row.id) is not None:  # the approval was for other terms
                 return False
             if self.rulebook.look(unit.conn, purchase, invoice, Moment.NEXT_INVOICE):
                 return False
@@ -251,9 +251,10 @@ class Admission:
         return Replacement(self.planner.utxos, self.planner.chain, self.planner.own)
 
     def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
-        """Replace an attempt of ours that is lost, for the same invoice; else why its coins are to be taken back.
+        """Replace a lost attempt that payagent submitted, for the same invoice.
 
-        Neither when the payment is not lost (any more). Refused as `ChainView.require_ready` does.
+        Returns why the payment has to be cancelled instead; None if it was replaced or is not lost. Refused:
+        `paused`; as `ChainView.require_ready`.
         """
         row, tip = payments.payment(unit.conn, payment_id), self.planner.chain.tip
         pauses.require_running(unit.conn)
@@ -271,10 +272,10 @@ class Admission:
         return None
 
     def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
-        """Of several offers the first that is within limits, that the wallet can pay, and that nobody is asked
-        about.
+        """The first offer that is within limits, payable now and needs no approval.
 
-        Otherwise the first that it can pay in a moment, then the first that a person may allow, then the first.
+        If there is none: the first that is payable once change confirms, then the first that needs an approval,
+        then the first.
         """
         chosen, best = purchase.offers[0], _Chance.NONE
         for offer in purchase.offers if len(purchase.offers) > 1 else ():
@@ -288,7 +289,7 @@ class Admission:
         return replace(purchase, invoice=chosen)
 
     def _chance_of(self, unit: Unit, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> _Chance:
-        """What can come of an offer, by all that it would take now: its fee and the ADA beside a token count."""
+        """The outcome of an offer by its full cost now, with the fee and the min-ADA beside a token."""
         wanted = replace(purchase, invoice=offer)
         try:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
@@ -301,11 +302,11 @@ class Admission:
         return _Chance.ASKS if reasons else _Chance.NOW
 
     def wants_utxos(self, conn: Connection, purchase: PaymentIntent, now_ms: int) -> bool:
-        """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
+        """Whether admission would reserve UTxOs now, neither refusing nor requesting an approval."""
         return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
 
     def _is_let_through(self, conn: Connection, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> bool:
-        """Whether limits and guards let through what the offer alone pays, and nobody is asked about it."""
+        """Whether limits and merchant rules allow the offer's own amount without an approval."""
         asset, spend = offer.asset, {offer.asset: offer.total_units}
         try:
             self.rulebook.require_within_limits(conn, purchase, spend, asset, now_ms)
@@ -321,11 +322,10 @@ class Admission:
         now_ms: int,
         told: Mapping[str, object] | None = None,
     ) -> AdmittedPayment:
-        """Find the self-transfer that the order's key names, or admit it: no limits but the signer's own caps, the
-        same machine and ledger.
+        """Find the transfer of the order's key, or admit it. Only the hard caps limit it.
 
-        One whose payment was cancelled spends what the cancel gave back, as a purchase does. `told` goes on its
-        record.
+        It uses the state machine and the ledger of payments. If an earlier transfer of the key was cancelled, the
+        new one spends the output of that cancel. `told` is added to its event.
         """
         intent = intents.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
@@ -353,7 +353,7 @@ class Admission:
 
 
 def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
-    """The payment ends with the refusal on record, as its app may be told it."""
+    """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
     records.move_payment(
@@ -363,7 +363,7 @@ def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int
 
 
 def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) -> bool:
-    """Whether an invoice, as it was first read, is paid as the payment's own is, and buys no fewer calls."""
+    """Whether an invoice, as first read, is paid like the payment's own and buys at least as many calls."""
     return (
         invoice.asset == row.outputs[0].asset
         and shown.proof == row.proof
@@ -374,7 +374,10 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
 
 
 def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
-    """The prepaid balance that the payment raises, if it does. One payment for it at a time: the others wait."""
+    """Id of the prepaid pool that the payment raises; None if it raises none.
+
+    Refused: `batch_under_way` or `awaiting_approval` while another payment for the pool is open.
+    """
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
         return None
@@ -389,7 +392,7 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
         raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
-    # what was served at a time that is still to come was so by a clock that was ahead, and is mended since
+    # a serving time in the future came from a clock that ran ahead and was set right since
     is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
     if purchase.heard_at_ms <= served_ms and not is_mended:
         raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
@@ -400,7 +403,7 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
 
 
 def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
-    """What a self-transfer pays: what was asked, or for a sweep whatever there was, asset by asset."""
+    """The outputs of a transfer: those requested, or for `sweep` the whole amount, asset by asset."""
     if kind != "sweep":
         return [OutputRow(o.role, o.address.text, o.asset, o.units) for o in plan.asked]
     return [
@@ -411,10 +414,10 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
 
 
 def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> None:
-    """Refuse an invoice whose payment is another purchase's (`invoice_paid_elsewhere`): a late copy of the same
-    call finds it. Of another app no payment is named.
+    """Refused: `invoice_paid_elsewhere` if the payment is another purchase's. A late copy of the same request
+    finds its payment. A payment of another app is not named.
 
-    The payment's intent tells whose it is, and not the invoice's: that is the one for which it first came.
+    The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
     """
     intent = intents.intent_of(conn, payment_id)
     if (intent.app_id, intent.key, intent.fingerprint) != (purchase.app_id, purchase.key, purchase.fingerprint):
@@ -425,7 +428,7 @@ def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> 
 
 
 def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
-    """The invoice as it came before. Refused: `terms_changed`."""
+    """The invoice as recorded before, if it was. Refused: `terms_changed`."""
     known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
     if known is not None and known.terms_hash != invoice.terms_hash:
         raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
@@ -460,6 +463,6 @@ def _add_invoice(unit: Unit, purchase: PaymentIntent, intent_id: str) -> int:
 
 
 def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:
-    """A relative time-out is anchored to the first receipt: a later copy of the 402 gains nothing."""
+    """The earlier of two ends. A relative timeout counts from the first receipt of a 402, not from a copy."""
     known = [value for value in (first_ms, second_ms) if value is not None]
     return min(known, default=None)

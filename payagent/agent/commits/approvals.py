@@ -1,4 +1,4 @@
-"""Payments that wait for a person: put before one, decided once, or over with nobody's word.
+"""Approvals: requests one for a payment, records the decision once, or denies the payment after the timeout.
 
 May import: core, store, wallet.transaction's values, agent.base, agent.commits. Never: approves by itself; signs;
 waits for anything.
@@ -32,12 +32,12 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan
 
 FEE_ROOM_LOVELACE = 50_000
-"""How much more fee than now a payment may come to when it is approved: that of 26 more coins."""
+"""How much the fee may grow until the payment is approved: the fee of 26 more inputs."""
 
 
 @dataclass(slots=True)
 class ApprovalRules:
-    """`timeout_s` is how long a person has, where the invoice allows it."""
+    """Requests and decides approvals. `timeout_s`: time to decide, unless the invoice expires earlier."""
 
     holding: Reservation
     timeout_s: int
@@ -52,7 +52,7 @@ class ApprovalRules:
         expires_at_ms: int | None,
         now_ms: int,
     ) -> None:
-        """Put the payment before a person: it counts in full against all limits, without coins or anchor."""
+        """Request an approval. The payment counts in full against all limits, and reserves no UTxOs yet."""
         payment_id, clock_ms = purchase.ids.payment, self.holding.rulebook.clock_ms(unit.conn, now_ms)
         ends_at_ms = clock_ms + self.timeout_s * 1000
         if expires_at_ms is not None:
@@ -78,10 +78,10 @@ class ApprovalRules:
         raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
 
     def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
-        """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
+        """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
 
-        Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
-        `terms_changed`, `paused`, `above_approved`, what stops its top-up, and all that refuses a new payment.
+        Refused, with nothing changed and the approval still open: `already_decided`, `terms_changed`, `paused`,
+        `above_approved`, the code that stopped its top-up, and every code that refuses a new payment.
         """
         row, approval = self._awaiting(unit, payment_id, by)
         if payment_id in self.over(unit.conn, min_window_s, now_ms):
@@ -114,21 +114,21 @@ class ApprovalRules:
         return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
-        """A person says no. Refused: `already_decided`, `terms_changed`."""
+        """Deny the payment. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
         why = Refused("approval_denied", "a person denied it")
         end(unit, payment_id, by, why, now_ms)
 
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
-        """Payments that nobody has decided on in time, by the limits' clock.
+        """Ids of payments whose approval has timed out, by the limits' clock.
 
-        That clock stands still while no block is seen, so a question is over too once its invoice can no longer be
-        paid by this machine's clock. A wrong clock can only deny.
+        That clock stands still while no block is seen. So an approval also times out once its invoice can no
+        longer be paid by the local clock. A wrong clock can only deny.
         """
         return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
     def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> DecidedPayment | None:
-        """Nobody has decided in time; None, and nothing happens, where somebody did meanwhile."""
+        """Deny a payment whose approval timed out; None, and no change, if it was decided meanwhile."""
         if payment_id not in self.over(unit.conn, min_window_s, now_ms):
             return None
         return self._time_out(unit, payment_id, now_ms)
@@ -136,11 +136,10 @@ class ApprovalRules:
     def require_not_denied(
         self, unit: Unit, purchase: PaymentIntent, intent: IntentRow | None, now_ms: int
     ) -> None:
-        """A call that was denied is not asked about again, for as long as a question lasts.
+        """Refused: `approval_denied` if the same request was denied in the last `timeout_s`.
 
-        That holds whatever key the call has; where nobody says what the call is, its intent tells that it is the
-        same. A denial that lies further ahead of now than a question lasts came from a wrong clock, and no longer
-        counts.
+        The request counts, whatever its key; without a request, the intent. A denial dated more than `timeout_s`
+        in the future came from a wrong clock and does not count.
         """
         denied = approvals.denied_between(
             unit.conn,
@@ -177,7 +176,7 @@ class ApprovalRules:
         return row, approval
 
     def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
-        """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
+        """The payment's intent as it was admitted. Refused: `merchant_not_allowed`."""
         merchant = self.holding.rulebook.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect is None:
             raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
@@ -218,12 +217,12 @@ class ApprovalRules:
 
 
 def approval_subject(payment_id: str) -> str:
-    """What the alert of a question is about."""
+    """The alert subject of a payment's approval."""
     return f"approval:{payment_id}"
 
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
-    """The question ends with a no, and what counted for it no longer does."""
+    """End the payment as denied, and release its hold."""
     records.release_hold(unit, payment_id, now_ms, stage="ask")
     told = {"by": by.app_id, "via": by.via}
     records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
@@ -231,9 +230,7 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
-    """Note that a decision was refused, on the payment's record; its app is told no more than it is of any
-    refusal.
-    """
+    """Note a refused decision in the payment's events, with no more detail than its app may see."""
     row = payments.payment(unit.conn, payment_id)
     if row is not None:
         told = as_told(unit.conn, row.app_id, refusal)
@@ -250,7 +247,7 @@ def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> No
 
 
 def _require_asked(now: Reasons, asked: Reasons) -> None:
-    """Refuse by a reason that did not exist when the person was asked: nobody has decided on that."""
+    """Refused by any reason that the approval request did not list: nobody has decided on it."""
     known = {reason.code for reason in asked}
     for reason in now:
         if reason.code not in known:
@@ -269,9 +266,9 @@ def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantConfig) -> Top
 
 
 def with_fee_room(spend: Mapping[str, int], asked: Iterable[LimitCheck], caps: Caps | None) -> dict[str, int]:
-    """What a payment may come to when it is decided on: by then other coins may have to pay for it.
+    """The most that a payment may cost when it is approved: by then it may need other UTxOs.
 
-    No more than the limits that were asked leave, and the caps: what they let through is put before a person.
+    At most what the limits and the hard caps leave.
     """
     lefts = [one.left_units for one in asked if one.asset == LOVELACE]
     if caps is not None:
@@ -281,7 +278,7 @@ def with_fee_room(spend: Mapping[str, int], asked: Iterable[LimitCheck], caps: C
 
 
 def _plan_view(plan: TxPlan) -> dict[str, object]:
-    """A transaction for a person: every output, as its bytes have it, and the fee."""
+    """The transaction as shown to the approver: every output as in its bytes, and the fee."""
     rest = plan.frame.rest.text
     addresses = [*(output.address.text for output in plan.asked), *[rest] * len(plan.outputs)]
     return {

@@ -1,7 +1,7 @@
-"""What happens inside each commit of a payment's delivery, on the writer's thread.
+"""The commits of a payment's delivery, on the writer's thread.
 
-Money and delivery are two state machines. These steps move the delivery; they leave the money where it is.
-May import: core, dialects, store, agent.base, agent.commits (its reading of a row). Never: waits; moves a
+Money and delivery are two state machines. These commits change the delivery only, and no money.
+May import: core, dialects, store, agent.base, agent.commits (its reading of a row). Never: waits; changes a
 payment's state.
 """
 
@@ -21,19 +21,19 @@ from payagent.store.rows import writes as records
 from payagent.store.rows.payments import PaymentRow
 
 SERVING_PATIENCE_MS = 3_600_000
-"""How long a merchant has to serve what was confirmed; and how long an invoice without an end counts as open."""
+"""How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""
 
 SHOWN_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
 USED_UP_PATIENCE = 12
-"""How often a proof is shown again that a facilitator calls used up: it may be settling that very one. That is
-about 90 s, in which a settlement meets its block."""
+"""How often a proof is presented again that a facilitator calls used up: it may be settling that very proof. The
+retries take about 90 s, enough for a settlement to get into a block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """How a proof was shown: how deep its transaction was, and whether `ready = "auto"` decided that.
+    """How a proof was presented: the depth of its transaction, and whether `ready = "auto"` chose that.
 
-    `is_early`: by "auto", and before `confirm_depth`. An answer to an early proof is never the last word.
+    `is_early`: chosen by "auto", and before `confirm_depth`. A refusal of an early proof is never final.
     """
 
     depth: int
@@ -44,14 +44,14 @@ class Presented:
 def record_delivery(
     unit: Unit, payment_id: str, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
 ) -> None:
-    """Note what a retry got. A derived intent ends when its call was served. `clock_ms` is the limits' clock."""
+    """Record the status of a retry. Once served, a derived intent ends. `clock_ms`: the limits' clock."""
     row = row_of(unit, payment_id)
     event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
 
 
 def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now_ms: int) -> None:
-    """Note, once, that a proof was shown and no answer came: what matters is that it was shown at all."""
+    """Record, once, that a proof was presented and got no answer. It counts as presented."""
     row = row_of(unit, payment_id)
     if row.delivery is Delivery.NOT_PRESENTED:
         _deliver(unit, row, DeliveryEvent.PRESENT, {"unanswered": why}, rules, now_ms)
@@ -67,15 +67,15 @@ def record_answer_to_retry(
     clock_ms: int,
     now_ms: int,
 ) -> float | None:
-    """Note what a merchant answered to a retry, at that time of the limits' clock.
+    """Record a merchant's answer to a retry. `clock_ms`: the limits' clock.
 
-    Of a flood of answers some are left out, and none that says what was not said before: others go by what was.
-    Returns in how many seconds the same proof is shown again; None when it is not.
+    In a flood of answers only repeated ones are left out. Returns seconds until the same proof is presented
+    again; None: never.
     """
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
     if not is_served(http_status) and not presented.is_early:
-        # a success is an end only when the client has it, or it may just mean "later"
+        # a success may just mean "later": the delivery ends once the client has the answer
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     before = events.answers_to_retries(unit.conn, payment_id)
     said = [*before, answer.said]
@@ -99,7 +99,7 @@ def record_answer_to_retry(
 
 
 def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
-    """When the proof is shown again, after this answer, the last of all that was `said`."""
+    """Seconds until the proof is presented again after this answer, the last of `said`; None: never."""
     may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
     is_settling = (
         answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
@@ -110,26 +110,25 @@ def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) ->
 
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
-    """Accept that a proof is used up which only we have shown: what it bought is ours."""
+    """Count a used up proof as accepted: only we presented it, so the purchase is ours."""
     _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": RetryVerdict.USED_UP}, rules, now_ms)
 
 
 def serving_ended_ms(clock_ms: int) -> int:
-    """Until when a payment must have been confirmed for its patience to be over now; by the limits' clock, which
-    only blocks move.
+    """Payments confirmed before this time and not served yet are overdue, by the limits' clock.
 
-    It is an hour from the confirmation, whenever the invoice ends. The merchant chose that end, and it says until
-    when to pay: a near one would accuse a merchant that serves a minute later, and one a day off would let a
-    merchant that never serves be paid by every new call of that day.
+    A merchant has an hour from the confirmation. The invoice's end does not count: it says until when to pay. A
+    near end would blame a merchant that serves a minute later. A distant one would let a merchant that never
+    serves collect payments until then.
     """
     return clock_ms - SERVING_PATIENCE_MS
 
 
 def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
-    """Make a payment that is still unserved a person's matter, and count it against its merchant; once.
+    """Mark an overdue payment as paid-not-served, and count it against its merchant, once.
 
-    A proof that is shown later and served takes that back. A payment whose proof nobody is known to have shown
-    counts against no merchant, and neither does one that was served to a client that hung up.
+    A proof that is served later undoes this. A payment does not count if its proof is not known to have been
+    presented, or if it was served to a client that hung up.
     """
     if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
         told = {"unserved_ms": SERVING_PATIENCE_MS}
@@ -150,7 +149,7 @@ def _deliver(
 
 
 def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:
-    """What moves the delivery always is; of what says the same again and again, so much as there is room for."""
+    """Whether to record this: always if it changes the delivery, or else while there is room for repeats."""
     return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, name, now_ms)
 
 
@@ -161,5 +160,5 @@ def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: Rule
 
 
 def _is_over(row: PaymentRow, clock_ms: int) -> bool:
-    """Whether its invoice's time has passed, by a clock that only blocks move."""
+    """Whether the invoice has expired by the limits' clock, which only blocks advance."""
     return clock_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)

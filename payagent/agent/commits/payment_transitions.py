@@ -1,7 +1,9 @@
-"""C3 to C7: what happens inside each later commit of a payment, on the writer's thread.
+"""C3 to C7: the commits of a payment after its admission, on the writer's thread.
 
-Every step reads the payment inside its transaction and goes through the transition table, so a step that
-was decided on an older reading changes nothing.
+In order: `record_attempt` (C3), `record_submit` (C4), `record_seen` and `record_block_lost` (C5),
+`record_confirmed` (C6), `record_settled` and `record_void` (C7). Each reads the payment inside its transaction and
+goes through the transition table, so a step that was decided on outdated data changes nothing.
+
 May import: core, chain.provider, wallet, store, agent.base, agent.commits. Never: waits; decides whether a step is
 due.
 """
@@ -43,11 +45,10 @@ def row_of(unit: Unit, payment_id: str) -> PaymentRow:
 
 
 def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: bytes, now_ms: int) -> None:
-    """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
+    """C3: store the signed bytes, and the attempt's change as pending UTxOs.
 
-    What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
-    Refused: `illegal_transition` when the payment is not to be signed as it was planned any more; `paused` when an
-    operator's pause came first.
+    If the merchant submits, the bytes leave with the answer that follows this commit, so it is C4 too. Refused:
+    `illegal_transition` if the payment no longer waits for this plan; `paused` if an operator paused first.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, payment_id)
@@ -62,7 +63,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
 
 
 def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
-    """Whether a transaction has the coins, the TTL and the outputs that were decided for its payment."""
+    """Whether the plan has the inputs, TTL and outputs that were decided for the payment."""
     if row.state is State.REPLACING:
         chosen = set(queries.replacement_inputs(unit.conn, row.id))
     else:
@@ -85,16 +86,16 @@ def record_cancel(
     now_ms: int,
     by: str | None = None,
 ) -> None:
-    """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now.
+    """C3 of a cancel: store its bytes and make it the payment's current attempt.
 
-    Refused when another attempt has come to stand for it since the decision, or signing is paused. `by` is the app
-    that ordered it.
+    `by`: the app that ordered it. Refused: `illegal_transition` if the current attempt has changed since the
+    decision; `paused`.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
     if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
         raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
-    # a fork may take the payment's block away within the second of its cancel: then the same cancel is sent again
+    # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
         _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
     records.move_payment(
@@ -137,9 +138,9 @@ def _add_attempt(
 def reject_unsigned(
     unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Refused, now_ms: int, by: str | None = None
 ) -> None:
-    """A reserved payment will not be signed: its hold and its coins go back. Nothing was ever signed for it.
+    """Reject a reserved payment for which nothing was ever signed: release its hold and its UTxOs.
 
-    `by` is the app that ordered it.
+    `by`: the app that ordered it.
     """
     hold = payments.hold(unit.conn, payment_id)
     told = None if by is None else {"by": by}
@@ -152,7 +153,7 @@ def reject_unsigned(
 
 
 def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Refused, now_ms: int) -> None:
-    """The signer refuses: told once. The hold goes back if nothing was ever signed; otherwise it stays."""
+    """Record that the signer refused, with one alert. The hold is released only if nothing was ever signed."""
     row = row_of(unit, payment_id)
     if row.state is State.RESERVED:
         reject_unsigned(unit, payment_id, utxos, refusal, now_ms)
@@ -164,10 +165,10 @@ def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Re
 
 
 def _unreserve(unit: Unit, payment_id: str, utxos: UtxoIndex) -> None:
-    """End a payment's reservations. A reserved coin that is still there is free for everybody again.
+    """Release a payment's UTxOs. One that is still unspent becomes available.
 
-    A deposit that vanished is forgotten; if it returns, it comes as a new one. So is a coin that would have been
-    made by a payment of which nothing can land.
+    A rolled back deposit is deleted; if it returns, it counts as a new one. So is the pending change of a payment
+    that cannot land any more.
     """
     reserved = queries.utxos_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)
@@ -181,9 +182,9 @@ def _unreserve(unit: Unit, payment_id: str, utxos: UtxoIndex) -> None:
 
 
 def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
-    """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it.
+    """C4: the bytes are about to be sent. From here on only the chain shows the outcome.
 
-    Returns False, and nothing is to be sent, when another attempt stands for the payment by now.
+    Returns False if another attempt is current by now: then do not send.
     """
     row = row_of(unit, payment_id)
     if row.tx_id != tx_id:
@@ -197,11 +198,10 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
 def record_answer(
     unit: Unit, payment_id: str, tx_id: str, answer: SubmitAnswer, provider: str, now_ms: int
 ) -> None:
-    """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
+    """Record a provider's answer to a submission, for the operator and for `ready`. It changes no state.
 
-    If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
-    (docs/exactly-once.md R10). The same holds for a refusal without a class, unless
-    the provider accepted these bytes before.
+    An answer that the bytes can never be valid means our bug or the provider's lie, and raises an alert
+    (docs/exactly-once.md R10). So does an unclassified refusal, unless the provider accepted these bytes before.
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
@@ -224,16 +224,17 @@ def record_answer(
 
 
 def may_broadcast(row: PaymentRow) -> bool:
-    """Whether payagent sends the transaction itself: what was handed over only after it was in a block."""
+    """Whether payagent may submit: if the merchant submits, only after the transaction was in a block."""
     return not row.handed_over or row.seen_in_block or row.state is State.CANCELLING
 
 
 def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
-    """Why the payment's coins are to be taken back now; None when they are not.
+    """Why the payment has to be cancelled now; None if it does not.
 
-    An attempt that was handed over is cancelled when its TTL has passed, or when the merchant refused it and
-    nothing shows that it broadcast it all the same. A cancel is made anew when its own TTL has passed, or when it
-    spends what will never be there. What payagent sent itself is replaced where it can be (`Admission.replace`).
+    If the merchant submits, an attempt is cancelled once its TTL has passed. So is one that the merchant refused,
+    unless something shows that it was submitted anyway. A cancel is repeated once its own TTL has passed, or if
+    one of its inputs can never exist. An attempt that payagent submitted is replaced if possible
+    (`Admission.replace`).
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
@@ -248,9 +249,9 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
 
 
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
-    """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
+    """C5: an attempt is in a block. Its inputs are spent and its change is available, unless a child spent it.
 
-    Whichever attempt it is, the payment goes by it now, and by the invoice that it was signed for.
+    That attempt, and the invoice it was signed for, become the payment's current ones.
     """
     records.add_block_observation(
         unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
@@ -277,10 +278,10 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
 def record_void(
     unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, utxos: UtxoIndex, provider: str, now_ms: int
 ) -> None:
-    """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
+    """C7 of a cancel: it is deep enough in the chain that no paying attempt can land. The hold is released.
 
-    It also comes back, without a fee, when the transaction is another payment's that keeps the anchor from ever
-    being made. The coins stay reserved until no rollback reaches that block any more.
+    `seen` may also be another payment's transaction that keeps the nonce UTxO from ever existing; then no fee is
+    due. The UTxOs stay reserved until no rollback reaches that block.
     """
     own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
     if own:
@@ -308,10 +309,10 @@ _ORPHANED: dict[str, object] = {
 
 
 def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoIndex, now_ms: int) -> None:
-    """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
+    """C7 by TTL: the nonce UTxO was rolled back, and a block that no rollback reaches is past every TTL.
 
-    None of what was signed is on the chain. The hold and those of its coins that are there come back; but nothing
-    happens if something was signed since that was decided, or the anchor is back.
+    No attempt is on the chain. The hold and the payment's unspent UTxOs are released. Nothing happens if an
+    attempt was signed since the decision, or the nonce UTxO is back.
     """
     row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
     if not queries.is_rolled_back(unit.conn, row.nonce_utxo) or any(one.ttl_slot > block.slot for one in attempts):
@@ -338,7 +339,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
 
 
 def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
-    """Somebody else's transaction has lost its block: the coins that it spent are ours again, free once listed.
+    """An external spend lost its block: the UTxOs that it spent are ours again, available once listed.
 
     Except those that an attempt of ours in another block has spent since.
     """
@@ -351,7 +352,7 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
-    """What an attempt in a block does to coins. Whatever else was seen to spend them is not on the same chain."""
+    """Apply an attempt in a block to our UTxOs. An external spend of its inputs cannot be on the same chain."""
     inputs = _attempt(unit, payment_id, seen.tx_id).inputs
     for foreign in onchain.foreign_spending(unit.conn, inputs):
         lose_foreign(unit, foreign, provider, now_ms)
@@ -368,13 +369,13 @@ def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pr
 def record_block_lost(
     unit: Unit, payment_id: str, utxos: UtxoIndex, now_ms: int, denied_by: str | None = None
 ) -> None:
-    """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
+    """C5: the payment's block is gone, and the same bytes are in flight again.
 
-    Or the block is there and does not hold the transaction, as `denied_by` says: then a person is told.
+    `denied_by`: a provider that has the block but not the transaction in it. Then an alert is raised.
 
-    What was posted, or released by a cancel, is reversed into the hold. Inputs are unspent (and still reserved):
-    there if what made them is in a block, else pending. Change is pending, but for what a child that is in a
-    block has spent: whether the child lost its block too is for its own recheck to find.
+    Postings, and the release by a cancel, are reversed into the hold. Inputs are unspent and stay reserved:
+    available if the transaction that made them is in a block, or else pending. Change is pending, except what a
+    child in a block has spent: the child's own recheck finds whether it lost its block too.
     """
     row = row_of(unit, payment_id)
     if row.state in POSTED | {State.VOID} and (posted := journal.last_posting(unit.conn, payment_id)):
@@ -382,7 +383,7 @@ def record_block_lost(
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
-    # what made it void may be no attempt of its own, and then nothing of it was in that block
+    # another payment's transaction may have made it void: then no attempt of this one was in that block
     attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
     lost = attempts.get(row.tx_id or "")
     back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
@@ -414,9 +415,9 @@ def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
 
 
 def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, landed_ms: int, now_ms: int) -> None:
-    """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back.
+    """C6: post the spend from the hold to its account, with the fee apart. The rest of the hold is released.
 
-    `landed_ms`: from when on it counts against limits (`ChainView.landed_ms`).
+    `landed_ms`: when it starts to count against limits (`ChainView.landed_ms`).
     """
     row = row_of(unit, payment_id)
     hold = payments.hold(unit.conn, payment_id)
@@ -434,7 +435,7 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
 
 
 def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
-    """What an attempt takes from the wallet besides its fee: the coins that it spends less those that it makes."""
+    """The units that an attempt takes from the wallet, without the fee: inputs less change."""
     spent = {LOVELACE: -attempt.fee_lovelace}
     for ref in attempt.inputs:
         if (utxo := queries.utxo(unit.conn, ref)) is not None:
@@ -446,10 +447,10 @@ def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
 
 
 def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, now_ms: int) -> None:
-    """C7: no rollback reaches the block any more; its reservations have no purpose left.
+    """C7: no rollback reaches the payment's block any more, so its reservations end. A void payment stays void.
 
-    A reserved coin that no transaction spent is free again. The change of its other attempts can never be made and
-    is forgotten, and so are coins that another payment was to make for it. A void payment just stays void.
+    A reserved UTxO that no transaction spent becomes available. The change of its other attempts can never exist
+    and is deleted. So are pending inputs that another transaction has ruled out.
     """
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
@@ -468,7 +469,7 @@ def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, no
 
 
 def _forget_change(unit: Unit, tx_id: str) -> None:
-    """Forget the change of an attempt that can never land, except what another payment has reserved."""
+    """Delete the change of an attempt that can never land, except what another payment has reserved."""
     for utxo in queries.utxos_of_tx(unit.conn, tx_id):
         if utxo.reserved_for is None:
             records.forget_utxo(unit, utxo.ref)

@@ -1,9 +1,10 @@
-"""A lost attempt is replaced: what the next one pays, of which coins, and the commit that decides it.
+"""Replaces a lost attempt: the outputs and inputs of the next one, and the commit that decides it.
 
-Safe at any time, because every attempt of a payment spends its anchor; due when no attempt can land before its
-TTL any more, so that it helps (docs/exactly-once.md R7). On the writer's thread.
-May import: core, dialects, chain.provider, wallet, store, agent.base. Never: signs; pays above the hold or on
-another anchor.
+Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once no attempt
+can land before its TTL any more (docs/exactly-once.md R7). Runs on the writer's thread; start at
+`Replacement.start`.
+May import: core, dialects, chain.provider, wallet, store, agent.base. Never: signs; pays more than the hold, or
+with another nonce UTxO.
 """
 
 from collections.abc import Sequence
@@ -29,26 +30,26 @@ from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 HEADER_TRANSACTION_MAX_BYTES = 7_168
-"""A transaction that travels in a header: in hex, or in base64 twice, it stays within what servers take.
+"""The most bytes of a transaction that travels in a header, in hex or in base64 twice.
 
 Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
 """
 
 NEXT_INVOICE_PATIENCE_S = 300
-"""How long after its last TTL a purchase whose invoice is over waits for the next one before it is taken back.
+"""How long after its last TTL a payment whose invoice expired waits for a new invoice before it is cancelled.
 
-Who still wants it asks again at once, and is paid for on the same anchor; after a cancel it would have to wait
-until that is deep in the chain.
+A client that still wants it repeats the request at once, and the new invoice is paid with the same nonce UTxO.
+After a cancel it would have to wait until that is deep in the chain.
 """
 
 _HEADER_MAX_CHARS = 14_336
 _PAYLOAD_CHARS = 300
-"""What stands in a PAYMENT-SIGNATURE beside the transaction and the echo: keys, nonce, identifier."""
+"""Room in a PAYMENT-SIGNATURE for everything beside the transaction and the echo: keys, nonce, identifier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the next attempt of a payment is for: its invoice as it is, or a new one for the same intent."""
+    """The outputs and bounds of the next attempt: of the payment's invoice, or a new one of the same intent."""
 
     kind: str
     outputs: tuple[Output, ...]
@@ -59,7 +60,7 @@ class Wanted:
 
 
 def same_again(row: PaymentRow, network: Network) -> Wanted:
-    """What the payment's current invoice asks for."""
+    """The same outputs again, for the payment's current invoice."""
     outputs = tuple(
         Output(one.role, parse_address(one.address, network), one.asset, one.units) for one in row.outputs
     )
@@ -68,13 +69,13 @@ def same_again(row: PaymentRow, network: Network) -> Wanted:
 
 
 def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
-    """What another invoice for the same intent asks for."""
+    """The outputs of another invoice of the same intent."""
     parameters = parameters_of(invoice.proof, invoice.echo)
     return Wanted("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
 
 
 def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
-    """Bounds of the transaction; one that travels in a header leaves room there for what is repeated beside it."""
+    """The transaction's bounds. If it travels in a header, it has to leave room there for `echo`."""
     if proof == "tx_hash":
         return MAINNET_PARAMETERS
     room_bytes = HEADER_TRANSACTION_MAX_BYTES
@@ -85,28 +86,31 @@ def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
 
 
 def is_hopeless(conn: Connection, payment_id: str, tx_id: str | None) -> bool:
-    """Whether a provider said that an attempt can never be valid, and none ever took it."""
+    """Whether a provider said that the attempt can never be valid, and no provider accepted it."""
     kinds = SubmitKind.NEVER, SubmitKind.ACCEPTED
     is_never, is_taken = (queries.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
     return is_never and not is_taken
 
 
 def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
-    """Whether no attempt that payagent sent is in a block or could come into one after this slot of the tip."""
+    """Whether the payment is in no block and no attempt that payagent submitted can land after `slot`, the tip's.
+
+    Always False if the merchant submits.
+    """
     if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.handed_over:
         return False
     return last_ttl_slot(conn, row) <= slot
 
 
 def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
-    """The first slot that no attempt of a payment to pay could be in a block of."""
+    """The highest TTL of the attempts that pay: none of them can be in a block of this slot or later."""
     return max(one.ttl_slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
 
 
 def rebuilt(
     inputs: Sequence[Utxo], nonce_utxo: Utxo, wanted: Wanted, ttl_slot: int, own: Address, network: Network
 ) -> TxPlan:
-    """The transaction of exactly these coins; the same coins give the same bytes."""
+    """The transaction with exactly these inputs. The same inputs give the same bytes."""
     outputs = wanted.outputs
     rest = outputs[0].address if wanted.kind == "sweep" else own
     return build(
@@ -123,7 +127,7 @@ def rebuilt(
 
 
 def utxos_there(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
-    """The coins of a payment that are there or may yet be; its anchor in any case."""
+    """The payment's UTxOs that exist or may still exist, and its nonce UTxO in any case."""
     return [
         utxo
         for utxo in queries.utxos_reserved_for(unit.conn, row.id)
@@ -132,8 +136,8 @@ def utxos_there(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
 
 
 def can_land(conn: Connection, attempt: AttemptRow) -> bool:
-    """Whether what an attempt spends beside its anchor may be there in its time: not spent elsewhere, not without
-    what was to make it."""
+    """Whether the inputs of an attempt, except its nonce UTxO, can still exist: none is spent, and the transaction
+    that makes each can land."""
     for ref in attempt.inputs:
         utxo = queries.utxo(conn, ref)
         if ref != attempt.nonce_utxo and (utxo is None or utxo.state == "spent" or _is_never(conn, utxo)):
@@ -142,13 +146,13 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
 
 
 def _is_never(conn: Connection, utxo: UtxoRow) -> bool:
-    """Whether a coin will not be there: what was to make it lost to another transaction, or is on no chain."""
+    """Whether a UTxO can never exist: the transaction that makes it lost to another one, or was rolled back."""
     is_orphan = utxo.state == "pending" and queries.rival_of(conn, utxo.ref) is not None
     return is_orphan or queries.is_rolled_back(conn, utxo.ref)
 
 
 def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
-    """Refused, `anchor_gone`: nothing is signed that could not land, and would put off the end of the payment."""
+    """Refused: `anchor_gone` if the nonce UTxO was rolled back. An attempt could not land, only delay the end."""
     if queries.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
             "anchor_gone", f"the deposit that {row.id} spends or descends from is on no chain", payment=row.id
@@ -156,7 +160,7 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
 
 
 def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
-    """Reserve what a later attempt of a payment spends that it does not have yet. Refused when that is gone."""
+    """Reserve the plan's inputs that the payment lacks. Refused: `funds_in_flight` if one was taken meanwhile."""
     had = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, payment_id)}
     for utxo in plan.inputs:
         if utxo.ref not in had:
@@ -168,17 +172,17 @@ def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) ->
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """The commit that takes a payment to `replacing`, with what it decides by."""
+    """Moves a payment to `replacing`."""
 
     utxos: UtxoIndex
     chain: ChainView
     own: Address
 
     def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> TxPlan:
-        """The next attempt's transaction, its coins reserved; the payment is `replacing`, for what is wanted.
+        """Plan the next attempt, reserve its inputs and move the payment to `replacing`.
 
-        Refused, with nothing changed: `invoice_expired`; `limit_exceeded` above the hold; as `select` does
-        where coins are gone and others do not suffice; `anchor_gone`.
+        Refused, with nothing changed: `anchor_gone`; `invoice_expired`; `limit_exceeded` if it costs more than
+        the hold; as `select` if inputs are gone and the available UTxOs do not suffice.
         """
         require_nonce_utxo(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
@@ -205,8 +209,8 @@ class Replacement:
         return plan
 
     def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> TxPlan:
-        """A transaction of the last attempt's coins; of those and the free ones where one is gone, or they do not
-        fit.
+        """Reuse the last attempt's inputs. If one is gone or they do not suffice, select from the payment's UTxOs
+        and the available ones.
         """
         network = self.chain.network
         there = utxos_there(unit, row)

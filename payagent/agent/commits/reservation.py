@@ -1,4 +1,4 @@
-"""The decision on a payment and its hold: within limits, by a plan of our coins, which are taken for it.
+"""Decides on a payment, places its hold and reserves its UTxOs, in one commit.
 
 May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits for anything.
 """
@@ -27,7 +27,7 @@ from payagent.wallet.utxo_index import Utxo
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What may be paid, and the coins that it is paid of."""
+    """Combines the payment rules with the planner."""
 
     rulebook: PaymentRules
     planner: Planner
@@ -35,7 +35,9 @@ class Reservation:
     def decide(
         self, unit: Unit, purchase: PaymentIntent, nonce_utxo: Utxo | None, expires_at_ms: int | None, now_ms: int
     ) -> tuple[TxPlan, tuple[LimitCheck, ...]]:
-        """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
+        """The plan and the limit checks it passed. A limit that the amount alone exceeds is reported before lack
+        of funds.
+        """
         invoice = purchase.invoice
         asked = self.require_before_fee(unit, purchase, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, nonce_utxo)
@@ -48,7 +50,7 @@ class Reservation:
     def require_before_fee(
         self, unit: Unit, purchase: PaymentIntent, now_ms: int, count: int = 1
     ) -> tuple[LimitCheck, ...]:
-        """As `PaymentRules.require_within_limits`, by what the invoice asks for alone."""
+        """As `PaymentRules.require_within_limits`, for the invoice's amount without a fee."""
         asset, known = (
             purchase.invoice.asset,
             {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
@@ -66,9 +68,9 @@ class Reservation:
         asked: Sequence[LimitCheck] | None = None,
         told: Mapping[str, object] | None = None,
     ) -> None:
-        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
+        """Place the hold, reserve the plan's inputs and fix the nonce UTxO; the payment is `reserved`.
 
-        Without any that were asked it counts against none.
+        `asked`: the limits it counts against; None: none.
         """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
@@ -97,10 +99,10 @@ def _asked_view(one: LimitCheck) -> dict[str, str]:
 
 
 def note_price(unit: Unit, purchase: PaymentIntent) -> None:
-    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance.
+    """Note the price of a request that answered 402. If it is served unpaid later, it uses a prepaid balance.
 
-    Where that is its app's word alone, which may be false, it counts once money is held for it, and makes no call
-    cheaper.
+    A price that only the app claims may be false. It is noted once money is held for it, and never lowers the
+    known price.
     """
     is_call = purchase.topup is None or purchase.topup.is_call
     if purchase.request is None or not is_call:
@@ -113,16 +115,17 @@ def note_price(unit: Unit, purchase: PaymentIntent) -> None:
 
 
 def is_priced(conn: Connection, purchase: PaymentIntent) -> bool:
-    """Whether `note_price` would add no further call to those that are known to cost something."""
+    """Whether the request's price is known already, so that `note_price` adds no row."""
     if purchase.request is None:
         return True
     return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
 
 
 def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
-    """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
+    """The nonce UTxO for a payment whose intent has cancelled payments; None without any.
 
-    So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
+    It descends from every cancel, so no two payments of the intent can land, even if a rollback removes a cancel
+    (docs/exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
     """
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:

@@ -1,8 +1,8 @@
-"""What may be paid: the limits and the guards, asked in the commit that a payment is decided in.
+"""Limits, caps and merchant rules: whether a payment is allowed, decided in the commit that admits it.
 
-They are asked before it too, of who would stand in line for a coin (agent.utxos.queue); that decides nothing else.
+They are checked before that too, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
 
-May import: core, store, agent.base. Never: writes; looks at coins; signs.
+May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from payagent.store.rows.payments import PaymentRow
 
 @dataclass(slots=True)
 class PaymentRules:
-    """The file's limits, the signer's caps, and what is known of each merchant; by the chain's clock."""
+    """Checks a payment against limits, hard caps and merchant rules, by the chain's clock."""
 
     limits: Sequence[Limit]
     chain: ChainView
@@ -39,11 +39,11 @@ class PaymentRules:
     merchants: Mapping[str, MerchantConfig] = field(default_factory=dict)
 
     def take(self, terms: AgentConfig) -> None:
-        """As `Admission.take`."""
+        """Decide by another config from now on, as `Admission.take`."""
         self.limits, self.merchants, self.approval_above = terms.limits, terms.merchants, terms.approval_above
 
     def clock_ms(self, conn: Connection, now_ms: int) -> int:
-        """The clock of the limits: the chain's, which no other clock moves on and nothing puts back."""
+        """The clock of the limits (store.rows.limit_counters): only blocks advance it, nothing sets it back."""
         return spending.clock_ms(conn, self.chain.block_ms(now_ms))
 
     def require_within_limits(
@@ -56,9 +56,10 @@ class PaymentRules:
         count: int = 1,
         fee: str = WITH_FEE,
     ) -> tuple[LimitCheck, ...]:
-        """Decide by the sums as they stand there, for so many payments of that size. `fee`: whether it is in that.
+        """Check `count` payments of this `spend` against caps and limits. `fee`: whether `spend` includes it.
 
-        Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
+        Returns the checks made. Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the
+        tightest limit.
         """
         self.require_within_caps(spend, fee)
         app, origin = purchase.app_id, purchase.invoice.origin
@@ -81,12 +82,12 @@ class PaymentRules:
         return (*asked, *bounds)
 
     def require_within_caps(self, spend: Mapping[str, int], fee: str = WITH_FEE) -> None:
-        """What the signer would refuse is held for by nobody; without caps only the signer knows."""
+        """Refuse a spend above the signer's caps before anything is held. Without caps only the signer checks."""
         if self.caps is not None:
             require_within_caps(spend, self.caps, fee)
 
     def _topup_left(self, conn: Connection, purchase: PaymentIntent, clock_ms: int) -> int | None:
-        """What the merchant's own limit for top-ups leaves of the day."""
+        """Lovelace that the merchant's daily top-up limit leaves; None without one."""
         part = purchase.topup
         if part is None or part.per_day_lovelace is None:
             return None
@@ -96,9 +97,9 @@ class PaymentRules:
     def reasons(
         self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, spend: Mapping[str, int]
     ) -> Reasons:
-        """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked.
+        """Why the invoice needs an approval; empty if it needs none.
 
-        By the thresholds, and by what is known of the merchant there. Refused: `merchant_stopped`,
+        Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
         `merchant_busy`.
         """
         return judge((*self.look(conn, purchase, invoice), *above(self.approval_above, spend)))
@@ -106,16 +107,16 @@ class PaymentRules:
     def look(
         self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
-        """What the guards find against an invoice."""
+        """The findings of the merchant rules against an invoice."""
         rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
         is_measured = purchase.topup is None or purchase.topup.is_auto
         known = trust.known_of(conn, rules, invoice.origin, purchase.request, is_measured)
         return guards.look(claim, rules, known, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
-        """Why a payment is not signed (again) by what was decided before; None: that stands.
+        """Why an admitted payment may no longer be signed; None if it may.
 
-        Who asked for it has ended, or its merchant may not be paid any more.
+        Its app or its top-up has ended, or its merchant may not be paid any more.
         """
         try:
             require_may_have(conn, row, now_ms)
@@ -128,18 +129,18 @@ class PaymentRules:
         return None
 
     def require_merchant(self, origin: str | None) -> None:
-        """Refused: `merchant_not_allowed`, where a merchant was removed after its invoice was read."""
+        """Refused: `merchant_not_allowed` if the merchant was removed after its invoice was read."""
         if origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"{origin} may not be paid any more", origin=origin)
 
     def rules(self, origin: str) -> MerchantRules:
-        """What the guards go by for a merchant."""
+        """The rules of a merchant; empty rules if it is not configured."""
         merchant = self.merchants.get(origin)
         return MerchantRules() if merchant is None else merchant.rules
 
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
-    """Who asked for it may still have it. Refused: `forbidden`; of a top-up as `require_may_buy` does."""
+    """Check that the payment's app may still pay. Refused: `forbidden`; for a top-up as `require_may_buy`."""
     if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
         require_may_buy(conn, order, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
@@ -148,7 +149,7 @@ def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
 
 
 def _require_bound_on(purchase: PaymentIntent, asset: str, spend: Mapping[str, int]) -> None:
-    """The caller's own bound on one asset allows nothing of another. Refused: `limit_exceeded`."""
+    """A `max_total` in one asset allows no other asset. Refused: `limit_exceeded`."""
     bound_asset, most_units = purchase.max_total_asset, purchase.max_total_units
     if bound_asset is None or most_units is None or bound_asset == asset:
         return
@@ -159,18 +160,18 @@ def _require_bound_on(purchase: PaymentIntent, asset: str, spend: Mapping[str, i
 
 
 def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
-    """A refusal as its app is told it; payagent's own app, which has no scope, tells its operator."""
+    """The refusal as its app may see it: without figures, unless the app sees all or has no scope (our own)."""
     app = apps.require(conn, app_id)
     return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
 
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
-    """The limits that may bind a payment: the file's, and over them those that were set at run time."""
+    """The limits that may bind a payment: a limit set at run time overrides the config file's."""
     return policy.in_force(filed, spending.limits_binding(conn, app, origin))
 
 
 def when_it_frees(conn: Connection, limit: Limit | None, asked: LimitCheck, clock_ms: int) -> int | None:
-    """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
+    """When an exceeded limit has room again; None if its window does not roll or it is below the amount."""
     if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
         return None
     spans = spending.spans(conn, limit, clock_ms)

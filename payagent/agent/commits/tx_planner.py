@@ -1,7 +1,7 @@
-"""Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
+"""Plans transactions of the wallet's UTxOs: of a payment, a transfer or a cancel.
 
-May import: core, dialects, chain.provider, store.rows, wallet, agent.base, agent.commits. Never: takes a coin;
-asks what may be paid.
+May import: core, dialects, chain.provider, store.rows, wallet, agent.base, agent.commits. Never: reserves a UTxO;
+checks limits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +26,18 @@ from payagent.wallet.transaction import TxPlan, build, select, smallest_of
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 TransferPlan = Callable[[UtxoIndex, int, Utxo | None], TxPlan]
-"""Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
+"""Plans a transaction from UTxOs and a TTL. It spends the given nonce UTxO, if there is one."""
 
 MANY = 16
-"""With more change on its way than this, one coin of it is tried by itself before all are weighed together."""
+"""With more pending UTxOs than this, one of them is tried alone before all of them together."""
 
 
 @dataclass(slots=True)
 class Planner:
-    """Our free coins, which the writer's thread owns, and the chain.
+    """Plans from the available UTxOs, which the writer's thread owns, and from pending change.
 
-    Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
+    Pending change may have up to `unconfirmed_ancestors` transactions behind it, each with a TTL at least
+    `chain_ttl_s` seconds ahead.
     """
 
     utxos: UtxoIndex
@@ -59,9 +60,9 @@ class Planner:
         *,
         waits: bool = False,
     ) -> TxPlan:
-        """The transaction that would pay the invoice now; raises what stands against it but for limits.
+        """The transaction that pays the invoice now. Refused for every reason except limits.
 
-        `waits`: what is asked is what it would be once all change is there. That transaction is never signed.
+        `waits`: plan as if all pending change were available. Such a plan is never signed.
         """
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(
@@ -93,7 +94,7 @@ class Planner:
             ) from None
 
     def transfer(self, unit: Unit, plan: TransferPlan, nonce_utxo: Utxo | None, now_ms: int) -> TxPlan:
-        """The operator's own order, of what is there and what is on its way."""
+        """The transaction of a transfer, from available UTxOs and pending change."""
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
         with own_order():
@@ -102,10 +103,10 @@ class Planner:
             )
 
     def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> TxPlan:
-        """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
+        """The cancel: the payment's existing UTxOs, and its nonce UTxO in any case, back to the wallet.
 
-        Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
-        they do not pay for it. Refused: `anchor_gone`.
+        Pending ones are left out: they may never exist, and the cancel could not land. If the UTxOs do not pay for
+        the cancel, an available one is added. Refused: `paused`, `anchor_gone`.
         """
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
@@ -123,9 +124,10 @@ class Planner:
             raise
 
     def _cancellable(self, pay: Callable[[UtxoIndex], TxPlan]) -> Callable[[UtxoIndex], TxPlan]:
-        """As `pay`, of coins that also pay for their own way back: what is handed over may have to be cancelled.
+        """As `pay`, with inputs that could also pay for a cancel, for payments that the merchant submits.
 
-        Coins that fit the outputs to the unit do not where the wallet's own output needs more ADA than theirs.
+        Inputs that match the outputs exactly may not suffice: the cancel's output can need more min-ADA than they
+        hold.
         """
 
         def planned(utxos: UtxoIndex) -> TxPlan:
@@ -141,7 +143,7 @@ class Planner:
         return planned
 
     def chainable(self, unit: Unit, slot: int) -> list[tuple[Utxo, int]]:
-        """Change in no block yet that may be spent, each with how many transactions in none led to it."""
+        """Pending UTxOs that may be spent, each with its number of unconfirmed ancestors."""
         if not self.unconfirmed_ancestors:
             return []
         depths = self._known_depths()
@@ -152,16 +154,16 @@ class Planner:
         return [(utxo, depth) for utxo, depth in found if depth < self.unconfirmed_ancestors]
 
     def depth_of(self, tx_id: str) -> int:
-        """How many transactions in no block lead to one that was planned lately."""
+        """The number of unconfirmed ancestors of a transaction planned since the newest block."""
         return self._depths.get(tx_id, 0)
 
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
-        """Units per asset that are free, or will be once all change is there."""
+        """Units per asset that are available, or will be once all change confirms."""
         coming = _coming(unit, self.chain.require_ready(now_ms))
         return ledger.add((self.utxos.totals, UtxoIndex(coming).totals))
 
     def _known_depths(self) -> dict[str, int]:
-        """What was found since the newest block came. One that is wrong for a while makes a chain no less safe."""
+        """Ancestor counts found since the newest block. A count that is briefly wrong breaks no safety rule."""
         if self._depths_at != self.chain.tip:
             self._depths_at, self._depths = self.chain.tip, {}
         return self._depths
@@ -176,9 +178,9 @@ class Planner:
         by_one: bool = False,
         waits: bool = False,
     ) -> TxPlan:
-        """What `plan` makes of the free coins, or of those and change that is on its way, `chain_depth` deep.
+        """Plan from the available UTxOs, or from those and pending change with few enough ancestors.
 
-        Where they do not suffice although the wallet has more coins, the refusal says why.
+        If they do not suffice although the wallet has more UTxOs, the refusal says why.
         """
         try:
             return plan(self.utxos)
@@ -206,7 +208,7 @@ class Planner:
     def _chained(
         self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int, *, by_one: bool
     ) -> TxPlan | None:
-        """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
+        """A plan that spends pending change. Its nonce UTxO is a confirmed input, if it has one."""
         made = self._chained_to_one(unit, plan, slot) if by_one else None
         if made is None:
             coming = [utxo for utxo, _ in self.chainable(unit, slot)]
@@ -229,10 +231,9 @@ class Planner:
         return made
 
     def _chained_to_one(self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int) -> TxPlan | None:
-        """The transaction with one coin: of those that were on their way when all were last weighed, the largest
-        that can still be had.
+        """A plan from one pending UTxO: the largest still available of those found when all were last compared.
 
-        So a payment costs no more with very many such coins than with one.
+        So planning costs the same with one pending UTxO and with very many.
         """
         while self._next:
             row = queries.chainable_utxo(unit.conn, self._next[-1], slot + self.chain_ttl_s)
@@ -246,7 +247,7 @@ class Planner:
 
 
 def _coming(unit: Unit, slot: int) -> list[Utxo]:
-    """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
+    """Pending change: of signed attempts as planned, of reserved payments their UTxOs less the hold."""
     coming = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
@@ -263,7 +264,7 @@ def _coming(unit: Unit, slot: int) -> list[Utxo]:
 
 
 def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | None:
-    """The transaction of these coins; None where they do not suffice."""
+    """The plan from these UTxOs; None if they do not suffice."""
     try:
         return plan(utxos)
     except Refused:
@@ -282,5 +283,5 @@ def _in_flight(asset: str, available: int, coming: int) -> Refused:
 
 
 def take_back(inputs: Sequence[Utxo], nonce_utxo: Utxo, own: Address, ttl_slot: int, network_id: int) -> TxPlan:
-    """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
+    """The cancel: these inputs back to the wallet. Refused if they do not pay for it."""
     return build(inputs, nonce_utxo, (), change=own, ttl_slot=ttl_slot, network_id=network_id)

@@ -1,9 +1,9 @@
-"""Our own view of our UTxOs, brought in step with a provider's complete list, on the writer's thread.
+"""Compares the ledger's UTxOs with a provider's complete list, on the writer's thread. Start at `sync`.
 
-What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
-thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). One that is
-reserved may just be spent by its own payment: that it is missing counts when the payment is replaced. Only when
-its very transaction is denied, time and again, is the deposit taken back; what is reserved is `vanished` then.
+A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks is not
+therefore spent: it becomes `missing` and returns when it is listed again (rule 4). A reserved one may have been
+spent by its own payment, so its absence counts only when that payment is replaced. A deposit is reversed only when
+providers repeatedly deny its transaction; a reserved UTxO becomes `vanished` then.
 May import: core, chain.provider, chain.quorum_rules, wallet.utxo_index, store, agent.base. Never: concludes
 anything from an absence.
 """
@@ -22,13 +22,13 @@ from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 _THERE = ("free", "locked")
-"""UtxoIndex in these states have to be listed."""
+"""States of UTxOs that a complete list has to contain."""
 
 
 def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
-    """Take in a complete list of our UTxOs; returns the number of deposits that were new.
+    """Apply a complete list of our UTxOs. Returns the number of new deposits.
 
-    What is doubtful, since providers do not list it alike, is left as it is: neither a deposit nor missing.
+    A UTxO on which providers disagree stays as it is: neither a deposit nor missing.
     """
     known = queries.utxo_states(unit.conn)
     seen = set(listing.doubtful)
@@ -53,10 +53,9 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
 
 
 def take_back(unit: Unit, ref: str, now_ms: int) -> None:
-    """A deposit whose transaction is gone with its block: the contrary entry, and the coin is forgotten.
+    """Reverse a deposit whose transaction was rolled back, and delete its UTxO.
 
-    Not one that a payment has: of that it is remembered that it vanished. Should the transaction land after all,
-    it is a new deposit.
+    A UTxO that a payment has reserved is kept as `vanished`. If the transaction lands later, it is a new deposit.
     """
     row = queries.utxo(unit.conn, ref)
     if row is None or row.state != "missing":
@@ -69,7 +68,7 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
 
 
 def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
-    """Book a deposit anew that was taken back, now that its coin is shown again; False when it was not."""
+    """Book a reversed deposit again, now that its UTxO is listed. Returns False if it was not reversed."""
     row = queries.utxo(unit.conn, ref)
     if row is None or row.state != "vanished":
         return False
@@ -79,7 +78,7 @@ def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
 
 
 def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
-    """Whether a list differs from what we know (states by ref) in a way that needs a write."""
+    """Whether the list differs from the ledger's UTxOs (`known`: states by ref), so that `sync` has to write."""
     refs = {utxo.ref for utxo in listing.agreed}
     if any(known.get(ref, "missing") == "missing" for ref in refs):
         return True
@@ -105,7 +104,7 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
         None,
     )
     records.add_utxo(unit, row)
-    # of an unreadable output only what can be counted is booked
+    # an unreadable output is booked with the part that can be counted
     records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
     if not locked:
         make_available(unit, utxos, row)
@@ -113,5 +112,5 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
 
 
 def _is_locked(utxo: ChainUtxo) -> bool:
-    """Never spent: it holds a datum or a script, or what cannot be counted."""
+    """Whether payagent never spends it: it holds a datum, a script, or something unreadable."""
     return utxo.has_datum or utxo.has_script or utxo.unreadable
