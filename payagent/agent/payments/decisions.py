@@ -73,9 +73,7 @@ class Decisions:
         return self._context.payment(payment_id)
 
     async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
-        """Commit a person's decision. If it is refused, record the refusal on the payment, which keeps awaiting
-        one.
-        """
+        """Commit a person's decision. If it is refused, record that on the payment, which keeps awaiting one."""
         try:
             return await self._context.write(name, job, payment_id)
         except Refused as refusal:

@@ -125,8 +125,7 @@ class PaymentLifecycle:
         return None
 
     async def renew(self, row: PaymentRow) -> None:
-        """Replace an attempt that can no longer land, on the same nonce UTxO; if it is too late, cancel the
-        payment.
+        """Replace an attempt that can no longer land, on the same nonce UTxO; if too late, cancel the payment.
 
         Does nothing to a payment that is not lost. Raises the refusals of `ChainView.require_ready`.
         """
@@ -150,9 +149,7 @@ class PaymentLifecycle:
                 self._sending.send_off(row.id)
 
     async def cancel_refused(self, row: PaymentRow) -> None:
-        """Cancel a payment that its merchant refused. If another task is working on it, wait for that task
-        instead.
-        """
+        """Cancel a payment that its merchant refused. If another task works on it, wait for that task instead."""
         if row.id in self._signing.claimed:
             await self._context.changes.wait(row.id, SIGNING_PATIENCE_S)
         else:

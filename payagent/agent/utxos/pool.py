@@ -81,9 +81,7 @@ class UtxoPool:
         )
 
     def look_ahead(self, plan: TxPlan) -> None:
-        """Start the queue's check once half of the allowed unconfirmed ancestors are used up: later no UTxO can be
-        split.
-        """
+        """Nudge the queue once half of the allowed unconfirmed ancestors are used up: later none can be split."""
         depth, most = (
             self._context.admission.planner.depth_of(plan.tx_id),
             self._context.terms.unconfirmed_ancestors,

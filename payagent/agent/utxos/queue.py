@@ -123,7 +123,7 @@ class UtxoQueue:
     async def _let_go(self) -> None:
         """Let payments try until none waits: after those being signed have change, as many as there are UTxOs.
 
-        If there is a UTxO for none of them, all are told so.
+        If there is no UTxO, every waiting payment gets its refusal.
         """
         look = Look(True, 0)
         while self._places or look.is_split:

@@ -43,9 +43,7 @@ class Transfers:
         return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        """Send everything that is available and may leave, smallest UTxOs first, as far as one transaction holds
-        it.
-        """
+        """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
         order, now_ms = self._order(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
         return await self._order_transfer(
             order, lambda unit: emptying.admit(self._context.admission, unit, order, to, now_ms)
