@@ -21,8 +21,7 @@ from payagent.store.rows import prepaid_uses as store_uses
 from payagent.store.rows import writes as records
 
 BATCH_LOOK_S = 5.0
-"""Longest time in seconds between checks whether a batch is still under way: its invoice may end without a notice.
-"""
+"""Longest time in seconds between checks whether a batch is still under way: its invoice may end unnoticed."""
 
 
 class PrepaidCalls:

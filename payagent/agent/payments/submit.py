@@ -72,9 +72,10 @@ class TxSubmitter:
                 event.set()
 
     def _send_off_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
-        """Submit the payments whose outputs this attempt spends, unless nothing says that they are missing.
+        """Submit the pending payments whose outputs this attempt spends.
 
-        Returns the events of the parents' submissions under way, by provider.
+        The first time, a parent that a provider already accepted is left out. Returns the events of the parents'
+        submissions under way, by provider.
         """
         parents = queries.pending_parents(self._context.conn, tx_id)
         is_again = bool(parents) and queries.submissions(self._context.conn, tx_id)[0] > 0

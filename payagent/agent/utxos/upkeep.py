@@ -146,7 +146,7 @@ def _of_the_day(orders: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRo
 def _may_order(orders: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
     """Whether another transfer may start: few in a day, and one at a time.
 
-    The next one waits until the last is in a block, or, if payments wait for it, until the last is signed.
+    The next one waits until the last is confirmed, or, if payments wait for it, until the last is signed.
     """
     if len(_of_the_day(orders, clock_ms)) >= upkeep.ORDERS_A_DAY:
         return False
