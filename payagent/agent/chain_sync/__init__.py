@@ -1,1 +1,1 @@
-"""One pass over the chain: what it shows, and what follows from it."""
+"""One pass over the chain: read what it shows, record it, and act on it."""

@@ -1,8 +1,8 @@
-"""Sightings: what the chain shows of the payments. In a block, deep enough, lost with its block, void by a cancel.
+"""Records what the chain shows of our payments: in a block, deep enough, block lost, or void by a cancel.
 
-A payment without a verdict is asked for again in the next look: silence is no answer.
+A payment without a verdict is asked for again in the next pass: silence decides nothing.
 May import: core.payment, chain.provider, chain.quorum_view, store.rows, agent.context, agent.chain_sync,
-agent.commits. Never: sends, signs or builds; ends a payment but on positive evidence (docs/exactly-once.md R8).
+agent.commits. Never: submits, signs or builds; ends a payment without positive evidence (docs/exactly-once.md R8).
 """
 
 from functools import partial
@@ -19,16 +19,16 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.payments import OpenPayment, PaymentRow
 
 RECHECK_DEPTHS = (16, 128, 1024)
-"""Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
+"""Depths at which a block is looked up again although no fork was noticed: an index may have lagged."""
 
 
 class Confirmations:
-    """A part of each look at the chain, before the coins.
+    """The part of each pass that observes payments. It runs before the UTxO list.
 
-    `unread` are payments of which not every attempt could be looked for. `urgent` are those whose bytes providers
-    may not have any more: they are sent again at once, whenever that was done last.
-    `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
-    verdict, however often it is asked and whatever the tip does meanwhile.
+    `unread`: payments of which not every attempt could be looked for. `urgent`: payments whose bytes the providers
+    may have lost; they are submitted again at once, whenever that was last done.
+    `_unverified`: payments on the chain whose block may be gone. They stay in it until a provider gives a verdict,
+    however often it is asked and whatever the tip does meanwhile.
     """
 
     def __init__(self, context: AgentContext, rows: OpenPayments, turns: WorkerPool) -> None:
@@ -45,16 +45,16 @@ class Confirmations:
 
     @property
     def trouble(self) -> str | None:
-        """Why not all that was asked for was answered and written down; None when it was."""
+        """Why a read had no answer or an observation was not recorded; None if all went well."""
         return self._unanswered or ("what was seen could not be written down" if self._turns.failed else None)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to look at again, though no block is new."""
+        """Whether something must be read again although there is no new block."""
         return bool(self._unverified or self._unweighed or self.trouble)
 
     async def look(self, source: QuorumView, tip: Tip, last: Tip | None) -> None:
-        """What is in doubt first, then what may have come into a block, then what is deep enough by now."""
+        """Check payments in doubt, then those that may be in a block, then those that may be deep enough."""
         self._unanswered, self._turns.failed = None, False
         self._unverified |= await self._in_doubt(source, tip, last)
         on_chain = self._rows.on_chain()
@@ -78,9 +78,9 @@ class Confirmations:
             await self._turns.each(ending, partial(self._settle, source, tip))
 
     async def _in_doubt(self, source: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
-        """Payments whose block may be off the chain: all after what may be a fork, else those due by depth.
+        """Payments whose block may be off the chain: all of them after a possible fork, else those due by depth.
 
-        And those whose block is above the newest one: no height that was told once is believed for ever.
+        It adds those whose block is above the tip: one report of a height is not believed for ever.
         """
         rows = self._rows.on_chain()
         if last is None or await self._may_have_forked(source, tip, last):
@@ -93,13 +93,13 @@ class Confirmations:
         }
 
     async def _may_have_forked(self, source: QuorumView, tip: Tip, last: Tip) -> bool:
-        """Whether the block that was the tip at the last look may be off the chain."""
+        """Whether the block that was the tip in the last pass may be off the chain."""
         if tip.hash == last.hash:
             return False
         return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
     async def _look_for(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
+        """Find out whether an attempt in flight is in a block. The payment is `unread` while any read is open."""
         self.unread.add(row.id)
         is_open = False
         for attempt in queries.attempts(self._context.conn, row.id):
@@ -120,12 +120,12 @@ class Confirmations:
         if isinstance(read, Found):
             await self._weigh_cancel(source, tip, row, read.value)
         elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
-            self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
+            self._deep_seen.forget(row.id)  # earlier reads were denied since, or not confirmed
 
     async def _rival(self, source: QuorumView, row: PaymentRow) -> Read[TxSeen]:
-        """What keeps the anchor from ever being there, in the block that its own payment is known to be in.
+        """The transaction that keeps the nonce UTxO from ever existing, if it is in the block its payment records.
 
-        Before that one was seen in it the books would not show why this one is void.
+        Until that payment was seen in that block, the ledger would not show why this one is void.
         """
         rival = None if row.nonce_utxo is None else queries.rival_of(self._context.conn, row.nonce_utxo)
         if rival is None:
@@ -137,9 +137,10 @@ class Confirmations:
         return read
 
     async def _weigh_cancel(self, source: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
-        """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.
+        """Void the payment on positive evidence only (R8): its cancel is deep enough in a block.
 
-        Or a transaction that keeps the anchor from ever being there.
+        Where only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
+        nonce UTxO from ever existing counts like a cancel.
         """
         context = self._context
         now_ms = context.ports.clock.now_ms()
@@ -157,11 +158,14 @@ class Confirmations:
             )
 
     async def _recheck(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
+        """Check that a payment's block is still on the chain. Without a verdict the payment stays unverified.
 
-        It is gone when its transaction is in another block, or is denied by a provider that is past its height, or
-        past the time at which it was seen. The block has to be denied too; where it is there, the transaction is
-        lost when it was denied at three tips, a minute apart: who showed it there has lied.
+        The payment has lost its block in three cases:
+        - Its transaction is in another block.
+        - A provider denies both the transaction and the block. The provider must be past the block's height, or
+          past the time of the observation.
+        - The block exists, but the transaction was denied at three tips, a minute apart. The provider that showed
+          it there lied.
         """
         read = await source.tx(row.shown_by)
         if isinstance(read, Found):
@@ -178,12 +182,12 @@ class Confirmations:
                 self._unverified.discard(row.id)
 
     def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
-        """Whether the block of a payment would be shown by now, if it were there."""
+        """Whether the provider would show the payment's block by now, if it existed."""
         is_past = tip.height >= (row.block_height or 0) or self._context.chain.is_after(row.changed_at_ms, tip)
         return is_past and source.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
-        """Payments in a state whose block is at least so deep."""
+        """Payments in a state whose block is at least this deep."""
         return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
 
     async def _confirm(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
@@ -207,7 +211,7 @@ class Confirmations:
             )
 
     async def _still_there(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
-        """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
+        """Whether the payment is, asked now, in the block that we recorded; if not, it is rechecked."""
         read = await source.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block_hash:
             return True
@@ -236,5 +240,5 @@ class Confirmations:
 
 
 def _depth(row: PaymentRow | OpenPayment, tip: Tip) -> int:
-    """How deep a payment's block is; the block itself counts 1."""
+    """The depth of a payment's block; the block itself counts 1."""
     return tip.height - (row.block_height or 0) + 1

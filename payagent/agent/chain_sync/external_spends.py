@@ -1,11 +1,13 @@
-"""A coin of ours was spent by a transaction that the ledger does not know.
+"""Handles external spends: a UTxO of ours was spent by a transaction that the ledger does not know.
 
-Either another program has the wallet's words, or the whole data folder was rolled back. The list of our coins
-lacking one is a reason to look, and proves nothing; the transaction that spends it, in a block, does. From then on
-the books follow it, and nothing is signed until an operator thaws the wallet: who signs elsewhere may spend what a
-payment is about to. After every start the wallet's newest transactions are compared before anything is signed.
+Either another program has the wallet's words, or the whole data folder was rolled back. A UTxO missing from the
+provider's list is a reason to search and proves nothing. A transaction in a block that spends it is proof.
 
-May import: core, chain, store, agent. Never: concludes anything from an absence; thaws by itself.
+The ledger then follows that transaction. Signing is frozen until an operator unfreezes the wallet, because the
+other program may spend the UTxOs of a payment. After every start the wallet's newest transactions are compared
+with the ledger before anything is signed.
+
+May import: core, chain, store, agent. Never: concludes anything from an absence; unfreezes by itself.
 """
 
 from collections.abc import Collection, Sequence
@@ -41,25 +43,26 @@ from payagent.store.rows import writes as records
 from payagent.store.rows.onchain import ForeignRow
 
 SEARCH_EVERY_MS = 60_000
-"""How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
+"""How soon the same UTxOs are searched for again: the spending transaction may not be indexed yet."""
 
 SEARCH_EVERY_MAX_MS = 3_600_000
 SEARCHES_BEFORE_THAT = 6
-"""So often at first; then half as often after each search that found nothing, down to once an hour. A provider's
-list may lack a coin for days, and each search lists all transactions since that coin came.
+"""Searches at that interval. Then each search that finds nothing doubles it, up to an hour.
+
+A provider's list may lack a UTxO for days, and each search lists all transactions since that UTxO arrived.
 """
 
 RECHECKS_MAX = 10
-"""How many one look asks for again: a look comes every 20 to 40 seconds, and providers count calls by the day."""
+"""Most rechecks in one pass: a pass comes every 20 to 40 seconds, and providers count requests by the day."""
 
 log = structlog.get_logger("payagent.foreign")
 
 
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
-    """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
+    """Let signing go on: an operator says that only payagent uses the wallet. Returns the freezing transactions.
 
-    `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
-    another one has frozen it too: it may have come meanwhile.
+    `seen`: the transactions that the operator has reviewed, if given. Refused: `foreign_spend_unseen`, if another
+    one has frozen the wallet too; it may have arrived meanwhile.
     """
     now_ms = context.ports.clock.now_ms()
 
@@ -84,7 +87,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
 
 
 class ExternalSpends:
-    """A part of each look at the chain, after the payments and the coins."""
+    """The part of each pass that handles external spends. It runs after the payments and the UTxO list."""
 
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self._context = context
@@ -100,13 +103,11 @@ class ExternalSpends:
         self._unshared = RepeatedReads()
 
     async def compare(self, source: QuorumView) -> str | None:
-        """Compare the wallet's transactions since the ledger's newest block with the ledger.
+        """Compare the wallet's transactions since the ledger's newest block with the ledger, once after a start.
 
-        Returns why that could not be done yet; None when it was.
-
-        Done once after a start. A spend that the ledger does not know is booked and freezes signing, if the
-        providers agree on it. One that a single provider shows is waited for, for three tips a minute apart. While
-        the ledger is behind, the recovery reads more than this would.
+        Returns why that could not be done yet; None when it was done. An external spend is booked and freezes
+        signing if the providers agree on it. If a single provider shows one, payagent waits for three tips, a
+        minute apart. While the ledger is behind, agent.chain_sync.recovery reads more than this would.
         """
         context, chain = self._context, self._context.chain
         if chain.is_compared or chain.behind is not None:
@@ -130,11 +131,11 @@ class ExternalSpends:
         return None if chain.is_compared else "a spend that the ledger does not know could not be written down"
 
     def _is_known(self, tx_id: str) -> bool:
-        """Whether the ledger has it, as an attempt or as somebody else's that is on the chain."""
+        """Whether the ledger has the transaction: as an attempt, or as an external spend that is on the chain."""
         return onchain.is_ours(self._context.conn, tx_id) or onchain.is_foreign_there(self._context.conn, tx_id)
 
     async def look(self, source: QuorumView, listing: Listing) -> None:
-        """Who spent what the list lacks; are those that did still there; what have they made void?"""
+        """Recheck known external spends, search for unknown ones, and void the payments that they overtook."""
         if source.is_current:
             await self._recheck(source)
         if self._context.chain.behind is None:
@@ -146,7 +147,7 @@ class ExternalSpends:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         suspects = {ref for ref, state in self._rows.utxos().items() if state == "missing" and ref not in listed}
-        self._suspects &= suspects  # one that was listed again meanwhile is news when it is missing anew
+        self._suspects &= suspects  # one that was listed again counts as new when it is missing again
         is_news = not suspects <= self._suspects
         if not suspects or not (is_news or self._is_search_due(now_ms)):
             return
@@ -163,7 +164,7 @@ class ExternalSpends:
         return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
 
     async def _since_s(self, source: QuorumView, suspects: set[str]) -> int:
-        """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
+        """The time of the block that made the first suspect, by the chain's clock: ours may have been ahead."""
         context, slots = self._context, self._context.chain.slots
         times_s = [onchain.known_since_ms(context.conn, suspects) // 1000]
         for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
@@ -183,7 +184,7 @@ class ExternalSpends:
             log.warning(f"wallet.{event}", tx=spend.seen.tx_id, utxos=sorted(spend.moved.spent))
 
     def _why(self, seen: TxSeen) -> Why:
-        """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""
+        """The event for a spend. A restored ledger has forgotten what it signed before, and that lands first."""
         chain = self._context.chain
         if chain.restored_at_ms is None or chain.slots is None:
             return "foreign_spend"
@@ -191,10 +192,10 @@ class ExternalSpends:
         return "forgotten_spend" if is_older else "foreign_spend"
 
     async def _recheck(self, source: QuorumView) -> None:
-        """Has one of them lost its block? It may be in another one already.
+        """Check whether external spends lost their block; one may be in another block already.
 
-        Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
-        There may be thousands: some in each look, in turn, and what was read so deep is not asked for again.
+        Each is asked for until it was read in its block at a depth that no rollback reaches, however long that
+        takes. There may be thousands, so each pass asks for some, in turn.
         """
         context = self._context
         rows = onchain.foreign_there(context.conn, onchain.foreign_settled(context.conn) + 1)
@@ -214,13 +215,13 @@ class ExternalSpends:
             self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
 
     def _due(self, rows: Sequence[ForeignRow]) -> list[ForeignRow]:
-        """Which of them to ask for now, beginning after the one that was asked for last."""
+        """The external spends to ask for now, beginning after the one asked for last."""
         due = [row for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
         due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
         return due[:RECHECKS_MAX]
 
     async def _lose_if_gone(self, source: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
-        """One that was not read in its block is lost when it is in another, or denied with its block."""
+        """Record the block as lost if the transaction is in another one, or is denied together with its block."""
         context = self._context
         is_gone = (
             isinstance(read, NotFound)
@@ -239,7 +240,7 @@ class ExternalSpends:
         await self._context.write("foreign", lambda unit: settle(unit, height, now_ms))
 
     async def _weigh(self, source: QuorumView) -> None:
-        """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
+        """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
         overtaken = onchain.overtaken(context.conn)
@@ -267,15 +268,15 @@ class ExternalSpends:
 
 
 def _place(row: ForeignRow) -> tuple[int, str]:
-    """By which they take turns: from the lowest block on."""
+    """The order in which external spends are rechecked: lowest block first."""
     return row.block_height, row.tx_id
 
 
 def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
-    """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
+    """Void a payment whose nonce UTxO an external spend took (C7): no attempt can land, so its hold is released.
 
-    Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is
-    rejected, for the reason that it returns.
+    Its other UTxOs stay reserved until no rollback can reach that block. A payment with nothing signed is rejected
+    instead, and the reason is returned.
     """
     why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
     if steps.row_of(unit, payment_id).state is State.RESERVED:

@@ -1,8 +1,7 @@
-"""Due: what is done for payments after a look at the chain. What was signed is sent, and sent again; what is over
-or is to be taken back is carried on, and so is what was admitted and is not signed.
+"""Follows up on payments after each pass: submits, resubmits, replaces, cancels, and signs what is admitted.
 
-What is sent again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is
-expected.
+A resubmission sends the very same bytes (docs/exactly-once.md R5); an error in reply is expected. Start with
+`FollowUp.carry_on`.
 May import: core.payment, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
 Never: reads the chain; builds a transaction.
 """
@@ -26,20 +25,20 @@ RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 
 SENT_AT_ONCE_MAX = 64
-"""How many attempts may be on their way to providers when others are sent again.
+"""Attempts that may be under submission when others are resubmitted.
 
-With a look every 5 s this is no less than the ten calls a second that Blockfrost bears for long. Each takes memory
-and a turn on a provider's few threads: behind hundreds of them, reads and new payments would run out of time.
+With a pass every 5 s this allows at least the ten calls a second that Blockfrost sustains. Each submission takes
+memory and one of a provider's few threads. Behind hundreds of them, reads and new payments would time out.
 """
 
 _SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
 
 
 def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = False) -> int:
-    """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks).
+    """When the same bytes are submitted again: after 5, 10, 20, ... s, then every 200 s (ten expected blocks).
 
-    `is_hopeless`: a provider said that they can never be valid, and none took them, so they are sent every 200 s
-    from the start.
+    `is_hopeless`: a provider said that they can never be valid, and none took them. They are then submitted every
+    200 s from the start.
     """
     if is_hopeless:
         return last_sent_ms + RESUBMIT_MAX_MS
@@ -47,9 +46,9 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
 
 
 class FollowUp:
-    """A part of each look at the chain, the last, also of one that failed.
+    """The last part of each pass, which runs even if the pass failed.
 
-    `_waits` is when each attempt was sent last, and when it is to be sent again, as was read when that was due.
+    `_waits`: when each attempt was last submitted and when it is due again, as of the last time it was due.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class FollowUp:
         self._waits: dict[int | None, tuple[int, int]] = {}
 
     async def carry_on(self) -> None:
-        """Send what was signed, again what is due; then sign what was admitted and is not signed."""
+        """Submit and resubmit what is due, then replace or cancel, then sign what is admitted and unsigned."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
         if context.chain.slots is None:
@@ -85,9 +84,9 @@ class FollowUp:
             await self._turns.each(unsigned, self._carrying.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
-        """Carry on what is over by the tip's slot: what has left could be in any block before its TTL.
+        """Replace or cancel attempts whose TTL is over at the tip's slot: before it, one could be in any block.
 
-        What was not looked for yet waits.
+        A payment that was not looked for yet waits.
         """
         context = self._context
 
@@ -101,9 +100,7 @@ class FollowUp:
         await self._turns.each([row for row in over if row.id not in self._rolled_back.stuck], carry_on)
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
-        """Send what is due, the longest waiting first, and no more at once than `SENT_AT_ONCE_MAX`; the rest at
-        the next look.
-        """
+        """Submit what is due, longest waiting first, at most `SENT_AT_ONCE_MAX` at once; the rest next pass."""
         sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
         self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
         due = [row for row in sending if self._is_due(row, now_ms)]
@@ -113,14 +110,14 @@ class FollowUp:
             if room <= 0:
                 left.add(row.id)
                 continue
-            self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
+            self._waits[row.attempt] = self._wait_of(row.id)  # it may have been submitted since
             if self._is_due(row, now_ms) and self._may_broadcast(row):
                 self._sending.send_off(row.id)
                 room -= 1
         self._block_observations.urgent &= left
 
     def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
-        """Also when it was sent last at a time that is still to come: the clock was set back since."""
+        """Whether to submit now, also if the last submission lies in the future: the clock was set back since."""
         last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
         return now_ms >= due_ms or now_ms < last_ms or row.id in self._block_observations.urgent
 
@@ -131,7 +128,7 @@ class FollowUp:
         return found is not None and steps.may_broadcast(found)
 
     def _wait_of(self, payment_id: str) -> tuple[int, int]:
-        """When a payment's attempt was sent last, and when it is to be sent again."""
+        """When a payment's attempt was last submitted, and when it is due again."""
         conn = self._context.conn
         tx_id = payments.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
@@ -139,9 +136,9 @@ class FollowUp:
 
 
 def _may_be_over(row: OpenPayment, slot: int) -> bool:
-    """Whether a closer look is needed: its attempt's time may have passed by that slot, or it is to be cancelled.
+    """Whether to check the payment further: its attempt's TTL may have passed, or it is to be cancelled.
 
-    None is needed where payagent itself sent the attempt, and it can still land.
+    No check is needed if payagent itself submitted the attempt and it can still land.
     """
     can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
     return row.state is State.CANCELLING or row.handed_over or not can_land

@@ -1,8 +1,8 @@
-"""Inquiries: what merchants are asked: how our open invoices stand, and what is left of prepaid balances.
+"""Asks merchants for the status of our open invoices and for what is left of prepaid balances.
 
-Advice only: it is recorded and shown, and moves no money.
+The answers are advice: they are recorded and shown, and move no money.
 May import: core.payment, dialects, outbound.merchant_client, store, agent.context, agent.chain_sync,
-agent.commits, agent.base. Never: pays; moves a payment or its money by what a merchant says.
+agent.commits, agent.base. Never: pays; changes a payment's state or money because of a merchant's answer.
 """
 
 from dataclasses import replace
@@ -24,26 +24,26 @@ from payagent.store.rows.prepaid import Observation, Pool
 MERCHANT_PATIENCE_MS = 3_600_000
 MERCHANT_AGAIN_MS = 600_000
 MERCHANT_CALLS_MAX = 50
-"""Calls in one beat; those that waited longest go first. A burst of payments must not become a burst of calls."""
+"""Requests per run; payments that waited longest go first. A burst of payments must not become one of requests."""
 
 PREPAID_EVERY_MS = 600_000
 OBSERVED_AGAIN_MS = 3_600_000
-"""When a merchant's word on a prepaid balance is recorded again though it has not changed."""
+"""How often a merchant's answer on a prepaid balance is recorded again although it has not changed."""
 
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 
 
 def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
-    """Whether a merchant is asked about an invoice again: when it is twice as old as it was at the last time.
+    """Whether to ask about an invoice again: once it is twice as old as it was the last time.
 
     So a new invoice is asked about soon, an old one every ten minutes, and a burst of them costs little for long.
-    It is also asked about when the clock was set back since.
+    It is also asked about if the clock was set back since.
     """
     return asked_ms is None or not 0 <= now_ms - asked_ms < min(asked_ms - created_ms, MERCHANT_AGAIN_MS)
 
 
 class MerchantPolling:
-    """What merchants are asked. The calls are made beside the looks at the chain."""
+    """Sends the requests to merchants. They run beside the passes over the chain."""
 
     def __init__(
         self, context: AgentContext, merchants: MerchantClient, rows: OpenPayments, turns: WorkerPool
@@ -56,9 +56,9 @@ class MerchantPolling:
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def poll_merchants(self) -> None:
-        """Ask merchants how our open invoices stand. Advice only: it moves no money.
+        """Ask merchants for the status of open invoices. The answers move no money.
 
-        With `ready = "auto"` the word "confirmed" has the proof shown at once.
+        With `ready = "auto"` the status "confirmed" makes payagent present the proof at once.
         """
         now_ms = self._context.ports.clock.now_ms()
         young = [
@@ -93,25 +93,25 @@ class MerchantPolling:
         await context.write("merchant", job, row.id)
 
     async def observe_prepaid(self) -> None:
-        """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
+        """Ask merchants what is left of prepaid balances: after a balance has moved, and every ten minutes."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
         for pool in prepaid.all_pools(context.conn):
             merchant = context.terms.merchants.get(pool.origin)
-            # what a top-up bought moved here when it was confirmed, and there when the proof was shown
+            # a top-up moves our count when it is confirmed, and the merchant's when the proof is presented
             moved_ms = max(
                 prepaid.last_move_ms(context.conn, pool.id), topups.last_ended_ms(context.conn, pool.id)
             )
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
-            # apps name buyers as they like: of another one's there is nothing to ask before something was bought
+            # apps name buyers freely: about another wallet there is nothing to ask before something was bought
             is_asked = moved_ms > 0 or pool.wallet == context.terms.own.text
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)
 
     async def _observe(self, pool: Pool, merchant: MerchantConfig) -> None:
-        """Record what a merchant says, unless it says the same as last time."""
+        """Record the merchant's answer, unless it is the same as last time."""
         context = self._context
         headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
         told = await self._merchants.prepaid(

@@ -1,9 +1,9 @@
-"""The payments and coins that a look at the chain is about, which its steps ask for again and again.
+"""Keeps the open payments and UTxOs in memory during a pass, whose steps read them again and again.
 
-Of a payment only what tells whether a step is due is kept (`OpenPayment`): many may be open, for hours. Who takes
-a step reads it in full. What happens to a payment is in its events: only those with newer ones are read anew.
+It keeps only the fields that tell whether a step is due (`OpenPayment`), because many payments may be open for
+hours. A step reads its payment in full. Only payments with newer events are read again.
 
-May import: core, store, agent.context. Never: holds what was read when anything has been committed since.
+May import: core, store, agent.context. Never: returns data from before the newest commit.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ SEEN = (State.IN_BLOCK, State.CONFIRMED)
 
 
 class OpenPayments:
-    """Read again when anything was committed since."""
+    """The open payments and unspent UTxOs, read again after each commit."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
@@ -37,14 +37,14 @@ class OpenPayments:
         return [row for row in self._payments.values() if row.state in states]
 
     def on_chain(self) -> list[OpenPayment]:
-        """Payments of which a transaction is in a block that may still be lost; oldest first."""
+        """Payments with a transaction in a block that may still be lost; oldest first."""
         return self.open((*SEEN, State.VOID))
 
     def watched_voids(self) -> list[OpenPayment]:
         return self.open((State.VOID,))
 
     def utxos(self) -> dict[str, str]:
-        """The state of every coin that is not spent, by its ref."""
+        """The state of every unspent UTxO, by its reference."""
         conn = self._fresh()
         if self._utxos is None:
             self._utxos = queries.utxo_states(conn)
@@ -54,7 +54,7 @@ class OpenPayments:
         conn = self._context.conn
         if (as_of := (conn, about.version(conn))) != self._as_of:
             self._as_of, self._utxos = as_of, None
-            # first, so that what happens meanwhile is read once more
+            # read first: an event that comes meanwhile is then read again
             last_event, _ = events.last_event(conn)
             if self._last_event is None:
                 self._payments = {row.id: row for row in payments.open_payments(conn)}
@@ -64,7 +64,7 @@ class OpenPayments:
         return conn
 
     def _read_anew(self, conn: Connection, last_event: int) -> None:
-        """A void payment is watched until its coins are given back, of which no event tells."""
+        """Read the payments with new events. Void ones too: no event tells when their UTxOs are given back."""
         voids = {row.id for row in self._payments.values() if row.state is State.VOID}
         is_sorted = True
         for payment_id in events.payments_after(conn, last_event) | voids:

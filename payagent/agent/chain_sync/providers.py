@@ -1,7 +1,7 @@
-"""Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
+"""Selects the providers that are believed in a pass, and raises alerts about the others.
 
 May import: chain.quorum_rules, chain.quorum, chain.quorum_view, store, agent.base, agent.context. Never: concludes
-anything of a payment or a coin.
+anything about a payment or a UTxO.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,18 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts
 
 STEADY_MS = 600_000
-"""How long one that was out again soon after it was back is heard before it is told once more that it is back.
+"""How long a provider that failed again soon after it recovered must work before its alert is cleared.
 
-As is one that was out when the last process ended. Else one that is out at every other look tells it each time,
-for ever.
+The same holds for one that was excluded when the last process ended. Otherwise a provider that fails in every
+other pass would raise and clear an alert each time.
 """
 
 
 class ProviderSelection:
-    """`view` is what the last look saw the chain by; None when nobody was heard, and then `trouble` says why."""
+    """Runs the quorum for each pass.
+
+    `view`: the last pass's view of the chain; None if no provider was believed, and then `trouble` says why.
+    """
 
     def __init__(self, context: AgentContext) -> None:
         self.view: QuorumView | None = None
@@ -40,16 +43,16 @@ class ProviderSelection:
             self._slot_at,
             TIP_AGE_MAX_S,
         )
-        # as told before the last stop: those that are well again meanwhile have to be told so
+        # alerts from before the last stop: those of providers that recovered since must be cleared
         self._told_out = sorted(alerts.raised(context.conn, "provider_out"))
         self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
         self._back_ms: dict[str, int] = {}
         self._unsteady = set(self._told_out)
         self._gap: Silence | None = None
-        """Since when no look at the chain could be completed."""
+        """Since when no pass could be completed."""
 
     async def look(self) -> QuorumView | None:
-        """What the providers show together that are to be believed; it serves the whole look."""
+        """The view that the believed providers show together; it serves the whole pass."""
         context, panel = self._context, self._panel
         self.view = view = await panel.look()
         context.senders = panel.senders()
@@ -64,16 +67,16 @@ class ProviderSelection:
         return view
 
     async def _tell_who_is_out(self) -> None:
-        """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles.
+        """Raise one alert for each provider that is not believed and not waited for, and for a lasting dispute.
 
-        And of looks that cannot be completed, for as long as one that is not heard is waited for.
+        Also raise one while passes cannot be completed because a provider is waited for.
         """
         now_ms, unread = self._context.ports.clock.now_ms(), self._context.chain.unread
         out = self._panel.outs()
         self._gap = missed(self._gap, now_ms) if unread else None
         if (
             is_lasting(self._gap) and "providers" not in out
-        ):  # a dispute keeps looks from ending, and is told itself
+        ):  # a dispute keeps passes from ending and has its own alert
             out["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
         subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
         if subjects == self._told_out:
@@ -91,7 +94,7 @@ class ProviderSelection:
         self._told_out = subjects
 
     def _not_back_yet(self, out: Mapping[str, str], now_ms: int) -> list[str]:
-        """Those that were out again and again, and are not now."""
+        """Providers that work now but failed again and again."""
         for subject in out:
             if subject not in self._told_out and _is_soon(self._back_ms.get(subject), now_ms):
                 self._unsteady.add(subject)

@@ -1,11 +1,12 @@
-"""The chain's word on who spent coins of ours: found, and taken into the books so that these equal the chain.
+"""Finds external spends of our UTxOs and books them, and brings a ledger that is behind up to the chain.
 
-A ledger that is older than the signer's own record, or new where the wallet is not, does not know what was signed.
-Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
-chain's, since this was noticed) and was read from the chain.
+A ledger is behind if it is older than the signer's own record, or empty although the wallet is not: it does not
+know all that was signed. Then nothing is signed until all of that has landed or expired and was read from the
+chain. The wait is `QUIET_MS`. It begins when, after this was noticed, our clock first agrees with the chain's.
+Start with `Recovery.beat`.
 
 May import: core, chain.provider, chain.provider_state, chain.quorum_view, wallet.utxo_index, store, agent. Never:
-takes for spent what no transaction in a block spends.
+books a UTxO as spent that no transaction in a block spends.
 """
 
 import asyncio
@@ -40,32 +41,32 @@ from payagent.store.rows.onchain import ForeignRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 LAG_S = 3600
-"""How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
+"""Seconds that a search begins before what is known: providers' indexes lag, and clocks disagree."""
 
 REMEMBERED_MAX = 1000
-"""Transactions of others that a search that is done still knows; the next one begins at about the same time."""
+"""Transactions of others kept after a finished search; the next one begins at about the same time."""
 
 ROWS_AT_ONCE = 500
-"""How many of a long list are looked up in the ledger before the event loop has another turn, and it is told how
-far that is.
+"""Transactions of a long list looked up in the ledger before progress is reported and the event loop may run other
+tasks.
 """
 
 Tell = Callable[[int, int], None]
-"""Told how many are read, and of how many."""
+"""Progress callback: how many transactions are read, and of how many."""
 
 _OLDER = "the ledger is older than what was signed with this wallet, or was lost"
 
 ALERT_SUBJECT = "foreign"
 
 Why = Literal["foreign_spend", "forgotten_spend"]
-"""The event: of another wallet on the same words, or our own, forgotten by a ledger that was put back."""
+"""The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
 
 log = structlog.get_logger("payagent.scan")
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalSpend:
-    """A transaction in a block that spends coins at our address and is no attempt of ours."""
+    """A transaction in a block that spends UTxOs at our address and is no attempt of ours."""
 
     seen: TxSeen
     moved: Movement
@@ -73,10 +74,11 @@ class ExternalSpend:
 
 
 class ExternalSpendSearch:
-    """Looks through the transactions of our address. What one moved never changes, so it is read once.
+    """Searches the transactions of our address for external spends.
 
-    A wallet's past is long: a search goes on where it stopped, also with the blocks that no rollback reaches, and
-    once it is done only what the newest moved stays in memory. `why`: why the last one could not be completed.
+    What a transaction moved never changes, so it is read once. A wallet's history can be long. A search therefore
+    resumes where it stopped, with the blocks that no rollback reaches. After it only the newest movements stay in
+    memory. `why`: why the last search could not be completed.
     """
 
     def __init__(self, context: AgentContext) -> None:
@@ -92,10 +94,10 @@ class ExternalSpendSearch:
     async def find(
         self, source: QuorumView, since_s: int, tell: Tell = lambda _count, _of: None
     ) -> list[ExternalSpend] | None:
-        """The spends in blocks from a time on, oldest first; None when they could not be read in full.
+        """The external spends in blocks since `since_s`, oldest first; None if they could not be read in full.
 
-        A view shows what its providers say alike; one that is only late does not count. When all but one of
-        several cannot be heard, that one has to say the same three times, a minute apart.
+        A view shows what its providers agree on; one that is only late does not count. If all but one of several
+        providers cannot answer, that one must say the same three times, a minute apart.
         """
         self.why = None
         if not source.is_current:
@@ -132,7 +134,7 @@ class ExternalSpendSearch:
         return spends
 
     async def _list(self, source: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
-        """The transactions from a time on; what no rollback reaches is listed once for a search."""
+        """The transactions since `since_s`. What no rollback reaches is listed once in a search."""
         known = self._listed if since_s == self._listed_from_s else ()
         read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
         if not isinstance(read, Found):
@@ -152,7 +154,7 @@ class ExternalSpendSearch:
                 self._unread(moved)
                 return None
             if self._note(source, "movement"):
-                return moved.value  # the others may tell better
+                return moved.value  # the other providers may correct it
             self._moved[tx_id] = moved.value
         return self._moved[tx_id]
 
@@ -161,13 +163,13 @@ class ExternalSpendSearch:
         self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
 
     def _note(self, source: QuorumView, what: str) -> bool:
-        """Whether what was just read is the word of one of several; it is remembered for the search."""
+        """Whether only one of several providers showed what was just read; remembered for the whole search."""
         is_lonely = source.is_lonely(what)
         self._is_lonely |= is_lonely
         return is_lonely
 
     async def _place(self, source: QuorumView, tx_id: str) -> TxSeen | None:
-        """The block that it is in; None also where that is said to be far above all others."""
+        """The block that a transaction is in; None if it is unreadable or far above the tip."""
         if (known := self._placed.get(tx_id)) is not None:
             return known
         read = await source.tx(tx_id)
@@ -184,17 +186,17 @@ class ExternalSpendSearch:
 
 
 def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms: int) -> str | None:
-    """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
+    """Book an external spend. UTxOs that nobody saw arrive are booked as deposits first.
 
-    Returns the event; None when it is no news. A transaction that lost its block and is in another one was told
-    before: it does not freeze the wallet or raise an alarm again.
+    Returns the event; None if the spend is already booked. A transaction that lost its block and is in another one
+    was reported before: it does not freeze the wallet or raise an alert again.
     """
     seen = spend.seen
     if onchain.is_foreign_there(unit.conn, seen.tx_id):
         return None
     rows = [(ref, queries.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
-        return None  # what was seen to spend it before has to be seen lost first
+        return None  # the transaction that was seen to spend it must be seen lost first
     event = "foreign_again" if onchain.was_foreign(unit.conn, seen.tx_id) else why
     held: list[dict[str, int]] = []
     for ref, row in rows:
@@ -229,9 +231,9 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
 
 
 def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
-    """Write down that a ledger does not know all that was signed, so that a restart does not begin it anew.
+    """Record that the ledger does not know all that was signed, so a restart does not start over.
 
-    `signed` is the last attempt by the signer's record, where that tells it.
+    `signed`: the last attempt in the signer's record, if it has one.
     """
     known_ms = 0 if last_signed(unit.conn) is None else onchain.last_event_ms(unit.conn)
     told = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
@@ -239,12 +241,12 @@ def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
 
 
 def settle(unit: Unit, height: int, now_ms: int) -> None:
-    """What was spent elsewhere up to a block is there for good."""
+    """Record that all external spends up to this block height are final."""
     records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
 
 
 def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> UtxoRow:
-    """A coin that came and went between two looks: it was a deposit all the same."""
+    """Book a UTxO that came and went between two passes: it was a deposit all the same."""
     tx_id, _, index = ref.partition("#")
     tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
     row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
@@ -254,7 +256,7 @@ def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> 
 
 
 class Recovery:
-    """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
+    """Notices that the ledger is behind, and brings it up to the chain. Call one `beat` at a time."""
 
     def __init__(self, context: AgentContext, record: SignerRecord) -> None:
         self._context = context
@@ -276,7 +278,7 @@ class Recovery:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def beat(self, source: QuorumView | None) -> None:
-        """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
+        """Read the wallet's history through the last pass's view, once all that is unknown landed or expired."""
         context = self._context
         if source is None:
             return
@@ -298,8 +300,9 @@ class Recovery:
         log.warning("ledger.caught_up", transactions=len(spends))
 
     async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:
-        """Whether the quiet time is over. It begins when our clock agrees with the chain's: a wrong one would end
-        it early, or never.
+        """Whether the quiet time is over. It begins when our clock agrees with the chain's.
+
+        A wrong clock would end it early, or never.
         """
         if self._quiet_from_ms is not None:
             return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
@@ -312,14 +315,14 @@ class Recovery:
         return False
 
     def _tell(self, count: int, of: int) -> None:
-        """That takes a call or two for each: of a long past, where the provider counts calls by the day, days."""
+        """Show the progress. Each transaction takes one or two requests: with a daily quota this may take days."""
         if self._is_noticed:
             self._context.chain.behind = (
                 f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
             )
 
     def _from_s(self) -> int:
-        """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
+        """Early enough for any rollback of the newest known block, because our clock may have been ahead."""
         slots, slot = self._context.chain.slots, onchain.last_slot(self._context.conn)
         if slots is None or slot is None:
             return self._since_s
@@ -327,7 +330,7 @@ class Recovery:
 
     @property
     def _name(self) -> str | None:
-        """The last attempt by the signer's record."""
+        """The last attempt in the signer's record."""
         return None if self._signed is None else self._signed.tx_id
 
     async def _notice(self) -> None:
@@ -353,7 +356,7 @@ class Recovery:
     def _catch_up(
         self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
     ) -> None:
-        """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
+        """Book what was found. Spends up to the height `deep` are final, and are not read again."""
         was_empty = not onchain.foreign_there(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._context.utxos, now_ms)]
         last = last_signed(unit.conn)

@@ -1,6 +1,6 @@
-"""The same, read again and again: what stands in for a second provider's word where there is none.
+"""Counts identical reads of one provider, which stand in for a second provider's answer.
 
-May import: nothing but the standard library. Never: I/O, a clock.
+May import: nothing but the standard library. Never: does I/O; reads a clock.
 """
 
 from collections.abc import Container, Hashable
@@ -19,13 +19,13 @@ class _Seen:
 
 
 class RepeatedReads:
-    """What was read of each subject, how often in a row, at which tip last, and when."""
+    """For each subject: the value read, how often in a row, at which tip last, and when."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
     def is_enough(self, subject: str, what: Hashable, tip_hash: str, now_ms: int) -> bool:
-        """Note what was read; whether it was the same at three tips, each a minute after the one before."""
+        """Note a read. Whether the value was the same at three tips, each a minute after the one before."""
         was = self._seen.get(subject)
         if was is None or was.what != what or now_ms < was.at_ms:
             was = _Seen(what, "", 0, now_ms - EVERY_MS)
@@ -35,12 +35,12 @@ class RepeatedReads:
         return was.count >= READS
 
     def is_due(self, subject: str, tip_hash: str, now_ms: int) -> bool:
-        """Whether reading it now could count."""
+        """Whether a read now could count."""
         was = self._seen.get(subject)
         return was is None or not (tip_hash == was.tip_hash or 0 <= now_ms - was.at_ms < EVERY_MS)
 
     def keep(self, subjects: Container[str]) -> None:
-        """Forget all others: what was not read again begins anew."""
+        """Forget all other subjects: one that was not read again starts anew."""
         self._seen = {subject: seen for subject, seen in self._seen.items() if subject in subjects}
 
     def forget(self, subject: str) -> None:

@@ -1,9 +1,9 @@
-"""Deposits that a rollback took away, and the payments that spend them, or what was to come of them.
+"""Handles deposits that a rollback took away, and the payments that spend them or descend from them.
 
-That the chain does not know what made a coin proves nothing about tomorrow: whoever has that transaction can send
-it again. So the books follow the chain, a person is told, and the payment waits, with its hold. What does prove
-something is a block past the time limit of all that was signed for it, so deep that no rollback reaches it: then
-none of that can land any more, whatever comes back (docs/exactly-once.md, "A deposit that vanishes").
+A transaction that the chain does not know now may come back: anyone who has it can submit it again. So the ledger
+follows the chain, an alert is raised, and the payment waits with its hold. Proof is a block past the TTL of
+everything signed for the payment, too deep for any rollback. Then none of it can land any more
+(docs/exactly-once.md, "A deposit that vanishes").
 
 May import: core, chain.provider, chain.quorum_view, store, the rest of agent. Never: takes an outage for a denial;
 signs.
@@ -33,8 +33,10 @@ log = structlog.get_logger("payagent.vanished")
 
 
 class RolledBackDeposits:
-    """A part of each look at the chain whose denials count, after the coins. `stuck` are payments by id that can
-    neither land nor be cancelled, as things are: nothing is signed for them."""
+    """The part of each pass that follows rolled-back deposits. It runs after the UTxO list, if denials count.
+
+    `stuck`: payments, by id, that can neither land nor be cancelled as things stand. Nothing is signed for them.
+    """
 
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self.stuck: dict[str, PaymentRow] = {}
@@ -44,13 +46,13 @@ class RolledBackDeposits:
         self._told: list[str] | None = None
 
     async def look(self, source: QuorumView, tip: Tip) -> None:
-        """Which deposits are gone; which payments are stuck with that, or not any more; which of them are over?"""
+        """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
         conn = self._context.conn
         for utxo in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, utxo)
         self.stuck = {}
         if queries.any_rolled_back(conn):
-            known: dict[str, bool] = {}  # of chained payments each would go all the way of those before it
+            known: dict[str, bool] = {}  # shared, or each chained payment would walk all its ancestors again
             found = (payments.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
             self.stuck = {
                 row.id: row for row in found if row and queries.is_rolled_back(conn, row.nonce_utxo, known)
@@ -60,7 +62,7 @@ class RolledBackDeposits:
             await self._weigh(source, tip, row)
 
     async def _doubt(self, source: QuorumView, utxo: UtxoRow) -> None:
-        """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
+        """Reverse a missing deposit if its transaction is on no chain any more."""
         now_ms = self._context.ports.clock.now_ms()
         if not self._denied.is_due(utxo.ref, source.tip.hash, now_ms):
             return
@@ -75,7 +77,7 @@ class RolledBackDeposits:
             await self._context.write("deposit", lambda unit: deposits.take_back(unit, utxo.ref, now_ms))
 
     async def _tell(self) -> None:
-        """Once of each payment that is stuck, and once that it is not any more."""
+        """Raise one alert for each payment that is stuck, and clear it when it no longer is."""
         if self._told is None:
             self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._context.conn, "anchor_gone")]
         if self._told == list(self.stuck):
@@ -93,10 +95,10 @@ class RolledBackDeposits:
         self._told = list(self.stuck)
 
     async def _weigh(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        """Is a block past the time limit of all that was signed for it, deeper than any rollback reaches?
+        """Void the payment if a block past the TTL of everything signed for it is deeper than any rollback.
 
-        The first one that is seen is written down, so that a restart does not begin anew. Then the transactions
-        have to be denied, time and again, as what cannot be taken back always has.
+        The first such block is recorded, so a restart does not start over. Then the transactions must be denied
+        repeatedly, as for everything that cannot be undone.
         """
         context = self._context
         attempts, block = queries.attempts(context.conn, row.id), _block_of(context, row)
@@ -131,7 +133,7 @@ class RolledBackDeposits:
 
 
 def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:
-    """The block that was noted as past all time limits; of no transaction."""
+    """The block recorded as past all TTLs, without a transaction."""
     told = events.last_note(context.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
 

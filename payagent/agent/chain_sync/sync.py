@@ -1,9 +1,10 @@
-"""The look at the chain: its parts, in the order in which they have their turn.
+"""One pass over the chain: its parts, in the order in which they run.
 
-Idempotent by construction: each reads everything anew, and a step that is not due is not taken.
+Start with `ChainSync.tick`. A pass is idempotent: each part reads everything anew, and a step that is not due is
+not taken.
 
 May import: core.payment, chain.provider, chain.quorum_view, outbound.merchant_client, the rest of agent. Never:
-asks a provider itself; decides about a payment or a coin.
+asks a provider itself; decides about a payment or a UTxO.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from payagent.outbound.merchant_client import MerchantClient
 
 
 class ChainSync:
-    """The agent's eyes. One `tick` at a time."""
+    """Runs passes over the chain. One `tick` at a time."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._context = context = agent.context
@@ -47,23 +48,23 @@ class ChainSync:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last look was not whole; None when it was."""
+        """Why the last pass was not complete; None if it was."""
         return self._context.chain.unread.get("look")
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing will change soon that somebody waits for: what is confirmed has hours until it settles.
+        """Whether nothing that somebody waits for will change soon. A confirmed payment has hours to settle.
 
-        A wallet without a coin waits for one.
+        A wallet without a UTxO waits for one.
         """
         is_due = self._block_observations.is_due or self._stocktaking.is_due or self.trouble
         waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
         return not is_due and not waited_for and bool(self._rows.utxos())
 
     async def tick(self) -> bool:
-        """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole.
+        """Run one pass: tip, payments, UTxOs, then what is to be submitted or signed. Returns False if incomplete.
 
-        What a look raises keeps nothing from being sent again; it is raised after that.
+        An exception does not keep anything from being submitted again: it is raised after that.
         """
         async with self._lock:
             try:
@@ -77,7 +78,7 @@ class ChainSync:
             return why is None
 
     async def _look_anew(self) -> QuorumView | None:
-        """Look by what the providers show now, unless it was seen in full before; None when nobody was heard."""
+        """Read what the providers show now, unless it was already read in full; None if none was believed."""
         found = await self.hearing.look()
         if found is None:
             return None
@@ -91,7 +92,7 @@ class ChainSync:
         if is_new or self._stocktaking.is_due:
             await self._stocktaking.look(source, tip)
         if self._last is None:
-            # what was about to leave when the last process ended may never have left
+            # submissions that the last process had just recorded may never have been sent
             self._block_observations.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
         self._last = tip
         if self._stocktaking.is_read:

@@ -1,9 +1,9 @@
-"""Stocktaking: the list of our coins, as providers have it, beside the coins that we know.
+"""Compares the providers' list of our UTxOs with the UTxOs that the ledger knows.
 
-What is new in it is booked as a deposit. What it lacks is looked into: spent by somebody else, or its deposit is
-gone.
+A new UTxO in the list is booked as a deposit. A missing one is examined: an external spend, or a deposit that was
+rolled back.
 May import: chain.quorum_rules, chain.provider, chain.quorum_view, agent.commits, agent.context, agent.chain_sync.
-Never: concludes from an absence that a coin was spent; looks for our own transactions
+Never: concludes from an absence that a UTxO was spent; looks for our own transactions
 (agent.chain_sync.confirmations).
 """
 
@@ -21,10 +21,10 @@ from payagent.chain.quorum_view import QuorumView
 
 
 class UtxoListSync:
-    """A part of each look at the chain, after the payments.
+    """The part of each pass that reads the UTxO list. It runs after the payments.
 
-    `trouble`: why the list was not read and booked; None when it was. `is_read`: whether it ever was, well enough
-    to sign by.
+    `trouble`: why the list was not read and booked; None if it was. `is_read`: whether it ever was, well enough to
+    sign by.
     """
 
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
@@ -41,15 +41,16 @@ class UtxoListSync:
         return self.trouble is not None
 
     async def look(self, source: QuorumView, tip: Tip) -> None:
-        """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
-        whose spends it may show, and which deposits are gone.
+        """Compare the newest transactions once after a start, take in the list, then check for what it lacks.
+
+        If the list was read, external spends and rolled-back deposits are checked after it.
         """
         context = self._context
         why_not_compared = await self._foreign.compare(source)
         read = await source.utxos(context.terms.own.text)
         self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
         if not isinstance(read, Found):
-            # one list of several is enough to sign by the coins that are known; nothing is booked by it
+            # one list of several is enough to sign with the known UTxOs; nothing is booked from it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
         known = self._rows.utxos()
@@ -65,11 +66,12 @@ class UtxoListSync:
             await self.rolled_back.look(source, tip)
 
     def _believed(self, source: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
-        """What is believed of a listing. When only one of several providers is heard, it makes no coin by one
-        word: it takes three reads, spaced (R8), and the others must have been missing for long. When they are
-        heard again they could not undo it, were it a lie.
+        """The part of a list that is believed. A lone answer among several providers is not enough for a new UTxO.
 
-        Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
+        If only one of several providers answers, a new UTxO takes three reads, spaced (R8), and the others must
+        have been silent for long. They could not undo a false UTxO when they answer again.
+
+        If only one provider is configured, its list is believed: a UTxO that it invents pays nobody.
         """
         if not source.is_lonely("coins"):
             self._new_utxos = RepeatedReads()
@@ -87,5 +89,5 @@ class UtxoListSync:
 
 
 def _worth(utxo: ChainUtxo) -> Hashable:
-    """All of a listed coin that is booked."""
+    """Everything about a listed UTxO that is booked."""
     return utxo.lovelace, frozenset(utxo.assets.items()), utxo.has_datum, utxo.has_script, utxo.unreadable

@@ -1,7 +1,7 @@
-"""Turns: payments are acted on a few at once, each as it is when it has its turn. What is being signed goes first.
+"""Acts on payments a few at a time, each as it stands at its turn. Payments being signed go first.
 
 May import: core.problems, chain.deadlines, store.rows, store.db, agent.context, agent.payments, structlog. Never:
-decides what is done in a turn; lets one that fails keep another from its own.
+decides what is done with a payment; lets a failing payment keep another from its turn.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from payagent.store.rows.payments import OpenPayment, PaymentRow
 AT_ONCE_MAX = 8
 
 PATIENCE_S = 4.0
-"""How long all looks at payments together, a few at once, give way to payments that are being signed."""
+"""Seconds that one call of `each`, in total, gives way to payments that are being signed."""
 
 TURN = 100
-"""After so many steps in a row that waited for nothing, others have their turn."""
+"""After this many steps in a row without waiting, other tasks may run."""
 
 log = structlog.get_logger("payagent.watch")
 
 
 class WorkerPool:
-    """`failed`: whether something could not be written down since the last look at the chain began."""
+    """Runs steps on payments. `failed`: whether something could not be recorded since the last pass began."""
 
     def __init__(self, context: AgentContext, signing: PaymentSigner) -> None:
         self.failed = False
@@ -37,10 +37,10 @@ class WorkerPool:
         self._signing = signing
 
     async def each(self, found: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
-        """Act on every payment, a few at once, each as it is when it has its turn.
+        """Act on every payment, a few at a time, each as it stands at its turn.
 
-        One that raises is logged and keeps nobody else from their turn. What could not be written down is looked
-        at again, as what could not be read.
+        An exception is logged and keeps no other payment from its turn. If a step could not be recorded, `failed`
+        makes the next pass read it again.
         """
         left, patience_s = iter(found), PATIENCE_S
 
@@ -57,7 +57,7 @@ class WorkerPool:
                 except Exception as error:
                     code = error.code if isinstance(error, Refused) else None
                     self.failed |= code == "store_failed" or isinstance(error, DatabaseError)
-                    if code not in NOT_SIGNED:  # these are told by an alert, each time the same
+                    if code not in NOT_SIGNED:  # an alert reports these, and they would repeat
                         log.warning(
                             "payment.step_failed", payment=one.id, error=repr(error), exc_info=code is None
                         )

@@ -1,1 +1,1 @@
-"""What an operator changes while the daemon runs."""
+"""Everything that an operator can change while the daemon runs, and the alerts."""

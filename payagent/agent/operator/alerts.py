@@ -1,10 +1,10 @@
-"""Alerts: what is running low, told once when it falls below its mark and once when it is back.
+"""Raises an alert when something runs low, clears it when it recovers, and sends alerts to the webhook.
 
-An alert is a row and an event of one commit, then a line of the log and a call of the webhook. What the newest
-alert about a subject is tells whether it is raised, so a restart tells nothing twice.
+An alert is a row and an event in one commit, then a log line and a webhook request. The newest alert about a
+subject tells whether it is raised, so a restart repeats nothing. Start with `AlertMonitor.beat`.
 
-May import: core, store, outbound.webhook, the rest of agent. Never: moves money; takes an alert for delivered that
-no 2xx answered; shows a secret.
+May import: core, store, outbound.webhook, the rest of agent. Never: moves money; counts an alert as delivered
+without a 2xx answer; shows a secret.
 """
 
 import json
@@ -32,14 +32,14 @@ from payagent.store.rows.alerts import AlertRow
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
 RETRY_EVERY_MS = 21_600_000
 RETRY_FOR_MS = 259_200_000
-"""An alert that nobody took for three days is no news any more."""
+"""How long delivery of an alert is retried: after three days it is no longer news."""
 
 log = structlog.get_logger("payagent.alerts")
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How much is left of something that has a mark. `kind` is the alert's when that is below the mark."""
+    """How much is left of something with a mark. `kind`: the alert to raise when that is below the mark."""
 
     kind: str
     subject: str
@@ -49,31 +49,31 @@ class Level:
 
 
 def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
-    """True: raise it, False: clear it, None: nothing new. At the mark it is not low."""
+    """True: raise the alert. False: clear it. None: no change. Exactly at the mark is not low."""
     is_low = left < mark
     return None if is_low == is_raised else is_low
 
 
 def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
-    """When an alert of `at_ms` is sent again, after so many tries that failed; None when not again."""
+    """When to send an alert raised at `at_ms` again, after this many failed tries; None if never."""
     again_ms = now_ms + wait_ms(tries)
     return again_ms if again_ms < at_ms + RETRY_FOR_MS else None
 
 
 def wait_ms(tries: int) -> int:
-    """How long after so many tries that failed."""
+    """The wait after this many failed tries."""
     waits_ms = (0, *RETRY_AFTER_MS)
     return waits_ms[tries] if tries < len(waits_ms) else RETRY_EVERY_MS
 
 
 def is_due(alert: AlertRow, now_ms: int) -> bool:
-    """Also before its wait began: a clock that was ahead and is mended must not put it off for as long."""
+    """Whether to send now. True also before the wait began: a clock set back must not delay the alert."""
     due_ms = alert.next_try_at_ms
     return due_ms is not None and not due_ms - wait_ms(alert.tries) <= now_ms < due_ms
 
 
 def payload(alert: AlertRow, terms: AgentConfig, links: Mapping[str, str]) -> bytes:
-    """What the webhook is sent: the same bytes each time. `links` are kept nowhere else."""
+    """The webhook body: the same bytes each time. `links` are stored nowhere."""
     said = {
         "id": alert.id,
         "kind": alert.kind,
@@ -88,7 +88,7 @@ def payload(alert: AlertRow, terms: AgentConfig, links: Mapping[str, str]) -> by
 
 
 class AlertMonitor:
-    """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
+    """Watches levels and delivers alerts. One `beat` at a time; `_told` is the last alert that was logged."""
 
     def __init__(self, context: AgentContext, webhook: Webhook | None, links: ApprovalLinks | None = None) -> None:
         self._context = context
@@ -97,7 +97,7 @@ class AlertMonitor:
         self._told = alerts.last_seq(context.conn)
 
     async def beat(self) -> None:
-        """Decide, log what is new, whoever raised it, and send what is due."""
+        """Raise and clear alerts, log the new ones from anywhere, and send those that are due."""
         now_ms = self._context.ports.clock.now_ms()
         if any(_crossings(self._context.conn, self._levels(self._context.conn, now_ms))):
             await self._context.write("alert", lambda unit: self._decide(unit, now_ms))
@@ -109,7 +109,7 @@ class AlertMonitor:
             await self._send(self._webhook)
 
     def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
-        """Before the wallet's coins were read once, nobody knows whether it is low."""
+        """All levels. Until the wallet's UTxOs were read once, nobody knows whether the wallet is low."""
         is_wallet_known = self._context.chain.tip is not None
         return chain(
             _wallet(conn, self._context.terms) if is_wallet_known else (),
@@ -124,7 +124,10 @@ class AlertMonitor:
                 clear_alert(unit, level.subject, level.facts, now_ms)
 
     async def _send(self, webhook: Webhook) -> None:
-        """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
+        """Send in order and stop at the first failure.
+
+        The receiver is probably down then, and a shutdown waits for us.
+        """
         clock = self._context.ports.clock
         now_ms = clock.now_ms()
         waiting = alerts.waiting(self._context.conn, now_ms - RETRY_FOR_MS)
@@ -137,7 +140,7 @@ class AlertMonitor:
             await self._take(alert.seq)
 
     def _links_of(self, alert: AlertRow) -> dict[str, str]:
-        """The links by which those who are told of a question can decide it, while it is open."""
+        """The links that decide an approval, while it is open."""
         payment_id = alert.facts.get("payment", "")
         approval = approvals.of_payment(self._context.conn, payment_id)
         is_open = approval is not None and approvals.decided(self._context.conn, payment_id) is None
@@ -157,7 +160,7 @@ class AlertMonitor:
 
 
 def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:
-    """What is to be raised (True) or cleared."""
+    """The levels whose alert is to be raised (True) or cleared (False)."""
     for level in levels:
         is_low = crossing(level.left, level.mark, is_raised(conn, level.subject))
         if is_low is not None:
@@ -165,10 +168,10 @@ def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Leve
 
 
 def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
-    """What is ours and not held for a payment, less coins that cannot be spent.
+    """Our ADA that is not held for a payment, less UTxOs that cannot be spent.
 
-    Change counts while it is on its way: what selection may take this very moment falls with every payment and
-    comes back with its block, and would be an alert each time.
+    Pending change counts. Without it the amount would fall with every payment and recover with its block, and
+    raise an alert each time.
     """
     mark = terms.wallet_below_lovelace
     if mark is None:
@@ -187,7 +190,7 @@ def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
 
 
 def _prepaid(conn: Connection, terms: AgentConfig, now_ms: int) -> Iterator[Level]:
-    """Calls left or on their way, by our count or the merchant's, of each pool at a merchant with a mark."""
+    """The calls left or on their way, by our count or the merchant's, for each pool at a merchant with a mark."""
     marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
     for holding in prepaid.holdings(conn) if marks else ():
         pool = holding.pool

@@ -1,8 +1,8 @@
-"""Signed links: who has one decides on that payment, one way, as long as it waits, and on nothing else.
+"""Signed links that let their holder decide on one payment, one way, while it awaits a decision.
 
-A link is signed twice. The first signature is over the payment and the way: it tells a link of ours before
-anything is read for it. The second is over the terms that are decided on and the end of the question too. They
-alone travel, for the rest is in the ledger.
+A link has two signatures. The first covers the payment and the decision, and identifies our links before any data
+is read. The second also covers the terms and when the approval ends. The link carries only the payment, the
+decision and the signatures; the rest is in the ledger.
 
 May import: the standard library, store.rows. Never: decides; shows its key.
 """
@@ -32,12 +32,12 @@ class ApprovalLinks:
         return f"{self.origin}{PREFIX}{approval.payment_id}/{way}/{self._signature(approval, way)}"
 
     def is_ours(self, payment_id: str, way: str, signature: str) -> bool:
-        """Whether a link of ours begins its signature so; to know it takes nothing but the key."""
+        """Whether the signature begins like one of ours. This takes only the key, no read."""
         ours = self._sign("payagent-link/1", payment_id, way)
         return way in WAYS and _is_same(ours, signature[: len(ours)])
 
     def is_good(self, approval: ApprovalRow, way: str, signature: str) -> bool:
-        """Whether this is the link of that question for that way."""
+        """Whether this is the link of that approval for that decision."""
         return any(_is_same(self._signature(approval, one), signature) for one in WAYS if one == way)
 
     def _signature(self, approval: ApprovalRow, way: Way) -> str:

@@ -1,7 +1,7 @@
-"""Apps are added, given a new token, and revoked: by whom is told in an event.
+"""Adds apps, issues new tokens and revokes apps. An event records who did it.
 
-May import: core, store, agent.context, agent.operator, agent.topups. Never: sees a token (api makes it, and hands
-over its hash).
+May import: core, store, agent.context, agent.operator, agent.topups. Never: sees a token (api makes it, and passes
+on its hash).
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from payagent.store.rows.apps import AppRow, TokenRow
 
 @dataclass(frozen=True, slots=True)
 class NewApp:
-    """What an operator wants of a new app. `merchants` are names of the config; `most_units` are of `asset`."""
+    """The app that an operator adds. `merchants` are names in the config; `most_units` are of `asset`."""
 
     name: str
     scopes: frozenset[str]
@@ -32,7 +32,10 @@ class NewApp:
 
 
 async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
-    """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
+    """Add an app with its token and its own limits.
+
+    Refused: `app_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it has expired.
+    """
     _require_no_more(wanted.scopes, by)
     origins = None
     if wanted.merchants is not None:
@@ -61,7 +64,7 @@ async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash:
 async def renew_token(
     context: AgentContext, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None
 ) -> AppRow:
-    """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
+    """Issue a new token for an app; the previous one ends at once. Refused: `not_found`, `forbidden`."""
     app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     _require_no_more(app.scopes, by)
     if not app.scopes:
@@ -72,11 +75,10 @@ async def renew_token(
 
 
 async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
-    """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
-    for its orders.
+    """End the app's token at once. Its payments go on to their end; its top-ups buy nothing more.
 
-    Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
-    serves better.
+    Refused: `not_found`; `forbidden` for an app with scopes that `by` lacks, and for `by` itself, which should get
+    a new token instead.
     """
     app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     if app.id == by.id:
@@ -98,7 +100,7 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
 
 
 def everybody(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
-    """All apps that there ever were, with their last tokens."""
+    """All apps that ever existed, with their last tokens."""
     return [(app, apps.last_token(context.conn, app.id)) for app in apps.everybody(context.conn)]
 
 
@@ -109,7 +111,7 @@ def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, b
 
 
 def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
-    """Nobody gives or ends a token for something that they may not do themselves."""
+    """Refuse to issue or end a token for scopes that `by` itself lacks."""
     if missing := sorted(scopes - by.scopes):
         raise Refused(
             "forbidden", f"a token gives and ends no scope that it lacks: {', '.join(missing)}", needs=missing[0]

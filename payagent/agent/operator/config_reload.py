@@ -1,9 +1,9 @@
-"""SIGHUP: the config file is read again while the daemon runs; all that it says counts, or nothing of it.
+"""Reads the config file again on SIGHUP, and applies all of the changes or none.
 
-Merchants, limits, thresholds of approvals, the wallet's low mark and its upkeep are taken over. What else has
-changed takes a new start, and then nothing is taken.
+Merchants, limits, approval thresholds, the wallet's low mark and its upkeep can change. If anything else has
+changed, which takes a restart, nothing is applied.
 
-May import: core, settings, store, agent.context, agent.base, structlog. Never: takes over a part; changes what it
+May import: core, settings, store, agent.context, agent.base, structlog. Never: applies a part; changes what it
 does not record.
 """
 
@@ -25,13 +25,16 @@ _TAKEN = re.compile(
     r"merchants(\..*)?|limits\.(per_(payment|hour|day|week|month)|total|assets)"
     r"|approvals\.(above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_per_day"
 )
-"""Keys that are taken over; but for what follows of them for others that are not."""
+"""Keys that a reload applies, except for the parts of them that `needing_a_start` names."""
 
 log = structlog.get_logger("payagent.config")
 
 
 class ConfigReload:
-    """`read` reads the file as the start did; `make` is what it comes to for the agent. One at a time."""
+    """Reloads the config. One run at a time.
+
+    `read` reads the file as at the start; `make` turns it into the agent's config.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class ConfigReload:
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Take the file over, or say in one line of the log why everything stays as it was."""
+        """Apply the file, or log in one line why nothing changed."""
         async with self._lock:
             try:
                 changed = await self._take()
@@ -57,12 +60,15 @@ class ConfigReload:
                 log.warning("config.read", changed=changed)
 
     async def _take(self) -> dict[str, dict[str, object]]:
-        """What changed, from what to what. Refused, with nothing taken: `config_invalid`, `store_failed`."""
+        """Apply the file and return what changed, from what to what.
+
+        Refused, with nothing applied: `config_invalid`, `store_failed`.
+        """
         new = self._read()
         changed = changes(self._settings, new)
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
-        # the signer keeps what it was started with, also where that follows from a day's limit
+        # the signer keeps the caps it was started with, even those derived from a day's limit
         terms = replace(self._make(new), caps=self._context.filed.caps)
         now_ms = self._context.ports.clock.now_ms()
 
@@ -76,7 +82,7 @@ class ConfigReload:
 
 
 def needing_a_start(before: Settings, after: Settings) -> list[str]:
-    """The keys that changed and are read at the start alone."""
+    """The changed keys that are read only at the start."""
     fixed = [key for key in changes(before, after) if not _TAKEN.fullmatch(key)]
     if _signed(before) != _signed(after):
         fixed.append("limits.assets.per_transaction")
@@ -86,7 +92,7 @@ def needing_a_start(before: Settings, after: Settings) -> list[str]:
 
 
 def _signed(settings: Settings) -> dict[str, tuple[int | None, int | None]]:
-    """The tokens that the signer knows, and what is told of each for it alone."""
+    """The tokens that the signer knows, with the limits that only the signer uses."""
     assets = settings.limits.assets
     return {one.asset: (one.per_transaction_units, one.signed_per_day_units) for one in assets}
 

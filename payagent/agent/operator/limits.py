@@ -1,7 +1,7 @@
-"""Limits as they stand: what each leaves, to whom that is shown, and how one is set while the daemon runs.
+"""Lists the limits with what each leaves, and sets them while the daemon runs.
 
-What is set at run time stands over the config file, is durable, and is told in an event. May import: core, store,
-agent.context. Never: decides about a payment (admission does).
+A limit set at run time overrides the config file, survives restarts, and is recorded as an event.
+May import: core, store, agent.context. Never: decides about a payment (admission does).
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,8 +23,8 @@ from payagent.store.rows.apps import AppRow
 class LimitStatus:
     """A limit, and what its window counts now.
 
-    `left_units` is None of a limit that others share, for an app that sees only itself: it is told what it spent
-    itself. `frees_at_ms`: when the oldest of what is counted is so no more.
+    For an app that sees only itself, a shared limit has `left_units` None and counts only that app's spending.
+    `frees_at_ms`: when the oldest counted spending leaves the window.
     """
 
     limit: Limit
@@ -35,7 +35,7 @@ class LimitStatus:
 
 
 def standing(context: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
-    """Every limit; for an app that sees only itself, those that bind it."""
+    """The status of every limit; for an app that sees only itself, of those that bind it."""
     at_run_time = tuple(spending.limits(context.conn))
     limits = policy.in_force(context.terms.limits, at_run_time)
     if only_app is not None:
@@ -47,9 +47,7 @@ def standing(context: AgentContext, only_app: str | None = None) -> list[LimitSt
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
-    """Whether an app can meet a limit: those of other apps, and of merchants and tokens that it may not pay, tell
-    it nothing but their names.
-    """
+    """Whether an app can meet a limit. Other limits would only reveal names of apps, merchants and tokens."""
     where, assets = limit.scope.merchant, app.assets
     return (
         limit.scope.app in (ANY, app.id)
@@ -79,7 +77,7 @@ async def set_limits(
     asset: str,
     most_units: Mapping[Window, int | None],
 ) -> None:
-    """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
+    """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`."""
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else _limited(context, merchant_name))
     now_ms = context.ports.clock.now_ms()
@@ -87,7 +85,10 @@ async def set_limits(
 
 
 def _limited(context: AgentContext, name: str) -> str:
-    """As `origin_of`; or an origin that has limits, which is all that is left of a merchant that is gone."""
+    """The merchant's origin, as `origin_of`; an origin that has limits is taken as it is.
+
+    After a merchant is removed, its limits are known by its origin alone.
+    """
     have_some = {limit.scope.merchant for limit in spending.limits(context.conn)}
     return name if name in have_some - {ANY} else origin_of(context, name)
 
@@ -95,7 +96,7 @@ def _limited(context: AgentContext, name: str) -> str:
 def write_limits(
     unit: Unit, scope: Scope, asset: str, most_units: Mapping[Window, int | None], by_app: str, now_ms: int
 ) -> None:
-    """Each with its event, within a job."""
+    """Inside a commit: set or drop each limit and record it as an event."""
     for window, units in most_units.items():
         if units is None:
             spending.drop_limit(unit, scope, asset, window)
@@ -112,7 +113,7 @@ def write_limits(
 
 
 def origin_of(context: AgentContext, name: str) -> str:
-    """The origin of a merchant of the config."""
+    """The origin of a merchant in the config. Refused: `not_found`."""
     for merchant in context.terms.merchants.values():
         if merchant.name == name:
             return merchant.origin
@@ -120,6 +121,6 @@ def origin_of(context: AgentContext, name: str) -> str:
 
 
 def names_of(context: AgentContext) -> Iterator[tuple[str, str]]:
-    """How people call an app (by its id) or a merchant (by its origin)."""
+    """The name of each app (by its id) and of each merchant (by its origin)."""
     yield from ((app.id, app.name) for app in apps.everybody(context.conn))
     yield from ((origin, merchant.name) for origin, merchant in context.terms.merchants.items())

@@ -1,7 +1,8 @@
-"""Merchants as an operator sees them: what is known of each, and how that is changed while the daemon runs.
+"""Shows what is known of each merchant, and changes it while the daemon runs: add, remove, pin, resume.
 
-Those that are added at run time are durable, and told in an event with who did it; the config file's stay as they
-are. May import: core, settings, store, the rest of agent. Never: decides about a payment (admission does).
+Merchants added at run time survive restarts, and an event records who added them. The config file's merchants stay
+as they are.
+May import: core, settings, store, the rest of agent. Never: decides about a payment (admission does).
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ class MerchantStatus:
 
 
 def standing(context: AgentContext, name: str) -> MerchantStatus:
-    """Of a merchant of the config, by its name. Refused: `not_found`."""
+    """The status of a merchant in the config, by its name. Refused: `not_found`."""
     origin = origin_of(context, name)
     return MerchantStatus(
         context.terms.merchants[origin],
@@ -51,7 +52,10 @@ def standing(context: AgentContext, name: str) -> MerchantStatus:
 
 
 async def add_merchant(context: AgentContext, by_app: str, name: str, settings: Mapping[str, object]) -> None:
-    """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
+    """Add a merchant that may be paid from now on.
+
+    Refused: `bad_request`; `merchant_exists`, also if it is in the config file.
+    """
     origin = read_merchant(name, settings, context.terms.network.name).origin
     row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), context.ports.clock.now_ms()
 
@@ -68,7 +72,7 @@ async def add_merchant(context: AgentContext, by_app: str, name: str, settings: 
 
 
 async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None:
-    """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
+    """Remove a merchant: nothing new is paid there, payments under way go on. Refused: `not_found`."""
     now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
@@ -86,7 +90,7 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
 
 
 async def pin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
-    """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
+    """Allow payments of this merchant to an address. Refused: `not_found`; `bad_request` if it cannot be paid."""
     origin = origin_of(context, name)
     try:
         wanted = Pin(role, parse_address(address, context.terms.network).text)
@@ -97,7 +101,7 @@ async def pin(context: AgentContext, by_app: str, name: str, role: Role, address
 
 
 async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
-    """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
+    """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_address`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
@@ -107,6 +111,6 @@ async def unpin(context: AgentContext, by_app: str, name: str, role: Role, addre
 
 
 async def reopen(context: AgentContext, by_app: str, name: str) -> None:
-    """Let it be paid again, and count anew what it does not serve. Refused: `not_found`."""
+    """Resume payments to a merchant and reset its unserved streak. Refused: `not_found`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
     await context.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))

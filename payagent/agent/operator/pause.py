@@ -1,7 +1,7 @@
-"""The switch that stops all signing: an operator's app throws it, and only one puts it back.
+"""Pauses and resumes all signing. An operator's app starts a pause, and only an operator's app ends it.
 
-Once it is answered no transaction is signed any more, not a replacement and not a cancel either. What was signed
-before is sent and followed as ever: it may land.
+Once the pause is acknowledged, nothing is signed, not even a replacement or a cancel. What was signed before is
+still submitted and followed: it may land.
 
 May import: core, store, agent.context, agent.base. Never: ends a pause by itself.
 """
@@ -20,9 +20,9 @@ log = structlog.get_logger("payagent.pause")
 
 
 async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:
-    """Stop all signing, from the commit of this on: the pause that stands, and whether it is this one.
+    """Stop all signing from this commit on. Returns the pause in force, and whether it is this one.
 
-    An earlier one stands as it is, with its own reason.
+    An earlier pause stays in force, with its own reason.
     """
     now_ms = context.ports.clock.now_ms()
 
@@ -38,7 +38,7 @@ async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause 
 
 
 async def unpause(context: AgentContext, by_app: str) -> Pause | None:
-    """Sign again. What was admitted before the pause, and has time left, is signed by the next look."""
+    """Resume signing. The next pass signs what was admitted before the pause and has time left."""
     now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:

@@ -1,7 +1,8 @@
-"""Decisions: a person's word on a payment that awaits it, and the end of those on which nobody decided in time.
+"""Applies decisions on payments that await approval: approve, deny, and deny after the timeout.
 
-May import: core, store, agent.context, agent.base, agent.commits, agent.payments, structlog. Never: asks anybody
-(agent.commits.approvals does); decides by itself whether to pay.
+The rules of a decision are in `agent.commits.approvals`.
+May import: core, store, agent.context, agent.base, agent.commits, agent.payments, structlog. Never: requests an
+approval (agent.commits.approvals does); decides by itself whether to pay.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ log = structlog.get_logger("payagent.agent")
 
 
 class Decisions:
-    """What is approved is signed and sent from here."""
+    """Commits decisions, then signs and submits what was approved."""
 
     def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
         self._context = context
@@ -35,9 +36,10 @@ class Decisions:
         self._sending = sending
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
-        """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
+        """Approve a payment that awaits a decision, then sign and submit it like any other.
 
-        What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
+        If the merchant submits the transaction, it is signed only when the request comes again. Raises the
+        refusals of `ApprovalRules.approve`.
         """
         now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
         with self._signing.claim(payment_id):
@@ -53,14 +55,14 @@ class Decisions:
                 try:
                     await self._signing.sign(payment_id, decided.plan)
                     self._sending.send_off(payment_id)
-                except Refused as refused:  # it is approved and held: the next look signs it
+                except Refused as refused:  # it is approved and held: the next pass signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
                         self._context.refusals[refused.code] += 1
         return self._context.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
-        """End a payment that awaits a decision. Refused as `Questions.deny` does."""
+        """End a payment that awaits a decision. Raises the refusals of `ApprovalRules.deny`."""
         now_ms = self._context.ports.clock.now_ms()
         await self._decide(
             "deny",
@@ -71,7 +73,7 @@ class Decisions:
         return self._context.payment(payment_id)
 
     async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
-        """Have a person's decision made. One that is refused leaves the question as it was, and is told in it."""
+        """Commit a person's decision. If it is refused, record that on the payment, which keeps awaiting one."""
         try:
             return await self._context.write(name, job, payment_id)
         except Refused as refusal:
@@ -83,7 +85,7 @@ class Decisions:
             raise
 
     async def deny_what_is_over(self) -> None:
-        """End the payments on which nobody decided in time."""
+        """Deny the payments whose time for a decision has run out."""
         now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
         questions = self._context.admission.questions
         for payment_id in questions.over(self._context.conn, window_s, now_ms):

@@ -1,8 +1,9 @@
-"""Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
+"""Records merchants' answers to a proof and advises whether to present the same proof again.
 
-Money and delivery are two state machines: nothing that a merchant says makes a payment.
+Start with `Deliveries.take_answer`. Money and delivery are two state machines: no answer of a merchant makes a
+payment.
 May import: core, dialects, store, agent.base, agent.payments, agent.commits, agent.context, structlog. Never:
-pays; shows a proof itself.
+pays; presents a proof itself.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ log = structlog.get_logger("payagent.agent")
 
 
 class Deliveries:
-    """What was handed over and refused is taken back from here."""
+    """Commits the steps of a delivery. Cancels a payment that its merchant was to submit and refused."""
 
     def __init__(self, context: AgentContext, carrying: PaymentLifecycle) -> None:
         self._context = context
@@ -34,7 +35,7 @@ class Deliveries:
         self._there_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
-        """Note what the retry got. A derived intent ends when its call was served."""
+        """Record the status of the retry. An intent with a derived key ends when its request was served."""
         now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
         await self._context.write(
             "delivery",
@@ -44,7 +45,7 @@ class Deliveries:
         return self._context.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
-        """A proof was shown to the merchant, and no answer came to it."""
+        """Record that a proof was presented to the merchant and no answer arrived."""
         if self._context.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
         now_ms, rules = self._context.ports.clock.now_ms(), self._context.terms.rules
@@ -55,14 +56,14 @@ class Deliveries:
         )
 
     async def take_silence(self, payment_id: str, why: str) -> tuple[PaymentRow, Advice]:
-        """Note that no answer came, and say whether the same proof is shown again."""
+        """Record that no answer arrived, and advise whether to present the same proof again."""
         await self.record_unanswered(payment_id, why)
         row = self._context.payment(payment_id)
         after_s = None if row.state in WITHOUT_PROOF else again_after_s(1)
         return row, Advice(RetryAnswer(RetryVerdict.UNCLEAR, why), after_s)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
-        """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
+        """Record a delivery because the merchant says that the proof is used up: nobody but us presented it."""
         now_ms = self._context.ports.clock.now_ms()
         rules = self._context.terms.rules
         await self._context.write(
@@ -79,15 +80,15 @@ class Deliveries:
         is_delivered: bool = False,
         has_served: bool = False,
     ) -> tuple[PaymentRow, Advice]:
-        """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
+        """Read and record the merchant's answer to a retry, and advise whether to present the same proof again.
 
-        `shown_depth`: how deep the transaction was when the proof was shown; None for as deep as it is now. Where
-        the payment is not `ready` afterwards, the proof is shown again as soon as it is.
-        `has_served`: the merchant has begun to serve a call for this payment, delivered or not.
+        `shown_depth`: the transaction's depth when the proof was presented; None means its depth now. If the
+        payment is not `ready` afterwards, present the proof again as soon as it is.
+        `has_served`: the merchant has begun to serve a request for this payment, delivered or not.
+        `is_delivered`: the client already has the answer, so a served request is recorded as delivered. Otherwise
+        call `record_delivery` once the client has it.
 
-        That a call was served is only noted, unless it `is_delivered` with that: it counts once its answer is in
-        the client's hands, which `record_delivery` tells. A transaction that was handed over and refused is
-        cancelled.
+        If the merchant was to submit the transaction and refused it, the payment is cancelled.
         """
         row = self._context.payment(payment_id)
         now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
@@ -129,9 +130,10 @@ class Deliveries:
         return row, Advice(answer, after_s)
 
     async def give_up_unserved(self) -> None:
-        """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again.
+        """Record which merchants have not served payments that were confirmed long enough ago.
 
-        This daemon must have been there for as long: while it was away, nobody could show them a proof.
+        Without this, a payment for which no request comes again would never count. The daemon must have run for
+        that whole time: while it was down, nobody could present a proof.
         """
         context = self._context
         now_ms, clock_ms = self._times_ms()
@@ -150,8 +152,9 @@ class Deliveries:
             await context.write("delivery", job, payment_id)
 
     def _times_ms(self) -> tuple[int, int]:
-        """Our clock's time, which is noted, and the limits' clock's, by which it is late: a jump of ours blames no
-        merchant.
+        """Our clock's time, which is recorded, and the limits' clock's time, which decides what is late.
+
+        So a jump of our clock blames no merchant.
         """
         now_ms = self._context.ports.clock.now_ms()
         return now_ms, self._context.limits_clock_ms(self._context.conn, now_ms)

@@ -1,33 +1,33 @@
-"""Floods: what an app is refused is in the books for good, so of one that is refused all the time only a part is.
+"""Limits how many refusals of one app are recorded, because a record stays for good.
 
-A program that asks in a loop must not fill the disk. Each refusal is told and counted all the same, and what the
-app may have it gets: only the record of refusals is thinned out.
+A program that asks in a loop must not fill the disk. Every refusal is still returned and counted in the metrics,
+and the app still gets whatever it is allowed. Only the records are thinned out.
 
-May import: nothing. Never: refuses; I/O; a clock of its own.
+May import: nothing. Never: refuses; does I/O; reads a clock of its own.
 """
 
 AT_ONCE = 1_000
-"""How many refusals of an app that was calm before are recorded at once."""
+"""Refusals recorded in a row for an app that had none recently."""
 
 EVERY_S = 60.0
-"""After that, one is recorded in so long a time: with the longest 402 this is some 400 MB a day."""
+"""After that, seconds per recorded refusal. With the longest 402 this is about 400 MB a day."""
 
 
 class RefusalThrottle:
-    """How many refusals still count against each app that was refused, and as of when.
+    """Counts recorded refusals per app; the count falls by one every `EVERY_S`.
 
-    `now_s` is a time that only moves on.
+    `now_s` comes from a monotonic clock.
     """
 
     def __init__(self) -> None:
         self._refused: dict[str, tuple[float, float]] = {}
 
     def has_room(self, app_id: str, now_s: float) -> bool:
-        """Whether another refusal of the app goes on record."""
+        """Whether another refusal of the app may be recorded."""
         return self._count(app_id, now_s) <= AT_ONCE - 1
 
     def note(self, app_id: str, now_s: float) -> None:
-        """A refusal of the app is on record."""
+        """Count one recorded refusal of the app."""
         self._refused[app_id] = (self._count(app_id, now_s) + 1, now_s)
 
     def _count(self, app_id: str, now_s: float) -> float:

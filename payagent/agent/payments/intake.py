@@ -1,7 +1,7 @@
-"""Reception: a 402 that an app forwards is read by the terms that count, into a purchase that can be decided on.
+"""Reads a 402 that an app forwards, under the current config, into a `PaymentIntent` to decide on.
 
-What is refused on that way, before there is a payment, goes on record, as far as floods let it
-(agent.payments.floods).
+Start with `Intake.offers` and `Intake.purchase`. A refusal before there is a payment is recorded, within the
+bounds of agent.payments.floods.
 May import: core, dialects, store, agent.base, agent.context, agent.payments, agent.commits. Never: decides;
 reserves.
 """
@@ -23,18 +23,18 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import writes as records
 
 RECEIVED_MAX_CHARS = 4000
-"""How much of a 402 that was refused is kept."""
+"""Characters of a refused 402 that are recorded."""
 
 
 class Intake:
-    """What is kept in memory is how often each app was refused of late."""
+    """Parses offers and records refusals. In memory it keeps only how often each app was refused recently."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         self._floods = RefusalThrottle()
 
     def offers(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> tuple[Invoice, ...]:
-        """What the 402 offers, of a top-up what fits that. Refused: what is not understood."""
+        """The 402's offers, for a top-up only those that fit it. Refuses whatever is not understood in full."""
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
 
     def _reading(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> Reading:
@@ -55,7 +55,7 @@ class Intake:
         )
 
     def purchase(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
-        """What is to be decided on, with ids of its own should it be new."""
+        """The `PaymentIntent` to decide on, with fresh ids in case it is new."""
         request = ask.request
         return PaymentIntent(
             ids=self._context.new_ids(),
@@ -78,7 +78,7 @@ class Intake:
         )
 
     def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:
-        """Whose prepaid balance it is: as the call's headers say, else as configured."""
+        """The owner of the prepaid balance: from the request's headers, else from the config."""
         said = request.headers if request is not None else {}
         partner = self._context.terms.merchant(origin).partner or ""
         return Buyer.named(
@@ -88,7 +88,10 @@ class Intake:
     async def note_refusal(
         self, ask: PaymentRequest, refusal: Refused, purchase: PaymentIntent | None, now_ms: int
     ) -> None:
-        """What was refused before there was a payment is in the record too, unless it may just be asked again."""
+        """Record a refusal that came before there was a payment, unless the app may simply ask again.
+
+        Also records the price, if we read the 402 from the merchant ourselves.
+        """
         if refusal.problem.retryable and purchase is None:
             return
         is_heard = purchase is not None and purchase.is_heard
@@ -118,10 +121,10 @@ class Intake:
         await self._context.write("refuse", job)
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
-        """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""
+        """Whether a refusal of the app is to be recorded. Refusals of a top-up always are, because they end it."""
         return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
 
     def note_on_record(self, app_id: str, topup: TopupPart | None = None) -> None:
-        """One more refusal of the app goes on record."""
+        """Count one more recorded refusal of the app."""
         if topup is None:
             self._floods.note(app_id, asyncio.get_running_loop().time())

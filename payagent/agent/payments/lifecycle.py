@@ -1,8 +1,9 @@
-"""Carrying a payment on: from admitted to signed, from wherever a crash left it, to its next attempt, or back.
+"""Moves a payment on: signs it, resumes it after a crash, replaces a lost attempt, or cancels it.
 
-One task at a time carries a payment: it claims it first (agent.payments.sign).
+Start with `PaymentLifecycle.carry_out`. Only one task at a time works on a payment: it claims the payment first
+(agent.payments.sign).
 May import: core, dialects, store, wallet, agent.context, agent.base, agent.commits, agent.payments, structlog.
-Never: takes another anchor; ends a payment for which something was signed.
+Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 
 from payagent.agent.base.free_utxos import utxo_of
@@ -32,17 +33,17 @@ from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
 
 SIGNING_PATIENCE_S = 10.0
-"""How long a repeated request waits for the first one to be signed."""
+"""Seconds that a repeated request waits for the first one to be signed."""
 
 CANCEL_TTL_S = ROLLBACK_S
-"""How long a cancel lives: beyond the last rollback. It pays nobody else, so nobody's terms end it.
+"""Lifetime of a cancel in seconds: longer than any rollback. It pays nobody else, so no invoice limits it.
 
-What descends from it stays good for as long as its block may be lost.
+A transaction that spends its output therefore stays valid for as long as the cancel's block may be lost.
 """
 
 
 class PaymentLifecycle:
-    """One step of one payment at a time."""
+    """Takes one step of one payment at a time."""
 
     def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
         self._context = context
@@ -50,14 +51,17 @@ class PaymentLifecycle:
         self._sending = sending
 
     async def carry_out(self, admitted: AdmittedPayment) -> tuple[PaymentRow, bool]:
-        """From admitted to signed."""
+        """Sign and submit an admitted payment. Returns it, and whether it is new."""
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
             self._sending.send_off(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
     async def once_signed(self, row: PaymentRow) -> PaymentRow:
-        """A request that found the payment waits for whoever is signing it."""
+        """Wait until a payment that a request found is signed, or sign it if nobody does.
+
+        Refused: `not_signed_yet` when the wait is over; `invoice_expired`, or why else it was rejected.
+        """
         if row.state is State.RESERVED and row.handed_over:
             await self.resume(row, asked=True)
             row = self._context.payment(row.id)
@@ -74,12 +78,12 @@ class PaymentLifecycle:
         return row
 
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
-        """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
+        """Sign and submit an admitted or replaced attempt, with the UTxOs, nonce UTxO and TTL it was given.
 
-        Too late for that, or its merchant is stopped: what nothing was signed for is rejected and its hold goes
-        back, else it is cancelled.
-        What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
-        cancelled.
+        If it is too late, or its merchant is stopped, a payment with nothing signed is rejected and its hold
+        released. Any other payment is cancelled.
+        If the merchant submits the transaction, it is signed only when `asked`: a proof that nobody presents would
+        have to be cancelled.
         """
         if row.id in self._signing.claimed:
             return
@@ -95,11 +99,11 @@ class PaymentLifecycle:
                 if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
                     self._context.refusals[refused.code] += 1
                 raise
-            if not asked and rejected is not None:  # nobody is there who is told, and counts it
+            if not asked and rejected is not None:  # no caller gets the refusal and counts it
                 self._context.refusals[rejected.code] += 1
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
-        """As `resume`; why it was rejected, where it was."""
+        """Do the work of `resume`. Returns the reason if the payment was rejected."""
         stopped = self._context.admission.rulebook.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
             if asked or not (row.handed_over or self._context.is_paused):
@@ -121,9 +125,9 @@ class PaymentLifecycle:
         return None
 
     async def renew(self, row: PaymentRow) -> None:
-        """Replace an attempt that can land no more, on the same anchor; too late for that, take its coins back.
+        """Replace an attempt that can no longer land, on the same nonce UTxO; if too late, cancel the payment.
 
-        Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
+        Does nothing to a payment that is not lost. Raises the refusals of `ChainView.require_ready`.
         """
         if row.id in self._signing.claimed or self._context.is_paused:
             return
@@ -145,7 +149,7 @@ class PaymentLifecycle:
                 self._sending.send_off(row.id)
 
     async def cancel_refused(self, row: PaymentRow) -> None:
-        """As `cancel`, of what its merchant refused. Where somebody has begun it, it is waited for."""
+        """Cancel a payment that its merchant refused. If another task works on it, wait for that task instead."""
         if row.id in self._signing.claimed:
             await self._context.changes.wait(row.id, SIGNING_PATIENCE_S)
         else:
@@ -162,10 +166,10 @@ class PaymentLifecycle:
         return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
 
     async def cancel(self, row: PaymentRow) -> None:
-        """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
+        """Cancel a payment: one transaction to ourselves spends all its UTxOs, the nonce UTxO included.
 
-        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
-        `ChainView.require_ready` does; nothing has changed then.
+        At most one of the cancel and the paying attempt can be on the chain, whatever became of that attempt.
+        Raises the refusals of `ChainView.require_ready`; then nothing has changed.
         """
         if row.id in self._signing.claimed or self._context.is_paused:
             return
@@ -180,7 +184,7 @@ class PaymentLifecycle:
     async def _take_back(
         self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
     ) -> None:
-        """Sign the cancel of a payment that this task has claimed, and send it."""
+        """Sign and submit the cancel of a payment that this task has claimed."""
         plan = await self._context.write(
             "plan", lambda unit: self._context.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
         )
@@ -195,12 +199,12 @@ class PaymentLifecycle:
         self._sending.send_off(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
-        """Take a payment's coins back now, by order of the operator's app.
+        """Release a payment's UTxOs now, on request of the operator's app.
 
-        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed. One
-        that waits for a coin that is not there is signed anew without it.
-        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
-        `anchor_gone` when no cancel could land.
+        A payment with nothing signed is rejected. Otherwise a cancel competes for the nonce UTxO with the signed
+        attempt. A cancel that needs a UTxO which is not on the chain is signed again without it.
+        Refused: `illegal_transition` if the payment is in a block or has ended; `not_signed_yet` while it is being
+        signed; `anchor_gone` if no cancel could land.
         """
         now_ms = self._context.ports.clock.now_ms()
         row = self._context.payment(payment_id)
@@ -226,18 +230,18 @@ class PaymentLifecycle:
         return self._context.payment(row.id)
 
     def _is_all_there(self, row: PaymentRow) -> bool:
-        """Whether all that a payment's last attempt spends beside its anchor is there now."""
+        """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
         attempt = queries.attempts(self._context.conn, row.id)[-1]
         utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
         return all(utxo is not None and utxo.state == "free" for utxo in utxos)
 
     def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
-        """The coins that are reserved for a payment, and the one of them that is its anchor."""
+        """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
         inputs = [utxo_of(utxo) for utxo in queries.utxos_reserved_for(self._context.conn, row.id)]
         return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
 
     def _rebuild(self, row: PaymentRow) -> TxPlan:
-        """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
+        """The plan that a payment was admitted or replaced with: the same UTxOs give the same bytes."""
         inputs, nonce_utxo = self._utxos_of(row)
         if row.state is State.REPLACING:
             chosen = queries.replacement_inputs(self._context.conn, row.id)

@@ -1,5 +1,6 @@
-"""Prepaid calls: what an app calls without a payment of its own, since a prepaid balance may serve it.
+"""Counts and records requests that a prepaid balance may serve, so they need no payment of their own.
 
+Start with `PrepaidCalls.let_through`, which runs before the request, and `record_call`, which runs after it.
 May import: core.problems, store, agent.base, agent.context, agent.payments. Never: buys (agent.topups.runner
 does).
 """
@@ -20,26 +21,26 @@ from payagent.store.rows import prepaid_uses as store_uses
 from payagent.store.rows import writes as records
 
 BATCH_LOOK_S = 5.0
-"""How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
+"""Longest time in seconds between checks whether a batch is still under way: its invoice may end unnoticed."""
 
 
 class PrepaidCalls:
-    """Before such a call, and after it."""
+    """Quotes, counts and records requests that a prepaid balance may serve."""
 
     def __init__(self, context: AgentContext, reception: Intake) -> None:
         self._context = context
         self._reception = reception
 
     def call_of(self, app_id: str, origin: str, request: MerchantRequest) -> ServedRequest:
-        """A call that an app may make. Refused: `merchant_not_allowed`."""
+        """The request as a `ServedRequest`, if the app may call this merchant. Refused: `merchant_not_allowed`."""
         apps.require(self._context.conn, app_id).require_may_call(origin)
         buyer = self._reception.buyer(origin, request)
         return ServedRequest(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
 
     def quote(self, call: ServedRequest) -> PrepaidQuote | None:
-        """What the call would use of a prepaid balance that would serve it; None where none is known that would.
+        """What the request would use of a prepaid balance that would serve it; None if no known balance would.
 
-        A dry run asks this first. The call itself would be served, and use up what was paid for.
+        A dry run asks this first, because the request itself would be served and use up the balance.
         """
         conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
         pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
@@ -53,11 +54,10 @@ class PrepaidCalls:
         return PrepaidQuote(call.origin, *serving, None)
 
     async def let_through(self, call: ServedRequest, *, is_costly: bool = False) -> int | None:
-        """Before a call goes out that a prepaid balance may serve, count what it would use against its app's own
-        limits.
+        """Count what a request would use of a prepaid balance against its app's own limits, before it is sent.
 
-        Returns its number, for `record_call` or `give_back`; None where nothing counts beforehand. `is_costly`:
-        the merchant showed that the call costs something, but not how much.
+        Returns the number of the use, for `record_call` or `give_back`; None if nothing counts beforehand.
+        `is_costly`: the merchant showed that the request costs something, but not how much.
         """
         if not uses.is_bound(self._context.conn, call) or not (
             is_costly or prepaid.is_counted(self._context.conn, call)
@@ -83,11 +83,11 @@ class PrepaidCalls:
             raise
 
     def is_price_wanted(self, call: ServedRequest) -> bool:
-        """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
+        """Whether a balance may serve the request, its app has own limits, and its price is unknown."""
         return uses.is_bound(self._context.conn, call) and not prepaid.is_counted(self._context.conn, call)
 
     async def learn_price(self, call: ServedRequest, ask: PaymentRequest) -> None:
-        """A call has answered 402: note what was asked for it, where that is understood."""
+        """Record the price from a request's 402, if the 402 is understood."""
         now_ms = self._context.ports.clock.now_ms()
         try:
             offer = self._reception.offers(self._context.terms.merchant(ask.origin), ask, now_ms)[0]
@@ -97,12 +97,12 @@ class PrepaidCalls:
         await self._context.write("price", lambda unit: pools.note_price(unit, *price))
 
     async def give_back(self, use: int | None) -> None:
-        """A call that was let through used nothing."""
+        """Remove the use of a request that was let through and used nothing."""
         if use is not None:
             await self._context.write("give_back", lambda unit: store_uses.take_back(unit, use))
 
     async def record_call(self, call: ServedRequest, use: int | None = None) -> None:
-        """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
+        """Record what a request that was served without a payment uses of a prepaid balance, if anything."""
         if prepaid.is_counted(self._context.conn, call):
             now_ms = self._context.ports.clock.now_ms()
 
@@ -112,7 +112,7 @@ class PrepaidCalls:
             await self._context.write("use", job)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
-        """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
+        """Wait until no payment for the buyer's prepaid balance is under way, or the time is up."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
             pool = pools.find_pool(self._context.conn, origin, buyer.partner, buyer.wallet)

@@ -1,8 +1,8 @@
-"""Signing: the claims on payments that are on the way to their signature, and the signature itself, checked and
-durable (C3) before anybody gets the bytes.
+"""Signs a payment's transaction, checks the bytes, and makes them durable (C3) before anyone gets them.
 
-May import: core.problems, store, wallet, agent.context, agent.base, agent.commits. Never: decides what is signed;
-sends.
+It also keeps the claims: the payments that a task is bringing to their signature now.
+May import: core.problems, store, wallet, agent.context, agent.base, agent.commits. Never: decides which
+transaction is signed; submits.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from payagent.store.rows import pauses
 from payagent.wallet.transaction import TxPlan, assemble, check
 
 GIVE_WAY_S = 0.02
-"""How long a look at a payment waits at most while others are being signed."""
+"""Longest time in seconds that a payment's check waits while other payments are being signed."""
 
 NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
-"""What the signer says by its own policy: asking again gives the same answer, for a day at least."""
+"""Refusals by the signer's own policy: asking again gives the same answer, for a day at least."""
 
 
 class PaymentSigner:
-    """`claimed` are the payments that somebody carries to their signature now.
+    """Signs payments. `claimed` holds the payments that some task is bringing to their signature now.
 
-    `stirred` is set when one of them is signed or given up; who waits for that clears it.
+    `stirred` is set when one of them is signed or given up. Whoever waits for it clears it.
     """
 
     def __init__(self, context: AgentContext, signer: Signatures) -> None:
@@ -38,9 +38,9 @@ class PaymentSigner:
 
     @contextmanager
     def claim(self, payment_id: str) -> Iterator[None]:
-        """While one task carries a payment to its signature, no sweep takes it up beside it.
+        """Claim a payment while this task brings it to its signature, so no pass works on it at the same time.
 
-        Who comes second, as with a second yes to the same question, takes nothing from the first.
+        A nested or concurrent claim leaves the first one in place.
         """
         if payment_id in self.claimed:
             yield
@@ -56,9 +56,9 @@ class PaymentSigner:
             self.stirred.set()
 
     async def give_way(self) -> float:
-        """Wait a moment while payments are on the way to their signature, for somebody waits for each of these.
+        """Wait up to `GIVE_WAY_S` while payments are being signed, because a client waits for each of them.
 
-        How many seconds that took.
+        Returns the seconds waited.
         """
         if not self.claimed:
             return 0.0
@@ -70,7 +70,7 @@ class PaymentSigner:
         return loop.time() - began_s
 
     async def sign(self, payment_id: str, plan: TxPlan) -> None:
-        """Sign, read the bytes again and compare them with the plan, then C3."""
+        """Sign, read the bytes again, compare them with the plan, and commit the attempt (C3)."""
         raw = await self.sign_and_check(payment_id, plan)
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write(
@@ -80,8 +80,11 @@ class PaymentSigner:
         )
 
     async def sign_and_check(self, payment_id: str, plan: TxPlan) -> bytes:
-        """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
-        the commit is that would make it durable: a pause may come between the two.
+        """Sign, read the bytes again and compare them with the plan. Returns the transaction.
+
+        If the signer's own policy refuses, the refusal is recorded and a payment with nothing signed is rejected.
+        Refused: `paused`. The commit that makes the bytes durable checks this too, because a pause may come in
+        between.
         """
         pauses.require_running(self._context.conn)
         key = self._signer.public_key

@@ -1,8 +1,9 @@
-"""Sending: the bytes of a payment's last attempt, to every provider that is to be believed.
+"""Submits the bytes of a payment's last attempt to every provider that is believed.
 
-They are durable before (C3), that they leave is noted before they do (C4), and what comes back decides nothing.
+The bytes are durable before (C3), each submission is recorded before the bytes leave (C4), and no answer decides
+anything (R4). Start with `TxSubmitter.send_off`.
 May import: core.problems, chain.throttled_provider, store.rows, agent.context, agent.commits, structlog. Never:
-signs; sends what is not in the ledger.
+signs; submits bytes that are not in the ledger.
 """
 
 import asyncio
@@ -21,16 +22,16 @@ log = structlog.get_logger("payagent.agent")
 
 
 class TxSubmitter:
-    """What is on its way to the providers now."""
+    """Submits in background tasks, one for each payment."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         self._sending: dict[str, dict[str, asyncio.Event]] = {}
-        """By payment and provider: when it is over with that one."""
+        """By payment and provider: an event that is set when the submission to that provider is over."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send_off(self, payment_id: str) -> None:
-        """Send the payment's last attempt (again), beside whatever else goes on."""
+        """Submit the payment's last attempt (again) in a background task."""
         if payment_id not in self._sending:
             self._sending[payment_id] = {source.name: asyncio.Event() for source in self._context.senders}
             task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
@@ -39,16 +40,16 @@ class TxSubmitter:
 
     @property
     def count(self) -> int:
-        """How many payments are being sent."""
+        """The number of payments being submitted."""
         return len(self._sending)
 
     async def drain(self, timeout_s: float) -> None:
-        """Let what is being sent end; at a stop, before the scheduler goes."""
+        """Wait up to `timeout_s` for the submissions under way. Called at a stop, before the scheduler ends."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def _leave(self, payment_id: str) -> None:
-        """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
+        """Submit to every provider that is believed, so one that falsely says it took the bytes delays nothing."""
         over = self._sending[payment_id]
         try:
             row = self._context.payment(payment_id)
@@ -71,9 +72,10 @@ class TxSubmitter:
                 event.set()
 
     def _send_off_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
-        """Send the payments without whose bytes these are refused, unless nothing says that they are not there.
+        """Submit the pending payments whose outputs this attempt spends.
 
-        Returns when those that are on their way are over, by provider.
+        The first time, a parent that a provider already accepted is left out. Returns the events of the parents'
+        submissions under way, by provider.
         """
         parents = queries.pending_parents(self._context.conn, tx_id)
         is_again = bool(parents) and queries.submissions(self._context.conn, tx_id)[0] > 0
@@ -93,10 +95,10 @@ class TxSubmitter:
         attempt: AttemptRow,
         parents: Sequence[dict[str, asyncio.Event]],
     ) -> None:
-        """C4, and then the bytes, once those of its parents were sent there. No provider waits for another.
+        """Commit C4, then submit, once the parents' bytes were sent to this provider.
 
-        One that wants a pause by then, or is not to be believed any more, gets nothing. What comes back is noted
-        and decides nothing (docs/exactly-once.md R4).
+        No provider waits for another. A provider that by then asks for a pause, or is no longer believed, gets
+        nothing. Its answer is recorded and decides nothing (docs/exactly-once.md R4).
         """
         over = self._sending[payment_id].get(source.name)
         try:

@@ -1,8 +1,8 @@
-"""Calls that a prepaid balance may serve: admitted by their app's own limits before they go out, and given back.
+"""Checks requests that a prepaid balance may serve against their app's own limits, before they are sent.
 
-Whether the merchant serves a call from a balance shows only in its answer. So what it would cost counts from when
-the call is let through, in the transaction that decides, and is given back where nothing was served. What had no
-answer stays counted. The wallet's own limits counted all of it when it was bought (docs/decisions/0015).
+Only the merchant's answer shows whether it served a request from a balance. So the cost counts from the commit
+that lets the request through, and is removed if nothing was served. A request without an answer stays counted. The
+wallet's own limits counted all of it when it was bought (docs/decisions/0015).
 
 May import: core, store, agent.base, agent.commits. Never: waits; asks a merchant.
 """
@@ -24,8 +24,9 @@ from payagent.store.rows.prepaid import Pool
 
 
 def is_bound(conn: Connection, call: ServedRequest) -> bool:
-    """Whether its app has limits or assets of its own there, and something is left that the call could use: by our
-    count, or by the merchant's word.
+    """Whether the app has own limits or assets there, and a balance is left that the request could use.
+
+    The balance counts as left by our own count or by the merchant's.
     """
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:
@@ -38,9 +39,9 @@ def is_bound(conn: Connection, call: ServedRequest) -> bool:
 
 
 def let_through(unit: Unit, call: ServedRequest, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
-    """Count what the call would use; its number, None where it would cost nothing.
+    """Count what the request would use. Returns the number of the use; None if it would cost nothing.
 
-    Refused, and nothing is counted: `unauthorized`, where the app's token has ended; `asset_not_allowed`,
+    Refused, with nothing counted: `unauthorized` if the app's token has ended; `asset_not_allowed`;
     `limit_exceeded` by the tightest of the app's own limits.
     """
     apps.require_let_in(unit.conn, call.app_id, now_ms)
@@ -60,7 +61,7 @@ def require_room(
     filed: Sequence[Limit],
     clock_ms: int,
 ) -> dict[str, int]:
-    """What a use of so much of the pool costs, within the app's own limits. Refused as `let_through` is."""
+    """The cost of using `drawn` from the pool, within the app's own limits. Refused as in `let_through`."""
     cost = prepaid.cost_of(conn, pool, drawn)
     asker = apps.require(conn, call.app_id)
     for asset in _paid_in(cost):
@@ -84,6 +85,6 @@ def _own_limits(conn: Connection, call: ServedRequest, filed: Sequence[Limit]) -
 
 
 def _paid_in(cost: Iterable[str]) -> list[str]:
-    """Without the ADA that rode along with a token."""
+    """The assets of a cost, without the ADA that came along with a token."""
     tokens = [asset for asset in cost if asset != LOVELACE]
     return tokens or list(cost)

@@ -1,1 +1,1 @@
-"""Top-ups: payments that raise a prepaid balance."""
+"""Top-ups: payments that raise a prepaid balance at a merchant, ordered or automatic."""

@@ -1,4 +1,4 @@
-"""A top-up's order: what is wished, what its payments come to, and what happens to it inside a commit.
+"""The goal of a top-up, what its payments add up to, and the steps it takes inside a commit.
 
 May import: core, store, agent.base, agent.context, agent.commits. Never: buys; commits.
 """
@@ -28,7 +28,7 @@ from payagent.store.rows.topups import TopupRow
 
 @dataclass(frozen=True, slots=True)
 class TopupGoal:
-    """What is ordered: `units` of `unit` at a merchant, by this request or by the configured one."""
+    """What a top-up is to buy: `units` of `unit` at a merchant, by this request or the configured one."""
 
     origin: str
     unit: str
@@ -37,7 +37,7 @@ class TopupGoal:
 
 
 def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
-    """What a payment of these (asset, units) adds to an order in `unit`, without any fee."""
+    """How much payments of these (asset, units) add to a top-up in `unit`, without any fee."""
     if unit == CALLS:
         return (batch_target or 0) if is_batch(batch_target) else 0
     return sum(units for asset, units in paid if asset == unit)
@@ -48,7 +48,7 @@ def gained_by(unit: str, invoice: Invoice) -> int:
 
 
 def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
-    """What the order's payments come to, those that are still under way too."""
+    """What the top-up's payments add up to, those still under way included."""
     return sum(
         gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
         for row in made
@@ -57,7 +57,7 @@ def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
 
 
 def announced_as(pool: Pool) -> str:
-    """The subject of the alert that a first automatic top-up is coming."""
+    """The subject of the alert that announces a first automatic top-up."""
     return f"auto_topup:{pool.id}"
 
 
@@ -76,7 +76,10 @@ def open_order(
     now_ms: int,
     cause: str = "order",
 ) -> TopupRow:
-    """Inside a commit: the order of this key, made if there is none and no other is open for the pool."""
+    """Inside a commit: return the top-up with this key, or add it.
+
+    Refused: `topup_under_way` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
+    """
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
         _require_same(known, pools.pool(unit.conn, known.pool), wish)
         return known
@@ -102,7 +105,10 @@ def open_order(
 
 
 def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_app: str) -> None:
-    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
+    """Inside a commit: stop a top-up, which then buys nothing more.
+
+    It ends now, unless its last payment is under way or not yet accepted by the merchant.
+    """
     if order.stop_code is not None:
         return
     now_ms = context.ports.clock.now_ms()
@@ -116,7 +122,7 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
 
 
 def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
-    """Inside a commit: an order ends, once."""
+    """Inside a commit: end a top-up, once."""
     clock_ms = context.limits_clock_ms(unit.conn, now_ms)
     code, reason = (None, None) if why is None else (why.code, why.detail)
     if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
@@ -128,16 +134,16 @@ def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None,
 
 
 def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
-    """A question for an order is over with it: a yes would buy what nobody wants, or shows to its merchant."""
+    """End the top-up's approval too: an approved payment would buy what nobody wants or presents."""
     for row in payments.payments_of_topup(unit.conn, order.id):
         if row.state is State.AWAITING_APPROVAL:
             questions.end(unit, row.id, by, why, now_ms)
 
 
 def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
-    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds.
+    """Raise an alert if an automatic top-up failed, and clear it at the next success.
 
-    What was announced is over when the order ends.
+    No caller waits for an automatic top-up. The alert that announced it is cleared when it ends.
     """
     pool = pools.pool(unit.conn, order.pool)
     subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
@@ -151,7 +157,7 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
 
 
 def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, bool]:
-    """(the request that sells it, whether it is an ordinary call)."""
+    """The request that sells it, and whether it is an ordinary call rather than the configured one."""
     if wish.request is not None:
         return wish.request, wish.request != merchant.topup_request
     if merchant.topup_request is None:
@@ -162,7 +168,7 @@ def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, 
 
 
 def _require_same(known: TopupRow, pool: Pool, wish: TopupGoal) -> None:
-    """It is of the `pool` that it was given for, whichever partner is configured since."""
+    """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
     same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
     if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
         raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)

@@ -1,11 +1,11 @@
-"""Top-ups: an order to raise a prepaid balance, carried out by one payment after the other.
+"""Runs top-ups: each raises a prepaid balance by one payment after another.
 
-The order is a row before anything is done for it, and each of its purchases is the intent `topup:ID:NUMBER`:
-however often and from wherever a step is taken again, it finds the payment that it made. A beat takes one step for
-each open order: make the request and pay the 402, or show the proof, or end it.
+A top-up is a row before anything is done for it. Each of its purchases is the intent `topup:ID:NUMBER`, so a
+repeated step finds the payment that it made before. Each run of the scheduler's job takes one step for each open
+top-up: request and pay the 402, or present the proof, or end. Start with `TopupRunner.beat`.
 
 May import: core, dialects, outbound, store, the rest of agent. Never: pays past a limit; begins a purchase before
-the last one was delivered; takes a merchant's word for what was bought.
+the last one was delivered; trusts a merchant on how much was bought.
 """
 
 import asyncio
@@ -46,18 +46,17 @@ from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
 
 PATIENCE_MS = 86_400_000
-"""How long an order may take; and for how long what was signed for it is shown, however late that was."""
+"""How long a top-up may take, and how long a signed payment's proof is presented, however late it was signed."""
 
 BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 1_000, 300_000
 PROOF_PATIENCE_S = 180
-"""How long a paid answer may take to begin: the merchant waits for blocks."""
+"""Seconds within which a paid answer must begin: the merchant waits for blocks."""
 
 STEP_S = 5.0
-"""How long a beat waits for its steps before the others have their turn again."""
+"""Seconds that one run waits for its steps before other jobs have their turn."""
 
 EXPIRED_MAX = 10
-"""An order ends after so many invoices in a row that were nearly over when they came: the merchant makes none that
-last.
+"""A top-up ends after this many invoices in a row that were nearly over on arrival: the merchant issues no others.
 """
 
 LATER = frozenset(
@@ -82,24 +81,25 @@ LATER = frozenset(
         "store_failed",
     }
 )
-"""Refusals that pass by themselves. Any other ends the order.
+"""Refusals that pass by themselves. Any other ends the top-up.
 
-`signer_lost` is one: the daemon ends with its signer, and the next start signs what was admitted.
+`signer_lost` is one: the daemon stops with its signer, and the next start signs what was admitted.
 """
 
 _ENDS_ORDER = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
     State.DENIED: ("approval_denied", "a person denied its payment"),
 }
-"""An order whose last payment is in such a state ends, with the payment's own reason where it has one."""
+"""A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
 log = structlog.get_logger("payagent.topup")
 
 
 @dataclass(frozen=True, slots=True)
 class TopupPlan:
-    """What an order would take now: `count` payments like the quoted one, whose `refusal` is for all of them.
-    `under_way`: the order of the same balance that has to end first.
+    """What a top-up would take now: `count` payments like the quoted one.
+
+    The quote's `refusal` covers all of them. `under_way`: the top-up of the same balance that must end first.
     """
 
     wish: TopupGoal
@@ -110,7 +110,7 @@ class TopupPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """When the next step of an order is due, and why not yet. `poll`: what is asked in place of the proof."""
+    """When a top-up's next step is due, and why not yet. `poll`: the query to send instead of the proof."""
 
     from_ms: int = 0
     due_ms: int = 0
@@ -119,12 +119,12 @@ class _Wait:
     poll: str | None = None
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether it has passed, or has not begun: a clock that was ahead and is mended must not prolong it."""
+        """Whether the wait has passed or has not begun: a clock that was set back must not prolong it."""
         return not self.from_ms <= now_ms < self.due_ms
 
 
 class TopupRunner:
-    """The orders of one wallet. What is kept in memory is when to try again, and which step is being taken."""
+    """The top-ups of one wallet. In memory it keeps only when to try again and which steps are running."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
@@ -133,10 +133,13 @@ class TopupRunner:
         self._waits: dict[str, _Wait] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
 
-    # --- the doors
+    # --- public calls
 
     async def order(self, app_id: str, key: str | None, wish: TopupGoal) -> tuple[TopupRow, bool]:
-        """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
+        """Open a top-up, or find the one of this key; True if it is new. `beat` carries it out.
+
+        Refused: `asset_not_allowed`, and as `open_order` does.
+        """
         context = self._context
         merchant = context.terms.merchant(wish.origin)
         if wish.unit not in context.assets_allowed():
@@ -157,9 +160,9 @@ class TopupRunner:
         return row, row.id == topup_id
 
     async def plan(self, app_id: str, wish: TopupGoal) -> TopupPlan | PrepaidQuote:
-        """Make the request, read its 402 and say what the order would take. Nothing is paid.
+        """Make the request, read its 402, and return what the top-up would take. Nothing is paid.
 
-        An ordinary call that a prepaid balance would serve is not made: its order would buy nothing.
+        An ordinary call that a prepaid balance would serve is not made: a top-up with it would buy nothing.
         """
         context = self._context
         merchant = context.terms.merchant(wish.origin)
@@ -186,9 +189,9 @@ class TopupRunner:
         return TopupPlan(wish, quote, count, None if other is None else other.id)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
-        """Buy nothing more for an order. It ends at once, or when its last payment is delivered.
+        """Buy nothing more for a top-up. It ends at once, or when its last payment is delivered.
 
-        Refused: `not_found`; `illegal_transition` when it has ended.
+        Refused: `not_found`; `illegal_transition` if it has ended.
         """
         context = self._context
         why = Refused("topup_cancelled", "an operator cancelled it")
@@ -211,16 +214,16 @@ class TopupRunner:
         return row
 
     async def wait(self, topup_id: str, timeout_s: float) -> TopupRow:
-        """The order, when something has happened to it or time is up; at once when it has ended."""
+        """The top-up once something has happened to it or the time is up; at once if it has ended."""
         row = self.find(topup_id)
         if row.ended_at_ms is None:
             await self._context.changes.wait(topup_id, timeout_s)
         return self.find(topup_id)
 
     async def beat(self) -> None:
-        """One step for each open order whose turn it is; and new orders where a balance is low.
+        """Take one step for each open top-up that is due, and open automatic ones where a balance is low.
 
-        A merchant that is slow keeps only its own orders waiting: their step goes on beside the next beats.
+        A slow merchant delays only its own top-ups: their step runs on beside the next runs.
         """
         for merchant in self._context.terms.merchants.values():
             if merchant.auto_topup is not None:
@@ -236,7 +239,7 @@ class TopupRunner:
     # --- one step
 
     async def _take_step(self, order: TopupRow) -> None:
-        """Take a step. Whatever it raises, the order stays and its next step is due later."""
+        """Take a step. If it raises, the top-up stays open and its next step is due later."""
         try:
             await self._step_or_end(order)
         except Refused as refused:
@@ -255,9 +258,9 @@ class TopupRunner:
             await self._break_off(order, refused)
 
     def _is_to_be_signed(self, order: TopupRow) -> bool:
-        """Whether a payment of it is admitted: it will be signed or rejected, whatever the step was refused for.
+        """Whether one of its payments is admitted, and will be signed or rejected whatever this refusal is.
 
-        Until then nobody knows what the order comes to.
+        Until then nobody knows what the top-up adds up to.
         """
         last = next(reversed(payments.payments_of_topup(self._context.conn, order.id)), None)
         return last is not None and last.state is State.RESERVED and not last.handed_over
@@ -274,10 +277,10 @@ class TopupRunner:
             await self._break_off(order, Refused(last.reason_code or code, last.reason or reason))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
-            if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
+            if not (last.state is State.RESERVED and last.handed_over):  # `_buy` pays again, which signs it
                 await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
                 return
-            if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
+            if order.stop_code is not None:  # no request will come, so it is never signed, and then rejected
                 return
         elif bought(order, made) >= order.units:
             await self._end(order, None)
@@ -293,23 +296,26 @@ class TopupRunner:
         await self._buy(order, delivered + 1, now_ms)
 
     def _is_shown_for_long(self, row: PaymentRow, now_ms: int) -> bool:
-        """Whether a payment was signed so long ago that its proof is given up; or never was."""
+        """Whether the payment was signed so long ago that its proof is given up, or was never signed."""
         told = events.events(self._context.conn, row.id)
         signed_ms = max((at_ms for _, event, _, _, at_ms in told if event == Event.SIGN), default=None)
         return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
 
     async def _see_through(self, order: TopupRow, last: PaymentRow, is_over: bool) -> None:
-        """Show the proof of the last payment, as long as the order lives."""
+        """Present the proof of the last payment, as long as the top-up lives."""
         try:
             await self._follow(order, last)
-        except Refused as refused:  # what is paid is not given up for what may pass, or be put right
+        except Refused as refused:  # a paid proof is not given up: the cause may pass, or be fixed
             self._context.refusals[refused.code] += 1
             self._put_off(order, refused)
         if is_over and self._context.payment(last.id).delivery is not Delivery.ACCEPTED:
             self._give_up(order, "its last payment was not delivered")
 
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
-        """By our clock, if the chain or the limits' clock confirms it; by the limits' alone if ours is behind."""
+        """Whether a day has passed by our clock, if the chain or the limits' clock confirms it.
+
+        If our clock is behind the start, only the limits' clock decides.
+        """
         passed_ms = now_ms - order.created_at_ms
         counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - order.clock_ms
         if passed_ms < 0:
@@ -325,7 +331,7 @@ class TopupRunner:
         pauses.require_running(context.conn)
         context.chain.require_ready(
             now_ms
-        )  # first: a clock that is ahead would end the order with its app's token
+        )  # first: a clock that is ahead would end the app's token, and so the top-up
         require_may_buy(context.conn, order, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
         if under_way is not None and context.payment(under_way).topup != order.id:
@@ -342,7 +348,7 @@ class TopupRunner:
         self._go_on(order)
 
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
-        """Show the proof of the last payment, once it can be, until the merchant has taken it."""
+        """Present the proof of the last payment, once it is ready, until the merchant accepts it."""
         context = self._context
         merchant = self._merchant_for(pools.pool(context.conn, row.pool or order.pool))
         if not context.is_ready(row):
@@ -369,19 +375,20 @@ class TopupRunner:
         elif said is RetryVerdict.USED_UP:
             await self._agent.deliveries.record_used_up(row.id)
             self._go_on(order)
-        elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
+        elif row.state not in WITHOUT_PROOF:  # it is paid: present the proof again, as long as the top-up lives
             why = f"the merchant says of {row.id}: {advice.answer.reason}"
             self._put_off(order, Refused("not_served_yet", why, payment=row.id))
 
     async def _break_off(self, order: TopupRow, why: Refused) -> None:
-        """The order ends before it is reached. Whatever the reason: one in `LATER` passes where it refuses what is
-        new, and not where a payment has ended by it.
+        """End the top-up before its goal is reached, whatever the reason.
+
+        A code in `LATER` passes by itself only where it refuses something new, not where it ended a payment.
         """
         self._context.refusals[why.code] += 1
         await self._end(order, why)
 
     async def _end(self, order: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
-        """The order ends, and with it what its last call used."""
+        """End the top-up, and count what its last request used of the balance."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
 
@@ -398,7 +405,7 @@ class TopupRunner:
         self._go_on(order)
 
     def _go_on(self, order: TopupRow) -> None:
-        """Something has been done: the next step is due."""
+        """Mark progress: the next step is due."""
         self._waits.pop(order.id, None)
         self._context.changes.notify(order.id)
 
@@ -418,13 +425,13 @@ class TopupRunner:
     # --- what the steps share
 
     def _merchant_for(self, pool: Pool) -> MerchantConfig:
-        """The merchant as configured, for the partner that the order is for, whichever is configured since."""
+        """The merchant as configured now, but for the partner that the top-up was opened for."""
         return replace(self._context.terms.merchant(pool.origin), partner=pool.partner or None)
 
     async def _hear(
         self, merchant: MerchantConfig, request: TopupSource, proof: dict[str, str], timeout_s: int
     ) -> MerchantReply:
-        """Make the request, and say whose balance it is for."""
+        """Send the request with the headers that name the balance's owner."""
         return await self._merchants.call(
             merchant.origin + request.path,
             request.method,
@@ -463,7 +470,7 @@ class TopupRunner:
 
 
 def _require_offer(heard: MerchantReply) -> None:
-    """Refuse an answer that neither serves the request nor asks for money."""
+    """Refuse an answer that neither serves the request nor is a 402."""
     if heard.status == 402 or 200 <= heard.status < 300:
         return
     answer = parse_answer(heard.status, heard.headers, heard.body or b"")

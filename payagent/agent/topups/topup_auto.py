@@ -1,10 +1,10 @@
-"""Orders that nobody gives: a prepaid balance that is low is raised again, as its merchant's settings say.
+"""Opens automatic top-ups: raises a prepaid balance that is low, as its merchant's settings say.
 
-The first order by new settings is announced in one beat and opened in a later one, so that it is in the log, the
+The first top-up under new settings is announced in one run and opened in a later one. So it is in the log, the
 alerts and the events before anything is paid for it.
 
-May import: core, store, agent.base, agent.context, agent.topups, structlog. Never: buys; orders while another
-order of the balance is open.
+May import: core, store, agent.base, agent.context, agent.topups, structlog. Never: buys; opens a top-up while
+another of the same balance is open.
 """
 
 import structlog
@@ -25,15 +25,15 @@ from payagent.store.rows.topups import TopupRow
 
 DAY_MS = 86_400_000
 PAUSE_FIRST_MS = 3_600_000
-"""How long nothing is ordered after an order that failed; twice as long after each further one, a day at most."""
+"""Pause after an automatic top-up that failed. Each further failure doubles it, up to a day."""
 
 log = structlog.get_logger("payagent.topup")
 
 
 async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
-    """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way.
+    """Open a top-up to `auto.to` if less than `auto.below` is left and nothing is under way.
 
-    Where these settings have ordered nothing yet, only announce it: the next beat orders.
+    If these settings have opened none yet, only announce it: the next run opens it.
     """
     now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
@@ -60,7 +60,7 @@ async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto:
 async def _announce(
     context: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
 ) -> None:
-    """Tell that the next beat orders a top-up, the first by these settings."""
+    """Raise the alert that the next run opens a top-up, the first under these settings."""
     now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
     detail = (
@@ -84,16 +84,16 @@ def _in_words(auto: AutoTopup, units: int) -> str:
 
 
 def _settings(merchant: MerchantConfig, auto: AutoTopup) -> str:
-    """All of merchants.NAME.topup, in one text that changes with any of it."""
+    """A digest of all of merchants.NAME.topup, which changes with any part of it."""
     amounts = (auto.unit, auto.below, auto.to, auto.per_day_count, merchant.topup_per_day_lovelace)
     request = "" if merchant.topup_request is None else dump_request(merchant.topup_request)
     return digest([*map(str, amounts), request])
 
 
 def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
-    """Whether something is under way, the day's orders are used up, or the last ones failed.
+    """Whether something is under way, the day's top-ups are used up, or the last ones failed.
 
-    Days and pauses are those of the limits' clock: no other clock ends them.
+    Days and pauses are counted by the limits' clock: no other clock ends them.
     """
     conn = context.conn
     clock_ms = context.limits_clock_ms(conn, now_ms)

@@ -1,1 +1,1 @@
-"""UTxOs that are ready for payments: queue, pool, splits, transfers."""
+"""Keeps UTxOs ready for payments (queue, pool, upkeep) and makes the operator's transfers."""

@@ -1,6 +1,7 @@
-"""Emptying the wallet: all that is free, but for coins with a token of which nothing may leave.
+"""Plans a transfer of everything available, except UTxOs with a token that may not leave.
 
-Anybody can send such a token, and the signer refuses it: what it comes with stays, and keeps nothing else here.
+Anybody can send us such a token, and the signer refuses to move it. The UTxO that holds it stays; all others are
+sent.
 May import: core, store.rows, wallet, agent.commits, agent.base. Never: signs; waits for anything.
 """
 
@@ -20,12 +21,12 @@ from payagent.wallet.transaction import TxPlan, send_all
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 NAMED_MAX = 8
-"""How many of the tokens are named: a stranger can send very many."""
+"""Most tokens named in a message: a stranger can send very many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """UtxoIndex that stay, and tokens in them of which nothing may leave."""
+    """The UTxOs that stay, and the tokens in them that may not leave."""
 
     utxos: int
     lovelace: int
@@ -33,7 +34,7 @@ class Leftovers:
 
     @property
     def detail(self) -> str:
-        """What stays, why, and how to come by its ADA."""
+        """What stays, why, and how to send its spare ADA."""
         utxos = "1 coin" if self.utxos == 1 else f"{self.utxos} coins"
         more = len(self.assets) - NAMED_MAX
         names = ", ".join(self.assets[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
@@ -45,26 +46,29 @@ class Leftovers:
 
     @property
     def view(self) -> dict[str, object]:
-        """As the record and the API have it."""
+        """The form in the record and the API."""
         told = {"coins": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
         return told | {"detail": self.detail}
 
 
 def left_behind(utxos: UtxoIndex, caps: Caps) -> Leftovers | None:
-    """What must stay of these coins, if anything."""
+    """What must stay of these UTxOs; None if nothing."""
     assets = sorted(barred(utxos.totals, caps))
     stay = {utxo.ref: utxo.lovelace for asset in assets for utxo in utxos.asset_largest(asset)}
     return Leftovers(len(stay), sum(stay.values()), tuple(assets)) if stay else None
 
 
 def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
-    """What a payment that emptied the wallet left behind, by its record; None: nothing."""
+    """What a payment that emptied the wallet left behind, from its record; None if nothing."""
     held = events.last_note(conn, payment_id, Event.HOLD)
     return None if held is None else held.get("left_behind")
 
 
 def admit(admission: Admission, unit: Unit, order: TransferRequest, to: Address, now_ms: int) -> AdmittedPayment:
-    """As `Admission.admit_transfer`; to our own address with all coins, since nothing leaves there."""
+    """Admit a transfer of everything available, as `Admission.admit_transfer` does.
+
+    To our own address it includes all UTxOs, because no token leaves.
+    """
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
     caps = None if to.raw == own.raw else admission.rulebook.caps
@@ -84,7 +88,7 @@ def admit(admission: Admission, unit: Unit, order: TransferRequest, to: Address,
 
 
 def _explained(refusal: Refused, behind: Leftovers | None) -> Refused:
-    """The refusal, with what there is to be done about it."""
+    """The refusal, with what the operator can do about it."""
     if refusal.code == "not_enough_funds" and behind is not None:
         return Refused("asset_not_allowed", f"nothing is left to send but {behind.detail}", asset=behind.assets[0])
     if refusal.code == "limit_exceeded":

@@ -1,9 +1,9 @@
-"""Stock: a coin for each payment that comes.
+"""Finds a UTxO for each payment that arrives, and decides when to split or gather UTxOs.
 
-Who finds none free stands in line for change (agent.utxos.queue); a coin is split, or small ones are gathered,
-where that is worth its fee (agent.utxos.upkeep).
+A payment that finds none waits in the queue for change (agent.utxos.queue). agent.utxos.upkeep splits a UTxO or
+gathers small ones where that is worth its fee.
 May import: core, store, wallet, agent.payments, agent.context, agent.utxos, agent.base, structlog. Never: moves
-coins to anybody but ourselves.
+UTxOs to anybody but ourselves.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from payagent.store.rows import about, intents, payments
 from payagent.wallet.transaction import TxPlan
 
 KEPT_EVERY_MS = 600_000
-"""How often at least the coins are looked at: that it is quiet now is written nowhere."""
+"""Longest time between upkeep runs: no commit tells that payments have become rare."""
 
 log = structlog.get_logger("payagent.agent")
 
 
 class UtxoPool:
-    """The coins of one wallet, as those see them who need one."""
+    """Admits payments through the queue and runs upkeep for the wallet's UTxOs."""
 
     def __init__(
         self, context: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle, reception: Intake
@@ -41,10 +41,10 @@ class UtxoPool:
         self._upkeep = UtxoUpkeep(context.admission)
         self._line = UtxoQueue(signing.claimed, signing.stirred, self.keep_utxos)
         self._kept: tuple[object, int] = (None, 0)
-        """The version of the ledger at the last look that found nothing to keep, and when that was."""
+        """The ledger's version at the last run that found nothing to do, and when that was."""
 
     async def admit(self, purchase: PaymentIntent) -> AdmittedPayment:
-        """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
+        """Admit as `Admission.admit` does; if all UTxOs are in use, wait in the queue while change may come."""
 
         async def admit(can_wait: bool) -> AdmittedPayment:
             now_ms = self._context.ports.clock.now_ms()
@@ -69,9 +69,9 @@ class UtxoPool:
         )
 
     def _wants_utxos(self, purchase: PaymentIntent) -> bool:
-        """Whether it needs a coin of its own, so that it may stand in line. What needs none is decided at once.
+        """Whether the purchase needs UTxOs of its own, so it may wait in the queue. If not, it is decided at once.
 
-        For those in line a coin may be split, and that costs a fee which no limit of an app bounds.
+        A UTxO may be split for the payments in the queue, and no limit of an app bounds that fee.
         """
         intent = intents.live_intent(self._context.conn, purchase.app_id, purchase.key)
         if intent is not None and payments.live_payment_of(self._context.conn, intent.id) is not None:
@@ -81,7 +81,7 @@ class UtxoPool:
         )
 
     def look_ahead(self, plan: TxPlan) -> None:
-        """When half of the depth is used up to which change is spent: later there is no coin that can be split."""
+        """Nudge the queue once half of the allowed unconfirmed ancestors are used up: later none can be split."""
         depth, most = (
             self._context.admission.planner.depth_of(plan.tx_id),
             self._context.terms.unconfirmed_ancestors,
@@ -90,9 +90,9 @@ class UtxoPool:
             self._line.nudge()
 
     async def keep_utxos(self, waiting: Sequence[int] = ()) -> Look:
-        """Split or gather coins by ourselves, where that is worth its fee: for payments that wait, or later ones.
+        """Split or gather UTxOs where that is worth its fee, for payments that wait or later ones.
 
-        Refused as `UtxoUpkeep.keep` does.
+        `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
         """
         ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
         means = Means(self._context.terms.upkeep_lovelace, self._context.assets_allowed())
@@ -106,7 +106,7 @@ class UtxoPool:
         return Look(kept.admitted is not None, kept.room)
 
     async def keep_ready(self) -> None:
-        """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
+        """Run `keep_utxos` for later payments, if the ledger has changed or `KEPT_EVERY_MS` has passed."""
         context = self._context
         now_ms, version = context.ports.clock.now_ms(), about.version(context.conn)
         if (

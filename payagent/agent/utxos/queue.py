@@ -1,9 +1,10 @@
-"""The line: payments that found every coin in use wait here, in order, for change that a block need not bring.
+"""The queue of payments that found every UTxO in use and wait, in order, for unconfirmed change.
 
-Payments that come at once find the coins taken by the first of them, whose change can be spent as soon as it is
-signed. Who is let go tries again, one for each coin that is there, and who comes later stands behind; so each coin
-is tried for by one. Where what there is would not do for all who wait, a coin is split first (agent.utxos.upkeep).
-May import: core.problems, agent.base, structlog. Never: takes a coin; keeps anybody longer than its patience.
+When several payments arrive at once, the first ones take the UTxOs. Their change can be spent as soon as they are
+signed. Then the queue lets as many payments try again as there are UTxOs; later arrivals wait behind them. If
+there are too few UTxOs for all that wait, one is split first (agent.utxos.upkeep).
+May import: core.problems, agent.base, structlog. Never: takes a UTxO; keeps a payment waiting longer than
+`PATIENCE_S` in one turn.
 """
 
 import asyncio
@@ -16,20 +17,20 @@ from payagent.agent.base.orders import AdmittedPayment
 from payagent.core.problems import Refused
 
 PATIENCE_S = 30.0
-"""How long a payment waits for a coin at most. What it is told then, it would have been told at once."""
+"""Longest wait for a UTxO in seconds. After it the payment gets the refusal that it would have got at once."""
 
 TURNS_MAX = 3
-"""How often a payment gets its turn: the coins that are there may not suit it."""
+"""How often a payment gets a turn: the UTxOs that are available may not suit it."""
 
 REST_S = 1.0
-"""When nobody waits and nothing was to be done, nobody looks again for so long."""
+"""Seconds between checks while no payment waits and nothing was to be done."""
 
 log = structlog.get_logger("payagent.line")
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What came of a look at the coins: whether one was split, or how many payments can each take one."""
+    """The result of one check of the UTxOs: whether one was split, and how many payments can each take one."""
 
     is_split: bool
     room: int
@@ -42,10 +43,11 @@ class _Place:
 
 
 class UtxoQueue:
-    """`signing` holds the payments that somebody carries to their signature now, those in the line among them.
+    """Lets payments try for UTxOs in order.
 
-    `stirred` is set when one of them is signed or given up, and here when one is in line.
-    `keep` looks at the coins for the payments that wait, by what each pays in lovelace.
+    `signing` holds the payments that some task is bringing to their signature now, those in the queue included.
+    `stirred` is set when one of them is signed or given up; the queue sets it too when a payment joins.
+    `keep` checks the UTxOs for the waiting payments. It takes what each of them pays, in lovelace.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class UtxoQueue:
         return len(self._places)
 
     def is_free(self, utxos: int) -> bool:
-        """Whether a payment need not stand in line, with so many coins in blocks free."""
+        """Whether a payment need not wait, given the number of available UTxOs."""
         return not self._places and self._trying < max(1, utxos)
 
     async def admit(
@@ -75,10 +77,10 @@ class UtxoQueue:
         *,
         is_turn: bool,
     ) -> AdmittedPayment:
-        """Call `admit` in the payment's turn, which is now or comes.
+        """Call `admit` when it is the payment's turn: now, if `is_turn`, or later.
 
-        `admit` is told whether one can still wait: then a refusal for lack of change leaves no trace, and is tried
-        again. Only a payment that `wants_coins` waits: for others no coin is split.
+        `admit` takes whether the payment can still wait. If it can, a refusal for lack of change leaves no record
+        and is tried again. A payment waits only if `wants_utxos()`: for others no UTxO is split.
         """
         for _ in range(TURNS_MAX):
             if is_turn:
@@ -96,7 +98,7 @@ class UtxoQueue:
         return await admit(False)
 
     async def _turn(self, payment_id: str, lovelace: int) -> bool:
-        """Wait for a coin; False when none can be had, or none in time."""
+        """Wait for a UTxO. Returns False if none can be had, or none in time."""
         place = _Place(lovelace, asyncio.get_running_loop().create_future())
         self._places[payment_id] = place
         self._stirred.set()
@@ -110,7 +112,7 @@ class UtxoQueue:
             self._places.pop(payment_id, None)
 
     def nudge(self) -> None:
-        """Change is spent deep already: look whether a coin is to be split before none can be."""
+        """Start a check, because change has many unconfirmed ancestors: later no UTxO could be split."""
         if asyncio.get_running_loop().time() >= self._rests_until_s:
             self._drive()
 
@@ -119,10 +121,9 @@ class UtxoQueue:
             self._driver = asyncio.get_running_loop().create_task(self._let_go(), name="coins in line")
 
     async def _let_go(self) -> None:
-        """Let payments go until nobody waits: once those that are being signed have their change, as many go as
-        there are coins.
+        """Let payments try until none waits: after those being signed have change, as many as there are UTxOs.
 
-        When there is none for anybody, all are told.
+        If there is no UTxO, every waiting payment gets its refusal.
         """
         look = Look(True, 0)
         while self._places or look.is_split:
@@ -137,7 +138,7 @@ class UtxoQueue:
         self._rests_until_s = asyncio.get_running_loop().time() + REST_S
 
     async def _until_signed(self) -> None:
-        """Whoever is on the way to a signature now has it, or has given up; not those who come meanwhile."""
+        """Wait for the payments being signed now, until each is signed or given up; not for later ones."""
         under_way = self._signing - self._places.keys()
         while under_way & self._signing - self._places.keys():
             self._stirred.clear()

@@ -1,4 +1,4 @@
-"""Transfers: what the operator moves: out of the wallet, or within it. No limit of an app applies to that.
+"""The operator's transfers: out of the wallet, or within it. No app's limit applies to them.
 
 May import: core, store, wallet, agent.base, agent.payments, agent.context, agent.utxos, agent.commits. Never: pays
 an invoice.
@@ -23,7 +23,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
 class Transfers:
-    """Each is an order, and once per key."""
+    """Makes transfers. The same key makes the same transfer only once."""
 
     def __init__(self, context: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle) -> None:
         self._context = context
@@ -33,14 +33,17 @@ class Transfers:
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
-        """Send out of the wallet, by the operator's order: no limit applies; durable first, and once per key."""
+        """Send an amount from the wallet. No limit applies. It is durable before it is submitted.
+
+        Returns the payment, and whether it is new.
+        """
         role: Role = "change" if to.raw == self._context.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
         return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        """Send everything that is free and may leave, as far as one transaction holds it, smallest coins first."""
+        """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
         order, now_ms = self._order(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
         return await self._order_transfer(
             order, lambda unit: emptying.admit(self._context.admission, unit, order, to, now_ms)
@@ -49,7 +52,7 @@ class Transfers:
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
-        """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
+        """Create `count` UTxOs of pure ADA, so that as many payments can be in flight at once."""
         outputs = split_outputs(self._context.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))

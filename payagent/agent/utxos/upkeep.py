@@ -1,9 +1,9 @@
-"""Upkeep of the wallet's coins: what payagent moves by itself, decided and admitted in one commit.
+"""Decides and admits, in one commit, the transfers that payagent makes by itself to keep UTxOs ready.
 
-It is a self-transfer as the operator's: the same admission, machine and ledger, the same pause, caps and signer.
-It pays nobody, and of its fees only so much is spent in 24 hours of the limits' clock as the operator says.
-May import: core.utxo_upkeep, store, wallet, agent.commits, agent.base. Never: signs; waits; takes a coin that a
-payment has.
+It is a self-transfer like the operator's, with the same admission, state machine, ledger, pause, caps and signer.
+It pays nobody. The operator bounds its fees per 24 hours of the limits' clock.
+May import: core.utxo_upkeep, store, wallet, agent.commits, agent.base. Never: signs; waits; takes a UTxO that a
+payment has reserved.
 """
 
 from collections.abc import Sequence, Set
@@ -26,14 +26,14 @@ from payagent.wallet.transaction import MAINNET_PARAMETERS, TxPlan, build, small
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 STOCK_MAX = 300
-"""How many free coins are weighed: so many of the largest, and as many of the smallest."""
+"""How many available UTxOs are considered: this many of the largest and this many of the smallest."""
 
 ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
 
 
 @dataclass(frozen=True, slots=True)
 class UpkeepResult:
-    """What upkeep admitted, if anything; and how many payments could each take a coin of their own before that."""
+    """The transfer that upkeep admitted, if any, and how many payments could each take a UTxO before it."""
 
     admitted: AdmittedPayment | None
     room: int
@@ -49,15 +49,15 @@ class Means:
 
 @dataclass(frozen=True, slots=True)
 class UtxoUpkeep:
-    """On the writer's thread."""
+    """Runs inside a write transaction, on the writer's thread."""
 
     admission: Admission
 
     def keep(self, unit: Unit, ids: Ids, means: Means, waiting: Sequence[int], now_ms: int) -> UpkeepResult:
-        """Admit what `core.utxo_upkeep` says, for the payments that wait by what each pays in lovelace, or for
-        none.
+        """Admit the move that `core.utxo_upkeep` decides on, for the payments that wait, or for later ones.
 
-        Refused as a transfer is: `paused`, and as `ChainView.require_ready` does.
+        `waiting`: what each waiting payment pays, in lovelace. Refused like any transfer: `paused`, and as
+        `ChainView.require_ready` does.
         """
         pauses.require_running(unit.conn)
         slot = self.admission.planner.chain.require_ready(now_ms)
@@ -74,7 +74,7 @@ class UtxoUpkeep:
         return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), there)
 
     def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
-        """What there is for payments, what is yet to come too; and the coins by name."""
+        """The UTxOs for payments, pending change included, and the same UTxOs by reference."""
         planner = self.admission.planner
         most = planner.unconfirmed_ancestors
         free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), STOCK_MAX)]
@@ -100,7 +100,7 @@ class UtxoUpkeep:
         return demand_of(begun, waiting, is_quiet=is_quiet)
 
     def _dust(self, assets: Set[str]) -> list[Held]:
-        """The smallest coins, but for those that hold a token which payments are made of."""
+        """The smallest UTxOs, except those with a token that payments are made of."""
         smallest = islice(self.admission.planner.utxos.smallest(), STOCK_MAX)
         dust = (Held(utxo.ref, utxo.lovelace, 0, _assets(utxo)) for utxo in smallest)
         return [dust for dust in dust if not dust.assets & assets]
@@ -108,7 +108,7 @@ class UtxoUpkeep:
     def _admit(
         self, unit: Unit, ids: Ids, move: Split | Gather, utxos: dict[str, Utxo], now_ms: int
     ) -> AdmittedPayment | None:
-        """None where it cannot be made as it was meant: then nothing is."""
+        """Admit the move; None, and nothing admitted, if it cannot be made exactly as decided."""
         planner = self.admission.planner
         is_split = isinstance(move, Split)
         spent = [utxos[move.ref]] if isinstance(move, Split) else [planner.utxos[ref] for ref in move.refs]
@@ -144,8 +144,9 @@ def _of_the_day(orders: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRo
 
 
 def _may_order(orders: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
-    """Few in a day, and one at a time: the next waits for the block of the last, or, where payments wait for it,
-    for its signature.
+    """Whether another transfer may start: few in a day, and one at a time.
+
+    The next one waits until the last is confirmed, or, if payments wait for it, until the last is signed.
     """
     if len(_of_the_day(orders, clock_ms)) >= upkeep.ORDERS_A_DAY:
         return False
