@@ -54,7 +54,7 @@ class TokenRow:
 
 
 _APP_COLUMNS = "a.id, a.name, a.scopes, a.merchants, a.assets"
-_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  names of ours
+_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  our own names
 
 
 def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
@@ -65,7 +65,7 @@ def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: in
 def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
     """Whose token it is, if it is good now."""
     row = conn.execute(
-        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  names of ours
+        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  our own names
         "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
         (token_hash,),
     ).fetchone()

@@ -142,7 +142,7 @@ def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, 
         return added_up(conn, only)
     where, values = _where({"asset = ?": only.asset})
     rows = conn.execute(
-        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  names of ours
+        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  our own names
         values,
     )
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
@@ -154,7 +154,7 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
     # CROSS: entries before their postings, so that what selects an entry is asked once and not for each posting
     source = "postings q" if only == EVERYTHING else f"{_JOURNAL} CROSS JOIN postings q ON q.entry = j.id"
     rows = conn.execute(
-        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  names of ours
+        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  our own names
         "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
         values,
     )

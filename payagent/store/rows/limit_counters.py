@@ -77,7 +77,7 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
 def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
     """The spans that a rolling window counts, oldest first; what is open is as if it were spent now."""
     rows = conn.execute(
-        f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  words of ours
+        f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  our own names
         _span_key(limit, clock_ms),
     )
     span_ms = SPAN_MS[limit.window]

@@ -291,7 +291,7 @@ def _open(row: tuple[Any, ...]) -> OpenPayment:
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
     """Cancelled payments whose cancel a rollback may still take away: they keep their reservations until then."""
     rows = conn.execute(
-        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  names of ours
+        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  our own names
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq"
     )
     return [_payment(row) for row in rows]
