@@ -1,7 +1,7 @@
 """Checks what counts against limits: each hold, and the stored counters against the holds.
 
 `audit.payments` checks the holds against the entries.
-May import: core, store, audit. Never: decides whether a limit was kept (the events tell which limits were in
+May import: core, store, audit. Never: decides whether a limit was exceeded (the events record which limits were in
 force).
 """
 

@@ -21,7 +21,7 @@ Detail = Mapping[str, Any]
 
 
 def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
-    """Check that each table about merchants is what its events lead to."""
+    """Check that each table about merchants follows from its events."""
     kept: dict[str, Rows] = {
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
         "pins": dict.fromkeys(books.pins(conn)),

@@ -83,7 +83,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
 
 
 def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tuple[list[Step], dict[str, Reading]]]:
-    """Check what a receipt contains: events, bytes, terms, blocks, holds and entries."""
+    """Check the part of a payment that a receipt contains: events, bytes, terms, blocks, holds and entries."""
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
@@ -300,9 +300,9 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
 def _check_holds(
     case: Case, steps: list[Step], readings: Mapping[str, Reading], paid: Mapping[str, Units]
 ) -> Iterator[AuditFinding]:
-    """Check that the hold is what the first attempt takes from the wallet, from the decision until its release.
+    """Check that the hold equals the cost of the first attempt, from the decision until its release.
 
-    No later attempt may take more than the hold.
+    No later attempt may cost more than the hold.
     """
     held = next((step for step in steps if step.event is _HOLD), None)
     if (held is None) != (not case.holds):

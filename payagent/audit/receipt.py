@@ -1,8 +1,8 @@
 """Checks a payment's receipt from the file alone: is it consistent in itself?
 
-The wallet's signature proves what the transaction pays, the terms hash what was asked, and each event's hash what
-the event says. Everything else must follow from these. A forger who recomputes all hashes can still invent
-whatever is not signed; `untold` lists what only the chain or the ledger can show.
+The wallet's signature proves the transaction, the terms hash proves the invoice, and each event's hash proves the
+event. Everything else must follow from these. A forger who recomputes all hashes can still invent whatever is not
+signed; `untold` lists the facts that only the chain or the ledger can show.
 Start reading at `check_receipt`; `receipt_form` parses the file.
 May import: core, dialects, store's rows, audit. Never: I/O; reads a clock.
 """
@@ -174,7 +174,7 @@ def _own_id(receipt: Receipt, invoice: dict[str, Any]) -> str:
 
 
 def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[AuditFinding]:
-    """Check that the received 402, parsed again by its dialect, asks for what the invoice says.
+    """Check that the received 402, parsed again by its dialect, gives the invoice's terms.
 
     The operator's setting for a split without a mode is not recorded, so any mode that yields these outputs
     passes.
@@ -323,7 +323,7 @@ def checked(receipt: Receipt) -> list[str]:
 
 
 def untold(receipt: Receipt) -> list[str]:
-    """What the file alone cannot show, and who can show it."""
+    """The facts that the file alone cannot show, each with the party that can show it."""
     told, payment = [], receipt["payment"]
     if (block := payment["block"]) is not None:
         tx_id = payment["tx_hash"] or payment["void_by"]

@@ -1,8 +1,8 @@
-"""`reconcile`: compares the wallet's address, as a provider showed it, with the books, to the unit.
+"""`reconcile`: compares the wallet's address, as a provider showed it, with the ledger, to the unit.
 
-Each transaction at the address must have moved what the books say, or be in flight. Each transaction that the
-books record as on chain must be there. The unspent total must equal wallet + held, except for the reported
-differences.
+Each transaction at the address must have moved the units that the ledger booked, or be in flight. Each transaction
+that the ledger records as on chain must be there. The unspent total must equal wallet + held, except for the
+reported differences.
 
 May import: core, chain's values, store, audit. Never: asks the chain; treats an unanswered question as an absence.
 """
@@ -30,9 +30,9 @@ DifferenceKind = Literal["missing", "foreign", "differing"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A disagreement between the chain and the books.
+    """A disagreement between the chain and the ledger.
 
-    `missing`: on chain by the books, but not there. `foreign`: on chain, but not recorded in the books.
+    `missing`: on chain by the ledger, but not there. `foreign`: on chain, but not recorded in the ledger.
     `differing`: in both, with different amounts.
     """
 
@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A transaction that one side has and the other will have soon; `units`: what the chain has more."""
+    """A transaction that one side has and the other will have soon. `units`: chain minus ledger."""
 
     tx_id: str
     payment_id: str | None
@@ -75,7 +75,7 @@ Told = Difference | InFlight | Doubt | AssetReconciliation | Progress
 
 @dataclass(slots=True)
 class _Gap:
-    """Units that the chain has beyond the books, as far as reported results explain them."""
+    """Units that the chain has beyond the ledger, as far as reported results explain them."""
 
     told: dict[str, int] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Gap:
 
 
 def unlisted(conn: Connection, history: History, since_slot: int, since_ms: int) -> list[Claim]:
-    """Transactions on chain by the books that the history does not list. The caller must look up each."""
+    """Transactions on chain by the ledger that the history does not list. The caller must look up each."""
     return list(onchain.unlisted(conn, history.movements.keys(), since_slot, since_ms))
 
 
@@ -133,7 +133,7 @@ def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -
 
 
 def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference | InFlight | None:
-    """One of our attempts: it must have moved what is booked once final, or what is held for it until then."""
+    """One of our attempts: once final it must have moved the booked units, until then the held ones."""
 
     def differs(what: str) -> Difference:
         return Difference("differing", "payments", own.payment_id, tx.tx_id, what)
@@ -151,7 +151,7 @@ def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference
 
 
 def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int) -> Difference | InFlight | None:
-    """An external transaction: it must have moved what is booked as deposits and external spends."""
+    """An external transaction: it must have moved the units booked as deposits and external spends."""
     net = _net(moved)
     if moved.spent and net != booked:
         refs = ", ".join(moved.spent)
@@ -171,7 +171,7 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int
 def _of_claim(
     claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int, is_forked: bool
 ) -> Difference | InFlight | Doubt | None:
-    """A transaction on chain by the books that is not listed: gone, or older or newer than the listing."""
+    """A transaction on chain by the ledger that is not listed: gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
         return _not_there(claim, tip, is_forked)
     if not isinstance(read, Found):

@@ -1,6 +1,6 @@
-"""Compares signed bytes with the row that holds them and with what had to be paid. Pure.
+"""Compares signed bytes with the row that holds them and with the outputs to pay. Pure.
 
-May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row what the bytes themselves say.
+May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row a fact that the bytes state.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def misread(
     commitment: str | None,
     owner: Owner,
 ) -> Iterator[str]:
-    """Every difference between the bytes and the row, or what had to be paid."""
+    """Every difference of the bytes from the row or from the outputs to pay."""
     tx_id = hashlib.blake2b(reading.body, digest_size=32).digest()
     if tx_id.hex() != row.tx_id:
         yield "its bytes have another transaction id"

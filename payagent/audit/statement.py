@@ -1,4 +1,4 @@
-"""The books of a period: opening balances, every entry, and closing balances.
+"""The ledger over a period: opening balances, every entry, and closing balances.
 
 May import: core, store, audit. Never: holds more than one entry in memory; depends on a format.
 """
@@ -25,7 +25,7 @@ class StatementEntry:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """The books of a period. `closing` has every account with an entry up to the end, even with a zero balance.
+    """The ledger over a period. `closing` has every account with an entry up to the end, even with a zero balance.
 
     `first_ms` and `last_ms` are the times of its first and last content; None if it is empty.
     """

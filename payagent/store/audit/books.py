@@ -76,7 +76,7 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
 
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:
-    """Ids of journal entries without a posting."""
+    """Ids of entries without a posting."""
     rows = conn.execute("SELECT id FROM journal j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry = j.id)")
     return (number for (number,) in rows)
 
@@ -179,7 +179,7 @@ FROM coins c ORDER BY c.rowid
 
 
 class UtxoCount(NamedTuple):
-    """A UTxO as the books count it.
+    """A UTxO as the entries count it.
 
     `times` is 1 or 0; it is -1 for a UTxO that a booked transaction spends although the UTxO itself is not booked.
     """
@@ -199,7 +199,7 @@ def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
 
 
 class MoveRow(NamedTuple):
-    """One change of a prepaid balance; `entry` is the journal entry that books the use."""
+    """One change of a prepaid balance; `entry` is the entry that books the use."""
 
     seq: int
     pool: int
@@ -295,7 +295,7 @@ def _units(text: str) -> dict[str, int]:
 
 
 def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
-    """(entry, kind, tx id) of every journal entry for an external spend, in order."""
+    """(entry, kind, tx id) of every entry for an external spend, in order."""
     return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
 
 

@@ -112,7 +112,7 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
 
     The last connection to close would remove them. A sandboxed process (`payagent.sandbox`) may open only files
     that existed at its start, so it could not open new ones.
-    Yields a function that tells SQLite where to make temporary files from then on.
+    Yields a function that sets SQLite's folder for temporary files from then on.
     """
     with opening(path):
         conn = open_database(path)

@@ -70,8 +70,8 @@ def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
 class Sealer:
     """The last step of every commit: seals the rows that its jobs added.
 
-    It reads each table's last row number before a commit, unless `keep` confirmed the numbers after the previous
-    commit and no other connection has written since. Rows that another connection adds are not sealed.
+    Before a commit it reads each table's last row number. It skips this if `keep` confirmed the numbers after the
+    previous commit and no other connection has written since. Rows that another connection adds are not sealed.
     """
 
     def __init__(self, conn: sqlite3.Connection) -> None:

@@ -41,7 +41,9 @@ _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Columns that are unique in a table, among the rows that match `live` ({0} stands before its columns)."""
+    """Columns that are unique in a table, among the rows that match `live` (an SQL condition; {0} is the row's
+    prefix).
+    """
 
     columns: tuple[str, ...]
     live: str | None = None

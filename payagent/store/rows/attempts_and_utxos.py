@@ -198,8 +198,7 @@ WHERE c.ref = ?
 def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
     """Whether the deposit that a UTxO is, or descends from, is on no chain any more.
 
-    As things stand, nothing that spends the UTxO can land. The same holds for change of a payment that is void for
-    this reason.
+    Nothing that spends the UTxO can land now. The same holds for change of a payment that is void for this reason.
     `known` caches the results for other UTxOs in the same state of the ledger; new results are added.
     """
     known, way, found = {} if known is None else known, list[str](), False

@@ -9,8 +9,9 @@ the sum of its scope's holds in its span, and an audit compares them.
 A use of a prepaid balance counts for its app only, from the time the request was admitted
 (store.rows.prepaid_uses). For the wallet it counted when the balance was bought.
 
-A payment ends when it is posted, and never before its block. What landed within a window therefore counts until
-that window is over. The time of signing would be too early, by as long as the transaction took to land.
+A payment ends when it is posted, and never before its block. A transaction that landed within a window therefore
+counts until that window is over. The time of signing would be too early, by as long as the transaction took to
+land.
 
 The clock shows the time of the newest block, and never an earlier time than the last count. It never goes back
 after a rollback or a restart, and no other clock moves it, so a clock jump frees no limit.

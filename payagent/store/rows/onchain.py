@@ -1,4 +1,4 @@
-"""What the ledger has booked for a transaction, and which transactions it records as on chain.
+"""The booked amounts of a transaction, and the transactions that the ledger records as on chain.
 
 May import: core, store.rows, sqlite3. Never: writes; judges whether a transaction is on chain.
 """

@@ -1,4 +1,4 @@
-"""Payments as they stand, in full or reduced to what tells whether a step is due; and their holds.
+"""Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
 May import: core.invoice, core.payment, sqlite3. Never: writes.
 """
@@ -93,7 +93,7 @@ class PaymentRow:
 
 @dataclass(frozen=True, slots=True)
 class OpenPayment:
-    """The part of an open payment that tells whether a step is due, small enough to keep in memory.
+    """The part of an open payment that shows whether a step is due, small enough to keep in memory.
 
     Fields as in `PaymentRow`; `is_cancel`: whether the current attempt is a cancel.
     """

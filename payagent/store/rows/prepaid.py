@@ -1,4 +1,4 @@
-"""Prepaid balances: their owners (pools), their moves, their totals, and what merchants report.
+"""Prepaid balances: their owners (pools), moves, totals, and merchants' reports.
 
 The moves are the record. Totals and costs are stored beside them, so nothing is summed up on a read.
 May import: core, store. Never: commits; counts by a merchant's report.
@@ -26,7 +26,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A pool's balance in one unit. `coming`: what payments that are not confirmed yet will add."""
+    """A pool's balance in one unit. `coming`: units that payments not yet confirmed will add."""
 
     pool: Pool
     unit: str
@@ -36,7 +36,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a merchant reported about a pool. `why_not_understood` is None if the report was understood."""
+    """A merchant's report about a pool. `why_not_understood` is None if the report was understood."""
 
     source: str
     http_status: int

@@ -159,7 +159,7 @@ def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 
 
 def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
-    """Lovelace spent by top-ups at a merchant since then, fees included, without what was given back.
+    """Lovelace spent by top-ups at a merchant since then, fees included, released holds excluded.
 
     `since_ms` is on the limits' clock (store.rows.limit_counters). Open payments always count.
     """

@@ -1,4 +1,4 @@
-"""What is known about merchants: pinned addresses, agreed prices, unserved streaks, and readiness.
+"""Facts about merchants: pinned addresses, agreed prices, unserved streaks, and readiness.
 
 An event in the same commit records each change (agent.base.merchant_trust); these rows hold the current state.
 May import: core, store.db, sqlite3. Never: commits; decides which merchant to trust.

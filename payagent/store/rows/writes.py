@@ -218,7 +218,7 @@ def release_hold(
     from_ms: int | None = None,
     stage: Stage = "pay",
 ) -> None:
-    """Release a hold. What was spent anyway, such as the fee of a cancel, counts from `from_ms` on."""
+    """Release a hold. Units spent anyway, such as the fee of a cancel, count from `from_ms` on."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND stage = ? AND released_at_ms IS NULL "
         "RETURNING asset",
