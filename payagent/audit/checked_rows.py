@@ -1,6 +1,6 @@
-"""A check of rows that may hold anything, whatever their columns say: where it cannot go on, that is a finding.
+"""Runs a check over rows whose columns may hold any value; a value that the check cannot read becomes a finding.
 
-May import: audit.finding, store.db. Never: takes a file that cannot be read for rows that are wrong.
+May import: audit.finding, store.db. Never: reports an unreadable file as wrong rows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,11 @@ from payagent.store.db.opening import DatabaseError, is_no_text
 T = TypeVar("T")
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What reading a value raises that is not of the form that we write."""
+"""Errors from reading a value that is not in the form that we write."""
 
 
 def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | AuditFinding]:
-    """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
+    """The results of a check. An unreadable value ends this check with a finding; other checks go on."""
     try:
         yield from check
     except (*UNREADABLE, DatabaseError) as error:
@@ -24,7 +24,7 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | A
 
 
 def unreadable(table: str, row: str, error: Exception) -> AuditFinding:
-    """What ended a check. Raised again when it is the file, or our SQL."""
+    """A finding for the error that ended a check. Raises the error again if it is about the file or our SQL."""
     if isinstance(error, DatabaseError) and not is_no_text(error):
         raise error
     return AuditFinding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
-"""The books as a stream of text, in the format that was asked for.
+"""Exports a statement as a stream of text, in the requested format.
 
-May import: core, audit. Never: reads (the statement does); writes an amount that is not exact.
+May import: core, audit. Never: reads the ledger (the statement does); writes an inexact amount.
 """
 
 import csv
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def export(books: Statement, form: Format) -> Iterator[str]:
-    """Pieces of text, which together are the export."""
+    """The export, in pieces of text."""
     if form == "csv":
         return _csv(books)
     write: Callable[[Statement], Iterator[str]] = {
@@ -53,7 +53,7 @@ def _ada(asset: str, units: int) -> str | None:
 
 
 def _csv(books: Statement) -> Iterator[str]:
-    """One row per posting; before and after them a row for each balance."""
+    """One row per posting; rows for the opening balances before them, and for the closing balances after them."""
     piece = StringIO()
     writer = csv.writer(piece, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""What an audit tells: a finding, how far it is, and where the chain of seals ends.
+"""The results of an audit: a finding, its progress, and the newest seal.
 
 May import: the standard library, core.problems. Never: I/O.
 """
@@ -13,7 +13,7 @@ _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """What is wrong, and in which row of which table it shows."""
+    """A fault, and the table and row where it shows."""
 
     table: str
     row: str
@@ -22,7 +22,7 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How many rows of a table (or payments with all that belongs to them) have been looked at."""
+    """How many rows of a table have been checked (or payments, with all their rows)."""
 
     table: str
     rows: int
@@ -30,7 +30,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest seal, which everything up to it follows from."""
+    """The newest seal, which covers everything before it."""
 
     seq: int
     hash: str
@@ -40,7 +40,7 @@ class Head:
 
 
 def parse_head(text: str) -> Head:
-    """As it was told; else `bad_request`."""
+    """Parse `seq:hash`, the form that `verify` prints. Refused: `bad_request`."""
     match = _HEAD.fullmatch(text)
     if match is None:
         raise Refused("bad_request", "a head is the number and the hash of a seal, as verify told it", key="head")
@@ -48,5 +48,5 @@ def parse_head(text: str) -> Head:
 
 
 def numbers(first: int, last: int) -> str:
-    """Rows by their numbers."""
+    """A range of row numbers, as text."""
     return f"{first}" if first == last else f"{first} to {last}"

@@ -1,7 +1,8 @@
-"""What counts against limits: each hold what it ought to, and what is kept as spent is what the holds count.
+"""Checks what counts against limits: each hold, and the stored counters against the holds.
 
-That the holds are what the ledger books is checked with the payments. May import: core, store, audit. Never:
-decides whether a limit was kept (what was in force at a time, the events tell).
+`audit.payments` checks the holds against the entries.
+May import: core, store, audit. Never: decides whether a limit was exceeded (the events record which limits were in
+force).
 """
 
 import json
@@ -40,7 +41,7 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
 
 
 def _set(conn: Connection) -> Iterator[AuditFinding]:
-    """The limits that were set at run time are those that the events tell."""
+    """Check that the run-time limits are those that the events set."""
     told: dict[tuple[Scope, str, Window], int] = {}
     for detail in counted.limits_set(conn):
         try:
@@ -50,7 +51,7 @@ def _set(conn: Connection) -> Iterator[AuditFinding]:
             if event["most"] is not None:
                 told[key] = int(event["most"])
         except UNREADABLE:
-            continue  # the events' own check finds a row that is none of ours
+            continue  # the check of the events reports a row that we did not write
     kept = set(spending.limits(conn))
     for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):
         row = " ".join((limit.scope.app or "any", limit.scope.merchant or "any", limit.asset, limit.window))

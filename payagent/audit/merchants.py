@@ -1,6 +1,6 @@
-"""What is kept of merchants, added ones, addresses, prices, strikes and readiness, is what the events tell.
+"""Checks that stored merchants, pinned addresses, prices, unserved streaks and readiness follow from the events.
 
-May import: core, store, audit. Never: decides whom to trust (the rules of a time are not in the books).
+May import: core, store, audit. Never: decides which merchant to trust (the ledger does not record past rules).
 """
 
 import json
@@ -15,13 +15,13 @@ from payagent.store.rows import merchants
 
 Key = tuple[object, ...]
 Rows = dict[Key, Any]
-"""Rows of a table: what names each, and what else it says."""
+"""Rows of a table: the key of each, and its other columns."""
 
 Detail = Mapping[str, Any]
 
 
 def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
-    """Each table that is kept of merchants is what its events lead to."""
+    """Check that each table about merchants follows from its events."""
     kept: dict[str, Rows] = {
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
         "pins": dict.fromkeys(books.pins(conn)),
@@ -35,7 +35,7 @@ def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
             table, follow = _FOLLOWED[event]
             follow(told[table], json.loads(detail), at_ms)
         except UNREADABLE:
-            continue  # the events' own check finds a row that is none of ours
+            continue  # the check of the events reports a row that we did not write
     for table, rows in kept.items():
         yield from _compare(table, rows, told[table])
 
@@ -69,7 +69,7 @@ def _agreed(rows: Rows, event: Detail, _at_ms: int) -> None:
 
 
 def _counted(rows: Rows, event: Detail, _at_ms: int) -> None:
-    """What is not served by a merchant that is stopped already, or served by it, leaves it stopped."""
+    """Set the unserved streak. A merchant that is stopped stays stopped."""
     _, since_ms = rows.get((event["merchant"],), (0, None))
     rows[event["merchant"],] = (int(event["strikes"]), since_ms)
 
@@ -109,4 +109,4 @@ _FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "proof_refused_early": ("readiness", _refused_early),
     "readiness_reset": ("readiness", _readiness_reset),
 }
-"""Every event that changes what is kept of a merchant: in which table, and how."""
+"""Every event that changes a table about merchants: the table, and how to apply the event."""

@@ -1,8 +1,8 @@
-"""All payments, in shares: one is checked by its own rows alone, so that processes can look at them side by side.
+"""Checks all payments in shares, in several processes: a payment is checked by its own rows alone.
 
-Each process reads the file for itself and a moment later than the first, which changes nothing: a payment and what
-belongs to it are one consistent state for it too.
-May import: store, audit. Never: starts a process for books that one reads in a few seconds.
+Each process reads the file itself, a moment after the first. That is safe: it sees each payment and its rows in
+one consistent state too.
+May import: store, audit. Never: starts a process for a ledger that one process reads in a few seconds.
 """
 
 import os
@@ -31,18 +31,20 @@ SHARES_ALONE_MAX = 10
 HELPERS_MAX = 3
 
 _open = ExitStack()
-"""What a process that helps reads from until it ends."""
+"""Keeps a helper process's connection open until it ends."""
 
 Span = tuple[int, int]
 Found = tuple[int, list[AuditFinding]]
-"""How many payments there were, and what was found."""
+"""(number of payments, findings)."""
 
 
 @contextmanager
 def shared_out(
     conn: Connection, owner: Owner, share: int = SHARE
 ) -> Generator[Iterator[AuditFinding | Progress], None, None]:
-    """What there is to tell of the payments. Others begin with them now; who takes of it joins in."""
+    """Findings and progress for all payments. Helper processes start at once; the consumer of the iterator joins
+    in.
+    """
     spans = list(payment_spans(conn, share))
     helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
     path = books.path_of(conn)
@@ -58,7 +60,10 @@ def shared_out(
 
 
 def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
-    """All of it at once; by halves where a row cannot be read, until one payment is left that has it."""
+    """Check a share of the payments in one read.
+
+    If a row is unreadable, split the share in halves until one payment is left that has it.
+    """
     first, last = span
     try:
         return _check(conn, owner, span)
@@ -87,25 +92,25 @@ def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
 
 @cache
 def _read_from(path: Path) -> Connection:
-    """One state of the books for all shares, and what was read of them for one is at hand for the next."""
+    """One snapshot for all shares of a process, with one page cache."""
     return _open.enter_context(Readers(path).snapshot())
 
 
 def _begin_to_help() -> None:
-    """Signals are for the first process alone; who helps it ends with it, however that comes."""
+    """Ignore SIGINT, which only the first process handles, and end when the first process ends, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
 
 
 def _end_with_the_first() -> None:
-    # not by the kernel's signal for a parent's death: that comes when the thread ends that started the process
+    # not PR_SET_PDEATHSIG: it fires when the thread that started the process ends
     if (first := parent_process()) is not None:
         first.join()
         os._exit(1)
 
 
 def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]) -> Iterator[Found]:
-    """From the last share on, what nobody has begun with; then what the others found."""
+    """From the last share back, check those that no helper has begun; then yield the helpers' results."""
     begun: list[Span] = []
     for span in reversed(shares):
         if shares[span].cancel():

@@ -1,9 +1,9 @@
-"""One payment against its own bytes and its own history: pure, from its rows to what is wrong with them.
+"""Checks one payment against its own bytes and events: a pure function from its rows to findings.
 
-The events, which are chained by their hashes, say what happened; what the other rows must be then follows: what
-of the payment's row may change, the attempts, the sightings, the reservations, each entry of the journal to the
-unit. The bytes say what was signed.
-May import: core, store's rows, audit. Never: I/O; changes how it judges by what a row claims of itself.
+The events, which are chained by their hashes, record what happened. All other rows must follow from them: the
+payment's changeable columns, the attempts, block observations, reservations, and each entry to the unit. The bytes
+show what was signed.
+May import: core, store's rows, audit. Never: I/O; lets a row's own claims change how it is judged.
 """
 
 import json
@@ -37,22 +37,22 @@ _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
 _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
 _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed_at_ms"}
-"""Columns that change with a move, whose event tells them."""
+"""Columns that change with a state transition; its event records them."""
 
 _OF_A_NEW_ONE = dict.fromkeys(STANDING)
 
-# named once: a member that is looked up in its enum costs more than most of what is asked of it below
+# looking up an enum member costs more than most checks below
 _HOLD, _REJECT, _CANCEL, _LEAVE = Event.HOLD, Event.REJECT, Event.CANCEL, Event.LEAVE
 _CONFIRM, _VOID, _BLOCK_LOST = Event.CONFIRM, Event.VOID, Event.BLOCK_LOST
 _SIGNED = frozenset({Event.SIGN, Event.CANCEL})
 _BOOKED = frozenset({_HOLD, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
-"""Events that the journal may tell of."""
+"""Events that may write an entry."""
 
 _SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
-"""What came into a block, by the event that tells of it."""
+"""The kind of attempt that came into a block, by the event that records it."""
 
 _DEEPER = frozenset({Event.CONFIRM, Event.SETTLE})
-"""Events of the block in which it was seen: they change nothing else, whatever they tell."""
+"""Events about the block in which the attempt was seen; they change no other column, whatever their detail."""
 
 _IN_BLOCK = ON_CHAIN | {State.VOID}
 _SPENT = POSTED | {State.VOID}
@@ -61,7 +61,9 @@ _WITHOUT_UTXOS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.
 
 
 class Step(NamedTuple):
-    """One move of the payment: from which state, what its event tells, and what counts afterwards."""
+    """One transition of the payment: the state before, the event's detail, and the current attempt and invoice
+    after.
+    """
 
     event: Event
     row: EventRow
@@ -72,7 +74,7 @@ class Step(NamedTuple):
 
 
 def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
-    """Everything that is wrong with one payment."""
+    """All findings about one payment."""
     steps, readings = yield from check_record(case, owner)
     yield from _check_intent(case)
     yield from _check_submissions(case, steps)
@@ -81,7 +83,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
 
 
 def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tuple[list[Step], dict[str, Reading]]]:
-    """Check what a payment's receipt alone tells: its events, bytes, terms, blocks, holds and entries."""
+    """Check the part of a payment that a receipt contains: events, bytes, terms, blocks, holds and entries."""
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
@@ -95,7 +97,7 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
 
 @lru_cache(maxsize=1000)
 def _detail(text: str) -> Mapping[str, object]:
-    """What an event tells; many tell the same."""
+    """The detail of an event, parsed; cached, because many are equal."""
     try:
         told, end = _read(text)
     except (ValueError, RecursionError):
@@ -104,7 +106,7 @@ def _detail(text: str) -> Mapping[str, object]:
 
 
 def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
-    """The events through the tables of transitions; what they lead to is what the payment's row must say."""
+    """Run the events through the transition tables and compare the result with the payment's row."""
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
     standing: dict[str, object] = {
         **_OF_A_NEW_ONE,
@@ -159,7 +161,7 @@ def _shown(value: object) -> object:
 def _read_attempts(
     case: Case, owner: Owner, steps: list[Step]
 ) -> Generator[AuditFinding, None, dict[str, Reading]]:
-    """Each attempt's bytes against its row, its event and what the payment is to pay."""
+    """Check each attempt's bytes against its row, its event, and the outputs that the payment must pay."""
     signed = [step for step in steps if step.event in _SIGNED]
     readings: dict[str, Reading] = {}
     for place, attempt in enumerate(case.attempts):
@@ -195,7 +197,7 @@ def _read_attempts(
 
 
 def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
-    """It belongs to its intent's app and pays what its invoices say, which is what their terms hashes are of."""
+    """Check that the payment belongs to its intent's app, and that its invoices' terms match their hashes."""
     for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
             yield AuditFinding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
@@ -217,7 +219,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
 
 
 def _check_intent(case: Case) -> Iterator[AuditFinding]:
-    """A derived intent ends when its call is first served; another one never does."""
+    """A derived intent ends when its request is first served; other intents never end."""
     intent = case.intent
     if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.derived else None):
         what = f"it ended at {intent.ended_at_ms}, its call was first served at {intent.served_at_ms}"
@@ -225,9 +227,9 @@ def _check_intent(case: Case) -> Iterator[AuditFinding]:
 
 
 def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
-    """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does.
+    """Check that each event of entering a block has a matching block observation of an attempt of the right kind.
 
-    Unless it is void it goes by an attempt, and by nobody else's transaction.
+    Unless it is void, the payment's current transaction must be one of its attempts.
     """
     shown = [step for step in steps if step.event in _SHOWN and not _is_void_from_outside(step)]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
@@ -254,14 +256,14 @@ def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFi
 
 
 def _is_void_from_outside(step: Step) -> bool:
-    """Whether it is void by somebody else's transaction, which has sightings of its own (audit.verify), or by time
-    limits.
+    """Whether an external transaction or another payment's (observed separately, see audit.verify) or time limits
+    made the payment void.
     """
     return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_by", "time_over"))
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
-    """What is void because nothing of it can land in time is so by a block past all time limits, and for good."""
+    """Check that a payment void by time limits has a block past all its TTLs, and no later step."""
     last_slot = max((attempt.ttl_slot for attempt in case.attempts), default=0)
     for step in steps:
         slot = step.told.get("block_slot")
@@ -274,7 +276,7 @@ def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
 
 
 def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
-    """What left the process left when its event says so, and who answered had been sent something."""
+    """Check that each submit event has a submission, and that every provider that answered was sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
         if step.event is _LEAVE and not step.told.get("to") and step.row.at_ms not in times:
@@ -298,9 +300,9 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
 def _check_holds(
     case: Case, steps: list[Step], readings: Mapping[str, Reading], paid: Mapping[str, Units]
 ) -> Iterator[AuditFinding]:
-    """What is held is the most that signed bytes take from the wallet, from the decision until it is given back.
+    """Check that the hold equals the cost of the first attempt, from the decision until its release.
 
-    No attempt takes more, and the one that was decided on takes just that.
+    No later attempt may cost more than the hold.
     """
     held = next((step for step in steps if step.event is _HOLD), None)
     if (held is None) != (not case.holds):
@@ -329,7 +331,7 @@ def _check_holds(
 
 
 def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[AuditFinding]:
-    """The journal has, of this payment, what its events book: each entry, to the unit, and no other."""
+    """Check that the payment's entries are exactly those that its events book, to the unit."""
     wanted = list(_booked(case, steps, paid)) if case.holds else []
     for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
         lines = sorted(entry.postings)
@@ -347,7 +349,7 @@ def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> 
 
 @lru_cache(maxsize=1000)
 def _reserved(hold: tuple[tuple[str, int], ...]) -> Entry:
-    """What a hold books; many payments cost the same."""
+    """The entry for a hold; cached, because many payments cost the same."""
     return ledger.reserve(dict(hold))
 
 
@@ -359,7 +361,7 @@ def _posted(
 
 
 def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[tuple[Step, Entry, str | None]]:
-    """What each event books, with the transaction that the entry names."""
+    """The entry that each event books, with the transaction that the entry names."""
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
     origin = next((invoice.origin for invoice in case.invoices.values()), None)
@@ -388,7 +390,7 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
 
 
 def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[AuditFinding]:
-    """The coins that an attempt makes for us are those that its bytes make. An attempt that can never land needs
+    """Check that the UTxOs that an attempt makes for us match its bytes. An attempt that can never land needs
     none.
     """
     made: dict[str, Mapping[str, int]] = {}
@@ -412,13 +414,13 @@ def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
 
 
 def _chosen(steps: list[Step]) -> frozenset[str]:
-    """The coins that later attempts were to spend, whether they were signed or not."""
+    """UTxOs chosen for later attempts, signed or not."""
     chosen = (str(step.told.get("inputs")) for step in steps if step.event is Event.REPLACE)
     return frozenset(ref for refs in chosen for ref in refs.split(" "))
 
 
 def _check_reservations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
-    """From the decision until no rollback reaches it, a payment has the coins that its attempts spend."""
+    """Check that a payment reserves the UTxOs that its attempts spend, until no rollback can reach it."""
     state = case.standing["state"]
     spent = frozenset(ref for attempt in case.attempts for ref in attempt.inputs) | _chosen(steps)
     if state in _WITHOUT_UTXOS:

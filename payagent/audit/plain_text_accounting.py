@@ -1,7 +1,8 @@
-"""The books for plain-text accounting: beancount and hledger, each by its own rules, with the same accounts.
+"""Writes a statement for plain-text accounting: beancount and hledger, each by its own syntax, with equal
+accounts.
 
-A token is named by the hash of its policy and name, never by what its maker calls it: anybody can mint an "ADA".
-May import: core, audit. Never: writes a name that the program would read otherwise.
+A token is named by the hash of its policy and name, never by its display name: anyone can mint an "ADA".
+May import: core, audit. Never: writes a name that either program would read differently.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9]+", re.ASCII)
 
 @lru_cache(maxsize=4096)
 def account_name(account: str) -> str:
-    """An account as both programs take it; a merchant's has the hash of its origin, so that no two are one."""
+    """An account name that both programs accept. A merchant's includes a hash of its origin, to be unique."""
     if account in _ACCOUNTS:
         return _ACCOUNTS[account]
     kind, _, origin = account.partition(":")
@@ -43,7 +44,7 @@ def account_name(account: str) -> str:
 
 @lru_cache(maxsize=4096)
 def commodity_name(asset: str) -> str:
-    """ADA, or T and 16 characters of the hash of what names the token on the chain."""
+    """ADA, or T and 16 characters of the hash of the token's on-chain id."""
     return "ADA" if asset == LOVELACE else "T" + hashlib.sha256(asset.encode()).hexdigest()[:16].upper()
 
 
@@ -66,7 +67,7 @@ def _title(books: Statement) -> str:
 
 
 def _day(ms: int, later: int = 0) -> str:
-    """A day that has one after it, which is that of the closing balances."""
+    """The UTC day, at most the last day but one: the day after it must exist for the closing balances."""
     day = min(datetime.fromtimestamp(ms // 1000, UTC).date(), _LAST_DAY)
     return (day + timedelta(days=later)).isoformat()
 

@@ -1,6 +1,6 @@
-"""Prepaid balances against their moves, and the moves against the payments and entries that they belong to.
+"""Checks prepaid balances against their moves, and the moves against their payments and entries.
 
-May import: core, store, audit. Never: asks a merchant; changes how it judges by what a count claims of itself.
+May import: core, store, audit. Never: asks a merchant; lets a stored total change how it judges.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,9 @@ Balances = dict[tuple[int, str], PrepaidBalance]
 
 
 def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
-    """Every move follows from the ones before it, is booked to the unit, and together they make the counts."""
+    """Check that every move follows from those before it, is booked to the unit, and that the moves add up to the
+    totals.
+    """
     balances: Balances = {}
     origins = {pool.id: pool.origin for pool in prepaid.all_pools(conn)}
     count = 0
@@ -39,14 +41,14 @@ def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
 
 
 def _check_topups(conn: Connection) -> Iterator[AuditFinding]:
-    """Each order ended as its event says, or is open."""
+    """Check that each top-up ended as its event says, or is open."""
     for number, ended, told in books.topup_ends(conn):
         if ended != told:
             yield AuditFinding("topups", str(number), f"it ended as {ended}, by its event as {told}")
 
 
 def _follow(conn: Connection, row: MoveRow, before: PrepaidBalance, origin: str) -> PrepaidBalance | None:
-    """What the balance must be after a move; None when it is bought by nothing."""
+    """The balance that must follow a move; None if no payment bought it."""
     if row.kind == "use":
         return use(before, row.used + row.unexplained)
     paid = _paid(conn, row, origin)
@@ -56,7 +58,7 @@ def _follow(conn: Connection, row: MoveRow, before: PrepaidBalance, origin: str)
 
 
 def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
-    """What the payment's posting put aside as prepaid."""
+    """The units that the payment's posting put into the prepaid account."""
     lines = journal.postings(conn, books.bought_by(conn, row))
     return {asset: units for account, asset, units in lines if account == prepaid_account(origin)}
 

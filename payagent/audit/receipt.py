@@ -1,9 +1,10 @@
-"""A payment's receipt, read again by whoever has the file and nothing else: is it consistent in itself?
+"""Checks a payment's receipt from the file alone: is it consistent in itself?
 
-The wallet's signature stands for what the transaction pays, the terms hash for what was asked, each event's hash
-for what the event says; everything else must follow from these. Who writes a receipt anew, hashes and all, can
-still make up what is not signed: `untold` says what only the chain or the ledger can tell.
-May import: core, dialects, store's rows, audit. Never: I/O; a clock.
+The wallet's signature proves the transaction, the terms hash proves the invoice, and each event's hash proves the
+event. Everything else must follow from these. A forger who recomputes all hashes can still invent whatever is not
+signed; `untold` lists the facts that only the chain or the ledger can show.
+Start reading at `check_receipt`; `receipt_form` parses the file.
+May import: core, dialects, store's rows, audit. Never: I/O; reads a clock.
 """
 
 import hashlib
@@ -36,28 +37,28 @@ from payagent.store.rows.events import event_hash
 from payagent.store.rows.upkeep import UPKEEP_APP
 
 DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
-"""Events that tell why there is a payment, or none."""
+"""Events that explain why there is a payment, or none."""
 ANSWERS = frozenset(
     (
         "merchant_answered", "merchant_refused", "merchant_said", "invoiced_again",
         "delivery_present", "delivery_accept", "delivery_give_up",
     )
 )  # fmt: skip
-"""Events that tell what the merchant said, to the retry and otherwise."""
+"""Events about the merchant's answers, to the retry and to other requests."""
 
 _402_MAX_BYTES = 6 * 1024 * 1024
-"""As much as the longest body and head that are read of a merchant come to, of letters that take six each."""
+"""The longest body and headers that are read from a merchant, if every character takes six bytes in JSON."""
 
 _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 
 
 def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
-    """Everything in it that does not follow from the rest."""
+    """Every part of the receipt that does not follow from the rest."""
     owner = owner_of(receipt)
     ids = {str(number): invoice["invoice_id"] for number, invoice in invoices_of(receipt).items()}
     yield from _check_events(receipt)
     for one in check_record(case_of(receipt), owner):
-        # a receipt knows an invoice by its id
+        # a receipt names an invoice by its id
         yield AuditFinding(one.table, ids[one.row], one.what) if one.table == "invoices" else one
     yield from _check_told(receipt)
     yield from _check_limits(receipt)
@@ -69,7 +70,7 @@ def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
-    """Each event's own hash, and the link to the one before where that is the payment's too."""
+    """Check each event's hash, and its link to the event before if that is also the payment's."""
     payment_id, events = receipt["payment"]["id"], receipt["events"]
     for event in events:
         told = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
@@ -89,7 +90,7 @@ def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
-    """Decisions and answers are repeated from the events, for people."""
+    """Check `decisions` and `answers`, which repeat events for readers."""
     for part, names in (("decisions", DECISIONS), ("answers", ANSWERS)):
         told = [
             {
@@ -106,7 +107,7 @@ def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
-    """What each limit left was enough for what is held."""
+    """Check that every limit left enough for the hold."""
     held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
     for event in receipt["events"]:
         told = json.loads(event["detail"])
@@ -123,7 +124,10 @@ def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
-    """The fingerprint is of what was asked for, or an order of upkeep's; a key that nobody chose is made of it."""
+    """Check the fingerprint, and a derived key that is made from it.
+
+    The fingerprint is the hash of the request or of the operator's transfer. For upkeep it is the intent's id.
+    """
     payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
     kind, outputs = payment["kind"], payment["outputs"]
     first = outputs[0] if outputs else dict.fromkeys(("address", "asset", "units"))
@@ -165,14 +169,15 @@ def _is_its_key(receipt: Receipt) -> bool:
 
 
 def _own_id(receipt: Receipt, invoice: dict[str, Any]) -> str:
-    """The invoice's id without the payment's, which makes an id of terms that have none their own."""
+    """The invoice id without the payment id, which is appended for terms that have no id of their own."""
     return str(invoice["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
 
 
 def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[AuditFinding]:
-    """The 402 as received, read again by its dialect, asks for what the invoice says.
+    """Check that the received 402, parsed again by its dialect, gives the invoice's terms.
 
-    How the operator has a split without a mode read is not recorded: any way that gives these outputs will do.
+    The operator's setting for a split without a mode is not recorded, so any mode that yields these outputs
+    passes.
     """
     whys = []
     modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
@@ -189,9 +194,9 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
 
 
 def _response(text: str) -> HttpResponse:
-    """A 402 as the ledger keeps it: status, headers, and its body as text, as a value, or in base64.
+    """A 402 as the ledger stores it: status, headers, and the body as text, as a JSON value, or in base64.
 
-    What stands beside the terms may be any text; they are read as strictly as when they came.
+    Strings beside the terms may be any text. The terms are parsed as strictly as on arrival.
     """
     told = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH, any_text=True)
     if not isinstance(told, dict) or told.keys() - {"headers"} not in (
@@ -218,16 +223,16 @@ def _response(text: str) -> HttpResponse:
 
 
 class _AnyName(frozenset[str]):
-    """By which other origins the operator lets a merchant name itself is not recorded: any will do."""
+    """Contains every origin: the origins that the operator lets a merchant name itself by are not recorded."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: SplitMode | None) -> Reading:
-    """What was brought to the reading then, but for the call's headers, which no record has.
+    """The context of the original parse, without the request's headers, which are not recorded.
 
-    Of a commitment's salt any will do: the bytes say what it was.
+    A commitment's salt may be any bytes here: the signed bytes hold the commitment.
     """
     request = (receipt["intent"]["request"] or "").split(" ")
     method, path, body_sha256 = request if len(request) == 3 else ("", "", "")
@@ -260,7 +265,7 @@ def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
 
 
 def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
-    """Besides the one that the payment goes by there are those that attempts were signed for, each once."""
+    """Check that every other invoice has its own number, and an attempt that was signed for it."""
     told = told_invoices(receipt)
     times = Counter(invoice["number"] for invoice in told)
     for invoice in told:
@@ -273,7 +278,7 @@ def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
-    """What each attempt's retry carries is made of the attempt."""
+    """Check that each attempt's retry headers follow from the attempt."""
     invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
     own = {"X-Request-Id": intent["request_id"]}
     wallet = receipt["wallet"]
@@ -291,7 +296,7 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
                         shown=ProofMaterial(attempt["tx_hash"], cbor, attempt["anchor"], name),
                         echo=invoice["echo"],
                         partner=headers.get("X-Partner"),
-                        # a prepaid balance may be another wallet's, as the call said it
+                        # the prepaid balance may be another wallet's, named by the request
                         wallet=headers.get("X-Wallet-Address", wallet) if payment["is_prepaid"] else wallet,
                     )
                     | own
@@ -304,7 +309,7 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def checked(receipt: Receipt) -> list[str]:
-    """What was looked at, in words."""
+    """The checks that were made, in words."""
     told = ["each event's hash is of what the event says, and the payment is where its events lead"]
     if receipt["invoice"] is not None:
         told.append("the 402 as received asks for these outputs, and the terms hash is of them")
@@ -318,7 +323,7 @@ def checked(receipt: Receipt) -> list[str]:
 
 
 def untold(receipt: Receipt) -> list[str]:
-    """What the file alone cannot show, and who can."""
+    """The facts that the file alone cannot show, each with the party that can show it."""
     told, payment = [], receipt["payment"]
     if (block := payment["block"]) is not None:
         tx_id = payment["tx_hash"] or payment["void_by"]

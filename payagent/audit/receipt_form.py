@@ -1,8 +1,8 @@
-"""A receipt's file into values, and into the rows that it was made of.
+"""Parses a receipt file into values, and into the rows that it was made from.
 
-Every key must be there and no other, each value of its type and within bounds.
-May import: core, store's rows, audit.finding, audit.signed_bytes. Never: I/O; judges what a well-formed receipt
-says.
+Every key must be present and no other, and each value must have its type and be within bounds.
+May import: core, store's rows, audit.finding, audit.signed_bytes. Never: I/O; judges the content of a well-formed
+receipt.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def read_units(value: object, where: str) -> int:
 
 
 def _row_units(value: object, where: str) -> int:
-    """Units as a row of the ledger holds them. More would make no end of postings where they are compared."""
+    """Units that fit a ledger row. A larger amount would yield endless postings when it is compared."""
     units = read_units(value, where)
     if abs(units) > _INTEGER_MAX:
         raise _invalid(where, "an amount that one row can hold")
@@ -98,7 +98,7 @@ def _bytes(value: object, where: str) -> bytes:
 
 
 def _detail(value: object, where: str) -> str:
-    """What an event tells, as the text that its hash is of."""
+    """An event's detail, as the text that its hash covers."""
     try:
         told = strict_json.loads(_text(value, where))
     except Refused:
@@ -218,7 +218,7 @@ _FORM = _record(
 
 
 def read_receipt(raw: bytes) -> Receipt:
-    """The receipt that a file holds; `receipt_invalid` when it holds none."""
+    """The receipt in a file. Refused: `receipt_invalid`."""
     try:
         value = strict_json.loads(raw, max_bytes=RECEIPT_MAX_BYTES)
     except Refused as refused:
@@ -249,7 +249,7 @@ def _outputs(rows: list[dict[str, Any]]) -> tuple[OutputRow, ...]:
 
 
 def case_of(receipt: Receipt) -> Case:
-    """The receipt as the rows that it was made of; it has neither coins nor reservations nor submissions."""
+    """The receipt as the rows that it was made from; without UTxOs, reservations and submissions."""
     payment, intent = receipt["payment"], receipt["intent"]
     invoices = invoices_of(receipt)
     names = (
@@ -297,12 +297,12 @@ def case_of(receipt: Receipt) -> Case:
 
 
 def invoices_of(receipt: Receipt) -> dict[int, dict[str, Any]]:
-    """The invoices that it tells of, by their numbers; first the one that the payment goes by."""
+    """The receipt's invoices by number; the payment's current one first."""
     return {invoice["number"]: invoice for invoice in told_invoices(receipt)}
 
 
 def told_invoices(receipt: Receipt) -> list[dict[str, Any]]:
-    """All that stand in it, whatever numbers they are given."""
+    """All invoices in the receipt, even if numbers repeat."""
     return [*([] if receipt["invoice"] is None else [receipt["invoice"]]), *receipt["other_invoices"]]
 
 

@@ -1,9 +1,10 @@
-"""`reconcile`: the wallet's own address as a provider showed it, against the books, to the unit.
+"""`reconcile`: compares the wallet's address, as a provider showed it, with the ledger, to the unit.
 
-Each transaction moved there what the books say that it moved, or is on its way into them; each that the books say
-is on the chain is there; and what is unspent there is wallet + held, but for what was told.
+Each transaction at the address must have moved the units that the ledger booked, or be in flight. Each transaction
+that the ledger records as on chain must be there. The unspent total must equal wallet + held, except for the
+reported differences.
 
-May import: core, chain's values, store, audit. Never: asks the chain; takes what was not told for an absence.
+May import: core, chain's values, store, audit. Never: asks the chain; treats an unanswered question as an absence.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,10 +30,10 @@ DifferenceKind = Literal["missing", "foreign", "differing"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What the chain and the books do not say alike.
+    """A disagreement between the chain and the ledger.
 
-    `missing`: by the books on the chain, and not there. `foreign`: on the chain, and not of the books' making.
-    `differing`: in both, with other amounts.
+    `missing`: on chain by the ledger, but not there. `foreign`: on chain, but not recorded in the ledger.
+    `differing`: in both, with different amounts.
     """
 
     kind: DifferenceKind
@@ -44,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """What one of the two has and the other is about to have; `units` are those that the chain has more."""
+    """A transaction that one side has and the other will have soon. `units`: chain minus ledger."""
 
     tx_id: str
     payment_id: str | None
@@ -54,14 +55,14 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Something that could not be told."""
+    """A question that could not be answered."""
 
     what: str
 
 
 @dataclass(frozen=True, slots=True)
 class AssetReconciliation:
-    """An asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
+    """One asset: wallet + held, the unspent total at the address, and how much of the difference is in flight."""
 
     asset: str
     books_units: int
@@ -74,7 +75,7 @@ Told = Difference | InFlight | Doubt | AssetReconciliation | Progress
 
 @dataclass(slots=True)
 class _Gap:
-    """What the chain has more than the books, as far as it was told why."""
+    """Units that the chain has beyond the ledger, as far as reported results explain them."""
 
     told: dict[str, int] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class _Gap:
 
 
 def unlisted(conn: Connection, history: History, since_slot: int, since_ms: int) -> list[Claim]:
-    """What the books say is on the chain and the history does not list: each is to be asked for."""
+    """Transactions on chain by the ledger that the history does not list. The caller must look up each."""
     return list(onchain.unlisted(conn, history.movements.keys(), since_slot, since_ms))
 
 
@@ -99,10 +100,11 @@ def reconcile(
     *,
     is_forked: bool,
 ) -> Iterator[Told]:
-    """Everything that does not agree, what is in flight, and how it stands; `conn` is in one read transaction.
+    """All differences, what is in flight, and the result for each asset. `conn` must be in one read transaction.
 
-    `asked` are the unlisted claims with the provider's word on each; `booked_height` is up to where all deposits
-    were booked before the history was read, and `is_forked` that what payagent last saw is on the chain no more.
+    `asked`: the unlisted claims, each with the provider's answer. `booked_height`: the height up to which all
+    deposits were booked before the history was read. `is_forked`: the block that payagent last saw is no longer on
+    the chain.
     """
     gap = _Gap()
     yield from _listed(conn, history, booked_height, gap)
@@ -131,7 +133,7 @@ def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -
 
 
 def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference | InFlight | None:
-    """One of our attempts: it moved what is booked once that is final, and until then what is held for it."""
+    """One of our attempts: once final it must have moved the booked units, until then the held ones."""
 
     def differs(what: str) -> Difference:
         return Difference("differing", "payments", own.payment_id, tx.tx_id, what)
@@ -149,7 +151,7 @@ def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference
 
 
 def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int) -> Difference | InFlight | None:
-    """A transaction of somebody else's: it moved what is booked as deposits, and as spent elsewhere."""
+    """An external transaction: it must have moved the units booked as deposits and external spends."""
     net = _net(moved)
     if moved.spent and net != booked:
         refs = ", ".join(moved.spent)
@@ -169,7 +171,7 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int
 def _of_claim(
     claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int, is_forked: bool
 ) -> Difference | InFlight | Doubt | None:
-    """What the books say is on the chain and is not listed: it is gone, or older or newer than the listing."""
+    """A transaction on chain by the ledger that is not listed: gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
         return _not_there(claim, tip, is_forked)
     if not isinstance(read, Found):
@@ -185,8 +187,11 @@ def _of_claim(
 
 
 def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight | Doubt:
-    """What is not booked yet may go back and come again. What a fork took payagent knows soon: when it has looked,
-    when the chain has come as far again, and when it was denied often enough that a coin is there.
+    """A claim whose transaction is not on chain.
+
+    An attempt that is not booked yet may leave its block and return. For a booked one, payagent may be unsure of a
+    fork: until its next pass, until the chain is as high again, or until a missing deposit was denied often
+    enough.
     """
     if claim.state is State.IN_BLOCK and not claim.booked:
         return InFlight(claim.tx_id, claim.row, "its block is on the chain no more, and nothing is booked", {})

@@ -1,7 +1,8 @@
-"""The seals against the rows that they are of: every table of record once, in order, all of them side by side.
+"""Checks the seals against the rows that they cover: each table of record once, in order, all tables in parallel.
 
-The events' own chain is looked at as they pass.
-May import: store, audit. Never: holds more than a few rows of a table in memory; enumerates what a row claims.
+The events' own hash chain is checked in the same pass.
+May import: store, audit. Never: holds more than a few rows of a table in memory; enumerates a range that only a
+row claims.
 """
 
 import hashlib
@@ -20,17 +21,17 @@ TOLD_EVERY = 5_000
 _AHEAD = 100
 _MARK = 4
 _LINK = len(',"",""]') + 2 * len(GENESIS)
-"""What an event's text ends with: the hash before and its own."""
+"""Length of the end of an event's text: the hash before and its own."""
 _SEALED = frozenset(SEALED)
 _read = json.JSONDecoder().raw_decode
 
 Row = tuple[int, bytes]
 Span = tuple[str, int, int]
-"""Table, first and last number."""
+"""(table, first row number, last row number)."""
 
 
 class Rows:
-    """The rows of a table that no seal has taken yet. `sealed` is the number that the last one ended with."""
+    """The rows of a table that no seal has taken yet. `sealed`: the last row number of the last seal."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self.sealed = 0
@@ -39,7 +40,7 @@ class Rows:
         self._at = 0
 
     def take(self, first: int, last: int) -> tuple[list[Row], list[Row]]:
-        """The rows before `first`, which no seal is of, and those up to `last`."""
+        """The rows before `first`, which no seal covers, and the rows from `first` to `last`."""
         if last > self.sealed:
             self.sealed = last
         at, end = self._at, self._at + last - first + 1
@@ -64,9 +65,9 @@ class Rows:
 
 
 def _linked(events: Iterator[Row], broken: list[AuditFinding]) -> Iterator[Row]:
-    """The events as they are, and which of them do not follow from the one before.
+    """Yield the events unchanged, and append to `broken` those that do not follow from the event before.
 
-    An event's hash is of its text with the hash before in front in place of the row's number.
+    An event's hash covers its text with the previous hash in place of the row number.
     """
     last_seq, last_hash = 0, GENESIS.encode()
     for row in events:
@@ -83,7 +84,7 @@ def _linked(events: Iterator[Row], broken: list[AuditFinding]) -> Iterator[Row]:
 
 
 def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding | Progress | Head]:
-    """Every row is in one seal and is what was sealed; the seals are a chain, which `noted` is in."""
+    """Check that each row is in one seal and unchanged, and that the seals form a chain that contains `noted`."""
     broken: list[AuditFinding] = []
     tables = {table: Rows(books.row_texts(conn, table)) for table in SEALED}
     tables["events"] = Rows(_linked(books.row_texts(conn, "events"), broken))
@@ -133,7 +134,7 @@ def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterato
 
 
 def _spans(what: str, marks: bytes) -> list[Span] | None:
-    """Which rows a seal is of, as many as it has marks; None when it does not say so in its own form."""
+    """The rows that a seal covers, as many as it has marks; None if `what` is not in the form that we write."""
     spans = []
     try:
         told, end = _read(what)
@@ -153,9 +154,7 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
 def _explain(
     seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]
 ) -> Iterator[AuditFinding]:
-    """Find the rows that are not what was sealed, by their marks; or tell of the seal itself, when it is none of
-    them.
-    """
+    """Find the rows that differ from the sealed ones, by their marks. If none does, report the seal itself."""
     texts = [text for rows in found for _, text in rows]
     if len(texts) * _MARK == len(seal.marks):
         marks = marks_of(texts)

@@ -1,6 +1,6 @@
-"""What signed bytes say, against the row that holds them and what was to be paid: pure.
+"""Compares signed bytes with the row that holds them and with the outputs to pay. Pure.
 
-May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row what the bytes say themselves.
+May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row a fact that the bytes state.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ Reading = DecodedTransaction
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose books these are: the wallet's one address, and its network."""
+    """The owner of the ledger: the wallet's only address, and its network."""
 
     address: Address
     network: Network
 
 
 def read(cbor: bytes) -> Reading | str:
-    """The transaction, or why the bytes are not one of ours."""
+    """The decoded transaction, or the reason why the bytes are not one of ours."""
     try:
         return decode(cbor)
     except (Undecodable, RecursionError, IndexError, KeyError, TypeError) as error:
@@ -57,7 +57,7 @@ def misread(
     commitment: str | None,
     owner: Owner,
 ) -> Iterator[str]:
-    """What the bytes and the row (or what was to be paid) say differently."""
+    """Every difference of the bytes from the row or from the outputs to pay."""
     tx_id = hashlib.blake2b(reading.body, digest_size=32).digest()
     if tx_id.hex() != row.tx_id:
         yield "its bytes have another transaction id"
@@ -95,7 +95,11 @@ def _is_signed_by(reading: Reading, tx_id: bytes, owner: Owner) -> bool:
 
 
 def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind: str, owner: Owner) -> bool:
-    """A cancel pays only the wallet; a sweep what its outputs list; the rest each output on its own, in order."""
+    """Whether the bytes pay the outputs.
+
+    A cancel pays only the wallet. A `sweep` pays the whole value of its outputs as listed. Others pay each output
+    separately, in order.
+    """
     own = owner.address.raw
     if row.kind == "cancel":
         return all(output.address == own for output in reading.outputs)
@@ -119,5 +123,5 @@ def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind
 
 @lru_cache(maxsize=1000)
 def _text(raw: bytes) -> str:
-    """Many payments go to the same few addresses."""
+    """The address as text; cached, because many payments share the same few."""
     return encode_address(raw).text if raw else ""

@@ -1,6 +1,6 @@
-"""The books of a period: what there was at its beginning, every entry, and what there is at its end.
+"""The ledger over a period: opening balances, every entry, and closing balances.
 
-May import: core, store, audit. Never: holds more than one entry in memory; knows a format.
+May import: core, store, audit. Never: holds more than one entry in memory; depends on a format.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Balance = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class StatementEntry:
-    """An entry, and its payment's merchant and app, which is its name."""
+    """An entry, with its payment's merchant, app id and app name."""
 
     row: EntryRow
     origin: str | None
@@ -25,9 +25,9 @@ class StatementEntry:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """`closing` has every account of the entries up to the end, also where it is empty.
+    """The ledger over a period. `closing` has every account with an entry up to the end, even with a zero balance.
 
-    `first_ms` and `last_ms` are the bounds of what is in it; None when that is nothing.
+    `first_ms` and `last_ms` are the times of its first and last content; None if it is empty.
     """
 
     network: str
@@ -40,7 +40,7 @@ class Statement:
 
 
 def statement(conn: Connection, only: Selection, network: str) -> Statement:
-    """What is selected of the books; read as `entries` are taken. `conn` is in one read transaction."""
+    """The statement of a selection. Its entries are read lazily, so `conn` must be in one read transaction."""
     times_ms = [ms for ms in (only.since_ms, *journal.bounds_ms(conn, only)) if ms is not None]
     opening: list[Balance] = []
     if only.since_ms is not None:

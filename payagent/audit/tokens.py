@@ -1,4 +1,4 @@
-"""Which tokens are good is what the events tell: each ends when its app is revoked or given the next one.
+"""Checks that tokens end as the events say: when the app is revoked or gets a new token.
 
 May import: store, audit. Never: sees a token.
 """
@@ -27,7 +27,7 @@ def check_tokens(conn: Connection) -> Iterator[AuditFinding]:
 
 
 def _ends(count: int, events: list[tuple[str, int]]) -> list[int | None]:
-    """When each of an app's tokens ended. The first may have come with the app, which no event tells."""
+    """When each of an app's tokens ended. The first may have been issued with the app, which no event records."""
     ends: list[int | None] = [None] * count
     current = count - 1 - sum(event == "token_given" for event, _ in events)
     is_good = current >= 0

@@ -1,7 +1,7 @@
-"""`verify`: every row of the books, in one pass over each table; tells what it finds as it finds it.
+"""`verify`: checks every row of the ledger in one pass over each table, and yields findings as it goes.
 
-May import: core, store, audit. Never: stops at the first finding; asks anybody but the file; says "clean" of what
-only the chain can tell (a deposit and its coin that were changed alike).
+May import: core, store, audit. Never: stops at the first finding; asks anything but the file; reports as clean a
+fault that only the chain can show (a deposit and its UTxO, both changed alike).
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ Told = AuditFinding | Progress | Head
 
 
 def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterator[Told]:
-    """Everything that is wrong, how far it is, and the newest seal; `conn` is in one read transaction.
+    """Findings, progress and the newest seal. `conn` must be in one read transaction.
 
-    `noted` is the newest seal of an earlier time: what was cut off since is missed by it alone.
+    `noted` is a newest seal from an earlier run: only it can reveal that the end of the chain was cut off.
     """
     yield from _guards(conn)
     with shared_out(conn, owner) as payments:
@@ -71,7 +71,10 @@ def _references(conn: Connection) -> Iterator[Told]:
 
 
 def _entries(conn: Connection) -> Iterator[Told]:
-    """Entries of no payment balance, and deposits are those of the coins. The others are checked with payments."""
+    """Check that entries without a payment balance, and that deposits match their UTxOs.
+
+    Entries of payments are checked with their payments.
+    """
     count = 0
     for entry in books.entries_of_no_payment(conn):
         yield from _entry(conn, entry)
@@ -113,7 +116,7 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
 
 
 def _balances(conn: Connection) -> Iterator[AuditFinding]:
-    """Each account's balance is what its postings come to."""
+    """Check that each account's balance is the sum of its postings."""
     kept = {(account, asset): units for account, asset, units in journal.turnover(conn, journal.EVERYTHING)}
     booked = {(account, asset): units for account, asset, units in journal.added_up(conn)}
     for account, asset in sorted(kept.keys() | booked.keys()):
@@ -123,7 +126,7 @@ def _balances(conn: Connection) -> Iterator[AuditFinding]:
 
 
 def _utxos(conn: Connection) -> Iterator[Told]:
-    """wallet + held is what the coins come to, counting those that are booked and not yet spent by what is."""
+    """Check that wallet + held is the total of the UTxOs that are booked and not spent by a booked transaction."""
     ours: dict[str, int] = {}
     count = 0
     for utxo in books.utxo_counts(conn):
@@ -150,7 +153,9 @@ def _utxos(conn: Connection) -> Iterator[Told]:
 
 
 def _foreign(conn: Connection) -> Iterator[AuditFinding]:
-    """Each sighting of a foreign transaction, and each loss of one, is booked once, with what its coins hold."""
+    """Check that each observation of an external spend, and each loss of one, is booked once, with its UTxOs'
+    value.
+    """
     entries = list(books.foreign_entries(conn))
     block_observations = list(books.foreign_sums(conn))
     for (number, tx_id, there, held), (entry, kind, ref) in zip(block_observations, entries, strict=False):

@@ -1,1 +1,1 @@
-"""Reads of the whole ledger, for `audit`."""
+"""Whole-ledger reads, for the room `audit`."""

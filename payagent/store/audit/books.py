@@ -1,7 +1,7 @@
-"""What an audit reads of the ledger, row by row, beside its payments (`cases`) and its limits (`counted`).
+"""Reads the ledger row by row for an audit: everything but payments (`payment_records`) and limits (`recount`).
 
-Its rows are tuples, which are made fastest. May import: core, store.audit, store.rows, store.db, sqlite3. Never:
-writes; judges; holds a table in memory.
+Rows are tuples, the fastest values that Python can make.
+May import: core, store.audit, store.rows, store.db, sqlite3. Never: writes; judges; holds a whole table in memory.
 """
 
 import json
@@ -19,11 +19,12 @@ from payagent.store.db.triggers import GUARDS, KEPT
 from payagent.store.rows.journal import EntryRow
 
 REFERRING = (*sorted(KEPT), "reservations")
-"""The tables of record, in which what is there stays, and who has which coins."""
+"""The tables of record, whose rows are never deleted, and the table that says which payment reserved which UTxO.
+"""
 
 
 class Seal(NamedTuple):
-    """The seal of what one commit added (store.db.seals). There are several of each payment."""
+    """The seal over the rows that one commit added (store.db.seals). Each payment has several."""
 
     seq: int
     what: str
@@ -32,13 +33,13 @@ class Seal(NamedTuple):
 
 
 def path_of(conn: sqlite3.Connection) -> Path | None:
-    """The file that a connection reads; None when it is in memory."""
+    """The file that a connection reads; None for an in-memory database."""
     (_, _, name), *_ = conn.execute("PRAGMA database_list").fetchall()
     return Path(name) if name else None
 
 
 def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
-    """Intents that ended without a payment."""
+    """Row numbers of intents that ended without a payment."""
     rows = conn.execute(
         "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)"
@@ -57,7 +58,7 @@ def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
 
 
 def row_texts(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int, bytes]]:
-    """(number, what of it is sealed) of every row, in order."""
+    """(row number, the bytes that are sealed) for every row, in order."""
     return conn.execute(f"SELECT rowid, {row_text(conn, table)} FROM {table} ORDER BY rowid")  # noqa: S608
 
 
@@ -67,7 +68,7 @@ def seals(conn: sqlite3.Connection) -> Iterator[Seal]:
 
 
 def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes]]:
-    """(seq, prev_hash, hash, what the hash is of) of every event, in order."""
+    """(seq, prev_hash, hash, the bytes that the hash covers) for every event, in order."""
     return conn.execute(
         "SELECT seq, prev_hash, hash, CAST(json_array(prev_hash, seq, payment_id, event, state, detail, at_ms) AS "
         "BLOB) FROM events ORDER BY seq"
@@ -75,25 +76,25 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
 
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:
-    """Journal rows without a posting."""
+    """Ids of entries without a posting."""
     rows = conn.execute("SELECT id FROM journal j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry = j.id)")
     return (number for (number,) in rows)
 
 
 def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
-    """The triggers that are none of our guards."""
+    """Names of triggers that are not among our guards."""
     ours = {guard.name for guard in GUARDS}
     rows = conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
     return (name for (name,) in rows if name not in ours)
 
 
 def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int | None, str]]:
-    """(row number, the table that lacks the row that it refers to)."""
+    """(row number, referenced table) for every row whose referenced row does not exist."""
     return ((number, parent) for _, number, parent, _ in conn.execute(f"PRAGMA foreign_key_check({table})"))
 
 
 def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """(entry, how many moves of a prepaid balance it books) of those that book another number than one."""
+    """(entry, number of prepaid moves) for every `use` or `unuse` entry that does not book exactly one move."""
     return conn.execute(
         "SELECT j.id, COUNT(m.seq) FROM journal j LEFT JOIN prepaid_moves m ON m.entry = j.id "
         "WHERE j.kind IN ('use', 'unuse') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
@@ -101,7 +102,7 @@ def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
 
 
 def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
-    """What the coin of a deposit holds, if it is known, and whether the deposit was ever taken back."""
+    """The value of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
     row = conn.execute(
         "SELECT lovelace, assets FROM coins WHERE ref = ? AND source = 'deposit'", (ref,)
     ).fetchone()
@@ -114,7 +115,7 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
 
 
 def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
-    """(event, what it tells, when) of the wallet's own events of these names, in order."""
+    """(event, detail, at_ms) of the wallet's own events with these names, in order."""
     return conn.execute(
         "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
         "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
@@ -123,32 +124,32 @@ def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tu
 
 
 def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(origin, role, address) of every address that any merchant may be paid at."""
+    """(origin, role, address) of every pinned address of every merchant."""
     return conn.execute("SELECT origin, role, address FROM pins")
 
 
 def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(origin, method, path, asset, calls, units) of every price that was agreed to."""
+    """(origin, method, path, asset, calls, units) of every agreed price."""
     return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
 
 
 def unserved_streak(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
-    """(origin, how many in a row, since when it is stopped) of every merchant that ever left one unserved."""
+    """(origin, unserved payments in a row, stopped_at_ms) of every merchant that ever left a payment unserved."""
     return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
 
 
 def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
-    """(origin, accepted depth, whether it refused early) of every merchant that taught something."""
+    """(origin, accepted depth, whether it refused early) of every merchant with a recorded readiness."""
     return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
 
 
 def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
-    """(row number, whose, when it was revoked) of every token, in order."""
+    """(row number, app id, revoked_at_ms) of every token, in order."""
     return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")
 
 
 def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
-    """(app, event, when) of each token that was given or revoked, in order."""
+    """(app, event, at_ms) for every token that was issued or revoked, in order."""
     return conn.execute(
         "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
         "WHERE payment_id IS NULL "
@@ -156,7 +157,7 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
     )
 
 
-# a coin counts from when what made it is booked until what spent it is
+# a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
              WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
 
@@ -174,11 +175,14 @@ SELECT c.ref, c.lovelace, c.assets,
        c.ref <> c.tx_id || '#' || c.output_index
          OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
 FROM coins c ORDER BY c.rowid
-"""  # noqa: S608  names of ours
+"""  # noqa: S608  our own names
 
 
 class UtxoCount(NamedTuple):
-    """A coin as the books count it: once, not, or (spent by a booked transaction, and not booked itself) less."""
+    """A UTxO as the entries count it.
+
+    `times` is 1 or 0; it is -1 for a UTxO that a booked transaction spends although the UTxO itself is not booked.
+    """
 
     ref: str
     value: Mapping[str, int]
@@ -189,13 +193,13 @@ class UtxoCount(NamedTuple):
 
 
 def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
-    """Every coin that the ledger ever had."""
+    """Every UTxO that the ledger ever held."""
     for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
         yield UtxoCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
 
 
 class MoveRow(NamedTuple):
-    """One change of a prepaid balance; `entry` is where what it used up is booked."""
+    """One change of a prepaid balance; `entry` is the entry that books the use."""
 
     seq: int
     pool: int
@@ -209,7 +213,7 @@ class MoveRow(NamedTuple):
 
 
 def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
-    """Every move, oldest first."""
+    """Every prepaid move, oldest first."""
     rows = conn.execute(
         "SELECT seq, pool, unit, kind, bought, used, unexplained, payment_id, entry FROM prepaid_moves "
         "ORDER BY seq"
@@ -218,9 +222,10 @@ def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
 
 
 def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
-    """The entry that posted the payment of a buying, or of the buying that is taken back: the first for the first.
+    """The entry that posted the payment behind a `buy` move, or behind the `buy` that a `take_back` reverses.
 
-    A payment is posted again where a fork let its block, or another attempt of it, come back.
+    The n-th `buy` of a payment belongs to its n-th `post`. A payment is posted again when a fork brings back its
+    block or puts another of its attempts in a block.
     """
     row = conn.execute(
         "SELECT id FROM journal WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
@@ -233,13 +238,14 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
 _EVENTS_TOLD = (
     "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
 )
-"""Events whose detail SQL can look into: SQLite breaks off at one that is not JSON."""
+"""SQL: events with a detail that JSON functions can read. SQLite aborts the query on a detail that is not JSON."""
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
-    """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
+    """(row number, stop and end as in the row, stop and end as in the events) of every top-up.
 
-    None for what is not said.
+    Each side is (stop code, stop reason, end time, end on the limits' clock, code, reason); None where nothing is
+    recorded.
     """
     stops = {
         topup_id: (code, reason)
@@ -251,7 +257,7 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
     ends = {
         topup_id: (at_ms, clock_ms, code, reason)
         for at_ms, topup_id, clock_ms, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  ours
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  our own names
             f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
@@ -264,9 +270,10 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
 
 
 def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
-    """(row number, transaction, whether it is there, what its coins held) of every sighting of a foreign one.
+    """(row number, tx id, whether it is on chain, value of the spent UTxOs) for every observation of an external
+    spend.
 
-    Where none of the coins was forgotten since, that is what they hold; else what the sighting says.
+    The value comes from the UTxO rows if all of them still exist, otherwise from the observation itself.
     """
     rows = conn.execute("SELECT seq, tx_id, there, inputs, spent FROM foreign_sightings ORDER BY seq").fetchall()
     for number, tx_id, there, inputs, spent in rows:
@@ -280,7 +287,7 @@ def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dic
 
 
 def _units(text: str) -> dict[str, int]:
-    """Units per asset, as JSON; what cannot be read is what no coins hold."""
+    """Units per asset, parsed from JSON. Unreadable text becomes a value that no UTxO can have."""
     try:
         return {str(asset): int(units) for asset, units in json.loads(text).items()} or {"": 0}
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -288,17 +295,19 @@ def _units(text: str) -> dict[str, int]:
 
 
 def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
-    """(entry, kind, transaction) of what was booked of foreign ones, in order."""
+    """(entry, kind, tx id) of every entry for an external spend, in order."""
     return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
 
 
 def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
-    """Events that say that somebody else's or another payment's transaction made a payment void, where no sighting
-    in that block confirms it.
+    """Numbers of `void` events that name another transaction as the cause, without an observation of it in that
+    block.
+
+    The cause is an external spend or a transaction of another payment.
     """
     yield from _unseen_foreign_voids(conn)
     rows = conn.execute(
-        f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
         "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_by' IS NOT NULL AND NOT EXISTS ("
         "SELECT 1 FROM sightings s WHERE s.tx_id = e.detail ->> '$.void_by' "
         "AND s.block_hash = e.detail ->> '$.block_hash') AND NOT EXISTS ("
@@ -310,7 +319,7 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 
 def _unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
-        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
         "JOIN payments p ON p.id = e.payment_id "
         "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
         "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "

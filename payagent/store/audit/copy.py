@@ -1,4 +1,4 @@
-"""The ledger copied as it is at one moment, while others go on writing it; and what a copy is of.
+"""Copies the ledger as it is at one moment, while the daemon keeps writing; describes the contents of a copy.
 
 May import: core, store, sqlite3. Never: writes to the ledger that it copies.
 """
@@ -15,7 +15,7 @@ from payagent.store.rows import about, payments
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Whose a ledger is (unknown before the first start on it), and how many payments are in it."""
+    """The network and address of a ledger (None before its first start), and its number of payments."""
 
     network: str | None
     address: str | None
@@ -24,7 +24,10 @@ class Contents:
 
 
 def copy_ledger(path: Path, target: Path) -> None:
-    """Write a copy, page by page in one read transaction, that is whole without a file beside it."""
+    """Copy the ledger page by page in one read transaction. The copy needs no -wal file beside it.
+
+    Refused: `backup_not_written`.
+    """
     try:
         with (
             closing(open_read_only(path)) as source,

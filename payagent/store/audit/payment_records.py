@@ -1,7 +1,7 @@
-"""A payment with all that is recorded of it, as an audit reads it: payment by payment, many at a time.
+"""Reads everything that is recorded about payments, for an audit: payment by payment, in spans of many.
 
-Its rows are tuples, which are made fastest.
-May import: core, store.rows, sqlite3. Never: writes; judges; holds a table in memory.
+Rows are tuples, the fastest values that Python can make.
+May import: core, store.rows, sqlite3. Never: writes; judges; holds a whole table in memory.
 """
 
 import json
@@ -18,11 +18,11 @@ from payagent.store.rows.journal import EntryRow
 from payagent.store.rows.payments import OutputRow, load_outputs
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
-"""The least and the greatest number that a row can have."""
+"""The smallest and the largest row number that SQLite allows."""
 
 
 class SignedRow(NamedTuple):
-    """An attempt; `inputs` as they stand in its row."""
+    """A signed attempt; `inputs` in the order of its row."""
 
     tx_id: str
     kind: AttemptKind
@@ -36,7 +36,7 @@ class SignedRow(NamedTuple):
 
 
 class EventRow(NamedTuple):
-    """An event. Most of all rows are events."""
+    """An event. Events are the most frequent rows."""
 
     seq: int
     event: str
@@ -66,7 +66,7 @@ class InvoiceTerms(NamedTuple):
 
 
 class IntentFacts(NamedTuple):
-    """An intent, and when a call that it bought was first served."""
+    """An intent, and when a request that it paid for was first served."""
 
     number: int
     app_id: str
@@ -77,7 +77,7 @@ class IntentFacts(NamedTuple):
 
 
 class UtxoMade(NamedTuple):
-    """A coin that a transaction of ours makes for us."""
+    """One of our UTxOs that one of our transactions makes."""
 
     ref: str
     value: Mapping[str, int]
@@ -85,12 +85,12 @@ class UtxoMade(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A payment with everything that is recorded of it, each list in the order in which it was written.
+    """A payment with everything that is recorded about it; each list is in the order of writing.
 
-    `invoices` are those that it goes by or was signed for, by their numbers; `outputs` are of the first.
-    `standing` are the columns of its row that may change (`STANDING`). `holds` are (asset, units, at_ms,
-    released_at_ms), `submissions` (seq, provider, at_ms), `coins` what its attempts made for us, `reserved` the
-    coins that it has for itself.
+    `invoices`: the invoices that it pays or had attempts for, by number. `outputs`: those of the first invoice.
+    `standing`: the columns of its row that may change (`STANDING`).
+    `holds`: (asset, units, at_ms, released_at_ms). `submissions`: (seq, provider, at_ms).
+    `utxos`: what its attempts made for us. `reserved`: the UTxOs reserved for it.
     """
 
     id: str
@@ -127,7 +127,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_a
        v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
-"""  # noqa: S608  names of ours
+"""  # noqa: S608  our own names
 _INTENT_AT = 8 + len(STANDING)
 _INVOICE_AT = _INTENT_AT + 7
 _ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
@@ -174,7 +174,7 @@ _OF_PAYMENTS = {
     ),
     "reservations": ("r.ref", "CROSS JOIN reservations r ON r.payment_id = p.id", "r.rowid"),
 }
-"""What belongs to payments, as columns, join and order. Each is read side by side with the payments."""
+"""Tables with rows that belong to payments: columns, join and order. Each is read in step with the payments."""
 
 
 class _Belongings:
@@ -199,7 +199,7 @@ class _Belongings:
 
 
 def payment_spans(conn: sqlite3.Connection, count: int) -> Iterator[tuple[int, int]]:
-    """(first, last) number of spans of so many payments each; of fewer where numbers are missing."""
+    """(first, last) row numbers of spans of `count` numbers each. A span with gaps holds fewer payments."""
     last = _LEAST
     while True:
         (first,) = conn.execute("SELECT MIN(seq) FROM payments WHERE seq > ?", (last,)).fetchone()
@@ -262,7 +262,7 @@ def _intent(conn: sqlite3.Connection, row: tuple[Any, ...], events: tuple[EventR
 
 @lru_cache(maxsize=1000)
 def _outputs(text: str) -> tuple[OutputRow, ...]:
-    """The outputs in a row's text; none when it cannot be read. Kept, since many payments have the same ones."""
+    """The outputs in a row's text; empty if unreadable. Cached, because many payments have the same outputs."""
     try:
         return load_outputs(text)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -296,7 +296,7 @@ def _entries(rows: list[Any]) -> tuple[EntryRow, ...]:
 
 
 def value_of(lovelace: int, assets: str) -> dict[str, int]:
-    """What a coin holds, per asset. What cannot be read becomes a value that no coin has."""
+    """The value of a UTxO, per asset. Unreadable text becomes a value that no UTxO can have."""
     if assets == "{}":
         return {LOVELACE: lovelace}
     try:

@@ -1,6 +1,6 @@
-"""What is recorded of one payment, row by row: what its receipt is made of.
+"""Reads everything that is recorded about one payment, row by row: the content of its receipt.
 
-May import: sqlite3, store.rows, store.db. Never: writes; leaves a row of the payment out; reads another's.
+May import: sqlite3, store.rows, store.db. Never: writes; leaves out a row of the payment; reads another payment's.
 """
 
 import sqlite3
@@ -18,10 +18,10 @@ ROWS_MAX = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Rows by the names of their columns, each list in the order in which it was written.
+    """Rows by column name; each list is in the order of writing.
 
-    `invoice` is the one that it goes by now, `other_invoices` are those that other attempts were signed for.
-    `last_event` and `last_seal` are where the ledger ended when it was read, each as (seq, hash).
+    `invoice` is the one that the payment pays now; `other_invoices` are those that other attempts were signed for.
+    `last_event` and `last_seal` are the heads of both chains at the time of reading, each as (seq, hash).
     """
 
     payment: Row
@@ -39,7 +39,7 @@ class Recorded:
 
 
 def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
-    """What is recorded of a payment that exists; `conn` is in one read transaction."""
+    """Everything recorded about an existing payment. `conn` must be in one read transaction."""
 
     def rows(sql: str, key: object) -> list[Row]:
         cursor = conn.execute(sql, (key,))

@@ -1,7 +1,7 @@
-"""What counts against limits, counted anew from holds and uses: the rows that say something else.
+"""Recomputes the counters of the limits from holds and uses, and yields the rows that disagree.
 
-`spending` keeps sums so that a decision is fast. An audit believes none of them.
-May import: store.rows, sqlite3. Never: writes; judges; holds a table in memory.
+`limit_counters` keeps sums to make decisions fast. An audit trusts none of them.
+May import: store.rows, sqlite3. Never: writes; judges; holds a whole table in memory.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ _EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS 
 
 
 def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """(payment, asset, what of its hold counts against limits, what ought to) of those that disagree."""
+    """(payment, asset, counted units, expected units) of every hold whose counted units are wrong."""
     return conn.execute(
         f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
         "JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS NOT expected ORDER BY h.rowid"
@@ -23,7 +23,7 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
 
 
 def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """(payment, asset) of holds for a question that ended at another time than the question did."""
+    """(payment, asset) of approval holds that were not released at the time of the decision."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT "
         "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') "
@@ -37,7 +37,7 @@ _EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.
 
 
 def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """(payment, asset) of holds that do not count from when their payment ended, as its event tells it."""
+    """(payment, asset) of holds whose `counted_from_ms` differs from the event that ended the payment."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
         f"WHERE h.counted_from_ms IS NOT {_EXPECTED_FROM} ORDER BY h.rowid"
@@ -45,7 +45,7 @@ def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
 
 
 def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """(payment, asset) of holds that were counted at an earlier time of the limits' clock than the one before."""
+    """(payment, asset) of holds whose time on the limits' clock is earlier than that of the hold before."""
     return conn.execute(
         "SELECT payment_id, asset FROM (SELECT rowid, payment_id, asset, counted_at_ms, "
         "LAG(counted_at_ms, 1, 0) OVER (ORDER BY rowid) AS before_ms FROM holds) WHERE counted_at_ms < before_ms "
@@ -54,7 +54,7 @@ def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
 
 
 def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
-    """What each event tells that set a limit, in order."""
+    """The detail of every event that set a limit, in order."""
     rows = conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'limit_set' ORDER BY seq")
     return (detail for (detail,) in rows)
 
@@ -67,24 +67,24 @@ _COUNTED = (
     "& 4294967295"
 )
 _FINE = f"s.span_ms = {_FINEST} AND s.app <> '' AND s.merchant <> ''"
-"""Of an app at a merchant in the finest spans: the rows that all others are sums of."""
+"""SQL: counters of one app at one merchant in the shortest spans. All other counters are sums of these."""
 
 _SPENT = "(app, merchant, asset, span_ms, start_ms, what, high, low)"
 _SOME = "WHERE high <> 0 OR low <> 0"
 
 _Spent = Iterator[tuple[str, str, str, int, int]]
-"""(app, merchant, asset, span, its start)."""
+"""(app, merchant, asset, span, start of the span)."""
 
 
 def misspent(conn: sqlite3.Connection) -> _Spent:
-    """Where what is kept as spent is not what the holds and uses count. Uses count for apps alone."""
+    """Counters that differ from what holds and uses add up to. Uses count against the limits of apps only."""
     yield from _finest_misspent(conn)
     yield from _longer_misspent(conn)
     yield from _wider_misspent(conn)
 
 
 def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
-    """Of an app at a merchant in the finest spans, against the holds and uses themselves."""
+    """Compare the shortest spans of an app at a merchant with the holds and uses themselves."""
     at_ms = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
     of_holds = (
         f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, {at_ms} / {_FINEST} * {_FINEST}, 'paid', {_COUNTED} "  # noqa: S608
@@ -100,7 +100,7 @@ def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
 
 
 def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
-    """Of an app at a merchant in longer spans, against the finest."""
+    """Compare the longer spans of an app at a merchant with the shortest."""
     for span_ms in (*_COARSER, _EVER):
         start_ms = "0" if span_ms == _EVER else f"s.start_ms / {span_ms} * {span_ms}"
         sums = (
@@ -111,7 +111,9 @@ def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
 
 
 def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
-    """Of an app, of a merchant and of the wallet, in every span, against those of an app at a merchant."""
+    """Compare the counters of an app, a merchant and the wallet, in every span, with those of an app at a
+    merchant.
+    """
     for of_app, of_merchant in ((True, False), (False, True), (False, False)):
         app, is_app = ("s.app", "s.app <> ''") if of_app else ("''", "s.app = ''")
         merchant, is_merchant = ("s.merchant", "s.merchant <> ''") if of_merchant else ("''", "s.merchant = ''")
@@ -124,7 +126,7 @@ def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
 
 
 def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
-    """(pool, app, asset) where what is kept of an app's part in a balance is not what payments and uses say."""
+    """(pool, app, asset) where the stored share of an app in a prepaid pool differs from its payments and uses."""
     told = (
         "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
         "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
@@ -141,7 +143,10 @@ def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
 
 
 def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> _Spent:
-    """What is in one of the two only: wanted, or kept (`where`). A row of zero is as good as none."""
+    """Rows that are only among the expected counters (`wanted`) or only among the stored ones (`where`).
+
+    A zero counter equals a missing one.
+    """
     kept = f"SELECT s.* FROM spent s WHERE {where}"  # noqa: S608
     rows = conn.execute(
         f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608

@@ -1,13 +1,13 @@
-"""Makes one commit of several jobs (functions of a `Unit`), and seals what they added.
+"""Commits several jobs (functions of a `Unit`) at once, and seals the rows that they added.
 
-Each job runs in a savepoint of its own, so one that raises leaves no trace and does not touch its neighbours. When
-the commit itself fails, none of them happened. Whatever is raised, each job is told what came of it.
-What the jobs add together to the tables of record is sealed in the same commit (store.db.seals).
-With an `Ownership`, a batch is committed only while no other daemon has opened the ledger since, and a batch that
-added an attempt is answered only once the signer's own record has it (store.db.signer_record).
+Each job runs in its own savepoint: a job that raises changes nothing and does not affect the others. When the
+commit itself fails, none of the jobs took place. Every job learns its result or its error.
+The rows that the jobs add to the tables of record are sealed in the same commit (store.db.seals).
+With an `Ownership`, a batch is committed only if no other daemon has opened the ledger since. A batch that added
+an attempt is answered only after the signer's own record has that attempt (store.db.signer_record).
 
-May import: core, store.db, sqlite3, structlog. Never: runs a job twice; says that a job is done before its commit
-is durable.
+May import: core, store.db, sqlite3, structlog. Never: runs a job twice; reports a job as done before its commit is
+durable.
 """
 
 import sqlite3
@@ -28,12 +28,12 @@ from payagent.store.db.unit import Unit
 log = structlog.get_logger("payagent.store")
 
 Checkpoint = Callable[[str], None]
-"""Called with "before NAME" and "after NAME" of each job around the commit; where tests kill the process."""
+"""Called with "before NAME" and "after NAME" for each job around the commit. Tests kill the process here."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A job that waits for its commit, and what came of it: its result, or what it or the commit raised."""
+    """A job that waits for its commit; then its result, or the error that it or the commit raised."""
 
     name: str
     run: Callable[[Unit], Any]
@@ -42,22 +42,22 @@ class Job:
     raised: BaseException | None = None
 
     def outcome(self) -> Any:
-        """The result; once the commit was made, and not before."""
+        """The result, or raise the error. Call it only after the commit."""
         if self.raised is not None:
             raise self.raised
         return self.result
 
 
 class SealingError(Exception):
-    """A bug of ours, and not the disk's: what a commit added could not be sealed. None of it happened."""
+    """The rows that a commit added could not be sealed: our bug, not a disk error. Nothing was committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """One process's claim to be the only one that writes a ledger and signs by it.
+    """One process's claim to be the only one that writes a ledger and signs for it.
 
-    `epoch` is random and new with each start. `record` is told of the last attempt after its commit and before
-    anybody learns of it. `on_lost` is called on the writer's thread when another daemon has taken the ledger over.
+    `epoch` is random and new at each start. `record` gets the last attempt after its commit and before any caller
+    learns of it. `on_lost` is called on the writer's thread when another daemon has taken over the ledger.
     """
 
     epoch: str
@@ -66,14 +66,14 @@ class Ownership:
 
 
 def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
-    """From here on, a process that opened the ledger earlier commits nothing more."""
+    """Write our epoch. A process that opened the ledger earlier can commit nothing from now on."""
     conn.execute(
         "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch", (epoch,)
     )
 
 
 class Committer:
-    """Owns the writing connection: makes one commit of several jobs. One thread at a time."""
+    """Owns the writing connection and makes one commit of several jobs. For one thread at a time."""
 
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
@@ -89,14 +89,14 @@ class Committer:
             if own is not None:
                 _take_over(self.conn, own.epoch)
                 self._noted = self._not_to_be_noted(own.record.read())
-                with suppress(Refused):  # else before the first commit
+                with suppress(Refused):  # on failure it is retried before the first commit
                     self._note_signed()
             refused.pop_all()
         self._checkpoint = checkpoint
         self.commits = 0
 
     def commit(self, jobs: list[Job]) -> None:
-        """Run the jobs and leave in each what came of it, whatever is raised."""
+        """Run the jobs and leave the result or the error in each. Never raises."""
         try:
             self._note_signed()
             self.conn.execute("BEGIN IMMEDIATE")
@@ -113,32 +113,35 @@ class Committer:
             return
         self._sealer.keep(last)
         self.commits += 1
-        # the commit is durable: nothing that a checkpoint raises makes it an error to those who wait for it
+        # the commit is durable: an error from a checkpoint must not reach the jobs' callers
         with suppress(BaseException):
             for job in jobs:
                 self._checkpoint(f"after {job.name}")
         try:
             self._note_signed()
-        except Exception as error:  # noqa: BLE001  what is durable stays so, and leaves only once it is noted
+        except Exception as error:  # noqa: BLE001  the commit stays durable, but no attempt leaves before it is noted
             for job in jobs:
                 job.raised = error
 
     def tidy(self) -> None:
-        """Move the write-ahead log into the ledger. An error fails no commit: the log just goes on growing."""
+        """Move the write-ahead log into the ledger. An error fails no commit; the log only keeps growing."""
         try:
             self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except Exception as error:  # noqa: BLE001  SQLite's lack of memory is a MemoryError; the thread goes on
+        except Exception as error:  # noqa: BLE001  SQLite out of memory is a MemoryError; the thread goes on
             log.warning("ledger.log_grows", why=str(error) or type(error).__name__)
 
     def is_noted(self, attempt: int | None) -> bool:
-        """Whether the signer's own record has the attempt of this number; where none is kept, all are."""
+        """Whether the signer's own record has the attempt of this number. Always true without a record."""
         return self._own is None or attempt is None or attempt <= self._noted
 
     def close(self) -> None:
         self.conn.close()
 
     def _not_to_be_noted(self, signed: LastSigned | None) -> int:
-        """How many attempts of a ledger that lacks some are older than the signer's record: it stays as it is."""
+        """How many attempts count as noted already: 0, unless the ledger is older than the signer's record.
+
+        An older ledger leaves the record unchanged until a new attempt is signed.
+        """
         last = last_signed(self.conn)
         if last is None or not lacks(self.conn, signed):
             return 0
@@ -146,9 +149,9 @@ class Committer:
         return last.attempts if caught_up is None else caught_up
 
     def _note_signed(self) -> None:
-        """Note what was signed outside the ledger too, before anybody can use it.
+        """Write the last attempt to the signer's own record before any caller can use the attempt.
 
-        Done at the start as well, for what a killed process had no time to note.
+        Runs at the start too, for an attempt that a killed process had no time to note.
         """
         if self._own is None:
             return
@@ -162,7 +165,7 @@ class Committer:
             self._noted = last.attempts
 
     def _require_ours(self) -> None:
-        """Refuse to write (`lease_lost`) when another daemon has left its epoch: it owns the ledger now."""
+        """Refuse to write (`lease_lost`) if another daemon has written its epoch: it owns the ledger now."""
         if self._own is None:
             return
         row = self.conn.execute("SELECT epoch FROM boot").fetchone()
@@ -184,19 +187,19 @@ class Committer:
             job.result = job.run(job.unit)
         except Exception as error:
             if not self.conn.in_transaction:
-                raise  # a full or failing disk made SQLite give up the whole batch
+                raise  # a full or failing disk made SQLite roll back the whole batch
             job.raised = _told_as(error)
             job.unit.roll_back_memory()
             self.conn.execute("ROLLBACK TO job")
         self.conn.execute("RELEASE job")
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
-        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
+        """Undo the whole batch in memory, newest job first, and give every job the error."""
         problems = [error]
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:
                 undo()
-            except BaseException as another:  # noqa: BLE001  the rest is undone all the same
+            except BaseException as another:  # noqa: BLE001  the rest must still be undone
                 problems.append(another)
         told = error
         if not isinstance(error, (Refused, SealingError)) or len(problems) > 1:
@@ -207,7 +210,7 @@ class Committer:
 
 
 def _told_as(error: Exception) -> Exception:
-    """What a job raised, as its caller is told. A future cannot hold a `StopIteration`."""
+    """The error that a job's caller gets. A future cannot hold a `StopIteration`."""
     if isinstance(error, StopIteration):
         return RuntimeError(f"a job raised {error!r}")
     return (failure(error) if isinstance(error, DatabaseError) else None) or error

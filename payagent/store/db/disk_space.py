@@ -1,4 +1,4 @@
-"""Whether the disk that the ledger is on has room for what is to be written soon: a full one still reads well.
+"""Checks whether the ledger's disk has room for the next writes. A full disk still reads well.
 
 May import: the standard library. Never: writes.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOM_MIN_BYTES = 4 * 1024**2
-"""The ledger and its log are sure to ask for as much soon."""
+"""The ledger and its log will need at least this much soon."""
 
 
 def room_problem(folder: Path, look: Callable[[Path], os.statvfs_result] = os.statvfs) -> str | None:
-    """What is wrong with the folder's disk; None for one with room, and for one that does not say how much."""
+    """The problem with the folder's disk, as text. None if it has room or does not report its free space."""
     try:
         disk = look(folder)
     except OSError as error:

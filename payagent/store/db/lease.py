@@ -1,8 +1,9 @@
-"""One daemon for a data folder, a ledger and a keystore, by whatever path it reaches them.
+"""Ensures that one daemon at a time uses a data folder, a ledger and a keystore, by whatever path it opens them.
 
-The kernel's locks are on the files themselves, so that a link or another mount of them is no way around, and go
-with the process, however it ends. SQLite's own locks are of another kind and not touched: but closing a file ends
-all locks of that other kind that the process has on it, so these stay open until everything else is closed.
+The kernel locks (flock) are on the files themselves, so a link or a second mount cannot bypass them. The kernel
+releases them when the process ends.
+SQLite uses POSIX locks, which are independent. But closing a file drops all POSIX locks that the process has on
+it, so these handles stay open until everything else is closed.
 
 May import: core. Never: reads or writes the files; waits for a lock.
 """
@@ -16,22 +17,23 @@ from pathlib import Path
 from payagent.core.problems import Refused
 
 SHARED_KINDS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs"})
-"""File systems that another machine may have mounted too: its locks are not seen here, or not at once."""
+"""File systems that other machines may have mounted too: their locks are not visible here, or only after a delay.
+"""
 
 MOUNTS = Path("/proc/self/mountinfo")
 
 
 @contextmanager
 def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
-    """Hold the folder's lock and those of its files that are there.
+    """Hold the lock of the folder, and of each of its `files` that exists.
 
-    Refused: `already_running`; `config_invalid` for a folder where a lock proves nothing; `store_failed` where it
-    cannot be had, on a disk that is read-only, say.
+    Refused: `already_running`; `config_invalid` for a file system where a lock does not exclude other machines;
+    `store_failed` if a lock file cannot be opened, for example on a read-only disk.
     """
     require_local(data_dir)
     with ExitStack() as held:
         for name in ("lock", *files):
-            # not blocking: what is a pipe where a file ought to be is for others to refuse
+            # non-blocking: a pipe in place of a file must not block here; another check refuses it
             flags = os.O_RDWR | os.O_CREAT if name == "lock" else os.O_RDONLY | os.O_NONBLOCK
             try:
                 handle = os.open(data_dir / name, flags | os.O_CLOEXEC, 0o600)
@@ -48,7 +50,7 @@ def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
 
 
 def require_local(folder: Path, mounts: Path = MOUNTS) -> None:
-    """Refuse (`config_invalid`) a folder on a file system that other machines may write too."""
+    """Refuse (`config_invalid`) a folder on a file system that other machines may write to."""
     kind = _kind_of(folder, mounts)
     if kind in SHARED_KINDS or kind.startswith("fuse."):
         raise Refused(
@@ -59,7 +61,7 @@ def require_local(folder: Path, mounts: Path = MOUNTS) -> None:
 
 
 def _kind_of(folder: Path, mounts: Path) -> str:
-    """What the kernel calls the file system that a folder is on; "" where it does not tell."""
+    """The kernel's name for the folder's file system; "" if it is not listed."""
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.read_text(errors="replace").splitlines():

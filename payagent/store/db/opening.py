@@ -1,6 +1,6 @@
-"""Opens the ledger's file, for writing and for reading; refuses one that is missing, damaged or newer.
+"""Opens the ledger file for writing and for reading; refuses one that is missing, damaged or newer.
 
-What SQLite raises about the file becomes a refusal here, for those who must not know SQLite.
+SQLite's errors about the file become refusals here, for rooms that may not import sqlite3.
 May import: core, store.db, sqlite3, sqlite-utils. Never: writes a row.
 """
 
@@ -15,29 +15,32 @@ from payagent.core.problems import Refused
 from payagent.store.db.schema import migrations, missing_guards, newer_migrations
 
 DatabaseError = sqlite3.DatabaseError
-"""What reading the ledger may raise, under a name for rooms that must not know SQLite; `failure` explains it."""
+"""The error that reading the ledger may raise, for rooms that may not import sqlite3; `failure` translates it."""
 
 LOG_MAX_PAGES = 8_192
-"""How long the write-ahead log grows (32 MiB) before a commit has to move it into the ledger. While somebody reads
-from a snapshot it grows further; after that it gives back what is more than twice as much."""
+"""Size of the write-ahead log (32 MiB) at which a commit must move it into the ledger.
+
+While a snapshot is being read, the log grows further. Afterwards it is cut back to twice this size.
+"""
 
 _PAGE_BYTES = 4096
 
 _STATEMENTS_KEPT = 512
-"""How many prepared statements a connection keeps. The daemon uses more than sqlite3's default of 128, and one
-that writes a guarded table takes longer to prepare, with its triggers, than to run."""
+"""Prepared statements that a connection caches. The daemon uses more than sqlite3's default of 128. A statement
+that writes a guarded table takes longer to prepare, with its triggers, than to run.
+"""
 
 
 def is_no_text(error: DatabaseError) -> bool:
-    """Whether the error is that a text column is not UTF-8; the file itself can be read.
+    """Whether the error means that a text column is not UTF-8, in a file that is otherwise readable.
 
-    Python's sqlite3 has no class of its own for that.
+    Python's sqlite3 has no class for this error.
     """
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
 
 
 def failure(error: DatabaseError) -> Refused | None:
-    """`store_failed` when the file or its disk is to blame; None when it is our SQL, a bug."""
+    """`store_failed` if the file or its disk is to blame; None if it is a bug in our SQL."""
     is_ours = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if not is_ours and type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
         return Refused("store_failed", f"ledger.db cannot be read or written: {error}")
@@ -46,7 +49,7 @@ def failure(error: DatabaseError) -> Refused | None:
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Within it, what SQLite raises about a file that it cannot use becomes `store_failed`."""
+    """Inside this context, SQLite's errors about an unusable file become `store_failed`."""
     try:
         yield
     except DatabaseError as error:
@@ -54,11 +57,10 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse to go on with books that are not there (`ledger_missing`), unreadable (`store_failed`) or newer
-    (`ledger_newer`).
+    """Refuse a ledger that is missing (`ledger_missing`), unreadable (`store_failed`) or newer (`ledger_newer`).
 
-    SQLite creates what it does not find, and an empty ledger knows nothing of what was paid. A file without tables
-    counts as missing: a copy of ledger.db that was made without its ledger.db-wal looks like that.
+    SQLite would create a missing file, and an empty ledger knows of no earlier payment. A file without tables
+    counts as missing: a copy of ledger.db without its ledger.db-wal looks like that.
     """
     if not path.exists():
         raise Refused("ledger_missing", f"{path} is not there")
@@ -85,10 +87,10 @@ def open_read_only(
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """The writing connection: WAL with synchronous=FULL, so that a commit survives the loss of power.
+    """The writing connection: WAL with synchronous=FULL, so a commit survives a power loss.
 
-    Savepoints keep what they would restore in memory: a payment's is large enough that SQLite would otherwise make
-    and remove a file for each.
+    Savepoint journals stay in memory. A payment's is large enough that SQLite would otherwise create and delete a
+    temporary file for each.
     """
     conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_KEPT)
     with ExitStack() as refused:
@@ -106,10 +108,11 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
-    """Keep the ledger's -wal and -shm files in place: the last connection that closes would remove them, and a
-    process that may read only what was there at its start (`fence`) could not open new ones.
+    """Keep the ledger's -wal and -shm files in place.
 
-    Yields the function that tells SQLite where to make temporary files from then on.
+    The last connection to close would remove them. A sandboxed process (`payagent.sandbox`) may open only files
+    that existed at its start, so it could not open new ones.
+    Yields a function that sets SQLite's folder for temporary files from then on.
     """
     with opening(path):
         conn = open_database(path)
@@ -121,13 +124,13 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
             quoted = str(folder).replace("'", "''")
             conn.execute(
                 f"PRAGMA temp_store_directory = '{quoted}'"
-            )  # of the whole process, not of the connection
+            )  # for the whole process, not only this connection
 
         yield use_for_temporary
 
 
 def bring_up_to_date(path: Path) -> None:
-    """Give a ledger that nobody uses the schema of now; refuse (`ledger_newer`) one of a newer payagent."""
+    """Migrate a ledger that is not in use to the current schema. Refused: `ledger_newer`."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         _bring_up_to_date(conn)
 
@@ -140,9 +143,9 @@ def _bring_up_to_date(conn: sqlite3.Connection) -> None:
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date.
+    """Migrate the schema and check its guards.
 
-    Refused: `ledger_newer`; `ledger_changed` for one whose guards were taken off.
+    Refused: `ledger_newer`; `ledger_changed` if guard triggers are missing.
     """
     _bring_up_to_date(conn)
     if missing := missing_guards(conn):

@@ -1,4 +1,4 @@
-"""Read-only connections to the ledger: one for each thread, one for what takes long, and a copy in one file.
+"""Read-only connections to the ledger: one for each thread, one for long reads, and a copy in one file.
 
 May import: store.db, sqlite3. Never: writes to the ledger.
 """
@@ -16,15 +16,16 @@ from payagent.store.db.disk_space import room_problem
 from payagent.store.db.opening import open_read_only
 
 _CACHE_KIB = 65_536
-"""The page cache of a snapshot. Who reads everything visits a payment's rows in many places of the file, and would
-otherwise read the same pages again and again."""
+"""The page cache of a snapshot. A full read visits each payment's rows in many places of the file, and would
+otherwise read the same pages again and again.
+"""
 
 SCRATCH = ".scratch"
-"""A private folder beside the ledger, for files that the daemon makes and reads back; emptied at each start."""
+"""A private folder beside the ledger for the daemon's temporary files; emptied at each start."""
 
 
 class _OfAThread(sqlite3.Connection):
-    """Closed once nobody holds it: when its thread ends, or when its `Readers` is gone."""
+    """Closes itself when no one references it: when its thread ends, or when its `Readers` is gone."""
 
     def __del__(self) -> None:
         with suppress(sqlite3.Error):  # it was never opened
@@ -32,7 +33,7 @@ class _OfAThread(sqlite3.Connection):
 
 
 class Readers:
-    """Read-only connections, one per thread that asks."""
+    """Read-only connections, one for each thread that asks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,23 +51,25 @@ class Readers:
         return conn
 
     def room_problem(self) -> str | None:
-        """What is wrong with the disk that the ledger is on."""
+        """The problem with the ledger's disk, as text; None if there is none."""
         return room_problem(self._path.parent)
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A separate connection in one read transaction, for long reads; for one thread at a time."""
+        """A separate connection in one read transaction, for long reads. For one thread at a time."""
         with closing(open_read_only(self._path, check_same_thread=False)) as conn:
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             conn.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             conn.execute("BEGIN")
-            conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # from here on, this is what it sees
+            conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # the snapshot begins here
             yield conn
 
     @contextmanager
     def copied(self) -> Iterator[BinaryIO]:
-        """The ledger as it is now, in an open file in SCRATCH that has no name any more: it leaves nothing."""
+        """The ledger as it is now, in an open file in SCRATCH that is already unlinked and so leaves nothing
+        behind.
+        """
         handle, name = mkstemp(dir=_scratch(self._path.parent))
         with os.fdopen(handle, "rb") as file:
             try:
@@ -78,7 +81,7 @@ class Readers:
 
 
 def make_scratch(folder: Path) -> Path:
-    """The scratch folder, emptied. Call it only where nobody can be using it."""
+    """Create or empty the scratch folder. Call it only when nothing can be using it."""
     scratch = _scratch(folder)
     for left in scratch.iterdir():
         left.unlink()

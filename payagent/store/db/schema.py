@@ -1,4 +1,4 @@
-"""The schema of ledger.db: made, brought up to date, and compared with what it ought to be.
+"""The schema of ledger.db: creates it, migrates it, and compares it with the expected one.
 
 May import: store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
 """
@@ -24,7 +24,7 @@ def m001_first_tables(db: Database) -> None:
 
 @migrations()
 def m002_a_payment_follows_an_invoice_of_its_origin(db: Database) -> None:
-    """Before, it had to be one that first came for the same intent. New ledgers have the rule from the start."""
+    """Before, the invoice had to have come first for the same intent. New ledgers have the rule from the start."""
     for guard in GUARDS:
         if guard.name == "payments_invoice_follows":
             db.execute(f"DROP TRIGGER {guard.name}")
@@ -33,7 +33,7 @@ def m002_a_payment_follows_an_invoice_of_its_origin(db: Database) -> None:
 
 @migrations()
 def m003_a_merchants_word_stands_beside_its_own_unit_alone(db: Database) -> None:
-    """Before, calls stood beside a balance in lovelace, as if they could be compared."""
+    """Before, the view showed the merchant's calls beside a balance in lovelace, as if they were comparable."""
     db.execute("DROP VIEW v_prepaid")
     (made,) = (view for view in _statements(VIEWS) if "CREATE VIEW v_prepaid" in view)
     db.execute(made)
@@ -41,7 +41,7 @@ def m003_a_merchants_word_stands_beside_its_own_unit_alone(db: Database) -> None
 
 @migrations()
 def m004_what_pays_a_balance_is_found_past_what_was_refused(db: Database) -> None:
-    """Before, the index held what was refused too, and all of it since the last purchase was gone through."""
+    """Before, the index also held refused payments, and a query read all of them since the last purchase."""
     db.execute("DROP INDEX IF EXISTS payments_by_pool")
     db.execute("DROP INDEX IF EXISTS payments_paying")
     (made,) = (statement for statement in _statements(TABLES) if "CREATE INDEX payments_paying" in statement)
@@ -50,7 +50,7 @@ def m004_what_pays_a_balance_is_found_past_what_was_refused(db: Database) -> Non
 
 @migrations()
 def m005_merchants_have_a_readiness(db: Database) -> None:
-    """Before, nothing was remembered about when a merchant accepts a proof."""
+    """Before, nothing recorded when a merchant accepts a proof."""
     if not db["readiness"].exists():
         (made,) = (statement for statement in _statements(TABLES) if "CREATE TABLE readiness" in statement)
         db.execute(made)
@@ -67,13 +67,13 @@ def _statements(script: str) -> Iterable[str]:
 
 
 def missing_guards(conn: sqlite3.Connection) -> list[str]:
-    """The names of guards that are not there as they ought to be (`table.transform()` drops them)."""
+    """Names of guards that are missing or altered (`table.transform()` drops them)."""
     present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
     return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]
 
 
 def changed_views(conn: sqlite3.Connection) -> list[str]:
-    """The names of views that are not there as they were made: people would read something else by them."""
+    """Names of views that are missing or altered, and would show wrong data to people who read the file."""
     present = dict(conn.execute(_VIEWS_MADE).fetchall())
     return [name for name, sql in _views().items() if present.get(name) != sql]
 
@@ -83,19 +83,19 @@ _VIEWS_MADE = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
 
 @cache
 def _views() -> Mapping[str, str]:
-    """Those of a new ledger."""
+    """The views of a new ledger."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
         migrations.apply(Database(empty))
         return dict(empty.execute(_VIEWS_MADE).fetchall())
 
 
 def newer_migrations(conn: sqlite3.Connection) -> list[str]:
-    """The names of changes that a newer payagent made to this database, whose rules are not known here."""
+    """Names of migrations that a newer payagent applied to this database and this one does not know."""
     return [one.name for one in migrations.applied(Database(conn)) if one.name not in _known_migrations()]
 
 
 def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
-    """The names of changes that this payagent makes to a database when it first opens it for writing."""
+    """Names of migrations that this payagent will apply when it first opens the database for writing."""
     return sorted(_known_migrations() - {one.name for one in migrations.applied(Database(conn))})
 
 

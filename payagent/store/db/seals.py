@@ -1,11 +1,11 @@
-"""Seals: what each commit added to the tables of record, under one hash, each over the seal before.
+"""Seals: one hash over the rows that each commit added to the tables of record, chained to the seal before.
 
-So the number and hash of the newest seal, the head, stand for every row up to it. Of a row that may change in
-part, what never changes is sealed; the rest follows from the events, which are sealed whole. A row's text is the
-JSON array of its number and its columns in their order, bytes as X'..' in hex; its mark is the CRC-32 of that
-text, which serves to name the row and proves nothing.
+The number and hash of the newest seal, the head, therefore cover every earlier row. If some columns of a row may
+change, only the fixed columns are sealed; the others follow from the events, which are sealed whole.
+A row's text is the JSON array of its number and its columns in order, with bytes as X'..' in hex. Its mark is the
+CRC-32 of that text. A mark identifies the row but proves nothing.
 
-May import: store.db, sqlite3. Never: seals what it did not see being added.
+May import: store.db, sqlite3. Never: seals a row that it did not see being added.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 
 
 def row_text(conn: sqlite3.Connection, table: str) -> str:
-    """SQL for the bytes that stand for a row in its seal."""
+    """SQL for the bytes of a row that go into its seal."""
     made_by = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
     return _row_text(conn, table, made_by[0] if made_by else None)
 
@@ -36,7 +36,7 @@ def _row_text(conn: sqlite3.Connection, table: str, made_by: str | None) -> str:
 
 
 _TEXTS: dict[tuple[str, str | None], str] = {}
-"""Keyed by a table and the SQL that made it, which tells its columns."""
+"""Cache by table and its CREATE statement, which determines the columns."""
 
 
 def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
@@ -56,7 +56,7 @@ def marks_of(texts: Iterable[bytes]) -> bytes:
 
 
 def seal_hash(prev_hash: str, seq: int, what: str, marks: bytes, texts: Iterable[bytes]) -> str:
-    """SHA-256 in hex of lines: the hash before, the number, what it is of, the marks in hex, each row's text."""
+    """SHA-256 in hex of these lines: the previous hash, the number, `what`, the marks in hex, each row's text."""
     head = f"{prev_hash}\n{seq}\n{what}\n{marks.hex()}\n".encode()
     return hashlib.sha256(head + b"\n".join(texts)).hexdigest()
 
@@ -68,10 +68,10 @@ def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
 
 
 class Sealer:
-    """The last step of every commit: seals what its jobs added.
+    """The last step of every commit: seals the rows that its jobs added.
 
-    The last rows' numbers are read anew, unless `keep` said after a commit that what it left stands, and nobody
-    else has written since: what another connection adds is not sealed.
+    Before a commit it reads each table's last row number. It skips this if `keep` confirmed the numbers after the
+    previous commit and no other connection has written since. Rows that another connection adds are not sealed.
     """
 
     def __init__(self, conn: sqlite3.Connection) -> None:
@@ -88,9 +88,9 @@ class Sealer:
         )
 
     def last_rows(self) -> tuple[int, ...]:
-        """The number of each table's last row; what was kept of them is good for once."""
+        """The number of each table's last row. Numbers confirmed by `keep` are used once."""
         kept, self._kept = self._kept, None
-        # another one when another connection has written (SQLite, PRAGMA data_version)
+        # PRAGMA data_version changes when another connection has written
         self._version = self._conn.execute("PRAGMA data_version").fetchone()[0]
         if kept is not None and kept[0] == self._version:
             return kept[1]
@@ -98,11 +98,11 @@ class Sealer:
         return rows
 
     def keep(self, rows: tuple[int, ...]) -> None:
-        """The commit that left these last rows, and began with `last_rows`, took place."""
+        """Confirm that the commit that began with `last_rows` took place and left these last rows."""
         self._kept = (self._version, rows)
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Seal the rows above these numbers, if there are any; the numbers of the last rows then."""
+        """Seal the rows above these numbers, if any; return the new last row numbers."""
         rows = sorted(self._conn.execute(self._added, after))
         if not rows:
             return after

@@ -1,9 +1,9 @@
-"""The signer's own record, beside the keystore: how many attempts were ever committed, and which was the last.
+"""The signer's own record, beside the keystore: how many attempts were ever committed, and the last of them.
 
-A ledger that lacks that attempt is older than the signer: a copy was put back, or the ledger was lost and begun
-anew. The record is never part of a backup: there it would be as old as the ledger that it is to tell of.
+A ledger that lacks that attempt is older than the signer: someone restored a copy, or the ledger was lost and
+created anew. A backup never contains the record, because it would then be as old as the ledger that it checks.
 
-May import: core, secret_file, sqlite3. Never: tells of an attempt that is not durable in the ledger.
+May import: core, secret_file, sqlite3. Never: records an attempt that is not durable in the ledger.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from payagent.secret_file import sync_folder
 SIGNER_FILE = "signer.json"
 
 _PLACE_BYTES = 4096
-"""Of a file's two places: what tears one write, at whatever size a disk writes at once, leaves the other alone."""
+"""Size of each of the file's two slots. A torn write damages one slot at most, whatever the disk's write size."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastSigned:
-    """The last attempt that is durable, and how many there are with it."""
+    """The last durable attempt, and the number of attempts up to it."""
 
     attempts: int
     tx_id: str
@@ -33,7 +33,7 @@ class LastSigned:
 
 
 class SignerRecord(Protocol):
-    """Where the last attempt is noted. `write` returns once it is durable and raises OSError when it is not."""
+    """Where the last attempt is noted. `write` returns when it is durable, and raises OSError otherwise."""
 
     def read(self) -> LastSigned | None: ...
 
@@ -41,10 +41,10 @@ class SignerRecord(Protocol):
 
 
 class SignerFile:
-    """The record in a file of its own, for its owner alone: two lines in places of their own, which are written in
-    turn, so that one that is half written leaves the one before. The greater count is the one that counts.
+    """The record in its own file, readable by its owner only.
 
-    A file that stays as it is asks less of a disk than one that is replaced, above all at the worst of times.
+    The file has two slots, written alternately. A torn write leaves the other slot intact, and the higher count is
+    valid. Writing in place asks less of a failing or full disk than replacing the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,9 +54,10 @@ class SignerFile:
         self._place = 0
 
     def read(self) -> LastSigned | None:
-        """None when there is none. Refused: `store_failed`, for what nobody of ours has written.
+        """The record; None if there is none. Refused: `store_failed`, for a file that payagent did not write.
 
-        What was written here is remembered: the daemon cannot read what is new beside the keystore (`fence`).
+        Our own last write is remembered: the sandboxed daemon cannot open new files beside the keystore
+        (`payagent.sandbox`).
         """
         if self._written is not None:
             return self._written
@@ -66,7 +67,7 @@ class SignerFile:
             return None
         except OSError:
             raw = b""
-        places = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]  # by where they are: a line's end may be lost too
+        places = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]  # split by position: the end of a line may be lost too
         told = [signed for place in places if (signed := _read(place, is_alone=not places[1])) is not None]
         if not told:
             raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
@@ -94,14 +95,14 @@ class SignerFile:
         self._place = turn
 
     def _is_there(self, handle: int) -> bool:
-        """Whether what we write to is what others find: a copy may have been put in its place."""
+        """Whether our open file is still the file at the path; a copy may have replaced it."""
         try:
             return os.path.samestat(self._path.lstat(), os.fstat(handle))
         except FileNotFoundError:
             return False
 
     def _lay(self, place: bytes) -> None:
-        """A new file with all the room that it will ever take, in the place of whatever was there."""
+        """Write a new file at its full size and rename it over the old one."""
         self.close()
         new = self._path.with_name(f".{self._path.name}.new")
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -119,12 +120,12 @@ class SignerFile:
 
 
 def _check(signed: LastSigned) -> str:
-    """What a line that is half written does not bear out."""
+    """A checksum that a torn slot does not match."""
     return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
 
 
 def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
-    """None for one that is half written, or empty. One line alone without a check was put there as a whole."""
+    """The record in a slot; None if torn or empty. A single line without a checksum was written as a whole."""
     try:
         told = json.loads(place)
         signed = LastSigned(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
@@ -135,13 +136,13 @@ def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
 
 
 def last_signed(conn: sqlite3.Connection) -> LastSigned | None:
-    """The newest attempt of a ledger; their numbers have no gaps, since none is ever removed."""
+    """The newest attempt of a ledger. Row numbers have no gaps, because attempts are never deleted."""
     row = conn.execute("SELECT rowid, tx_id, ttl_slot FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
     return None if row is None else LastSigned(*row)
 
 
 def lacks(conn: sqlite3.Connection, signed: LastSigned | None) -> bool:
-    """Whether the signer signed what a ledger does not know of."""
+    """Whether the signer signed an attempt that the ledger does not have."""
     if signed is None:
         return False
     known = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
@@ -150,9 +151,9 @@ def lacks(conn: sqlite3.Connection, signed: LastSigned | None) -> bool:
 
 
 def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None) -> int | None:
-    """How many attempts a ledger had when it caught up with this very record; None when it has not.
+    """How many attempts a ledger had when it caught up with this very record; None if it has not.
 
-    The record stays as it is until the next attempt is noted.
+    The record stays unchanged until the next attempt is noted.
     """
     row = conn.execute(
         "SELECT detail ->> '$.signed', detail ->> '$.attempts' FROM events "

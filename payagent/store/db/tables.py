@@ -1,17 +1,17 @@
-"""The tables of ledger.db and its views, as SQL.
+"""The tables and views of ledger.db, as SQL.
 
-The constraints are the last line of the exactly-once rules: they hold whatever the Python above them does.
-No payment is opened for an intent that has a live one, and there is one per invoice ever, whichever of its
-attempts was signed for it; an anchor belongs to one payment; every attempt spends its payment's anchor; a coin is
-reserved once. What a constraint cannot say, a trigger does (store.db.triggers).
+The constraints are the last defence of the exactly-once rules; they hold whatever the Python code does.
+An intent has at most one live payment. An invoice has at most one payment ever, whichever attempt was signed for
+it. A nonce UTxO belongs to one payment, and every attempt of the payment spends it. A UTxO is reserved once.
+Triggers enforce what constraints cannot express (store.db.triggers).
 
-Units are INTEGER (2^63-1 at most), times are milliseconds since 1970 UTC.
+Units are INTEGER (at most 2^63-1). Times are milliseconds since 1970 UTC.
 
 May import: nothing. Never: reads or writes a row.
 """
 
 GENESIS = "0" * 64
-"""What stands for the hash before the first event."""
+"""The previous hash of the first event and of the first seal."""
 
 TABLES = """
 CREATE TABLE meta (
@@ -531,11 +531,11 @@ CREATE TABLE seals (
 """
 
 IS_SPEND = "j.kind IN ('post', 'reverse', 'release') AND q.account NOT IN ('wallet', 'held')"
-"""Which postings q of entries j tell of what left the wallet, or came back to it with a lost block."""
+"""SQL: the postings q of entries j that show value leaving the wallet, or returning after a rollback."""
 
 
 def _ada(asset: str, units: str) -> str:
-    """SQL: lovelace as ADA with all decimals, from integers alone; NULL of a token."""
+    """SQL: lovelace as ADA with six decimals, by integer arithmetic; NULL for a token."""
     number = f"printf('%s%d.%06d', IIF({units} < 0, '-', ''), abs({units} / 1000000), abs({units} % 1000000))"
     return f"IIF({asset} = 'lovelace', {number}, NULL)"
 
@@ -545,8 +545,8 @@ def _iso_time(ms: str) -> str:
     return f"strftime('%Y-%m-%dT%H:%M:%S', {ms} / 1000, 'unixepoch') || printf('.%03dZ', {ms} % 1000)"
 
 
-# For people who read the file (docs/auditors.md tells of each column); nothing of ours reads them. What outputs
-# come to is summed in halves, since those of a refused invoice may be any: NULL when no column can hold it.
+# For people who read the file (docs/auditors.md explains each column); our code reads none of them. Output totals
+# are summed in halves, since those of a refused invoice are unbounded: NULL if no column can hold the sum.
 VIEWS = f"""
 CREATE VIEW v_payments AS
 SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery, v.origin AS merchant,
@@ -603,4 +603,4 @@ JOIN prepaid_pools o ON o.id = c.pool
 LEFT JOIN prepaid_costs k ON k.pool = c.pool AND k.unit = c.unit
 LEFT JOIN prepaid_observations s
   ON s.seq = (SELECT MAX(seq) FROM prepaid_observations WHERE pool = c.pool);
-"""  # noqa: S608  names of ours
+"""  # noqa: S608  our own names

@@ -1,11 +1,11 @@
-"""What SQL itself guarantees about rows that are there: which may change, and how.
+"""Triggers that guard existing rows: which rows may change, and how.
 
-An anchor never changes; entries balance per asset; what is history (attempts, invoices, journal, postings, events,
-sightings, submissions) is append-only, its events chained by their hashes; of the other rows that stay, only what
-may change does. What a job adds to them is sealed (store.db.seals).
+A nonce UTxO never changes. Entries balance per asset. History (attempts, invoices, entries, postings, events,
+block observations, submissions) is append-only, and events are chained by their hashes. In the other tables of
+record, only the columns that may change do. Each commit seals the rows that it adds (store.db.seals).
 
-A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
-the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
+Each guard holds on any connection, also with foreign keys and recursive triggers off, as in the sqlite3 shell.
+There REPLACE deletes a row without firing a delete trigger, so guards check inserts too.
 
 May import: store.db. Never: reads or writes a row.
 """
@@ -18,7 +18,7 @@ from payagent.store.db.tables import GENESIS
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A trigger that refuses, with `message`, what its `when` describes."""
+    """A trigger that refuses with `message` if the condition `when` holds."""
 
     name: str
     on: str
@@ -41,26 +41,30 @@ _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is unique in a table, among the rows that `live` (with {0} before its columns) describes."""
+    """Columns that are unique in a table, among the rows that match `live` (an SQL condition; {0} is the row's
+    prefix).
+    """
 
     columns: tuple[str, ...]
     live: str | None = None
 
     def taken(self, table: str, *but: str) -> str:
-        """SQL: whether a row, for which all of `but` holds, has the key of the NEW row."""
+        """SQL: whether a row that also matches all of `but` has the key of the NEW row."""
         terms = [f"{column} = NEW.{column}" for column in self.columns]
         if self.live:
             terms += [self.live.format(""), self.live.format("NEW.")]
-        return f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join((*terms, *but))})"  # noqa: S608  names of ours
+        return f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join((*terms, *but))})"  # noqa: S608  our own names
 
     def can_collide(self, fixed: tuple[str, ...]) -> bool:
-        """Whether an update can give a row the key of another one, when `fixed` columns do not change."""
+        """Whether an update that leaves the `fixed` columns alone can give a row another row's key."""
         return self.live in (_NOT_REFUSED, _NOT_FREED) or not set(self.columns) <= set(fixed)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordTable:
-    """A table whose rows stay. `fixed` columns never change (None: nothing does), `once` ones only from NULL."""
+    """A table whose rows stay. `fixed` columns never change (None: no column does); `once` columns change only
+    from NULL.
+    """
 
     keys: tuple[Key, ...]
     fixed: tuple[str, ...] | None = None
@@ -156,27 +160,27 @@ KEPT = {
         once=("anchor",),
     ),
 }
-"""Every table whose rows are never deleted and never replaced, and what of a row may change."""
+"""Every table whose rows are never deleted or replaced, and the columns that may change."""
 
-# SUM() raises when it passes 2^63-1, which two postings of a token can. Summed in two halves it cannot, below
-# 2^31 postings: the sum is zero when the low halves carry whole units of 2^32 and the high halves cancel these.
+# SUM() raises above 2^63-1, which two postings of a token can exceed. The sums of two halves cannot, below 2^31
+# postings. The total is zero if the low halves sum to a multiple of 2^32 and the high halves cancel that carry.
 _UNBALANCED = (
     "(SUM(units & 4294967295) & 4294967295) <> 0 OR SUM(units >> 32) + (SUM(units & 4294967295) >> 32) <> 0"
 )
 _OTHER_GUARDS = (
-    # asked when a payment is opened: a rollback may bring a void one back beside the one that came after it
+    # checked on insert only: a rollback may revive a void payment beside the one that came after it
     Guard(
         "payments_one_per_intent",
         "INSERT ON payments",
         Key(("intent_id",), _NOT_OVER).taken("payments"),
         "the intent has a payment",
     ),
-    # an invoice that any attempt was signed for is its payment's for ever, whichever one the payment goes by now
+    # an invoice that any attempt was signed for belongs to that payment for good, whichever invoice it pays now
     *(
         Guard(
             f"payments_invoice_{name}",
             f"{event} ON payments",
-            f"{_NOT_REFUSED.format('NEW.')} AND EXISTS "  # noqa: S608  names of ours
+            f"{_NOT_REFUSED.format('NEW.')} AND EXISTS "  # noqa: S608  our own names
             "(SELECT 1 FROM attempts WHERE invoice = NEW.invoice AND payment_id <> NEW.id)",
             "another payment was signed for the invoice",
         )
@@ -185,7 +189,7 @@ _OTHER_GUARDS = (
     Guard(
         "payments_invoice_follows",
         "UPDATE ON payments",
-        # it may have come first for another intent: while nobody has paid it, it is free for who has it
+        # the invoice may have come first for another intent: until one payment pays it, any payment may
         "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
         "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND origin = NEW.origin))",
         "a payment goes by another invoice when it is replaced or found in a block, by one of its origin",
@@ -217,7 +221,7 @@ _OTHER_GUARDS = (
     Guard(
         "journal_balances",
         "INSERT ON journal",
-        "NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id) OR EXISTS "  # noqa: S608  names of ours
+        "NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id) OR EXISTS "  # noqa: S608  our own names
         f"(SELECT 1 FROM postings WHERE entry = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
         "the entry does not balance",
     ),
@@ -236,7 +240,7 @@ _OTHER_GUARDS = (
     Guard(
         "events_chained",
         "INSERT ON events",
-        "NEW.prev_hash IS NOT "  # noqa: S608  names of ours
+        "NEW.prev_hash IS NOT "  # noqa: S608  our own names
         f"COALESCE((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}') "
         "OR NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM events), 0) + 1",
         "the event does not follow the last one",
@@ -258,7 +262,7 @@ def _guards_of(table: str, kept: RecordTable) -> Iterator[Guard]:
     if kept.fixed is None:
         yield Guard(f"{table}_no_update", f"UPDATE ON {table}", "1", f"{table} is append-only")
         return
-    # no list of columns at the trigger: it would not match an update of the rowid by another of its names
+    # no column list on the trigger: it would miss an update of the rowid by one of its aliases
     changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in kept.fixed)
     yield Guard(f"{table}_fixed", f"UPDATE ON {table}", changed, f"what {table} are about never changes")
     for column in kept.once:

@@ -1,6 +1,6 @@
-"""A job's part of the open transaction: what every function that writes takes.
+"""One job's part of the open transaction: the first argument of every function that writes.
 
-What a job changes in memory beside the database it registers with `undo`.
+A job registers the reversal of its in-memory changes with `undo`.
 May import: sqlite3. Never: commits; opens a transaction.
 """
 
@@ -18,11 +18,11 @@ class Unit:
         self._undo: list[Callable[[], None]] = []
 
     def undo(self, step: Callable[[], None]) -> None:
-        """Run `step` if this job, or the commit that it shares, does not take place. Last in, first out."""
+        """Run `step` if this job, or the commit that it shares, fails. Steps run in reverse order."""
         self._undo.append(step)
 
     def roll_back_memory(self) -> None:
-        """Run the steps that are left; one that raises keeps none of the others from running."""
+        """Run the remaining steps. A step that raises does not stop the others."""
         try:
             while self._undo:
                 self._undo.pop()()

@@ -1,6 +1,6 @@
-"""The writer: the one thread that commits. Jobs that wait at the same time share a commit (`committer`).
+"""The writer: the only thread that commits. Jobs that wait at the same time share a commit (`committer`).
 
-The thread goes on whatever a job or a commit raises.
+The thread survives any error of a job or a commit.
 May import: core, store.db. Never: runs a job twice; answers before the commit is durable.
 """
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 BATCH_MAX = 256
 QUIET_S = 0.02
 QUIET_COMMITS = 32
-"""After so many commits, the first pause of QUIET_S without a job is used to move the log into the ledger."""
+"""After this many commits, the first pause of QUIET_S without a job is used to move the log into the ledger."""
 
 _Awaited = asyncio.Future[Any]
 _Waiting = tuple[Job, Future[Any] | _Awaited]
-"""A job, and what its caller waits for: from a thread, or on an event loop."""
+"""A job and its caller's future, from a thread or an event loop."""
 
 
 class Writer:
-    """The committer's thread, and the queue of what waits for it. May be called from any thread or task."""
+    """The committer's thread and the queue before it. Callable from any thread or task."""
 
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
@@ -44,11 +44,10 @@ class Writer:
 
     @property
     def commits(self) -> int:
-        """How many commits were made."""
         return self._committer.commits
 
     def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
-        """Queue a job; its future ends after the commit and cannot be cancelled.
+        """Queue a job. Its future completes after the commit and cannot be cancelled.
 
         `name` is the commit point, for checkpoints.
         """
@@ -58,23 +57,23 @@ class Writer:
         return waiting
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
-        """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
+        """Like `submit`, but awaited. Cancelling the caller does not cancel the job."""
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put(name, job, waiting)
         return await waiting
 
     def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
-        with self._door:  # a job that is queued behind the end would wait for ever
+        with self._door:  # a job queued after the end marker would wait for ever
             if self._closed:
                 raise Refused("store_failed", "the ledger is closed")
             self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
 
     def is_noted(self, attempt: int | None) -> bool:
-        """Whether the attempt of this number may be shown: the signer's own record has it."""
+        """Whether the attempt of this number may leave: the signer's own record has it."""
         return self._committer.is_noted(attempt)
 
     def close(self) -> None:
-        """Run what is queued, then close. Calling it again is harmless."""
+        """Run the queued jobs, then close. Idempotent."""
         with self._door:
             if self._closed:
                 return
@@ -106,7 +105,7 @@ class Writer:
         return batch, True
 
     def _next(self) -> _Waiting | None:
-        """Wait for a job. The log is tidied in a quiet moment, so that hardly any job waits for it."""
+        """Wait for a job. The log is checkpointed in a quiet moment, so hardly any job waits for it."""
         if self.commits - self._tidied_at >= QUIET_COMMITS:
             with suppress(queue.Empty):
                 return self._queue.get(timeout=QUIET_S)
@@ -116,7 +115,9 @@ class Writer:
 
 
 def _tell(batch: list[_Waiting]) -> None:
-    """Tell each caller what came of its job. Those on one event loop are told together: waking a loop costs."""
+    """Give each caller its job's result. Futures of one event loop are completed together, because waking a loop
+    costs.
+    """
     on_loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, _Awaited]]] = {}
     for job, waiting in batch:
         if isinstance(waiting, Future):
@@ -124,7 +125,7 @@ def _tell(batch: list[_Waiting]) -> None:
         else:
             on_loops.setdefault(waiting.get_loop(), []).append((job, waiting))
     for loop, told in on_loops.items():
-        with suppress(RuntimeError):  # it is closed, and nobody waits on it any more
+        with suppress(RuntimeError):  # the loop is closed and has no waiters
             loop.call_soon_threadsafe(_end_each, told)
 
 

@@ -1,1 +1,1 @@
-"""The rows of the ledger, one module for each kind."""
+"""The rows of the ledger: one module for each kind of row."""

@@ -1,4 +1,4 @@
-"""The ledger as a whole: whose it is, whether anything was committed since, and whether it came from a backup.
+"""The ledger as a whole: its identity, whether anything was committed since, and whether it came from a backup.
 
 May import: sqlite3. Never: writes.
 """
@@ -7,7 +7,7 @@ import sqlite3
 
 
 def version(conn: sqlite3.Connection) -> tuple[int, int]:
-    """Another one than before if anything was committed since, by this connection or another."""
+    """Changes whenever anything is committed, by this connection or another."""
     (by_others,) = conn.execute("PRAGMA data_version").fetchone()
     return by_others, conn.total_changes
 
@@ -18,9 +18,7 @@ def meta(conn: sqlite3.Connection, key: str) -> str | None:
 
 
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
-    """When this ledger was last put back from a backup; None when it never was, or not by a clock that was borne
-    out.
-    """
+    """When this ledger was last restored from a backup; None if never, or if no clock confirmed the time."""
     row = conn.execute(
         "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*' "
         "AND json_extract(value, '$.is_clock_right')"

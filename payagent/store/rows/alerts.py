@@ -1,6 +1,6 @@
-"""Alerts in the ledger database: what somebody is to be told, and whether the webhook has it.
+"""Alerts in the ledger, and whether the webhook has received them.
 
-May import: core, store. Never: commits; changes what an alert says.
+May import: core, store. Never: commits; changes the text of an alert.
 """
 
 import json
@@ -13,7 +13,7 @@ from payagent.store.db.unit import Unit
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
-    """`tries`: how often the webhook was called and did not take it. `next_try_at_ms`: None when not again."""
+    """An alert. `tries`: failed webhook calls. `next_try_at_ms`: None if the webhook is not called again."""
 
     seq: int
     id: str
@@ -34,7 +34,7 @@ def last_seq(conn: sqlite3.Connection) -> int:
 
 
 def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
-    """What the newest alert about a subject is; None when there was none."""
+    """The kind of the newest alert about a subject; None if there is none."""
     row = conn.execute(
         "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,)
     ).fetchone()
@@ -60,7 +60,7 @@ def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
 
 
 def counts_raised(conn: sqlite3.Connection) -> dict[str, int]:
-    """How many subjects have an alert that is not cleared, by its kind."""
+    """Number of subjects with an alert that is not cleared, by kind."""
     rows = conn.execute(
         "SELECT kind, COUNT(*) FROM alerts a WHERE kind <> 'cleared' "
         "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) GROUP BY kind ORDER BY kind"
@@ -74,7 +74,7 @@ def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
 
 
 def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
-    """Alerts since then that the webhook does not have and is to be called for, oldest first."""
+    """Alerts since then that the webhook has not received and will be called for, oldest first."""
     rows = conn.execute(
         f"{_ALERT} INDEXED BY alerts_waiting WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq",
         (since_ms,),
@@ -83,7 +83,7 @@ def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
 
 
 def add(unit: Unit, alert_id: str, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """The webhook is to be called for it at once."""
+    """Add an alert; the webhook is due for it at once."""
     unit.conn.execute(
         "INSERT INTO alerts(id, kind, subject, body, at_ms, next_try_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (alert_id, kind, subject, json.dumps(facts, separators=(",", ":")), now_ms, now_ms),
@@ -95,7 +95,7 @@ def set_delivered(unit: Unit, seq: int, now_ms: int) -> None:
 
 
 def set_missed(unit: Unit, seq: int, again_at_ms: int | None) -> None:
-    """The webhook did not take it. None: it is not called for it again."""
+    """Record a failed webhook call. With None, the webhook is not called for this alert again."""
     unit.conn.execute("UPDATE alerts SET tries = tries + 1, next_try_at_ms = ? WHERE seq = ?", (again_at_ms, seq))
 
 

@@ -1,4 +1,4 @@
-"""What a person is asked about payments, and what was decided: each is asked once, and decided once.
+"""Approval requests for payments, and their decisions. A payment is put before a person once, and decided once.
 
 May import: core, store. Never: commits; decides.
 """
@@ -19,7 +19,7 @@ Via = Literal["token", "link", "clock"]
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRow:
-    """What is asked. `plan` is the transaction as it would have been; `ends_at_ms` is of the limits' clock."""
+    """A request for approval. `plan`: the transaction as planned. `ends_at_ms`: on the limits' clock."""
 
     payment_id: str
     terms_hash: str
@@ -32,7 +32,7 @@ class ApprovalRow:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
-    """What became of a question. `by_app` is None of the clock's and a link's decisions."""
+    """The decision on a request for approval. `by_app` is None if the clock or a link decided."""
 
     decision: Decision
     via: Via
@@ -53,7 +53,7 @@ def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
 
 
 def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
-    """What was decided on a payment that a person was asked about; None while it is open."""
+    """The decision on a payment that needed approval; None while it is pending."""
     row = conn.execute(
         "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
         "WHERE payment_id = ? AND event IN ('hold', 'deny') ORDER BY seq LIMIT 1",
@@ -67,7 +67,7 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
 
 
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
-    """Payments that still await a decision, and whose time for it is over, or whose invoice is by `until_ms`."""
+    """Payments that still await a decision although their time is up, or their invoice expires by `until_ms`."""
     rows = conn.execute(
         "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = p.invoice "
         "WHERE p.state = 'awaiting_approval' AND (a.ends_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
@@ -77,7 +77,7 @@ def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
 
 
 def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
-    """How many payments await a decision, of an app or (None) of all."""
+    """How many payments of an app await a decision; None: of all apps."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM payments WHERE state = 'awaiting_approval' AND (?1 IS NULL OR app_id = ?1)",
         (app_id,),
@@ -94,7 +94,10 @@ def denied_between(
     app_id: str,
     fingerprint: str | None,
 ) -> str | None:
-    """The last payment that a person denied in a time, of an intent or an app's same call; None matches none."""
+    """The last payment that a person denied in this period, for the same intent or the same request of the app.
+
+    A None in the filters matches nothing.
+    """
     row = conn.execute(
         "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
         "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? AND p.changed_at_ms < ? "
@@ -106,7 +109,7 @@ def denied_between(
 
 
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:
-    """Payments to a merchant except this one: for each state, how many there are and when the newest was made."""
+    """Payments to a merchant except this one: for each state, their number and the creation time of the newest."""
     rows = conn.execute(
         "SELECT state, COUNT(*), MAX(created_at_ms) FROM payments WHERE origin = ? AND id <> ? GROUP BY state",
         (origin, but),

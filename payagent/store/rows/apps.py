@@ -1,8 +1,8 @@
-"""The clients of payagent: who they are, what they may do, and the one token of each that is good.
+"""Apps, the clients of payagent: their scopes, what they may pay, and the one valid token of each.
 
-Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended. A
-clock that is put back makes none good that had ended when something was last held.
-May import: core, store.rows, store.db, sqlite3. Never: sees a token (its hash is looked up).
+An app never changes, except for its token. Issuing a token revokes the one before, and an ended token never
+becomes valid again. Setting the clock back revives no token that had expired when a hold was last placed.
+May import: core, store.rows, store.db, sqlite3. Never: sees a token (it looks up the hash).
 """
 
 import sqlite3
@@ -16,7 +16,9 @@ from payagent.store.rows import limit_counters as spending
 
 @dataclass(frozen=True, slots=True)
 class AppRow:
-    """An app. `merchants` (origins) and `assets`: the only ones that it may pay; None: all that the wallet may."""
+    """An app. `merchants` (origins) and `assets`: the only ones that it may pay; None: any that the wallet may
+    pay.
+    """
 
     id: str
     name: str
@@ -26,7 +28,7 @@ class AppRow:
 
     @property
     def sees_all(self) -> bool:
-        """What other apps do is shown to those who read the books or operate the wallet."""
+        """Apps that may read the ledger or operate the wallet see what other apps do."""
         return bool(self.scopes & {"read", "operate"})
 
     def require_may_call(self, origin: str) -> None:
@@ -43,7 +45,7 @@ class AppRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """The last token of an app: from when to when it is or was good."""
+    """The last token of an app, and when it is or was valid."""
 
     created_at_ms: int
     expires_at_ms: int | None
@@ -54,18 +56,18 @@ class TokenRow:
 
 
 _APP_COLUMNS = "a.id, a.name, a.scopes, a.merchants, a.assets"
-_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  names of ours
+_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  our own names
 
 
 def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
-    """By our clock, or already by the limits' clock as of the last hold, which nobody puts back."""
+    """Whether a token has expired, by our clock or by the limits' clock at the last hold (never goes back)."""
     return expires_at_ms is not None and expires_at_ms <= max(now_ms, spending.clock_ms(conn, None))
 
 
 def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
-    """Whose token it is, if it is good now."""
+    """The app of this token, if the token is valid now."""
     row = conn.execute(
-        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  names of ours
+        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  our own names
         "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
         (token_hash,),
     ).fetchone()
@@ -78,7 +80,7 @@ def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
 
 
 def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
-    """Refused: `not_found`, which no app that was let in is."""
+    """The app with this id. Refused: `not_found`; an authenticated app is always found."""
     app = by_id(conn, app_id)
     if app is None:
         raise Refused("not_found", f"there is no app {app_id[:80]!r}")
@@ -86,19 +88,19 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
 
 
 def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
-    """Whether an app gets nothing more: its token was revoked, or has expired. payagent's own never had one."""
+    """Whether an app's token is revoked or expired. False for payagent's own apps, which never had one."""
     token = last_token(conn, app_id)
     return token is not None and not token.is_good(conn, now_ms)
 
 
 def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
-    """Refused: `unauthorized`, where the app that calls has ended."""
+    """Refused: `unauthorized`, if the token of the calling app has ended."""
     if has_ended(conn, app_id, now_ms):
         raise Refused("unauthorized", "the call's token has ended meanwhile")
 
 
 def find(conn: sqlite3.Connection, name: str) -> AppRow:
-    """The app of this name or id. Refused: `not_found`."""
+    """The app with this name or id. Refused: `not_found`."""
     return by_name(conn, name) or require(conn, name)
 
 
@@ -108,12 +110,12 @@ def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
 
 
 def everybody(conn: sqlite3.Connection) -> list[AppRow]:
-    """All apps that there ever were, oldest first."""
+    """All apps that ever existed, oldest first."""
     return [_row(row) for row in conn.execute(f"{_APP} ORDER BY a.rowid")]
 
 
 def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
-    """None of an app that never had one, as that of the automatic top-ups."""
+    """The last token; None for an app that never had one, such as the app of automatic top-ups."""
     row = conn.execute(
         "SELECT created_at_ms, expires_at_ms, revoked_at_ms FROM tokens WHERE app_id = ? "
         "ORDER BY rowid DESC LIMIT 1",
@@ -123,12 +125,12 @@ def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
 
 
 def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
-    """Whether it is, or was, some app's token."""
+    """Whether this is, or was, the token of any app."""
     return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
 
 
 def add(unit: Unit, app: AppRow, now_ms: int) -> None:
-    """An app without a token: nobody can ask for it."""
+    """Add an app without a token: no request can authenticate as it."""
     lists = [
         None if names is None else " ".join(sorted(names)) for names in (app.scopes, app.merchants, app.assets)
     ]
@@ -139,13 +141,13 @@ def add(unit: Unit, app: AppRow, now_ms: int) -> None:
 
 
 def ensure_own(unit: Unit, app_id: str, name: str, now_ms: int) -> None:
-    """An app of payagent's own, whose orders nobody gave: it has no token, so nobody can ask for it."""
+    """Ensure that one of payagent's own apps exists. It has no token, so no request can authenticate as it."""
     if by_id(unit.conn, app_id) is None:
         add(unit, AppRow(app_id, name, frozenset(), None, None), now_ms)
 
 
 def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, now_ms: int) -> None:
-    """Let an app in by this token from now on, and by no other."""
+    """Issue a token for an app, and revoke the one before."""
     revoke(unit, app_id, now_ms)
     unit.conn.execute(
         "INSERT INTO tokens(hash, app_id, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)",
@@ -154,7 +156,7 @@ def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | No
 
 
 def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
-    """End an app's token for good; False when it has none that is good."""
+    """Revoke an app's token for good; False if it has no valid one."""
     ended = unit.conn.execute(
         "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
     )
@@ -164,7 +166,7 @@ def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
 def add_with_token(
     unit: Unit, app_id: str, name: str, token_hash: str, scopes: Iterable[str], now_ms: int
 ) -> None:
-    """An app that is bound by what binds the wallet, and its token, which never expires."""
+    """Add an app with only the wallet's own limits, and a token that never expires."""
     add(unit, AppRow(app_id, name, frozenset(scopes), None, None), now_ms)
     give_token(unit, app_id, token_hash, None, now_ms)
 

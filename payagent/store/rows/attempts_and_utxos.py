@@ -1,4 +1,4 @@
-"""Attempts, and the coins that they spend and make: which are there, free, to come, or gone.
+"""Attempts, and the UTxOs that they spend and make: which are available, pending, missing, spent or rolled back.
 
 May import: core.payment, store.rows, sqlite3. Never: writes.
 """
@@ -42,7 +42,7 @@ class UtxoRow:
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing can be built on it now: the list lacks it, or it was seen spent."""
+        """Whether nothing can spend it now: it is missing from the provider's list, rolled back, or spent."""
         return self.state in ("missing", "vanished", "spent")
 
 
@@ -63,7 +63,7 @@ def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | Non
 
 
 def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, ...]:
-    """The coins that a payment that is `replacing` was given for its next attempt."""
+    """The UTxOs that a `replacing` payment reserved for its next attempt."""
     (refs,) = conn.execute(
         "SELECT detail ->> '$.inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
         "ORDER BY seq DESC LIMIT 1",
@@ -73,9 +73,10 @@ def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, 
 
 
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
-    """How often the bytes were about to be sent to the provider that got them most, and when last to any.
+    """(count, time): the most submissions to any one provider, and the time of the last submission to any
+    provider.
 
-    Both are 0 when never. The last is the one that was written last, whatever the clock said then.
+    Both are 0 if there was none. The last submission is the last one written, whatever the clock said then.
     """
     (count,) = conn.execute(
         "SELECT COALESCE(MAX(times), 0) FROM "
@@ -90,7 +91,7 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
 def was_told(
     conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str, provider: str | None = None
 ) -> bool:
-    """Whether a provider, or this one, ever answered so to an attempt (chain.provider.SubmitKind)."""
+    """Whether a provider (or this one) ever gave this answer to an attempt (chain.provider.SubmitKind)."""
     row = conn.execute(
         "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
         "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? "
@@ -112,9 +113,9 @@ def _utxo(row: tuple[str, str, int, int, str, str, str, str | None]) -> UtxoRow:
 
 
 def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Every coin that is not spent, as we know them; of change to come, that of each payment's last attempt.
+    """Every unspent UTxO that we know; pending change only of each payment's last attempt.
 
-    What an attempt before it was to make is kept beside these for as long as a fork may bring it.
+    Pending change of earlier attempts stays in the table as long as a fork may bring it back, but is not listed.
     """
     of_another = (
         "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
@@ -128,7 +129,7 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
 
 
 def utxo_states(conn: sqlite3.Connection) -> dict[str, str]:
-    """The state of every coin that is not spent, as we know them, by its ref."""
+    """The state of every unspent UTxO that we know, by its ref."""
     rows = conn.execute(
         "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
     )
@@ -136,7 +137,7 @@ def utxo_states(conn: sqlite3.Connection) -> dict[str, str]:
 
 
 def free_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Coins that selection may take: free and not reserved."""
+    """UTxOs that coin selection may use: available and not reserved."""
     rows = conn.execute(f"{_UTXO} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
     return [_utxo(row) for row in rows]
 
@@ -156,7 +157,7 @@ def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
 
 
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
-    """Whether what made a coin is on the chain: a deposit, or an attempt that is in a block."""
+    """Whether a UTxO's transaction is on the chain: a deposit, or an attempt in a block."""
     row = conn.execute(
         "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM coins c "
         "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
@@ -167,19 +168,19 @@ def is_made(conn: sqlite3.Connection, ref: str) -> bool:
 
 
 def missing_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Coins that the provider's list lacks though nothing of ours spent them, or is about to."""
+    """UTxOs that the provider's list lacks, although nothing of ours has spent or reserved them."""
     rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
     return [_utxo(row) for row in rows]
 
 
 def missing_deposits(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Those of them that others' transactions made, reserved or not."""
+    """Missing UTxOs that external transactions made, reserved or not."""
     rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
     return [_utxo(row) for row in rows]
 
 
 def any_rolled_back(conn: sqlite3.Connection) -> bool:
-    """Whether `is_vanished` can be of any coin."""
+    """Whether `is_rolled_back` can be true for any UTxO."""
     row = conn.execute(
         "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
         "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone WHERE reason_code = 'anchor_gone')"
@@ -195,10 +196,10 @@ WHERE c.ref = ?
 
 
 def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
-    """Whether a coin's deposit is on no chain any more, or that of which it descends.
+    """Whether the deposit that a UTxO is, or descends from, is on no chain any more.
 
-    Nothing that spends it can land, as things are. So it is with what was to come of a payment that ended so.
-    `known` is what was found of others in the same state of the ledger, and takes in what is found here.
+    Nothing that spends the UTxO can land now. The same holds for change of a payment that is void for this reason.
+    `known` caches the results for other UTxOs in the same state of the ledger; new results are added.
     """
     known, way, found = {} if known is None else known, list[str](), False
     while ref is not None:
@@ -216,13 +217,13 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
 
 
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
-    """Whether a transaction is an attempt of a payment that is void because nothing of it can land in time."""
+    """Whether a transaction is an attempt of a payment that is void because its deposit was rolled back."""
     maker = payment_of_attempt(conn, tx_id)
     return maker is not None and maker.state is State.VOID and maker.reason_code == "anchor_gone"
 
 
 def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
-    """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
+    """Unreserved change in no block yet, of each payment's last attempt while that can still land."""
     rows = conn.execute(
         f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id "
         "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
@@ -238,7 +239,7 @@ _REFUSED = (
     f"EXISTS ({_TOLD} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
     f"'spent_some', 'expired')) AND NOT EXISTS ({_TOLD} 'provider_accepted')"
 )
-"""Of an attempt: a provider refused it, and none ever took it. What spends its change would be refused too."""
+"""SQL on an attempt: a provider refused it, and none accepted it. Spending its change would be refused too."""
 
 _CHAINABLE = (
     f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
@@ -249,24 +250,22 @@ _CHAINABLE = (
 
 
 def chainable_utxos(conn: sqlite3.Connection, ttl_slot: int) -> list[UtxoRow]:
-    """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
+    """Change in no block yet that another payment may spend, if its transaction is valid up to this slot.
 
-    Only of the attempt that its payment goes by, and not where a provider refused it and none took it.
+    Only change of a payment's current attempt, which payagent submits itself. Not if a provider refused the
+    attempt and none accepted it.
     """
     return [_utxo(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
 
 
 def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow | None:
-    """A coin, if it is one of them."""
+    """This UTxO, if `chainable_utxos` has it."""
     row = conn.execute(f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref)).fetchone()
     return None if row is None else _utxo(row)
 
 
 def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
-    """Coins that selection may take and that are only there when a transaction is: made by it or after it.
-
-    Those of the most lovelace first.
-    """
+    """UTxOs available for coin selection that a transaction or its descendants made; most lovelace first."""
     rows = conn.execute(
         "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
         f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
@@ -277,16 +276,17 @@ def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
 
 
 def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
-    """The transactions in no block that an attempt spends coins of."""
+    """The transactions in no block whose UTxOs an attempt spends."""
     row = conn.execute("SELECT inputs FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
     spent = [] if row is None else [utxo(conn, ref) for ref in row[0].split(" ")]
     return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
 
 
 def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
-    """How many transactions in no block lead to an attempt; 0 when all that it spends is in one.
+    """How many transactions in no block an attempt depends on, one after another; 0 if all its inputs are in
+    blocks.
 
-    `known` are those of other attempts, and takes what is found.
+    `known` caches the results for other attempts; new results are added.
     """
     depths: dict[str, int] = {} if known is None else known
 
@@ -299,7 +299,7 @@ def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str,
 
 
 def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
-    """The payment whose block (`shown_by`) keeps a coin from being there: what was to make it lost to that one."""
+    """The payment whose block (`shown_by`) rules out a UTxO: a transaction other than its maker won."""
     maker = None if (row := utxo(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
     if row is None or maker is None or maker.tx_id == row.tx_id:
         return None

@@ -1,4 +1,4 @@
-"""What happened, in order: of a payment, and all of it as a chain in which each event names the hash before it.
+"""Events in order: those of one payment, and all of them as a chain in which each event holds the hash before it.
 
 May import: store.db, sqlite3. Never: writes.
 """
@@ -13,12 +13,15 @@ from payagent.store.db.tables import GENESIS
 
 KEPT_AT_ONCE = 1_000
 KEPT_EVERY_MS = 60_000
-"""How many events a payment has before each of those by which its app and its merchant speak of it, as often as
-they like, goes on record once in so long a time: each look at a payment goes through all of its events."""
+"""Rate limit for events that an app or a merchant can cause at will.
+
+Once a payment has KEPT_AT_ONCE events, each of these is recorded once per KEPT_EVERY_MS. Every read of a payment
+goes through all of its events.
+"""
 
 
 def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
-    """Payments that something happened to after an event: no other one has another state than then."""
+    """Payments with events after this one. No other payment has changed its state since."""
     rows = conn.execute("SELECT payment_id FROM events WHERE seq > ?", (event_seq,))
     return {payment_id for (payment_id,) in rows if payment_id is not None}
 
@@ -32,7 +35,7 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
 
 
 def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
-    """Whether this event goes on record of a payment once more, where it moves nothing."""
+    """Whether an event that changes no state is recorded for a payment once more."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?)", (payment_id, KEPT_AT_ONCE)
     ).fetchone()
@@ -46,7 +49,7 @@ def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int)
 
 
 def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str, Any] | None:
-    """What a payment's last event of a name tells; None when there is none."""
+    """The detail of a payment's last event of this name; None if there is none."""
     row = conn.execute(
         "SELECT detail FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
         (payment_id, event),
@@ -55,7 +58,7 @@ def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str
 
 
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
-    """What the merchant said to each retry, in order (dialects.Said)."""
+    """What the merchant's answer to each retry meant, in order (dialects.RetryVerdict)."""
     rows = conn.execute(
         "SELECT json_extract(detail, '$.said') FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
         "ORDER BY seq",
@@ -75,21 +78,21 @@ def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
 
 
 EventLink = tuple[int, str | None, str, str | None, str, int, str, str]
-"""seq, payment_id, event, state, detail, at_ms, prev_hash, hash"""
+"""(seq, payment_id, event, state, detail, at_ms, prev_hash, hash)"""
 
 
 def event_hash(
     prev_hash: str, seq: int, payment_id: str | None, event: str, state: str | None, detail: str, at_ms: int
 ) -> str:
-    """SHA-256 in hex of an event and of the hash before it, as a JSON array in ASCII without spaces."""
+    """SHA-256 in hex of an event and the hash before it, as a JSON array in ASCII without spaces."""
     row = [prev_hash, seq, payment_id, event, state, detail, at_ms]
     return hashlib.sha256(json.dumps(row, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def first_broken_link(rows: Iterable[EventLink]) -> int | None:
-    """The seq of the first event that does not follow from the one before it; None when all do.
+    """The seq of the first event that does not follow from the one before it; None if all do.
 
-    A link breaks where a row was changed, taken out, put in or moved. What was cut off the end leaves no trace.
+    A link breaks if a row was changed, removed, inserted or moved. Removing the newest events leaves no trace.
     """
     last = (0, GENESIS)
     for row in rows:
@@ -114,7 +117,7 @@ def event_links(conn: sqlite3.Connection) -> Iterator[EventLink]:
 
 
 def broken_event(conn: sqlite3.Connection) -> int | None:
-    """`first_broken_link` of the events of this database, read row by row."""
+    """`first_broken_link` of this database's events, read row by row."""
     return first_broken_link(event_links(conn))
 
 

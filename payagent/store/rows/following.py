@@ -1,6 +1,6 @@
-"""The events in their order, for who follows them from somewhere on.
+"""Reads events page by page, for clients that follow them from some event on.
 
-May import: sqlite3, store.rows. Never: writes; reads more than one page at once, however few are shown of it.
+May import: sqlite3, store.rows. Never: writes; reads more than one page at once, even if few of its events match.
 """
 
 import sqlite3
@@ -24,9 +24,9 @@ class StreamedEvent:
 
 
 def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
-    """What came after an event, of one app's payments or (None) of everything; and up to where that was read.
+    """Events after `seq`, of one app's payments or (None) all; and the number of the last event read.
 
-    Nothing is left to read when that is the last event's number.
+    Nothing is left to read if that is the last event's number.
     """
     last_seq, _ = last_event(conn)
     until = min(seq + PAGE_ROWS, last_seq)

@@ -67,6 +67,6 @@ def _intent(row: tuple[Any, ...]) -> IntentRow:
 
 
 def request_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
-    """The call that an intent buys: method, path and the hash of its body, between spaces."""
+    """The request that an intent buys: method, path and body hash, separated by spaces."""
     (request,) = conn.execute("SELECT request FROM intents WHERE id = ?", (intent_id,)).fetchone()
     return None if request is None else str(request)

@@ -1,6 +1,6 @@
-"""The books: entries and their postings, what accounts come to, and what was spent, of all or of a selection.
+"""Double entry: entries and their postings, account balances, and spend, in total or for a selection.
 
-What an audit reads of them row by row is in store.audit.books.
+store.audit.books has the row-by-row reads of an audit.
 May import: store.db, sqlite3. Never: writes.
 """
 
@@ -18,11 +18,11 @@ _SUMS = sums("units")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which part of the books: None does not select. The period holds `since_ms` and not `until_ms`.
+    """Which entries to read; None does not filter. The period includes `since_ms` and excludes `until_ms`.
 
-    `origin`, `app` (id or name) and `state` are those of an entry's payment; of what is used of a prepaid balance,
-    its merchant and the app whose call it was. `asset` selects postings. `text` is part of what names an entry or
-    its payment (`_NAMES`), in upper or lower case.
+    `origin`, `app` (id or name) and `state` are those of the entry's payment. For a use of a prepaid balance they
+    are its merchant and the app that made the request. `asset` filters postings. `text` is a case-insensitive part
+    of the entry's or payment's names (`_NAMES`).
     """
 
     since_ms: int | None = None
@@ -40,9 +40,9 @@ EVERYTHING = Selection()
 
 @dataclass(frozen=True, slots=True)
 class SpendRow:
-    """What left the wallet of one asset: to merchants (also for prepaid), as fees, and sent by the operator.
+    """Spend in one asset: to merchants (prepaid included), on fees, and in transfers by the operator.
 
-    `payments`: how many took it, less those that a rollback took back.
+    `payments`: how many payments spent it, without those that a rollback reversed.
     """
 
     group: tuple[str | None, ...]
@@ -70,7 +70,7 @@ _APP_OF_MOVE = (
     "(SELECT COALESCE(m.app_id, b.app_id) FROM prepaid_moves m LEFT JOIN payments b ON b.id = m.payment_id "
     "WHERE m.entry = j.id)"
 )
-"""Of an entry for what is used of a prepaid balance, which has no payment: whose call it was or purchase."""
+"""SQL: the app of a prepaid use, whose entry has no payment: the one that made the request or the purchase."""
 
 _JOURNAL = (
     "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
@@ -101,7 +101,7 @@ _POSTS = "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.{} = ?)"
 
 
 def _chosen(only: Selection) -> dict[str, object]:
-    """What of `_JOURNAL` is selected, as clauses with their values; `asset` is for the postings."""
+    """SQL clauses on `_JOURNAL` with their values. The caller adds `asset`, which filters postings."""
     return {
         "j.at_ms >= ?": only.since_ms,
         "j.at_ms < ?": only.until_ms,
@@ -132,29 +132,29 @@ _SPEND_PARTS = ", ".join(
 
 
 def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
-    """(account, asset, units) of every account that is not empty, of the entries that are selected."""
+    """(account, asset, units) of every account with a balance, from the selected entries."""
     return [row for row in turnover(conn, only) if row[2]]
 
 
 def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
-    """As `balances`, with the accounts that are empty again."""
+    """Like `balances`, with accounts whose balance is zero again."""
     if replace(only, asset=None) != EVERYTHING:
         return added_up(conn, only)
     where, values = _where({"asset = ?": only.asset})
     rows = conn.execute(
-        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  names of ours
+        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  our own names
         values,
     )
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
 
 
 def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
-    """As `turnover`, from the postings themselves, all of them where nothing is selected."""
+    """Like `turnover`, but summed from the postings themselves, even without a selection."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
-    # CROSS: entries before their postings, so that what selects an entry is asked once and not for each posting
+    # CROSS: entries before their postings, so the conditions on an entry run once, not once per posting
     source = "postings q" if only == EVERYTHING else f"{_JOURNAL} CROSS JOIN postings q ON q.entry = j.id"
     rows = conn.execute(
-        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  names of ours
+        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  our own names
         "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
         values,
     )
@@ -170,7 +170,7 @@ def entries_page(
     limit: int,
     only: Selection = EVERYTHING,
 ) -> list[EntryRow]:
-    """Journal entries, newest first. An entry that has the asset is shown with all its postings."""
+    """Entries, newest first. `only.asset` selects entries; each is returned with all its postings."""
     where, values = _where(
         _chosen(only)
         | {
@@ -188,10 +188,10 @@ def entries_page(
 
 
 def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
-    """What left the wallet, by group and asset, where it is not nothing. Each entry is in one group: they add up.
+    """Spend by group and asset, without empty rows. Each entry is in one group, so the groups add up.
 
-    It left where a transaction of ours is on the chain: by what a payment posted and the fee of what a cancel took
-    back, less what was reversed of both.
+    Spend is what one of our transactions on the chain moved out: the posts of payments and the fees of cancels,
+    minus reversals.
     """
     keys = [f"{_SPEND_KEYS[key]} AS key{place}" for place, key in enumerate(by)]
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
@@ -217,7 +217,7 @@ def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> Spen
 
 
 def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, int | None]:
-    """When the first and the last of the selected entries were made; None when there are none."""
+    """When the first and the last of the selected entries were written; None if there are none."""
     where, values = _where(_chosen(only) | {_POSTS.format("asset"): only.asset})
     row = conn.execute(f"SELECT MIN(j.at_ms), MAX(j.at_ms) FROM {_JOURNAL}{where}", values).fetchone()  # noqa: S608
     return row[0], row[1]
@@ -226,7 +226,7 @@ def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, in
 def booked(
     conn: sqlite3.Connection, only: Selection
 ) -> Iterator[tuple[EntryRow, str | None, str | None, str | None]]:
-    """The selected entries, oldest first and row by row, each with its merchant, and its app's id and name."""
+    """The selected entries, oldest first and row by row: (entry, merchant's origin, app id, app name)."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
         "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, a.name, "  # noqa: S608
@@ -245,13 +245,13 @@ def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | Non
 
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
-    """(account, asset, units) of each posting; nothing where there is no entry."""
+    """(account, asset, units) of each posting; empty without an entry."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
     return tuple(rows.fetchall())
 
 
 def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
-    """The entry that ended a payment's hold (it was spent, or given back) and was not reversed since."""
+    """The entry that ended a payment's hold (post or release), unless it was reversed since."""
     row = conn.execute(
         "SELECT id, kind, payment_id, ref, at_ms FROM journal "
         "WHERE payment_id = ? AND kind IN ('post', 'release', 'reverse') ORDER BY id DESC LIMIT 1",

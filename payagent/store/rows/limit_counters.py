@@ -1,18 +1,20 @@
-"""What is spent, counted in spans of the chain's time, so that limits cost the same however long the history is.
+"""Counters of spend per limit window, on the chain's clock. A check against a limit costs the same for any
+history.
 
-Each hold of a payment is counted for every scope that it is spent in (core.policy), in the transaction that places
-it: as the newest there can be (`OPEN_MS`) while its payment is open, so that it counts in every window however
-long that takes, and in the spans of the moment in which it ended from then on. So each row of `spent` is what the
-holds of its scope and span count, and audits compare them.
+The transaction that places a payment's hold also counts it for each of its scopes (core.policy). While the payment
+is open, the hold counts at `OPEN_MS`, the latest time possible, so it counts in every window however long that
+takes. Once the payment ends, the hold counts in the spans of the time it ended. Each row of `spent` is therefore
+the sum of its scope's holds in its span, and an audit compares them.
 
-What calls use of a prepaid balance counts for their app alone, from when they were let through
-(store.rows.prepaid_uses): for the wallet it counted when it was bought.
+A use of a prepaid balance counts for its app only, from the time the request was admitted
+(store.rows.prepaid_uses). For the wallet it counted when the balance was bought.
 
-That moment is when it was posted, and never before its block: what landed within a window counts until all of that
-window is over. When it was signed would be too early, by as long as the transaction took to land.
+A payment ends when it is posted, and never before its block. A transaction that landed within a window therefore
+counts until that window is over. The time of signing would be too early, by as long as the transaction took to
+land.
 
-The clock is that of the newest block, and goes on from where anything was last counted: it never goes back, with a
-rollback, a restart or any clock, and no clock but the chain's moves it on. So a jump frees nothing.
+The clock shows the time of the newest block, and never an earlier time than the last count. It never goes back
+after a rollback or a restart, and no other clock moves it, so a clock jump frees no limit.
 
 May import: core, store.db. Never: reads a clock; decides.
 """
@@ -25,10 +27,10 @@ from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves, whole
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
-"""The lengths of the spans that are kept; 0 stands for one that never ends."""
+"""Span lengths that are stored; 0 is the span that never ends."""
 
 OPEN_MS = max(SPANS_MS) << 30
-"""When what is held for an open payment counts as spent: later than any time of the clock."""
+"""The time at which holds of open payments count: later than any time of the clock."""
 
 _SPENT = "spent(app, merchant, asset, span_ms, start_ms, what, high, low)"
 _SUM = "SELECT COALESCE(SUM(high), 0), COALESCE(SUM(low), 0) FROM spent"
@@ -37,7 +39,7 @@ _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms
 
 
 def clock_ms(conn: sqlite3.Connection, block_ms: int | None) -> int:
-    """The clock of the limits, when the newest block is of that time; None: when no block is to be believed."""
+    """The limits' clock, given the time of the newest block; None if no block is trusted."""
     (last_ms,) = conn.execute(
         "SELECT COALESCE((SELECT counted_at_ms FROM holds ORDER BY rowid DESC LIMIT 1), 0)"
     ).fetchone()
@@ -45,12 +47,12 @@ def clock_ms(conn: sqlite3.Connection, block_ms: int | None) -> int:
 
 
 def count(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: int) -> None:
-    """Add to what was spent at that time of the clock; what is less than nothing is taken back."""
+    """Add to the spend at this time of the limits' clock. Negative units take spend back."""
     _count(unit, scopes_of(app, merchant), "paid", units, at_ms)
 
 
 def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: int) -> None:
-    """As `count`, of what was bought before and is used now: for the app alone."""
+    """Like `count`, for a use of units that were bought before: counts for the app only."""
     scopes = (scope for scope in scopes_of(app, merchant) if scope.app != ANY)
     _count(unit, scopes, "used", units, at_ms)
 
@@ -67,7 +69,7 @@ def _count(unit: Unit, scopes: Iterable[Scope], what: str, units: Mapping[str, i
 
 
 def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
-    """What counts against a limit at that time of the clock; nothing does against one for each payment."""
+    """Units that count against a limit at this time of the clock; always 0 for a per-payment limit."""
     if limit.window is Window.PAYMENT:
         return 0
     high, low = conn.execute(f"{_SUM} {_OF}", _span_key(limit, clock_ms)).fetchone()
@@ -75,9 +77,9 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
 
 
 def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
-    """The spans that a rolling window counts, oldest first; what is open is as if it were spent now."""
+    """The spans that a rolling window covers, oldest first. Open holds count as spent now."""
     rows = conn.execute(
-        f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  words of ours
+        f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  our own names
         _span_key(limit, clock_ms),
     )
     span_ms = SPAN_MS[limit.window]
@@ -87,7 +89,7 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSp
 
 
 def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
-    """What a scope ever spent and holds now, per asset; none of which it spent nothing."""
+    """Total spend and open holds of a scope, per asset; assets without any are left out."""
     rows = conn.execute(
         "SELECT asset, SUM(high), SUM(low) FROM spent WHERE app = ? AND merchant = ? AND span_ms = 0 "
         "GROUP BY asset",
@@ -98,12 +100,12 @@ def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
 
 
 def limits(conn: sqlite3.Connection) -> list[Limit]:
-    """The limits that were set at run time."""
+    """The limits set at run time."""
     return [_limit(row) for row in conn.execute(_LIMIT)]
 
 
 def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
-    """Those of the scopes that a payment of the app to the merchant is spent in."""
+    """Run-time limits of the scopes that bind a payment of the app to the merchant."""
     return [
         _limit(row)
         for row in conn.execute(f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
@@ -111,7 +113,7 @@ def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Li
 
 
 def set_limit(unit: Unit, limit: Limit) -> None:
-    """From now on it stands over what the config file says of the same scope, asset and window."""
+    """Set a run-time limit. It overrides the config file for the same scope, asset and window."""
     unit.conn.execute(
         "INSERT INTO limits(app, merchant, asset, kind, most_units) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET most_units = excluded.most_units",
@@ -120,7 +122,7 @@ def set_limit(unit: Unit, limit: Limit) -> None:
 
 
 def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
-    """From now on what the config file says of it stands; for an app, which no file knows, none."""
+    """Remove a run-time limit. The config file's applies again; it has none for apps."""
     unit.conn.execute(
         "DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND kind = ?", (*scope, asset, window)
     )

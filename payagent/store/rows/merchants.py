@@ -1,6 +1,6 @@
-"""Merchants that were added while the daemon ran. What was added and removed, the events tell too.
+"""Merchants that were added at run time. Events record each addition and removal too.
 
-May import: the standard library, store.db. Never: judges what a merchant's settings say.
+May import: the standard library, store.db. Never: judges a merchant's settings.
 """
 
 import json
@@ -13,7 +13,7 @@ from payagent.store.db.unit import Unit
 
 @dataclass(frozen=True, slots=True)
 class MerchantRow:
-    """`settings` are as in the merchant's table of the config file."""
+    """A merchant. `settings` are as in its table of the config file."""
 
     name: str
     origin: str
@@ -21,7 +21,7 @@ class MerchantRow:
 
 
 def everybody(conn: sqlite3.Connection) -> list[MerchantRow]:
-    """All merchants that were added, by their names."""
+    """All merchants added at run time, by name."""
     rows = conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
     return [MerchantRow(name, origin, json.loads(settings)) for name, origin, settings in rows]
 

@@ -1,6 +1,6 @@
-"""What the books say of a transaction, and which transactions they say are on the chain.
+"""The booked amounts of a transaction, and the transactions that the ledger records as on chain.
 
-May import: core, store.rows, sqlite3. Never: writes; believes that a transaction is on the chain.
+May import: core, store.rows, sqlite3. Never: writes; judges whether a transaction is on chain.
 """
 
 import json
@@ -26,9 +26,9 @@ Units = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class OwnTx:
-    """An attempt, and its payment as it is now. `stands`: the payment goes by this attempt, and no other.
+    """An attempt, and its payment as it is now. `stands`: this is the payment's current attempt.
 
-    `booked` is what the journal says that it moved of wallet and held.
+    `booked`: what the entries moved in the accounts wallet and held.
     """
 
     payment_id: str
@@ -42,9 +42,10 @@ class OwnTx:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A row that says that a transaction is on the chain, the state of its payment, and what is booked for it.
+    """A row that records a transaction as on chain, with its payment's state and what is booked for it.
 
-    `height` is that of its block, 0 of a deposit; `is_missing`: a coin of that is not listed, and set aside.
+    `height` is that of its block, 0 for a deposit. `is_missing`: the provider's list lacks a UTxO that the
+    transaction made, and the ledger has set it aside.
     """
 
     table: str
@@ -58,9 +59,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ForeignRow:
-    """A transaction that spent coins of ours (`inputs`) and is no attempt, in its block; `there`: not lost.
+    """An external spend: a transaction in a block that spent our UTxOs (`inputs`) and is not an attempt.
 
-    `spent` is what those coins held, per asset.
+    `there`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
     """
 
     tx_id: str
@@ -73,31 +74,31 @@ class ForeignRow:
 
 
 def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
-    """Those that are on the chain, as far as was seen, in blocks from this height on; oldest first."""
+    """External spends that were last seen on chain, in blocks from this height on; oldest first."""
     rows = conn.execute(f"{_FOREIGN_THERE} AND block_height >= ? ORDER BY seq", (from_height,))
     return [_foreign(row) for row in rows]
 
 
 def foreign_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ForeignRow]:
-    """Those of these transactions that are such and on the chain; of a long past not all are read for them."""
+    """External spends on chain among these transactions, looked up one by one: the history may be long."""
     rows = [conn.execute(f"{_FOREIGN_THERE} AND f.tx_id = ?", (tx_id,)).fetchone() for tx_id in sorted(tx_ids)]
     return [_foreign(row) for row in rows if row is not None]
 
 
 def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
-    """Those of them that coins are known to be spent by."""
+    """External spends on chain that spent any of these UTxOs."""
     found = [conn.execute("SELECT spent_by FROM coins WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
     return foreign_named(conn, {row[0] for rows in found for row in rows})
 
 
 def foreign_settled(conn: sqlite3.Connection) -> int:
-    """Up to which height they were read in blocks that no rollback reaches; -1 when none was yet."""
+    """The height up to which external spends were read in blocks beyond any rollback; -1 if none was yet."""
     _, detail, _ = last_of_wallet(conn, "foreign_settled")
     return int(json.loads(detail).get("height", -1))
 
 
 def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
-    """Whether it is one of those."""
+    """Whether this transaction is an external spend that was last seen on chain."""
     row = conn.execute(
         "SELECT there FROM foreign_sightings WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
     ).fetchone()
@@ -105,12 +106,12 @@ def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
 
 
 def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
-    """Whether it was ever seen to spend coins of ours, there or lost since."""
+    """Whether this transaction was ever seen as an external spend, on chain or rolled back since."""
     return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
 
 def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
-    """Whether it is this transaction that a coin is known to be spent by now."""
+    """Whether this transaction is the one that a UTxO is recorded as spent by."""
     return conn.execute("SELECT 1 FROM coins WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None
 
 
@@ -119,7 +120,7 @@ def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
 
 
 def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
-    """When the first of these coins came to be known to be on the chain; 0 when that is not recorded."""
+    """When the first of these UTxOs was first known to be on chain; 0 if that is not recorded."""
     times = [
         conn.execute(
             "SELECT COALESCE((SELECT MIN(at_ms) FROM journal WHERE kind = 'deposit' AND ref = ?1), "
@@ -132,7 +133,7 @@ def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
 
 
 def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
-    """(payment, foreign transaction) where that spent the anchor, or a coin of what nothing was signed for."""
+    """(payment, external spend) if the spend took its nonce UTxO, or any UTxO of a payment only reserved."""
     rows = conn.execute(
         "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id "
         "JOIN coins c ON c.ref = r.ref JOIN foreign_sightings f ON f.tx_id = c.spent_by "
@@ -144,7 +145,7 @@ def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]:
-    """(seq, detail, at_ms) of the wallet's last event of a name; (0, "{}", 0) when there is none."""
+    """(seq, detail, at_ms) of the wallet's last event of this name; (0, "{}", 0) if there is none."""
     row = conn.execute(
         "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? ORDER BY seq DESC LIMIT 1",
         (event,),
@@ -153,13 +154,13 @@ def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]
 
 
 def last_event_ms(conn: sqlite3.Connection) -> int:
-    """When the last thing happened that the ledger knows of; 0 when nothing did."""
+    """The time of the newest event; 0 if there is none."""
     row = conn.execute("SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     return row[0] if row else 0
 
 
 def last_slot(conn: sqlite3.Connection) -> int | None:
-    """The slot of the newest block that the ledger knows: the last in which a spend of our coins was seen."""
+    """The slot of the block in which a spend of our UTxOs was last seen; None if there is none."""
     (slot,) = conn.execute(
         "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM sightings ORDER BY seq DESC LIMIT 1) "
         "UNION ALL SELECT * FROM (SELECT block_slot FROM foreign_sightings ORDER BY seq DESC LIMIT 1))"
@@ -168,7 +169,7 @@ def last_slot(conn: sqlite3.Connection) -> int | None:
 
 
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
-    """The transactions that spent coins of ours elsewhere and that nobody has thawed since, oldest first."""
+    """External spends since an operator last unfroze the wallet, oldest first."""
     rows = conn.execute(
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'foreign_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "thawed")[0],),
@@ -191,7 +192,7 @@ def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
 
 
 def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None, Units]:
-    """What each transaction of a payment moved, by the journal; what was reversed was that of the entry before."""
+    """What each transaction of a payment moved, by the entries. A reversal belongs to the entry before it."""
     rows = conn.execute(
         "SELECT j.id, j.kind, j.ref, q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
         "WHERE j.payment_id = ? ORDER BY j.id",
@@ -208,7 +209,7 @@ def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None
 
 
 def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
-    """What a transaction of others moved, by the journal: what arrived, less what it spent, or was taken back."""
+    """Net units that an external transaction moved, by the entries: deposits, external spends and reversals."""
     rows = conn.execute(
         "SELECT q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
         "WHERE j.kind IN ('deposit', 'undeposit', 'foreign', 'unforeign') AND j.ref >= ? AND j.ref < ?",
@@ -218,7 +219,9 @@ def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
 
 
 def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int, since_ms: int) -> Iterator[Claim]:
-    """The claims of transactions that are not listed: of payments in blocks from a slot on, of later deposits."""
+    """Claims of transactions that are not in `listed`: payments in blocks from a slot on, and deposits since a
+    time.
+    """
     states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
         "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "
@@ -240,7 +243,7 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
 
 
 def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
-    """In which block somebody else's transaction spent coins of ours, and whether one that it made is missing."""
+    """The block height of an external spend (0 if none), and whether a UTxO that it made is missing."""
     height, missing = conn.execute(
         "SELECT (SELECT COALESCE(MAX(block_height), 0) FROM foreign_sightings WHERE tx_id = ?1), "
         "(SELECT COUNT(*) FROM coins WHERE tx_id = ?1 AND state = 'missing')",
@@ -250,7 +253,7 @@ def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
 
 
 def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
-    """When the oldest payment was begun whose attempts may be on the chain and booked by nobody."""
+    """When the oldest payment was created whose attempts may be on chain without being booked."""
     states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING - _WITHOUT_ATTEMPT)
     places = ", ".join("?" * len(states))
     (began_ms,) = conn.execute(
@@ -261,12 +264,12 @@ def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
 
 
 def owned(conn: sqlite3.Connection) -> Units:
-    """wallet + held."""
+    """Balance of wallet plus held, per asset."""
     return _ours(journal.balances(conn))
 
 
 def clean(units: Units) -> dict[str, int]:
-    """Without what is zero."""
+    """Without assets of zero units."""
     return {asset: n for asset, n in units.items() if n}
 
 

@@ -1,4 +1,5 @@
-"""Whether an operator has paused the wallet: the last such event of the wallet stands, through every restart.
+"""Whether an operator has paused the wallet. The wallet's last pause or resume event decides, also after a
+restart.
 
 May import: core, store.rows, store.db. Never: pauses by itself.
 """
@@ -18,7 +19,7 @@ _PAUSED, _RESUMED = "paused", "resumed"
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Since when nothing is signed, by whose order (an app's id), and why."""
+    """A pause: since when nothing is signed, the app that ordered it (its id), and why."""
 
     at_ms: int
     by: str
@@ -26,7 +27,7 @@ class Pause:
 
 
 def standing(conn: sqlite3.Connection) -> Pause | None:
-    """The pause that nobody has lifted yet."""
+    """The pause in force; None if the wallet is not paused."""
     seq, detail, at_ms = last_of_wallet(conn, _PAUSED)
     if seq == 0 or seq <= last_of_wallet(conn, _RESUMED)[0]:
         return None
@@ -35,14 +36,14 @@ def standing(conn: sqlite3.Connection) -> Pause | None:
 
 
 def require_running(conn: sqlite3.Connection) -> None:
-    """Stands before every signature, and again in the commit that makes it durable. Refused: `paused`."""
+    """Checked before every signature, and again in the commit that makes it durable. Refused: `paused`."""
     if (pause := standing(conn)) is not None:
         why = f": {pause.reason}" if pause.reason else ""
         raise Refused("paused", f"an operator has paused the wallet at {iso_time(pause.at_ms)}{why}")
 
 
 def begin(unit: Unit, by_app: str, reason: str, now_ms: int) -> bool:
-    """False, and nothing changes, when it is paused already."""
+    """Pause the wallet. False, and no change, if it is paused already."""
     if standing(unit.conn) is not None:
         return False
     records.note(unit, None, _PAUSED, None, now_ms, {"by": by_app, "reason": reason})
@@ -50,7 +51,7 @@ def begin(unit: Unit, by_app: str, reason: str, now_ms: int) -> bool:
 
 
 def end(unit: Unit, by_app: str, now_ms: int) -> bool:
-    """False, and nothing changes, when it is not paused."""
+    """Resume the wallet. False, and no change, if it is not paused."""
     if standing(unit.conn) is None:
         return False
     records.note(unit, None, _RESUMED, None, now_ms, {"by": by_app})

@@ -1,4 +1,4 @@
-"""Payments as they stand, in full or as much as tells whether a step is due; and what is held for them.
+"""Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
 May import: core.invoice, core.payment, sqlite3. Never: writes.
 """
@@ -14,7 +14,7 @@ from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
 
 Stage = Literal["ask", "pay"]
-"""The stage of a hold: while a person is to decide, and from the decision on."""
+"""The stage of a hold: `ask` while a decision is pending, `pay` from the decision on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,17 @@ class OutputRow:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRow:
-    """A payment with what it is for. `tx_id` is the attempt that counts now: the last one, or the one in a block.
+    """A payment with its invoice and its current attempt.
 
-    There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
-    `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
-    before it broadcast anything. `is_first`: nothing was signed for its intent before. `void_by`: the transaction
-    of another payment without which its anchor would be there. `partner`: whose balance it raises ('' where none
-    was named), None where it raises none. `attempt` is its number among all, and `is_noted` is False of one that
-    the signer's own record lacks yet: nobody is shown a proof of it.
+    `tx_id` is the current attempt: the last one, or the one in a block. It is None while the payment is being
+    replaced. The invoice, `outputs`, `ttl_slot`, `fee_lovelace`, `cbor`, `accepted_by_provider` and
+    `seen_in_block` (ever) are that attempt's.
+    `refused`: the merchant refused it before broadcasting anything. `is_first`: nothing was signed for the intent
+    before.
+    `void_by`: the transaction of another payment that rules out this one's nonce UTxO.
+    `partner`: the owner of the prepaid balance that it raises ('' if none was named); None if it raises none.
+    `attempt`: the number of the attempt among all. `is_noted`: False while the signer's own record lacks the
+    attempt; its proof must not leave yet.
     """
 
     seq: int
@@ -84,15 +87,15 @@ class PaymentRow:
 
     @property
     def shown_by(self) -> str:
-        """The transaction whose block the payment's state stands on: its own, or the one that keeps it off."""
+        """The transaction whose block the payment's state rests on: its own, or the one that rules it out."""
         return self.void_by or self.tx_id or ""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPayment:
-    """What of a payment tells whether a step is due, small enough to be kept of every open one.
+    """The part of an open payment that shows whether a step is due, small enough to keep in memory.
 
-    As in `PaymentRow`; `is_cancel`: whether the attempt that counts now is one.
+    Fields as in `PaymentRow`; `is_cancel`: whether the current attempt is a cancel.
     """
 
     seq: int
@@ -108,7 +111,7 @@ class OpenPayment:
 
 
 FEW_MAX = 1_000
-"""Up to so many payments since a time are sorted, rather than met on the way back from the newest."""
+"""Up to this many payments since a time are sorted; more are found by scanning back from the newest."""
 
 _PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
@@ -147,7 +150,7 @@ def dump_outputs(outputs: Iterable[OutputRow]) -> str:
     return json.dumps(rows, separators=(",", ":"))
 
 
-@lru_cache(maxsize=1000)  # a look at the chain reads every payment that is not settled, and merchants ask alike
+@lru_cache(maxsize=1000)  # each pass reads every payment that is not settled, and a merchant's outputs repeat
 def load_outputs(text: str) -> tuple[OutputRow, ...]:
     return tuple(OutputRow(o["role"], o["address"], o["asset"], int(o["units"])) for o in json.loads(text))
 
@@ -158,13 +161,13 @@ def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
 
 
 def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
-    """The attempt that counts now; empty while there is none."""
+    """The current attempt; empty if there is none."""
     (tx_id,) = conn.execute("SELECT COALESCE(tx_id, '') FROM payments WHERE id = ?", (payment_id,)).fetchone()
     return str(tx_id)
 
 
 def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
-    """Payments in any of the states, oldest first."""
+    """Payments in any of these states, oldest first."""
     names = [str(state) for state in states]
     marks = ",".join("?" * len(names))
     rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
@@ -172,7 +175,7 @@ def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[Payme
 
 
 def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
-    """Oldest first."""
+    """Payments of a top-up, oldest first."""
     return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]
 
 
@@ -187,11 +190,12 @@ def payments_page(
     limit: int,
     asked_or_of: str | None = None,
 ) -> list[PaymentRow]:
-    """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about.
+    """Payments, newest first. A filter that is None does not filter.
 
-    The few since a time are found by it; many are met on the way back from the newest. Not by their numbers alone:
-    a clock may have been set back between them. The merchant's come last: of a big one there are more than of an
-    app or in a state.
+    `asked_or_of`: payments of this app, or that needed an approval.
+    If few payments are newer than `since_ms`, the time index finds them; otherwise the query scans back from the
+    newest. Row numbers alone do not suffice, because the clock may have been set back. The merchant's index is
+    used last: a large merchant has more payments than an app or a state.
     """
     is_few = since_ms is not None and _are_few(conn, since_ms, before_seq)
     filters = {
@@ -210,7 +214,7 @@ def payments_page(
 
 
 def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:
-    """Whether so few payments are left since a time that putting them in order costs nothing."""
+    """Whether so few payments are left since a time that sorting them costs nothing."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
         "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
@@ -222,7 +226,7 @@ def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) ->
 def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
     """The intent's payment that is not rejected, denied or void.
 
-    A rollback can make it two, of which one can land: what is in a block counts first, what is cancelled last.
+    A rollback can leave two, of which only one can land. One in a block comes first, a cancelling one last.
     """
     row = conn.execute(
         f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void') "
@@ -234,7 +238,9 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
 
 
 def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
-    """The id of the one payment that was not refused for this invoice, or ever signed for it, if there is one."""
+    """The id of the only payment that was admitted for this invoice or has an attempt for it; None if there is
+    none.
+    """
     row = conn.execute(
         "SELECT id FROM payments WHERE invoice = ?1 AND state NOT IN ('rejected', 'denied') "
         "UNION SELECT payment_id FROM attempts WHERE invoice = ?1",
@@ -262,12 +268,12 @@ OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id
 
 
 def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
-    """Admitted payments whose state may still change, `watched_voids` among them; oldest first."""
+    """Admitted payments whose state may still change, `watched_voids` included; oldest first."""
     return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
 
 
 def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
-    """One of them, if it is."""
+    """This payment, if `open_payments` has it."""
     row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
     return None if row is None else _open(row)
 
@@ -289,16 +295,16 @@ def _open(row: tuple[Any, ...]) -> OpenPayment:
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
-    """Cancelled payments whose cancel a rollback may still take away: they keep their reservations until then."""
+    """Cancelled payments whose cancel may still be rolled back. They keep their reservations until then."""
     rows = conn.execute(
-        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  names of ours
+        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  our own names
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq"
     )
     return [_payment(row) for row in rows]
 
 
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
-    """What made payments of the intent void (their cancels, mostly), while a rollback may still take it away."""
+    """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
     rows = conn.execute(
         "SELECT DISTINCT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
@@ -308,12 +314,12 @@ def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
 
 
 def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
-    """How many payments are in each state, where any are."""
+    """Number of payments in each state that has any."""
     return dict(conn.execute("SELECT state, COUNT(*) FROM payments GROUP BY state").fetchall())
 
 
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
-    """How many payments there are, and how many of them may still change."""
+    """(all payments, those whose state may still change)."""
     ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
     row = conn.execute("SELECT COUNT(*), COALESCE(SUM(state NOT IN (?, ?, ?, ?)), 0) FROM payments", ended)
     count, open_count = row.fetchone()
@@ -321,10 +327,12 @@ def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
 
 
 def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
-    """Payments (or that one) that count from that time of the limits' clock at the latest, whose proof was shown,
-    and whose merchant never answered it as one that serves. Those of the week before: what hung up then stays so.
+    """Confirmed payments (or this one) whose proof was presented, and that the merchant never answered as served.
+
+    Only payments that count from `until_ms` of the limits' clock at the latest, created in the week before it.
+    Older ones stay as they are.
     """
-    # INDEXED BY: nearly all payments are settled, and few of them stay as shown
+    # INDEXED BY: nearly all payments are settled, and few of them stay presented
     rows = conn.execute(
         "SELECT p.id FROM payments p INDEXED BY payments_shown "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "

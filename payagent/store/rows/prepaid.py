@@ -1,7 +1,7 @@
-"""Prepaid balances in the ledger database: whose they are, how they moved, what they come to, what merchants say.
+"""Prepaid balances: their owners (pools), moves, totals, and merchants' reports.
 
-The moves are the record; counts and costs are what they come to, kept beside them so that nothing is summed up.
-May import: core, store. Never: commits; takes an observation for a count.
+The moves are the record. Totals and costs are stored beside them, so nothing is summed up on a read.
+May import: core, store. Never: commits; counts by a merchant's report.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from payagent.store.rows.payments import load_outputs
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Whose prepaid balance it is: of a partner ('' for none) and a wallet address, at a merchant."""
+    """The owner of a prepaid balance at a merchant: a partner ('' for none) and a wallet address."""
 
     id: int
     origin: str
@@ -26,7 +26,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a pool has in one unit. `coming`: what payments that are not confirmed yet will add."""
+    """A pool's balance in one unit. `coming`: units that payments not yet confirmed will add."""
 
     pool: Pool
     unit: str
@@ -36,7 +36,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a merchant said of a pool. `why_not_understood` is None where it was understood."""
+    """A merchant's report about a pool. `why_not_understood` is None if the report was understood."""
 
     source: str
     http_status: int
@@ -52,7 +52,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One change of a pool, and what it was for."""
+    """One change of a pool, and its cause."""
 
     kind: str
     bought: int
@@ -65,7 +65,7 @@ class Move:
 
 
 SHOWN_LATE_MS = 600_000
-"""How long after its last change a confirmed payment is waited for whose proof nobody has shown."""
+"""How long after its last change a confirmed payment is waited for while no proof of it was presented."""
 
 _POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
 
@@ -86,7 +86,7 @@ def all_pools(conn: sqlite3.Connection) -> list[Pool]:
 
 
 def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int) -> Pool:
-    """The pool, made if it is the first time that something is bought for it."""
+    """The pool, created on the first purchase for it."""
     if (known := find_pool(unit.conn, origin, partner, wallet)) is not None:
         return known
     cursor = unit.conn.execute(
@@ -108,7 +108,7 @@ def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBa
 
 
 def holdings(conn: sqlite3.Connection) -> list[Holding]:
-    """What every pool has, in each unit that ever moved or is on its way."""
+    """The balance of every pool, in each unit that ever moved or is about to."""
     under_way = coming(conn)
     moved = {(number, name) for number, name in conn.execute("SELECT pool, unit FROM prepaid_counts")}
     pools = {one.id: one for one in all_pools(conn)}
@@ -119,12 +119,12 @@ def holdings(conn: sqlite3.Connection) -> list[Holding]:
 
 
 def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
-    """What payments that are not confirmed yet will add, by pool and unit."""
+    """Units that payments not yet confirmed will add, by pool and unit."""
     return {key: balance.left for key, balance in bought_soon(conn).items()}
 
 
 def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalance]:
-    """As `coming`, with what is paid for it."""
+    """Like `coming`, with the cost."""
     rows = conn.execute(
         "SELECT p.pool, v.batch_target, v.outputs FROM payments p INDEXED BY payments_coming "
         "JOIN invoices v ON v.seq = p.invoice "
@@ -140,7 +140,7 @@ def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalanc
 
 
 def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
-    """Whether something is left of a pool, or on its way."""
+    """Whether a pool has a balance, or payments that will add to it."""
     row = conn.execute(
         "SELECT 1 FROM prepaid_counts WHERE pool = ? AND bought > used LIMIT 1", (pool_id,)
     ).fetchone()
@@ -150,7 +150,7 @@ def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
 def record_move(
     unit: Unit, pool_id: int, unit_name: str, move: Move, after: PrepaidBalance, entry: int | None, now_ms: int
 ) -> None:
-    """Append a move, and keep what the moves come to."""
+    """Append a move, and update the stored totals."""
     unit.conn.execute(
         "INSERT INTO prepaid_moves(pool, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
         "call_key, entry, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -183,7 +183,7 @@ def record_move(
 
 
 def has_used(conn: sqlite3.Connection, payment_id: str) -> bool:
-    """Whether the call that was served with a payment's own proof is counted."""
+    """Whether the request that was served with a payment's own proof has been counted."""
     row = conn.execute("SELECT 1 FROM prepaid_moves WHERE payment_id = ? AND kind = 'use'", (payment_id,))
     return row.fetchone() is not None
 
@@ -194,9 +194,9 @@ def knows_call(conn: sqlite3.Connection, app_id: str, call_key: str) -> bool:
 
 
 def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str | None:
-    """The payment for a pool that its merchant may still credit: until it took the proof, or it is too late.
+    """The payment for a pool that its merchant may still credit: until it accepts the proof, or it is too late.
 
-    What is on the chain is waited for beyond its invoice's end: the merchant may credit it all the same.
+    A payment on chain is waited for past its invoice's expiry, because the merchant may still credit it.
     """
     # INDEXED BY: nearly all payments for a pool were delivered
     row = conn.execute(
@@ -214,10 +214,10 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
 
 
 def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
-    """When a merchant took the proof of the last payment for a pool that pays it; 0 when it never did."""
+    """When the merchant accepted the proof of a pool's last payment that is not refused or void; 0 if never."""
     row = conn.execute(
         "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "
-        "INDEXED BY payments_paying WHERE pool = ? "  # else all that was refused since would be read
+        "INDEXED BY payments_paying WHERE pool = ? "  # otherwise every refused payment since would be read
         "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND json_extract(e.detail, '$.said') = 'served'))",
@@ -227,7 +227,7 @@ def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 
 
 def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, units: int) -> None:
-    """A call has answered 402, and so much was asked for it."""
+    """Record the price in a 402 that a request was answered with."""
     unit.conn.execute(
         "INSERT INTO priced_calls(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET asset = excluded.asset, units = excluded.units "
@@ -237,7 +237,7 @@ def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, unit
 
 
 def price(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[str, int] | None:
-    """(asset, units) that were last asked for a call; None when it never answered 402."""
+    """(asset, units) of the last 402 for a request; None if it was never answered 402."""
     row = conn.execute(
         "SELECT asset, units FROM priced_calls WHERE origin = ? AND method = ? AND path = ?",
         (origin, method, path),
@@ -275,14 +275,14 @@ def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | No
 
 
 def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
-    """When the pool last moved; 0 when never."""
+    """When the pool last moved; 0 if never."""
     row = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
     found = row.fetchone()
     return int(found[0]) if found else 0
 
 
 def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
-    """When a payment last changed the pool, or the call that it was made for was served; 0 when never."""
+    """When a payment last changed the pool, or the request that it was made for was served; 0 if never."""
     row = conn.execute(
         "SELECT at_ms FROM prepaid_moves WHERE pool = ? AND payment_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
         (pool_id,),
@@ -291,13 +291,13 @@ def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 
 
 def counted(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:
-    """What is kept beside the moves."""
+    """The stored totals: (bought, used, unexplained) by pool and unit."""
     rows = conn.execute("SELECT pool, unit, bought, used, unexplained FROM prepaid_counts")
     return {(pool_id, unit_name): (bought, used, owed) for pool_id, unit_name, bought, used, owed in rows}
 
 
 def costs_left(conn: sqlite3.Connection) -> Mapping[tuple[str, str], int]:
-    """Units per (merchant's origin, asset) that were paid for what is left of all pools."""
+    """Units paid for the unused part of all pools, by (merchant's origin, asset)."""
     rows = conn.execute(
         "SELECT o.origin, c.asset, SUM(c.bought - c.used) FROM prepaid_costs c "
         "JOIN prepaid_pools o ON o.id = c.pool GROUP BY o.origin, c.asset"

@@ -1,9 +1,9 @@
-"""What calls that a prepaid balance serves count against the own limits of their apps, and who paid for a balance.
+"""Counts prepaid uses against the limits of their apps, and records which app paid for a balance.
 
-A batch counted for the wallet, and for the app that bought it, when it was bought. So a use counts for its app
-alone, and only what is above what that app has paid for the balance itself and not used up. What a payment covered
-that comes to nothing counts from then on. A use that was not served, or that nobody pays for, is taken back by a
-row of its own.
+A batch counted when it was bought, for the wallet and for the app that bought it. A use therefore counts for its
+app only, and only for the part beyond what that app has paid for the balance and not used. If a payment that
+covered uses comes to nothing, they count from then on.
+A use that was not served, or that no payment covers, is taken back by a row of its own.
 
 May import: core, store. Never: commits; decides.
 """
@@ -23,9 +23,9 @@ ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.us
 
 
 def pay(unit: Unit, pool: int, app_id: str, units: Mapping[str, int]) -> None:
-    """So much more counts as paid for a balance by an app: all that its payment holds or took, the fee too.
+    """Add to what an app has paid for a balance: all that its payment holds or spent, fee included.
 
-    Less than nothing is given back; what it used on account of that counts for it now.
+    Negative units take it back; uses that they covered count for the app from now on.
     """
     for asset, n in units.items():
         if n:
@@ -45,7 +45,7 @@ def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
 
 
 def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
-    """What of a use's cost would count against the app's own limits."""
+    """The part of a use's cost that would count against the app's own limits."""
     rows = conn.execute(
         "SELECT asset, paid - used FROM prepaid_shares WHERE pool = ? AND app_id = ?", (pool, app_id)
     )
@@ -56,8 +56,9 @@ def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str
 def add(
     unit: Unit, pool: int, app_id: str, drawn: tuple[str, int], cost: Mapping[str, int], clock_ms: int
 ) -> int | None:
-    """A call of an app uses so much of a balance, (unit, count), at that cost; its number, None where it costs
-    nothing.
+    """Record that a request of an app uses `drawn` (unit, count) of a balance, at this cost.
+
+    Returns the number of the use; None if it costs nothing.
     """
     counted = counting(unit.conn, pool, app_id, cost)
     call = _next_call(unit)
@@ -68,13 +69,14 @@ def add(
 
 
 def take_back(unit: Unit, call: int) -> None:
-    """A use that was let through used nothing; once."""
+    """Take back a use that was admitted and not served. Has no effect the second time."""
     _take_back(unit, call, is_served=False)
 
 
 def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
-    """So much of a balance was served and is paid by nobody: the newest uses of it, those that were taken back for
-    that before among them.
+    """Take back the cost of the newest uses, `count` in total: they were served and no payment covers them.
+
+    Uses that were taken back for this reason before are included in `count`.
     """
     if count <= 0:
         return
@@ -96,7 +98,7 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
 
 
 def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
-    """What a use cost counts no more. That it was served stays on record, where it was."""
+    """Take back a use's cost from the counters. If it was served, its count stays on record."""
     rows = unit.conn.execute(
         "SELECT call, pool, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
         "counted_at_ms FROM uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",

@@ -1,6 +1,6 @@
-"""Orders to raise a prepaid balance: what was ordered, how it ended, and what its payments took.
+"""Top-ups, requests to raise a prepaid balance: their goals, how they ended, and what their payments cost.
 
-May import: core, store. Never: commits; counts what an order bought (its payments say that).
+May import: core, store. Never: commits; counts what a top-up bought (its payments record that).
 """
 
 import sqlite3
@@ -10,16 +10,17 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
 AUTO_APP = "app_auto_topup"
-"""The app to which automatic orders belong. It has no token."""
+"""The app that owns automatic top-ups. It has no token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopupRow:
-    """An order to buy `units` of `unit` (calls, or an asset that is paid) for a pool.
+    """A request to buy `units` of `unit` (calls, or an asset that is paid) for a pool.
 
-    `request` is the call whose 402 sells it, as JSON; `is_call`: an ordinary one, which uses one of what it buys.
-    `reason_code` says why it ended before it was reached; `stop_code` why it is to end, once what is under way is
-    delivered. `clock_ms` and `ended_clock_ms` are times of the limits' clock (store.rows.limit_counters).
+    `request`: the HTTP request whose 402 sells it, as JSON. `is_call`: an ordinary request, which uses one of what
+    it buys.
+    `reason_code`: why it ended before its goal. `stop_code`: why it will end once its current payments are
+    delivered. `clock_ms` and `ended_clock_ms` are on the limits' clock (store.rows.limit_counters).
     """
 
     seq: int
@@ -43,8 +44,9 @@ class TopupRow:
 
     @property
     def state(self) -> str:
-        """`open`; `stopping`, where nothing more is bought; `done`, also when the merchant sells nothing more; or
-        `stopped`, for its reason.
+        """`open`, `stopping` (nothing more is bought), `done` or `stopped` (see `reason_code`).
+
+        A top-up is also `done` if the merchant sells no more.
         """
         if self.ended_at_ms is None:
             return "open" if self.stop_code is None else "stopping"
@@ -86,7 +88,7 @@ def add(
 
 
 def stop(unit: Unit, topup_id: str, code: str, reason: str) -> None:
-    """Nothing more is bought for an order; the first reason stands."""
+    """Buy nothing more for a top-up. The first reason stays."""
     unit.conn.execute(
         "UPDATE topups SET stop_code = ?, stop_reason = ? WHERE id = ? AND stop_code IS NULL",
         (code, reason, topup_id),
@@ -96,7 +98,7 @@ def stop(unit: Unit, topup_id: str, code: str, reason: str) -> None:
 def end(
     unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int, clock_ms: int
 ) -> bool:
-    """An order ends once; False when it had."""
+    """End a top-up. False if it had ended before."""
     ended = unit.conn.execute(
         "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, reason_code = ?, reason = ? "
         "WHERE id = ? AND ended_at_ms IS NULL",
@@ -106,7 +108,7 @@ def end(
 
 
 def ensure_auto_app(unit: Unit, now_ms: int) -> None:
-    """Whose payments those of automatic orders are."""
+    """Ensure that the app that owns automatic top-ups exists."""
     apps.ensure_own(unit, AUTO_APP, "auto top-up", now_ms)
 
 
@@ -126,7 +128,7 @@ def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
 
 
 def all_open(conn: sqlite3.Connection) -> list[TopupRow]:
-    # INDEXED BY: nearly all have ended, and in their order they would all be read
+    # INDEXED BY: nearly all have ended, and a scan in order would read them all
     return [
         _row(row)
         for row in conn.execute(f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL ORDER BY seq")
@@ -139,27 +141,27 @@ def open_of_app(conn: sqlite3.Connection, app_id: str) -> list[TopupRow]:
 
 
 def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[TopupRow]:
-    """Newest first."""
+    """Top-ups, newest first."""
     below = 2**63 - 1 if before_seq is None else before_seq
     return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))]
 
 
 def autos_of(conn: sqlite3.Connection, pool_id: int) -> list[TopupRow]:
-    """The last automatic orders for a pool, newest first."""
+    """The last 1000 automatic top-ups of a pool, newest first."""
     rows = conn.execute(f"{_TOPUP} WHERE pool = ? AND cause = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,))
     return [_row(row) for row in rows]
 
 
 def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
-    """When the last order for a pool ended; 0 when none did."""
+    """When the last top-up of a pool ended; 0 if none did."""
     row = conn.execute("SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool = ?", (pool_id,)).fetchone()
     return int(row[0])
 
 
 def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
-    """Lovelace that orders at a merchant took since then and did not give back, fees included.
+    """Lovelace spent by top-ups at a merchant since then, fees included, released holds excluded.
 
-    By the clock of the limits (store.rows.limit_counters); what is under way counts whenever it was ordered.
+    `since_ms` is on the limits' clock (store.rows.limit_counters). Open payments always count.
     """
     row = conn.execute(
         "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t "

@@ -1,7 +1,7 @@
-"""What is known of merchants: the addresses that they may be paid at, agreed prices, strikes, and readiness.
+"""Facts about merchants: pinned addresses, agreed prices, unserved streaks, and readiness.
 
-Each change is told in an event of the same commit (agent.base.merchant_trust); these rows are where it stands now.
-May import: core, store.db, sqlite3. Never: commits; decides whom to trust.
+An event in the same commit records each change (agent.base.merchant_trust); these rows hold the current state.
+May import: core, store.db, sqlite3. Never: commits; decides which merchant to trust.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, S
 
 @dataclass(frozen=True, slots=True)
 class AgreedPriceRow:
-    """What was agreed to for a call: its method, its path without the query, and for how many of it at once."""
+    """The agreed price of a request: its method, its path without query, and the calls bought at once."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class AgreedPriceRow:
 
 @dataclass(frozen=True, slots=True)
 class UnservedStreak:
-    """How many payments in a row were not served; since when nothing is bought, None where it is."""
+    """Unserved payments in a row, and since when nothing is bought there; None if buying goes on."""
 
     count: int = 0
     stopped_at_ms: int | None = None
@@ -48,7 +48,7 @@ def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
 
 
 def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
-    """Whether it was there."""
+    """Remove a pinned address; False if it was not pinned."""
     cursor = unit.conn.execute(
         "DELETE FROM pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
     )
@@ -65,7 +65,7 @@ def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tup
 
 
 def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
-    """From now on the call's prices are measured by this one."""
+    """Record the agreed price; later prices of the request are compared with it."""
     unit.conn.execute(
         "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET units = excluded.units",
@@ -112,7 +112,7 @@ def set_readiness(unit: Unit, origin: str, now: Readiness) -> None:
 
 
 def in_flight(conn: sqlite3.Connection, origin: str) -> int:
-    """Payments of a merchant whose money is held, and in no block yet."""
+    """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
     marks = ",".join("?" * len(_ON_THE_WAY))
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice "  # noqa: S608  marks

@@ -1,4 +1,4 @@
-"""What upkeep decides by: the payments that were wanted lately, and what it ordered itself.
+"""History for UTxO upkeep: the payments requested lately, and upkeep's own transactions.
 
 May import: core, store. Never: commits; decides.
 """
@@ -12,10 +12,10 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
 UPKEEP_APP = "app_upkeep"
-"""The app to which orders of upkeep belong. It has no token."""
+"""The app that owns upkeep's transactions. It has no token."""
 
 BEGUN_MAX = 2_000
-"""How many of the last payments are looked at: more than coins are ever made for."""
+"""How many of the last payments are read: more than UTxOs are ever prepared for."""
 
 _BEGUN = """
 SELECT p.created_at_ms, h.units, v.handed_over FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p
@@ -31,7 +31,7 @@ WHERE p.app_id = ? ORDER BY p.seq DESC LIMIT ?
 
 
 class UpkeepTxRow(NamedTuple):
-    """A transaction that upkeep ordered, with the fee that was held for it, and when by the limits' clock."""
+    """A transaction of upkeep, the fee held for it, and its time on the limits' clock."""
 
     kind: str
     state: State
@@ -40,26 +40,24 @@ class UpkeepTxRow(NamedTuple):
 
 
 def ensure_app(unit: Unit, now_ms: int) -> None:
-    """Whose payments the orders are."""
+    """Ensure that the app that owns upkeep's transactions exists."""
     apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
 
 
 def begun(conn: sqlite3.Connection, since_ms: int) -> list[RecentPayment]:
-    """Of the last payments those of invoices that began since then, and took a coin or were refused for lack of
-    a free one.
-    """
+    """Recent invoice payments since then that took a UTxO, or were refused because none was available."""
     rows = conn.execute(_BEGUN, (BEGUN_MAX, since_ms))
     return [RecentPayment(at_ms, lovelace, bool(handed_over)) for at_ms, lovelace, handed_over in rows]
 
 
 def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
-    """The last of upkeep's own, newest first."""
+    """Upkeep's last transactions, newest first."""
     rows = conn.execute(_ORDERS, (UPKEEP_APP, count))
     return [UpkeepTxRow(kind, State(state), fee_lovelace, at_ms) for kind, state, fee_lovelace, at_ms in rows]
 
 
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State]) -> bool:
-    """Whether a payment is in one of the states."""
+    """Whether any payment is in one of these states."""
     marks = ",".join("?" * len(states))
     found = conn.execute(f"SELECT 1 FROM payments WHERE state IN ({marks}) LIMIT 1", [*states])  # noqa: S608
     return found.fetchone() is not None

@@ -1,6 +1,6 @@
-"""What is written to the ledger database, as the small steps that a job is made of.
+"""Writes to the ledger: the small steps that jobs are made of.
 
-Each function is one fact; which facts go into one commit is the agent's matter.
+Each function writes one fact. The agent decides which facts share a commit.
 May import: core, store. Never: commits.
 """
 
@@ -22,7 +22,7 @@ from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
 
 
 def put_meta(unit: Unit, key: str, value: str) -> None:
-    """Record a fact about this database for good; another value for the same key is an IntegrityError."""
+    """Record a fact about this database for good. A second value for the same key raises IntegrityError."""
     unit.conn.execute("INSERT INTO meta(key, value) VALUES (?, ?)", (key, value))
 
 
@@ -47,7 +47,7 @@ def add_intent(
 
 
 def end_intent(unit: Unit, intent_id: str, now_ms: int) -> None:
-    """A derived intent is over: the same call may be bought again."""
+    """End an intent with a derived key, so the same request may be bought again."""
     unit.conn.execute(
         "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND derived = 1 AND ended_at_ms IS NULL",
         (now_ms, intent_id),
@@ -59,7 +59,7 @@ def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
 
 
 def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
-    """Returns the invoice's row number. `response` is the 402 as received."""
+    """Add an invoice; returns its row number. `response` is the 402 as received."""
     cursor = unit.conn.execute(
         "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
         "handed_over, echo, commitment, received_at_ms, expires_at_ms, response) "
@@ -97,7 +97,7 @@ def add_payment(
     pool: int | None = None,
     topup: str | None = None,
 ) -> None:
-    """A payment begins as `received`; `move_payment` takes it on."""
+    """Add a payment in the state `received`; `move_payment` moves it on."""
     unit.conn.execute(
         "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, "
         "delivery, pool, topup, created_at_ms, changed_at_ms) "
@@ -127,11 +127,11 @@ def move_payment(
     detail: Mapping[str, object] | None = None,
     **columns: object,
 ) -> State:
-    """Take a payment through one row of the transition table, with the columns that change with it.
+    """Move a payment along one row of the transition table, and set the columns that change with it.
 
-    Its event tells them, with what `detail` adds, so that the record says how each came to what it is.
-    Reads the state inside the transaction, so that an event decided on an older reading is checked again;
-    an illegal one raises `illegal_transition` and nothing changes.
+    The event records these columns and `detail`, so the log explains how each got its value.
+    The state is read inside the transaction, so an event decided on older data is checked again. Refused:
+    `illegal_transition`, and nothing changes.
     """
     old = State(unit.conn.execute("SELECT state FROM payments WHERE id = ?", (payment_id,)).fetchone()[0])
     new = move(old, event)
@@ -152,7 +152,7 @@ def note(
     now_ms: int,
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Record that something happened, to a payment or (None) to the wallet, chained to what happened before."""
+    """Append an event of a payment or (None) of the wallet, chained to the event before."""
     last_seq, last_hash = last_event(unit.conn)
     row = (last_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
     unit.conn.execute(
@@ -183,8 +183,9 @@ def place_hold(
     is_counted: bool,
     stage: Stage = "pay",
 ) -> None:
-    """Reserve units, at that time of the limits' clock. They count against limits from now on, and in every window
-    until `post_hold` or `release_hold`; unless none bind the payment.
+    """Hold units, at this time of the limits' clock.
+
+    If `is_counted`, they count against limits at once, in every window until `post_hold` or `release_hold`.
     """
     unit.conn.executemany(
         "INSERT INTO holds(payment_id, stage, asset, units, at_ms, counted_units, counted_at_ms) "
@@ -202,7 +203,7 @@ def place_hold(
 
 
 def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
-    """What was held is spent: it counts in windows of the limits' clock from that time on."""
+    """The hold is spent: it counts in windows from this time of the limits' clock on."""
     rows = unit.conn.execute(
         "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = 'pay'", (payment_id,)
     ).fetchall()
@@ -217,7 +218,7 @@ def release_hold(
     from_ms: int | None = None,
     stage: Stage = "pay",
 ) -> None:
-    """Give a hold back; what was lost all the same, as the fee of a cancel, counts from `from_ms` on."""
+    """Release a hold. Units spent anyway, such as the fee of a cancel, count from `from_ms` on."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND stage = ? AND released_at_ms IS NULL "
         "RETURNING asset",
@@ -228,7 +229,7 @@ def release_hold(
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
-    """What ended a hold is on no chain any more: all of it counts again, as it did while it was open."""
+    """Restore a hold whose ending was rolled back: all of it counts again, as while it was open."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'pay' RETURNING asset, units",
         (payment_id,),
@@ -237,8 +238,9 @@ def renew_hold(unit: Unit, payment_id: str) -> None:
 
 
 def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage, from_ms: int | None) -> None:
-    """So much of a payment's holds counts, from that time of the limits' clock on (None: in every window), where
-    they count at all.
+    """Recount a payment's holds, if they count at all, as `units` from a time of the limits' clock on.
+
+    `from_ms` None: in every window.
     """
     rows = unit.conn.execute(
         "SELECT asset, counted_units, counted_from_ms FROM holds "
@@ -264,7 +266,7 @@ def _counted_at_ms(from_ms: int | None) -> int:
 
 
 def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
-    """The app of a payment, the merchant's origin, and the prepaid balance that it is for."""
+    """(app, merchant's origin, prepaid pool) of a payment."""
     app, origin, pool = unit.conn.execute(
         "SELECT p.app_id, i.origin, p.pool FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
         (payment_id,),
@@ -281,7 +283,7 @@ def write_entry(
     ref: str | None = None,
     pool: int | None = None,
 ) -> int:
-    """Append one entry: its postings, which the balances follow, then the row that seals them. Its number."""
+    """Append an entry: its postings, which update the balances, then the row that seals them. Returns its id."""
     (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM journal").fetchone()
     unit.conn.executemany(
         "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
@@ -378,7 +380,7 @@ def add_utxo(unit: Unit, utxo: UtxoRow) -> None:
 
 
 def set_utxo_state(unit: Unit, ref: str, state: str) -> None:
-    """Any state but `spent`, which `spend_coin` sets with its spender."""
+    """Set any state but `spent`, which `spend_utxo` sets together with the spender."""
     unit.conn.execute("UPDATE coins SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
 
 
@@ -387,5 +389,5 @@ def spend_utxo(unit: Unit, ref: str, tx_id: str) -> None:
 
 
 def forget_utxo(unit: Unit, ref: str) -> None:
-    """A coin that never was, as it turned out; what the ledger says of it stays."""
+    """Delete a UTxO that turned out never to have existed. What the log and the entries say about it stays."""
     unit.conn.execute("DELETE FROM coins WHERE ref = ?", (ref,))
