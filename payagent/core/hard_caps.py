@@ -16,9 +16,7 @@ from payagent.core.problems import Refused
 FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes, the maximum, costs 876,277
 
 TTL_AHEAD_MAX_S = ROLLBACK_S + 7_200
-"""The furthest TTL, in seconds ahead. A cancel needs the most: it outlives any rollback. Two hours are for clocks
-that differ.
-"""
+"""The furthest TTL, in seconds ahead. A cancel needs most: it outlives any rollback. Clocks may differ by 2 h."""
 
 Caps = Mapping[str, int]
 """The cap per asset, in units. An asset without a cap may not leave the wallet."""

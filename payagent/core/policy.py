@@ -4,8 +4,8 @@ A limit bounds what a scope may spend of one asset per payment, in a rolling win
 app, a merchant, both, or the whole wallet. What counts is what leaves the wallet: outputs, fee and min-ADA, for
 each asset separately. A payment must be within all limits of its scopes; a refusal names the tightest.
 
-A rolling window consists of spans. A span counts until all of it is older than the window, so the effective window
-is longer than stated by at most one span, and never shorter. Time is the chain's (store.rows.limit_counters). The
+A rolling window consists of spans. A span counts until all of it is older than the window. So the effective window
+is never shorter than stated, and at most one span longer. Time is the chain's (store.rows.limit_counters). The
 agent checks the limits in the write transaction that places the hold, so races cannot exceed them (rule 7).
 
 May import: the standard library, core.money, core.problems, core.timestamps.

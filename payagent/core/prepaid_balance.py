@@ -1,7 +1,7 @@
 """Prepaid balance: how much was bought at a merchant, how much is used and left, and what it cost.
 
-A balance counts calls of a batch or units of an asset. It is bought when a payment is confirmed, used when a call
-is served without its own payment, and taken back when a payment is rolled back. Use beyond what was bought is
+A balance counts calls of a batch or units of an asset. It grows when a payment is confirmed and shrinks when that
+payment is rolled back. A call that is served without its own payment uses it. Use beyond what was bought is
 `unexplained` until a later purchase covers it.
 
 As the balance is used, its cost moves from prepaid to spent at the average cost of what is left. The last call

@@ -89,8 +89,7 @@ class RecentPayment:
 class Demand:
     """How many payments come at once or wait now, and the lovelace of a typical and the largest one.
 
-    `handed_over`: how many handed-over payments came at once; 0 unless one was refused because no UTxO was
-    available.
+    `handed_over`: how many handed-over payments came at once; 0 unless one was refused for lack of a UTxO.
     `is_quiet`: dust may be gathered.
     """
 
@@ -168,8 +167,8 @@ def _most_at_once(times_ms: Iterable[int]) -> int:
 def decide(demand: Demand, stock: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
     """Return the split or gathering that is worth its fee now, or None.
 
-    `stock`: the UTxOs that payments may spend, or the largest of them. `dust`: the smallest UTxOs that no payment
-    needs.
+    `stock`: the UTxOs that payments may spend, or the largest of them.
+    `dust`: the smallest UTxOs that no payment needs.
     """
     return _split(demand, stock, budget) or _gather(demand, dust, budget)
 

@@ -110,9 +110,8 @@ Fields = Mapping[str, object]
 def classify(word: str) -> RetryVerdict:
     """Classify an error word of an x402 server or facilitator. An unknown word is `RetryVerdict.UNCLEAR`.
 
-    The x402 SDKs append a colon and the facilitator's message. The word before the colon decides, with one
-    exception: a word that is `INVOICED` alone is `UNCLEAR` with a message, because the message may be about the
-    proof.
+    The x402 SDKs append a colon and the facilitator's message. The word before the colon decides. One exception:
+    an `INVOICED` word with a message is `UNCLEAR`, because the message may be about the proof.
     """
     plain = word.strip().lower()
     if plain in _BY_WORD:
@@ -162,8 +161,7 @@ def read_answer(
     is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
     if is_served(code):
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
-            # The server names no transaction if it could not submit it. Then present it again, unless it is on
-            # chain.
+            # The server names no transaction if it could not submit it: present it again unless it is on chain.
             is_sent = is_on_chain or _fields(response.body).get("transaction", shown_tx) not in ("", None)
             return RetryAnswer(RetryVerdict.PENDING, "pending", after_s, f"tx={shown_tx}" if is_sent else None)
         if not is_unsettled:
