@@ -1,8 +1,9 @@
-"""A strict CIP-19 address decoder: what is not a key address of our network is refused, each way by its code.
+"""A strict CIP-19 address decoder that accepts only key addresses of the configured network.
 
-Only types 0 (key payment, key stake) and 6 (key payment) can be paid: whoever holds the key can spend.
-May import: the standard library, core.network, core.problems. Never: accepts on a guess; the text must be
-the one canonical spelling of its bytes.
+Only types 0 (key payment, key stake) and 6 (key payment) can be paid. Each kind of refusal has its own code.
+
+May import: the standard library, core.network, core.problems.
+Never: accepts a text that is not the canonical spelling of its bytes.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _BASE58 = frozenset("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 KEY_BASE, KEY_ENTERPRISE = 0, 6
 LENGTH_OF_TYPE = {KEY_BASE: 57, KEY_ENTERPRISE: 29}
-"""Bytes of an address, header and all, by the CIP-19 types that can be paid."""
+"""Length in bytes, header included, for each payable CIP-19 type."""
 
 _REFUSED_TYPES = {
     1: "address_script",
@@ -33,7 +34,7 @@ _REFUSED_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A payable address: the text as on every wire, and the bytes as in every transaction."""
+    """A payable address: its bech32 text and its raw bytes."""
 
     text: str
     raw: bytes
@@ -47,7 +48,7 @@ class Address:
 
 
 def parse_address(value: object, network: Network) -> Address:
-    """Read an address that may be paid on `network`; every refusal has a code of its own (`address_*`)."""
+    """Parse an address that can be paid on `network`. Each kind of refusal has its own code (`address_*`)."""
     text = _require_text(value)
     prefix, raw = _bech32_decode(text)
     header, network_id = raw[0] >> 4, raw[0] & 0x0F
@@ -68,9 +69,9 @@ def parse_address(value: object, network: Network) -> Address:
     return Address(text, raw)
 
 
-@lru_cache(maxsize=1000)  # the same few are paid, and shown, again and again
+@lru_cache(maxsize=1000)  # payments and views repeat the same few addresses
 def encode_address(raw: bytes) -> Address:
-    """The address of our own bytes (type 0 or 6, header and all)."""
+    """Encode trusted raw bytes (type 0 or 6, header included) as an address."""
     prefix = "addr" if raw[0] & 0x0F == 1 else "addr_test"
     return Address(_bech32_encode(prefix, raw), raw)
 
@@ -104,7 +105,7 @@ def _expand(prefix: str) -> list[int]:
 
 @lru_cache(maxsize=1000)
 def _bech32_decode(text: str) -> tuple[str, bytes]:
-    """BIP-173, without its 90-character bound (CIP-19 lifts it); only the original checksum constant 1."""
+    """Decode BIP-173 bech32 without its 90-character limit, which CIP-19 lifts. Bech32m is refused."""
     prefix, separator, data = text.rpartition("1")
     if not separator or not prefix:
         raise Refused("address_wrong_prefix", f"{text} has no bech32 prefix")

@@ -1,9 +1,10 @@
-"""The verdict on a payment: it may go on, it is refused, or a person is asked first.
+"""Decides from findings whether a payment proceeds, needs an approval, or is refused.
 
-What speaks against a payment are findings, of the guards and of the thresholds above which the operator wants to
-be asked. One that asks nobody refuses; the others, all of them, are what the person is told.
+Findings come from the merchant rules and from the operator's approval thresholds. A finding that no approval can
+override refuses the payment. All others are listed in the approval.
 
-May import: the standard library, core.money, core.problems. Never: weighs one finding against another.
+May import: the standard library, core.money, core.problems.
+Never: weighs one finding against another.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,9 @@ from payagent.core.problems import Refused
 
 
 class Finding(NamedTuple):
-    """What was found against a payment: a code with a row in PROBLEMS, and in words.
+    """One objection to a payment: a code from PROBLEMS and a detail.
 
-    `asks`: a person may allow it all the same; else the payment is refused.
+    `asks`: an approval can override it. Otherwise the payment is refused.
     """
 
     code: str
@@ -25,11 +26,11 @@ class Finding(NamedTuple):
 
 
 Reasons = tuple[Finding, ...]
-"""Why a person is asked; none: nobody is, and the payment goes on."""
+"""Why a payment needs an approval. Empty: it proceeds without one."""
 
 
 def judge(findings: Iterable[Finding]) -> Reasons:
-    """The verdict: for which reasons a person is asked. Refused by the first finding that asks nobody."""
+    """Return the reasons for an approval. Raise `Refused` for the first finding that no approval can override."""
     reasons = tuple(findings)
     for finding in reasons:
         if not finding.asks:
@@ -38,7 +39,7 @@ def judge(findings: Iterable[Finding]) -> Reasons:
 
 
 def above(thresholds: Mapping[str, int], spend: Mapping[str, int]) -> Reasons:
-    """A reason to ask for each asset of which the payment takes more than may leave without a person's word."""
+    """Return one finding for each asset of which the payment takes more than its approval threshold."""
     return tuple(
         Finding(
             "above_threshold",

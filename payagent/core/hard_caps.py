@@ -1,9 +1,10 @@
-"""What may be taken out of the wallet, whoever ordered it: bounds beside the limits of the policy.
+"""Hard caps on what one transaction may take out of the wallet, above the limits of the policy.
 
-The agent asks what one transaction may take before anything is held, so that nothing waits for a signature that
-never comes; the signer asks again, of the bytes, and what all of them may take in a day.
-May import: core.money, core.network, core.problems. Never: counts over time; that is `policy`, and for the signer
-`outflow`.
+The agent checks them before it holds funds, because the signer would refuse to sign later. The signer checks them
+again on the transaction bytes, and adds caps per 24 hours.
+
+May import: core.money, core.network, core.problems.
+Never: counts over time; `policy` does, and `signer.spend_window` in the signer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,27 +13,28 @@ from payagent.core.money import LOVELACE, format_amount
 from payagent.core.network import ROLLBACK_S
 from payagent.core.problems import Refused
 
-FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
+FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes, the maximum, costs 876,277
 
 TTL_AHEAD_MAX_S = ROLLBACK_S + 7_200
-"""The longest that anything is signed for is a cancel, beyond the last rollback; clocks may differ."""
+"""The furthest TTL, in seconds ahead. A cancel needs most: it outlives any rollback. Clocks may differ by 2 h."""
 
 Caps = Mapping[str, int]
-"""Per asset, in its units. An asset without a cap may not leave."""
+"""The cap per asset, in units. An asset without a cap may not leave the wallet."""
 
 
 WITH_FEE, BEFORE_FEE = "with its fee", "and its fee"
-"""How a refusal goes on that has told what a payment takes: the fee is in it, or is known later."""
+"""How a refusal continues after the amount: the fee is included, or is not known yet."""
 
 
 def barred(assets: Iterable[str], caps: Caps) -> frozenset[str]:
-    """The tokens among these of which nothing may leave."""
+    """Return the tokens among `assets` that have no cap, or a cap of 0, so nothing of them may leave."""
     return frozenset(asset for asset in assets if asset != LOVELACE and not caps.get(asset))
 
 
 def require_within_caps(leaving: Mapping[str, int], caps: Caps, fee: str = WITH_FEE) -> None:
-    """Refuse what takes more of an asset than may leave at once (`limit_exceeded`), the fee counts; or a token
-    that has no cap (`asset_not_allowed`).
+    """Refuse a transaction above a cap (`limit_exceeded`) or with a token without a cap (`asset_not_allowed`).
+
+    `leaving` is in units per asset; `fee` says whether the network fee is included.
     """
     uncapped = sorted(asset for asset in leaving.keys() - caps.keys() if asset != LOVELACE)
     if uncapped:

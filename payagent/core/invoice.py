@@ -1,6 +1,7 @@
-"""The invoice: a 402 in one canonical form, whatever dialect it came in, with the hash of its terms.
+"""The invoice: a 402 of any dialect in one canonical form, with a hash of its terms.
 
-May import: the standard library and core. Never: reads a wire form (dialects do), or decides to pay (policy does).
+May import: the standard library and core.
+Never: reads a wire form (`dialects` does), or decides whether to pay (`policy` does).
 """
 
 import hashlib
@@ -24,7 +25,7 @@ _INVOICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One (address, asset, units) that the transaction must pay, exactly and on its own."""
+    """One output that the transaction must contain, with exactly this amount."""
 
     role: Role
     address: Address
@@ -34,11 +35,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """What a merchant asks for. `outputs` are in the order in which the transaction pays them, pay_to first.
+    """The payment that a merchant asks for.
 
-    `expires_at_ms` is absolute, anchored to the receipt; None where the dialect gives no end. `batch_target` is
-    the number of calls that the payment buys, as far as the merchant says. `proof` is what the retry carries.
-    `handed_over`: the merchant broadcasts the transaction.
+    `outputs`: in the order of the transaction's outputs, pay_to first.
+    `expires_at_ms`: absolute, computed from the time of receipt. None if the dialect states no expiry.
+    `batch_target`: how many requests the payment buys, if the merchant says so.
+    `proof`: what the retry carries. `handed_over`: the merchant submits the transaction.
+    `echo`: JSON of the 402 that the proof repeats. `commitment`: hex, the transaction commits to it.
+    `has_own_id`: the 402 named `invoice_id`; False if the dialect derived it from the terms.
     """
 
     dialect: str
@@ -61,7 +65,7 @@ class Invoice:
 
     @property
     def total_units(self) -> int:
-        """Units of the invoice's asset over pay_to and all splits (fee and riding ADA come on top)."""
+        """Units of the invoice's asset in all outputs. Fee and min-ADA come on top."""
         return sum(output.units for output in self.outputs)
 
     @property
@@ -70,23 +74,23 @@ class Invoice:
 
     @property
     def terms_hash(self) -> str:
-        """sha256 over who gets how much of what, on which chain, for which id and how many calls.
+        """SHA-256 in hex of dialect, origin, invoice id, network, outputs and number of calls.
 
-        The expiry is left out: a relative time-out makes it differ at each receipt of the same invoice. So is what
-        the operator's own settings say (the proof, who broadcasts), or what is drawn anew at each receipt (the
-        commitment); where they are of the 402, it names no invoice, and the id is of all that it says.
+        It excludes values that may change between two receipts of the same invoice: the expiry (from a relative
+        timeout), the commitment (from a fresh salt), and the operator's settings (`proof`, `handed_over`). In x402
+        the 402 itself sets the last two, and there the invoice id is a hash of all its terms.
         """
         outputs = [(o.role, o.address.text, o.asset, o.units) for o in self.outputs]
         return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs, self.calls)
 
 
 def is_batch(batch_target: int | None) -> bool:
-    """Whether more calls are bought than the one that is made."""
+    """Whether the payment buys more than one call."""
     return batch_target is not None and batch_target > 1
 
 
 def calls_of(batch_target: int | None) -> int:
-    """How many calls are bought; a merchant that says nothing of it sells one."""
+    """How many calls the payment buys: one, unless the merchant says otherwise."""
     return batch_target or 1
 
 
@@ -98,24 +102,24 @@ def hash_of_terms(
     outputs: Iterable[tuple[str, str, str, int]],
     calls: int,
 ) -> str:
-    """The hash of an invoice's terms; an output is its role, address, asset and units."""
+    """Hash an invoice's terms (see `Invoice.terms_hash`). An output is (role, address, asset, units)."""
     paid = [[role, address, asset, str(units)] for role, address, asset, units in outputs]
     terms = [dialect, origin, invoice_id, network, paid, str(calls)]
     return hashlib.sha256(_written(terms).encode()).hexdigest()
 
 
 def parse_invoice_id(value: object) -> str:
-    """Read an invoice id: 1 to 128 of A-Z a-z 0-9 . _ : - (it travels in a header and in a path)."""
+    """Parse an invoice id: 1 to 128 of A-Z a-z 0-9 . _ : - (it goes into a header and a URL path)."""
     if not isinstance(value, str) or not _INVOICE_ID.fullmatch(value):
         raise Refused("invoice_id_invalid", f"invoiceId is {str(value)[:60]!r}")
     return value
 
 
 def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Output, ...]:
-    """Refuse a set of outputs that cannot be what an honest invoice means; return it otherwise.
+    """Return the outputs, or refuse them if no honest invoice could mean them.
 
-    At most 16 outputs; one asset in all; no address twice (a duplicate cannot be told from a mistake);
-    none to our own payment key, whatever the stake part (it would fake spend).
+    1 to 16 outputs, all in one asset. No address twice, because a duplicate may be a mistake.
+    No output to our own payment key, with any stake part: it would count as spent but stay in the wallet.
     """
     if not outputs or len(outputs) > OUTPUTS_MAX:
         raise Refused("outputs_too_many", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted")

@@ -1,12 +1,18 @@
-"""Double entry: every movement of units as an entry whose postings sum to zero per asset.
+"""Double-entry bookkeeping: each movement of units is an entry whose postings sum to zero per asset.
 
-Debits are positive. Accounts: `wallet` (ours and free), `held` (ours and reserved for payments), `fees`,
-`merchant:ORIGIN` (spent there), `prepaid:ORIGIN` (paid there for what is still to come: a `use` moves it on as it
-is used up, an `unuse` back) and `external` (where deposits come from and what the operator sends goes to). Entries
-are only ever added; a rollback adds the contrary entry.
+Debits are positive. The accounts:
+- `wallet`: ours and available.
+- `held`: ours and held for payments.
+- `fees`: network fees.
+- `merchant:ORIGIN`: spent at a merchant.
+- `prepaid:ORIGIN`: paid to a merchant for later use. A `use` moves units to `merchant:ORIGIN`, an `unuse` back.
+- `external`: the source of deposits and the target of the operator's transfers.
 
-wallet + held equals what the chain shows at our address, to the unit, when nothing is in flight.
-May import: the standard library, core.money. Never: writes anything (store does).
+Entries are append-only; a rollback adds the reverse entry. When nothing is in flight, wallet + held equals the
+units that the chain shows at our address.
+
+May import: the standard library, core.money.
+Never: writes anything (`store` does).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +38,7 @@ def prepaid_account(origin: str) -> str:
 
 
 def spending_account(origin: str | None, is_prepaid: bool) -> str:
-    """Where a payment's money goes: the merchant, what it owes us, or out of the wallet."""
+    """The account that a payment debits: `prepaid:` or `merchant:` of its origin, or `external` without one."""
     if origin is None:
         return EXTERNAL
     return prepaid_account(origin) if is_prepaid else merchant_account(origin)
@@ -46,7 +52,7 @@ class Posting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry. Making one that does not balance raises ValueError: it would be a bug of ours."""
+    """One entry. Raises ValueError if it does not balance, which is always a bug of payagent."""
 
     kind: Kind
     postings: tuple[Posting, ...]
@@ -60,22 +66,22 @@ class Entry:
 
 
 def deposit(units: Units) -> Entry:
-    """Units arrived at our address in a transaction that is not ours."""
+    """Units arrived at our address in an external transaction."""
     return _transfer("deposit", EXTERNAL, WALLET, units)
 
 
 def undeposit(units: Units) -> Entry:
-    """A deposit's transaction is on no chain any more."""
+    """A deposit was rolled back."""
     return _transfer("undeposit", WALLET, EXTERNAL, units)
 
 
 def foreign(units: Units) -> Entry:
-    """Coins of ours were spent by a transaction that is not ours. What it gave back to us is a deposit."""
+    """An external spend took UTxOs of ours. Outputs of it that pay us are a deposit."""
     return _transfer("foreign", WALLET, EXTERNAL, units)
 
 
 def unforeign(units: Units) -> Entry:
-    """Somebody else's transaction is on no chain any more: the coins are ours again."""
+    """An external spend was rolled back: its UTxOs are ours again."""
     return _transfer("unforeign", EXTERNAL, WALLET, units)
 
 
@@ -84,20 +90,20 @@ def reserve(hold: Units) -> Entry:
 
 
 def release(hold: Units, fee_lovelace: int = 0) -> Entry:
-    """Nothing was bought: the hold comes back, less the fee of the transaction that took it back, if one did."""
+    """Return the hold of a payment that bought nothing, less the fee of its cancel transaction, if any."""
     return _end_hold("release", hold, {}, fee_lovelace, WALLET)
 
 
 def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
-    """The payment is confirmed: what left the wallet goes to its account, the rest of the hold comes back.
+    """Post a confirmed payment: the units spent go to `account`, the rest of the hold returns to the wallet.
 
-    `spent` is what the outputs took (riding ADA included, fee not).
+    `spent` is the sum of the outputs, min-ADA included, without the fee.
     """
     return _end_hold("post", hold, spent, fee_lovelace, account)
 
 
 def use(origin: str, units: Units) -> Entry | None:
-    """What was prepaid is used up: it is spent now. Units below zero come back; None when nothing moves."""
+    """Move prepaid units to spent. Negative units move back. None if nothing moves."""
     moved = {asset: n for asset, n in units.items() if n}
     if not moved:
         return None
@@ -106,7 +112,7 @@ def use(origin: str, units: Units) -> Entry | None:
 
 
 def reverse(entry: Entry) -> Entry:
-    """The contrary of a posting whose block was lost: the hold is back."""
+    """Reverse an entry whose block was rolled back, which restores its hold."""
     return Entry("reverse", tuple(Posting(p.account, p.asset, -p.units) for p in entry.postings))
 
 
@@ -120,7 +126,7 @@ def add(values: Iterable[Units]) -> dict[str, int]:
 
 
 def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
-    """A hold is over: into `account` what was spent, into the fees the fee, and the rest into the wallet again."""
+    """End a hold: `spent` goes to `account`, the fee to `fees`, the rest back to `wallet`."""
     lines = [Posting(HELD, asset, -units) for asset, units in hold.items()]
     lines += [Posting(account, asset, units) for asset, units in spent.items()]
     if fee_lovelace:
@@ -143,7 +149,7 @@ def _transfer(kind: Kind, source: str, target: str, units: Units) -> Entry:
 
 
 def _parts(units: int) -> Iterator[int]:
-    """Units of one asset, as postings hold them: several coins together may hold more of a token than 2^63-1."""
+    """Split units into postings of at most 2^63-1: several UTxOs together may hold more of a token."""
     while abs(units) > MAX_UNITS:
         yield (part := MAX_UNITS if units > 0 else -MAX_UNITS)
         units -= part

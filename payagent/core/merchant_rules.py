@@ -1,11 +1,11 @@
-"""The guards: does what a merchant asks fit what is known of that merchant? Pure decisions over plain values.
+"""Merchant rules: check an invoice against what payagent knows about its merchant.
 
-Limits bound how much is spent; guards look at whom it goes to and what for: at the addresses that the merchant was
-paid at before, at what the same call cost before, at whether it served what was paid, at how many payments to it
-are under way. A guard is a row of GUARDS. What is known is read inside the write transaction that places the hold.
+Limits bound how much is spent. These rules check whom it is paid to and for what: pinned addresses, price rises,
+the unserved streak, and payments in flight. Each rule is a row of GUARDS. The agent reads the facts in the write
+transaction that places the hold.
 
-May import: the standard library, core.invoice, core.money, core.findings. Never: reads a clock or a database;
-takes a part of an address for the whole.
+May import: the standard library, core.invoice, core.money, core.findings.
+Never: reads a clock or a database; compares only a part of an address.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from payagent.core.money import format_amount
 
 
 class Pin(NamedTuple):
-    """An address that a merchant may be paid at, in that role: the text of all its bytes, stake part and all."""
+    """An address that may be paid in a role. The address is the full text, stake part included."""
 
     role: Role
     address: str
@@ -29,7 +29,7 @@ Pins = frozenset[Pin]
 
 
 class InvoiceClaim(NamedTuple):
-    """What a merchant asks for: whom it wants paid, so many units of one asset, for so many calls."""
+    """What an invoice claims: addresses to pay, units of one asset, number of calls."""
 
     pins: tuple[Pin, ...]
     asset: str
@@ -38,7 +38,7 @@ class InvoiceClaim(NamedTuple):
 
 
 class Agreed(NamedTuple):
-    """A price that was agreed to for a call: so many units of an asset for so many calls at once."""
+    """A price agreed to before: units of an asset for a number of calls."""
 
     asset: str
     units: int
@@ -47,11 +47,13 @@ class Agreed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MerchantRules:
-    """What the operator set for a merchant; None and False: that guard does not look.
+    """The operator's settings for a merchant. None or False turns a rule off.
 
-    `first_use`: what is paid first is what may be paid from then on. `filed`: addresses of the config; where there
-    are any, nothing is learnt by use. `drift_percent`: how much above the price that was agreed to one may be.
-    `stop_after`: so many payments in a row that it did not serve. `in_flight_max`: payments that are on their way.
+    `first_use`: the first payment pins the merchant's addresses.
+    `filed`: addresses pinned in the config file. If there are any, payments pin no others.
+    `drift_percent`: the allowed rise over an agreed price.
+    `stop_after`: stop paying after this many unserved payments in a row.
+    `in_flight_max`: the most payments in flight at once.
     """
 
     first_use: bool = False
@@ -63,9 +65,10 @@ class MerchantRules:
 
 @dataclass(frozen=True, slots=True)
 class MerchantFacts:
-    """What is known of a merchant. `pins` are those beside the config's.
+    """What payagent knows about a merchant.
 
-    `agreed`: every price that was agreed to for this call; none of one that was never paid.
+    `pins`: addresses pinned outside the config file.
+    `agreed`: every price agreed to for this call; empty if it was never paid.
     """
 
     pins: Pins = frozenset()
@@ -75,7 +78,7 @@ class MerchantFacts:
 
 
 class Moment(StrEnum):
-    """What is decided on: a payment; another invoice for one that is lost; the same terms for it once more."""
+    """What is being decided: a new payment, another invoice for a lost one, or the same terms again."""
 
     PAYMENT = "payment"
     NEXT_INVOICE = "next_invoice"
@@ -83,9 +86,9 @@ class Moment(StrEnum):
 
 
 class MerchantRule(NamedTuple):
-    """One row: the code of its finding, whether a person may allow it, when it looks, and at what.
+    """One rule: the code of its finding, whether an approval can override it, and when it applies.
 
-    `find` gives what speaks against the claim, in words; None: nothing does.
+    `find` returns the detail of the finding, or None if the rule passes.
     """
 
     code: str
@@ -95,14 +98,14 @@ class MerchantRule(NamedTuple):
 
 
 def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> InvoiceClaim:
-    """The claim of an invoice's outputs, each as its role, address, asset and units; all are of one asset."""
+    """Build the claim from outputs given as (role, address, asset, units), all of one asset."""
     paid = tuple(outputs)
     pins = tuple(Pin(output[0], output[1]) for output in paid)
     return InvoiceClaim(pins, paid[0][2], sum(output[3] for output in paid), calls)
 
 
 def first_pins(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> tuple[Pin, ...]:
-    """The addresses that a payment makes those of its merchant, being the first."""
+    """Return the addresses to pin if this is the merchant's first payment; empty otherwise."""
     is_first = rules.first_use and not rules.filed and not known.pins
     return claim.pins if is_first else ()
 
@@ -132,9 +135,9 @@ def _named(pins: Iterable[Pin]) -> str:
 
 
 def _drifted(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    """How many calls it buys is the merchant's word, so that a price is measured by itself and by each call.
+    """Compare both the whole price and the price per call, because the merchant states the number of calls.
 
-    In another asset than those that were agreed to, nothing says what the call may cost.
+    A price in an asset that has no agreed price is always a finding.
     """
     percent = rules.drift_percent
     if percent is None or not known.agreed:
@@ -167,13 +170,13 @@ GUARDS = (
     MerchantRule("address_not_pinned", True, _NEW_TERMS, _not_pinned),
     MerchantRule("price_drifted", True, _NEW_TERMS, _drifted),
 )
-"""Every guard, those first that ask nobody."""
+"""All rules. Rules that no approval can override come first."""
 
 
 def look(
     claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
 ) -> tuple[Finding, ...]:
-    """What speaks against a claim, by what is known of its merchant."""
+    """Return the findings of all rules that apply at `moment`."""
     return tuple(
         Finding(guard.code, detail, guard.asks)
         for guard in GUARDS
@@ -182,5 +185,5 @@ def look(
 
 
 def must_stop(rules: MerchantRules, unserved_streak: int) -> bool:
-    """Whether a merchant that left so many payments in a row unserved is not to be paid any more."""
+    """Whether the unserved streak has reached `stop_after`, so the merchant must not be paid any more."""
     return rules.stop_after is not None and unserved_streak >= rules.stop_after

@@ -1,6 +1,7 @@
-"""Money: whole units of an asset, and the one way in which foreign text becomes a number.
+"""Money: integer units of an asset, and the only functions that turn foreign text into numbers.
 
-May import: the standard library, core.problems. Never: floats, locale, rounding.
+May import: the standard library, core.problems.
+Never: floats, locale, rounding.
 """
 
 import re
@@ -10,7 +11,7 @@ from payagent.core.problems import Refused
 LOVELACE = "lovelace"
 LOVELACE_PER_ADA = 1_000_000
 MAX_UNITS = 2**63 - 1
-MAX_LOVELACE = 45_000_000_000_000_000  # every lovelace that can ever exist (Shelley genesis maxLovelaceSupply)
+MAX_LOVELACE = 45_000_000_000_000_000  # the maximum supply (Shelley genesis maxLovelaceSupply)
 
 _DIGITS = re.compile(r"(?:0|[1-9][0-9]{0,18})", re.ASCII)
 _ADA_TEXT = re.compile(r"(0|[1-9][0-9]{0,10})(?:\.([0-9]{1,6}))? ADA", re.ASCII)
@@ -19,10 +20,10 @@ _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
 
 def parse_count(value: object, what: str = "amount") -> int:
-    """Read a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without sign or leading zero.
+    """Parse a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without a leading zero.
 
-    Refuses bools, floats, signs, spaces, separators, other scripts' digits and long digit strings with
-    `amount_not_understood`, and what is too large with `amount_out_of_range`.
+    Refuses bools, floats, signs, spaces, separators and non-ASCII digits with `amount_not_understood`, and
+    larger numbers with `amount_out_of_range`.
     """
     if isinstance(value, str):
         if len(value) > 19 and value.isascii() and value.isdigit():
@@ -42,7 +43,7 @@ def parse_count(value: object, what: str = "amount") -> int:
 
 
 def parse_units(value: object, what: str = "amount") -> int:
-    """Read a foreign amount of units, 1 to 2^63-1; the rest as `parse_count`."""
+    """Parse a foreign amount of units, 1 to 2^63-1. Otherwise like `parse_count`."""
     number = parse_count(value, what)
     if number == 0:
         raise Refused("amount_out_of_range", f"{what} is zero")
@@ -50,17 +51,17 @@ def parse_units(value: object, what: str = "amount") -> int:
 
 
 def check_supply(asset: str, units: int, what: str = "amount") -> int:
-    """Return units unless they exceed what can exist of the asset (45 billion ADA; 2^63-1 of a token)."""
+    """Return units, or refuse more than can exist: 45 billion ADA, or 2^63-1 units of a token."""
     if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
         raise Refused("amount_out_of_range", f"{what} is more than exists")
     return units
 
 
 def parse_asset(value: object) -> str:
-    """Read an asset's name on the wire: "ADA", "ada", "lovelace", or 56 hex of policy + [.] + hex of the name.
+    """Parse an asset: "ADA", "ada", "lovelace", or a policy id (56 hex), an optional dot, and the name in hex.
 
-    The canonical form is "lovelace" or policy and name concatenated. A ticker is never an asset; upper-case
-    hex is refused, since an exact name is what limits are set by.
+    Returns "lovelace", or policy id and name concatenated. Tickers are refused. Upper-case hex is refused too,
+    because limits are set by the exact name.
     """
     if not isinstance(value, str):
         raise Refused("asset_not_understood", f"asset is a {type(value).__name__}")
@@ -73,9 +74,9 @@ def parse_asset(value: object) -> str:
 
 
 def parse_bound(text: str, what: str) -> tuple[int, str | None]:
-    """Read a caller's bound on what may leave: (units, the asset that they are of), None for whichever is paid in.
+    """Parse a caller's spending bound into (units, asset). The asset is None if the text is digits alone.
 
-    "5000000 lovelace", units of a token by its name, or digits alone. "5 ADA" is refused: units are lovelace.
+    Examples: "5000000 lovelace", "500" (in the asset of the invoice). "5 ADA" is refused: the bound is in units.
     """
     digits, space, asset = text.partition(" ")
     if asset in ("ADA", "ada"):
@@ -84,7 +85,7 @@ def parse_bound(text: str, what: str) -> tuple[int, str | None]:
 
 
 def parse_ada(text: object) -> int:
-    """Read an operator's amount, "5 ADA", "0.25 ADA" or "250000 lovelace", as lovelace (0 allowed)."""
+    """Parse an operator's amount ("5 ADA", "0.25 ADA", "250000 lovelace") into lovelace. 0 is allowed."""
     if isinstance(text, str):
         if match := _ADA_TEXT.fullmatch(text):
             lovelace = int(match[1]) * LOVELACE_PER_ADA + int((match[2] or "").ljust(6, "0"))
@@ -98,17 +99,17 @@ def parse_ada(text: object) -> int:
 
 
 def format_units(units: int, decimals: int) -> str:
-    """Units as a decimal number for people, with all decimals: (12500000, 6) -> "12.500000"."""
+    """Format units as a decimal number with all decimals: (12500000, 6) -> "12.500000"."""
     sign, digits = ("-" if units < 0 else ""), str(abs(units)).rjust(decimals + 1, "0")
     return sign + digits if decimals == 0 else f"{sign}{digits[:-decimals]}.{digits[-decimals:]}"
 
 
 def format_ada(lovelace: int) -> str:
-    """Lovelace for people: 12500000 -> "12.5 ADA"."""
+    """Format lovelace in ADA: 12500000 -> "12.5 ADA"."""
     number = format_units(lovelace, 6).rstrip("0").rstrip(".")
     return f"{number} ADA"
 
 
 def format_amount(asset: str, units: int) -> str:
-    """An amount of any asset for people: ADA in ADA, a token in its units."""
+    """Format an amount of any asset: lovelace in ADA, a token in its units."""
     return format_ada(units) if asset == LOVELACE else f"{units} units of {asset}"

@@ -1,7 +1,9 @@
-"""Networks: their names on the wire, what an address and a transaction say of them, slots and time.
+"""Cardano networks: wire names, network ids, and the conversion between slots and time.
 
-May import: the standard library, core.problems. Never: asks a provider (a devnet's clock comes in as a value).
-Sources: CIP-34 and the T Backend and x402 documents for names; genesis files for slots.
+Sources: CIP-34, the T Backend documents and the x402 documents for names; genesis files for slots.
+
+May import: the standard library, core.problems.
+Never: asks a provider (a devnet's clock comes in as a value).
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from payagent.core.problems import Refused
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One network. `network_id` is the ledger's (1 mainnet, 0 test); addresses tell only that much."""
+    """One network. `network_id` is the ledger's: 1 mainnet, 0 any test network. Addresses carry only this id."""
 
     name: str
     network_id: int
@@ -39,7 +41,7 @@ _BY_ALIAS = {alias: network for network in NETWORKS.values() for alias in networ
 
 
 def parse_chain(value: object) -> Network:
-    """Read an invoice's chain. Names are case-sensitive; a bare "cardano" is refused, for it names no network."""
+    """Parse an invoice's chain. Names are case-sensitive. A bare "cardano" is refused: it names no network."""
     network = _BY_ALIAS.get(value) if isinstance(value, str) else None
     if network is None:
         raise Refused(
@@ -56,26 +58,25 @@ def require_chain(value: object, network: Network) -> None:
 
 
 ROLLBACK_S = 129_600
-"""How far a rollback reaches at most: 3k/f slots, 36 hours."""
+"""The longest possible rollback: 3k/f slots, which is 36 hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotClock:
-    """Slot <-> POSIX time, from one known point of an era with constant slot length, in whole seconds.
+    """Converts between slots and POSIX time from one known point, with slots of 1 s.
 
-    Cardano's ledger counts slots of 1 s since Shelley on every network named here; a devnet tells its own
-    point through its genesis.
+    Since Shelley, every network named here has slots of 1 s. A devnet gives its point in its genesis.
     """
 
     zero_slot: int
     zero_time_s: int
 
     def slot_at(self, time_ms: int) -> int:
-        """The slot that is current at a time; before the era's start the arithmetic goes on."""
+        """The slot at a time. Times before the known point are extrapolated."""
         return self.zero_slot + (time_ms // 1000 - self.zero_time_s)
 
     def time_ms(self, slot: int) -> int:
-        """When a slot begins."""
+        """The time when a slot begins, in POSIX milliseconds."""
         return (self.zero_time_s + slot - self.zero_slot) * 1000
 
 

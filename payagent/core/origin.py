@@ -1,6 +1,7 @@
-"""The origin that names a merchant (RFC 6454: scheme, host, port), in its one canonical spelling.
+"""Parses the origin that identifies a merchant (RFC 6454: scheme, host, port) into its canonical spelling.
 
-May import: the standard library. Never: resolves a name.
+May import: the standard library.
+Never: resolves a name.
 """
 
 import re
@@ -9,14 +10,14 @@ from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 T_BACKEND = "https://api-v3.fluxpointstudios.com"
-"""The T Backend, since April 2026. Revenue shares come on top of the price there, and its 402s state no mode."""
+"""The T Backend, since April 2026. Its revenue shares come on top of the price, but its 402s state no mode."""
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 
 
 def parse_origin(text: str) -> str:
-    """Read an origin (RFC 6454: scheme, host, port) in its one canonical spelling: lower case, no default port.
+    """Return an origin's canonical spelling: lower case, without the default port.
 
-    Raises ValueError, with the reason and without the text, for anything more or less than an http(s) origin.
+    Raises ValueError for anything but an http(s) origin. The message gives the reason but never the text.
     """
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
         raise ValueError("an origin is plain ASCII (an international name in its xn-- form)")
@@ -39,7 +40,7 @@ def parse_origin(text: str) -> str:
 
 
 def is_t_backend(text: str) -> bool:
-    """Whether an origin, in any spelling, is the T Backend's."""
+    """Whether an origin in any spelling is the T Backend's."""
     try:
         return parse_origin(text) == T_BACKEND
     except ValueError:
@@ -47,7 +48,7 @@ def is_t_backend(text: str) -> bool:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is called as only this machine is: localhost, or a loopback address."""
+    """Whether a host is `localhost` or a loopback address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

@@ -1,10 +1,11 @@
-"""The payment machine and the delivery machine, as tables.
+"""The payment and delivery state machines, as transition tables.
 
-Everything that changes a state is a row here; the agent executes what the rows allow and nothing else.
-Money and delivery are two machines: a delivery problem presents the same proof again and never makes a
-payment (rule 6). Depths count the block that holds the transaction as 1.
+Each state change is a row of TRANSITIONS or DELIVERIES; the agent makes no other. Money and delivery are separate:
+a delivery problem presents the same proof again and never makes a payment (rule 6). Depths count the block that
+holds the transaction as 1.
 
-May import: the standard library, core.problems. Never: knows who drives it (an app, a sweep or a simulator).
+May import: the standard library, core.problems.
+Never: depends on its driver (an app, a job or a simulator).
 """
 
 from enum import StrEnum
@@ -13,7 +14,10 @@ from payagent.core.problems import Refused
 
 
 class State(StrEnum):
-    """Where the money stands. `in_flight` covers submitting, seen in a mempool, and unknown: same duties."""
+    """The state of the money.
+
+    `in_flight` covers submitting, seen in a mempool, and unknown, because the agent does the same in all three.
+    """
 
     RECEIVED = "received"
     AWAITING_APPROVAL = "awaiting_approval"
@@ -45,25 +49,25 @@ STATES_IN_WORDS = {
     State.REJECTED: "rejected; nothing was signed",
     State.DENIED: "denied, or nobody decided in time; nothing was signed",
 }
-"""What each means for the money, told to people."""
+"""What each state means for the money, for people to read."""
 
 
 class Event(StrEnum):
-    """What happened. Only positive evidence is an event; that nobody answered is none (rule 4)."""
+    """An event of the payment machine. Only positive evidence is an event; a missing answer is not (rule 4)."""
 
-    HOLD = "hold"  # policy said yes; hold, anchor and coins are durable
-    ASK = "ask"  # policy wants a person to decide
+    HOLD = "hold"  # the policy allows it; hold, nonce UTxO and reserved UTxOs are durable
+    ASK = "ask"  # the policy requires an approval
     DENY = "deny"
     REJECT = "reject"  # refused, and nothing was ever signed
-    SIGN = "sign"  # an attempt is durable
+    SIGN = "sign"  # a signed attempt is durable
     LEAVE = "leave"  # its bytes are about to leave the process for the first time
     SEEN_IN_BLOCK = "seen_in_block"
-    BLOCK_LOST = "block_lost"  # the block is not on the provider's chain any more
+    BLOCK_LOST = "block_lost"  # rolled back: the block is no longer on the provider's chain
     CONFIRM = "confirm"  # confirm_depth reached
     SETTLE = "settle"  # settle_depth reached
-    REPLACE = "replace"  # no attempt can land before its TTL any more: a new one on the same anchor
-    CANCEL = "cancel"  # a transaction that takes the anchor back to ourselves is durable
-    VOID = "void"  # the anchor is spent void_depth deep by another transaction, or all is too late for good
+    REPLACE = "replace"  # no attempt can land before its TTL any more: make a new one with the same nonce UTxO
+    CANCEL = "cancel"  # a transaction that sends the nonce UTxO back to the wallet is durable
+    VOID = "void"  # another transaction spent the nonce UTxO void_depth deep, or nothing can land any more
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -99,22 +103,22 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})
-"""Ends in which no byte was ever signed: the intent and the invoice are free again."""
+"""Final states in which nothing was ever signed: the intent and the invoice may be used again."""
 
 UNSIGNED = frozenset({State.RESERVED, State.REPLACING})
-"""States whose next attempt is decided, with its coins, and not signed yet."""
+"""States whose next attempt and its UTxOs are decided but not signed yet."""
 
 ENDED_WITHOUT_PAYING = NEVER_SIGNED | {State.VOID}
 WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
-"""States in which there is nothing to show to a merchant."""
+"""States without a proof that a merchant could accept."""
 
 ON_CHAIN = frozenset({State.IN_BLOCK, State.CONFIRMED, State.SETTLED})
 POSTED = frozenset({State.CONFIRMED, State.SETTLED})
-"""States whose spend is posted in the ledger; before them it is held."""
+"""States whose spend is posted in the ledger. In earlier states it is held."""
 
 
 def move(state: State, event: Event) -> State:
-    """The state after an event; `illegal_transition` when the table has no such row, and nothing changes."""
+    """Return the state after an event. Raise `illegal_transition` if the table has no such row."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:
@@ -122,7 +126,7 @@ def move(state: State, event: Event) -> State:
 
 
 class Delivery(StrEnum):
-    """Where the call stands that the money is for."""
+    """The state of the request that the payment is for."""
 
     NOT_PRESENTED = "not_presented"
     PRESENTED = "presented"
@@ -131,9 +135,9 @@ class Delivery(StrEnum):
 
 
 class DeliveryEvent(StrEnum):
-    PRESENT = "present"  # the proof was shown and not (yet) accepted
-    ACCEPT = "accept"  # the call was served
-    GIVE_UP = "give_up"  # the money is on the chain and the merchant will not serve: needs a person
+    PRESENT = "present"  # the proof was presented and not accepted (yet)
+    ACCEPT = "accept"  # the merchant served the request
+    GIVE_UP = "give_up"  # paid on the chain, but the merchant does not serve: needs an operator
 
 
 DELIVERIES: dict[tuple[Delivery, DeliveryEvent], Delivery] = {
@@ -157,15 +161,15 @@ def deliver(delivery: Delivery, event: DeliveryEvent) -> Delivery:
 
 
 def is_served(http_status: int) -> bool:
-    """Whether a status says that the client has what it called for: a 304, that it has it already."""
+    """Whether the client has what it requested: any 2xx, or 304 because it already has it."""
     return 200 <= http_status < 300 or http_status == 304
 
 
 def delivery_event(http_status: int, state: State, invoice_over: bool) -> DeliveryEvent:
-    """What a retry's HTTP status means for delivery.
+    """Return the delivery event that a retry's HTTP status stands for.
 
-    A 402 after paying is normal while the payment is young (docs/exactly-once.md): the same proof is
-    presented again. Once the money is confirmed and the invoice is over, it is a person's matter.
+    A 402 soon after paying is normal (docs/exactly-once.md): the client presents the same proof again. Once the
+    payment is confirmed and the invoice has expired, an operator must decide.
     """
     if is_served(http_status):
         return DeliveryEvent.ACCEPT
@@ -175,6 +179,6 @@ def delivery_event(http_status: int, state: State, invoice_over: bool) -> Delive
 
 
 def mermaid() -> str:
-    """The payment machine as a Mermaid state diagram, for the documentation."""
+    """Render the payment machine as a Mermaid state diagram for the documentation."""
     rows = [f"    {state} --> {TRANSITIONS[state, event]}: {event}" for state, event in TRANSITIONS]
     return "\n".join(["stateDiagram-v2", "    [*] --> received", *rows])

@@ -1,14 +1,15 @@
-"""The policy: may this be spent, by the limits that the operator set? Pure decisions over plain values.
+"""The spending policy: decides whether a payment is within the operator's limits.
 
-A limit bounds what a scope (an app, a merchant, both, or the wallet as a whole) may spend of one asset in one
-payment, in a rolling window, or ever. What counts is what the wallet loses: outputs, fee, and the ADA that rides
-along with a token, each asset by itself. All limits that concern a payment hold; the tightest is named.
+A limit bounds what a scope may spend of one asset per payment, in a rolling window, or in total. A scope is an
+app, a merchant, both, or the whole wallet. What counts is what leaves the wallet: outputs, fee and min-ADA, for
+each asset separately. A payment must be within all limits of its scopes; a refusal names the tightest.
 
-Windows roll over spans: what was spent in a span counts until all of the span is older than the window, so that a
-window is never shorter than it says, and longer by one span at most. The clock is the chain's
-(store.rows.limit_counters). The agent asks inside the write transaction that places the hold, so that no race gets
-around a limit (rule 7).
-May import: the standard library, core.money, core.problems, core.timestamps. Never: reads a clock or a database.
+A rolling window consists of spans. A span counts until all of it is older than the window. So the effective window
+is never shorter than stated, and at most one span longer. Time is the chain's (store.rows.limit_counters). The
+agent checks the limits in the write transaction that places the hold, so races cannot exceed them (rule 7).
+
+May import: the standard library, core.money, core.problems, core.timestamps.
+Never: reads a clock or a database.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +21,14 @@ from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 
 ANY = ""
-"""In a scope: whichever app, or whichever merchant."""
+"""In a scope: any app, or any merchant."""
 
 _HOUR_MS = 3_600_000
 _FINE_MS, _COARSE_MS = 300_000, 6 * _HOUR_MS
 
 
 class Window(StrEnum):
-    """What a limit bounds, from the shortest to the longest. A month is 30 days."""
+    """The period of a limit, from the shortest to the longest. A month is 30 days."""
 
     PAYMENT = "per_payment"
     HOUR = "per_hour"
@@ -49,13 +50,13 @@ SPAN_MS = {
     Window.WEEK: _COARSE_MS,
     Window.MONTH: _COARSE_MS,
 }
-"""How long the spans are that a rolling window is made of: few enough to be added up at each payment."""
+"""Length of the spans of each rolling window. Each payment sums them, so there must be few."""
 
 _ORDER = list(Window)
 
 
 class Scope(NamedTuple):
-    """Whose spending a limit bounds: of an app (its id), at a merchant (its origin). ANY in both: the wallet's."""
+    """Whose spending a limit bounds: an app's (id), at a merchant (origin). ANY in both means the whole wallet."""
 
     app: str = ANY
     merchant: str = ANY
@@ -65,7 +66,7 @@ WALLET = Scope()
 
 
 class Limit(NamedTuple):
-    """At most so many units of an asset, in the scope, in the window."""
+    """At most `most_units` of an asset, in one scope and window."""
 
     scope: Scope
     asset: str
@@ -74,7 +75,7 @@ class Limit(NamedTuple):
 
 
 class LimitCheck(NamedTuple):
-    """A limit that was asked, by its name: what it leaves, and what the payment takes of it."""
+    """The result of checking one limit: its name, the units it leaves, and the units the payment takes."""
 
     name: str
     scope: Scope
@@ -88,41 +89,42 @@ class LimitCheck(NamedTuple):
 
 
 class SpendSpan(NamedTuple):
-    """What was spent in one span of a window."""
+    """Units spent in one span of a window."""
 
     start_ms: int
     units: int
 
 
 def limits_of(asset: str, most_units: Mapping[str, int | None], scope: Scope = WALLET) -> tuple[Limit, ...]:
-    """Limits of one asset and scope, by the names of their windows; None sets none."""
+    """Build the limits of one asset and scope from units by window name. None sets no limit."""
     return tuple(
         Limit(scope, asset, Window(name), units) for name, units in most_units.items() if units is not None
     )
 
 
 def scopes_of(app: str, merchant: str) -> tuple[Scope, ...]:
-    """Every scope that a payment of an app to a merchant is spent in; the narrowest first."""
+    """Return every scope that contains a payment of an app to a merchant, narrowest first."""
     return (Scope(app, merchant), Scope(app), Scope(ANY, merchant), WALLET)
 
 
 def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...]:
-    """The limits, except those that one of `over` replaces: with the same scope, asset and window."""
+    """Merge two sets of limits. A limit in `over` replaces one with the same scope, asset and window."""
     merged = {limit[:3]: limit for limit in (*limits, *over)}
     return tuple(merged.values())
 
 
 def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
-    """What the wallet may spend at all: assets with a limit for the wallet as a whole, over time or in total.
+    """Return the assets that the wallet may spend: those with a wallet-wide limit over time or in total.
 
-    Others only tighten: of an app or a merchant; or of each payment, which bounds nothing when more follow.
+    A per-payment limit allows no asset, because it does not bound the sum. A limit of an app or a merchant only
+    tightens others.
     """
     over_time = (limit for limit in limits if limit.window is not Window.PAYMENT)
     return frozenset(limit.asset for limit in over_time if limit.scope == WALLET)
 
 
 def concerning(limits: Iterable[Limit], app: str, merchant: str, assets: Iterable[str]) -> tuple[Limit, ...]:
-    """The limits that bind such a payment. Refused: `asset_not_allowed` where the wallet has none of an asset."""
+    """Return the limits that apply to a payment. Refused: `asset_not_allowed` if an asset has no wallet limit."""
     limits, wanted, scopes = tuple(limits), tuple(assets), scopes_of(app, merchant)
     for asset in sorted(set(wanted) - allowed_assets(limits)):
         raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
@@ -130,12 +132,12 @@ def concerning(limits: Iterable[Limit], app: str, merchant: str, assets: Iterabl
 
 
 def counts_from_ms(window: Window, clock_ms: int) -> int:
-    """Where the oldest span begins that a rolling window counts."""
+    """Return the start of the oldest span that a rolling window still counts."""
     return (clock_ms - LENGTH_MS[window]) // SPAN_MS[window] * SPAN_MS[window]
 
 
 def frees_at_ms(window: Window, spans: Sequence[SpendSpan], units: int) -> int | None:
-    """When so many units of what the window counts are spent long enough ago; None: never. Oldest spans first."""
+    """Return when `units` of the counted spending will have left the window; None if never. Oldest spans first."""
     for span in spans:
         units -= span.units
         if units <= 0:
@@ -144,14 +146,14 @@ def frees_at_ms(window: Window, spans: Sequence[SpendSpan], units: int) -> int |
 
 
 def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int = 1) -> LimitCheck:
-    """What a limit leaves, when so much is counted in its window, to a spend that comes `count` times."""
+    """Check one limit against a spend that occurs `count` times; `counted_units` are spent in its window."""
     times = 1 if limit.window is Window.PAYMENT else count
     left_units = max(limit.most_units - counted_units, 0)
     return LimitCheck(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
 
 
 def ask_again(asked: Iterable[LimitCheck], spend: Mapping[str, int]) -> tuple[LimitCheck, ...]:
-    """The same limits, with what they left, asked for another spend."""
+    """Check another spend against the same limits, with the same units left."""
     return tuple(one._replace(asked_units=spend.get(one.asset, 0)) for one in asked)
 
 
@@ -162,9 +164,9 @@ def ask_bounds(
     topup_left_lovelace: int | None,
     count: int = 1,
 ) -> tuple[LimitCheck, ...]:
-    """Bounds beside the limits, which can only tighten: the caller's own, and the merchant's for top-ups.
+    """Check the two bounds besides the limits: the caller's own, and the merchant's bound on top-ups.
 
-    `max_total_units` bounds what leaves in the invoice's asset: the fee counts where that is ADA.
+    `max_total_units` bounds what leaves the wallet in the invoice's asset. If that is ADA, the fee counts.
     """
     asked = []
     if max_total_units is not None:
@@ -176,7 +178,7 @@ def ask_bounds(
 
 
 def tightest(asked: Iterable[LimitCheck]) -> LimitCheck | None:
-    """The limit that leaves least, of those that are exceeded; of equal ones, that with the longest window."""
+    """Return the exceeded limit that leaves least; among equal ones, the one with the longest window."""
     exceeded = [one for one in asked if one.is_exceeded]
     return min(exceeded, key=lambda one: (one.left_units, -_rank(one.name)), default=None)
 
@@ -191,14 +193,13 @@ _OF_THE_WALLET = {
     "needs_consolidation": "the wallet has enough for this payment in more coins than fit one transaction",
     "chain_not_ready": "the chain is not seen well enough to sign by",
 }
-"""Refusals that tell what the wallet has, and what is said instead."""
+"""Refusals whose detail reveals what the wallet holds, with the detail that replaces it."""
 
 
 def without_figures(refused: Refused) -> Refused:
-    """A refusal as it is told to an app that sees only itself: without what the wallet has or others spent.
+    """Return a refusal for an app that sees only its own data: without the wallet's funds or others' spending.
 
-    Of a limit that it shares with others the app learns which one it is, and that it has no room. What each
-    payment may take at most is no secret.
+    Of a limit that apps share, the app learns its name and that it has no room. Per-payment limits are not secret.
     """
     told = refused.context
     if refused.code in _OF_THE_WALLET:
@@ -216,16 +217,16 @@ def without_figures(refused: Refused) -> Refused:
 
 
 def is_shared(name: str, whose: Mapping[str, object]) -> bool:
-    """Whether what a limit of that name leaves tells what others spent; `whose` names its app, if it has one."""
+    """Whether the room left in a limit reveals what other apps spent. `whose` has the key `app` if one owns it."""
     return name in _ORDER and name != Window.PAYMENT and "app" not in whose
 
 
 def refusal(
     asked: LimitCheck, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
 ) -> Refused:
-    """`limit_exceeded`, naming the limit, whose it is, what it leaves and before when there is no room.
+    """Build `limit_exceeded`: names the limit, its scope, what it leaves, and when room frees up.
 
-    `app_name`: how people call the app that asked; `takes`: what was asked for.
+    `app_name`: the name of the app for people. `takes`: a format for the amount that was requested.
     """
     left, wanted = (format_amount(asked.asset, units) for units in (asked.left_units, asked.asked_units))
     app, merchant = asked.scope

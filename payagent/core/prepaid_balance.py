@@ -1,27 +1,29 @@
-"""Prepaid balance: what was bought at a merchant, what is used of it, what is left, and what that cost.
+"""Prepaid balance: how much was bought at a merchant, how much is used and left, and what it cost.
 
-A balance counts in calls of a batch or in units of an asset. Three things happen to it: it is bought when a
-payment is confirmed, used when a call is served without a payment of its own, and taken back when a payment loses
-its block. More served than bought is `unexplained`, until something bought later explains it.
+A balance counts calls of a batch or units of an asset. It grows when a payment is confirmed and shrinks when that
+payment is rolled back. A call that is served without its own payment uses it. Use beyond what was bought is
+`unexplained` until a later purchase covers it.
 
-What was paid moves from prepaid to spent as it is used, at the average of what is left: the last call takes the
-rest, so nothing is lost in rounding.
-May import: the standard library. Never: takes a merchant's word for a count.
+As the balance is used, its cost moves from prepaid to spent at the average cost of what is left. The last call
+takes the remainder, so rounding loses nothing.
+
+May import: the standard library.
+Never: trusts a merchant's count.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 CALLS = "calls"
-"""The unit of a balance that is counted in calls; any other unit is an asset."""
+"""The unit of a balance counted in calls. Any other unit is an asset."""
 
 WALLET_WANTED = "wallet_address_required_for_prepaid_batches"
-"""A merchant's word for: it must know whose the calls of a batch will be."""
+"""A merchant's error: it must know which wallet owns the calls of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Units of one asset that were paid for a balance, and how many of them are used up."""
+    """Units of one asset paid for a balance, and how many of them are used."""
 
     bought: int = 0
     used: int = 0
@@ -33,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class PrepaidBalance:
-    """Never negative: 0 <= used <= bought, and only of a balance that is used up more was served than bought."""
+    """A balance, where 0 <= used <= bought. `unexplained` is above 0 only if everything bought is used."""
 
     bought: int = 0
     used: int = 0
@@ -46,9 +48,7 @@ class PrepaidBalance:
 
 
 def buy(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> PrepaidBalance:
-    """The balance after so much more is bought, for `paid` units per asset. It first covers what was served
-    unexplained.
-    """
+    """Return the balance after buying `count` for `paid` units per asset. It covers unexplained use first."""
     costs = dict(balance.costs)
     for asset, units in paid.items():
         cost = costs.get(asset, Cost())
@@ -58,7 +58,7 @@ def buy(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> Prepaid
 
 
 def use(balance: PrepaidBalance, count: int) -> PrepaidBalance:
-    """The balance after so much was served: covered by what is left, at its average cost; else unexplained."""
+    """Return the balance after using `count`, at the average cost. Use beyond what is left is unexplained."""
     covered = min(count, balance.left)
     costs = {
         asset: Cost(cost.bought, cost.used + (cost.left * covered // balance.left if covered else 0))
@@ -68,7 +68,7 @@ def use(balance: PrepaidBalance, count: int) -> PrepaidBalance:
 
 
 def average(balance: PrepaidBalance, count: int) -> dict[str, int]:
-    """What a use of so much costs per asset: the average of what is left; of nothing left, that of all."""
+    """Return the average cost of `count` per asset: of what is left or, if nothing is left, of all bought."""
     if balance.left:
         return {asset: cost.left * count // balance.left for asset, cost in balance.costs.items()}
     return {
@@ -77,7 +77,7 @@ def average(balance: PrepaidBalance, count: int) -> dict[str, int]:
 
 
 def take_back(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> PrepaidBalance:
-    """What `buy` had added is on no chain any more. What was served of it is unexplained now."""
+    """Undo a `buy` whose payment was rolled back. What was already used of it becomes unexplained."""
     bought = balance.bought - count
     used = min(balance.used, bought)
     costs = {
@@ -87,5 +87,5 @@ def take_back(balance: PrepaidBalance, count: int, paid: Mapping[str, int]) -> P
 
 
 def _averaged(units: int, used: int, bought: int) -> Cost:
-    """The cost of a balance of which one purchase is gone: what is used of the rest costs its average."""
+    """Recompute a cost after one purchase is gone: the used part costs the average of the rest."""
     return Cost(units, units * used // bought if bought else units)

@@ -1,8 +1,10 @@
-"""Every refusal that payagent gives, as one table: stable code, meaning for the money, what to do next.
+"""The table of all refusals: stable code, what it means for the money, what to do next.
 
-The API renders a row as RFC 9457 problem+json, the CLI as text with the row's exit code, and
-docs/problems.md is generated from it. May import: the standard library. Never: raises for control flow
-inside core; a `Refused` always ends at the person or program that asked.
+The API renders a row as RFC 9457 problem+json. The CLI prints it as text and exits with the row's exit code.
+docs/problems.md is generated from it.
+
+May import: the standard library.
+Never: raises for control flow inside core. A `Refused` always reaches the person or program that asked.
 """
 
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ _NOTHING = "Nothing was signed and nothing is held for it."
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row: `status` is the HTTP status, `exit_code` the CLI's, `money` and `fix` are told.
+    """One row: HTTP `status`, CLI `exit_code`, and the texts.
 
-    `money` is empty where no payment was decided on: others may be under way, and their money held.
+    `money` is empty if no payment was decided on: others may be in flight with their money held.
     """
 
     status: int
@@ -28,7 +30,7 @@ class Problem:
 
 
 class Refused(Exception):  # noqa: N818  the design's word for what it is
-    """payagent will not do what was asked. `code` names a row of PROBLEMS; `context` is shown, so no secrets."""
+    """payagent refuses a request. `code` names a row of PROBLEMS. `context` is shown, so it holds no secrets."""
 
     def __init__(self, code: str, detail: str, **context: object) -> None:
         if code not in PROBLEMS:
@@ -40,7 +42,7 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
         self.money = self.problem.money
 
     def with_money(self, money: str) -> "Refused":
-        """Another of the same, for who knows better of the money: all callers of one commit are told this one."""
+        """Return a copy with another money text. All callers of one commit may share the original object."""
         told = Refused(self.code, self.detail, **self.context)
         told.money = money
         return told
@@ -51,14 +53,14 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
 
     @property
     def message(self) -> str:
-        """All that a person needs, in one text: what happened, what it means for the money, what to do next."""
+        """One text for people: what happened, what it means for the money, what to do next."""
         what = f"{self.problem.title}: {self.detail.rstrip('.')}."
         return " ".join(part for part in (what, self.money, self.problem.fix) if part)
 
 
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:
-    """Within it, what a merchant would be told of its invoice is a mistake in the operator's own order."""
+    """Turn refusals of a merchant's invoice into `self_transfer_invalid`: inside, the operator made the order."""
     try:
         yield
     except Refused as refused:
@@ -68,7 +70,7 @@ def own_order(**context: object) -> Iterator[None]:
 
 
 EXIT_INVOICE = 3
-"""The exit code of what is wrong with a merchant's 402, as the merchant would be told it."""
+"""The exit code of all problems with a merchant's 402."""
 STILL_ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
 _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER

@@ -1,6 +1,7 @@
-"""Numbers for a monitoring system, as text: the Prometheus exposition format, version 0.0.4.
+"""Writes metrics in the Prometheus text exposition format, version 0.0.4.
 
-May import: the standard library. Never: knows what is counted; takes a number that is not whole.
+May import: the standard library.
+Never: depends on a particular metric; accepts a number that is not an integer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ Samples = tuple[tuple[Mapping[str, str], int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One number, or one for each set of labels. A counter only grows, and begins anew with the process."""
+    """A metric: one number, or one for each set of labels. A counter only grows and restarts with the process."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -27,17 +28,17 @@ class Family:
 
 
 def alone(number: int | None) -> Samples:
-    """One number without labels; none where it is not known."""
+    """One sample without labels, or none if the number is None."""
     return () if number is None else (({}, number),)
 
 
 def by_label(label: str, numbers: Mapping[str, int]) -> Samples:
-    """A sample for each value of a label."""
+    """One sample for each value of a label."""
     return tuple(({label: value}, number) for value, number in numbers.items())
 
 
 def write(families: Iterable[Family]) -> str:
-    """The text; a family without samples says what it would be."""
+    """Write the text. A family without samples still has its HELP and TYPE lines."""
     return "".join(line + "\n" for family in families for line in _lines(family))
 
 

@@ -1,6 +1,7 @@
-"""Whether the resource that a 402 names is the one that was called, however its path and query are spelt.
+"""Compares the resource that a 402 names with the URL that was called, whatever their percent-encoding.
 
-May import: the standard library. Never: judges an origin.
+May import: the standard library.
+Never: compares origins.
 """
 
 import re
@@ -11,10 +12,10 @@ _QUERY_DELIMITERS = re.compile(r"([&=+;])")
 
 
 def is_called(named: SplitResult, called: SplitResult) -> bool:
-    """Whether a resource's path and query are the call's; the query counts only when the resource has one.
+    """Whether path and query are the same. A resource without a query matches any query.
 
-    Servers name a path as their framework decoded it, with a blank for %20: percent signs make no difference
-    (RFC 3986, 6.2.2) but where they keep a delimiter from being one.
+    Servers name a path as their framework decoded it, for example with a space for %20. So percent-encoding makes
+    no difference (RFC 3986, 6.2.2), except for encoded delimiters.
     """
     try:
         return _read(named.path or "/", _PATH_DELIMITERS) == _read(called.path or "/", _PATH_DELIMITERS) and (
@@ -25,5 +26,5 @@ def is_called(named: SplitResult, called: SplitResult) -> bool:
 
 
 def _read(text: str, delimiters: re.Pattern[str]) -> list[bytes]:
-    """The text without its percent signs, in pieces of which every second one is a delimiter."""
+    """Split the text at its delimiters, which are kept, and percent-decode each piece."""
     return [unquote_to_bytes(piece) for piece in delimiters.split(text)]

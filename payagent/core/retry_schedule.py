@@ -1,7 +1,9 @@
-"""Showing a proof: when it may be shown, when the same one is shown again, and what a paid answer says it cost.
+"""When to present a proof to a merchant, when to present it again, and how to state what a paid call cost.
 
-The proxy, the top-ups and the transports of `client` show proofs; all keep to what stands here.
-May import: core.money, core.payment. Never: asks what time it is.
+The proxy, the top-ups and the transports of `client` all use these functions.
+
+May import: core.money, core.payment.
+Never: reads a clock.
 """
 
 from collections.abc import Sequence
@@ -12,17 +14,17 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
-"""A merchant's `ready` setting: when the retry that carries the proof is worth sending."""
+"""A merchant's `ready` setting: the stage at which to send the retry with the proof."""
 
 _FIRST_S, _MAX_S = 0.5, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What a merchant's answers taught `ready = "auto"`.
+    """What `ready = "auto"` has learned from a merchant's answers.
 
-    `accepted_depth`: how deep the transaction was when the merchant accepted a proof, 1 in the newest block, 0 in
-    no block; None while unknown. `refused_early`: the merchant refused a proof before `confirm_depth`.
+    `accepted_depth`: the transaction's depth when the merchant accepted a proof. 1 is the newest block, 0 no
+    block, None unknown. `refused_early`: the merchant refused a proof before `confirm_depth`.
     """
 
     accepted_depth: int | None = None
@@ -30,13 +32,14 @@ class Readiness:
 
     @property
     def first_depth(self) -> int:
-        """The depth at which the next proof is first shown."""
+        """The depth at which to present the next proof first."""
         return 1 if self.accepted_depth is None else self.accepted_depth
 
     def after_accepted(self, depth: int, pending_depth: int | None) -> "Readiness":
-        """The merchant accepted a proof at `depth`. `pending_depth`: that of its last answer "pending", if any.
+        """Return the readiness after a proof was accepted at `depth`.
 
-        A proof that was first shown later, and was never pending, says nothing of the depth that is needed.
+        `pending_depth` is the depth at the last answer "pending", if any. A proof first presented deeper than
+        `first_depth`, and never pending, says nothing about the depth that the merchant needs.
         """
         if pending_depth is not None:
             return Readiness(min(depth, pending_depth + 1), self.refused_early)
@@ -53,11 +56,11 @@ def may_be_shown(
     status_confirmed: bool,
     was_pending: bool,
 ) -> bool:
-    """Whether a merchant can be expected to accept a proof now, where payagent broadcasts the transaction.
+    """Whether a merchant is expected to accept a proof now. For payments that payagent submits itself.
 
     `depth`: 1 in the newest block, 0 in no block. `was_sent`: a provider accepted the transaction.
-    `status_confirmed`: the merchant's status call says so. `was_pending`: the merchant answered "pending" to this
-    proof, and no block came since.
+    `status_confirmed`: the merchant's payment status says confirmed. `was_pending`: the merchant answered
+    "pending" to this proof, and there was no new block since.
     """
     if ready == "confirmed" or (ready == "auto" and readiness.refused_early):
         return state in POSTED
@@ -71,12 +74,12 @@ def may_be_shown(
 
 
 def again_after_s(count: int) -> float:
-    """In how many seconds a proof is shown again that was shown `count` times in vain."""
+    """Seconds until a proof that was presented `count` times without success is presented again."""
     return min(_FIRST_S * 2.0 ** min(count - 1, 10), _MAX_S)
 
 
 def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:
-    """What outputs (asset, units) came to in the asset that was asked for, with the fee where that is ADA."""
+    """Format the cost of outputs, given as (asset, units), in the invoice's asset. If that is ADA, add the fee."""
     asset = outputs[0][0]
     units = sum(units for name, units in outputs if name == asset)
     return f"{units + fee_lovelace if asset == LOVELACE else units} {asset}"

@@ -1,7 +1,7 @@
-"""Strict JSON: the one way in which foreign JSON text becomes values.
+"""Strict JSON: the only reader for foreign JSON text.
 
-May import: the standard library, core.problems. Never: takes the last of two equal keys, makes a float,
-or lets a text through that two readers could read differently.
+May import: the standard library, core.problems.
+Never: accepts duplicate keys, makes a float, or accepts a text that two readers could read differently.
 """
 
 import json
@@ -16,7 +16,7 @@ from payagent.core.problems import Refused
 MAX_BYTES = 65_536
 MAX_DEPTH = 16
 
-# A quote always opens a whole match, ended or not, so that the scan stays linear on any text.
+# A quote always starts a match, even of an unterminated string. This keeps the scan linear on any text.
 _NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^\[\]{}"]+', re.DOTALL)
 _UNSAFE_CHAR = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _INT_DIGITS_MAX = 4_300
@@ -24,9 +24,9 @@ _INT_DIGITS_MAX = 4_300
 
 @dataclass(frozen=True, slots=True)
 class JsonNumber:
-    """A JSON number that is not a plain integer (a fraction, an exponent, thousands of digits), as written.
+    """The text of a JSON number that is not a plain integer: a fraction, an exponent, thousands of digits.
 
-    It is no Python number, so money can never be made of it: `parse_units` refuses it by its type.
+    It is not a Python number, so it can never become money: `parse_units` refuses its type.
     """
 
     text: str
@@ -35,13 +35,16 @@ class JsonNumber:
 def loads(
     data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, any_text: bool = False
 ) -> object:
-    """Read one JSON value (RFC 8259), refusing what RFC 7493 (I-JSON) calls unpredictable.
+    """Parse one JSON value (RFC 8259) and refuse what RFC 7493 (I-JSON) calls unpredictable.
 
-    Refuses with `body_too_big` above max_bytes of UTF-8, and with `json_not_understood`: text that is not
-    UTF-8 or starts with a BOM, nesting deeper than max_depth, a key given twice in one object (escapes
-    resolved), NaN and Infinity, and control characters (but tab and line ends) or lone surrogates in a string,
-    raw or escaped (with `any_text` raw ones alone). Numbers with a fraction or an exponent come out as
-    `JsonNumber`, all others as int.
+    Integers become int, all other numbers `JsonNumber`. Refused with `body_too_big`: more than `max_bytes` of
+    UTF-8. Refused with `json_not_understood`:
+    - text that is not UTF-8 or starts with a BOM;
+    - nesting deeper than `max_depth`;
+    - a key that occurs twice in one object, after resolving escapes;
+    - NaN and Infinity;
+    - control characters (except tab and line ends) or lone surrogates in a string. With `any_text`, escaped ones
+      are accepted.
     """
     text = decode_text(data, max_bytes=max_bytes)
     if text.startswith("\ufeff"):
@@ -57,14 +60,14 @@ def loads(
         )
     except (ValueError, RecursionError) as error:
         raise _not_understood(str(error)[:120]) from None
-    # without an escape each string is a part of the text as it stands
+    # Without escapes, each string is a part of the text, so checking the text checks every string.
     if not any_text and ("\\" in text or _UNSAFE_CHAR.search(text)):
         check_strings(value)
     return value
 
 
 def dumps(value: object, *, sort_keys: bool = False) -> str:
-    """Write a value that `loads` gave, compact and in ASCII; a `JsonNumber` comes out as it was written."""
+    """Write a value that `loads` returned, compact and in ASCII. A `JsonNumber` keeps its original text."""
     if isinstance(value, JsonNumber):
         return value.text
     if isinstance(value, dict):
@@ -77,7 +80,7 @@ def dumps(value: object, *, sort_keys: bool = False) -> str:
 
 
 def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
-    """The text of foreign bytes, strictly UTF-8 and bounded (`json_not_understood`, `body_too_big`)."""
+    """Decode foreign bytes as strict UTF-8. Refused: `json_not_understood`, `body_too_big`."""
     if len(data) > max_bytes:
         raise _too_big(max_bytes)
     try:
@@ -126,7 +129,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def check_strings(value: object) -> None:
-    """Refuse a value with a string that strict JSON does not hold (`json_not_understood`)."""
+    """Refuse a value with control characters or lone surrogates in a string (`json_not_understood`)."""
     if isinstance(value, str):
         if _UNSAFE_CHAR.search(value):
             raise _not_understood(f"a string holds a control character or half a character: {ascii(value)[:60]}")

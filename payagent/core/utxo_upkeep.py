@@ -1,11 +1,15 @@
-"""Upkeep: which coins the wallet splits or gathers by itself, so that payments rarely wait for a block.
+"""Upkeep: decides which UTxOs the wallet splits or gathers by itself, so payments rarely wait for a block.
 
-A coin in a block is spent by one payment, and its change by the next ones while it is in none, through so many at
-most; so what the wallet can pay before a block comes is bounded by how many coins it has. From what was wanted
-lately and what there is, `decide` says what is worth a fee: to split one coin where the coins at hand would not do
-for as many payments as came at once before, or wait now; to gather crumbs that no payment would use.
-What was never wanted costs nothing: without a past, and with nobody waiting, nothing is split.
-May import: the standard library and core. Never: chooses coins for a payment; knows how a transaction is made.
+Start with `decide`. A payment spends a UTxO, and the next payments may spend its change before a block confirms
+it, up to a limit. So the number of UTxOs bounds how many payments the wallet can make before the next block.
+`decide` returns the transaction that is worth its fee now:
+- a split of one UTxO, if there are too few for the payments that wait or that recently began at once;
+- a gathering of dust that no payment would use.
+
+Without recent or waiting payments, nothing is split.
+
+May import: the standard library and core.
+Never: selects UTxOs for a payment; depends on how a transaction is built.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,46 +17,47 @@ from dataclasses import dataclass
 
 DAY_MS = 86_400_000
 AT_ONCE_MS = 60_000
-"""Payments that begin within so long of each other are at once: the change of the first may be in no block yet."""
+"""Payments that begin within this time count as at once: the change of the first may be in no block yet."""
 
 UTXOS_MAX = 150
-"""How many coins a split makes at most: 11 kB of the 16 that a transaction may have."""
+"""The most UTxOs that a split makes: 11 kB of the 16 kB that a transaction may have."""
 
 SEVERAL = 3
-"""How many payments each new coin holds at least: what one payment uses up is not worth making."""
+"""Each new UTxO can make at least this many typical payments. A UTxO for one payment is not worth its fee."""
 
 GATHERED_LEAST, GATHERED_MOST = 50, 200
-"""Fewer crumbs are left alone; more are left for the next time."""
+"""The least and the most dust UTxOs to gather at once. More are left for the next run."""
 
 GAIN = 20
-"""What gathering frees is at least so many times its fee."""
+"""Gathering must free at least this many times its fee."""
 
 ORDERS_A_DAY = 24
 GATHERED_EVERY_MS = DAY_MS
 QUIET_MS = 3_600_000
-"""Crumbs are gathered when no payment has begun for so long."""
+"""Dust is gathered when no payment has begun for this long."""
 
 DUST_LOVELACE = 2_000_000
-"""A coin of less can pay one smallest output at most, with no change."""
+"""A UTxO below this is dust: it can pay at most one smallest output, without change."""
 
 KEPT_LOVELACE = 1_000_000
-"""What a coin of change holds at least."""
+"""The least lovelace of a change UTxO."""
 
 ASSET_LOVELACE = 323_250
-"""What one asset more raises that least by at most: `_ASSET_BYTES` at 4310 lovelace."""
+"""The most that each asset adds to that: `_ASSET_BYTES` at 4,310 lovelace per byte."""
 
 FEE_LOVELACE = 300_000
-"""Room for the fee of a payment."""
+"""Allowance for the fee of a payment."""
 
 _BARE_BYTES, _INPUT_BYTES, _OUTPUT_BYTES, _ASSET_BYTES = 350, 40, 69, 75
 _VALUE_BYTES, _TRANSACTION_BYTES = 4_500, 15_000
-"""What the parts of a transaction take at most, and what is put in one."""
+"""Upper bounds in bytes for the parts of a transaction, for a value, and for a whole transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A coin of ours. `left`: so many payments may spend it and then its change, one after the other, before a
-    block comes; 0 while none may.
+    """A UTxO of the wallet.
+
+    `left`: how many payments in a row may spend it and its change before the next block. 0 while none may.
     """
 
     ref: str
@@ -63,14 +68,16 @@ class Held:
 
     @property
     def spare_lovelace(self) -> int:
-        """What it has above what must stay in its change."""
+        """Lovelace above what must stay in its change."""
         return self.lovelace - KEPT_LOVELACE - ASSET_LOVELACE * len(self.assets)
 
 
 @dataclass(frozen=True, slots=True)
 class RecentPayment:
-    """A payment that was wanted. `lovelace`: what it took, with its fee; None where it was refused for lack of a
-    free coin. `handed_over`: it takes coins in a block alone.
+    """A payment that was requested recently.
+
+    `lovelace`: what it took, with its fee. None if it was refused because no UTxO was available.
+    `handed_over`: it can spend only UTxOs that are in a block.
     """
 
     at_ms: int
@@ -80,10 +87,10 @@ class RecentPayment:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many payments are wanted at once, and wait now; what one takes, and the largest.
+    """How many payments come at once or wait now, and the lovelace of a typical and the largest one.
 
-    `handed_over`: how many of those at once were handed over, where one was refused for lack of a free coin.
-    `is_quiet`: crumbs may be gathered.
+    `handed_over`: how many handed-over payments came at once; 0 unless one was refused for lack of a UTxO.
+    `is_quiet`: dust may be gathered.
     """
 
     at_once: int = 0
@@ -100,7 +107,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What upkeep may still spend on fees, and what a transaction and a byte of it cost."""
+    """What upkeep may still spend on fees, and the fee of a transaction: base plus an amount per byte."""
 
     left_lovelace: int
     base_lovelace: int
@@ -111,13 +118,13 @@ class Budget:
 
     @property
     def outputs_max(self) -> int:
-        """How many coins a split can make for what is left."""
+        """The most UTxOs that a split can make within the remaining budget."""
         return (self.left_lovelace - self.fee_lovelace(_BARE_BYTES)) // (self.byte_lovelace * _OUTPUT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Make `count` coins of `each_lovelace` out of one; what is left over is one more."""
+    """Split one UTxO into `count` UTxOs of `each_lovelace`, plus one with the rest."""
 
     ref: str
     count: int
@@ -126,15 +133,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Make one coin out of these."""
+    """Gather these UTxOs into one."""
 
     refs: tuple[str, ...]
 
 
 def demand_of(begun: Sequence[RecentPayment], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
-    """The demand of payments that began lately, in any order, and of those that wait (by what each pays in
-    lovelace).
-    """
+    """Compute the demand from recent payments, in any order, and the lovelace of each waiting payment."""
     paid = [one.lovelace for one in begun if one.lovelace is not None]
     handed_over = [one for one in begun if one.handed_over]
     had_none = any(one.lovelace is None for one in handed_over)
@@ -160,26 +165,26 @@ def _most_at_once(times_ms: Iterable[int]) -> int:
 
 
 def decide(demand: Demand, stock: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
-    """What is worth its fee now, if anything is.
+    """Return the split or gathering that is worth its fee now, or None.
 
-    `stock`: the coins that payments may spend, the largest of them at least; `crumbs`: the smallest of those that
-    no payment needs.
+    `stock`: the UTxOs that payments may spend, or the largest of them.
+    `dust`: the smallest UTxOs that no payment needs.
     """
     return _split(demand, stock, budget) or _gather(demand, dust, budget)
 
 
 def room(demand: Demand, stock: Iterable[Held]) -> int:
-    """How many payments could each take a coin of their own now."""
+    """How many payments could start now, each with its own UTxO."""
     return sum(_carries(utxo.spare_lovelace, utxo.left, demand) > 0 for utxo in stock)
 
 
 def _carries(spare_lovelace: int, left: int, demand: Demand) -> int:
-    """How many typical payments a coin can make before a block comes."""
+    """How many typical payments a UTxO can make before the next block."""
     return max(0, min(left, spare_lovelace // demand.cost_lovelace))
 
 
 def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | None:
-    """Out of the coin that gains most by it, where what there is carries fewer payments than are wanted."""
+    """Return the split that gains most, if the UTxOs can make fewer payments than are needed."""
     if not demand.typical_lovelace:
         return None
     lacks_utxos = _suited(demand, stock) < demand.handed_over
@@ -195,8 +200,10 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
 
 
 def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
-    """Whether there is less than those who wait need; while nobody does, than came at once before, and coins are
-    few: with the next block all change is as good as new.
+    """Whether the UTxOs can make fewer payments than wait now.
+
+    If none wait: fewer than came at once before, and suited UTxOs are less than half of that. More would not need
+    a split, because the next block confirms all change.
     """
     carried = sum(_carries(utxo.spare_lovelace, utxo.left, demand) for utxo in stock)
     if demand.waiting:
@@ -205,12 +212,12 @@ def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
 
 
 def _suited(demand: Demand, stock: Iterable[Held]) -> int:
-    """How many coins are large enough for a typical payment, those that are yet to come too."""
+    """How many UTxOs, pending ones included, are large enough for a typical payment."""
     return sum(utxo.spare_lovelace >= demand.cost_lovelace for utxo in stock)
 
 
 def _split_of(utxo: Held, demand: Demand, budget: Budget) -> Split | None:
-    """As many coins as are wanted, of several payments each; what none of them needs stays in the change."""
+    """Split into as many UTxOs as are needed, each for several payments. The rest stays in the change."""
     spare = utxo.spare_lovelace - budget.fee_lovelace(_BARE_BYTES)
     output_lovelace = budget.byte_lovelace * _OUTPUT_BYTES
     least = KEPT_LOVELACE + SEVERAL * demand.cost_lovelace
@@ -224,7 +231,7 @@ def _split_of(utxo: Held, demand: Demand, budget: Budget) -> Split | None:
 
 
 def _gain(utxo: Held, split: Split, demand: Demand, *, lacks_utxos: bool) -> int:
-    """How many payments more there can be for it; 0 where they are not twice as many, unless coins are lacking."""
+    """How many more payments the split allows; 0 if it does not at least double them, unless UTxOs are lacking."""
     left = utxo.left if utxo.is_in_block and not demand.waiting else utxo.left - 1
     before = _carries(utxo.spare_lovelace, utxo.left, demand)
     after = split.count * _carries(split.each_lovelace - KEPT_LOVELACE, left, demand)
@@ -232,7 +239,7 @@ def _gain(utxo: Held, split: Split, demand: Demand, *, lacks_utxos: bool) -> int
 
 
 def _gather(demand: Demand, dust: Iterable[Held], budget: Budget) -> Gather | None:
-    """The crumbs that fit, in quiet times, where they free far more than the fee."""
+    """Return the dust that fits into one transaction, in quiet times, if it frees `GAIN` times the fee."""
     if not demand.is_quiet:
         return None
     refs: list[str] = []

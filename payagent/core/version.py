@@ -1,6 +1,7 @@
-"""What payagent calls itself where it calls others. A call that it makes for a client keeps the client's name.
+"""The version and the User-Agent of payagent's own requests. A proxied request keeps the client's User-Agent.
 
-May import: nothing. Never: anything but names.
+May import: nothing.
+Never: anything but constants.
 """
 
 VERSION = "0.1.0"

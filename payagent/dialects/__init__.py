@@ -1,7 +1,10 @@
-"""dialects: one wire form of a 402 and of its proof each, to and from the core's invoice.
+"""dialects: parses the wire forms of a 402 into invoices, and writes payments as proof headers.
 
-`read_offers` tells the dialect by its shape and refuses what has two shapes or none.
-May import: the standard library, core. Never: I/O, a clock, a guess; it raises nothing but `Refused`.
+Start with `read_offers`, which detects the dialect by its shape and refuses a 402 with two shapes or none. Each
+dialect is one module.
+
+May import: the standard library, core.
+Never: I/O, a clock, a guess, an exception other than `Refused`.
 """
 
 import re
@@ -55,7 +58,7 @@ __all__ = [
 ]
 
 WITH_STATUS = frozenset((tbackend.NAME, flux.NAME))
-"""Dialects whose merchants can be asked how an invoice stands."""
+"""Dialects whose merchants report the status of a payment."""
 
 TIMED_BY_BLOCK = frozenset((x402_v1.NAME, x402_v2.NAME))
 """Dialects whose facilitators count `maxTimeoutSeconds` from the newest block's slot, and refuse a later TTL."""
@@ -74,9 +77,9 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 
 
 def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
-    """The invoices of a 402 of which one is to be paid, in the merchant's order; at least one, or `Refused`.
+    """Parse a 402 into at least one invoice, in the merchant's order, of which one is to be paid.
 
-    Nothing is an invoice unless it is understood in full.
+    Refuses anything that is not understood in full.
     """
     if wants_wallet_address(response):
         raise Refused("wallet_address_required", "the merchant answered " + WALLET_WANTED)
@@ -102,15 +105,15 @@ def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]
 
 
 def wants_wallet_address(response: HttpResponse) -> bool:
-    """Whether a merchant refused a call because it must know whose the prepaid calls will be.
+    """Whether a merchant refused a request because it must know which wallet owns the prepaid calls.
 
-    Neither the status nor where the word stands is documented.
+    Neither the status nor the place of the error in the body is documented.
     """
     return 400 <= response.status < 500 and _says(response.body, WALLET_WANTED)
 
 
 def _read_x402(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
-    """What the header says counts, and never a body beside it; only without the header is the body looked at."""
+    """Parse PAYMENT-REQUIRED if it is present and ignore the body. Otherwise parse the body."""
     body = response.body
     if PAYMENT_REQUIRED in response.headers:
         required = x402.decode_header(response.headers[PAYMENT_REQUIRED])
@@ -137,10 +140,10 @@ def _require_json_type(response: HttpResponse) -> None:
 def proof_headers(
     dialect: str, *, invoice_id: str, shown: ProofMaterial, echo: str | None, partner: str | None, wallet: str
 ) -> dict[str, str]:
-    """The headers that a client adds to its retry; `echo` is the invoice's.
+    """Return the headers that a client adds to its retry. `dialect` and `echo` are the invoice's.
 
-    The dialect is the invoice's own, never a guess: X-Payment is raw in one and base64 in another. A value that
-    a header cannot hold is refused.
+    The dialect must never be guessed: X-Payment is raw in one and base64 in another. A value that a header cannot
+    hold is refused (`bad_request`).
     """
     if dialect in (tbackend.NAME, flux.NAME):
         proof = shown.tx_id if shown.cbor is None else shown.cbor.hex()
@@ -161,7 +164,7 @@ def proof_headers(
 
 
 def _says(body: object, word: str) -> bool:
-    """Whether a text of what was read from JSON, a key or a value, has the word in it."""
+    """Whether any key or string value of a JSON value contains the word."""
     waiting = [body]
     while waiting:
         value = waiting.pop()
@@ -176,7 +179,7 @@ def _says(body: object, word: str) -> bool:
 
 
 def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
-    """Every dialect whose marks the 402 bears."""
+    """Return every shape whose marks the 402 has."""
     fields = body.keys() if isinstance(body, dict) else frozenset[str]()
     detail = body.get("detail") if isinstance(body, dict) else None
     inner = detail.keys() if isinstance(detail, dict) else frozenset[str]()
@@ -192,9 +195,9 @@ def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
 
 
 def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]) -> dict[str, object]:
-    """The marks of the two dialects whose invoice is the body.
+    """Return the marks of the two dialects whose invoice is the body.
 
-    Beside PAYMENT-REQUIRED the body is anybody's, unless it too says in one of them whom to pay.
+    If PAYMENT-REQUIRED is present, the body is ignored unless it too says in one of these dialects whom to pay.
     """
     says_whom = "payTo" in fields | inner or "invoiceId" in inner or headers.keys() & _FLUX_HEADERS
     if PAYMENT_REQUIRED in headers and not says_whom:
@@ -208,7 +211,7 @@ def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]
 
 
 def _refuse_status(said: Mapping[str, object]) -> None:
-    """A body that tells a payment's status or an error is no invoice, whatever else stands in it."""
+    """Refuse a body that states a payment's status or an error: it is not an invoice."""
     if said.get("error") is not None or isinstance(said.get("status"), str):
         what = {key: said[key] for key in ("status", "error") if key in said}
         raise Refused("not_an_invoice", f"the 402 says {show(what)}")

@@ -1,8 +1,9 @@
-"""The dialect `flux`: a 402 whose JSON body is the invoice itself, told again in X- headers.
+"""The dialect `flux`: a 402 whose JSON body is the invoice, repeated in X- headers.
 
-Source: the Orynq SDK's Flux transport (8079f4b). Any header may be missing; one that is there must agree.
-May import: the standard library, core, dialects.http_wire and dialects.splits. Never: reads another dialect's
-fields.
+Source: the Orynq SDK's Flux transport (8079f4b). Each header is optional but must agree with the body.
+
+May import: the standard library, core, dialects.http_wire and dialects.splits.
+Never: reads another dialect's fields.
 """
 
 import re
@@ -27,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Reading) -> Invoice:
-    """The invoice of a top-level body and its headers; every way of not being one has its code."""
+    """Parse the invoice from the body and the headers. Each kind of refusal has its own code."""
     refuse_foreign_terms(body, _KEYS, "the body")
     require_chain(require(body, "chain"), reading.network)
     invoice_id = parse_invoice_id(require(body, "invoiceId"))
@@ -73,7 +74,7 @@ def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: InvoiceAmou
 
 
 def _read_expiry(expires_at: object, timeout: str | None, reading: Reading) -> int:
-    """The sooner of the body's time and the header's: the two clocks may differ, and the sooner is safe."""
+    """Return the earlier of the body's and the header's expiry. The clocks may differ, and earlier is safer."""
     ends_ms = []
     if timeout is not None:
         ends_ms.append(reading.received_at_ms + parse_timeout_text(timeout, "X-Timeout") * 1000)

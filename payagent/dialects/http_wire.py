@@ -1,6 +1,9 @@
-"""What every dialect shares: the 402 as received, what we know beside it, and how a field is read.
+"""Types and helpers that all dialects share: requests, responses, and parsers for common fields.
 
-May import: the standard library, core. Never: knows one dialect from another, or does I/O.
+Start with `HttpResponse` (the 402 as received) and `Reading` (everything else a dialect needs to parse it).
+
+May import: the standard library, core.
+Never: depends on a dialect; I/O.
 """
 
 import base64
@@ -23,12 +26,12 @@ TIMEOUT_MAX_S = 86_400
 _DECIMALS_MAX = 19
 _TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
-# How the names of headers begin that say something of a payment, in any dialect.
+# Prefixes of headers that carry payment data in any dialect.
 _TELLING = (
     "payment-", "x-payment-", "x-402-", "x-invoice-", "x-pay-", "x-amount", "x-asset", "x-chain", "x-timeout",
 )  # fmt: skip
 
-# A member that a dialect does not know is a note, unless its name says that it is about money or terms.
+# A member that a dialect does not know is ignored, unless its name refers to money or terms.
 _TERM_STEMS = (
     "amount", "split", "output", "percent", "lovelace", "recipient", "receiver", "currenc", "revenue", "royalt",
     "commission", "deposit", "payout", "address", "payto", "pay_to", "payee", "beneficiar",
@@ -41,19 +44,19 @@ _TERM_WORDS = frozenset(
     )
 )
 _BESIDE_TERMS = frozenset(("mode", "inclusive", "additional", "paid", "state", "unit", "units", "total", "to"))
-"""Words that are about terms everywhere but inside what is made for a merchant's own words (`_OWN_WORDS`)."""
+"""Words that refer to terms, except inside members meant for a merchant's own data (`_OWN_WORDS`)."""
 
 _OWN_WORDS = frozenset(("metadata", "customFields"))
 _ADDRESS = re.compile("addr(?:_test)?1", re.ASCII | re.IGNORECASE)
-# A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
+# A fee may be part of a longer word (platformfee, feerate). Coffee, feedback and the like are no fees.
 _FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l(?:s|ess|ings?)?\b|t\b|bl[ey])[a-z]*")
-# Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
+# The last capital before small letters may begin the next word (TXFee) or not (FEEs), so both splits are tried.
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """An HTTP answer: header names in lower case; the body strictly parsed JSON, or a str when it is not JSON."""
+    """An HTTP response. Header names are in lower case. The body is strictly parsed JSON, or a str if not JSON."""
 
     status: int
     headers: Mapping[str, str]
@@ -62,9 +65,9 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex.
+    """The request to pay for, as it was sent. Header names are in lower case, `body_sha256` is in hex.
 
-    `headers` is None of a call of which nobody knows them any more.
+    `headers` is None if they are no longer known.
     """
 
     method: str
@@ -75,12 +78,15 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What we bring to the reading of a 402.
+    """The context in which a 402 is parsed.
 
-    `split_mode`, `proof` and `decimals` (per asset) are the operator's, and so are `assets`, those that have a
-    limit; `own` is the wallet's address, which no invoice may pay; `received_at_ms` is when the 402 came in,
-    POSIX milliseconds; `call` is the paid call, where it is known. `salt` is 32 fresh random bytes where payments
-    may commit to the request that they buy. `known_as` are further origins by which the merchant may name itself.
+    `split_mode`, `proof`, `decimals` (per asset): the operator's settings for the merchant.
+    `received_at_ms`: when the 402 arrived, in POSIX milliseconds.
+    `own`: the wallet's address, which no invoice may pay.
+    `call`: the paid request, if known.
+    `assets`: the assets that have a limit.
+    `salt`: 32 fresh random bytes if payments may commit to the request that they buy.
+    `known_as`: further origins by which the merchant may name itself.
     """
 
     origin: str
@@ -96,7 +102,7 @@ class Reading:
     known_as: frozenset[str] = frozenset()
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
-        """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""
+        """Return the stated decimals, or refuse them (`decimals_mismatch`) if the asset has others."""
         if stated is None:
             return None
         known = 6 if asset == LOVELACE else self.decimals.get(asset)
@@ -105,9 +111,9 @@ class Reading:
         return stated
 
     def check_expiry(self, expires_at_ms: int) -> int:
-        """Refuse an end that has passed (`invoice_expired`) or is more than a day away (`invoice_incomplete`).
+        """Refuse an expiry that has passed (`invoice_expired`) or is over a day away (`invoice_incomplete`).
 
-        A merchant that means milliseconds and says seconds would otherwise be paid when its invoice is over.
+        A merchant that confuses seconds and milliseconds could otherwise be paid after its invoice expired.
         """
         left_ms = expires_at_ms - self.received_at_ms
         if left_ms <= 0:
@@ -119,9 +125,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ProofMaterial:
-    """What a retry can carry of a payment: its hash alone (`cbor` is None) or the transaction.
+    """What a retry can present of a payment: the transaction id alone (`cbor` is None) or the signed transaction.
 
-    `nonce` is the anchor, as "txid#index".
+    `nonce` is the nonce UTxO as "txid#index".
     """
 
     tx_id: str
@@ -133,7 +139,7 @@ class ProofMaterial:
 def make_response(
     status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object
 ) -> HttpResponse:
-    """The answer as a client forwards it: `body` is a strictly parsed JSON value, or the text as received."""
+    """Build a response that a client forwards. `body` is a strictly parsed JSON value, or the text as received."""
     lowered = _lower_headers(headers)
     return HttpResponse(status, lowered, _parse_body(lowered, body) if isinstance(body, str) else body)
 
@@ -141,14 +147,16 @@ def make_response(
 def parse_response(
     status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], raw_body: bytes
 ) -> HttpResponse:
-    """The answer as it came over the wire, decompressed; a body that looks like JSON must be strict JSON."""
+    """Parse a response as received, decompressed. A body that looks like JSON must be strict JSON."""
     lowered = _lower_headers(headers)
     return HttpResponse(status, lowered, _parse_body(lowered, raw_body))
 
 
 def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> HttpResponse:
-    """The answer to a retry, whatever it is: a body that is not strict JSON says nothing, and of a header that is
-    given twice the first counts. It is advice, so nothing is refused."""
+    """Parse the response to a retry. It is only advice, so nothing is refused.
+
+    A body that is not strict JSON becomes "". Of a repeated header, the first value counts.
+    """
     lowered: dict[str, str] = {}
     for name, value in headers:
         lowered.setdefault(name.lower(), value)
@@ -159,9 +167,9 @@ def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: byte
 
 
 def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> str:
-    """An answer as it came, for the record: JSON that a receipt's reader understands (`audit.receipt`).
+    """Write a response as JSON for the ledger, in the form that `audit.receipt` reads.
 
-    A body longer than that of any invoice is anybody's, and as text it may take six times its room.
+    A body larger than any invoice is stored in base64, because as JSON text it could grow to six times its size.
     """
     kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
     if len(raw_body) <= strict_json.MAX_BYTES:
@@ -183,7 +191,7 @@ def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> di
 
 
 def _parse_body(headers: Mapping[str, str], body: str | bytes) -> object:
-    """The body's value. Beside a header that says everything the body is anybody's, and may be anything."""
+    """Parse the body. If a PAYMENT- header carries the data, a body that cannot be parsed becomes ""."""
     try:
         return _parse_text(headers, body)
     except Refused:
@@ -200,7 +208,7 @@ def _parse_text(headers: Mapping[str, str], body: str | bytes) -> object:
 
 
 def is_json_type(headers: Mapping[str, str]) -> bool:
-    """Whether the content type is there and is JSON."""
+    """Whether a content type is present and is JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     return media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
@@ -208,7 +216,7 @@ def is_json_type(headers: Mapping[str, str]) -> bool:
 
 
 def require(terms: Mapping[str, object], key: str) -> object:
-    """A field that a payment needs; absent or null is `invoice_incomplete`."""
+    """Return a required field. Absent or null is `invoice_incomplete`."""
     value = terms.get(key)
     if value is None:
         raise Refused("invoice_incomplete", f"the invoice has no {key}")
@@ -216,7 +224,7 @@ def require(terms: Mapping[str, object], key: str) -> object:
 
 
 def parse_timeout_s(value: object, what: str) -> int:
-    """Read a relative time-out in seconds: a JSON int; zero and less is `invoice_expired`."""
+    """Parse a relative timeout: a JSON int of 1 to 86,400 seconds. Zero or less is `invoice_expired`."""
     if type(value) is not int:
         raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
     if value <= 0:
@@ -227,17 +235,17 @@ def parse_timeout_s(value: object, what: str) -> int:
 
 
 def parse_timeout_text(value: str, what: str) -> int:
-    """Read a relative time-out in seconds from a header, as `parse_timeout_s`."""
+    """Parse a relative timeout in seconds from a header, like `parse_timeout_s`."""
     if not _TIMEOUT_TEXT.fullmatch(value):
         raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
     return parse_timeout_s(int(value), what)
 
 
 def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
-    """Refuse members that the dialect does not know and that name money or terms (`terms_not_understood`).
+    """Refuse unknown members that refer to money or terms (`terms_not_understood`).
 
-    A member names them by its own name, or by an address or such a name anywhere in its value. All others are
-    notes: they change nothing that is paid, and stay in the 402 as received.
+    A member refers to them by its own name, or by an address or such a name anywhere in its value. All other
+    unknown members are ignored: they do not change the payment.
     """
     for key in terms.keys() - known:
         inside = _TERM_WORDS if key in _OWN_WORDS else _TERM_WORDS | _BESIDE_TERMS
@@ -262,7 +270,7 @@ def _holds_terms(value: object, term_words: frozenset[str]) -> bool:
 
 
 def show(value: object, limit: int = 300) -> str:
-    """A foreign value as bounded plain ASCII, for a refusal's detail."""
+    """Format a foreign value as bounded ASCII for a refusal's detail."""
     if type(value) is int and value.bit_length() > 256:
         return "a very long number"
     return json.dumps(value, default=lambda other: getattr(other, "text", type(other).__name__))[:limit]

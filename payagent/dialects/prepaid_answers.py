@@ -1,9 +1,10 @@
-"""What a merchant says of a prepaid balance: the answers to GET /payments/balance and GET /payments/credits.
+"""Parses a merchant's answers to GET /payments/balance and GET /payments/credits.
 
-No document describes them. So the reading is lenient in where a number stands and in what it is called, and strict
-in the rest: what two people could read differently is not understood, and the reason is said.
-May import: the standard library, core, dialects.http_wire. Never: raises; makes a float; works out a number that
-the merchant did not say.
+No document describes these answers. So the parser is lenient about where a number stands and how it is named, and
+strict about everything else. It does not understand an ambiguous answer, and says why.
+
+May import: the standard library, core, dialects.http_wire.
+Never: raises; makes a float; computes a number that the merchant did not state.
 """
 
 import re
@@ -17,17 +18,17 @@ from payagent.core.problems import Refused
 from payagent.core.strict_json import loads
 from payagent.dialects.http_wire import show
 
-# A partner's client reads `remaining` and `total`; the others are what such numbers are called elsewhere. A name
-# may have several of these words, in snake or camel case: `remainingCredits`, `prepaid_balance`, `total_used`.
+# A partner's client reads `remaining` and `total`; other APIs use the other words. A name may combine several of
+# these words, in snake or camel case: `remainingCredits`, `prepaid_balance`, `total_used`.
 _ROLES = {
     **dict.fromkeys(("remaining", "left", "available"), "remaining"),
     **dict.fromkeys(("total", "bought", "purchased"), "total"),
     **dict.fromkeys(("used", "spent", "consumed"), "used"),
 }
 _CALL_WORDS = frozenset(("call", "calls", "request", "requests"))
-# Alone they mean what is left.
+# Alone, these words mean the remaining balance.
 _SUBJECTS = _CALL_WORDS | {"balance", "credit", "credits"}
-# They say nothing alone: an amount may be anything.
+# Alone, these words mean nothing: an amount may be anything.
 _FILLERS = frozenset(("amount", "prepaid", "units", "lovelace", "ada"))
 _KNOWN = _ROLES.keys() | _SUBJECTS | _FILLERS
 _WRAPPERS = frozenset(("detail", "data", "result"))
@@ -36,24 +37,24 @@ _CLAIMS_MAX = 16
 _WHY_MAX = 300
 
 _UNIT_NAMES = frozenset(("asset", "currency", "unit"))
-# A credit may be a call, or a part of one.
+# A credit may be a call or a part of one, so it is not a unit.
 _SAYS_NOTHING = frozenset(("credit", "credits"))
 _EXPIRY_NAMES = frozenset(("expires at", "expires", "expiry", "expiration", "valid until"))
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z_ -]+")
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,15}(?:Z|[+-][0-9]{2}:?[0-9]{2})", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Seconds since 1970 and milliseconds, from 2001 on, cannot be taken for each other, nor for a time that is left.
+# From 2001 on, seconds since 1970 and milliseconds cannot be confused with each other or with a remaining time.
 _SECONDS = range(10**9, 10**11)
 _MILLISECONDS = range(10**12, 10**14)
 
 
 @dataclass(frozen=True, slots=True)
 class PrepaidAnswer:
-    """The merchant's word on a balance; nothing of it counts unless it is `understood`.
+    """A merchant's statement of a balance. Its numbers are valid only if `understood`.
 
-    `unit` is `calls` or an asset, and None where the answer names none. `why` says what was not understood; of an
-    answer that is understood, that can only be its end.
+    `unit`: `calls` or an asset; None if the answer names none.
+    `why`: what was not understood. In an answer that is understood, this can only be the expiry.
     """
 
     remaining: int | None
@@ -67,7 +68,7 @@ class PrepaidAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """One value: its own name in plain words, and all words that lead to it."""
+    """One value, its own name in plain words, and the words of its whole path."""
 
     name: str
     words: Sequence[str]
@@ -75,7 +76,7 @@ class _Field:
 
 
 def read_prepaid(status: int, body: bytes | str) -> PrepaidAnswer:
-    """Read an answer as it came over the wire, whatever it is."""
+    """Parse an answer as received. Never raises: see `PrepaidAnswer.understood`."""
     try:
         if not 200 <= status < 300:
             raise _unclear(f"the status is {status}")
@@ -112,7 +113,7 @@ def _read(fields: Sequence[_Field]) -> PrepaidAnswer:
 
 
 def _walk(fields: Mapping[str, object], above: tuple[str, ...], depth: int) -> Iterator[_Field]:
-    """Every value, those in wrappers and in objects with a known name among them."""
+    """Yield every value, including those inside wrappers and inside objects with a known name."""
     for key, value in fields.items():
         own = tuple(word.lower() for word in _WORD.findall(key)) or ("",)
         below = () if key in _WRAPPERS else own
@@ -123,7 +124,7 @@ def _walk(fields: Mapping[str, object], above: tuple[str, ...], depth: int) -> I
 
 
 def _role(words: Sequence[str]) -> str | None:
-    """What the number of a name is; None when the name is not one of ours."""
+    """Return what a number means (`remaining`, `total`, `used`), or None if its name is unknown."""
     if not _KNOWN.issuperset(words):
         return None
     roles = {_ROLES[word] for word in words if word in _ROLES}
@@ -135,7 +136,7 @@ def _role(words: Sequence[str]) -> str | None:
 
 
 def _read_amount(field: _Field, fields: Sequence[_Field]) -> tuple[str | None, int]:
-    """The unit and the number. The field's own name tells its unit first, then what stands beside it."""
+    """Return unit and number. The unit comes from the field's own name first, then from the fields beside it."""
     value = field.value
     if isinstance(value, str) and value.endswith((" ADA", " lovelace")):
         return LOVELACE, parse_ada(value)
@@ -170,7 +171,7 @@ def _read_beside(field: _Field, fields: Sequence[_Field]) -> tuple[str | None, i
 
 
 def _read_unit(value: object) -> str | None:
-    """`calls` or an asset; None for a word that tells neither."""
+    """Parse a unit: `calls`, an asset, or None for a word that means neither."""
     if isinstance(value, str) and value.lower() in _CALL_WORDS:
         return CALLS
     if isinstance(value, str) and value.lower() in _SAYS_NOTHING:
@@ -184,7 +185,7 @@ def _read_whole_ada(value: object, name: str) -> int:
 
 
 def _read_expiry(fields: Sequence[_Field]) -> tuple[int | None, str]:
-    """When the balance ends, and why that is not understood."""
+    """Return the expiry of the balance, and why it was not understood."""
     stated = [field.value for field in fields if field.name in _EXPIRY_NAMES and field.value is not None]
     ends_ms = {_parse_time_ms(value) for value in stated}
     if len(ends_ms) > 1:
@@ -196,10 +197,10 @@ def _read_expiry(fields: Sequence[_Field]) -> tuple[int | None, str]:
 
 
 def _parse_time_ms(value: object) -> int | None:
-    """ISO 8601 with its zone, or seconds or milliseconds since 1970."""
+    """Parse ISO 8601 with a time zone, or seconds or milliseconds since 1970."""
     if isinstance(value, str) and _TIME.fullmatch(value):
         try:
-            # by UTC it has to be of a year that can be written
+            # the conversion to UTC may overflow the range of years
             return (datetime.fromisoformat(value).astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
         except (ValueError, OverflowError):
             return None

@@ -1,10 +1,13 @@
-"""The x402 extension `cardano-request-commitment`: a payment says, for those who know its salt, what it bought.
+"""The x402 extension `cardano-request-commitment`: the transaction commits to the request that it buys.
 
-The merchant publishes a digest of the request that it sells. We make the same one from the request that was
-really made, and refuse when they differ; the digest with a fresh salt goes into the transaction's metadata.
+The merchant publishes a digest of the request that it sells. payagent computes the digest of the request that was
+actually made and refuses the 402 if they differ. The digest with a fresh salt goes into the transaction's
+metadata. Only someone who knows the salt can check it.
+
 Source: the extension's draft (profile http:1) and the input commitment of scheme exact on Cardano.
-May import: the standard library, core, dialects.http_wire. Never: makes a salt; takes the merchant's digest for
-ours.
+
+May import: the standard library, core, dialects.http_wire.
+Never: makes a salt; uses the merchant's digest instead of its own.
 """
 
 import hashlib
@@ -28,10 +31,10 @@ _URL = re.compile(r"https?://[!-\"$-.0->A-~]+(?:[/?][!-\"$-~]*)?", re.ASCII)
 
 
 def check_declared(info: object, call: HttpRequest) -> tuple[str, ...]:
-    """The headers that the merchant binds, once its commitment was found to be that of our call.
+    """Check that the merchant's commitment is that of our request, and return the headers that it binds.
 
-    `resource_mismatch` when it is another's, whether or not the merchant insists on the extension. Of headers that
-    are not known any more nobody can tell.
+    Refused: `resource_mismatch` if it is another request's, even if the extension is optional. If it binds headers
+    and ours are no longer known, the commitment is not checked.
     """
     declared = info if isinstance(info, dict) else {}
     params, commitment = declared.get("bindingParams"), declared.get("commitment")
@@ -46,14 +49,17 @@ def check_declared(info: object, call: HttpRequest) -> tuple[str, ...]:
 
 
 def salted_hash(call: HttpRequest, bound: Sequence[str], salt: bytes) -> bytes:
-    """What the transaction commits to. The salt must be random, new for each payment, and told to the merchant."""
+    """Return the 32 bytes that the transaction commits to.
+
+    The salt must be random and new for each payment, and the proof must pass it to the merchant.
+    """
     if len(salt) != _SALT_BYTES:
         raise ValueError(f"a salt has {_SALT_BYTES} bytes")
     return _digest([_part("request", _bind(call, bound)), _part("salt", salt.hex())])
 
 
 def _check_names(names: object) -> tuple[str, ...]:
-    """Lower-case names in rising order, none twice, and never the one that carries the proof."""
+    """Require lower-case names, sorted, without duplicates, and without the header that carries the proof."""
     listed = names if isinstance(names, list) else [None]
     if not all(isinstance(name, str) and _HEADER_NAME.fullmatch(name) for name in listed):
         raise Refused("body_not_understood", f"the bound headers are {show(names)}, not a list of names")
@@ -97,5 +103,5 @@ def _digest(parts: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def _canonical(value: object) -> bytes:
-    """RFC 8785, which for values that are plain ASCII is compact JSON with sorted keys."""
+    """Encode as RFC 8785 (JCS), which for ASCII values is compact JSON with sorted keys."""
     return strict_json.dumps(value, sort_keys=True).encode("ascii")

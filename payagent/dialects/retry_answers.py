@@ -1,7 +1,10 @@
-"""What a merchant said to the retry that carried a proof, in seven words.
+"""Classifies a merchant's answer to a retry into seven verdicts.
 
-It is advice; the chain decides what became of the money. A word that is not in the table means that anything may
-be true. May import: the standard library, core, the dialects. Never: raises; takes an unknown word for final.
+Start with `read_answer`. A verdict is only advice; the chain decides what happened to the money. An unknown error
+word is `UNCLEAR`.
+
+May import: the standard library, core, the dialects.
+Never: raises; treats an unknown word as final.
 """
 
 from collections.abc import Mapping
@@ -22,28 +25,28 @@ _REASON_MAX = 200
 
 
 class RetryVerdict(StrEnum):
-    """What the answer means for the proof."""
+    """What an answer means for the proof."""
 
     SERVED = "served"
     PENDING = "pending"
-    """The merchant has the proof and waits: the same again later."""
+    """The merchant has the proof and waits: present it again later."""
     INVOICED = "invoiced"
-    """It asks for money, and says nothing of the proof."""
+    """The merchant asks for a payment and says nothing about the proof."""
     USED_UP = "used_up"
-    """The proof bought another call already."""
+    """The proof has already bought another request."""
     REFUSED = "refused"
-    """It did not broadcast the transaction, and will not."""
+    """The merchant did not submit the transaction, and will not."""
     UNCLEAR = "unclear"
-    """Anything may be true: the same again later."""
+    """Anything may be true: present the proof again later."""
     OTHER = "other"
-    """The merchant's own business: for the client, and not repeated."""
+    """The answer is not about the payment: pass it to the client, do not repeat the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAnswer:
-    """`reason` is the merchant's word, as bounded plain ASCII for people.
+    """A verdict with the merchant's `reason` as bounded ASCII for people.
 
-    `poll_query`: ask again with this added to the URL's query, and without the proof.
+    `poll_query`: add this to the URL's query for the next request, and leave out the proof.
     """
 
     said: RetryVerdict
@@ -58,12 +61,12 @@ _FACILITATOR = "exact_cardano_facilitator"
 
 _WORDS: dict[RetryVerdict, tuple[str, ...]] = {
     RetryVerdict.PENDING: ("settlement_pending", "settlement failed: confirmation_timeout"),
-    # The reference facilitator says so too while another settlement of the same transaction is under way.
+    # The reference facilitator also says this while another settlement of the same transaction is in progress.
     RetryVerdict.USED_UP: ("duplicate_settlement",),
     RetryVerdict.REFUSED: (
         "unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected",
         "masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements",
-        # the resource server, which looks before it verifies what the payment commits to
+        # from the resource server, before it verifies the payment
         "request_commitment_unsigned", "request_commitment_malformed", "request_commitment_mismatch",
         "request_commitment_missing",
         # Masumi's version 1, before it submits
@@ -73,11 +76,11 @@ _WORDS: dict[RetryVerdict, tuple[str, ...]] = {
         "recipient_mismatch", "amount_insufficient", "missing_witness", "unreasonable_fee",
     ),
     RetryVerdict.UNCLEAR: (
-        # The input may be gone because this very transaction has spent it, or be too new for them.
+        # The input may be spent by this very transaction, or be too new for the facilitator to see.
         _NONCE_GONE, f"{_PAYLOAD}_input_not_available",
-        # What we broadcast is not in sight of them yet.
+        # The facilitator does not see the transaction that we submitted yet.
         f"{_PAYLOAD}_evidence_mismatch",
-        # By the latest block's slot, as some tell the time, its end is further off than it is.
+        # Some facilitators take the latest block's slot as the time, so the TTL looks further away than it is.
         f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error",
         f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable",
         f"{_FACILITATOR}_input_value_unavailable",
@@ -92,23 +95,23 @@ _WORDS: dict[RetryVerdict, tuple[str, ...]] = {
 _BY_WORD = {word: said for said, words in _WORDS.items() for word in words}
 _REFUSED_PREFIX = "invalid_exact_cardano_"
 
-# `paid_already` and `transaction_used` are the devnet merchant's: no document has a reason beside the error.
+# `paid_already` and `transaction_used` come from the devnet merchant. No document defines a reason.
 _USED_UP_REASONS = ("paid_already", "transaction_used", "consumed")
 _TRANSIENT = (408, 425, 429)
 _PROOF_STATUS = (402, 403, 404, 409)
-"""A client error that may be about the proof."""
+"""Client errors that may be about the proof."""
 
 _UNSETTLED = (202, 409)
-"""With these, servers of x402 that are of their own make tell that a settlement is pending, or did not succeed."""
+"""Statuses with which some non-standard x402 servers say that a settlement is pending or failed."""
 
 Fields = Mapping[str, object]
 
 
 def classify(word: str) -> RetryVerdict:
-    """What a word of an x402 server or facilitator means; `RetryVerdict.UNCLEAR` for any that is not known.
+    """Classify an error word of an x402 server or facilitator. An unknown word is `RetryVerdict.UNCLEAR`.
 
-    The SDKs of x402 put a facilitator's message behind its word and a colon. An explained word means what it means
-    alone; only one that asks for money does not, for the message may speak of the proof.
+    The x402 SDKs append a colon and the facilitator's message. The word before the colon decides. One exception:
+    an `INVOICED` word with a message is `UNCLEAR`, because the message may be about the proof.
     """
     plain = word.strip().lower()
     if plain in _BY_WORD:
@@ -120,20 +123,20 @@ def classify(word: str) -> RetryVerdict:
 
 
 def may_pass(status: int) -> bool:
-    """Whether a status only says that it did not work this time."""
+    """Whether a status is a transient failure (5xx, 408, 425, 429)."""
     return status >= 500 or status in _TRANSIENT
 
 
 def is_refusal(dialect: str, answer: RetryAnswer, status: int) -> bool:
-    """Whether the merchant refused the proof: the call did not merely fail, and the merchant does not wait.
+    """Whether the merchant refused the proof, so it is neither a transient failure nor pending.
 
-    An x402 facilitator that cannot see the transaction yet has words of its own for that, which are `UNCLEAR`.
+    In x402 `UNCLEAR` is not a refusal: facilitators use such words if they cannot see the transaction yet.
     """
     if not 400 <= status < 500 or may_pass(status):
         return answer.said is RetryVerdict.REFUSED
     if answer.said is RetryVerdict.UNCLEAR:
         return dialect not in (x402_v2.NAME, x402_v1.NAME)
-    if answer.said is RetryVerdict.OTHER:  # others, as 400 or 422, refuse the call itself
+    if answer.said is RetryVerdict.OTHER:  # other statuses, such as 400 or 422, refuse the request itself
         return status in _PROOF_STATUS
     return answer.said in (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
@@ -148,17 +151,17 @@ def read_answer(
     is_on_chain: bool = False,
     has_served: bool = False,
 ) -> RetryAnswer:
-    """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time.
+    """Classify the response to a retry that presented the transaction `shown_tx` for the invoice.
 
-    `is_on_chain`: whether we have seen that transaction in a block. `has_served`: whether it has served a call, so
-    that its nonce is gone because the transaction itself has spent it.
+    `now_ms`: when the response arrived. `is_on_chain`: we have seen the transaction in a block.
+    `has_served`: the proof has already bought a request, so "nonce not on chain" means that it is used up.
     """
     code, after_s = response.status, _read_retry_after(response, now_ms)
     is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
     is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
     if is_served(code):
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
-            # none is named where it could not be submitted: it is shown again, unless it is there already
+            # The server names no transaction if it could not submit it: present it again unless it is on chain.
             is_sent = is_on_chain or _fields(response.body).get("transaction", shown_tx) not in ("", None)
             return RetryAnswer(RetryVerdict.PENDING, "pending", after_s, f"tx={shown_tx}" if is_sent else None)
         if not is_unsettled:
@@ -177,7 +180,7 @@ def read_answer(
 
 
 def _read_body(body: Fields, invoice_id: str) -> tuple[RetryVerdict, str]:
-    """A 402 of the T Backend or of Flux, where what is said stands in the body or in its `detail`."""
+    """Classify a 402 of the T Backend or Flux, which states its answer in the body or in its `detail`."""
     for said in (body, _fields(body.get("detail"))):
         word, reason = _text(said.get("error")), _text(said.get("reason"))
         if reason in _USED_UP_REASONS:
@@ -203,7 +206,7 @@ def _read_status(stated: str) -> RetryVerdict:
 
 
 def _read_x402(response: HttpResponse, shown_tx: str) -> tuple[RetryVerdict, str]:
-    """What an x402 answer says: the settlement's result counts first, then the 402's own `error`."""
+    """Classify an x402 answer by the settlement's result or, without one, by the 402's `error`."""
     settled = _read_settled(response)
     if settled is not None:
         named = _text(settled.get("transaction"))
@@ -225,12 +228,12 @@ def _read_settled(response: HttpResponse) -> Fields | None:
 
 
 def _has_failed(settled: Fields | None) -> bool:
-    """Whether a settlement's result says in so many words that it is no success, or none yet."""
+    """Whether a settlement's result states explicitly that it did not succeed (yet)."""
     return settled is not None and settled.get("success") in (False, "false")
 
 
 def _find_required(response: HttpResponse) -> Fields | None:
-    """The requirements that the 402 states again, wherever they stand."""
+    """Find the requirements that the 402 repeats: in the header, the body, or an HTML page."""
     if (required := _decode(response, PAYMENT_REQUIRED)) is not None:
         return required
     body = response.body
@@ -250,7 +253,7 @@ def _decode(response: HttpResponse, name: str) -> Fields | None:
 
 
 def _read_retry_after(response: HttpResponse, now_ms: int) -> int | None:
-    """In how many seconds: as such, or as a date (RFC 9110 10.2.3)."""
+    """Return Retry-After in seconds, from a number or a date (RFC 9110, 10.2.3)."""
     stated: object = response.headers.get("retry-after", _fields(response.body).get("retryAfterSeconds"))
     if isinstance(stated, str):
         is_count = stated.isascii() and stated.isdigit() and len(stated) < 10
@@ -259,7 +262,7 @@ def _read_retry_after(response: HttpResponse, now_ms: int) -> int | None:
 
 
 def _seconds_to(date: str, now_ms: int) -> int | None:
-    """In how many seconds an HTTP-date is; None when it is none."""
+    """Return the seconds until an HTTP-date, or None if the text is not one."""
     try:
         at = parsedate_to_datetime(date)
         after = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH - timedelta(milliseconds=now_ms)

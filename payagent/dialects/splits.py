@@ -1,11 +1,15 @@
-"""Revenue share: how a 402's split list becomes the exact outputs that the transaction must pay.
+"""Revenue share: turns a 402's split list into the exact outputs that the transaction must pay.
 
-The merchants' documents leave the inner shape open, and a wrong reading loses the money (the verifier wants
-every output). So a list is paid only when it is understood in full, and is refused with what was read otherwise.
-May import: the standard library, core, dialects.http_wire. Never: rounds, merges, drops or guesses an entry.
+The merchants' documents leave the form of the list open. A wrong reading loses the money, because the merchant
+verifies every output. So a list that is not understood in full is refused, with what was read.
 
-Modes: `additional`: payTo gets the amount, the splits come on top. `inclusive`: the splits are taken out of
-the amount. `outputs`: the list is the whole set of outputs, payTo among them, and sums to the amount.
+Modes:
+- `additional`: payTo gets the amount, the splits come on top.
+- `inclusive`: the splits are taken out of the amount.
+- `outputs`: the list is the whole set of outputs, includes payTo, and sums to the amount.
+
+May import: the standard library, core, dialects.http_wire.
+Never: rounds, merges, drops or guesses an entry.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class SplitForm:
-    """One split list of an invoice, with the mode that it states; `name` is where it stood."""
+    """One split list of an invoice, with the mode that it states. `name` is its field in the 402."""
 
     name: str
     mode: SplitMode | None
@@ -49,7 +53,7 @@ class SplitForm:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceAmount:
-    """The invoice's own amount, before any split: who, how much, of what."""
+    """The invoice's amount before any split."""
 
     pay_to: Address
     asset: str
@@ -57,9 +61,9 @@ class InvoiceAmount:
 
 
 def read_form(name: str, value: object, mode: object, asset: str, reading: Reading) -> SplitForm:
-    """Read one split list: a list of entries, or an object with `outputs` and one of `mode`, `splitMode`.
+    """Parse one split list: a list of entries, or an object with `outputs` and at most one mode.
 
-    `mode` is what stands beside a bare list (Flux's `splitMode`), None when nothing does.
+    `mode` is the mode stated beside a bare list (Flux's `splitMode`), or None.
     """
     if isinstance(value, dict):
         stated = [said for said in (mode, value.get("mode"), value.get("splitMode")) if said is not None]
@@ -76,10 +80,10 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
 
 
 def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
-    """The outputs that the invoice means, pay_to first; `split_not_understood` unless all forms mean the same.
+    """Return the outputs of the invoice, pay_to first. Refused: `split_not_understood` if the forms disagree.
 
-    Each form is resolved on its own. Its mode is, in this order: what it states; `outputs`, when payTo is in
-    the list and the list sums to the amount; what the other form states; the merchant's configured mode.
+    Each form is resolved on its own. Its mode is the first of: the mode that it states; `outputs` if it lists
+    payTo; the mode that the other form states; the merchant's configured mode.
     """
     stated = {form.mode for form in forms if form.mode}
     fallback = stated.pop() if len(stated) == 1 else reading.split_mode

@@ -1,14 +1,17 @@
-"""What a merchant says of a payment: the answer to GET /payments/status/{id}, which no document describes.
+"""Parses a merchant's answer to GET /payments/status/{id}.
 
-It is advice; the chain decides. So the reading is lenient, never raises, and a word that it does not know is
-`unknown`. May import: the standard library. Never: turns a merchant's word into a reason to pay again.
+No document describes the answer, and it is only advice; the chain decides. So the parser is lenient and never
+raises. A word that it does not know is `unknown`.
+
+May import: the standard library.
+Never: gives a reason to pay again.
 """
 
 from typing import Literal
 
 StatusWord = Literal["pending", "submitted", "confirmed", "consumed", "expired", "failed", "unknown"]
 
-# The union of what the SDK's core, its command line, its gateway and partners' clients know.
+# The union of the words known to the SDK's core, its command line, its gateway, and partners' clients.
 WORDS: dict[str, StatusWord] = {
     "pending": "pending",
     "processing": "pending",
@@ -26,7 +29,7 @@ WORDS: dict[str, StatusWord] = {
 
 
 def read_status(body: object) -> StatusWord:
-    """The word of a status answer, at the top level or under `detail`, whatever its letter case."""
+    """Return the status, found at the top level or under `detail`, in any letter case."""
     if isinstance(body, dict):
         for said in (body, body.get("detail")):
             if isinstance(said, dict) and isinstance(said.get("status"), str):

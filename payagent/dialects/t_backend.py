@@ -1,9 +1,10 @@
 """The dialect `t-backend`: a 402 whose JSON body holds the invoice under `detail` (FastAPI's HTTPException).
 
-Source: the T Backend developer guide (63c7145). What it leaves open is refused, not guessed: `babel: true` is
-undocumented and could change who pays what; a version other than 0.1 may mean anything.
-May import: the standard library, core, dialects.http_wire and dialects.splits. Never: reads another dialect's
-fields.
+Source: the T Backend developer guide (63c7145). What the guide leaves open is refused. For example `babel: true`
+is undocumented and could change who pays what, and a version other than 0.1 may mean anything.
+
+May import: the standard library, core, dialects.http_wire and dialects.splits.
+Never: reads another dialect's fields.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _EXTRA_KEYS = frozenset(("lovelace", "babel", "partner", "batchTarget", "outputs
 
 
 def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Reading) -> Invoice:
-    """The invoice of a body whose `detail` is an invoice; every way of not being one has its code."""
+    """Parse the invoice in `detail`. Each kind of refusal has its own code."""
     refuse_foreign_terms(body, frozenset(("detail",)), "the body beside detail")
     refuse_foreign_terms(detail, _DETAIL_KEYS, "detail")
     extra = _read_extra(detail.get("extra"))
@@ -62,7 +63,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
 
 
 def _read_batch(batch: object) -> int:
-    """How many calls the payment buys; so many that nobody could mean it is refused."""
+    """Parse how many calls the payment buys. More than `BATCH_MAX` is refused as a mistake."""
     count = parse_units(batch, "extra.batchTarget")
     if count > BATCH_MAX:
         raise Refused("body_not_understood", f"extra.batchTarget is {show(batch)}, {BATCH_MAX} is the bound")

@@ -1,7 +1,9 @@
-"""What the x402 dialects share: base64 JSON headers, the choice among `accepts`, the resource, an id of the terms.
+"""What the x402 dialects share: base64 JSON headers, the entries of `accepts`, the resource, an id of the terms.
 
-Source: the x402 specification, its version 2 and 1 HTTP transports and its scheme `exact` on Cardano.
-May import: the standard library, core, dialects.http_wire. Never: knows one version from another.
+Source: the x402 specification, its HTTP transports of versions 1 and 2, and its scheme `exact` on Cardano.
+
+May import: the standard library, core, dialects.http_wire.
+Never: depends on the x402 version.
 """
 
 import base64
@@ -22,14 +24,15 @@ from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_foreig
 SCHEME = "exact"
 ACCEPTS_MAX = 64
 ECHO_MAX_BYTES = 8_192
-"""What a proof may repeat of its 402: with the transaction and as base64 it must fit into the 16 KiB of headers
-that common servers take."""
+"""The most bytes of the 402 that a proof may repeat. Together with the transaction and in base64, it must fit into
+the 16 KiB of headers that common servers accept.
+"""
 
 Terms = Mapping[str, object]
 
 
 def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
-    """The object that a header holds as base64 of strict JSON."""
+    """Decode a header of base64 JSON. It must hold a strict JSON object."""
     if len(value) > strict_json.MAX_BYTES:
         raise Refused("body_too_big", f"{name} has more than {strict_json.MAX_BYTES} characters")
     try:
@@ -43,22 +46,21 @@ def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
 
 
 def encode_header(value: object) -> str:
-    """A value as base64 of compact JSON."""
+    """Encode a value as base64 of compact JSON."""
     return base64.b64encode(strict_json.dumps(value).encode("ascii")).decode("ascii")
 
 
 def encode_transaction(cbor: bytes | None) -> str:
-    """The signed transaction as it stands in a payload; a payment of these dialects always has it."""
+    """Encode the signed transaction for a payload. Payments of these dialects always have it."""
     if cbor is None:
         raise Refused("bad_request", "the proof of x402 is the signed transaction, and there is none")
     return base64.b64encode(cbor).decode("ascii")
 
 
 def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) -> tuple[Invoice, ...]:
-    """The entries of `accepts` that can be paid, in the merchant's order.
+    """Parse the entries of `accepts` that can be paid, in the merchant's order. Others are skipped.
 
-    What we cannot pay is skipped. If nothing is left, the refusal is that of the first entry on our network;
-    without one, that of the first entry.
+    If none can be paid, the refusal is that of the first entry on our network, or else of the first entry.
     """
     if not isinstance(accepts, list) or not accepts:
         raise Refused("body_not_understood", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
@@ -94,7 +96,7 @@ def _is_ours(entry: object, reading: Reading) -> bool:
 
 
 def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> tuple[Output, ...]:
-    """The one output that an entry asks for. Amounts are strings in x402: a number is refused."""
+    """Parse the one output of an entry. Amounts are strings in x402; a JSON number is refused."""
     if asset not in reading.assets:
         raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
     amount = require(entry, amount_key)
@@ -106,7 +108,7 @@ def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> 
 
 
 def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
-    """The scheme's own terms of an entry, and what may be noted beside them: an object, or nothing."""
+    """Return the `extra` of an entry, or {}. Unknown members that refer to money or terms are refused."""
     extra = entry.get("extra")
     if extra is None:
         return {}
@@ -117,16 +119,16 @@ def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
 
 
 def make_id(entry: Terms, resource: str | None) -> str:
-    """An id for terms that name no invoice: the same terms for the same resource have the same id."""
+    """Derive an invoice id for terms without one. The same terms and resource give the same id."""
     text = strict_json.dumps([entry, resource], sort_keys=True)
     return "x402-" + hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
 def check_resource(resource: object, reading: Reading) -> str | None:
-    """What the 402 says that it sells; refused (`resource_mismatch`) when it is not the call that was made.
+    """Return the resource URL of the 402, or refuse it (`resource_mismatch`) if it is not the paid request's.
 
-    Its path and query are compared as `is_called` does. TLS often ends in front of a server, which then takes
-    itself for http: an http resource for an https call is no difference. Nor is an origin in `reading.known_as`.
+    Path and query are compared with `is_called`. An http resource matches an https request, because a server
+    behind a TLS proxy believes that it serves http. An origin in `reading.known_as` matches too.
     """
     if resource is None or resource == "":
         return None

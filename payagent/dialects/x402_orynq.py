@@ -1,11 +1,13 @@
-"""The x402 that the Orynq SDK's own middleware emits: terms in PAYMENT-REQUIRED, the invoice's id in the body.
+"""The x402 variant of the Orynq SDK's middleware: terms in PAYMENT-REQUIRED, the invoice id in the body.
 
-It is no x402 that another client could pay: whatever form its 402 has, the middleware looks for the proof of its
-Flux form, X-Invoice-Id and the raw X-Payment. So this is read into an invoice of the dialect `flux`.
-Its gateway's 402 (`protocol` instead of `paymentRequired`) is refused: no proof for Cardano passes that one.
+Standard x402 clients cannot pay it: whatever form its 402 has, the middleware expects the proof of its Flux form,
+X-Invoice-Id and a raw X-Payment. So it is parsed into an invoice of the dialect `flux`. The 402 of the SDK's
+gateway (`protocol` instead of `paymentRequired`) is refused, because the gateway accepts no Cardano proof.
+
 Source: the Orynq SDK's server middleware and gateway (8079f4b).
-May import: the standard library, core, dialects.http_wire, dialects.x402 and dialects.flux. Never: reads another
-dialect's fields.
+
+May import: the standard library, core, dialects.http_wire, dialects.x402 and dialects.flux.
+Never: reads another dialect's fields.
 """
 
 from payagent.core.address import parse_address
@@ -29,9 +31,9 @@ _BODY_KEYS = frozenset(("error", "invoiceId", "paymentRequired"))
 
 
 def read(required: Terms, body: object, reading: Reading) -> Invoice:
-    """The invoice of header and body.
+    """Parse the invoice from header and body.
 
-    `resource` proves nothing: it is the path below whatever router the middleware is mounted on.
+    `resource` is not checked: it is the path relative to the router that the middleware is mounted on.
     """
     if required.get("version") != VERSION or required.get("scheme") != x402.SCHEME:
         raise Refused("body_not_understood", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")

@@ -1,11 +1,13 @@
-"""The dialect `x402-v1`: x402 version 1 as Masumi's Cardano servers speak it.
+"""The dialect `x402-v1`: x402 version 1 as Masumi's Cardano servers implement it.
 
-The 402's body is the object itself, or an HTML page that has it as `window.__x402Requirements`. An asset is its
-policy, and its name stands in `extra`. The proof is the signed transaction in X-PAYMENT, and the merchant
-broadcasts it. While it waits for the chain it answers 202, and asks to be called again with ?tx=.
+The 402's body is the object itself, or an HTML page that contains it as `window.__x402Requirements`. `asset` is
+the policy id; the asset name is in `extra`. The proof is the signed transaction in X-PAYMENT, and the merchant
+submits it. Until the chain confirms it, the merchant answers 202 and expects the next request with ?tx=.
+
 Source: Masumi's scheme text and its example servers.
-May import: the standard library, core, dialects.http_wire and dialects.x402. Never: runs a page; reads more of it
-than that.
+
+May import: the standard library, core, dialects.http_wire and dialects.x402.
+Never: executes a page; reads anything else in it.
 """
 
 import json
@@ -42,12 +44,12 @@ _PAGE = re.compile(r"window\.__x402Requirements\s*=(?!=)\s*")
 _POLICY = re.compile(r"[0-9a-f]{56}", re.ASCII)
 _ASSET_NAME = re.compile(r"(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
-# In version 1 the bare name is mainnet, and `cardano-masumi` is a lock in a contract.
+# In version 1 the bare name means mainnet. `cardano-masumi` locks the money in a contract.
 _MAINNET, _CONTRACT = "cardano", "cardano-masumi"
 
 
 def find_page(text: str) -> Terms | None:
-    """The object in an HTML page; None when the page has none."""
+    """Return the requirements in an HTML page, or None if it has none."""
     starts = [match.end() for match in _PAGE.finditer(text)]
     if not starts:
         return None
@@ -64,7 +66,7 @@ def find_page(text: str) -> Terms | None:
 
 
 def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
-    """The offers of a 402; every way of not being one has its code."""
+    """Parse the offers of a 402. Each kind of refusal has its own code."""
     refuse_foreign_terms(required, _KEYS, "the 402")
     return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, reading), reading)
 
@@ -96,7 +98,7 @@ def _read_entry(entry: Terms, reading: Reading) -> Invoice:
 
 
 def _read_asset(value: object, name: object) -> str:
-    """A policy with the name beside it. A policy alone is no asset: it would mean the one without a name."""
+    """Join policy id and name. A policy id without a name field is refused: it would mean the empty name."""
     if value == LOVELACE and name in (None, ""):
         return LOVELACE
     if (
@@ -110,7 +112,7 @@ def _read_asset(value: object, name: object) -> str:
 
 
 def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
-    """X-PAYMENT, which is base64 here (the T Backend's header of that name is raw)."""
+    """Return X-PAYMENT in base64. The T Backend's header of the same name is raw."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict):
         raise Refused("bad_request", "what the proof must repeat is not there")

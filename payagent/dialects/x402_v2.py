@@ -1,11 +1,13 @@
 """The dialect `x402-v2`: the official x402, version 2, scheme `exact` on Cardano.
 
-The 402 is an object in the header PAYMENT-REQUIRED (older servers: in the body). The proof is the signed
-transaction in PAYMENT-SIGNATURE, with what the 402 said repeated beside it. The merchant broadcasts, unless its
-`submissionPolicy` is the older `client`.
+The 402 is an object in the header PAYMENT-REQUIRED, or in the body of older servers. The proof is the signed
+transaction in PAYMENT-SIGNATURE, together with the terms of the 402. The merchant submits the transaction, unless
+its `submissionPolicy` is the older `client`.
+
 Source: the specifications of x402 (transport http, scheme exact on Cardano) and of its payment-identifier.
-May import: the standard library, core, dialects.http_wire, dialects.x402, dialects.request_commitment. Never:
-reads another dialect's fields.
+
+May import: the standard library, core, dialects.http_wire, dialects.x402, dialects.request_commitment.
+Never: reads another dialect's fields.
 """
 
 import re
@@ -39,7 +41,7 @@ _KEYS = frozenset(("x402Version", "error", "resource", "accepts", "extensions"))
 _ENTRY_KEYS = frozenset(
     (
         "scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra",
-        # Of servers made before the scheme was published.
+        # From servers that are older than the published scheme.
         "resource", "assetTransferMethod",
     )
 )  # fmt: skip
@@ -64,7 +66,7 @@ _NETWORK = re.compile(r"(?:cardano|cip34):.+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class _Required:
-    """What all entries of a 402 share."""
+    """The parts of a 402 that all its entries share."""
 
     resource: object
     resource_url: str | None
@@ -73,7 +75,7 @@ class _Required:
 
 
 def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
-    """The offers of a 402; every way of not being one has its code."""
+    """Parse the offers of a 402. Each kind of refusal has its own code."""
     version = required.get("x402Version")
     if type(version) is not int or version != VERSION:
         raise Refused("body_not_understood", f"x402Version is {show(version, 60)}; {VERSION} is known here")
@@ -93,7 +95,7 @@ def _read_url(resource: object) -> object:
 
 
 def _check_extensions(extensions: object, reading: Reading) -> None:
-    """Refuse what the merchant insists on and we do not have; the rest may be left aside."""
+    """Refuse a required extension that payagent does not support. Optional ones are ignored."""
     if extensions is None:
         return
     if not isinstance(extensions, dict):
@@ -109,9 +111,9 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
 
 
 def _declaration(extensions: object) -> object:
-    """The declaration of a request commitment; None where it commits to nothing.
+    """Return the declared request commitment, or None if it commits to nothing.
 
-    A server that cannot tell a body's bytes declares it without a commitment.
+    A server that does not know the bytes of the body declares the extension without a commitment.
     """
     extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
     info = extension.get("info") if isinstance(extension, dict) else None
@@ -119,7 +121,7 @@ def _declaration(extensions: object) -> object:
 
 
 def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
-    """What the transaction commits to, where the merchant asks for it; and the extensions with our salt."""
+    """Return what the transaction commits to, if the merchant asks for it, and the extensions with our salt."""
     extension = _declaration(extensions)
     if reading.salt is None or reading.call is None or not isinstance(extensions, dict) or extension is None:
         return None, extensions
@@ -167,7 +169,7 @@ def _read_asset(value: object) -> str:
 
 
 def _check_extra(entry: Terms) -> object:
-    """Refuse terms of a transfer that is not plain; return who broadcasts."""
+    """Refuse any transfer that is not a plain payment. Return the submission policy."""
     extra = entry.get("extra")
     said = extra if isinstance(extra, dict) else {}
     keys = sorted(said.keys() & _CONTRACT_KEYS)
@@ -187,8 +189,8 @@ def _check_extra(entry: Terms) -> object:
 def _is_plain_fee(said: Terms) -> bool:
     """Whether we may pay the fee ourselves.
 
-    A `feeSponsor` offers a coin of the merchant's for it (draft of loveaihq/cardano-x402-sponsor). A client that
-    ignores the offer pays the ordinary way.
+    A `feeSponsor` offers a UTxO of the merchant for the fee (draft of loveaihq/cardano-x402-sponsor). A client may
+    ignore the offer and pay the fee itself.
     """
     sponsor = said.get("feeSponsor")
     is_offered = isinstance(sponsor, dict)
@@ -209,7 +211,7 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
         echo["resource"] = shared.resource
     echo["accepted"] = entry
     if isinstance(entry.get("resource"), dict):
-        # The servers whose entries describe the resource look for both beside the payload.
+        # Servers whose entries describe the resource expect both beside the payload.
         echo |= {"scheme": entry["scheme"], "network": entry["network"]}
     if shared.extensions is not None:
         echo["extensions"] = shared.extensions
@@ -220,7 +222,7 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
 
 
 def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, str]:
-    """PAYMENT-SIGNATURE; the same bytes whenever it is made for the same payment."""
+    """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):
         raise Refused("bad_request", "what the proof must repeat is not there")
@@ -238,7 +240,7 @@ def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, 
 
 
 def _fill_extensions(extensions: object, intent_id: str) -> object:
-    """The merchant's extensions, with the intent as the payment's identifier where it asks for one."""
+    """Return the merchant's extensions. If it asks for a payment identifier, fill in the intent id."""
     identifier = extensions.get(PAYMENT_IDENTIFIER) if isinstance(extensions, dict) else None
     info = identifier.get("info") if isinstance(identifier, dict) else None
     if not isinstance(extensions, dict) or not isinstance(identifier, dict) or not isinstance(info, dict):

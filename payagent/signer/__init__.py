@@ -1,8 +1,9 @@
-"""signer: the wallet's key in a process of its own, which signs what it has read itself, and nothing else.
+"""signer: holds the wallet's key in a separate process, which decodes and checks each body before it signs.
 
-`policy` is what it asks of a body, `confine` what it gives up before it serves, `process` the program that runs
-there, `handle` the daemon's end of the line: a `Signer` like any other, so that a key in a KMS can take its place.
-May import: core, secret_file, wallet.keys, wallet.keystore, wallet.tx_decode. Never: pycardano, the network, a
-database, the settings; a key, a word or a passphrase on the line. The line is a pair of sockets, and nobody else
-has an end of it.
+Start with `process`, the program that runs there. `policy` checks bodies, `hardening` drops privileges first, and
+`spend_window` bounds the outflow in 24 hours. `client` is the daemon's side: a `Signer`, so a key in a KMS could
+replace it. The two processes talk over a socket pair that no other process holds.
+
+May import: core, secret_file, wallet.keys, wallet.keystore, wallet.tx_decode.
+Never: pycardano, the network, a database, the settings; a key, a recovery word or a passphrase on the socket.
 """

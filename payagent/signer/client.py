@@ -1,7 +1,9 @@
-"""The daemon's end of the line: starts the signer's process, asks it for signatures, and notices when it is gone.
+"""The daemon's side of the signer: starts its process, requests signatures, and detects when it ends.
 
-May import: core, wallet.keys (its types), secret_file, `process` (its numbers). Never: has the passphrase or
-the key; starts a second process for one that is gone, which only the daemon's own start does.
+Start with `unlocked` and `SignerProcess`.
+
+May import: core, wallet.keys (its types), secret_file, `process` (its constants).
+Never: holds the passphrase or the key; restarts a signer that has ended (only a restart of the daemon does).
 """
 
 import asyncio
@@ -27,7 +29,7 @@ from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
 from payagent.wallet.keys import Account
 
 ANSWER_S = 10
-"""A signature takes less than a millisecond; who is silent for so long does not come back."""
+"""Timeout in seconds. A signature takes less than a millisecond, so a signer silent for so long is lost."""
 _END_S = 2
 _ENDED = "its process has ended"
 
@@ -40,26 +42,26 @@ _TALK_MAX = 4_000
 
 
 class SignerProcess:
-    """A `Signer` whose key is elsewhere. `sign` is for who may wait for it; a loop that must go on uses
-    `signature` once it is watched, and then nothing else does.
+    """A `Signer` whose key is in another process.
 
-    One question is under way at a time, and the next leaves with the answer to it: so the line never fills up.
+    `sign` blocks. After `watch`, the event loop uses `signature`, and nothing may call `sign`. Only one request is
+    outstanding at a time, so the socket buffer never fills up.
     """
 
     def __init__(self, line: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
         self.pid, self.public_key, self.payment_key_hash = pid, public_key, payment_key_hash
         self.problem: str | None = None
-        """Why nothing can be signed any more; None while something can."""
+        """Why the signer is lost, or None while it can sign."""
         self._line = line
         self._on_lost: Callable[[], None] = lambda: None
         self._asked: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
-        """What waits for an answer; the first has been sent."""
+        """Requests that wait for an answer. Only the first has been sent."""
         self._patience: asyncio.TimerHandle | None = None
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        """The signature, if the signer's own policy allows the body.
+        """Return the signature, if the signer's own policy allows the body. Blocks.
 
-        Refused: `signer_refused`, `limit_exceeded` and `asset_not_allowed` by it, `signer_lost`.
+        Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
         """
         self._require_there()
         try:
@@ -71,7 +73,7 @@ class SignerProcess:
         return self._read(answer)
 
     async def signature(self, body: bytes, paid: int) -> bytes:
-        """As `sign`, and the loop goes on meanwhile. Who is cancelled does not take the answer of the next one."""
+        """Like `sign`, but does not block the loop. A cancelled caller does not take the next caller's answer."""
         self._require_there()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked.append((_question(body, paid), answer))
@@ -80,7 +82,7 @@ class SignerProcess:
         return self._read(await answer)
 
     def _ask(self) -> None:
-        """Send what is asked next; who gave up before their turn is not asked for."""
+        """Send the next request. Requests whose caller was cancelled are dropped."""
         while self._asked and self._asked[0][1].done():
             self._asked.popleft()
         if self._asked:
@@ -97,7 +99,7 @@ class SignerProcess:
             raise Refused("signer_lost", f"the process that holds the key is gone: {self.problem}")
 
     def _read(self, answer: bytes) -> bytes:
-        """An empty one stands for none."""
+        """Parse an answer. An empty one means that the signer is lost."""
         if not answer:
             self._lose(_ENDED)
             self._require_there()
@@ -106,7 +108,7 @@ class SignerProcess:
         return answer[1:]
 
     def watch(self, on_lost: Callable[[], None]) -> None:
-        """From now on `signature` serves; and this is called once if the process ends, or has already."""
+        """Enable `signature`. `on_lost` is called once when the process ends, or now if it has ended."""
         self._on_lost = on_lost
         if self.problem is not None:
             on_lost()
@@ -114,11 +116,11 @@ class SignerProcess:
         asyncio.get_running_loop().add_reader(self._line, self._hear)
 
     def unwatch(self) -> None:
-        """From now on, nobody is told of its end."""
+        """Stop watching for the end of the process."""
         asyncio.get_running_loop().remove_reader(self._line)
 
     def _hear(self) -> None:
-        """An answer, when one is due; else the line has ended."""
+        """Read an answer for the first request, or notice that the socket was closed."""
         try:
             heard = self._line.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -136,7 +138,7 @@ class SignerProcess:
             self._ask()
 
     def _lose(self, why: str) -> None:
-        """What is said late would be taken for the answer to the next question: nothing is heard from now on."""
+        """Give up the signer. The socket is shut down: a late answer would be taken for the next request's."""
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
         self._be_patient_no_more()
@@ -170,12 +172,12 @@ def _refusal(told: Mapping[str, Any]) -> Refused:
 def unlocked(
     keystore: Path, passphrase: SecretFile | None, network: Network, number: int, caps: Caps, day_caps: Caps
 ) -> Generator[tuple[Account, SignerProcess, list[str]]]:
-    """The wallet's account, signed for by a process of its own, which ends with the block.
+    """Start a signer process for the wallet's account. It ends when the context exits.
 
-    It signs nothing that takes more than `caps` out of the wallet at once, or `day_caps` in 24 hours. Without a
-    file it asks on the terminal. Told too: what this machine did not let the signer give up.
-    For the main thread: until it is unlocked, SIGTERM is answered here.
-    Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase's file, `signer_lost`.
+    The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
+    file it asks on the terminal. The list names the protections that this machine did not allow.
+    Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
+    Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.
     """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -205,8 +207,9 @@ def unlocked(
 
 
 def _start(line: socket.socket) -> subprocess.Popen[bytes]:
-    """The interpreter, isolated: no environment, no file of ours but the line; what it says is heard until it has
-    read a secret.
+    """Start an isolated interpreter with an empty environment and no open files but the socket.
+
+    Its stderr is read until it has read a secret.
     """
     return subprocess.Popen(  # noqa: S603  our own interpreter and our own program
         (sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(os.getpid())),
@@ -220,7 +223,7 @@ def _start(line: socket.socket) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _sigterm_as_an_exit() -> Generator[None]:
-    """Else it ends the daemon and the signer with it, and a terminal that is asked keeps hiding what is typed."""
+    """Turn SIGTERM into SystemExit. Otherwise it would end a passphrase prompt without restoring the echo."""
 
     def leave(_number: int, _frame: object) -> NoReturn:
         sys.exit()
@@ -233,8 +236,9 @@ def _sigterm_as_an_exit() -> Generator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process: it ends with the line to it; while it still asks for the passphrase, by a signal, so that
-    it mends the terminal first.
+    """End the process. The closed socket ends a serving signer.
+
+    A signer that still asks for the passphrase is ended by a signal, which lets it restore the terminal.
     """
     process.terminate()
     try:
@@ -263,7 +267,7 @@ def _unlock(line: socket.socket, order: Mapping[str, object], process: subproces
 
 
 def _last_words(process: subprocess.Popen[bytes]) -> str:
-    """Why it ended, when that was before it read any secret: the last line of what it said."""
+    """Return the last line of stderr, which says why the process ended before it read a secret."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_S)
     if process.stderr is None or process.returncode is None:

@@ -1,9 +1,10 @@
-"""What the signer's process gives up, by the kernel's own means, called as they are: prctl, setrlimit, mlockall.
+"""Hardens the signer's process with prctl, setrlimit, mlockall and seccomp.
 
-`before_the_secret` is for the first moment: what is read after it can be dumped or traced by nobody but root.
-`for_good` leaves a process that can do sums and talk on the line that it has: no new file, socket, program or
-process.
-May import: the standard library, seccomp. Never: goes on when a step that must hold does not; the others are told.
+`before_the_secret` runs first: after it, only root can dump or trace the process. `for_good` then leaves a process
+that can only compute and use its socket, without new files, sockets, programs or processes.
+
+May import: the standard library, seccomp.
+Never: continues after a required step failed. Optional steps that failed are returned.
 """
 
 import ctypes
@@ -25,16 +26,16 @@ _CALLS = {
     "x86_64": (45, 44, 3, 7, 12, 9, 11, 25, 10, 28, 202, 13, 14, 15, 219, 228, 60, 231),
     "aarch64": (207, 206, 57, 73, 214, 222, 215, 216, 226, 233, 98, 134, 135, 139, 128, 113, 93, 94),
 }
-"""The calls that stay allowed."""
+"""The numbers of the allowed system calls, by architecture."""
 
 _NONE = ctypes.c_ulong(0)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def before_the_secret() -> None:
-    """No core dump, no tracing, no reading of this memory by others of the same user; and the end with our parent.
+    """Forbid core dumps, tracing and memory reads by the same user, and make the process end with its parent.
 
-    Raises OSError when a step is not taken.
+    Raises OSError if a step fails.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -43,25 +44,25 @@ def before_the_secret() -> None:
 
 
 def require_parent(pid: int) -> None:
-    """End when the parent is another: the one that we are to end with has gone before it could be said so."""
+    """Raise OSError if the parent is no longer `pid`: it ended before `before_the_secret` tied us to it."""
     if os.getppid() != pid:
         raise OSError(errno.ESRCH, "the process that it is to end with is gone")
 
 
 def require_untraced() -> None:
-    """End when somebody traces us since before it could be forbidden: whoever does reads all."""
+    """Raise OSError if a process already traces us, because it could read the secret."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("TracerPid:") and line.split()[1] != "0":
             raise OSError(errno.EPERM, "another process traces the signer")
 
 
 def for_good() -> list[str]:
-    """Give up, for good, all that is not needed to sign. Returns what this machine did not let us give up.
+    """Permanently drop everything that signing does not need. Return the protections that could not be set.
 
-    Raises OSError when the calls cannot be filtered: a signer that can open files and sockets is not one.
+    Raises OSError if system calls cannot be filtered: the signer must not be able to open files or sockets.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the daemon ends us, when it has nothing left to sign
+        signal.signal(number, signal.SIG_IGN)  # the daemon ends this process when nothing is left to sign
     missing = []
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
@@ -84,7 +85,7 @@ def _lock_memory() -> None:
 
 
 def _filter_calls() -> None:
-    """What is not in the list is answered with EPERM."""
+    """Allow the system calls in `_CALLS`. All others fail with EPERM."""
     numbers = seccomp.here(_CALLS)
     allowed = [(JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
     seccomp.install([*allowed, (RETURN, 0, 0, DENY), (RETURN, 0, 0, ALLOW)])

@@ -1,9 +1,11 @@
-"""The first program of the signer: makes a process whose memory nobody could ever read, and waits for its end.
+"""Starts the signer in a child process whose memory was never readable, and waits for it to end.
 
-A process that starts can be traced and its memory opened by its own user until it says no, and what was opened
-then stays open. So this one says no and forks: the child's memory is new, and was closed from its first moment. It
-is the signer; this one holds nothing, and stays only because the child is to end with it, and it with the daemon.
-May import: the standard library, `confine`, and `process` in the child. Never: reads a secret.
+Until a new process forbids it, its own user can trace it and open its memory, and an opened memory stays open. So
+the launcher forbids it and then forks. The memory of the child is new and was protected from the start. The child
+is the signer. The launcher stays alive only because the child ends with it, and it ends with the daemon.
+
+May import: the standard library, `hardening`, and `process` in the child.
+Never: reads a secret.
 """
 
 import os
@@ -16,17 +18,17 @@ _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> None:
-    """Serve the line on standard input in a child; `sys.argv[2]` is the daemon. What fails is told on stderr."""
+    """Serve the socket on standard input in a child. `sys.argv[2]` is the daemon's pid. Errors go to stderr."""
     before_the_secret()
     require_parent(int(sys.argv[2]))
     ours = os.getpid()
-    for number in _OF_A_TERMINAL:  # before there is a question whose end would leave the terminal without an echo
+    for number in _OF_A_TERMINAL:  # before a prompt: ending it would leave the terminal without echo
         signal.signal(number, signal.SIG_IGN)
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the daemon that starts has blocked it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the starting daemon has blocked it
         before_the_secret()
         require_parent(ours)
         require_untraced()
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def _wait_for(child: int) -> None:
-    """SIGTERM is passed on as Ctrl-C, which ends a question for the passphrase; a terminal sends that itself."""
+    """Wait for the child. Pass SIGTERM on as SIGINT, which ends a passphrase prompt."""
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGINT))
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in range(3):

@@ -1,8 +1,9 @@
-"""What the signer asks of every body, by its own reading of the bytes: whoever asks may be wrong, or not himself.
+"""The signer's policy: checks every body by decoding its bytes, because the daemon may be wrong or compromised.
 
-May import: core, wallet.tx_decode, outflow. Never: believes a word about the body but how many outputs are said to
-leave. How much may leave in a day is the ledger's to say, by what landed; a bound over that is kept here, by what
-was signed.
+The ledger counts what landed. The signer counts what it signed in 24 hours, against caps of its own.
+
+May import: core, wallet.tx_decode, `spend_window`.
+Never: trusts the daemon about a body, except for how many outputs may leave the wallet.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +20,9 @@ from payagent.wallet.tx_decode import DecodedBody, DecodedOutput, Undecodable, d
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """`now_s` only moves forward, also while the machine sleeps; `slot` is the network's of this time, or None
-    where that is not known.
+    """The signer's clocks.
+
+    `now_s` is monotonic and counts suspended time too. `slot` returns the current slot, or None if unknown.
     """
 
     now_s: Callable[[], float]
@@ -28,16 +30,18 @@ class Clocks:
 
 
 def clocks_of(slots: SlotClock | None, now_s: Callable[[], float], time_s: Callable[[], float]) -> Clocks:
-    """`time_s` is POSIX time; a devnet has no slots that are known beforehand."""
+    """Build the clocks. `time_s` is POSIX time. `slots` is None on a devnet, whose slots are not known."""
     return Clocks(now_s, lambda: None if slots is None else slots.slot_at(int(time_s() * 1000)))
 
 
 @dataclass(slots=True)
 class Policy:
-    """`own` is the wallet's address, header and all. `caps` are the most that one transaction takes out of it, and
-    `day_caps` the most that all that were signed in 24 hours do.
+    """Decides which bodies may be signed.
 
-    Transactions that only cost a fee count apart, so that coins can be taken back when the day's sum is reached.
+    `own`: the wallet's raw address, header included.
+    `caps`: the most that one transaction may take out of the wallet.
+    `day_caps`: the most for all transactions signed in 24 hours. Transactions that only pay the wallet itself
+    count separately, so payments can still be cancelled when `day_caps` are reached.
     """
 
     own: bytes
@@ -57,9 +61,9 @@ class Policy:
         return self.own[0] & 15
 
     def admit(self, body: bytes, paid: int) -> None:
-        """Count a body that may be signed: no more than its first `paid` outputs leave, and they may.
+        """Check a body and count it. Only its first `paid` outputs may leave the wallet.
 
-        Refused: `signer_refused` for what the wallet never builds; `limit_exceeded`, `asset_not_allowed` by caps.
+        Refused: `signer_refused` for a body that the wallet never builds; `limit_exceeded`, `asset_not_allowed`.
         """
         try:
             found = decode_body(body)
@@ -73,7 +77,11 @@ class Policy:
         self._count(frozenset(found.inputs), leaving, found)
 
     def _count(self, inputs: frozenset[Input], leaving: Mapping[str, int], found: DecodedBody) -> None:
-        """What only costs a fee is nothing more where it excludes what is counted, and else counts apart."""
+        """Count a body in its window.
+
+        A body that only pays the wallet itself counts nothing if it conflicts with a counted payment that takes as
+        much. Otherwise its fee counts separately.
+        """
         now_s = self.clocks.now_s()
         is_own = all(output.address == self.own for output in found.outputs)
         if is_own and self._paid.covers(inputs, leaving):
@@ -114,5 +122,5 @@ def _require(held: bool, what: str) -> None:
 
 
 def _forbidden(what: str) -> Refused:
-    """The body is not one that this signer signs. The text says why, by places and amounts."""
+    """Build the refusal of a body. The text says why, by output positions and amounts."""
     return Refused("signer_refused", what)

@@ -1,10 +1,13 @@
-"""The program that holds the key: it opens the keystore, gives up what it can, and signs what its policy allows.
+"""The signer program: opens the keystore, drops privileges, and signs the bodies that its policy allows.
 
-It is started by `launch` with its end of the line as standard input and nothing else. The first message is an
-order to unlock, as JSON, and is answered in JSON; each later one is a body with how many of its outputs leave (two
-bytes, then the body), and is answered by a signature, or by the refusal in JSON. It ends with the line.
-May import: core, secret_file, wallet.keys, wallet.keystore, the rest of signer but `handle`. Never: writes a file,
-a log or a line on a terminal, but to ask for the passphrase; tells more of an error than a refusal says.
+`launcher` starts it with its end of the socket pair as standard input, and nothing else. The protocol:
+- The first message is a JSON order to unlock. The answer is JSON.
+- Each later message is the number of outputs that may leave the wallet (two bytes, big-endian) and a body. The
+  answer is SIGNED and a signature, or REFUSED and the refusal in JSON.
+- The process ends when the socket is closed.
+
+May import: core, secret_file, wallet.keys, wallet.keystore, the rest of signer except `client`.
+Never: writes a file, a log, or to a terminal (except the passphrase prompt); reveals an error beyond its refusal.
 """
 
 import getpass
@@ -28,12 +31,12 @@ SIGNED, REFUSED = b"\0", b"\1"
 
 
 def main() -> None:
-    """Serve the line on standard input, then end at once: nothing is to be tidied up."""
+    """Serve the socket on standard input, then exit at once without cleanup."""
     status = 1
     try:
         with socket.socket(fileno=os.dup(0)) as line:
             with Path(os.devnull).open("r+b", buffering=0) as nothing:
-                # without a terminal nobody answers a question, and no error tells of what is read from here on
+                # No prompt on standard input, and no traceback on stderr that could reveal a secret.
                 os.dup2(nothing.fileno(), 0)
                 os.dup2(nothing.fileno(), 2)
             serve(line)
@@ -43,9 +46,9 @@ def main() -> None:
 
 
 def serve(line: socket.socket) -> None:
-    """One order to unlock, then bodies, until the other end is closed."""
+    """Handle one order to unlock, then bodies, until the other end is closed."""
     order: dict[str, Any] = json.loads(line.recv(MESSAGE_BYTES_MAX))
-    pid = os.getpid()  # once confined it may not even ask for that
+    pid = os.getpid()  # before `_confine`, which forbids getpid too
     try:
         account = _open(order)
         clocks = clocks_of(SLOT_CLOCKS.get(order["network"]), _since_boot_s, time.time)
@@ -79,7 +82,7 @@ def _refusal(refused: Refused) -> bytes:
 
 
 def _since_boot_s() -> float:
-    """Nobody sets this clock, and it goes on while the machine sleeps."""
+    """Return the seconds since boot. Nobody can set this clock, and it counts suspended time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -1,8 +1,10 @@
-"""How much leaves the wallet in a day, counted by the signer itself: of what it signed, whether it ever landed.
+"""Counts what the signer signed in the last 24 hours, whether it landed or not, against caps.
 
-Transactions that share an input exclude each other, so that of those only the most counts. They stand together in
-a group as long as one input is common to all: an anchor's attempts do.
-May import: core. Never: reads a clock of its own, a file or the ledger; forgets what was signed in the last day.
+At most one of several transactions that share an input can land, so only the largest amount counts. They form a
+group as long as all of them share an input, as the attempts of a payment share its nonce UTxO.
+
+May import: core.
+Never: reads a clock, a file or the ledger; forgets a transaction signed in the last 24 hours.
 """
 
 from collections import OrderedDict
@@ -21,7 +23,7 @@ Input = tuple[str, int]
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Transactions of which at most one can land: all spend what is in `shared`."""
+    """Transactions of which at most one can land, because all spend the inputs in `shared`."""
 
     shared: frozenset[Input]
     at_s: float
@@ -29,7 +31,7 @@ class Group:
 
 
 class SpendWindow:
-    """What left in the last day, by asset, against caps. `name` is the setting that a refusal names."""
+    """The units signed in the last 24 hours per asset, against caps. `name` is the setting that refusals name."""
 
     def __init__(self, caps: Caps, name: str) -> None:
         self._caps, self._name = caps, name
@@ -38,7 +40,7 @@ class SpendWindow:
         self._sums: dict[str, int] = {}
 
     def covers(self, inputs: frozenset[Input], leaving: Mapping[str, int]) -> bool:
-        """Whether it takes no more than what is counted already, and excludes that: it joins it then."""
+        """Join a counted group that shares an input and takes as much already. False if there is none."""
         group = self._group_for(inputs)
         if group is None or any(units > group.most.get(asset, 0) for asset, units in leaving.items()):
             return False
@@ -46,7 +48,7 @@ class SpendWindow:
         return True
 
     def require(self, inputs: frozenset[Input], leaving: Mapping[str, int], now_s: float) -> None:
-        """Refuse (`limit_exceeded`) what would make it more than the day's caps."""
+        """Refuse a transaction that would exceed the caps (`limit_exceeded`)."""
         self._forget(now_s)
         group = self._group_for(inputs)
         had = {} if group is None else group.most
@@ -68,7 +70,7 @@ class SpendWindow:
             raise Refused("signer_refused", f"{GROUPS_MAX} transactions were signed in 24 hours")
 
     def note(self, inputs: frozenset[Input], leaving: Mapping[str, int], now_s: float) -> None:
-        """Count what is signed now."""
+        """Count a transaction that is signed now."""
         group = self._group_for(inputs)
         if group is None:
             group = Group(inputs, now_s)
@@ -86,7 +88,7 @@ class SpendWindow:
                 self._sums[asset] = self._sums.get(asset, 0) + more
 
     def _group_for(self, inputs: frozenset[Input]) -> Group | None:
-        """The one of those it may join that counts most already."""
+        """Return the group with a common input that counts most lovelace, or None."""
         groups = {self._of[one] for one in inputs if one in self._of}
         return max(groups, key=lambda group: group.most.get(LOVELACE, 0), default=None)
 

@@ -1,8 +1,10 @@
-"""wallet: keys, coins and transactions; the only home of pycardano, which has a look at each new wallet.
+"""wallet: keys, UTxOs and transactions.
 
-`creation` makes a keystore, `keystore` opens it, `keys` turns its words into one address and a `Signer`, `coins`
-indexes what may be spent, `transaction` selects, builds, signs and checks. `cbor` writes the bytes and `decode`
-reads them again; neither imports the other, so that a mistake of one is seen by the other.
-May import: core, cryptography, PyNaCl, mnemonic, pycardano (in `creation` alone, when a wallet is made).
+Start with `transaction`, which selects, builds, signs and checks. `new_keystore` makes a keystore, `keystore`
+opens it, `keys` derives one address and a `Signer` from its words, and `utxo_index` holds the available UTxOs.
+`cbor_write` writes the bytes and `tx_decode` reads them again. Neither imports the other, so each exposes the
+other's mistakes.
+
+May import: core, cryptography, PyNaCl, mnemonic, pycardano (only in `new_keystore`, to check a new wallet).
 Never: the network, a clock, a database; a key in a repr, a log, an error or a pickle.
 """

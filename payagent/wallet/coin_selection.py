@@ -1,10 +1,15 @@
-"""Selection: which coins pay for an order. Deterministic, few inputs first, and the largest coins at the last.
+"""Coin selection: chooses the UTxOs that pay for a transaction. Deterministic.
 
-Three orders are tried. The first spends the smallest coins that suffice, leaves coins with other assets alone
-and so keeps the wallet tidy. The second takes the asset's largest coins and then the largest in lovelace; the
-third the largest in lovelace alone. So whenever taking the largest coins first fits one transaction, a payment
-is found; and where all coins together leave dust, so is one that leaves a coin out and comes out even.
-May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
+Start with `choose`. It tries three sequences:
+1. The smallest UTxOs that suffice, avoiding UTxOs with other assets. This keeps the wallet tidy.
+2. The UTxOs with most of the needed asset, then those with most lovelace.
+3. The UTxOs with most lovelace.
+
+So it finds a payment whenever the largest UTxOs fit one transaction. If all UTxOs together would leave dust as
+change, it tries to leave one out so that no change remains.
+
+May import: core, `utxo_index`, `tx_plan`.
+Never: randomness; a scan of the whole wallet if few UTxOs pay.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -19,22 +24,22 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 _LOOK_AHEAD = 16
 _LEAST_INPUT_SIZE = 36
-_INDEX_BYTES_MAX = 8  # of an index, above the one byte that every input has for it
+_INDEX_BYTES_MAX = 8  # bytes of an index beyond the first, which `_LEAST_INPUT_SIZE` includes
 
 _Sequence = Callable[[Draft, UtxoIndex], Iterator[Utxo]]
 
 
 class _Filled(Enum):
-    """What came of adding coins: they pay; one more would not fit; all of them together are too little."""
+    """The result of adding UTxOs: they pay, no more fit, or all together are too little."""
 
     PAYS, FULL, SHORT = range(3)
 
 
 def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft:
-    """Coins that pay for the order, the anchor among them when there is one.
+    """Choose UTxOs that pay for the request, including `nonce_utxo` if given.
 
-    Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
-    than one transaction holds; `transaction_too_big` when the outputs alone are.
+    Refused: `not_enough_funds` with the missing amount; `needs_consolidation` if the funds are spread over more
+    UTxOs than fit one transaction; `transaction_too_big` if the outputs alone do not fit.
     """
     if order.size(1, _LEAST_INPUT_SIZE, 0, 0) > order.frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
@@ -57,11 +62,10 @@ def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft
 def choose_all(
     utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None, barred: Set[str] = frozenset()
 ) -> Draft:
-    """As many coins as fit one transaction that gives everything to the rest, smallest first.
+    """Choose as many UTxOs as fit one transaction that pays everything to its rest outputs.
 
-    Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
-    where there is one. None that holds a `barred` asset. Refused: `not_enough_funds` when they do not even pay
-    their own way.
+    Smallest first, so a consolidation clears the wallet's dust. `nonce_utxo` comes before all others. UTxOs with a
+    `barred` asset are left out. Refused: `not_enough_funds` if they cannot pay the fee and the smallest output.
     """
     most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
     for sequence in (utxos.smallest(), utxos.largest()):
@@ -74,7 +78,7 @@ def choose_all(
 
 
 def take(utxos: Sequence[Utxo], order: TxRequest) -> Draft:
-    """Exactly these coins. Refused: `not_enough_funds`, `transaction_too_big`."""
+    """Use exactly these UTxOs. Refused: `not_enough_funds`."""
     draft = Draft(order, utxos)
     for asset in order.assets:
         if missing := draft.lacking(asset):
@@ -85,12 +89,12 @@ def take(utxos: Sequence[Utxo], order: TxRequest) -> Draft:
 
 
 def pick_nonce_utxo(draft: Draft) -> Utxo:
-    """The smallest input of pure ADA, else the smallest input."""
+    """Pick the smallest input of pure ADA, or else the smallest input."""
     return smallest_of(draft.utxos)
 
 
 def smallest_of(utxos: Sequence[Utxo]) -> Utxo:
-    """The smallest coin of pure ADA, else the smallest."""
+    """Return the smallest UTxO of pure ADA, or else the smallest."""
     return min(utxos, key=lambda utxo: (bool(utxo.assets), utxo.lovelace, utxo.ref))
 
 
@@ -99,7 +103,7 @@ def _holds(utxo: Utxo, assets: Set[str]) -> bool:
 
 
 def _require_totals(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None, input_count: int) -> None:
-    """Refuse what all coins together cannot pay, with the fee of so many inputs."""
+    """Refuse a request that all UTxOs together cannot pay, with the fee of `input_count` inputs."""
     apart = Draft(order, [nonce_utxo] if nonce_utxo and nonce_utxo.ref not in utxos else [])
     for asset in order.assets:
         if (missing := apart.lacking(asset) - utxos.totals.get(asset, 0)) > 0:
@@ -118,7 +122,7 @@ def _not_enough(asset: str, missing: int, why: str) -> Refused:
 
 
 def _fill(draft: Draft, utxos: UtxoIndex, sequence: _Sequence) -> _Filled:
-    """Add coins until they pay, or do not fit. That no coin at all has room was asked before."""
+    """Add UTxOs until they pay or no more fit. The caller has checked that one input fits."""
     for utxo in sequence(draft, utxos):
         if draft.utxos:
             if draft.pays():
@@ -135,7 +139,7 @@ def _fill(draft: Draft, utxos: UtxoIndex, sequence: _Sequence) -> _Filled:
 
 
 def _completing(draft: Draft, utxos: UtxoIndex) -> Utxo | None:
-    """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
+    """Return the smallest UTxO of pure ADA that completes the draft, without change or with enough for change."""
     gap = draft.gap(more_inputs=1)
     nearest = None if draft.lacks_assets() else next(utxos.pure_from(gap), None)
     if nearest is None:
@@ -155,9 +159,9 @@ def _completing(draft: Draft, utxos: UtxoIndex) -> Utxo | None:
 
 
 def _without_one(draft: Draft, utxos: UtxoIndex, nonce_utxo: Utxo | None) -> Draft | None:
-    """All coins but one, where what they all leave over could not be kept and without that one nothing is left.
+    """Leave out one UTxO if all together leave too little for change and the others balance exactly.
 
-    What is too little for change is less than two coins hold, so more than one is never to be left out.
+    An amount too small for change is less than two UTxOs hold, so leaving out more is never needed.
     """
     gap = draft.exact_gap()
     if gap is None:
@@ -171,7 +175,7 @@ def _without_one(draft: Draft, utxos: UtxoIndex, nonce_utxo: Utxo | None) -> Dra
 
 
 def _index_fee(draft: Draft, utxo: Utxo) -> int:
-    """What a coin's index costs above the one byte that `more_inputs` counts."""
+    """Return the fee of an index beyond the one byte that `more_inputs` counts."""
     return draft.order.frame.parameters.min_fee_a * (cbor.head_size(utxo.index) - 1)
 
 
@@ -201,7 +205,7 @@ def _largest(_: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
 
 
 def _longest_prefix(order: TxRequest, utxos: Sequence[Utxo]) -> Draft:
-    """The most coins from the front whose transaction, with all they hold in the rest, fits."""
+    """Return a draft of the longest prefix of the UTxOs that fits one transaction."""
     low, high = 1, len(utxos)
     while low < high:
         middle = (low + high + 1) // 2

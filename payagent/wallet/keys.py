@@ -1,7 +1,10 @@
-"""Keys: from recovery words to one base address and a signer (BIP-39, CIP-3 Icarus, CIP-1852, BIP32-Ed25519).
+"""Keys: derives one base address and a signer from the recovery words.
 
-May import: core, PyNaCl, mnemonic. Never: a secret in a repr, a pickle, an exception or a log; pycardano, which
-takes over a second and 79 MB: it has a look of its own at each new wallet (`creation`).
+Standards: BIP-39, CIP-3 Icarus, CIP-1852, BIP32-Ed25519.
+
+May import: core, PyNaCl, mnemonic.
+Never: a secret in a repr, a pickle, an exception or a log; pycardano, which takes over a second and 79 MB to
+import (only `new_keystore` uses it).
 """
 
 import hashlib
@@ -23,27 +26,27 @@ _ENGLISH = Mnemonic("english")
 
 
 class Signer(Protocol):
-    """Whoever can sign for the wallet's one payment key; its repr says nothing about the secret."""
+    """Signs for the wallet's one payment key. Its repr reveals nothing about the secret."""
 
     @property
     def public_key(self) -> bytes:
-        """The 32 bytes that go in the witness."""
+        """The 32 bytes of the public key in the witness."""
 
     @property
     def payment_key_hash(self) -> bytes:
-        """blake2b-224 of the public key, as in the address."""
+        """blake2b-224 of the public key, as it is in the address."""
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        """The 64 bytes of the signature over a body's hash.
+        """Return the 64-byte signature over the hash of a transaction body.
 
-        So many outputs as are `paid`, from the first on, leave the wallet; all behind them are its own. Whoever
-        signs elsewhere may refuse what is not so (`signer_refused`), or be gone (`signer_lost`).
+        The first `paid` outputs may leave the wallet. All later outputs must pay the wallet itself. A signer in
+        another process may refuse (`signer_refused`) or be gone (`signer_lost`).
         """
 
 
 @final
 class SoftwareSigner:
-    """Signs in this process, by libsodium, with an extended key (64 bytes: scalar and nonce key)."""
+    """Signs in this process with libsodium and an extended key (64 bytes: scalar and nonce key)."""
 
     __slots__ = ("_nonce_key", "_scalar", "payment_key_hash", "public_key")
 
@@ -59,11 +62,11 @@ class SoftwareSigner:
         raise TypeError("a signer is neither copied nor pickled")
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        """Whatever it is: who holds this object holds the key."""
+        """Sign any body, without checks: whoever holds this object holds the key."""
         return self.sign_hash(hashlib.blake2b(body, digest_size=32).digest())
 
     def sign_hash(self, body_hash: bytes) -> bytes:
-        """Ed25519 (RFC 8032) with the scalar as it stands, as BIP32-Ed25519 has it; 64 bytes."""
+        """Sign with Ed25519 (RFC 8032), using the scalar unchanged as BIP32-Ed25519 requires. Returns 64 bytes."""
         reduce = bindings.crypto_core_ed25519_scalar_reduce
         nonce = reduce(hashlib.sha512(self._nonce_key + body_hash).digest())
         commitment = bindings.crypto_scalarmult_ed25519_base_noclamp(nonce)
@@ -74,7 +77,7 @@ class SoftwareSigner:
 
 @final
 class Seed:
-    """The entropy behind the words, held only as long as keys are derived from it."""
+    """The entropy behind the recovery words. Keep it only while deriving keys."""
 
     __slots__ = ("_entropy",)
 
@@ -96,12 +99,12 @@ class Seed:
 
     @property
     def words(self) -> str:
-        """The 24 words, for the one time that they are shown."""
+        """The 24 recovery words. They are shown once, when the wallet is created."""
         return str(_ENGLISH.to_mnemonic(self._entropy))
 
 
 def seed_from_words(text: str) -> Seed:
-    """Read 24 English BIP-39 words, whatever the case and the white space. Refused: `mnemonic_invalid`.
+    """Parse 24 English BIP-39 words, in any case and with any white space. Refused: `mnemonic_invalid`.
 
     The error never quotes a word.
     """
@@ -116,7 +119,7 @@ def seed_from_words(text: str) -> Seed:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The wallet: one fixed address, and who signs for it."""
+    """The wallet's account: one fixed address and its signer."""
 
     network: Network
     number: int
@@ -125,7 +128,7 @@ class Account:
 
 
 def derive(seed: Seed, network: Network, account: int = 0) -> Account:
-    """The account's base address: payment key m/1852'/1815'/account'/0/0, stake key m/1852'/1815'/account'/2/0."""
+    """Derive an account. Payment key m/1852'/1815'/account'/0/0, stake key m/1852'/1815'/account'/2/0."""
     payment, stake = _derive_keys(seed, account)
     signer = SoftwareSigner(payment)
     stake_hash = _key_hash(bindings.crypto_scalarmult_ed25519_base_noclamp(stake[:32]))
@@ -142,7 +145,7 @@ def _derive_keys(seed: Seed, account: int) -> tuple[bytes, bytes]:
 
 
 def _root(entropy: bytes) -> bytes:
-    """CIP-3, Icarus: scalar, nonce key and chain code, 32 bytes each; the scalar's bits as Ed25519 wants them."""
+    """CIP-3 Icarus root key: scalar (clamped for Ed25519), nonce key and chain code, 32 bytes each."""
     node = bytearray(hashlib.pbkdf2_hmac("sha512", b"", entropy, 4096, 96))
     node[0] &= 0b1111_1000
     node[31] = node[31] & 0b0001_1111 | 0b0100_0000
@@ -150,7 +153,7 @@ def _root(entropy: bytes) -> bytes:
 
 
 def _child(node: bytes, index: int) -> bytes:
-    """BIP32-Ed25519's private derivation; from the key itself when hardened, else from its public key."""
+    """BIP32-Ed25519 private child derivation. Hardened indexes hash the private key, others the public key."""
     scalar, nonce_key, chain_code = node[:32], node[32:64], node[64:]
     if index >= _HARDENED:
         tags, key = b"\x00\x01", scalar + nonce_key

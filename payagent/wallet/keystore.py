@@ -1,10 +1,11 @@
-"""The keystore: the recovery words on disk, encrypted under a passphrase, in one file for its owner alone.
+"""The keystore: one owner-only file that holds the recovery words, encrypted under a passphrase.
 
-JSON, version 1. Everything but the ciphertext is public and authenticated by it: network, account and address
-are known without the passphrase, and none can be changed unnoticed. The key comes from scrypt (RFC 7914), the
-cipher is AES-256-GCM over the 32 bytes of entropy.
-May import: core, `keys`, cryptography, the disk. Never: writes (`creation` does), opens a file that others may
-read, or says in an error more than that it failed.
+The file is JSON, version 1. The cipher is AES-256-GCM over the 32 bytes of entropy, with a key from scrypt
+(RFC 7914). Everything but the ciphertext is public and authenticated: network, account and address can be read
+without the passphrase, and a change to them is detected.
+
+May import: core, `keys`, cryptography, the disk.
+Never: writes a file (`new_keystore` does); opens a file that others may read; reveals a secret in an error.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from payagent.core.problems import Refused
 from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive
 
 VERSION = 1
-SCRYPT_N = 2**16  # with p = 2 the same strength as 2**17 with p = 1 (OWASP), in half the memory: the daemon's peak
+SCRYPT_N = 2**16  # p = 2 gives the strength of 2**17 with p = 1 (OWASP) in half the memory, the daemon's peak
 MODE = 0o600
 SCRYPT_R, SCRYPT_P = 8, 2
 _SCRYPT_N_MIN, _SCRYPT_P_MAX = 2**4, 16
-_SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r: a foreign file may not ask for more memory
+_SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r; a foreign file must not demand more memory
 _SIZE_MAX = 4096
 _FIELDS = {"version", "network", "account", "address", "kdf", "cipher", "ciphertext"}
 _KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}
@@ -36,7 +37,7 @@ _KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a keystore tells anyone who may read it."""
+    """The public part of a keystore."""
 
     network: Network
     account: int
@@ -44,13 +45,13 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The public part, as it stands: only opening the keystore proves it. Refused: `keystore_invalid`."""
+    """Read the public part without verifying it; only `open_keystore` does. Refused: `keystore_invalid`."""
     document = _read(path)
     return Header(NETWORKS[document["network"]], document["account"], document["address"])
 
 
 def open_keystore(path: Path, passphrase: str) -> Seed:
-    """The seed. Refused: `keystore_invalid` for a wrong passphrase, a changed file or a mode wider than 0600."""
+    """Decrypt the seed. Refused: `keystore_invalid` (wrong passphrase, changed file, or mode wider than 0600)."""
     document = _read(path)
     try:
         entropy = AESGCM(stretch(passphrase, document["kdf"])).decrypt(
@@ -64,7 +65,7 @@ def open_keystore(path: Path, passphrase: str) -> Seed:
 
 
 def unlock(path: Path, passphrase: str) -> Account:
-    """Open the keystore and derive its account; the address must come out as the file says."""
+    """Open the keystore and derive its account. Refused: `keystore_invalid` if the address is not the file's."""
     header = read_header(path)
     account = derive(open_keystore(path, passphrase), header.network, header.account)
     if account.address.text != header.address:
@@ -77,7 +78,7 @@ def _invalid(path: Path, detail: str) -> Refused:
 
 
 def stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
-    """The 32 bytes of the cipher's key: scrypt, at the cost that the keystore names."""
+    """Derive the 32-byte cipher key with scrypt, at the cost stated in the keystore."""
     n, r, p = kdf["n"], kdf["r"], kdf["p"]
     memory_max = 128 * r * (n + p + 2)
     return hashlib.scrypt(
@@ -86,7 +87,7 @@ def stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
 
 
 def require_bounded(path: Path, kdf: dict[str, Any]) -> None:
-    """Refuse a cost that is too little to be meant, or takes more memory or time than a daemon has."""
+    """Refuse a scrypt cost that is too low, or that takes too much memory or time (`keystore_invalid`)."""
     n, r, p = kdf["n"], kdf["r"], kdf["p"]
     is_whole = type(n) is type(r) is type(p) is int
     if not is_whole or not (
@@ -104,14 +105,14 @@ def require_bounded(path: Path, kdf: dict[str, Any]) -> None:
 
 
 def authenticated(document: dict[str, Any]) -> bytes:
-    """All but the ciphertext, in one spelling: what the cipher vouches for."""
+    """Return the authenticated data: everything but the ciphertext, as canonical JSON."""
     public = {key: value for key, value in document.items() if key != "ciphertext"}
     return json.dumps(public, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer
+        # O_NONBLOCK: if the path is a pipe, opening it must not wait for a writer
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(_SIZE_MAX + 1) if stat.S_ISREG(mode) else b""

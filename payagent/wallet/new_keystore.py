@@ -1,10 +1,11 @@
-"""Keystores are made here: new words, a new file, a new passphrase for one that is there.
+"""Creates keystores and changes their passphrases.
 
-A new wallet's address is derived twice, by `keys` and by pycardano: were it wrong, that would show only when
-the words are restored elsewhere, and the money is gone.
+The address of a new wallet is derived twice, by `keys` and by pycardano. A wrong derivation would otherwise show
+only when the words are restored in another wallet, and the money would be lost. Randomness comes in as a port.
+
 May import: core, secret_file, `keys`, `keystore`, cryptography, the disk, and pycardano inside `_second_look`
-alone (it takes over a second and 79 MB). Never: overwrites a keystore but by the same words under another
-passphrase. Randomness comes in as a port.
+alone (it takes over a second and 79 MB).
+Never: overwrites a keystore, except with the same words under another passphrase.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 def new_words(randomness: RandomBytes) -> str:
-    """24 new words; `randomness(32)` gives the entropy."""
+    """Make 24 new recovery words. `randomness(32)` returns the entropy."""
     return Seed(randomness(ENTROPY_BYTES)).words
 
 
@@ -53,10 +54,10 @@ def create(
     scrypt_n: int = SCRYPT_N,
     randomness: RandomBytes = os.urandom,
 ) -> Header:
-    """Write a new keystore, durably, and give its public part.
+    """Write a new keystore durably and return its public part.
 
-    `scrypt_n` is the cost (a power of two; memory is n KiB). Refused: `mnemonic_invalid`, `keystore_exists`,
-    `keystore_invalid` for an empty passphrase or a cost that would not be read again.
+    `scrypt_n` is the cost: a power of two, and n KiB of memory. Refused: `mnemonic_invalid`, `keystore_exists`,
+    `keystore_invalid` for an empty passphrase or a cost that `keystore` would refuse to read.
     """
     seed = seed_from_words(words)
     address = derive(seed, network, account).address
@@ -67,15 +68,15 @@ def create(
 
 
 def change_passphrase(path: Path, old: str, new: str) -> Header:
-    """Encrypt the same words anew, under another passphrase; the file is replaced as a whole, durably.
+    """Encrypt the same words under another passphrase and replace the file atomically and durably.
 
-    A link stays, and what it names is replaced: else the old passphrase would open that for ever.
-    Refused: `keystore_invalid`, for a wrong old passphrase among others; then the file is as it was.
+    If the path is a symlink, its target is replaced. Otherwise the old passphrase would still open the target.
+    Refused: `keystore_invalid`, for example for a wrong old passphrase. The file is then unchanged.
     """
     header, seed = read_header(path), open_keystore(path, old)
     path = path.resolve()
     new_path = path.with_name(f".{path.name}.new")
-    new_path.unlink(missing_ok=True)  # of a change that was cut off
+    new_path.unlink(missing_ok=True)  # left over from an interrupted change
     _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, os.urandom))
     if open_keystore(new_path, new).entropy != seed.entropy:
         raise Refused("keystore_invalid", f"{new_path} does not hold what was written to it")
@@ -87,7 +88,7 @@ def change_passphrase(path: Path, old: str, new: str) -> Header:
 def _encrypted(
     path: Path, seed: Seed, header: Header, passphrase: str, scrypt_n: int, randomness: RandomBytes
 ) -> bytes:
-    """A keystore's content, with a salt and a nonce of its own."""
+    """Build a keystore's content with a fresh salt and nonce."""
     if not passphrase:
         raise Refused("keystore_invalid", "the passphrase is empty")
     document: dict[str, Any] = {
@@ -112,8 +113,8 @@ def _encrypted(
 
 
 def _second_look(seed: Seed, account: int, raw_address: bytes) -> None:
-    """Refuse to make a wallet whose keys pycardano derives otherwise: no other wallet would find its money."""
-    # Imported here and now: it is slow and big, and it gives its logger a handler that prints to stderr.
+    """Refuse a wallet for which pycardano derives other keys: no other wallet software would find its money."""
+    # Imported here because it is slow and large. Its logger gets a handler that prints to stderr, removed below.
     from pycardano.crypto.bip32 import HDWallet
 
     logger = logging.getLogger("PyCardano")

@@ -1,8 +1,12 @@
-"""Transactions: select coins, build the body, sign it, read it again and compare. The wallet's front door.
+"""Transactions: selects UTxOs, builds the body, signs it, reads the bytes again and checks them.
 
-Everything here is a function from values to values (the signer holds the only secret), so the same coins and
-outputs give the same bytes, on a second run after a crash too.
-May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's UTXO and UTXOW (see `plan`).
+Start here: the other rooms use the wallet through this module. All functions are pure (the signer holds the only
+secret), so the same UTxOs and outputs give the same bytes, even after a crash.
+
+Rules: Conway's UTXO and UTXOW (see `tx_plan`).
+
+May import: core and this room.
+Never: pycardano, I/O, a clock.
 """
 
 from collections.abc import Sequence, Set
@@ -59,10 +63,10 @@ def select(
     nonce_utxo: Utxo | None = None,
     commitment: bytes | None = None,
 ) -> TxPlan:
-    """Choose coins for the outputs and build. An anchor that is given is spent, whether it is in `coins` or not.
+    """Choose UTxOs for the outputs and build the transaction.
 
-    Refused: `output_below_minimum`, `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`,
-    `transaction_too_big`, `fee_too_high`.
+    A given `nonce_utxo` is always spent, whether it is in `utxos` or not. Refused: `output_below_minimum`,
+    `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`, `transaction_too_big`, `fee_too_high`.
     """
     frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, commitment=commitment)
     order = lay_order(outputs, frame)
@@ -82,9 +86,9 @@ def build(
     rest_role: Role = "change",
     commitment: bytes | None = None,
 ) -> TxPlan:
-    """The transaction that spends exactly these coins; the one that `select` or `send_all` gave for them.
+    """Build the transaction that spends exactly these UTxOs, as `select` or `send_all` built it for them.
 
-    Refused as `select`; `not_enough_funds` when the coins do not pay for the outputs with change that is no dust.
+    Refused like `select`. `not_enough_funds` also means that the change would be below min-ADA.
     """
     if nonce_utxo.ref not in {utxo.ref for utxo in inputs}:
         raise ValueError(f"the anchor {nonce_utxo.ref} is not among the inputs")
@@ -103,10 +107,10 @@ def send_all(
     nonce_utxo: Utxo | None = None,
     barred: Set[str] = frozenset(),
 ) -> TxPlan:
-    """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
+    """Send everything to `to`, less the fee: as many UTxOs as fit one transaction, smallest first.
 
-    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation. Coins that hold a
-    token which is `barred` are left out. An anchor that is given is spent.
+    A wallet with more UTxOs needs several such transactions. To the wallet's own address it is a consolidation.
+    UTxOs with a `barred` token are left out. A given `nonce_utxo` is always spent.
     Refused: `not_enough_funds`, `fee_too_high`.
     """
     role: Role = "change" if to.raw == own.raw else "pay_to"
@@ -116,10 +120,10 @@ def send_all(
 
 
 def split_outputs(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
-    """The outputs of a `wallet split`: so many equal coins of pure ADA to ourselves."""
+    """Return the outputs of `wallet split`: `count` outputs of `lovelace` each to ourselves."""
     return tuple(Output("change", own, LOVELACE, lovelace) for _ in range(count))
 
 
 def sign(plan: TxPlan, signer: Signer) -> bytes:
-    """The bytes to submit. `check` them before they are stored or leave the process."""
+    """Sign and return the bytes to submit. `check` them before they are stored or leave the process."""
     return assemble(plan, signer.public_key, signer.sign(plan.body, plan.paid))

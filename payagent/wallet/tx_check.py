@@ -1,8 +1,10 @@
-"""The second look: signed bytes, read by another reader than their writer, against what was asked.
+"""Checks signed bytes against the plan, with a decoder that is independent of the writer.
 
-Nothing is taken from the plan that the bytes can say themselves; what was asked, the coins' values and the
-bounds are the plan's. May import: core, `decode`, `plan` (its types), PyNaCl. Never: repairs, or a verdict
-"probably"; any difference raises `CheckFailed`.
+Everything that the bytes can state is taken from the bytes. Only the requested outputs, the values of the inputs
+and the bounds are the plan's. Any difference raises `CheckFailed`.
+
+May import: core, `tx_decode`, `tx_plan` (its types), PyNaCl.
+Never: repairs bytes; tolerates a difference.
 """
 
 import hashlib
@@ -15,18 +17,17 @@ from payagent.core.money import LOVELACE
 from payagent.wallet.tx_decode import DecodedTransaction, Undecodable, decode
 from payagent.wallet.tx_plan import FEE_SLACK_BYTES, TxPlan
 
-_OUTPUT_OVERHEAD_BYTES = 160  # Babbage's rule for the minimum counts them on top of an output's own
+_OUTPUT_OVERHEAD_BYTES = 160  # Babbage's min-ADA rule adds them to the size of an output
 
 
 class CheckFailed(Exception):  # noqa: N818  a verdict
-    """The signed bytes are not the transaction that was planned. Nothing may be stored or sent."""
+    """The signed bytes are not the planned transaction. They must not be stored or sent."""
 
 
 def check(raw: bytes, plan: TxPlan, signer_public_key: bytes) -> None:
-    """Compare signed bytes with the plan: inputs, anchor, outputs, balance, fee, TTL, network, witness, id.
+    """Compare signed bytes with the plan: inputs, nonce UTxO, outputs, balance, fee, TTL, network, witness, id.
 
-    That every output goes to a key address of the network and holds the ledger's minimum is asked of the bytes
-    alone, whatever the plan says.
+    Independent of the plan, every output must pay a key address of the network and hold its min-ADA.
     """
     try:
         found = decode(raw)

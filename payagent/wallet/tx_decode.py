@@ -1,10 +1,11 @@
-"""Reads a signed transaction of ours again, from its bytes alone, and accepts one spelling only.
+"""Decodes one of our transactions from its bytes alone, and accepts only the canonical form of a plain payment.
 
-What may stand at each place is known beforehand, so each function reads the one thing that may stand at `at` and
-returns it with the place behind it.
-May import: the standard library. Never: `cbor` (the writer), pycardano, or anything that a plan is made of. What
-is not the canonical form of a plain payment (shortest heads, keys in order, definite lengths, nothing behind)
-raises `Undecodable`; there is no lenient way.
+Start with `decode`. Each function reads the only item that is allowed at offset `at`, and returns it with the
+offset behind it. Canonical means shortest heads, keys in order, definite lengths, and no trailing bytes. Anything
+else raises `Undecodable`.
+
+May import: the standard library.
+Never: `cbor_write`, pycardano, or anything that builds a plan.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import NamedTuple
 _NUMBER, _BYTES, _ARRAY, _MAP = 0, 2, 4, 5
 _KINDS = {_NUMBER: "an unsigned integer", _BYTES: "a byte string", _ARRAY: "an array", _MAP: "a map"}
 _LONGER_FROM = (24, 1 << 8, 1 << 16, 1 << 32)
-"""The least number that a head of one, two, four or eight more bytes is for."""
+"""The smallest number that needs a head with one, two, four or eight more bytes."""
 
 _PAIR = b"\x82"
 _SET = b"\xd9\x01\x02"
@@ -29,7 +30,7 @@ class Undecodable(ValueError):  # noqa: N818  a verdict
 
 
 class DecodedOutput(NamedTuple):
-    """One output as the ledger will read it; `size` is that of its bytes."""
+    """One decoded output. `size` is its length in bytes."""
 
     address: bytes
     lovelace: int
@@ -38,7 +39,7 @@ class DecodedOutput(NamedTuple):
 
 
 class DecodedBody(NamedTuple):
-    """What a body's bytes say; `auxiliary_hash` is that of what it commits to, when it does."""
+    """A decoded transaction body. `auxiliary_hash` is None without a commitment."""
 
     inputs: tuple[tuple[str, int], ...]
     outputs: tuple[DecodedOutput, ...]
@@ -49,7 +50,7 @@ class DecodedBody(NamedTuple):
 
 
 class DecodedTransaction(NamedTuple):
-    """What the bytes say; `body` is the span that the transaction id is the hash of."""
+    """A decoded transaction. `body` is the bytes whose hash is the transaction id."""
 
     body: bytes
     inputs: tuple[tuple[str, int], ...]
@@ -62,7 +63,7 @@ class DecodedTransaction(NamedTuple):
 
 
 def _head(buf: bytes, at: int, kind: int, what: str) -> tuple[int, int]:
-    """The number in the head of an item of this kind: its value, or how long it is."""
+    """Read the number in the head of an item of this kind: its value or its length."""
     first = buf[at]
     if first >> 5 != kind:
         raise Undecodable(f"{what} is not {_KINDS[kind]}")
@@ -89,7 +90,7 @@ def _bytes(buf: bytes, at: int, what: str) -> tuple[bytes, int]:
 
 
 def _fixed(buf: bytes, at: int, opened: bytes, size: int, what: str) -> tuple[bytes, int]:
-    """The bytes behind those that must open them."""
+    """Read `size` bytes that follow the required bytes `opened`."""
     begin = at + len(opened)
     end = begin + size
     if buf[at:begin] != opened or end > len(buf):
@@ -98,7 +99,7 @@ def _fixed(buf: bytes, at: int, opened: bytes, size: int, what: str) -> tuple[by
 
 
 def _set(buf: bytes, at: int, what: str) -> tuple[int, int]:
-    """How many things a set holds."""
+    """Read the number of elements of a set."""
     if buf[at : at + 3] != _SET:
         raise Undecodable(f"{what} are not a set")
     return _head(buf, at + 3, _ARRAY, what)
@@ -148,7 +149,7 @@ def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
 
 
 def _assets_of(buf: bytes, at: int, policy: bytes, assets: dict[str, int]) -> int:
-    """Adds those of one policy to the assets: shorter names first, as their bytes are ordered with their heads."""
+    """Add the assets of one policy to `assets`. Canonical order puts shorter names first."""
     count, at = _head(buf, at, _MAP, "a policy's assets")
     before: tuple[int, bytes] | None = None
     for _ in range(count):
@@ -186,7 +187,7 @@ def _witnesses(buf: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...], in
 
 
 def _commitment(auxiliary: bytes, told: bytes | None) -> bytes | None:
-    """What the auxiliary data commit to, when there are any; `told` is their hash in the body, if it has one."""
+    """Return the commitment in the auxiliary data, or None. `told` is their hash as stated in the body."""
     if auxiliary == b"\xf6":
         if told is not None:
             raise Undecodable(_OTHER_FIELDS)
@@ -202,7 +203,7 @@ def _commitment(auxiliary: bytes, told: bytes | None) -> bytes | None:
 
 
 def decode(raw: bytes) -> DecodedTransaction:
-    """The transaction [body, witnesses, true, null or commitment] of a payment; else Undecodable."""
+    """Decode a payment's transaction: [body, witnesses, true, null or commitment]. Raises Undecodable."""
     if raw[:1] != b"\x84":
         raise Undecodable("a transaction is an array of four")
     try:
@@ -212,7 +213,7 @@ def decode(raw: bytes) -> DecodedTransaction:
 
 
 def decode_body(raw: bytes) -> DecodedBody:
-    """The body of a payment, and nothing behind it; else Undecodable."""
+    """Decode a payment's body without trailing bytes. Raises Undecodable."""
     try:
         body, end = _body(raw, 0)
     except IndexError:

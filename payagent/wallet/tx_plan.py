@@ -1,9 +1,13 @@
-"""A plan: which coins a transaction spends, what it pays, what comes back as change, and the bytes of its body.
+"""Plans a transaction: its inputs, outputs, change and fee, and the bytes of its body.
 
-Sizes are known before a byte is laid, so the fee is a closed form and there is no loop until it fits: only the
-width of the last change coin depends on the fee, and `_last_change` solves that.
-May import: core, `cbor`, `coins`. Never: chooses coins, signs, or leaves money to the fee that could be kept.
-Sources: Conway CDDL; cardano-ledger's Babbage rule for the minimum (160 + size) x coinsPerUTxOByte.
+Start with `lay_order`, `Draft` and `finish`. All sizes are known before the bytes are written, so the fee is
+computed directly, without a loop. Only the encoded width of the last change amount depends on the fee;
+`_last_change` solves that.
+
+Sources: Conway CDDL; cardano-ledger's Babbage rule for min-ADA, (160 + size) x coinsPerUTxOByte.
+
+May import: core, `cbor_write`, `utxo_index`.
+Never: chooses UTxOs; signs; leaves lovelace to the fee that could be change.
 """
 
 import hashlib
@@ -20,19 +24,19 @@ from payagent.wallet.utxo_index import Utxo
 
 Assets = tuple[tuple[str, int], ...]
 
-FEE_SLACK_BYTES = 4  # a change coin of 2^32 lovelace or more takes four bytes more than one below
+FEE_SLACK_BYTES = 4  # a change amount of 2^32 lovelace or more takes four bytes more than one below
 _OUTPUT_OVERHEAD_BYTES = 160
 _WITNESSES = b"\xa1\x00" + cbor.TAGGED_SET + b"\x81\x82\x58\x20"
 _SIGNATURE = b"\x58\x40"
 _TRUE, _NULL = b"\xf5", b"\xf6"
 _AUXILIARY_HASH_SIZE = 1 + 2 + 32
 _WITNESS_SIZE = len(_WITNESSES) + 32 + len(_SIGNATURE) + 64
-_FEE_WIDTH = 5  # every fee from 65,536 lovelace to 4,294 ADA
+_FEE_WIDTH = 5  # bytes of every fee from 65,536 lovelace to 4,294 ADA
 
 
 @dataclass(frozen=True, slots=True)
 class TxParameters:
-    """The protocol parameters that a payment meets; the defaults are mainnet's, and what a lie is measured by."""
+    """The protocol parameters that a transaction must meet. The defaults are mainnet's."""
 
     min_fee_a: int = 44
     min_fee_b: int = 155_381
@@ -42,7 +46,7 @@ class TxParameters:
 
 
 class PlannedOutput(NamedTuple):
-    """One output of the transaction: `address` raw, `assets` in canonical order, without lovelace."""
+    """One output of the transaction: raw `address`, and `assets` besides lovelace in canonical order."""
 
     role: Role
     address: bytes
@@ -51,10 +55,10 @@ class PlannedOutput(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What holds for a transaction whatever coins it spends.
+    """The properties of a transaction that do not depend on its inputs.
 
-    `rest` gets what is left over, in outputs of the role `rest_role`: change, unless a sweep pays it out.
-    `commitment` is 32 bytes that the transaction commits to in its metadata.
+    `rest` receives what is left over, in outputs of the role `rest_role`: change, except when everything is sent
+    to another address. `commitment`: 32 bytes that the transaction commits to in its metadata.
     """
 
     rest: Address
@@ -72,10 +76,10 @@ class Frame(NamedTuple):
 
 
 class TxPlan(NamedTuple):
-    """One transaction, complete but for the signature. The same inputs and outputs give the same bytes.
+    """One transaction without its signature. The same inputs and outputs give the same bytes.
 
-    `asked` is what was to be paid, as it came in; `outputs` are those of the transaction, in order: one for
-    each of `asked`, then the rest. `size` is that of the signed bytes.
+    `asked`: the requested outputs. `outputs`: the outputs of the transaction in order, one for each of `asked`,
+    then the rest. `size`: the length of the signed bytes.
     """
 
     nonce_utxo: Utxo
@@ -103,7 +107,7 @@ class TxPlan(NamedTuple):
 
     @property
     def paid(self) -> int:
-        """How many outputs, from the first on, need not pay the wallet itself: all behind them must."""
+        """How many of the first outputs may leave the wallet. All later outputs must pay the wallet itself."""
         for count in range(len(self.outputs), 0, -1):
             if self.outputs[count - 1].role != "change":
                 return count
@@ -111,7 +115,7 @@ class TxPlan(NamedTuple):
 
     @property
     def spend(self) -> Mapping[str, int]:
-        """Units per asset that leave the wallet, with the fee and the ADA that rides along with tokens."""
+        """Units per asset that leave the wallet, including the fee and the min-ADA of token outputs."""
         leaving = {LOVELACE: self.fee_lovelace}
         for output in self.outputs:
             if output.role != "change":
@@ -122,7 +126,7 @@ class TxPlan(NamedTuple):
 
 
 def output_minimum(address: bytes, assets: bytes, parameters: TxParameters) -> int:
-    """Least lovelace of an output with this encoded multiasset map (empty for none), in the form we send."""
+    """Return the min-ADA of an output in lovelace. `assets` is an encoded multiasset map, or empty."""
     return _minimum(_base_size(address), assets, parameters)
 
 
@@ -131,30 +135,31 @@ def _minimum(base_size: int, assets: bytes, parameters: TxParameters) -> int:
 
 
 def _base_size(address: bytes) -> int:
-    """Bytes of an output before its value."""
+    """Return the bytes of an output before its value."""
     return 1 + cbor.head_size(len(address)) + len(address)
 
 
 def _value_size(assets: bytes) -> int:
-    """Bytes of a value with this encoded multiasset map (empty for none) and a coin of five bytes."""
+    """Return the bytes of a value with this encoded multiasset map, or empty, and five bytes of lovelace."""
     return 6 + len(assets) if assets else 5
 
 
 def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters: TxParameters) -> int:
-    """Least lovelace that the ledger accepts in an output with these assets (hex names, units above 0).
+    """Return the min-ADA in lovelace of an output with these assets (hex names, units above 0).
 
-    Measured with a coin of five bytes, which every minimum has: Babbage's rule counts the bytes as sent, and
-    ours are the shorter array form, so base addresses need 969,750 for pure ADA and not 978,370.
+    Every minimum takes five bytes. Babbage's rule counts the bytes as sent, and we send the shorter array form. So
+    an output of pure ADA to a base address needs 969,750 lovelace instead of 978,370.
     """
     assets = cbor.multiasset(asset_units.items()) if asset_units else b""  # in any order: only its size counts
     return output_minimum(raw_address, assets, parameters)
 
 
 class TxRequest(NamedTuple):
-    """What is asked, laid out once: the planned outputs, their bytes, and what they need per asset.
+    """The requested outputs: planned, encoded, and with the units needed per asset.
 
-    `assets` are those that must be paid besides lovelace; `fixed_size` are the bytes of the signed transaction
-    that no choice of coins changes, `rest_base_size` those of an output of the rest before its value.
+    `assets`: the assets to pay besides lovelace.
+    `fixed_size`: bytes of the signed transaction that do not depend on its inputs and rest.
+    `rest_base_size`: bytes of a rest output before its value.
     """
 
     asked: tuple[Output, ...]
@@ -167,18 +172,18 @@ class TxRequest(NamedTuple):
     rest_base_size: int
 
     def size(self, input_count: int, input_bytes: int, rest_count: int, rest_bytes: int) -> int:
-        """Bytes of the signed transaction."""
+        """Return the bytes of the signed transaction."""
         heads = cbor.head_size(input_count) + cbor.head_size(len(self.planned) + rest_count)
         return self.fixed_size + heads + input_bytes + rest_bytes
 
     def fee(self, size: int) -> int:
-        """The least fee of a signed transaction of so many bytes."""
+        """Return the minimum fee in lovelace of a signed transaction of `size` bytes."""
         parameters = self.frame.parameters
         return parameters.min_fee_b + parameters.min_fee_a * size
 
 
 def _fixed_size(encoded: bytes, frame: Frame) -> int:
-    """Array, map, five keys, what is asked, fee, TTL, witness, true and null or a commitment with its hash."""
+    """Sum up array, map, five keys, requested outputs, fee, TTL, witness, true, and null or the commitment."""
     commitment = 0 if frame.commitment is None else _AUXILIARY_HASH_SIZE + len(frame.auxiliary) - len(_NULL)
     return (
         10 + len(cbor.TAGGED_SET) + len(encoded)
@@ -187,7 +192,7 @@ def _fixed_size(encoded: bytes, frame: Frame) -> int:
 
 
 def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
-    """Lay out what is asked. A token output carries its minimum of ADA; an ADA output must hold its own.
+    """Plan and encode the requested outputs. A token output gets its min-ADA; an ADA output must reach it.
 
     Refused: `output_below_minimum`, `amount_out_of_range`.
     """
@@ -219,7 +224,7 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
 
 
 class Bundle(NamedTuple):
-    """What one output of the rest holds besides lovelace, with the least lovelace that it takes."""
+    """The assets of one rest output besides lovelace, with its min-ADA."""
 
     assets: Assets
     encoded: bytes
@@ -227,7 +232,7 @@ class Bundle(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The outputs that what is left over takes: their bytes, the last coin in five, and the least they hold."""
+    """The rest outputs: their assets, size (with five bytes for the last lovelace amount) and min-ADA."""
 
     bundles: tuple[Bundle, ...]
     size: int
@@ -235,7 +240,7 @@ class Rest(NamedTuple):
 
 
 def _spread(left: Mapping[str, int], order: TxRequest) -> Rest:
-    """What is left over, in as few outputs as values allow (maxValueSize; 2^63-1 units of an asset)."""
+    """Spread what is left over on as few outputs as possible (maxValueSize; 2^63-1 units of an asset)."""
     waiting = sorted(
         ((asset, units) for asset, units in left.items() if units), key=lambda pair: cbor.canonical_key(pair[0])
     )
@@ -254,10 +259,10 @@ def _spread(left: Mapping[str, int], order: TxRequest) -> Rest:
 def _fill_value(
     waiting: Sequence[tuple[str, int]], size_max: int
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """The assets, in order, that one value holds, and those that must wait for the next."""
+    """Return the assets, in order, that fit one value, and the remaining ones."""
     taken: list[tuple[str, int]] = []
     over: list[tuple[str, int]] = []
-    size, policy = 1 + 9 + 3, ""  # array, coin and map heads at their widest
+    size, policy = 1 + 9 + 3, ""  # array, lovelace and map heads at their widest
     for place, (asset, units) in enumerate(waiting):
         name_bytes = (len(asset) - 56) // 2
         size += cbor.head_size(name_bytes) + name_bytes + cbor.head_size(min(units, MAX_UNITS))
@@ -272,9 +277,9 @@ def _fill_value(
 
 
 class Draft:
-    """Coins chosen so far for an order, and whether they pay for it; adding a coin costs what it brings.
+    """The UTxOs chosen so far for a request, and whether they pay for it.
 
-    What the coins so far come to is kept until the next one, as a selection asks for it again and again.
+    Sizes and rest are cached until the next `add`, because coin selection asks for them repeatedly.
     """
 
     __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "held", "order", "refs", "utxos")
@@ -292,7 +297,7 @@ class Draft:
             self.add(utxo)
 
     def add(self, utxo: Utxo) -> None:
-        """Spend one more coin."""
+        """Add one more UTxO to the inputs."""
         self.utxos.append(utxo)
         self.refs.add(utxo.ref)
         self._input_bytes += 35 + cbor.head_size(utxo.index)
@@ -312,7 +317,7 @@ class Draft:
         return bool(assets) and any(self.lacking(asset) for asset in assets)
 
     def rest(self) -> Rest:
-        """What is left over. Only for a draft that lacks no asset."""
+        """Return the rest outputs. Only for a draft that lacks no asset."""
         if self._rest is None:
             needs = self.order.needs
             left = {asset: units - needs.get(asset, 0) for asset, units in self.held.items() if asset != LOVELACE}
@@ -320,7 +325,7 @@ class Draft:
         return self._rest
 
     def bare_size(self, more_inputs: int = 0) -> int:
-        """Bytes of the transaction when nothing is left over, with so many more inputs of index below 24."""
+        """Bytes of the transaction without a rest, with `more_inputs` added whose index is below 24."""
         if more_inputs:
             return self._size(more_inputs, 0, 0)
         if self._bare is None:
@@ -328,7 +333,7 @@ class Draft:
         return self._bare
 
     def kept_size(self, more_inputs: int = 0) -> int:
-        """Bytes of the transaction with the rest, whose last coin takes five bytes."""
+        """Bytes of the transaction with the rest, whose last lovelace amount takes five bytes."""
         if not more_inputs and self._kept is not None:
             return self._kept
         rest = self.rest()
@@ -345,32 +350,32 @@ class Draft:
         return self.order.fee(size)
 
     def leaves_assets(self) -> bool:
-        """Whether assets are left over, so that a rest there must be. Only for a draft that lacks no asset."""
+        """Whether assets are left over, which requires a rest. Only for a draft that lacks no asset."""
         return bool(self.rest().bundles[0].assets)
 
     def is_exact(self) -> bool:
-        """Whether inputs, outputs and fee balance to the unit, so that there is no rest."""
+        """Whether inputs, outputs and fee balance exactly, without a rest."""
         return self.exact_gap() == 0
 
     def may_be_exact(self) -> bool:
-        """Whether there may be no rest at all. Only for a draft that lacks no asset."""
+        """Whether the transaction may have no rest. Only for a draft that lacks no asset."""
         return bool(self.order.planned) and not self.leaves_assets()
 
     def exact_gap(self) -> int | None:
-        """Lovelace missing until there is no rest at all; None when there must be one."""
+        """Lovelace missing to balance without a rest; None if there must be one."""
         return self.gap() if self.may_be_exact() else None
 
     def gap(self, more_inputs: int = 0) -> int:
-        """Lovelace missing for the outputs and the fee of a transaction without rest; below it nothing pays."""
+        """Lovelace missing for the outputs and the fee without a rest. Above 0, the draft cannot pay."""
         return self.order.needs[LOVELACE] + self.fee(self.bare_size(more_inputs)) - self.held[LOVELACE]
 
     def shortfall(self, more_inputs: int = 0) -> int:
-        """Lovelace missing until the rest, after the fee, is no dust; zero or less when it can be kept."""
+        """Lovelace missing until the rest, after the fee, reaches its min-ADA. 0 or less if it does."""
         fee = self.fee(self.kept_size(more_inputs))
         return self.order.needs[LOVELACE] + fee + self.rest().least_lovelace - self.held[LOVELACE]
 
     def pays(self) -> bool:
-        """Whether the coins so far make a transaction, in balance and in size."""
+        """Whether the UTxOs so far make a transaction that balances and fits."""
         if not self.utxos or (gap := self.gap()) > 0 or self.lacks_assets():
             return False
         size_max = self.order.frame.parameters.max_tx_size
@@ -379,9 +384,9 @@ class Draft:
         return self.kept_size() <= size_max and self.shortfall() <= 0
 
     def has_room(self) -> bool:
-        """Whether the coins so far leave any hope that more coins still fit.
+        """Whether more UTxOs may still fit.
 
-        What is left of assets is not looked at while lovelace is short: that would cost more than it saves.
+        While lovelace is short, left-over assets are ignored: computing the rest would cost more than it saves.
         """
         bare = self.gap() > 0 or self.lacks_assets() or not self.leaves_assets()
         size = self.bare_size() if bare else self.kept_size()
@@ -389,7 +394,7 @@ class Draft:
 
 
 def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
-    """Lay the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
+    """Build the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
     order, frame = draft.order, draft.order.frame
     utxos = tuple(sorted(draft.utxos, key=lambda utxo: (utxo.tx_id, utxo.index)))
     rest, encoded, fee_lovelace = _rest(draft)
@@ -425,7 +430,7 @@ def _auxiliary_hash(frame: Frame) -> bytes:
 
 
 def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
-    """The outputs of the rest, their bytes, and the fee."""
+    """Return the rest outputs, their bytes, and the fee."""
     if draft.is_exact():
         return (), b"", draft.fee(draft.bare_size())
     frame, spread = draft.order.frame, draft.rest().bundles
@@ -440,10 +445,11 @@ def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
 
 
 def _last_change(lovelace: int, min_fee_a: int) -> tuple[int, int]:
-    """The last change coin and the fee that its width adds, from its value when it took five bytes.
+    """Return the last change amount and the extra fee for its width.
 
-    Where neither width is consistent (four more bytes cost what lifted it over 2^32) the largest coin of five
-    bytes is kept, and the fee takes the difference: at most 176 lovelace.
+    `lovelace` is the change if its encoding took five bytes.
+    Just above 2^32 lovelace, the fee for four more bytes would bring the amount back below 2^32. Then the change
+    is the largest amount of five bytes, and the fee takes the difference: at most 176 lovelace.
     """
     wide = FEE_SLACK_BYTES * min_fee_a
     if lovelace <= cbor.WIDTH_4_MAX:
@@ -454,7 +460,7 @@ def _last_change(lovelace: int, min_fee_a: int) -> tuple[int, int]:
 
 
 def assemble(plan: TxPlan, public_key: bytes, signature: bytes) -> bytes:
-    """The signed transaction: [body, {0: set of one [key, signature]}, true, auxiliary data]."""
+    """Return the signed transaction: [body, {0: set of one [key, signature]}, true, auxiliary data]."""
     return b"".join(
         (b"\x84", plan.body, _WITNESSES, public_key, _SIGNATURE, signature, _TRUE, plan.frame.auxiliary)
     )

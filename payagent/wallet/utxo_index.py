@@ -1,7 +1,10 @@
-"""Coins: what the wallet may spend, indexed so that choosing never walks the wallet.
+"""The wallet's available UTxOs, indexed so that coin selection never scans all of them.
 
-May import: the standard library and core. Never: decides what is free (the caller puts in only confirmed or
-chained coins of our key, without datum or script, that nothing else holds).
+The caller adds only UTxOs of our key without datum or script that nothing else reserves. They are confirmed, or
+pending change.
+
+May import: the standard library and core.
+Never: decides which UTxOs are available.
 """
 
 from bisect import bisect_left, insort
@@ -30,10 +33,10 @@ class Utxo:
 
 
 class UtxoIndex:
-    """The free coins. Adding and removing cost a binary search; so does each question a selection asks.
+    """The available UTxOs. Each operation costs a binary search.
 
-    Everything is ordered by amount and then by reference, never by arrival: the same coins give the same answers.
-    One thread owns it.
+    The order is by amount and then by reference, never by arrival, so the same UTxOs give the same results.
+    Not thread-safe: one thread owns it.
     """
 
     __slots__ = ("_by_asset", "_by_ref", "_mixed", "_pure", "_totals")
@@ -63,15 +66,15 @@ class UtxoIndex:
 
     @property
     def totals(self) -> Mapping[str, int]:
-        """Units per asset, lovelace among them; an asset that is not there has none."""
+        """Units per asset, lovelace included. Assets with none are absent."""
         return MappingProxyType(self._totals)
 
     def add(self, utxo: Utxo) -> None:
-        """Make a coin spendable; KeyError when it is there already."""
+        """Add a UTxO. Raises KeyError if it is already there."""
         self._enter(utxo, insort)
 
     def remove(self, ref: str) -> Utxo:
-        """Take a coin out; KeyError when it is not there."""
+        """Remove a UTxO and return it. Raises KeyError if it is not there."""
         utxo = self._by_ref.pop(ref)
         _cut(self._mixed if utxo.assets else self._pure, (utxo.lovelace, ref))
         self._count(LOVELACE, -utxo.lovelace)
@@ -84,31 +87,31 @@ class UtxoIndex:
         return utxo
 
     def pure_from(self, lovelace: int) -> Iterator[Utxo]:
-        """UtxoIndex of nothing but lovelace, from the smallest that holds at least so much upwards."""
+        """UTxOs of pure ADA with at least `lovelace`, smallest first."""
         return self._upwards(self._pure, lovelace)
 
     def asset_from(self, asset: str, units: int) -> Iterator[Utxo]:
-        """UtxoIndex with at least so many units of an asset, fewest units first."""
+        """UTxOs with at least `units` of an asset, fewest units first."""
         return self._upwards(self._by_asset.get(asset, []), units)
 
     def pure_largest(self) -> Iterator[Utxo]:
-        """UtxoIndex of nothing but lovelace, largest first."""
+        """UTxOs of pure ADA, largest first."""
         return self._named(reversed(self._pure))
 
     def mixed_largest(self) -> Iterator[Utxo]:
-        """UtxoIndex with other assets, most lovelace first."""
+        """UTxOs with other assets, most lovelace first."""
         return self._named(reversed(self._mixed))
 
     def largest(self) -> Iterator[Utxo]:
-        """All coins, most lovelace first."""
+        """All UTxOs, most lovelace first."""
         return self._named(merge(reversed(self._pure), reversed(self._mixed), reverse=True))
 
     def smallest(self) -> Iterator[Utxo]:
-        """All coins, least lovelace first."""
+        """All UTxOs, least lovelace first."""
         return self._named(merge(self._pure, self._mixed))
 
     def asset_largest(self, asset: str) -> Iterator[Utxo]:
-        """UtxoIndex with an asset, most units first."""
+        """UTxOs with an asset, most units first."""
         return self._named(reversed(self._by_asset.get(asset, [])))
 
     def _enter(self, utxo: Utxo, put: Callable[[list[_Entry], _Entry], None]) -> None:
