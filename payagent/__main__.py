@@ -1,4 +1,8 @@
-"""`python -m payagent`: the same as the command `payagent`. May import: cli. Never: anything else."""
+"""`python -m payagent` runs the command `payagent`.
+
+May import: cli.
+Never: anything else.
+"""
 
 from payagent.cli import main
 

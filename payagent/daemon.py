@@ -1,7 +1,8 @@
-"""daemon: puts the house together and keeps it running until it is told to stop.
+"""The daemon: connects all rooms, and runs until it is told to stop.
 
-May import: every room but the CLI and the devnet. Never: decides about a payment. What it owns: the lease of
-the data folder, and the order of start and stop.
+Start with `serve`. The daemon owns the lease of the data folder and the order of start and stop.
+May import: every room but the CLI and the devnet.
+Never: decides about a payment.
 """
 
 import asyncio
@@ -83,7 +84,7 @@ log = structlog.get_logger("payagent.daemon")
 Announce = Callable[[Mapping[str, str]], None]
 
 CLOCK_PATIENCE_S = 5.0
-"""How long a start waits for a provider to say what time it is."""
+"""How long a start waits for a provider to tell the time."""
 
 
 def serve(
@@ -101,18 +102,18 @@ def serve(
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
-    `looked_for`: where the next start looks for `config`. `can_ask`: somebody is there to type the passphrase.
-    `allow_remote`: api.listen may be reached from other machines, by TLS. `checkpoint` is told of every commit
-    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for; who gives it has blocked
-    that signal, so that one which comes early is heeded then.
+    `looked_for`: where the next start looks for `config`. `can_ask`: a person can type the passphrase.
+    `allow_remote`: other machines may reach api.listen, by TLS. `checkpoint` is told of every commit point (tests
+    kill the process there). `reread` reads the settings again after SIGHUP. A caller that passes it has blocked
+    SIGHUP, so an early signal is handled once the daemon is ready.
 
-    The keystore is opened first, by a process of its own, before anybody can reach us: who is asked for the
-    passphrase can still leave with Ctrl-C. From then on this process can read neither keystore nor passphrase
-    (`fence`). That lasts as long as the process, so nothing else is done in it after serving.
-    Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
-    `ledger_changed`, `ledger_missing`, `ledger_newer`, `store_failed`. Ends as `lease_lost` when another daemon
-    opened the ledger meanwhile, and as `signer_lost` when the process that holds the key is gone: its next start
-    is the one way to unlock again.
+    A separate process opens the keystore before the daemon can be reached, so Ctrl-C still works at the passphrase
+    prompt. From then on the daemon can read neither keystore nor passphrase (`sandbox`). That holds for the life
+    of the process, so nothing else is done in it after serving.
+
+    Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_changed`,
+    `ledger_missing`, `ledger_newer`, `store_failed`. Ends with `lease_lost` when another daemon opened the ledger.
+    Ends with `signer_lost` when the process that holds the key is gone: only a new start can unlock the key again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
@@ -151,13 +152,13 @@ def _require_private_place(data_dir: Path, config: Path) -> None:
 def _unlocked(
     settings: Settings, passphrase: SecretFile | None
 ) -> AbstractContextManager[tuple[Account, SignerProcess, list[str]]]:
-    """The wallet's account, and who signs for it."""
+    """Unlock the keystore. Yields the account, its signer, and the hardening that this machine lacks."""
     keystore, network, limits = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network], settings.limits
     return unlocked(keystore, passphrase, network, settings.keystore.account, limits.caps, limits.day_caps)
 
 
 def _warn_of_risks(settings: Settings) -> None:
-    """Warn of what does not stop the start, and an operator should put right."""
+    """Warn of risks that do not stop the start and that an operator should fix."""
     if os.path.lexists(settings.data_dir / WORDS_FILE):
         log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
     for name, provider in settings.chain.named.items():
@@ -166,7 +167,7 @@ def _warn_of_risks(settings: Settings) -> None:
 
 
 def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
-    """What the port needs for TLS; None for plain text, which does not leave the machine."""
+    """Return the TLS context of the port; None for plain text, which must stay on this machine."""
     if api.is_remote and not allow_remote:
         raise Refused(
             "config_invalid",
@@ -183,9 +184,9 @@ def _put_up_fence(
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
-    """Keep this process from the secrets, and from having other programs get at them, for good.
+    """Sandbox this process for good: it cannot read the secrets, or have other programs read them.
 
-    Behind the fence a file that is made in a folder above the keystore cannot be read: so temporary files are made
+    In the sandbox, a file created in a folder above the keystore cannot be read. So temporary files are created
     elsewhere.
     """
     tell = log.warning if plan.open else log.info
@@ -212,7 +213,7 @@ async def _serve(
     reread: Callable[[], Settings] | None,
 ) -> None:
     links = _links(settings, redactor)
-    signer.watch(lambda: None)  # until somebody heeds `_stop`
+    signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
@@ -248,9 +249,9 @@ async def _serve(
 
 
 def _keep_what_is_there() -> None:
-    """Keep garbage collection from what lasts as long as the process: modules, routes and the like.
+    """Exclude objects that live as long as the process (modules, routes) from garbage collection.
 
-    It would find nothing among them, and no call is answered while it looks.
+    A collection would find nothing among them, and no request is answered while it runs.
     """
     gc.collect()
     gc.freeze()
@@ -266,7 +267,7 @@ async def _running(
     redactor: Redactor,
     checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, TopupRunner, Scheduler]]:
-    """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
+    """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
     record = SignerFile(settings.data_dir / SIGNER_FILE)
@@ -312,7 +313,7 @@ async def _running(
 
 
 async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
-    """Refuse a wrong clock of ours (`clock_skew`). A provider that tells no time does not count."""
+    """Refuse a wrong local clock (`clock_skew`). Providers that tell no time are ignored."""
 
     async def ask(source: Blockfrost) -> int | None:
         with suppress(TimeoutError):
@@ -326,19 +327,19 @@ async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[
 
 
 def _egress(settings: Settings) -> Egress:
-    """Where calls to merchants may go."""
+    """Return the rules for where calls to merchants may go."""
     mine = (merchant.origin for merchant in settings.merchants.values() if merchant.private_network)
     return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
 
 
 def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
-    """The links by which people decide, if there are any. Their key is made when it is first needed."""
+    """Set up approval links, if they are configured. Their key is created when it is first needed."""
     if settings.approvals.link_origin is None:
         return None
     path = settings.data_dir / LINKS_KEY_FILE
     if os.path.lexists(path):
         secret = read_secret_file(path)
-    else:  # not read back: behind the fence, what is new beside the keystore cannot be read
+    else:  # not read back: the sandbox hides new files beside the keystore
         secret = SystemRandomness().token_hex(KEY_BYTES)
         make_secret_file(path, secret)
     try:
@@ -353,12 +354,12 @@ def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
 
 
 def _link_host(links: ApprovalLinks | None) -> frozenset[str]:
-    """What `Host` says when a link is opened."""
+    """Return the name that `Host` has in requests for approval links."""
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
 
 
 def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
-    """The settings as the file is now. Refused with what to do when the fence keeps the file from us."""
+    """Reread the settings. Refused with the fix if the sandbox hides the file."""
     require_unchanged_by_others(config)
     try:
         config.open("rb").close()
@@ -384,19 +385,19 @@ def _read_on_sighup(rereading: ConfigReload) -> None:
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:
-    """Nothing can be written any more, so nothing is signed and nothing new leaves."""
+    """Stop after the lease is lost: nothing can be written, so nothing is signed or newly submitted."""
     if not is_lost.is_set():
         is_lost.set()
         _stop()
 
 
 def _stop() -> None:
-    """What is under way ends as it does by SIGTERM."""
+    """Stop as by SIGTERM."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
-    """A database belongs to one network and one address for good."""
+    """Bind the database to one network and one address for good."""
     for key, value in (("network", settings.network), ("address", own.text)):
         known = about.meta(readers.conn, key)
         if known is None:
@@ -406,7 +407,7 @@ async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Addre
 
 
 def make_terms(settings: Settings, own: Address, redactor: Redactor) -> AgentConfig:
-    """The settings in the form that the agent works with; merchants' keys are read here, and redacted."""
+    """Convert the settings to the agent's config. Merchants' API keys are read and redacted here."""
     keys = {
         name: _secret(merchant.api_key_file, redactor, read_header_secret)
         for name, merchant in settings.merchants.items()
@@ -419,7 +420,7 @@ def _source(name: str, provider: Provider, redactor: Redactor) -> Blockfrost:
 
 
 def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
-    """Its key is cut out of the log as bytes too, which are the key without its prefix."""
+    """Build the webhook. Its key is redacted in the log as bytes too, which lack the prefix."""
     url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
     if url is None or secret is None:
         return None
@@ -437,6 +438,6 @@ def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] =
 
 
 def _hide(secret: str, redactor: Redactor) -> None:
-    """Cut a secret out of the log. One so short that it may be a word cannot be cut out, and is never logged."""
+    """Redact a secret in the log. A very short one may be a common word; it is not redacted, but never logged."""
     if len(secret) >= SECRET_LENGTH_MIN:
         redactor.register(secret)

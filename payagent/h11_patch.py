@@ -1,11 +1,10 @@
-"""Heads of HTTP messages are read in a time that grows as their length does.
+"""Make h11 read the head of an HTTP message in linear time.
 
-h11 reads them for the API, for the proxy and for httpx. It tries every way to part the blanks before a header's
-value from those behind it where the value is empty and the line is none: a line of 100 KB keeps all that the
-process does waiting for half a minute, since nothing else runs while a regular expression does. Here the blanks
-before a value are taken once (docs/decisions/0023).
-
-May import: h11. Never: changes what is a header and what is none.
+h11 reads heads for the API, the proxy and httpx. If a header's value is empty and the line is invalid, its regular
+expression tries every split of the blanks before and after the value. A 100 KB line then blocks the whole process
+for half a minute. The patch makes the blanks before a value possessive (docs/decisions/0023).
+May import: h11.
+Never: changes what counts as a header.
 """
 
 import re
@@ -15,6 +14,6 @@ from h11._abnf import OWS, header_field
 
 
 def patch_h11() -> None:
-    """From now on, for everything in this process."""
+    """Patch h11 for this whole process."""
     once = header_field.replace(f":{OWS}", f":{OWS}+", 1)
     _readers.header_field_re = re.compile(once.encode("ascii"))

@@ -1,8 +1,8 @@
-"""init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
-And gives a keystore another passphrase.
+"""Create everything for a first start: data folder, config, keystore, ledger with its first app, token.
 
-May import: core, settings, wallet, store, agent.base, api.http. Never: asks a question or prints (the CLI does);
-overwrites a file; leaves half of its work behind when it fails.
+It also changes a keystore's passphrase. Start with `initialise`.
+May import: core, settings, wallet, store, agent.base, api.http.
+Never: asks a question or prints (the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
 import os
@@ -32,14 +32,14 @@ APP_NAME = "operator"
 PASSPHRASE_LENGTH_MIN = 8
 
 Undo = list[Callable[[], object]]
-"""What takes back all that was done so far, in the order in which it was done."""
+"""Steps that undo the work so far, in the order of the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the operator decided. `merchants` are origins by name, `partners` are their X-Partner by name.
+    """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
 
-    All paths are absolute. `data_dir` None is the default place; `words` None makes new ones.
+    All paths are absolute. `data_dir` None means the default, `words` None means new ones.
     """
 
     network: str
@@ -56,7 +56,10 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What is there now. `new_words` is None when they were restored; `words_file` when they were not written."""
+    """The created wallet.
+
+    `new_words` is None if words were restored. `words_file` is None if words were not written to a file.
+    """
 
     config: Path
     data_dir: Path
@@ -74,11 +77,11 @@ def initialise(
     write_words: bool,
     randomness: creation.RandomBytes,
 ) -> Made:
-    """Make everything, or nothing. `write_words` puts new words in a 0600 file of the data folder.
+    """Create everything, or nothing. `write_words` puts new words in a 0600 file in the data folder.
 
-    Refused: `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
+    Refused `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
     """
-    if choices.network != "devnet" or choices.words:  # words of one's own may hold money elsewhere
+    if choices.network != "devnet" or choices.words:  # restored words may hold money elsewhere
         require_long(choices.passphrase)
     with undone_on_failure() as undo:
         write_new(choices.config, config_text(choices), undo)
@@ -100,15 +103,15 @@ def initialise(
 
 
 def require_long(passphrase: str) -> None:
-    """The one rule for a new passphrase, typed or from a file. Refused: `passphrase_too_short`."""
+    """Check a new passphrase, typed or from a file. Refused `passphrase_too_short`."""
     if len(passphrase) < PASSPHRASE_LENGTH_MIN:
         raise Refused("passphrase_too_short", f"it needs at least {PASSPHRASE_LENGTH_MIN} characters")
 
 
 def change_passphrase(settings: Settings, old: str, new: str) -> Header:
-    """Encrypt the keystore under another passphrase, while no daemon has it; all or nothing, durably.
+    """Encrypt the keystore with another passphrase while no daemon uses it, atomically and durably.
 
-    Refused: `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
+    Refused `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
     """
     require_long(new)
     path = settings.data_dir / KEYSTORE_FILE
@@ -123,7 +126,7 @@ def change_passphrase(settings: Settings, old: str, new: str) -> Header:
 
 
 def _require_own(path: Path) -> None:
-    """What another user, and be it root, writes in a file's place its owner cannot open any more."""
+    """Refuse another user's keystore: its owner could not open a file that this user (even root) writes."""
     if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
         raise Refused(
             "config_invalid",
@@ -133,7 +136,7 @@ def _require_own(path: Path) -> None:
 
 
 def config_text(choices: Choices) -> str:
-    """The config file: the choices and no defaults; for the T Backend also how its splits are read."""
+    """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
     lines = [
         "# payagent's configuration, made by `payagent init`. config/payagent.example.toml explains every key.",
         "",
@@ -173,12 +176,12 @@ def _path(key: str, path: Path) -> str:
 
 
 def _key(name: str) -> str:
-    """A TOML key; what is no bare key is quoted, and then refused by the settings."""
+    """Return a TOML key. Other text is quoted, and the settings refuse it later."""
     return name if name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name) else _quote(name)
 
 
 def _quote(text: str) -> str:
-    """A TOML basic string. Refused: `config_invalid`, for a name of bytes that are no text."""
+    """Return a TOML basic string. Refused `config_invalid` for a file name that is not UTF-8."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise Refused("config_invalid", f"{text} is not UTF-8, as all is in a config file: choose another name")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -186,7 +189,7 @@ def _quote(text: str) -> str:
 
 
 def _require_same(settings: Settings, choices: Choices) -> None:
-    """An environment that overrides what was just decided would found something else than was asked for."""
+    """Refuse an environment that overrides the choices: it would create another wallet than asked for."""
     if settings.network != choices.network:
         raise Refused("config_invalid", "environment PAYAGENT_NETWORK names another network; unset it")
     if choices.data_dir is not None and settings.data_dir != choices.data_dir:
@@ -210,8 +213,8 @@ def _make_keystore(
 
 
 def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
-    """An empty ledger with one app that may do everything."""
-    write_new(path, "", undo)  # an empty file is an empty database, and is nobody else's
+    """Create an empty ledger with one app that has every scope."""
+    write_new(path, "", undo)  # an empty file is an empty database, and O_EXCL makes it ours
     undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
     writer = Writer(path)
     app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
@@ -226,7 +229,7 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
 
 
 def require_none(data_dir: Path) -> None:
-    """A wallet that is there stays as it is."""
+    """Refuse a data folder that already holds a wallet."""
     for name, code in (
         (KEYSTORE_FILE, "keystore_exists"),
         (LEDGER_FILE, "file_exists"),
@@ -238,8 +241,9 @@ def require_none(data_dir: Path) -> None:
 
 
 def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> None:
-    """The data folder, for its owner alone. One that holds something already, but for `ours`, must be private
-    already.
+    """Create the data folder, private to its owner.
+
+    An existing folder that holds anything but `ours` must already be private.
     """
     if not folder.exists():
         _make_folders(folder, undo)
@@ -252,15 +256,15 @@ def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> N
 
 
 def _make_folders(folder: Path, undo: Undo) -> None:
-    """The folder, and those on the way to it that are not there."""
+    """Create the folder and its missing parents."""
     for step in (*reversed(folder.parents), folder):
         if not step.exists():
-            step.mkdir(mode=0o755)  # by no umask for a group to write: others could change the config
+            step.mkdir(mode=0o755)  # not group-writable under any umask: others could change the config
             undo.append(step.rmdir)
 
 
 def write_new(path: Path, text: str, undo: Undo) -> None:
-    """A new file, durable and for its owner alone."""
+    """Write a new file, durable and private to its owner."""
     _make_folders(path.parent, undo)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -275,7 +279,7 @@ def write_new(path: Path, text: str, undo: Undo) -> None:
 
 @contextmanager
 def undone_on_failure() -> Iterator[Undo]:
-    """Hands out a list of steps; when the block fails, those that are in it are taken, the last first."""
+    """Yield a list of undo steps. If the block fails, they are run in reverse order."""
     undo: Undo = []
     try:
         yield undo
@@ -291,5 +295,5 @@ def undone_on_failure() -> Iterator[Undo]:
 
 def _take_back(undo: Undo) -> None:
     for step in reversed(undo):
-        with suppress(OSError):  # the error that led here is the one to be told
+        with suppress(OSError):  # the original error is the one to report
             step()

@@ -1,8 +1,9 @@
-"""log: one JSON line per event on stderr, or coloured text on a terminal, with every known secret cut out.
+"""Logging: one JSON line per event on stderr, or coloured text on a terminal, without any known secret.
 
-May import: structlog and the standard library's logging, which other packages use. Never: decides what is
-logged. Event names are dotted (`payment.submitted`); ids are bound with structlog.contextvars. What an outside
-party can cause is never logged at error.
+Event names are dotted (`payment.submitted`). Ids are bound with structlog.contextvars. Events that an outside
+party can cause are never logged at error.
+May import: structlog and the standard library's logging, which other packages use.
+Never: decides what is logged.
 """
 
 import base64
@@ -23,20 +24,20 @@ REDACTED = "[redacted]"
 REPEATED_EVERY_S = 30
 REPEATED_MAX = 256
 READER_PATIENCE_S = 1.0
-"""How long a log that takes nothing is waited for, in all."""
+"""The total time to wait for a log reader that does not read."""
 
 PATIENCE_BACK = 0.05
-"""Which part of the time that goes by is added to that again: a log that is always slow takes no more of it."""
+"""The fraction of elapsed time that is added back to that wait: a slow log costs no more than this."""
 
-_TALKATIVE = ("httpx", "httpcore")  # they tell of every call at info
-SECRET_LENGTH_MIN = 8  # a shorter value would cut innocent words out of every line
+_TALKATIVE = ("httpx", "httpcore")  # they log every request at info
+SECRET_LENGTH_MIN = 8  # a shorter value could be part of ordinary words in any line
 
 
 class Redactor:
-    """Cuts registered secrets out of log events by value, wherever they turn up and however they are nested.
+    """Removes registered secrets from log events by value, wherever they are and however deeply nested.
 
-    A secret is known as text, and as its bytes in hex and base64. It is held to be compared with, so its repr
-    is empty.
+    A secret is known as text, and as its bytes in hex and base64. The redactor holds the secrets, so its repr is
+    empty.
     """
 
     def __init__(self) -> None:
@@ -46,24 +47,24 @@ class Redactor:
         return "Redactor()"
 
     def register(self, secret: str | bytes) -> None:
-        """From now on cut this out. Raises ValueError for one of less than 8 characters or bytes."""
+        """Remove this secret from now on. Raises ValueError if it has less than 8 characters or bytes."""
         if len(secret) < SECRET_LENGTH_MIN:
             raise ValueError(f"a secret of less than {SECRET_LENGTH_MIN} characters cannot be told from words")
         raw = secret.encode() if isinstance(secret, str) else secret
         forms = {raw.hex(), raw.hex().upper(), base64.b64encode(raw).decode().rstrip("=")}
         forms.add(base64.urlsafe_b64encode(raw).decode().rstrip("="))
         forms.add(raw.decode(errors="backslashreplace") if isinstance(secret, bytes) else secret)
-        # the longest first: a secret that contains another is cut as a whole
+        # the longest first, so that a secret which contains another is removed as a whole
         self._forms = tuple(sorted({*self._forms, *forms}, key=len, reverse=True))
 
     def text(self, value: str) -> str:
-        """The text without any registered secret."""
+        """Return the text without any registered secret."""
         for form in self._forms:
             value = value.replace(form, REDACTED)
         return value
 
     def value(self, value: object) -> Any:
-        """Any value as plain data without any registered secret; what is not plain becomes its repr first."""
+        """Return the value as plain data without any registered secret. Other types become their repr first."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
@@ -77,15 +78,15 @@ class Redactor:
         return self.text(str(value) if isinstance(value, BaseException) else repr(value))
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """As the last structlog processor before the renderer."""
+        """Run as the last structlog processor before the renderer."""
         return {self.text(key): self.value(item) for key, item in event.items()}
 
 
 class _Lossy:
-    """A stream that loses what it cannot write: a full disk under the log, a reader that is gone or stands still.
+    """A stream that drops lines it cannot write: the disk is full, or the reader is gone or does not read.
 
-    A line stands between two steps of a payment, and must not keep the second from being taken. A reader that
-    stands still is waited for a little; when it reads again, it is told how many lines it `missed`.
+    A line may be logged between two steps of a payment and must not delay the second. A stalled reader is waited
+    for briefly. When it reads again, it is told how many lines it `missed`.
     """
 
     def __init__(self, stream: TextIO, missed: Callable[[int], str]) -> None:
@@ -96,10 +97,10 @@ class _Lossy:
         self._waited_at_s = 0.0
         self._lost = 0
         self._is_cut = False
-        self._door = threading.RLock()  # what is thrown away meanwhile may log, on the same thread
+        self._door = threading.RLock()  # an object collected meanwhile may log on this thread
 
     def write(self, text: str) -> int:
-        with self._door, suppress(OSError, ValueError):  # ValueError: it is closed
+        with self._door, suppress(OSError, ValueError):  # ValueError: the stream is closed
             handle = self._handle()
             if handle is None:
                 self._stream.write(text)
@@ -114,7 +115,7 @@ class _Lossy:
             self._stream.flush()
 
     def _handle(self) -> int | None:
-        """The descriptor under the stream, if there is one. ValueError for a stream that is closed."""
+        """Return the stream's descriptor, if it has one. Raises ValueError if the stream is closed."""
         if self._terminal is not None:
             return self._terminal
         try:
@@ -123,7 +124,10 @@ class _Lossy:
             return None
 
     def _is_written(self, handle: int, text: str) -> bool:
-        """Whether all of it was. Of a pipe or a socket that has room, PIPE_BUF bytes keep nobody waiting."""
+        """Write a line; whether all of it was written.
+
+        A write of at most PIPE_BUF bytes to a pipe or socket with room does not block.
+        """
         line = "\n" + text if self._is_cut else text
         data = line.encode(self._stream.encoding, self._stream.errors or "strict")
         while data:
@@ -136,7 +140,7 @@ class _Lossy:
         return True
 
     def _write(self, handle: int, piece: bytes) -> int:
-        """How much of it was."""
+        """Write a piece; return how many bytes were written."""
         with suppress(OSError):
             return os.write(handle, piece) if self._has_room(handle) else 0
         return 0
@@ -156,8 +160,9 @@ class _Lossy:
 
 
 def _own_handle(stream: TextIO) -> int | None:
-    """A descriptor of our own for the terminal under a stream, with which nobody waits: a terminal may take a part
-    of a line, and keep whoever writes it waiting for the rest. None where there is no terminal.
+    """Open our own non-blocking descriptor for the terminal under a stream; None if there is no terminal.
+
+    A terminal may accept part of a line and block the writer for the rest.
     """
     try:
         return os.open(os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -166,9 +171,9 @@ def _own_handle(stream: TextIO) -> int | None:
 
 
 class _Repeats(logging.Filter):
-    """Lets what a library says again and again through once in a while, with `left_out`: how often it was not.
+    """Limits repeated messages of a library to one per interval, with `left_out`: how many were dropped.
 
-    The same is what begins with the same line: what follows names the socket or the task.
+    Messages are the same if their first lines are: further lines name the socket or task.
     """
 
     def __init__(self) -> None:
@@ -190,14 +195,14 @@ class _Repeats(logging.Filter):
 
 
 def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -> None:
-    """Send structlog's events and the standard library's records to `stream`, through the redactor."""
+    """Send structlog events and standard library records to `stream`, through the redactor."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    # Tracebacks are plain text: the pretty ones show local variables, and so keys.
+    # Tracebacks are plain text, because the pretty ones show local variables, which may be keys.
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if stream.isatty()
@@ -227,7 +232,7 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
 
 
 def _line(processors: Iterable[Processor], event: EventDict) -> str:
-    """A warning as structlog would write it; for who is called by it, and so cannot call it."""
+    """Format a warning as structlog would. Its caller is used by structlog and so cannot call it."""
     told: Any = event
     for process in processors:
         told = process(None, "warning", told)

@@ -1,15 +1,14 @@
-"""fence: what the daemon's process cannot do for the rest of its life: get at what leads to the key.
+"""The daemon's sandbox: for the rest of its life the process cannot reach the key.
 
-`enter_sandbox` hides files, by Landlock. `close_ways_out` denies system calls, by seccomp. Without it the daemon
-could type commands into the terminal that it runs in, or give them to tmux or the like by its Unix socket.
+`enter_sandbox` hides files with Landlock. `close_ways_out` denies system calls with seccomp. Otherwise the daemon
+could type commands into its terminal, or send them to tmux or a similar program by a Unix socket.
 
-The signer and the daemon are of one user, so that file modes keep nothing of the one from the other. Landlock
-(Linux 5.13) does, and nobody takes it off again, whoever has the process; nor can who is behind it read the memory
-of who is not. It knows no "all but": what may be read is listed, file by file in the folders above what is hidden,
-and elsewhere by whole folders. In those few folders a file that is new cannot be read.
-
-May import: the standard library, seccomp. Never: is put up while other threads run; says that something is hidden
-which a second name still shows.
+The signer and the daemon run as the same user, so file modes do not separate them. Landlock (Linux 5.13) does, and
+no code in the process can remove it. A sandboxed process also cannot read the memory of one outside. Landlock has
+no "everything except". So the rules list what may be read: single files in the folders above a hidden file, and
+whole folders elsewhere. A file created later in one of those few folders cannot be read.
+May import: the standard library, seccomp.
+Never: starts while other threads run; calls a file hidden that a second name still shows.
 """
 
 import ctypes
@@ -27,9 +26,9 @@ from pathlib import Path
 from payagent import seccomp
 
 ROTATING = Path("/etc")
-"""Files that every program must see anew are replaced here, such as resolv.conf: none in there can be hidden."""
+"""Programs replace files here that the daemon must reread, such as resolv.conf, so no file in it can be hidden."""
 
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on all architectures
 _VERSION, _PATH_BENEATH = 1, 1
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
@@ -42,14 +41,14 @@ _DEVICES = (Path("/dev/null"), Path("/dev/tty"))
 
 # ioctl, socket, socketpair, io_uring_setup
 _CALLS = {"x86_64": (16, 41, 53, 425), "aarch64": (29, 198, 199, 425)}
-_TIOCLINUX = 0x541C  # pastes into a console
+_TIOCLINUX = 0x541C  # pastes text into a console
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxPlan:
-    """What is kept from the daemon; and what cannot be, each with why and what to do."""
+    """The files that are hidden from the daemon, and for those that cannot be, the reason and the fix."""
 
     hidden: tuple[Path, ...]
     open: tuple[str, ...]
@@ -61,15 +60,15 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Which Landlock this kernel has; 0 where it has none, or none that is used."""
+    """Return the kernel's Landlock version; 0 if it has none or does not use it."""
     return max(int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))), 0)
 
 
 def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Path], kernel: int) -> SandboxPlan:
-    """What can be hidden: of `always` what is there, and the passphrase's file where nothing else is lost by it.
+    """Plan the hidden files: those of `always` that exist, and the passphrase file if that blocks nothing else.
 
-    `read_anew` are files that the daemon reads again while it runs: what was put in their place must be readable.
-    `kernel` is its `version`.
+    `read_anew` are files that the daemon rereads while it runs, so files that replace them must be readable.
+    `kernel` is the result of `version`.
     """
     if not kernel:
         return SandboxPlan(
@@ -105,20 +104,20 @@ def _above(paths: Iterable[Path]) -> set[Path]:
 
 
 def keep_to_itself() -> None:
-    """No core dump of this process, and its memory for nobody of its own user.
+    """Forbid core dumps of this process, and access to its memory by other processes of its user.
 
-    What the daemon holds are tokens of merchants and providers, which are in no file that others can read either.
+    The daemon holds tokens of merchants and providers. Their files are private too.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def close_ways_out() -> None:
-    """From now on no call types into a terminal, and none makes a Unix socket that could be connected.
+    """Deny calls that type into a terminal, or that create a Unix socket which could be connected.
 
-    A filter does not see where `connect` leads, so the socket itself is denied. asyncio gets its pair of streams:
-    these are connected to each other for good. io_uring is denied because it makes sockets without a call.
-    For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
+    A filter cannot see the target of `connect`, so the socket itself is denied. asyncio still gets its stream
+    pairs, which are connected to each other for good. io_uring is denied because it creates sockets without a
+    system call. This holds for this thread and its children, for good. Raises OSError if the kernel refuses.
     """
     _require_one_thread()
     ioctl, make, make_pair, io_uring_setup = seccomp.here(_CALLS)
@@ -141,17 +140,17 @@ def _require_one_thread() -> None:
 
 
 def temporary(hidden: Iterable[Path]) -> list[Path]:
-    """Where Python, first, and SQLite make temporary files: of those folders the ones that hold nothing hidden."""
-    places = (Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  places, not files
+    """Return the temporary folders of Python (first) and SQLite that contain no hidden file."""
+    places = (Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  folders, not files
     folders = [folder for folder in map(Path.resolve, places) if folder.is_dir()]
     return [folder for folder in dict.fromkeys(folders) if not any(path.is_relative_to(folder) for path in hidden)]
 
 
 def enter_sandbox(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iterable[Path]) -> None:
-    """From now on nothing that is hidden can be read, and nothing outside of these folders written. From those
-    that are `emptied` files are only removed.
+    """Make hidden files unreadable, and everything outside `folders` read-only.
 
-    For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
+    In the folders of `emptied`, files can only be removed. This holds for this thread and its children, for good.
+    Raises OSError if the kernel refuses.
     """
     _require_one_thread()
     hidden, kernel = frozenset(hidden), version()
@@ -174,9 +173,9 @@ def enter_sandbox(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iter
 
 
 def _let_read(rules: int, folder: Path, above: set[Path], hidden: frozenset[Path]) -> None:
-    """All that is in a folder, but what is hidden; what is above that is gone through in the same way."""
+    """Allow reading a folder except hidden files. Folders above a hidden file are handled recursively."""
     inside = {path for path in above if path.parent == folder and path != folder}
-    with suppress(PermissionError):  # what cannot be listed is not needed, but for the way to what is ours
+    with suppress(PermissionError):  # unlisted content is not needed, except the path to our own files
         inside |= {Path(entry.path) for entry in os.scandir(folder) if not entry.is_symlink()}
     for path in inside - hidden:
         if path in above:
@@ -186,7 +185,10 @@ def _let_read(rules: int, folder: Path, above: set[Path], hidden: frozenset[Path
 
 
 def _allow(rules: int, path: Path, accesses: int) -> None:
-    """A rule for a file, or for a folder with all that is and will be in it; none for what is gone or not ours."""
+    """Add a rule for a file, or for a folder with all its present and future content.
+
+    Missing files and files without access are skipped.
+    """
     with suppress(FileNotFoundError, PermissionError):
         handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -1,10 +1,10 @@
-"""sweeps: APScheduler as the heartbeat of idempotent looks. No state lives in a job; a missed beat costs time.
+"""Run the agent's jobs with APScheduler. Jobs are idempotent and hold no state; a missed run costs only time.
 
-The scheduler goes by the wall clock, which may be set: whatever it jumps, the next beat comes in its time.
-
-May import: apscheduler, core, agent, structlog. Never: decides anything; lets a beat that fails keep the next
-from coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
-goes, since APScheduler cancels the coroutines that run in it.
+The scheduler follows the wall clock, which may be set. After a clock jump the next run still starts on schedule. A
+stop takes three steps: no new runs, running ones end, then the scheduler shuts down, because APScheduler cancels
+the coroutines it runs.
+May import: apscheduler, core, agent, structlog.
+Never: makes a decision; lets a failed run prevent the next.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from payagent.core.problems import Refused
 DRAIN_S = 20.0
 MISSED_BEATS_MAX = 10
 CLOCK_LOOK_S = 1.0
-"""How soon it is noticed that the clock was set back."""
+"""How often to check whether the clock was set back."""
 
 log = structlog.get_logger("payagent.scheduler")
 
 
 @dataclass(frozen=True, slots=True)
 class JobIntervals:
-    """Seconds between two looks: at the chain, at merchants, at what runs low (coins too), at what is prepaid.
+    """Seconds between runs of the jobs: chain passes, merchants, alerts (UTxO upkeep too), prepaid balances.
 
-    `idle_s` is between two looks at the chain while nothing is open there: a look at a new block is three calls,
-    and a provider is to be called at most six times a minute then.
+    `idle_s` is the time between chain passes while nothing is open. A pass over a new block takes three calls, and
+    an idle daemon must call a provider at most six times a minute.
     """
 
     watch_s: float
@@ -53,7 +53,7 @@ NETWORK_BEATS = JobIntervals(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, 
 
 
 class _Every(BaseTrigger):  # type: ignore[misc]
-    """So long after now, and not a beat for each that was left out when the clock jumped."""
+    """Fires once per interval, and not once for each run missed in a clock jump."""
 
     def __init__(self, seconds: float) -> None:
         self.interval = timedelta(seconds=seconds)
@@ -63,7 +63,7 @@ class _Every(BaseTrigger):  # type: ignore[misc]
 
 
 class Scheduler:
-    """The running heartbeat."""
+    """Runs all jobs of the agent."""
 
     def __init__(
         self,
@@ -92,10 +92,8 @@ class Scheduler:
         )
 
     def start(self) -> None:
-        """Begin to beat, with a first look at once."""
-        logging.getLogger("apscheduler").setLevel(
-            logging.ERROR
-        )  # it tells of every beat, and that one was skipped
+        """Start all jobs, with a first run at once."""
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # logs every run
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
             ("scan", self._scan, self._beats.watch_s),
@@ -114,7 +112,7 @@ class Scheduler:
         self._mind_the_clock()
 
     def stale(self) -> str | None:
-        """None while the looks succeed; else why the last one that should have did not."""
+        """Say why the last chain pass failed if none succeeded for too long; None otherwise."""
         now_s = asyncio.get_running_loop().time()
         if self._last_success_s is None:
             return self._last_error
@@ -124,7 +122,7 @@ class Scheduler:
         return None
 
     async def stop(self) -> None:
-        """What is on its way has DRAIN_S to end, the looks and what they send together."""
+        """Stop. Running jobs and submissions share DRAIN_S to end."""
         clock = asyncio.get_running_loop().time
         until_s = clock() + DRAIN_S
         if self._clock_look is not None:
@@ -136,7 +134,10 @@ class Scheduler:
         self._scheduler.shutdown(wait=False)
 
     def _mind_the_clock(self) -> None:
-        """When it is set back no beat would come until it is again where it was; this comes by the loop's own."""
+        """Reschedule jobs after the clock was set back; otherwise none runs until it catches up.
+
+        This check uses the event loop's clock.
+        """
         self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
         now = datetime.now(UTC)
         for job in self._scheduler.get_jobs():
@@ -144,7 +145,7 @@ class Scheduler:
                 job.modify(next_run_time=now)
 
     async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
-        """A job only starts a task of ours, which nothing but `stop` waits for; one of a name at a time."""
+        """Start a job as a task of ours, one per name at a time. Only `stop` waits for it."""
         if any(task.get_name() == name for task in self._tasks):
             return
         task = asyncio.get_running_loop().create_task(self._guarded(name, act), name=name)
@@ -176,7 +177,7 @@ class Scheduler:
             self._tell(self._last_error)
 
     def _may_rest(self) -> bool:
-        """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
+        """Whether the next pass can wait. A payment admitted meanwhile is seen by the next run."""
         if self._last_success_s is None or self._context.chain.behind is not None or not self._watch.is_idle:
             return False
         return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
@@ -189,7 +190,7 @@ class Scheduler:
         return None
 
     def _tell(self, problem: str | None) -> None:
-        """Log what keeps us from paying when it changes; a number that differs is no change."""
+        """Log the reason why we cannot pay when it changes. A different number is no change."""
         kind = None if problem is None else re.sub(r"[0-9]+", "0", problem)
         if kind != self._told:
             self._told = kind

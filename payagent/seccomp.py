@@ -1,9 +1,9 @@
-"""seccomp: filters of system calls, for this process and all that it starts, for good (Linux 3.5).
+"""seccomp filters of system calls, for this process and its children, for good (Linux 3.5).
 
-A filter is a program that the kernel runs at each call, over `struct seccomp_data`: it sees numbers and not what a
-pointer leads to (docs.kernel.org, seccomp_filter). The signer and the daemon each have one.
-
-May import: the standard library. Never: knows who is filtered; goes on where the kernel does not do it.
+The kernel runs a filter at each call, over `struct seccomp_data`. The filter sees numbers, not the memory behind a
+pointer (docs.kernel.org, seccomp_filter). The signer and the daemon each install one.
+May import: the standard library.
+Never: knows which process is filtered; continues if the kernel refuses the filter.
 """
 
 import ctypes
@@ -15,20 +15,20 @@ from collections.abc import Mapping, Sequence
 
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 _JUMP_IF_AT_LEAST = 0x35
-ALLOW, DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # denied is EPERM
+ALLOW, DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # a denied call fails with EPERM
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _MODE_FILTER = 2
 _X32 = 0x40000000
-"""The numbers of a second set of calls of x86_64 begin here. No other architecture has so high ones."""
+"""The call numbers of x32 on x86_64 begin here. No other architecture has numbers this high."""
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 Step = tuple[int, int, int, int]
-"""What to do, how far to jump when it is so and when not, and the value."""
+"""A BPF step: operation, jump if true, jump if false, value."""
 
 Calls = Mapping[str, tuple[int, ...]]
-"""The numbers of some calls, by the kernel's name of the architecture."""
+"""Call numbers by the kernel's name of the architecture."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,7 +38,7 @@ class _Program(ctypes.Structure):
 
 
 def here(calls: Calls) -> tuple[int, ...]:
-    """The numbers on this machine. Raises OSError where they are not known."""
+    """Return the numbers for this machine. Raises OSError if they are not known."""
     machine = platform.machine()
     if machine not in calls:
         raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here")
@@ -46,9 +46,9 @@ def here(calls: Calls) -> tuple[int, ...]:
 
 
 def when(number: int, argument: int, values: Sequence[int], then: int, otherwise: int) -> list[Step]:
-    """Steps that end the filter for one call: by whether an argument (the first is 0) is one of the values.
+    """Build steps that decide one call, by whether an argument (the first is 0) is one of `values`.
 
-    Of the argument the lower 32 bits are compared, as the kernel itself reads an int.
+    Only the lower 32 bits of the argument are compared, because the kernel reads an int.
     """
     jumps = [(JUMP_IF_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
     inside = [(LOAD, 0, 0, _AT_ARGUMENTS + 8 * argument), *jumps, (RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
@@ -56,9 +56,9 @@ def when(number: int, argument: int, values: Sequence[int], then: int, otherwise
 
 
 def install(steps: Sequence[Step]) -> None:
-    """Filter the calls of this thread and of all that it starts. The steps begin with the call's number.
+    """Install a filter for this thread and its children. `steps` begin with the call number loaded.
 
-    A call of another architecture ends the process, and one of x32 is denied.
+    A call of another architecture kills the process. A call of x32 is denied.
     """
     program = [
         (LOAD, 0, 0, _AT_ARCHITECTURE),

@@ -1,7 +1,8 @@
-"""A secret in a file: read at use, and only from a file that nobody else could have read or written; what else
-must be its owner's alone, and what nobody but him may have written.
+"""Read and write secret files, and check that other users cannot read or change files.
 
-May import: core, the disk, whose groups are whose. Never: keeps a secret; quotes one in an error.
+A secret is read at use, and only from a file that no other user could have read or written.
+May import: core, the disk, the user and group databases.
+Never: keeps a secret; quotes one in an error.
 """
 
 import grp
@@ -16,25 +17,25 @@ from pathlib import Path
 from payagent.core.problems import Refused
 
 SECRET_BYTES_MAX = 4096
-_LINKS_MAX = 40  # so many the kernel follows
+_LINKS_MAX = 40  # the kernel's limit
 _IN_HEADER = re.compile(r"[!-~]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """Where a secret lies; `private` asks that its owner alone can read it."""
+    """The path of a secret. `private`: only its owner may have access."""
 
     path: Path
     private: bool
 
 
 def read_secret_file(path: Path, *, private: bool = True) -> str:
-    """The secret in a file, without its last line end; `private` asks that its owner alone can read it.
+    """Read a secret without its final line end. `private`: only the owner may have access to the file.
 
-    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
+    Refused `config_invalid` if it is missing, open to others, empty, or not a short UTF-8 text.
     """
     try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer
+        # O_NONBLOCK: opening a pipe must not wait for a writer
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
@@ -54,7 +55,7 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
 
 
 def read_header_secret(path: Path) -> str:
-    """As `read_secret_file`, of a secret that travels in a header: visible ASCII, and so one alone."""
+    """Read a secret for an HTTP header: one text of visible ASCII."""
     secret = read_secret_file(path)
     if not _IN_HEADER.fullmatch(secret):
         raise Refused("config_invalid", f"the secret file {path} does not hold one text of visible ASCII alone")
@@ -62,9 +63,9 @@ def read_header_secret(path: Path) -> str:
 
 
 def make_secret_file(path: Path, secret: str) -> None:
-    """A new file that its owner alone can read, from its first moment, and that survives the loss of power.
+    """Create a secret file, durable and private from its first moment.
 
-    Raises `config_invalid` when it cannot be made, or there is one.
+    Refused `config_invalid` if it exists or cannot be created.
     """
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
@@ -77,13 +78,13 @@ def make_secret_file(path: Path, secret: str) -> None:
 
 
 def put_in_place(new: Path, path: Path) -> None:
-    """A file takes another one's place, at once and durably. OSError as the disk."""
+    """Replace a file by another, atomically and durably. Raises OSError."""
     new.rename(path)
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make durable which files stand in a folder. OSError as the disk."""
+    """Make a folder's entries durable. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -92,7 +93,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def require_private(path: Path) -> str:
-    """What was seen of a file or a folder; refused, `config_invalid`, when others than its owner have access."""
+    """Check that only the owner has access; return the path and mode. Refused `config_invalid`."""
     status = path.stat()
     mode, wanted = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
     if mode & 0o077:
@@ -101,7 +102,7 @@ def require_private(path: Path) -> str:
 
 
 def steps_to(path: Path) -> Iterator[Path]:
-    """Every folder, link and file that opening a path goes through, by its real name; it need not be there."""
+    """Yield every folder, link and file on the way to a path, by real name. The path need not exist."""
     here, left, links = Path("/"), list(path.absolute().parts[::-1]), 0
     while left and links <= _LINKS_MAX:
         name = left.pop()
@@ -115,8 +116,9 @@ def steps_to(path: Path) -> Iterator[Path]:
 
 
 def require_unchanged_by_others(path: Path) -> str:
-    """What was seen of a file that says what may be spent; refused, `config_invalid`, when another user can change
-    it or put another in its place. What nobody but its owner renames (a sticky folder's) stays where it is.
+    """Check that no other user can change or replace a file that sets limits; return path and mode.
+
+    Refused `config_invalid`. In a sticky folder only owners can rename their files, so its mode does not matter.
     """
     for step in steps_to(path):
         try:
@@ -137,7 +139,7 @@ def require_unchanged_by_others(path: Path) -> str:
 
 
 def _is_private(gid: int) -> bool:
-    """Whether a group is our user's alone: many systems give each user one, for which new folders are writable."""
+    """Whether a group is this user's alone. Many systems give each user one, with write access to new folders."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
@@ -146,8 +148,9 @@ def _is_private(gid: int) -> bool:
 
 
 def require_out_of_reach(paths: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Refuse, `config_invalid`, a path that leads through a folder where a daemon that was taken over can write:
-    it would decide there what the next start allows it.
+    """Refuse `config_invalid` if a path leads through a folder where the daemon can write.
+
+    A compromised daemon could otherwise set the limits of its next start there.
     """
     places = [folder.resolve() for folder in folders]
     for path in paths:
@@ -161,9 +164,9 @@ def require_out_of_reach(paths: Iterable[Path], folders: Iterable[Path]) -> None
 
 
 def require_own_folder(folder: Path) -> str:
-    """What was seen of api.socket's folder; refused, `config_invalid`, when others may put files there.
+    """Check that only the owner can add files to api.socket's folder; return path and mode.
 
-    Somebody may have a socket of theirs answer for ours then, sticky bit or not.
+    Refused `config_invalid`. Another user's socket could otherwise answer for ours, even in a sticky folder.
     """
     status = folder.stat()
     if status.st_uid not in (0, os.geteuid()):

@@ -1,8 +1,12 @@
-"""The chain room: what payagent asks a chain provider, and what it makes of the answers.
+"""The chain room: the questions payagent asks chain providers, and how it weighs their answers.
 
-`source` is the port that everyone codes against, and `history` reads an address's past through it. `blockfrost` is
-the adapter over HTTP: `transport` makes its calls, `answers` reads what they bring, and `classify` what a
-submission brings (both pure). `guard` keeps to what a provider bears (`quota`), `member` watches whether what it
-says goes together, `panel` decides who is heard, and `view` is what these say together (`agree`, `disputes`).
-May import: core. Never: decides what a payment becomes, or reads a missing answer as "not there".
+Start with `provider`, the port that the rest of payagent uses, then read in this order:
+- `blockfrost` implements the port over HTTP. `blockfrost_http` makes the calls, `blockfrost_parse` reads the
+  answers, `submit_answers` classifies the answers to submissions. `address_pages` makes a long read resumable.
+- `throttled_provider` keeps a provider's limits (`circuit_breaker`).
+- `provider_state` holds the facts about one provider. `quorum` decides which providers are believed, and
+  `quorum_view` says what they show together (`quorum_rules`, `deadlines`, `disputes`).
+- `address_history` reads the whole history of an address through the port.
+May import: core.
+Never: decides what happens to a payment, or treats a missing answer as "not found".
 """

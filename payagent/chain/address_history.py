@@ -1,10 +1,10 @@
-"""The whole of an address as of one tip: its transactions, what each moved there, and its unspent outputs.
+"""Read the whole history of an address as of one tip: its transactions, their movements and its UTxOs.
 
-May import: chain.provider, asyncio. Never: a part of it for the whole; asks so fast that nobody else gets an
-answer.
-
-What a transaction moved never changes, so it is read once; what is on the chain does, so that is read again until
-the tip was the same before and after. `Unknown` when that does not come about, or something could not be read.
+A transaction's movement never changes, so it is read once. The list of transactions and the UTxOs can change. They
+are read again until the tip is the same before and after the read. The result is `Unknown` if the tip keeps
+changing or a read fails.
+May import: chain.provider, asyncio.
+Never: returns a part as if it were the whole; calls so fast that other reads get no answer.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ T = TypeVar("T")
 
 AT_REST_PASSES = 8
 INDEX_LAG_S = 600
-"""How far below a tip that is still there the listing is read again."""
+"""How far below an earlier tip the list is read again when that tip is still on the chain."""
 
 PAUSES_S = (0.5, 1, 5, 20, 60, 60)
-"""How long after a try that told nothing the next one comes: a provider wants a pause, or is away for a while.
+"""Pauses after a read that was Unknown: the provider wants a pause, or is away for a while.
 
-As long as little was read only the first two count: another provider may be asked then.
+Until `PACED_AFTER` movements were read only the first two count: the caller may ask another provider then.
 """
 
 PACED_AFTER = 200
 PACE_S = 0.1
-"""A provider lets through some hundreds of calls at once and ten a second after that; the watch needs them too."""
+"""Blockfrost allows 500 calls at once and then 10 per second. The chain sync needs calls too."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Oldest first, from the time on that was asked for; the unspent outputs are all that there are."""
+    """Transactions since the time that was asked for, oldest first, and all unspent outputs."""
 
     tip: Tip
     transactions: tuple[AddressTx, ...]
@@ -43,7 +43,7 @@ class History:
 
 
 async def read_history(source: ChainProvider, address: str, since_s: int) -> History | Unknown:
-    """The history, or why there is none."""
+    """Read the history, or say why it could not be read."""
     movements: dict[str, Movement] = {}
     listed: tuple[AddressTx, ...] = ()
     below: Tip | None = None
@@ -72,7 +72,7 @@ async def read_history(source: ChainProvider, address: str, since_s: int) -> His
 async def _read_movements(
     source: ChainProvider, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
 ) -> Unknown | None:
-    """Add what is not known yet. One that is not found is left out: a fork took it since it was listed."""
+    """Add the movements not read yet. One that is not found is left out: a fork removed it after it was listed."""
     for tx in listed:
         if tx.tx_id not in movements:
             if len(movements) >= PACED_AFTER:
@@ -86,7 +86,7 @@ async def _read_movements(
 
 
 async def _answered(ask: Callable[[], Awaitable[Read[T]]], count: int) -> Read[T]:
-    """One read; tried again after pauses where there was no answer: the more was read, the longer ones."""
+    """Read once, and again after each pause while the result is Unknown. Long reads get longer pauses."""
     for pause_s in PAUSES_S if count >= PACED_AFTER else PAUSES_S[:2]:
         read = await ask()
         if not isinstance(read, Unknown):

@@ -1,6 +1,7 @@
-"""The pages of an address's transactions, newest first, which reading can go on with where it broke off.
+"""The pages of an address's transaction list, newest first, as a read that can be resumed.
 
-May import: chain.provider, chain.blockfrost_parse. Never: I/O; takes rows for a whole that a fork may have moved.
+May import: chain.provider, chain.blockfrost_parse.
+Never: I/O; treats rows that a fork may have moved as complete.
 """
 
 from payagent.chain.blockfrost_parse import PAGE_ROWS
@@ -8,9 +9,9 @@ from payagent.chain.provider import AddressTx
 
 
 class Pages:
-    """Rows without a gap from the newest down, as long as the block `tip_hash` is on the chain.
+    """Rows without a gap from the newest down, valid while the block `tip_hash` is on the chain.
 
-    It was the newest one before the first of them was read. `number` is of the page to ask for next.
+    That block was the newest one before the first row was read. `number` is the next page to ask for.
     """
 
     def __init__(self, tip_hash: str, earlier: "Pages | None") -> None:
@@ -21,7 +22,7 @@ class Pages:
         self._has_joined = False
 
     def take(self, page: tuple[AddressTx, ...]) -> bool:
-        """Add a page; False when rows between it and those before may have moved out of sight."""
+        """Add a page. Returns False if rows between this page and the rows before may have been missed."""
         if self._has_joined and (not page or page[0].tx_id not in self.rows):
             return False
         self._has_joined = False
@@ -33,21 +34,21 @@ class Pages:
         return True
 
     def kept(self) -> "Pages":
-        """What to go on with: this, or what was read earlier while the two have not met."""
+        """Return the pages to resume from: the earlier ones until the two have met, then these."""
         return self._earlier or self
 
     def reach(self, since_s: int) -> bool:
-        """Whether the oldest row is from before a time."""
+        """Whether the oldest row is older than a time."""
         return bool(self.rows) and next(reversed(self.rows.values())).time_s < since_s
 
     def since(self, since_s: int) -> tuple[AddressTx, ...]:
-        """Oldest first."""
+        """Return the rows since a time, oldest first."""
         return tuple(row for row in reversed(self.rows.values()) if row.time_s >= since_s)
 
     def _join(self, earlier: "Pages", met: str) -> None:
-        """Go on below what was read earlier, whose next page begins with rows that are known.
+        """Continue below the rows read earlier. The next page begins with known rows.
 
-        Where a row is gone from above the one where the two meet, those below it may have moved meanwhile.
+        If a row above the meeting point is gone, the rows below it may have moved, and nothing is joined.
         """
         for tx_id in earlier.rows:
             if tx_id not in self.rows:

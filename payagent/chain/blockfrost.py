@@ -1,16 +1,15 @@
-"""A chain source over Blockfrost's HTTP API: blockfrost.io, and what speaks like it at another base URL.
+"""A chain provider over Blockfrost's HTTP API: blockfrost.io, or a compatible server at another base URL.
 
-The only home of blockfrost-python. Here stands what is asked, and in which order; `transport` makes the calls,
-`answers` reads what comes back.
+This is the only home of blockfrost-python. It holds the requests and their order. `blockfrost_http` makes the
+calls, `blockfrost_parse` reads the answers.
 
-blockfrost-python knows the paths, parameters and headers; its transport is not used, because it has no
-time-outs, opens a connection per call, takes the status of an error from the body, and turns a transaction id
-in plain text into a number. Its request functions name `requests` as a global of their module, so each one
-that is needed is bound once, per instance, to our own transport in that place (`_bound`). Nothing in the
-library is patched, and other users of it in this process notice nothing.
-
+blockfrost-python supplies the paths, parameters and headers. Its transport is not used: it has no timeouts, opens
+a connection per call, takes an error's status from the body, and turns a plain-text transaction id into a number.
+Its request functions use a module global named `requests`. `_bound` copies each needed function with our transport
+in that place. The library itself is not patched, so other users of it in this process are not affected.
 May import: core, chain.blockfrost_parse, chain.submit_answers, chain.address_pages, chain.provider,
-chain.blockfrost_http. Never: raises for what a provider did; shows the project id.
+chain.blockfrost_http.
+Never: raises because of something a provider did; shows the project id.
 """
 
 import asyncio
@@ -77,7 +76,7 @@ _MAX_TOKENS = 500_000
 _MAX_PASSES = 4
 
 _NO_PATH = b"Invalid path"
-"""How Blockfrost's backend begins its 400 for a path that it does not have."""
+"""The start of Blockfrost's 400 body for a path that it does not have."""
 
 _ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
 _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -85,7 +84,7 @@ _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, between two bytes of a read, for a whole read, all pages, a whole submission."""
+    """Timeouts in seconds: to connect, between two bytes, for one read, for all pages, for one submission."""
 
     connect_s: float = 5.0
     read_s: float = 10.0
@@ -95,17 +94,17 @@ class Timeouts:
 
 
 def _bound(method: Callable[..., Any], transport: Transport) -> Callable[..., RawAnswer]:
-    """A request function of the library, without its wrapper, with our transport in the place of `requests`."""
+    """Copy a request function of the library, without its wrapper, with our transport in place of `requests`."""
     inner = method.__wrapped__  # type: ignore[attr-defined]  # functools.wraps keeps it
     namespace = {**inner.__globals__, "requests": transport}
     return FunctionType(inner.__code__, namespace, inner.__name__, inner.__defaults__, inner.__closure__)
 
 
 class Blockfrost:
-    """A `ChainSource` at a base URL that speaks Blockfrost's API.
+    """A `ChainProvider` for a server that speaks Blockfrost's API.
 
-    `base_url` is complete: the paths of the API follow it directly. `project_id` is None where the server
-    wants none. The source is bound to the event loop that first uses it, and must be closed.
+    `base_url` is complete: the API's paths follow it directly. `project_id` is None if the server needs none. The
+    provider belongs to the event loop that first uses it, and must be closed.
     """
 
     def __init__(self, name: str, base_url: str, project_id: str | None, timeouts: Timeouts | None = None) -> None:
@@ -119,7 +118,7 @@ class Blockfrost:
         self._transport = Transport(name, self._timeouts.connect_s)
         self._turn: Turn = at_once
         self._begun: dict[str, Pages] = {}
-        # The constructor falls back to environment variables for what is empty, so the fields are set after it.
+        # The constructor reads environment variables for empty arguments, so the fields are set after it.
         self._api = BlockFrostApi(project_id="-", base_url=base_url, api_version="-")
         self._api.project_id = project_id
         self._api.base_url = base_url.removesuffix("/")
@@ -147,7 +146,10 @@ class Blockfrost:
         return await self._read("tip", parse_tip, self._block_latest)
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        """How far our clock is ahead of the provider's own, or, negative, behind it: to half the call's length."""
+        """Return how many seconds our clock is ahead of the provider's; negative if behind.
+
+        The error is at most half the duration of the call.
+        """
         asked_ms = now_ms()
         read = await self._read("clock", lambda body: parse_count(body["server_time"], "server_time"), self._clock)
         if not isinstance(read, Found):
@@ -169,11 +171,11 @@ class Blockfrost:
         return await self._read("block", lambda body: parse_block(body, block_hash), self._block, block_hash)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        """As the protocol says. An answer of one page is whole by itself; more pages are read in passes.
+        """Return every unspent output. A single page is complete by itself; more pages are read in passes.
 
-        Between two pages an output may be spent, and the rows behind it move up past the reader. So a pass
-        counts only if no row showed twice, and the tip was the same before and after it or the pass before it
-        saw the same rows (a row that had moved past would be missing in one and not in the other).
+        Between two pages an output may be spent, and the rows behind it move up past the reader. So a pass counts
+        only if no row showed twice and one of these holds: the tip was the same before and after, or the pass
+        before saw the same rows. A row that had moved past would be missing in one of the two passes.
         """
         _check(_ADDRESS, address)
         first = await self._page(address, 1)
@@ -193,10 +195,11 @@ class Blockfrost:
         self._turn = turn
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        """As the protocol says, read from the newest row back: what comes meanwhile shows rows twice, hides none.
+        """Return the transactions since a time. They are read from the newest back.
 
-        A fork can hide one, so pages count only while the block that was the tip before them is still there. What
-        was read when it broke off is kept: the next call reads what came since, and goes on below.
+        New transactions then make rows show twice, but hide none. A fork can hide one, so pages count only while
+        the block that was the tip before them is still on the chain. Pages read before a failure are kept: the
+        next call reads newer rows and continues below.
         """
         _check(_ADDRESS, address)
         try:
@@ -219,9 +222,10 @@ class Blockfrost:
         return Unknown("transactions: the chain forked while their pages were read")
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        """As the protocol says. What is listed as collateral moved if the transaction's script failed, else not.
+        """Return what a transaction moved. Collateral moved only if the transaction's script failed.
 
-        Which of the two it was, the listing does not tell. When it failed, nothing else moved.
+        The list does not say whether the script failed, so that is asked separately. If it failed, nothing but
+        collateral moved.
         """
         _check(HASH, tx_id)
         _check(_ADDRESS, address)
@@ -245,13 +249,13 @@ class Blockfrost:
         _check(HASH, tx_id)
         classified = partial(classify_submit, tx_id=tx_id, project_id=self._secret)
         answer = await self._post(raw, self._timeouts.submit_s, classified)
-        # A thread that had started may still be handing over bytes: only "never started" is certain.
+        # A thread that had started may still be sending bytes: only "never started" is certain.
         return answer or classify_submit(RawAnswer(error=TransportError.TIMEOUT, body_sent=True), tx_id)
 
     async def lacks_submit(self) -> bool:
-        """Whether the server shows the chain only: Blockfrost's own backend leaves /tx/submit to another program.
+        """Whether the server only reads: Blockfrost's own backend leaves /tx/submit to another program.
 
-        It is asked with a byte that is no transaction.
+        The test submits one byte that is no transaction.
         """
         answer = await self._post(b"\xff", self._timeouts.call_s, lambda answer: answer)
         if answer is None:
@@ -259,7 +263,7 @@ class Blockfrost:
         return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
 
     async def aclose(self) -> None:
-        """Give up the calls under way (they come back as Unknown) and free threads and connections."""
+        """Abort the calls in progress, which return Unknown, and free threads and connections."""
         await self._transport.aclose()
 
     async def _read(
@@ -271,7 +275,7 @@ class Blockfrost:
         max_bytes: int = SHORT_MAX_BYTES,
         **page: int | str,
     ) -> Read[T]:
-        """Ask and understand; the parsing runs on the call's thread too, as a page can be megabytes."""
+        """Ask and parse. Parsing runs on the call's thread too, because a page can be megabytes."""
         read = await self._transport.run(
             partial(function, self._api, *args, **page),
             lambda answer: understood(answer, parse),
@@ -284,7 +288,7 @@ class Blockfrost:
         return Unknown(f"{what}: timeout", Why.OUTAGE) if read is None else read
 
     async def _post(self, raw: bytes, timeout_s: float, then: Callable[[RawAnswer], T]) -> T | None:
-        """Post a transaction; None when its time was over after the exchange had begun."""
+        """Post a transaction. Returns None if the time ran out after the exchange had begun."""
         return await self._transport.run(
             partial(self._submit_cbor, self._api, Body(raw)),
             then,
@@ -336,7 +340,7 @@ class Blockfrost:
         return Unknown(f"utxos: more than {_MAX_PAGES} pages")
 
     async def _read_down(self, pages: Pages, address: str, since_s: int) -> Unknown | None:
-        """Read page after page, each in its turn, down to a time; why that could not be done, if so."""
+        """Read pages down to a time, each after its turn. Returns the failure, or None."""
         while pages.number <= _MAX_TX_PAGES:
             if not await self._turn():
                 return Unknown("transactions: out of calls")
@@ -364,18 +368,18 @@ class Blockfrost:
         return Unknown(f"transactions: more than {_MAX_TX_PAGES} pages")
 
     def _clean(self, text: str) -> str:
-        """Without the project id, should a provider echo it."""
+        """Remove the project id, which a provider might echo."""
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
 def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:
-    """All outputs of an address, unless together they hold more than there is."""
+    """All outputs of an address, or Unknown if they hold more lovelace than exists."""
     if sum(row.lovelace for row in rows) > MAX_LOVELACE:
         return Unknown("utxos: more lovelace than exists")
     return Found(rows)
 
 
 def _check(pattern: re.Pattern[str], text: str) -> None:
-    """What goes into a path is of the expected characters, or the caller has a bug."""
+    """Check that text for a URL path has the expected form; anything else is a bug of the caller."""
     if not pattern.fullmatch(text):
         raise ValueError("not in the form that the provider's path needs")

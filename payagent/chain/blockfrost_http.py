@@ -1,11 +1,10 @@
-"""How a provider's server is called: blocking calls on a few threads of our own, each bounded as a whole.
+"""HTTP calls to a provider: blocking calls on a few threads, each with a deadline.
 
-The only home of urllib3. What `requests` adds to it (sessions, cookies, hooks, the environment) is not wanted
-here, and costs half a call. A socket time-out bounds one read only; what bounds a whole call is a deadline on the
-event loop, which shuts the call's socket so that its thread comes back.
-
-May import: chain.submit_answers. Never: raises for what a server did, follows a redirect, tries again, reads the
-environment.
+The only home of urllib3. The extras of `requests` (sessions, cookies, hooks, environment) are not wanted and cost
+half a call. A socket timeout bounds only one read. The whole call is bounded by a deadline on the event loop,
+which shuts the call's socket and so frees its thread.
+May import: chain.submit_answers.
+Never: raises because of something a server did, follows a redirect, retries, reads the environment.
 """
 
 import asyncio
@@ -30,19 +29,19 @@ T = TypeVar("T")
 _THREADS = 8
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
-"""Uncompressed, so that the bound on an answer bounds memory too."""
+"""Uncompressed, so the limit on an answer also limits memory."""
 
 
 class _AbortedError(OSError):
-    """The call's deadline passed while its thread was still at work."""
+    """The call's deadline passed while its thread was still running."""
 
 
 class _TooBigError(OSError):
-    """The server goes on after as much as is read of an answer."""
+    """The server sent more than the limit."""
 
 
 class _Call:
-    """One exchange, whose socket can be shut from the event loop. `left_bytes` may be read of its answer still."""
+    """One exchange, whose socket the event loop can shut. `left_bytes` of its answer may still be read."""
 
     def __init__(self, read_timeout_s: float, max_bytes: int) -> None:
         self.read_timeout_s = read_timeout_s
@@ -52,14 +51,14 @@ class _Call:
         self._aborted = False
 
     def adopt(self, connection: HTTPConnection | None) -> None:
-        """Go on with this connection (None: not connected yet), unless the call was given up meanwhile."""
+        """Use this connection (None: not connected yet). Raises `_AbortedError` if the call was aborted."""
         with self._lock:
             if self._aborted:
                 raise _AbortedError
             self._connection = connection
 
     def release(self) -> None:
-        """The exchange is over: its connection is another call's from now on."""
+        """End the exchange: another call may use its connection now."""
         with self._lock:
             self._connection = None
 
@@ -71,17 +70,17 @@ class _Call:
                 try:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 except OSError:
-                    return  # closed already: its thread is on the way out
+                    return  # closed already, so its thread is ending
 
 
-_running = threading.local()  # .call: the _Call that this worker thread is executing
+_running = threading.local()  # .call: the _Call that this worker thread executes
 
 
 class _Bounded(io.RawIOBase):
-    """What comes from a socket, up to what the running call may read.
+    """Reads a socket up to the running call's limit.
 
-    Counted here it is all that a server sends. What http.client and urllib3 read for themselves (heads, answers
-    before the answer, what frames a chunk) has no bound in sum, and a chunk of -1 bytes is read to the end.
+    Counting here covers everything a server sends. http.client and urllib3 do not limit the total of heads,
+    interim (1xx) answers and chunk framing. They read a chunk of -1 bytes to the end.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
@@ -109,19 +108,19 @@ class _Reply(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_Bounded(self.fp.detach()))
 
     def begin(self) -> None:
-        """Pass over answers before the answer, of which http.client knows 100 alone; after 101 there is none.
+        """Skip interim answers (1xx). http.client skips only 100. No final answer follows 101.
 
-        Else the answer that follows would be read as that to the next call on the connection.
+        Otherwise the final answer would be read as the answer to the connection's next call.
         """
         super().begin()
         while 102 <= self.status < 200:
-            self.headers = None  # type: ignore[assignment]  # or it has begun
+            self.headers = None  # type: ignore[assignment]  # begin() does nothing once headers are set
             super().begin()
-        assert_header_parsing(self.msg)  # else urllib3 does, and logs all that is no header
+        assert_header_parsing(self.msg)  # otherwise urllib3 does it, and logs invalid headers
 
 
 class _PlainConnection(HTTPConnection):
-    """Tells the running call of itself before it sends anything."""
+    """A connection that registers itself with the running call before it sends anything."""
 
     response_class = _Reply
 
@@ -135,7 +134,7 @@ class _PlainConnection(HTTPConnection):
 
 
 class _TlsConnection(_PlainConnection, HTTPSConnection):
-    """The same over TLS."""
+    """A `_PlainConnection` over TLS."""
 
 
 class _PlainPool(urllib3.HTTPConnectionPool):
@@ -147,7 +146,7 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 
 
 class Body:
-    """The bytes to send, in the form of a file, to learn whether the socket layer took any of them."""
+    """A request body as a file object that records whether the socket layer took any bytes."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
@@ -166,11 +165,11 @@ class Body:
 
 
 class Transport:
-    """Stands where the library says `requests`: kept connections, no retry, and answers as plain values."""
+    """Replaces `requests` in the library: kept connections, no retry, answers as plain values."""
 
     def __init__(self, name: str, connect_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
-        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # one of urllib3's own goes by SSLKEYLOGFILE
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # urllib3's own context follows SSLKEYLOGFILE
         trusted.load_verify_locations(certifi.where())
         self._pools = urllib3.PoolManager(1, maxsize=_THREADS, retries=False, ssl_context=trusted)
         self._pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
@@ -183,7 +182,7 @@ class Transport:
         return self._exchange("GET", url, headers, fields=asked)
 
     def post(self, url: str, headers: dict[str, str | None], data: Body) -> RawAnswer:
-        # told, since urllib3 does not ask a body that it reads how long it is
+        # set here, because urllib3 does not know the length of a file-like body
         return self._exchange("POST", url, headers | {"Content-Length": str(len(data))}, body=data)
 
     def _exchange(self, method: str, url: str, headers: dict[str, str | None], **what: Any) -> RawAnswer:
@@ -222,9 +221,10 @@ class Transport:
         read_timeout_s: float,
         max_bytes: int,
     ) -> T | None:
-        """Make an exchange on a thread, and there what `then` makes of its answer, of which so much is read.
+        """Make an exchange on a thread, and call `then` on its answer there.
 
-        None when the deadline passed after the exchange had begun.
+        At most `max_bytes` of the answer are read. Returns None if the deadline passed after the exchange had
+        begun.
         """
         if self._closed:
             return then(RawAnswer(error=TransportError.CONNECT, body_sent=False))
@@ -240,7 +240,7 @@ class Transport:
             async with asyncio.timeout(deadline_s):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
-            if future.cancel():  # it waited for a thread all the time
+            if future.cancel():  # it never got a thread
                 return then(RawAnswer(error=TransportError.TIMEOUT, body_sent=False))
             return None
         finally:
@@ -248,19 +248,19 @@ class Transport:
             self._calls.discard(call)
 
     async def aclose(self) -> None:
-        """Give up the calls under way, and free threads and connections."""
+        """Abort the calls in progress, and free threads and connections."""
         self._closed = True
         for call in tuple(self._calls):
             call.abort()
-        # Queued calls are not cancelled: their tasks would take that for a cancellation of themselves.
+        # Queued calls are not cancelled, because their tasks would see that as their own cancellation.
         await asyncio.to_thread(self._executor.shutdown, wait=True)
         self._pools.clear()
 
 
 def _received(response: urllib3.BaseHTTPResponse, call: _Call) -> RawAnswer:
-    """Read the answer, at most up to the bound. The status counts even when the body broke off."""
+    """Read the answer up to the limit. The status counts even if the body is cut off."""
     if response.status < 200:
-        response.close()  # it speaks something else from here on
+        response.close()  # another protocol follows on this connection
     body, error = bytearray(), None
     try:
         for part in response.stream(_CHUNK_BYTES, decode_content=True):
@@ -279,7 +279,7 @@ def _received(response: urllib3.BaseHTTPResponse, call: _Call) -> RawAnswer:
 
 
 def _transport_error(error: Exception) -> TransportError:
-    """The kind only: the texts of these libraries hold addresses and, for a bad header, its value."""
+    """Return the kind of error only: the libraries' messages hold URLs and invalid header values."""
     if isinstance(error, urllib3.exceptions.SSLError):
         return TransportError.TLS
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):

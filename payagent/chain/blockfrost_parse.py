@@ -1,7 +1,7 @@
-"""What Blockfrost's API answers, read strictly into values: found, not found, or could not tell. Pure.
+"""Strict, pure parsing of Blockfrost's answers into found, not found or unknown.
 
-May import: the standard library, core, chain.provider, chain.submit_answers. Never: I/O; quotes what a provider
-sent; takes a 404 for "not there" that is not in Blockfrost's own form.
+May import: the standard library, core, chain.provider, chain.submit_answers.
+Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless it is in Blockfrost's own form.
 """
 
 import re
@@ -33,9 +33,9 @@ from payagent.core.problems import Refused
 T = TypeVar("T")
 
 PAGE_ROWS = 100
-_MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
+_MAX_TOKEN_QUANTITY = 2**64 - 1  # the ledger's limit for one output
 _VALUES_MAX = 600_000
-"""How many values an answer may hold: 100 outputs full of assets are 400,000, and 16 MB of brackets 5,000,000."""
+"""The most values in one answer. 100 outputs full of assets have 400,000; 16 MB of brackets have 5,000,000."""
 
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
@@ -55,7 +55,6 @@ _OF_STATUS = {
     403: ": the project id is not accepted, or is of another network",
     418: ": banned for going on after too many calls",
 }
-"""What Blockfrost means by these statuses."""
 
 
 def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
@@ -63,7 +62,7 @@ def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
 
 
 def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
-    """What an answer says. Only a 200 and Blockfrost's own 404 say anything."""
+    """Interpret an answer. Only a 200 and Blockfrost's own 404 count."""
     if answer.error is not None:
         return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
@@ -77,7 +76,7 @@ def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
             return NotFound() if _says_not_found(body) else Unknown("http 404, not in the provider's own form")
         return Found(parse(body))
     except Refused as refused:
-        why = refused.code  # its detail quotes what the provider sent
+        why = refused.code  # its detail quotes the provider's text
     except ValueError as error:
         why = str(error)
     except (LookupError, TypeError) as error:
@@ -92,7 +91,7 @@ def _why(status: int) -> Why:
 
 
 def _says_not_found(body: Any) -> bool:
-    """Whether it is Blockfrost's own 404, and not one of a proxy or a framework on the way."""
+    """Whether this is Blockfrost's own 404, not one of a proxy or framework in between."""
     return (
         type(body) is dict
         and (body.get("status_code"), body.get("error")) == (404, "Not Found")
@@ -171,7 +170,7 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
             raise ValueError("an amount of no known unit")
         amounts[unit] = _quantity(entry["quantity"], unit)
     block = row.get("block")
-    is_in_no_block = block is None or block == ""  # Dolos says "" of one that is older than what it keeps
+    is_in_no_block = block is None or block == ""  # Dolos sends "" for blocks older than its history
     return ChainUtxo(
         tx_id=_text_hash(row["tx_hash"]),
         index=parse_count(row["output_index"], "output_index"),
@@ -186,7 +185,7 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
 
 
 def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
-    """A page, newest first."""
+    """Parse a page of transactions, newest first."""
     if type(body) is not list or len(body) > PAGE_ROWS:
         raise ValueError("not a page")
     rows = tuple(
@@ -206,9 +205,9 @@ def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """What is listed of a transaction at an address: in the ordinary way, and as collateral.
+    """What the answer lists for a transaction at an address: ordinary outputs, and collateral.
 
-    When a script failed, Blockfrost lists what moved in both ways, and Dolos lists it as collateral only.
+    If a script failed, Blockfrost lists the moved outputs in both ways, Dolos only as collateral.
     """
 
     plain: Movement
@@ -217,13 +216,13 @@ class _Listed:
 
 
 _Values = Mapping[str, Mapping[str, int]]
-"""What coins hold, by their refs."""
+"""The values of UTxOs by reference."""
 
 
 def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
     if body["hash"] != tx_id:
         raise ValueError("another transaction")
-    # `reference` is the one member that is read and that Blockfrost's OpenAPI does not require
+    # `reference` is the only field read here that Blockfrost's OpenAPI does not require.
     spent = [row for row in body["inputs"] if row.get("reference") is None or not _flag(row, "reference")]
     made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
     plain, collateral = (
@@ -235,12 +234,12 @@ def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
 
 
 def _known(utxos: _Values, in_full: _Values) -> _Values:
-    """The coins, with all that they hold where that is listed: Blockfrost leaves out the tokens of collateral."""
+    """The UTxOs, with their full value where it is listed: Blockfrost leaves out the tokens of collateral."""
     return {ref: in_full.get(ref, value) for ref, value in utxos.items()}
 
 
 def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
-    """What the coins at the address hold, by ref, of the rows that are, or are not, listed as collateral."""
+    """Return UTxO values at the address by reference, from the rows that are collateral or from the others."""
     found: dict[str, Mapping[str, int]] = {}
     for row in rows:
         if _flag(row, "collateral") is is_collateral and row["address"] == address:
@@ -262,7 +261,10 @@ def _flag(row: Any, name: str) -> bool:
 
 
 def _quantity(value: Any, unit: str) -> int:
-    """Units of one output, above zero. A token's may exceed 2^63-1: anybody can send such an output here."""
+    """Parse the units of one output, above zero.
+
+    A token's may exceed 2^63-1: anyone can send us such an output.
+    """
     try:
         return check_supply(unit, parse_units(value, unit))
     except Refused:

@@ -1,6 +1,8 @@
-"""When a provider may be called: its bucket of calls, and the door that its failures close.
+"""When a provider may be called: a token bucket for its rate limit, and a circuit breaker for failures.
 
-Values and functions from values to values. May import: chain.provider. Never: I/O, a clock (`now_ms` is given).
+Only values and pure functions. In this module a breaker that is open lets calls pass; a closed one stops them.
+May import: chain.provider.
+Never: I/O, a clock (`now_ms` is given).
 """
 
 from dataclasses import dataclass, replace
@@ -8,27 +10,30 @@ from dataclasses import dataclass, replace
 from payagent.chain.provider import Why
 
 FAILURES_MAX = 5
-"""How many failures in a row close the door."""
+"""Failures in a row that close the breaker."""
 
 PAUSE_FIRST_MS = 5_000
 PAUSE_MAX_MS = 60_000
-"""How long it stays closed: twice as long after each try that failed, and no longer than this."""
+"""How long the breaker stays closed: it doubles after each failed trial, up to the maximum."""
 
 RATE_PAUSE_MS = 10_000
 QUOTA_PAUSE_MS = 60_000
-"""How long a provider is left alone that said "too many" or "no more today" without saying for how long."""
+"""The pause after a rate limit or a used-up quota, when the provider names no duration."""
 
 FULL_PAUSE_MS = 5_000
 FULL_PAUSE_MAX_MS = 60_000
-"""How long a full mempool gets nothing, and how long at most when it asks for longer: blocks empty it."""
+"""How long a provider with a full mempool gets no submission, and the longest pause it can ask for.
+
+Blocks empty a mempool soon.
+"""
 
 ASKED_PAUSE_MAX_MS = 86_400_000
-"""The longest pause that a provider gets by asking for it: a quota is of a day."""
+"""The longest pause that a provider can ask for: quotas are per day."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a provider lets us call: so many calls a second for ever, and so many at once."""
+    """A provider's rate limit: sustained calls per second, and a burst."""
 
     calls_per_s: int
     burst: int
@@ -37,12 +42,12 @@ class Rate:
 BLOCKFROST_RATE = Rate(10, 500)
 
 RESERVED_CALLS = 20
-"""What reads leave in a bucket: the last calls are for submissions."""
+"""Calls that reads leave in the bucket for submissions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Thousandths of calls that may be made, as of a time."""
+    """The calls that may be made at a time, in thousandths."""
 
     millicalls: int
     at_ms: int
@@ -53,25 +58,25 @@ def full(rate: Rate, now_ms: int) -> Bucket:
 
 
 def refill(bucket: Bucket, rate: Rate, now_ms: int) -> Bucket:
-    """What has come in since; a clock that went back brings nothing and takes nothing."""
+    """Add the calls gained since. A clock that went back changes nothing."""
     gained = max(now_ms - bucket.at_ms, 0) * rate.calls_per_s
     return Bucket(min(bucket.millicalls + gained, rate.burst * 1000), now_ms)
 
 
 def take(bucket: Bucket, count: int) -> Bucket:
-    """The bucket after so many calls. It may go below zero: what is sent is sent."""
+    """Return the bucket after `count` calls. It may go below zero, because a submission is sent in any case."""
     return Bucket(bucket.millicalls - count * 1000, bucket.at_ms)
 
 
 def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:
-    """How long until one call may be made that leaves so many in the bucket; 0 when it may be made now."""
+    """How long until one call may be made that leaves `reserved` calls in the bucket; 0 for now."""
     lacking = (min(reserved, rate.burst - 1) + 1) * 1000 - bucket.millicalls
     return max(-(-lacking // rate.calls_per_s), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From a time until another. A clock that was ahead and is mended is before it, so it does not hold then."""
+    """A time span. After a clock that was ahead is corrected, now is before the span, and it does not hold."""
 
     from_ms: int = 0
     until_ms: int = 0
@@ -87,7 +92,7 @@ def full_pause(asked_s: int | None, now_ms: int) -> Span:
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    """Closed for a time, with the reason, after so many failures in a row, which closed it so often."""
+    """The breaker's state: failures in a row, how often it closed, and until when and why it is closed."""
 
     failures: int = 0
     closings: int = 0
@@ -96,21 +101,27 @@ class CircuitBreaker:
     why: str = ""
 
     def is_open(self, now_ms: int) -> bool:
-        """Also before it was closed: a clock that was ahead and is mended must not keep it closed for as long."""
+        """Whether calls may pass.
+
+        It is also open before `closed_at_ms`. So a clock that was ahead and is corrected does not keep it closed.
+        """
         return not self.closed_at_ms <= now_ms < self.closed_until_ms
 
     @property
     def is_on_trial(self) -> bool:
-        """Whether the next call decides: one at a time then."""
+        """Whether the next call decides if the breaker stays open. Calls are made one at a time then."""
         return self.closings > 0
 
 
 OPEN = CircuitBreaker()
-"""The door of a provider that answered: it is open, whatever happened before."""
+"""The state after any answer, whatever happened before."""
 
 
 def failed(door: CircuitBreaker, reason: str, now_ms: int) -> CircuitBreaker:
-    """No answer, or a server error. Enough of them in a row close the door, and each one after that at once."""
+    """Record a call without an answer or with a server error.
+
+    Enough of them in a row close the breaker. On trial, a single failure closes it.
+    """
     failures = door.failures + 1
     if failures < FAILURES_MAX and not door.is_on_trial:
         return replace(door, failures=failures)
@@ -119,7 +130,7 @@ def failed(door: CircuitBreaker, reason: str, now_ms: int) -> CircuitBreaker:
 
 
 def refused(door: CircuitBreaker, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> CircuitBreaker:
-    """It wants a pause (429, 402, 418): for as long as it says, or as such a refusal commonly takes."""
+    """Record that the provider wants a pause (429, 402, 418), for as long as it says or for the default."""
     pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
     if retry_after_s is not None:
         pause_ms = min(retry_after_s * 1000, ASKED_PAUSE_MAX_MS)

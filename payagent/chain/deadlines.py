@@ -1,7 +1,8 @@
-"""Several that are asked at once, and how long one of them is waited for when others have told their own.
+"""Ask several providers at once, and stop waiting for one that is much slower than the others.
 
-Where all are slow, all are waited for.
-May import: the standard library. Never: reads what is told.
+If all are slow, all are waited for.
+May import: the standard library.
+Never: interprets the answers.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ T = TypeVar("T")
 
 
 async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each returned, in their order. For one or none, the usual case, no task is made."""
+    """Return the results in order. For one or none, the usual case, no task is made."""
     if len(works) < 2:
         return [await work for work in works]
     return await asyncio.gather(*works)
@@ -21,10 +22,10 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 async def in_time(
     works: Sequence[Coroutine[Any, Any, T]], patience_s: float, late: T, is_told: Callable[[T], bool]
 ) -> list[T]:
-    """What came of each, in their order; `late` for one that is later than others that have told something.
+    """Return the results in order, with `late` for one that is much slower than the others.
 
-    Each may take `patience_s`, or twice as long as the others took if that is more. Of three or more two
-    have to have told: else one that lies fast would silence two that are slow.
+    Each may take `patience_s`, or twice the time the others took if that is more. `is_told` says whether a result
+    is an answer. Of three or more, two have to have answered. Otherwise one fast liar could silence two slow ones.
     """
     if len(works) < 2:
         return await together(works)

@@ -1,7 +1,7 @@
-"""What providers disagree about, how long they have, and which of them is found to lie.
+"""What providers disagree about, since when, and which of them lies.
 
-May import: chain.quorum_rules, chain.throttled_provider, chain.provider_state, chain.provider. Never: says what is
-true; books anything.
+May import: chain.quorum_rules, chain.throttled_provider, chain.provider_state, chain.provider.
+Never: says what is true; writes to the ledger.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from payagent.chain.quorum_rules import PATIENCE_MS, ProviderAnswer, Silence, is
 from payagent.chain.throttled_provider import ProviderClock
 
 SEARCH_PATIENCE_S = 60.0
-"""How long a provider may take over what else it says of a transaction that is disputed."""
+"""How long a provider may take to answer further questions about a disputed transaction."""
 
 
 class Disputes:
-    """By subject. `own` is the wallet's address, whose coins tell who lies."""
+    """The open disputes by subject. `own` is the wallet's address, whose UTxOs reveal a liar."""
 
     def __init__(self, members: Sequence[ProviderState], clock: ProviderClock, own: str) -> None:
         self._members = members
@@ -27,7 +27,7 @@ class Disputes:
 
     @property
     def lasting(self) -> list[str]:
-        """The subjects that a person is told of."""
+        """The disputed subjects that an alert names."""
         now_ms = self._clock.now_ms()
         return [subject for subject, dispute in self._open.items() if _lasts(dispute, now_ms)]
 
@@ -38,13 +38,16 @@ class Disputes:
             member.suspicions.pop(subject, None)
 
     def note(self, subject: str) -> bool:
-        """Note that providers say different things. Returns whether that lasts, so that a person is told."""
+        """Note that providers disagree. Returns whether the disagreement lasts, which raises an alert."""
         now_ms = self._clock.now_ms()
         self._open[subject] = dispute = missed(self._open.get(subject), now_ms)
         return _lasts(dispute, now_ms)
 
     async def follow(self, tx_id: str, said: Sequence[ProviderAnswer[TxSeen]]) -> bool:
-        """Providers say different things of a transaction. Returns whether that lasts; then we look who lies."""
+        """Note that providers disagree about a transaction, and look for the liar once that lasts.
+
+        Returns whether the disagreement lasts.
+        """
         if not self.note(tx_id):
             return False
         now_ms = self._clock.now_ms()

@@ -1,10 +1,10 @@
-"""The port to the chain: the questions payagent asks a provider, and the values that come back.
+"""The port to the chain: the questions payagent asks a provider, and the values it answers with.
 
-May import: the standard library. Never: I/O, a clock, a library for a provider.
-
-Reads are three-valued (rule 4). `Found` and `NotFound` are what the provider positively said, as seen
-from its own, possibly stale or forked view; `Unknown` is everything else: time-outs, limits, broken or
-contradictory answers. No method raises because of what a provider did.
+Reads are three-valued (rule 4). `Found` and `NotFound` are positive statements of the provider. Its view may be
+stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No method
+raises because of something a provider did.
+May import: the standard library.
+Never: I/O, a clock, a provider's library.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,30 +17,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """The provider answered, in full, with `value`."""
+    """The provider gave a complete answer, `value`."""
 
     value: T
 
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The provider positively said that it has no such thing. Never evidence of absence on its own."""
+    """The provider positively said that it does not have it. One such answer is not evidence of absence."""
 
 
 class Why(StrEnum):
-    """What kept a provider, or several together, from telling; the breaker goes by it (chain.circuit_breaker)."""
+    """Why a read is `Unknown`, for one provider or for a quorum. The circuit breaker decides by it."""
 
-    UNCLEAR = "unclear"  # it answered, and the answer tells nothing
-    OUTAGE = "outage"  # no answer, none in time, or a server error
-    RATE = "rate"  # too many calls
-    QUOTA = "quota"  # the day's calls are used up, or we are banned for going on
-    NOT_YET = "not_yet"  # of several providers, one has not come to the block that another shows
-    DISPUTE = "dispute"  # of several providers, one denies what another shows
+    UNCLEAR = "unclear"  # it answered, but the answer says nothing usable
+    OUTAGE = "outage"  # no answer, a timeout, or a server error
+    RATE = "rate"  # too many calls in a short time
+    QUOTA = "quota"  # the daily quota is used up, or we are banned for exceeding it
+    NOT_YET = "not_yet"  # one provider has not reached the block that another shows
+    DISPUTE = "dispute"  # one provider denies what another shows
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Could not tell. `reason` is for people and logs; it holds no secret, and nothing decides by it."""
+    """The provider could not tell. `reason` is for people and logs: it holds no secret, and no code uses it."""
 
     reason: str
     why: Why = field(default=Why.UNCLEAR, compare=False)
@@ -62,7 +62,7 @@ class Tip:
 
 @dataclass(frozen=True, slots=True)
 class BlockSeen:
-    """A block that is on the provider's chain now."""
+    """A block on the provider's chain at the time of the read."""
 
     hash: str
     height: int
@@ -72,7 +72,7 @@ class BlockSeen:
 
 @dataclass(frozen=True, slots=True)
 class TxSeen:
-    """A transaction in a block of the provider's chain. Its depth is for the reader to count from a tip."""
+    """A transaction in a block of the provider's chain. The caller computes the depth from a tip."""
 
     tx_id: str
     block_hash: str
@@ -84,9 +84,9 @@ class TxSeen:
 class ChainUtxo:
     """An unspent output as the provider lists it.
 
-    `assets` holds tokens by policy and name in hex, without lovelace. `unreadable` marks an output with a
-    token amount above 2^63-1 (the ledger allows up to 2^64-1, and anybody can send one here): that token is
-    left out of `assets`, so such an output can be neither counted nor spent.
+    `assets` holds tokens by policy and name in hex, without lovelace. The ledger allows token amounts up to
+    2^64-1, and anyone can send one to us. An amount above 2^63-1 is left out of `assets` and sets `unreadable`:
+    such an output can be neither counted nor spent.
     """
 
     tx_id: str
@@ -106,7 +106,7 @@ class ChainUtxo:
 
 @dataclass(frozen=True, slots=True)
 class AddressTx:
-    """A transaction that pays or spends at an address, and the block that it is in; `time_s` is Unix time."""
+    """A transaction that pays to or spends from an address, and its block. `time_s` is Unix time."""
 
     tx_id: str
     block_height: int
@@ -115,9 +115,9 @@ class AddressTx:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """What a transaction took from one address and what it put there: units per asset, by the coin's ref.
+    """The outputs of one address that a transaction spent and made: units per asset, by UTxO reference.
 
-    As of a coin in `ChainUtxo`, a token amount above 2^63-1 is left out.
+    As in `ChainUtxo`, a token amount above 2^63-1 is left out.
     """
 
     spent: Mapping[str, Mapping[str, int]]
@@ -126,7 +126,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """What tells one network from another, where addresses cannot (preprod and preview share a prefix)."""
+    """Identifies a network. Addresses cannot: preprod and preview share a prefix."""
 
     network_magic: int
     system_start_s: int
@@ -135,7 +135,7 @@ class Genesis:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolParameters:
-    """The protocol parameters that a plain payment meets, in force in `epoch`."""
+    """The protocol parameters that a plain payment depends on, in force in `epoch`."""
 
     min_fee_a: int
     min_fee_b: int
@@ -146,26 +146,26 @@ class ProtocolParameters:
 
 
 class SubmitKind(StrEnum):
-    """What an answer to a submission means (docs/exactly-once.md). Not one of them means "failed"."""
+    """What an answer to a submission means (docs/exactly-once.md). No kind means "failed"."""
 
-    ACCEPTED = "accepted"  # in that node's mempool, from which it may still be dropped
-    LIAR = "liar"  # a success that names another transaction, or none
-    SPENT_ALL = "spent_all"  # ours is there, a conflict won, a parent is gone, or the node is behind
-    SPENT_SOME = "spent_some"  # some inputs are unknown to that node, not all
+    ACCEPTED = "accepted"  # in that node's mempool, which may still drop it
+    LIAR = "liar"  # a success that names another transaction or none
+    SPENT_ALL = "spent_all"  # ours is on the chain, a conflicting one won, a parent is gone, or the node is behind
+    SPENT_SOME = "spent_some"  # that node does not know some of the inputs
     EXPIRED = "expired"  # outside the validity interval at that node's slot
-    NEVER = "never"  # these bytes can never be valid under the parameters of that node
+    NEVER = "never"  # never valid under that node's protocol parameters
     FULL = "full"  # its mempool is full
-    RATE = "rate"  # too many calls of ours; not submitted
-    QUOTA = "quota"  # the day's calls are used up, or we are banned for going on; not submitted
-    AUTH = "auth"  # the project id is not accepted; not submitted
-    CLIENT = "client"  # our request or its address is wrong, or a rule refused it that has no class
+    RATE = "rate"  # too many calls in a short time from us; not submitted
+    QUOTA = "quota"  # the daily quota is used up, or we are banned for exceeding it; not submitted
+    AUTH = "auth"  # project id not accepted; not submitted
+    CLIENT = "client"  # our request or its URL is wrong, or a rule without a class refused it
     OUTAGE = "outage"  # the provider is down; usually not submitted
-    AMBIGUOUS = "ambiguous"  # the bytes may have arrived, and may be taken minutes later
+    AMBIGUOUS = "ambiguous"  # the bytes may have arrived, and may be accepted minutes later
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitAnswer:
-    """A classified answer. `retry_after_s` is the provider's wish, when it gave one in seconds."""
+    """A classified answer. `retry_after_s` is set when the provider sent Retry-After in seconds."""
 
     kind: SubmitKind
     detail: str
@@ -173,23 +173,24 @@ class SubmitAnswer:
 
 
 Turn: TypeAlias = Callable[[], Awaitable[bool]]
-"""Waits until one more call may be made; False when none may for now."""
+"""Waits until one more call may be made. Returns False when no call may be made for now."""
 
 
 async def at_once() -> bool:
-    """The turn of one that nobody paces."""
+    """The `Turn` of a provider without pacing."""
     return True
 
 
 class ChainProvider(Protocol):
     """One provider's view of one chain. Safe for concurrent tasks of one event loop.
 
-    Hashes and transaction ids are 64 lower-case hex digits; another form is a ValueError, a bug of the caller.
+    Hashes and transaction ids are 64 lower-case hex digits. Any other form raises ValueError: the caller has a
+    bug.
     """
 
     @property
     def name(self) -> str:
-        """The configured name of the provider, for logs and for telling two sources apart."""
+        """The provider's name in the config, for logs and to tell two providers apart."""
 
     async def tip(self) -> Read[Tip]: ...
 
@@ -198,31 +199,37 @@ class ChainProvider(Protocol):
     async def parameters(self) -> Read[ProtocolParameters]: ...
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        """Every unspent output of the address, or Unknown; never a part of them. Never used: Found(())."""
+        """Return every unspent output of the address, or Unknown; never a part of them.
+
+        An address that was never used gives Found(()).
+        """
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        """Every transaction of the address in blocks from a time on, oldest first; never a part of them.
+        """Return every transaction of the address since a time, oldest first; never a part of them.
 
-        What came into a block during the call may be missing. Never used: Found(()). One that broke off (Unknown)
-        goes on where it did when it is asked for again.
+        A transaction that enters a block during the call may be missing. An address that was never used gives
+        Found(()). After Unknown, the next call resumes where this one stopped.
         """
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        """What a transaction in a block moved at the address."""
+        """Return what a transaction in a block moved at the address."""
 
     async def tx(self, tx_id: str) -> Read[TxSeen]: ...
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
-        """Whether the block is (still) on the provider's chain."""
+        """Say whether the block is still on the provider's chain."""
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
-        """Send the signed bytes as they are. `tx_id` is our own; the one that is answered is only compared."""
+        """Send the signed bytes unchanged.
+
+        `tx_id` is our own hash of the body. The id in the answer is only compared with it.
+        """
 
     async def aclose(self) -> None: ...
 
 
 class PacedProvider(ChainProvider, Protocol):
-    """One whose reads of very many calls wait for their turns."""
+    """A provider that can pace reads that take many calls."""
 
     def pace(self, turn: Turn) -> None:
-        """From now on, take a turn before each further call of a read that may take very many."""
+        """Take a turn before each further call of a read that may take many calls."""

@@ -1,11 +1,11 @@
-"""One provider: what is known of it, and whether what it says goes together.
+"""The state of one provider, and the checks that it does not contradict itself.
 
-It contradicts itself when it denies its own newest block, tells two heights of one block, or lists a coin of a
-transaction that it denies. Replicas and indexes look like that for a moment, so most of it counts only when it
-lasts. One that was caught serves a sentence: for a while it is not heard and gets no bytes.
-
-May import: chain.provider, chain.quorum_rules, chain.throttled_provider, chain.circuit_breaker. Never: compares
-one provider with another, which `panel` does.
+Three contradictions are known: a provider denies its own newest block, gives two heights for one block, or lists a
+UTxO of a transaction that it denies. Replicas and indexes can look like that for a moment, so most contradictions
+count only when they last. A provider caught in a lie is excluded for a while: its answers do not count and it gets
+no submissions.
+May import: chain.provider, chain.quorum_rules, chain.throttled_provider, chain.circuit_breaker.
+Never: compares one provider with another (chain.quorum does).
 """
 
 from dataclasses import dataclass, field
@@ -17,45 +17,48 @@ from payagent.chain.quorum_rules import MISSES_MIN, Silence, is_lasting, missed
 from payagent.chain.throttled_provider import ThrottledProvider
 
 AHEAD_MAX_S = 120
-"""How many seconds a tip may be ahead of our clock, or of what the slots since its last one allow."""
+"""How far a tip may be ahead of our clock, in seconds.
+
+It is also how many blocks a tip may rise beyond the number of slots since the highest block.
+"""
 
 FALLEN_MS = 600_000
-"""How long a provider stays below its highest block, which it denies, before that block counts no more.
+"""How long a provider stays below its highest block and denies it before that block no longer counts.
 
-A tip that is higher than the slots since allow is refused for as long: the earlier height may have been the lie.
+A tip that is too high for the slots passed is refused for as long: the earlier height may have been the lie.
 """
 
 START_PATIENCE_MS = 10_000
-"""How long one that has never answered since the start is waited for.
+"""How long a provider that has not answered since the start is waited for.
 
-It has said nothing yet that its absence could hide. Until it has been silent for as long as counts for the others,
-nothing ends for good (`View.is_final`), and what is new to the books takes three reads.
+It has said nothing yet that its absence could hide. Until its silence is lasting (`is_lasting`), nothing is
+concluded as final (`QuorumView.is_final`), and anything new to the ledger takes three reads.
 """
 
 CONVICTION_MS = 60_000
-"""How far apart its two contradictions have to be before it is convicted."""
+"""The time between two contradictions that convict a provider."""
 
 SENTENCE_MS = 600_000
-"""How long one that was caught in a lie is not heard and gets no bytes."""
+"""How long a provider caught in a lie is excluded."""
 
 ABSENT_MS = 600_000
-"""How long one has to be out, look after look, before the others may settle without it.
+"""How long a provider has to be missing, pass after pass, before the others may settle without it.
 
-A replica that lags denies its provider's newest block, so an honest one may be out for minutes, more than once.
+A lagging replica denies its provider's newest block, so an honest provider may be missing for minutes, repeatedly.
 """
 
 FOR_GOOD = ("tx", "block", "coins")
-"""The kinds of question by whose answers something is concluded that no later look can undo."""
+"""The kinds of read that lead to conclusions which no later pass can undo."""
 
 _BY_HEARING = {"tip", "time"}
-"""The kinds that each look asks everybody for."""
+"""The kinds that each pass asks of every provider."""
 
 TWO_HEIGHTS = "it tells two heights of one block"
-"""Once is enough: a block's hash fixes its height and slot, so no lag of an index explains it."""
+"""One case convicts: a block's hash fixes its height and slot, so a lagging index cannot explain it."""
 
 
 class Odd(NamedTuple):
-    """What is odd about protocol parameters, and whether it forbids signing."""
+    """Unexpected protocol parameters, and whether they forbid signing."""
 
     detail: str
     forbids: bool
@@ -63,17 +66,20 @@ class Odd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """When one that was caught in a lie is not heard."""
+    """The time during which a provider caught in a lie is excluded."""
 
     span: Span = field(default_factory=Span)
     is_relapse: bool = False
-    """Whether it came soon after another sentence: the provider was heard again, and lied again."""
+    """Whether it began soon after another exclusion: the provider was believed again, and lied again."""
 
     def holds(self, now_ms: int) -> bool:
         return self.span.holds(now_ms)
 
     def after(self, at_ms: int) -> "Exclusion":
-        """The sentence after one more lie. Lies of one moment make one sentence, found in any order."""
+        """Return the exclusion after one more lie.
+
+        Lies close in time make one exclusion, in whatever order they are found.
+        """
         from_ms, until_ms = self.span.from_ms, self.span.until_ms
         if from_ms - SENTENCE_MS < at_ms < until_ms:
             span = Span(min(from_ms, at_ms), max(until_ms, at_ms + SENTENCE_MS))
@@ -84,14 +90,14 @@ class Exclusion:
 
 @dataclass(slots=True)
 class ProviderState:
-    """What is known of one provider. `trouble` says why it is not heard; None when it is."""
+    """The state of one provider. `trouble` says why it is not believed; None when it is."""
 
     source: ThrottledProvider
     trouble: str | None = "not asked yet"
     has_answered: bool = False
     is_foreign: bool = False
     odd: Odd | None = None
-    """What is odd about its parameters; None when they are those that payagent is built for."""
+    """Its unexpected parameters; None if payagent supports them."""
 
     is_late: bool = False
     tip: Tip | None = None
@@ -102,14 +108,14 @@ class ProviderState:
     was_heard: bool = False
     has_told_utxos: bool = False
     absence: Silence | None = None
-    """Since when it has not been heard, for whatever reason."""
+    """Since when it has not been believed, for whatever reason."""
 
     gap: Silence | None = None
-    """Since when it has been heard and could tell nothing of a kind in `FOR_GOOD`."""
+    """Since when it has been believed but could not answer some kind in `FOR_GOOD`."""
 
     checked: Span = field(default_factory=Span)
     is_vetted: bool = False
-    """Whether its network is ours, and its parameters were read."""
+    """Whether its network is ours and its parameters were read."""
 
     genesis: Found[Genesis] | None = None
     sentence: Exclusion = field(default_factory=Exclusion)
@@ -117,13 +123,13 @@ class ProviderState:
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
     suspicions: dict[str, tuple[str, str, int]] = field(default_factory=dict)
-    """By transaction: how it contradicted itself, at which tip, and when."""
+    """Per transaction: how it contradicted itself, at which tip, and when."""
 
     shown: dict[str, TxSeen] = field(default_factory=dict)
-    """By transaction: what it showed of one that others do not show in the same way."""
+    """Per transaction: what it showed when other providers did not show the same."""
 
     def note(self, what: str, read: Read[Any], now_ms: int) -> None:
-        """Remember whether it could answer, for `is_mute`."""
+        """Record whether it answered this kind of read, for `is_mute`."""
         if isinstance(read, Unknown):
             self.silences[what] = missed(self.silences.get(what), now_ms)
         else:
@@ -134,9 +140,10 @@ class ProviderState:
         return is_lasting(self.silences.get(what))
 
     def note_look(self, is_heard: bool, now_ms: int) -> None:
-        """Remember whether it was heard in a look, and could tell what it was asked until then.
+        """Record whether it was believed in a pass, and whether it could answer its reads.
 
-        One that is not heard is asked nothing: it is as silent as it was before, unless it is we who do not ask.
+        A provider that is not believed is asked nothing, so its silences go on. They do not go on while it is
+        excluded for a lie, because then we do not ask.
         """
         self.absence = None if is_heard else missed(self.absence, now_ms)
         for what in () if is_heard or self.lied else self.silences.keys() - _BY_HEARING:
@@ -145,7 +152,7 @@ class ProviderState:
         self.was_heard |= is_heard
 
     def is_missing(self, now_ms: int) -> bool:
-        """Whether something of what it may say is missing, and not for so long that nothing waits for it."""
+        """Whether answers of this provider are missing and still have to be waited for."""
         if self.trouble is not None:
             return not self.is_given_up(now_ms)
         has_gap = any(map(self.is_mute, FOR_GOOD))
@@ -153,19 +160,19 @@ class ProviderState:
 
     @property
     def is_dead_at_start(self) -> bool:
-        """Whether it has told no tip since the start, often enough to count as silent, but not for so long."""
+        """Whether it has given no tip since the start: often enough to matter, but not yet a lasting silence."""
         silence = self.silences.get("tip")
         if self.has_answered or silence is None or is_lasting(silence):
             return False
         return silence.count >= MISSES_MIN and silence.last_ms - silence.since_ms >= START_PATIENCE_MS
 
     def is_given_up(self, now_ms: int) -> bool:
-        """Whether it has been out for so long, or was convicted again so soon, that nothing waits for it."""
+        """Whether nothing waits for it: it was missing for `ABSENT_MS`, or is excluded again after a relapse."""
         is_out_again = self.sentence.is_relapse and self.sentence.holds(now_ms)
         return is_out_again or (self.absence is not None and _lasts_ms(self.absence, ABSENT_MS))
 
     def is_sent_out(self, now_ms: int) -> bool:
-        """Whether it is serving a sentence."""
+        """Whether it is excluded for a lie."""
         lied_ms = self.source.lied_at_ms
         if lied_ms is not None and Span(lied_ms, lied_ms + SENTENCE_MS).holds(now_ms):
             self.send_out(lied_ms, "it answered a submission with another transaction's id")
@@ -179,7 +186,7 @@ class ProviderState:
         self.sentence = self.sentence.after(at_ms)
 
     async def contradiction(self, tip: Tip) -> str | None:
-        """How it contradicts itself about its tip, which replicas do for a moment; None when it does not."""
+        """Say how it contradicts itself about its tip; None if it does not. Replicas do that for a moment."""
         source, before = self.source, self.tip
         if tip != self.confirmed_tip:
             own = await source.block(tip.hash)
@@ -194,9 +201,9 @@ class ProviderState:
         return None
 
     async def climb(self, tip: Tip, now_ms: int) -> str | None:
-        """Keep its highest block up to date. Says why a tip is too high: a slot holds one block at most.
+        """Update its highest block. Returns why a tip is too high, since a slot holds at most one block.
 
-        A replica that lags denies the highest block too, so one denial does not bring it down.
+        A lagging replica also denies the highest block, so one denial does not lower it.
         """
         height, slot = (self.peak.height, self.peak.slot) if self.peak else (0, 0)
         if tip.height - height > max(tip.slot - slot, 0) + AHEAD_MAX_S:
@@ -214,7 +221,7 @@ class ProviderState:
         return None
 
     async def lie(self, tx_id: str, read: Read[TxSeen], own: str) -> str | None:
-        """How what else it says contradicts what it says of a transaction; None when nothing does."""
+        """Say which of its other answers contradict what it says of a transaction; None if none does."""
         source = self.source
         if isinstance(read, Found):
             seen, before = read.value, self.shown.get(tx_id, read.value)
@@ -232,7 +239,7 @@ class ProviderState:
         return None
 
     def is_convicted(self, tx_id: str, why: str | None, now_ms: int) -> bool:
-        """Whether it contradicted itself again, at another tip and a minute later: indexes lag."""
+        """Whether it contradicted itself again, at another tip and a minute later. Lagging indexes do so once."""
         seen = self.suspicions.get(tx_id)
         tip_hash = self.tip.hash if self.tip else ""
         if why is None:

@@ -1,13 +1,12 @@
-"""The configured providers, and which of them are heard in a look.
+"""The configured providers, and which of them are believed in a pass.
 
-One provider alone is taken at its word while its tip is recent. Of several, one is heard if it is of our network,
-tells no odd parameters where another tells ours, has a recent tip and does not contradict itself
-(chain.provider_state). One that cannot be heard is waited for, two minutes. One that is caught in a lie
-(chain.disputes) is sent out for a while. What those that are heard say together is `chain.quorum_view`.
-
+A single provider is believed while its tip is recent. Of several, a provider is believed if it is on our network,
+has a recent tip and does not contradict itself (chain.provider_state). It must not give unexpected parameters
+while another gives the expected ones. One that does not answer is waited for, two minutes. One that is caught in a
+lie (chain.disputes) is excluded for a while. `chain.quorum_view` combines the answers of the believed ones.
 May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
-chain.circuit_breaker, chain.provider, chain.quorum_view, core.problems. Never: concludes anything about a payment;
-sends.
+chain.circuit_breaker, chain.provider, chain.quorum_view, core.problems.
+Never: concludes anything about a payment; submits.
 """
 
 import asyncio
@@ -24,39 +23,40 @@ from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 from payagent.core.problems import Refused
 
 CHECK_EVERY_MS = 3_600_000
-"""How often a provider's network and parameters are asked for again."""
+"""How often a provider's network and parameters are read again."""
 
 ODD_EVERY_MS = 60_000
-"""How often while they are not those that payagent is built for, or it does not tell them."""
+"""How often they are read again while they are unexpected or missing."""
 
 TIP_PATIENCE_S = 5.0
-"""How long one of several providers may take over its tip, while the others wait."""
+"""How long one of several providers may take for its tip."""
 
 HEARING_PATIENCE_S = 15.0
-"""How long all that is asked of a provider before it is heard may take when another is done (of three: two)."""
+"""How long a provider's checks may take once another (of three or more: two) has finished."""
 
 FRESH_S = 120
-"""A provider lags if none of its tips was younger than this for as long as a tip may be old."""
+"""A provider lags if no tip was younger than this, in seconds, for `tip_age_max_s` seconds."""
 
 FORK_HEIGHTS = 10
-"""How far apart the heights of one slot may be, where the chain forks.
+"""How far apart two heights at one slot may be because of a fork.
 
-Two tips that are further apart than that and the slots between them are not of one chain, and a person is told:
+Two tips further apart than this plus the slots between them are not on one chain. That raises an alert, because
 depth is counted from the lower one.
 """
 
 HEIGHTS = "how high the chain is"
-"""The subject of the dispute about tips that cannot be of one chain."""
+"""The subject of a dispute about tips that cannot be on one chain."""
 
 
 class ProviderQuorum:
     """The configured providers.
 
-    `vouch` raises `Refused` for a network that is not ours. `weigh` says what is odd about parameters: a provider
-    that tells odd ones is not heard beside one that does not. Where all tell odd ones, the chain has changed: all
-    are heard, and nothing is signed if those parameters forbid it (`QuorumView.odd`).
+    `vouch` raises `Refused` for a network that is not ours. `weigh` says how parameters are unexpected. A provider
+    with unexpected parameters is not believed while another has the expected ones. If all have unexpected ones,
+    the chain has changed: all are believed, and nothing is signed if those parameters forbid it
+    (`QuorumView.odd`).
 
-    `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
+    `slot_at` gives the slot of a time, once a genesis was accepted. `tip_age_max_s` is the greatest age of a tip.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class ProviderQuorum:
 
     @property
     def troubles(self) -> dict[str, str | None]:
-        """Why a provider is not heard, by name; None when it is."""
+        """Why each provider is not believed, by name; None when it is."""
         return {member.source.name: member.trouble for member in self._members}
 
     @property
     def has_foreign(self) -> bool:
-        """Whether a provider shows another network, or parameters that another one does not."""
+        """Whether a provider shows another network, or parameters that differ from another provider's."""
         return any(member.is_foreign for member in self._members)
 
     @property
@@ -92,7 +92,7 @@ class ProviderQuorum:
         return len(self._members) > 1
 
     def outs(self) -> dict[str, str]:
-        """What a person is told when there are several: who is out, what stops signing, a dispute that lasts."""
+        """Alerts when there are several providers: excluded ones, blocked signing, a lasting dispute."""
         if not self.has_several:
             return {}
         found = {
@@ -115,13 +115,13 @@ class ProviderQuorum:
         return found
 
     def senders(self) -> list[ThrottledProvider]:
-        """Who gets submissions: those that are heard come first; none that is foreign or serves a sentence."""
+        """The providers that get submissions, believed ones first; none on another network or caught in a lie."""
         now_ms = self._clock.now_ms()
         fit = [m for m in self._members if not m.is_foreign and not m.sentence.holds(now_ms)]
         return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
 
     async def look(self) -> QuorumView | None:
-        """Who is heard now, and the tip that they have in common; None when nobody is."""
+        """Find which providers are believed now, and return their view; None if there are none."""
         tips = await self._hear()
         tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
@@ -131,7 +131,7 @@ class ProviderQuorum:
         return self._view(heard, heard or late) if heard or late else None
 
     def _view(self, heard: Sequence[ProviderState], speaking: Sequence[ProviderState]) -> QuorumView:
-        """What those that speak show together, and what may be concluded from it."""
+        """Build the view of the believed providers, or of the merely late ones if there are no others."""
         now_ms = self._clock.now_ms()
         tips = [member.tip for member in speaking if member.tip]
         self._compare(tips)
@@ -153,7 +153,7 @@ class ProviderQuorum:
         )
 
     def _is_odd_one_out(self, member: ProviderState) -> bool:
-        """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""
+        """Whether its parameters are unexpected while those of another, not given up, are not."""
         if member.odd is None:
             return False
         now_ms = self._clock.now_ms()
@@ -172,15 +172,15 @@ class ProviderQuorum:
             self._disputes.settle(HEIGHTS)
 
     def _is_awaited(self, member: ProviderState, speaking: Sequence[ProviderState]) -> bool:
-        """Whether one that is not heard merely could not answer, or is late, and not for long yet.
+        """Whether a provider only failed to answer or is late, and not for long yet.
 
-        Without waiting for the late, a clock that is off by a little could leave one provider alone for a moment.
+        Late ones are waited for, because a clock that is off by a little could otherwise leave one provider alone.
         """
         is_out = member in speaking or member.is_foreign or member.lied or member.is_dead_at_start
         return not is_out and not member.is_mute("time" if member.is_late else "tip")
 
     async def _hear(self) -> list[Tip | None]:
-        """The tip of each that is heard or only late. Sets `trouble`."""
+        """Return the tip of each provider that is believed or only late. Sets `trouble`."""
         now_ms = self._clock.now_ms()
         asked = [member for member in self._members if not self._is_kept_out(member, now_ms)]
         slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
@@ -192,13 +192,13 @@ class ProviderQuorum:
 
     def _is_kept_out(self, member: ProviderState, now_ms: int) -> bool:
         member.is_late = False
-        if not self.has_several or not member.is_sent_out(now_ms):  # a lone one is put up with
+        if not self.has_several or not member.is_sent_out(now_ms):  # a single provider is never excluded
             return False
         member.trouble = member.lied
         return True
 
     def _heard_of(self, member: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
-        """Its tip, if it is heard or only late."""
+        """Return its tip if it is believed or only late."""
         now_ms = self._clock.now_ms()
         member.note("tip", Unknown(trouble) if trouble else read, now_ms)
         if trouble is not None or not isinstance(read, Found):
@@ -211,7 +211,7 @@ class ProviderQuorum:
         return read.value
 
     async def _examine(self, member: ProviderState, now_ms: int) -> tuple[Read[Tip], str | None]:
-        """Its tip, and why it is not to be believed."""
+        """Return its tip, and why it is not to be believed."""
         read = await self._read_tip(member)
         if not isinstance(read, Found):
             return read, _unread("tip", read)
@@ -233,16 +233,17 @@ class ProviderQuorum:
             return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
 
     async def _distrust(self, member: ProviderState, now_ms: int) -> str | None:
-        """Why the provider's network or parameters are not to be believed; asked at first and every hour.
+        """Say why the provider's network or parameters are not to be believed; read at first and every hour.
 
-        They are asked for again when it says that a transaction can never be valid, as after parameters changed.
-        A server that has none to tell, as for minutes when an epoch begins, stands by those that it told before.
+        They are also read again after the provider said that a transaction can never be valid, because the
+        parameters may have changed. A server without parameters, as for minutes when an epoch begins, keeps its
+        earlier ones.
         """
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
-        found = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
-        if member.is_vetted:  # else one that drips would get on by it, to be heard
+        found = genesis if isinstance(genesis, Found) else None  # already read when it is asked again
+        if member.is_vetted:  # otherwise a dripping server would pass over several tries
             member.genesis = found
         parameters = await member.source.parameters()
         member.genesis = found
@@ -259,7 +260,7 @@ class ProviderQuorum:
         member.genesis = None
         if isinstance(parameters, Found):
             odd = self._weigh(parameters.value)
-            if odd is not None and member.odd is None:  # the others may tell them too by now
+            if odd is not None and member.odd is None:  # the others may have them too by now
                 for other in self._members:
                     other.checked = Span()
             member.odd = odd
@@ -269,7 +270,7 @@ class ProviderQuorum:
         return None
 
     def _lateness(self, member: ProviderState, tip: Tip, now_ms: int) -> str | None:
-        """Why its tip is not a recent one: it is old, always lags, or is in the future; None when it is recent."""
+        """Say why its tip is not recent: old, always lagging, or in the future; None when it is recent."""
         slot = self._slot_at(now_ms)
         age_s = 0 if slot is None else slot - tip.slot
         if age_s <= FRESH_S or member.fresh_at_ms is None or now_ms < member.fresh_at_ms:
@@ -282,5 +283,5 @@ class ProviderQuorum:
 
 
 def _unread(what: str, read: object) -> str:
-    """Why something could not be read, for people."""
+    """Say for people why something could not be read."""
     return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"

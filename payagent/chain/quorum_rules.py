@@ -1,9 +1,9 @@
-"""What several providers' answers to one question come to: pure rules, from testimonies to one three-valued read.
+"""Pure rules that combine several providers' answers to one question into one three-valued read.
 
-With two or more witnesses two have to agree; one alone is taken at its word. What a witness could not tell, or has
-not come to yet, is no answer, and no answer is never made up for by somebody else's (docs/exactly-once.md R6).
-
-May import: chain.provider. Never: I/O, a clock.
+With two or more providers, two have to agree. A single provider is believed. An answer that a provider could not
+give, or cannot give yet, is missing, and another provider's answer never replaces it (docs/exactly-once.md R6).
+May import: chain.provider.
+Never: I/O, a clock.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -27,24 +27,24 @@ T = TypeVar("T")
 
 PATIENCE_MS = 120_000
 MISSES_MIN = 3
-"""How often, and for how long, a witness may tell nothing before it is not waited for any more.
+"""How long, and how many times, a provider may give no answer before the others stop waiting for it.
 
-For as long witnesses may disagree (an index lags, a chain forks) before it is asked who lies.
+Providers may disagree for as long before the liar is searched for: an index may lag, or a chain may fork.
 """
 
 
 GAP_MAX_MS = 300_000
-"""How long nothing may be asked within one silence.
+"""The longest gap between two questions within one silence.
 
-A look beside a provider that answers at the last moment takes over a minute, and so may the pause before the next.
+A pass with a provider that answers at the last moment takes over a minute, and so may the pause after it.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderAnswer(Generic[T]):
-    """What one witness said, and the slot of its newest block.
+    """One provider's answer, and the slot of its newest block.
 
-    Slots tell who has come how far: a tip that is heard is recent, whatever height it claims.
+    The slot tells how far each provider has come: believed tips are recent, whatever height they claim.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ProviderAnswer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Since when, until when and how often there was no answer: of one witness, or that two agree on."""
+    """Since when, until when and how often there was no answer, or no agreement."""
 
     since_ms: int
     last_ms: int
@@ -63,14 +63,14 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Our coins: those that every witness lists alike, and refs of those that only some list, or not alike."""
+    """Our UTxOs: those that all providers list alike, and references of those that they do not."""
 
     agreed: tuple[ChainUtxo, ...]
     doubtful: frozenset[str]
 
 
 def missed(silence: Silence | None, now_ms: int) -> Silence:
-    """Once more there was none. A silence ends with an answer, or when nothing was asked for `GAP_MAX_MS`."""
+    """Record one more missing answer. An answer ends a silence, and so does a gap over `GAP_MAX_MS`."""
     if silence is None or not 0 <= now_ms - silence.last_ms <= GAP_MAX_MS:
         return Silence(now_ms, now_ms, 1)
     return Silence(silence.since_ms, now_ms, silence.count + 1)
@@ -83,12 +83,12 @@ def is_lasting(silence: Silence | None) -> bool:
 
 
 def weigh_tx(said: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
-    """Is a transaction in a block, and in which?"""
+    """Combine answers to: is this transaction in a block, and in which?"""
     return _weigh(said, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
 
 
 def weigh_block(said: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:
-    """Is a block on the chain?"""
+    """Combine answers to: is this block on the chain?"""
     return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
 
 
@@ -116,12 +116,12 @@ def _weigh(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable], slo
 
 
 def weigh_transactions(said: Sequence[ProviderAnswer[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
-    """Which transactions does an address have? A list that lacks one is another list."""
+    """Combine lists of an address's transactions. Lists agree only if they are the same set."""
     return _weigh_alike(said, frozenset)
 
 
 def weigh_movement(said: Sequence[ProviderAnswer[Movement]]) -> Read[Movement]:
-    """What did a transaction move at an address?"""
+    """Combine answers to: what did this transaction move at an address?"""
     return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
 
 
@@ -130,7 +130,7 @@ def _units(utxos: Mapping[str, Mapping[str, int]]) -> Hashable:
 
 
 def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable]) -> Read[T]:
-    """What two say alike, where no other two say something else."""
+    """Return what two providers say alike, unless two others agree on something else."""
     needed = min(2, len(said))
     groups: dict[Hashable, list[Read[T]]] = {}
     for one in said:
@@ -146,9 +146,9 @@ def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable
 
 
 def weigh_utxos(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
-    """Which coins are there? A list that could not be read leaves it open, however many others there are.
+    """Combine UTxO lists. If one list could not be read, the result is Unknown, whatever the others say.
 
-    It is `NOT_YET` that tells of others.
+    It is `NOT_YET` when at least one list could be read.
     """
     if len(said) == 1 and isinstance(only := said[0].read, Found):
         return Found(Listing(only.value, frozenset()))
@@ -167,7 +167,7 @@ def weigh_utxos(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[L
 
 
 def _unplaced(utxo: ChainUtxo) -> ChainUtxo:
-    """Whatever block it is said to be in."""
+    """The UTxO without its block, on which providers may differ."""
     return utxo if utxo.block_hash is None else replace(utxo, block_hash=None)
 
 

@@ -1,10 +1,10 @@
-"""The chain as the providers that are heard show it together, in one look.
+"""The chain as the believed providers show it together in one pass.
 
-Two of them have to agree (chain.quorum_rules). One that is not heard, and not for long yet, counts as a witness
-that could not tell, so that a liar gains nothing from a short absence of an honest one.
-
+Two of them have to agree (chain.quorum_rules). A provider that is missing only for a short time counts as one that
+could not tell. So a liar gains nothing from a short absence of an honest provider.
 May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
-chain.provider. Never: decides who is heard (`panel` does); concludes anything about a payment.
+chain.provider.
+Never: decides which providers are believed (`chain.quorum` does); concludes anything about a payment.
 """
 
 from collections.abc import Callable, Coroutine
@@ -29,28 +29,29 @@ from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 T = TypeVar("T")
 
 ANSWER_PATIENCE_S = 5.0
-"""How long an answer may take when another provider, of three or more two, told its own."""
+"""How long a provider may take once another (of three or more: two) has answered."""
 
 LIST_PATIENCE_S = 60.0
-"""How long a list of many pages may take then."""
+"""The same for a list of many pages."""
 
 _LISTS = ("coins", "transactions")
 
 
 @dataclass(frozen=True, slots=True)
 class QuorumView:
-    """What the providers that are heard show together, up to the lowest of their tips."""
+    """What the believed providers show together, up to the lowest of their tips."""
 
     tip: Tip
     is_current: bool
-    """Whether a denial counts: the tips are recent, and no lower than the ones before."""
+    """Whether "not found" counts: the tips are recent, and no lower than earlier ones."""
     is_final: bool
-    """Whether what cannot be taken back may be concluded: nobody who may be honest is sent out or left out early.
+    """Whether irreversible conclusions are allowed: no possibly honest provider is excluded or left out early.
 
-    One that is convicted again soon after a sentence is not honest. One that is dead at the start is out early.
+    A provider that relapsed soon after an exclusion is not honest. One that is dead at the start is left out
+    early.
     """
     odd: str | None
-    """Why nothing can be signed by the parameters that all of them tell; None when it can."""
+    """Why the parameters that all providers give forbid signing; None when they do not."""
     _heard: tuple[ProviderState, ...]
     _awaited: tuple[str, ...]
     _members: tuple[ProviderState, ...]
@@ -59,39 +60,39 @@ class QuorumView:
 
     @property
     def name(self) -> str:
-        """Who is heard."""
+        """The names of the believed providers."""
         return ", ".join(member.source.name for member in self._heard)
 
     @property
     def is_for_good(self) -> bool:
-        """Whether what no later look can undo may be concluded: besides, only those that are given up are missing.
+        """Whether conclusions that no later pass can undo are allowed.
 
-        One that is heard, and could tell nothing of transactions, say, for minutes, is missing too.
+        Beyond `is_final`, only providers that were given up may be missing. A believed provider that for minutes
+        could not answer about transactions, for example, is missing too.
         """
         return self.is_final and not self._missing()
 
     def may_add(self, *, is_first: bool) -> bool:
-        """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
-        ago.
+        """Whether a new UTxO may be booked on one provider's word: no recently believed provider is missing.
 
-        One that was never heard since the start is not waited for, and with the first coins one that never told
-        its own: a provider that is dead, or drips, does not hold up a first funding.
+        A provider that was never believed since the start is not waited for. For the first UTxOs, neither is one
+        that never listed UTxOs: a dead or dripping provider does not delay the first funding.
         """
         missing = self._missing()
         return not any(one.was_heard and (one.has_told_utxos or not is_first) for one in missing)
 
     def _missing(self) -> list[ProviderState]:
-        """Those that cannot tell what they may know, and are not given up."""
+        """The providers that cannot say what they may know, and are not given up."""
         now_ms = self._clock.now_ms()
         return [member for member in self._members if member.is_missing(now_ms)]
 
     @property
     def stands_alone(self) -> bool:
-        """Whether what is found or denied is the word of one provider only."""
+        """Whether an answer about a transaction is the word of one provider only."""
         return self._is_alone("tx")
 
     def is_lonely(self, what: str) -> bool:
-        """Whether it stands alone in such a thing though several are configured: none of the others can tell."""
+        """Whether this kind of answer comes from one provider although several are configured."""
         return self._is_alone(what) and len(self._members) > 1
 
     def _is_alone(self, what: str) -> bool:
@@ -103,7 +104,7 @@ class QuorumView:
         if not _is_open(read):
             self._disputes.settle(tx_id)
         elif await self._disputes.follow(tx_id, said):
-            return replace(read, why=Why.DISPUTE)  # one that has not come so far for so long denies it
+            return replace(read, why=Why.DISPUTE)  # a provider that lags for so long denies it
         return read
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
@@ -121,9 +122,9 @@ class QuorumView:
         return self._noted(f"what {tx_id} moved", weigh_movement(said))
 
     async def has_unknown_spend(self, address: str, since_s: int, is_known: Callable[[str], bool]) -> Read[bool]:
-        """Whether a transaction that is not known spends coins of an address, in blocks from a time on.
+        """Whether an unknown transaction spends UTxOs of an address in blocks since a time.
 
-        Any provider's word counts. `Unknown` only where none of them could tell.
+        Any provider's word counts. `Unknown` only if none of them could tell.
         """
 
         async def read(source: ThrottledProvider) -> Read[bool]:
@@ -152,7 +153,7 @@ class QuorumView:
         return read
 
     def _witnesses(self, what: str) -> list[ProviderState]:
-        """Those that can tell such a thing; all, when none can."""
+        """The providers that can answer this kind of read; all of them if none can."""
         return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
 
     async def _ask(
@@ -175,5 +176,5 @@ class QuorumView:
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:
-    """Whether what several said does not go together, or not yet."""
+    """Whether the answers do not agree, or not yet."""
     return isinstance(read, Unknown) and read.why in (Why.DISPUTE, Why.NOT_YET)

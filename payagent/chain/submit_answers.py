@@ -1,12 +1,11 @@
-"""What an answer to `POST /tx/submit` means: from raw answer to class, as tables. Pure.
+"""Classify the answer to `POST /tx/submit`, by pure tables.
 
-May import: the standard library, core, chain.provider. Never: I/O, raises on what a provider sent, trusts a
-transaction id that a provider names.
-
-The wording differs by era, node version and provider: a plain string, JSON inside a JSON string, an object
-where a string was, Ogmios codes, a page of a gateway. So nothing is compared as a whole: the names of ledger
-constructors, which stayed the same since Shelley, are looked for anywhere in the body. Where an answer could
-mean two things, the class whose duty is to look before acting wins.
+The wording differs by era, node version and provider: a plain string, JSON inside a JSON string, an object instead
+of a string, Ogmios codes, a gateway's page. So no answer is compared as a whole. The code searches the body for
+names of ledger constructors, which are the same since Shelley. If an answer could mean two things, the class that
+makes us look before acting wins.
+May import: the standard library, core, chain.provider.
+Never: I/O, raises on text that a provider sent, trusts a transaction id that a provider names.
 """
 
 import json
@@ -19,14 +18,14 @@ from payagent.core.money import parse_count
 from payagent.core.problems import Refused
 
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
-"""What is read of a list: 100 outputs full of assets with short names are 12 MB of JSON."""
+"""The most bytes read of a list: 100 outputs full of assets with short names are 12 MB of JSON."""
 
 SHORT_MAX_BYTES = 1024 * 1024
-"""What is read of any other answer: a transaction full of assets with short names is told in half of it."""
+"""The most bytes read of any other answer; a transaction full of short-named assets takes half of it."""
 
 
 class TransportError(StrEnum):
-    """How the exchange itself went wrong."""
+    """How the HTTP exchange failed."""
 
     CONNECT = "connect"
     TLS = "tls"
@@ -38,7 +37,10 @@ class TransportError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """What came back. `status` is that of HTTP, not one in the body; `body_sent`: a first byte may have left."""
+    """An answer before it is interpreted.
+
+    `status` is the HTTP status, not one in the body. `body_sent` says that a first byte may have left.
+    """
 
     status: int | None = None
     body: bytes = b""
@@ -47,8 +49,8 @@ class RawAnswer:
     body_sent: bool = True
 
 
-# Statuses that say it all, whatever the body holds. 402 and 418 are Blockfrost's: daily quota, and the ban
-# after going on in spite of it. A gateway's own time-out (504, 524) says nothing about the server behind it.
+# Statuses that decide alone, whatever the body holds. Blockfrost sends 402 for the daily quota and 418 for the ban
+# after exceeding it. A gateway's own timeout (504, 524) says nothing about the server behind it.
 _BY_STATUS = {
     401: SubmitKind.AUTH,
     402: SubmitKind.QUOTA,
@@ -61,7 +63,7 @@ _BY_STATUS = {
     524: SubmitKind.AMBIGUOUS,
 }
 
-# Ogmios v6 codes of submitTransaction, told by the name of the rule that they stand for.
+# Ogmios v6 codes of submitTransaction, mapped to the names of their ledger rules.
 _OGMIOS_NAMES = {
     "3100": "InvalidWitnesses",
     "3101": "MissingVKeyWitnesses",
@@ -81,8 +83,8 @@ _ALL_SPENT = ("All inputs are spent", "AllInputsAreSpent")
 _MISSING_INPUTS = "BadInputsUTxO"
 _UNBALANCED = "ValueNotConservedUTxO"
 
-# First match wins. Missing inputs come before these: a transaction of ours that is on the chain already fails
-# every rule that needs its inputs.
+# First match wins. Missing inputs are checked before these: a transaction of ours that is already on the chain
+# fails every rule that needs its inputs.
 _VERDICTS = (
     (SubmitKind.EXPIRED, ("OutsideValidityIntervalUTxO",)),
     (
@@ -103,16 +105,16 @@ _VERDICTS = (
 )
 
 _OGMIOS_CODE = re.compile(r'code\\*"\s*:\s*\\*"?(-?[0-9]{4,5})(?![0-9])')
-# The first number after the name is the lovelace that the inputs bring: "(MaryValue (Coin 0) ...",
-# "(Value 0 ...", "Mismatch {mismatchSupplied = MaryValue (Coin 0) ..."; Ogmios has a field of its own.
+# The first number after the name is the lovelace of the inputs: "(MaryValue (Coin 0) ...", "(Value 0 ...",
+# "Mismatch {mismatchSupplied = MaryValue (Coin 0) ...". Ogmios has its own field.
 _SUPPLIED = re.compile(r'(?:ValueNotConservedUTxO|valueConsumed\\*")[^0-9]{0,120}([0-9]+)')
 _EXCERPT_CHARS = 200
 
 
 def classify_submit(answer: RawAnswer, tx_id: str, project_id: str | None = None) -> SubmitAnswer:
-    """Classify an answer to the submission of the transaction `tx_id` (64 hex, our own hash of the body).
+    """Classify an answer to the submission of `tx_id` (64 hex digits, our own hash of the body).
 
-    The project id is cut out of what is quoted, and only of that: one may be a part of a transaction's id.
+    The project id is removed from the quoted body only, because a transaction id may contain it.
     """
     kind, why = _decide(answer, tx_id, project_id)
     where = "no answer" if answer.status is None else f"http {answer.status}"
@@ -139,7 +141,7 @@ def _decide(answer: RawAnswer, tx_id: str, project_id: str | None) -> tuple[Subm
 
 
 def _of_success(answer: RawAnswer, text: str, tx_id: str, quoted: str) -> tuple[SubmitKind, str]:
-    """Only the whole of our own id is an acceptance; a part of it, or nothing, is an answer that got lost."""
+    """Only our complete id is an acceptance. A part of it, or nothing, is an answer that got lost."""
     if answer.error is not None:
         return SubmitKind.AMBIGUOUS, answer.error.value
     named, whole = _unquoted(text)
@@ -151,7 +153,7 @@ def _of_success(answer: RawAnswer, text: str, tx_id: str, quoted: str) -> tuple[
 
 
 def _unquoted(text: str) -> tuple[str, bool]:
-    """The text without the quotes of a JSON string (or two layers of them), in lower case; False if cut off.
+    """Strip up to two layers of JSON string quotes and lower the case; False if the text is cut off.
 
     The id is never read as JSON before it was read as text: "12e55..." would become the number infinity.
     """
@@ -177,13 +179,13 @@ def _of_refusal(answer: RawAnswer, status: int, text: str, quoted: str) -> tuple
         return kind, f"{answer.error or 'cut off'}: {quoted}"
     if verdict := _of_ledger(searchable):
         return verdict
-    if status == 409:  # Dolos: this very transaction is in its mempool already
+    if status == 409:  # Dolos: its mempool already has this transaction
         return SubmitKind.SPENT_ALL, "the provider has this transaction already"
     return (SubmitKind.OUTAGE if status >= 500 else SubmitKind.CLIENT), quoted
 
 
 def _parsed(text: str) -> tuple[str, bool]:
-    """The body in one spelling (escapes resolved) to search in; False when it began as JSON and broke off."""
+    """Resolve the body's escapes so that it can be searched; False if it began as JSON and broke off."""
     if not text.startswith(("{", "[", '"')):
         return text, True
     try:
@@ -197,7 +199,7 @@ def _parsed(text: str) -> tuple[str, bool]:
 
 
 def _of_ledger(text: str) -> tuple[SubmitKind, str] | None:
-    """The verdict of the ledger's rules, if the body names any."""
+    """Return the verdict of the ledger rules that the body names, if any."""
     names = " ".join(_OGMIOS_NAMES.get(code, "") for code in _OGMIOS_CODE.findall(text))
     haystack = f"{text} {names}".lower()
 
@@ -219,7 +221,7 @@ def _of_ledger(text: str) -> tuple[SubmitKind, str] | None:
 
 
 def retry_after_s(header: str | None) -> int | None:
-    """The seconds of Retry-After (RFC 9110 10.2.3); its form as a date needs a clock and is left alone."""
+    """Return the seconds of Retry-After (RFC 9110 10.2.3). Its date form would need a clock and gives None."""
     try:
         return parse_count(header.strip()) if header is not None else None
     except Refused:
@@ -227,6 +229,6 @@ def retry_after_s(header: str | None) -> int | None:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a foreign text, in printable ASCII on one line."""
+    """Return the beginning of the provider's text, as printable ASCII on one line."""
     short = "".join(c if " " <= c <= "~" else " " for c in text[:_EXCERPT_CHARS])
     return short or "empty body"

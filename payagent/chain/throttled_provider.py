@@ -1,7 +1,8 @@
-"""A chain source behind a door and a bucket (chain.circuit_breaker): who asks more than it bears is told so here.
+"""A chain provider behind a circuit breaker and a rate limit (chain.circuit_breaker).
 
-May import: chain.provider, chain.circuit_breaker. Never: sends a submission twice; turns a provider's answer into
-another.
+A read over the limit waits, or returns `Unknown` at once.
+May import: chain.provider, chain.circuit_breaker.
+Never: sends a submission twice; changes a provider's answer.
 """
 
 import asyncio
@@ -31,10 +32,10 @@ from payagent.chain.provider import (
 T = TypeVar("T")
 
 WAIT_MAX_S = 10.0
-"""How long a read waits for its turn."""
+"""The longest time that a read waits for its turn."""
 
 ROWS_PER_CALL = 100
-"""A list takes one call for so many rows."""
+"""Rows that a list returns per call."""
 
 _TOLD_NOTHING = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
 _GIVEN_UP = Unknown("no answer in time", Why.OUTAGE)
@@ -46,7 +47,7 @@ class ProviderClock(Protocol):
 
 
 class ThrottledProvider:
-    """A `ChainSource` that keeps its provider's limits. `rate` is None where there are none."""
+    """A `ChainProvider` that keeps its provider's limits. `rate` is None if there are none."""
 
     def __init__(self, source: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
         self._source = source
@@ -58,7 +59,7 @@ class ThrottledProvider:
         self._full = Span()
         self.calls = 0
         self.failures = 0
-        """How many of the calls told nothing."""
+        """Calls that brought no answer."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0
@@ -70,7 +71,7 @@ class ThrottledProvider:
         return self._source.name
 
     def trouble(self, now_ms: int) -> str | None:
-        """Why it is not called now; None when it is."""
+        """Why it may not be called now; None when it may."""
         return None if self._door.is_open(now_ms) else f"left alone for a while: {self._door.why}"
 
     def takes_submissions(self, now_ms: int) -> bool:
@@ -101,7 +102,7 @@ class ThrottledProvider:
         return await self._read(lambda: self._source.block(block_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
-        """Sent at once, whatever is in the bucket; who decides to send asks `takes_submissions` before."""
+        """Submit at once, whatever the bucket holds. Callers ask `takes_submissions` before."""
         self._take(1)
         self.calls += 1
         answer = await self._source.submit(raw, tx_id)
@@ -123,7 +124,7 @@ class ThrottledProvider:
         await self._source.aclose()
 
     async def _read(self, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
-        """Ask, if the door is open and there is a call left. While it is on trial, one asks for all."""
+        """Read if the breaker and the rate limit allow it. On trial, only one read runs at a time."""
         now_ms = self._clock.now_ms()
         if (trouble := self.trouble(now_ms)) is not None:
             return Unknown(trouble)
@@ -143,7 +144,7 @@ class ThrottledProvider:
             self._learn(read)
 
     async def _further(self) -> bool:
-        """The turn of a further call of one read, like that of any other; those before it were answered."""
+        """The turn of each further call of one read. The calls before it were answered, so the breaker opens."""
         now_ms = self._clock.now_ms()
         if self._door.is_open(now_ms):
             self._door = quota.OPEN
@@ -164,7 +165,7 @@ class ThrottledProvider:
             self._door = quota.refused(self._door, read.why, read.retry_after_s, read.reason, now_ms)
 
     async def _turn(self, now_ms: int) -> bool:
-        """Wait until a read may be made; False when that takes too long."""
+        """Wait until a read may be made; False if that takes too long."""
         if self._rate is None or self._bucket is None:
             return True
         waited_ms = 0
@@ -184,7 +185,7 @@ class ThrottledProvider:
             self._bucket = quota.take(self._bucket, count)
 
     def _counted(self, read: Read[tuple[T, ...]]) -> Read[tuple[T, ...]]:
-        """A list of many rows took more than the one call."""
+        """Count the further calls that a long list took."""
         if isinstance(read, Found):
             self._take(len(read.value) // ROWS_PER_CALL)
         return read

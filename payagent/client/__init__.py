@@ -1,11 +1,13 @@
-"""client: for Python programs that pay through the daemon. One line makes an httpx client pay.
+"""The client room: lets Python programs pay through the daemon. One line makes an httpx client pay.
 
-May import: httpx, the standard library, core. Never: pycardano, a web framework, the official x402 SDK (whoever
-uses the scheme has it); decides whether to pay, which is the daemon's.
-
-`purchase` is what a `call` goes through, as `steps` without I/O, and `showing` the part of it with a proof;
-`transport` takes the steps, blocking or not. `answers` reads what a merchant says, `bodies` keeps what must be
-sent or read twice, `daemon` is the way there, and `scheme` plugs into the official SDK.
+Start with `transport`, the httpx transports, and `pay_and_retry`, the steps of one request without I/O (`effects`
+defines the steps).
+- `request` is the client's request, and `present_proof` retries it with a proof. `merchant_answers` reads what a
+  merchant answers. `streams` keeps bodies that are sent or read twice.
+- `daemon_client` is the connection to the daemon. `x402_scheme` plugs into the official x402 SDK.
+May import: httpx, the standard library, core.
+Never: pycardano, a web framework, the official x402 SDK (users of the scheme install it); decides whether to pay,
+which is the daemon's task.
 """
 
 from payagent.client.errors import PayAgentError

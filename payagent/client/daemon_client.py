@@ -1,7 +1,8 @@
-"""The way to the daemon, blocking and not: HTTP on loopback or over its Unix socket, with an app's token.
+"""Clients for the daemon, blocking and async: HTTP on loopback or over a Unix socket, with an app's token.
 
-May import: httpx, the standard library, core, the rest of client. Never: shows the token, or sends it anywhere but
-to this machine; follows a redirect or a proxy of the environment.
+May import: httpx, the standard library, core, the rest of client.
+Never: shows the token, or sends it anywhere but to this machine; follows a redirect or a proxy from the
+environment.
 """
 
 import json
@@ -26,12 +27,12 @@ _TOKEN = re.compile(r"[!-~]+", re.ASCII)
 _NO_SCHEME = re.compile(r"[^/]*:[0-9]+/?", re.ASCII)
 _WANTED = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
 _TIMEOUT_S, _WAIT_MORE_S = 30.0, 15.0
-_LIMITS = httpx.Limits(max_connections=100)  # and all of them are kept, where httpx would keep 20
+_LIMITS = httpx.Limits(max_connections=100)  # all of them are kept open; httpx would keep 20
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonAddress:
-    """Where the daemon listens, and the token for it. `socket` is a Unix socket's path."""
+    """Where the daemon listens, and the token for it. `socket` is the path of a Unix socket."""
 
     url: str
     socket: Path | None
@@ -39,7 +40,10 @@ class DaemonAddress:
 
     @classmethod
     def read(cls, daemon: str | Path, token: str | None) -> "DaemonAddress":
-        """Made of what a program says; without a token, of $PAYAGENT_TOKEN. Raises ValueError."""
+        """Build the address from a URL or a socket path.
+
+        Without a token, $PAYAGENT_TOKEN is used. Raises ValueError.
+        """
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         if not token:
             raise ValueError(f"no token: give one, or set {TOKEN_VARIABLE}")
@@ -56,7 +60,7 @@ class DaemonAddress:
         return cls(text.rstrip("/"), None, token)
 
     def request(self, ask: AskDaemon) -> dict[str, Any]:
-        """The arguments of a client's `request`."""
+        """Return the arguments of an httpx client's `request`."""
         headers = {"authorization": f"Bearer {self.token}"}
         if ask.key is not None:
             headers["idempotency-key"] = ask.key
@@ -69,7 +73,7 @@ class DaemonAddress:
         return made
 
     def require_ours(self) -> None:
-        """A socket that somebody else listens on is told nothing."""
+        """Refuse a socket that another user listens on."""
         if self.socket is None:
             return
         try:
@@ -82,12 +86,12 @@ class DaemonAddress:
             )
 
     def options(self) -> dict[str, Any]:
-        """What both clients are made with."""
+        """The options common to both clients."""
         timeout = _timeout(_TIMEOUT_S)
         return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": timeout}
 
     def transport_options(self) -> dict[str, Any]:
-        # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
+        # No certificates: nothing here speaks TLS, and loading them takes longer than the request.
         uds = None if self.socket is None else str(self.socket)
         return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "limits": _LIMITS}
 
@@ -99,7 +103,7 @@ class DaemonAddress:
 
 
 class DaemonClient:
-    """Asks the daemon and waits. It may be used again after `close`, as httpx's own transports may."""
+    """Blocking client. It can be used again after `close`, like httpx's own transports."""
 
     def __init__(self, place: DaemonAddress) -> None:
         self._place = place
@@ -115,7 +119,7 @@ class DaemonClient:
 
     def ask(self, ask: AskDaemon) -> DaemonReply:
         self._place.require_ours()
-        if self._pid != os.getpid():  # forked: two processes on one connection read each other's answers
+        if self._pid != os.getpid():  # forked: two processes on one connection would mix up answers
             self._open()
         try:
             return _reply(self._http.request(**self._place.request(ask)))
@@ -130,7 +134,7 @@ class DaemonClient:
 
 
 class AsyncDaemonClient:
-    """Asks the daemon, and lets others run meanwhile. It may be used again after `aclose`."""
+    """Async client. It can be used again after `aclose`."""
 
     def __init__(self, place: DaemonAddress) -> None:
         self._place = place
@@ -161,13 +165,16 @@ class AsyncDaemonClient:
 
 
 def _timeout(most_s: float) -> httpx.Timeout:
-    """Where nobody listens the machine says so at once: who waits for a connection has a busy daemon, or is busy
-    itself, and calls of its own that it waits for come to an end."""
+    """Return timeouts without a limit on the wait for a free connection.
+
+    If no daemon listens, connecting fails at once. A long wait for a connection only means that the daemon or this
+    program is busy. The requests in progress end within their own timeouts.
+    """
     return httpx.Timeout(most_s, pool=None)
 
 
 def _reply(answer: httpx.Response) -> DaemonReply:
-    """The daemon's object; anything else is not from it (ValueError)."""
+    """Read the daemon's JSON object. Raises ValueError for anything else."""
     body = answer.json()
     if not isinstance(body, dict):
         raise ValueError("not an object")

@@ -1,6 +1,7 @@
-"""The steps that a call takes, as values: what `purchase` yields, a transport carries out and sends back.
+"""The steps of a paid request as values: `pay_and_retry` yields them, a transport executes them.
 
-May import: httpx's values, client.streams, cli.errors. Never: I/O.
+May import: httpx's values, client.streams, client.errors.
+Never: I/O.
 """
 
 from collections.abc import Generator, Mapping
@@ -18,7 +19,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class AskDaemon:
-    """Ask the daemon; gives a `DaemonReply`. Raises `PayAgentError` when there is none."""
+    """Ask the daemon. Results in a `DaemonReply`, or raises `PayAgentError` if there is none."""
 
     method: str
     path: str
@@ -29,14 +30,14 @@ class AskDaemon:
 
 @dataclass(frozen=True, slots=True)
 class DaemonReply:
-    """What the daemon said: an object, or a problem (RFC 9457); `after_s` is its Retry-After."""
+    """The daemon's answer: an object, or a problem (RFC 9457). `after_s` is its Retry-After."""
 
     status: int
     body: Json
     after_s: int = 0
 
     def value(self, **context: object) -> Json:
-        """The object; a problem is raised."""
+        """Return the object; raise a problem as `PayAgentError`."""
         if self.status >= 400:
             raise PayAgentError({**self.body, **context})
         return self.body
@@ -44,28 +45,28 @@ class DaemonReply:
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """Send a call to the merchant; gives its answer, whose body is not read yet. Raises `httpx.TransportError`."""
+    """Send a request to the merchant. Results in an answer with an unread body. Raises `httpx.TransportError`."""
 
     request: httpx.Request
 
 
 @dataclass(frozen=True, slots=True)
 class ReadAnswer:
-    """Read an answer's body; gives (the raw bytes, or None if they are too many, and the answer anew)."""
+    """Read an answer's body. Results in (raw bytes, or None if too long; the answer to use from now on)."""
 
     answer: httpx.Response
 
 
 @dataclass(frozen=True, slots=True)
 class BufferRequest:
-    """Read what is left of the call's body."""
+    """Read the rest of the request's body into its buffer."""
 
     body: Replay
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait."""
+    """Wait for some seconds."""
 
     seconds: float
 
@@ -76,7 +77,10 @@ Steps = Generator[Step, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    """The answer for the client. `payment_id` is there when its last byte means that the payment is delivered."""
+    """The answer for the client.
+
+    `payment_id` is set if the payment counts as delivered once the last byte was read.
+    """
 
     answer: httpx.Response
     payment_id: str | None = None

@@ -1,6 +1,7 @@
-"""What a client of payagent is told when a call could not be paid for or was not served.
+"""Errors for a client whose request could not be paid or was not served.
 
-May import: httpx, core. Never: holds a token.
+May import: httpx, core.
+Never: holds a token.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,11 @@ from payagent.core.problems import PROBLEMS
 
 
 class PayAgentError(httpx.RequestError):
-    """The call was not carried out, for a reason that is about paying.
+    """A request failed for a reason that has to do with paying.
 
-    `code` is stable (docs/problems.md), `detail` says what happened, `money` what that means for the money and
-    `fix` what to do; `retryable` that the same call may do later. `payment` is the payment's id, if there
-    is one. `problem` has everything that the daemon said.
+    `code` is stable (docs/problems.md). `detail` says what happened, `money` what it means for the money, and
+    `fix` what to do. `retryable` says that the same request may work later. `payment` is the payment's id, if
+    there is one. `problem` holds everything that the daemon said.
     """
 
     def __init__(self, problem: Mapping[str, object]) -> None:
@@ -31,12 +32,12 @@ class PayAgentError(httpx.RequestError):
         )
 
     def __reduce__(self) -> tuple[type["PayAgentError"], tuple[dict[str, object]]]:
-        """An exception is made anew from its message, as it is handed to another process; this one has more."""
+        """Pickle with the problem: an exception is otherwise rebuilt from its message alone in another process."""
         return type(self), (self.problem,)
 
 
 def own_error(code: str, detail: str, **context: object) -> PayAgentError:
-    """An error that this side found, in the words of the table of problems."""
+    """Build an error found on this side, with the texts of the problem table."""
     row = PROBLEMS[code]
     told = {"code": code, "title": row.title, "detail": detail, "status": row.status}
     return PayAgentError({**told, "money": row.money, "fix": row.fix, "retryable": row.retryable} | dict(context))

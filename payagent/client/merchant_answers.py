@@ -1,6 +1,7 @@
-"""A merchant's answers: unpacked, without the headers that only we may give, and in the form for the daemon.
+"""Read a merchant's answers, without headers that only payagent may set, in the form for the daemon.
 
-May import: httpx's values, client.effects. Never: I/O; unpacks without a bound.
+May import: httpx's values, client.effects.
+Never: I/O; decompresses without a limit.
 """
 
 import base64
@@ -12,10 +13,10 @@ from payagent.client.effects import Json
 _OWN_PREFIX = b"x-payagent-"
 
 ANSWER_MAX_BYTES = 128 * 1024
-"""What is read of an answer that may say something about paying."""
+"""The most bytes read of an answer that may say something about paying."""
 
 _UNPACKED_AT_ONCE = 256
-"""Bytes of a packed answer in one step."""
+"""Compressed bytes per step."""
 
 
 def is_own(name: bytes) -> bool:
@@ -23,28 +24,28 @@ def is_own(name: bytes) -> bool:
 
 
 def plain(answer: httpx.Response) -> httpx.Response:
-    """An answer without headers that only we may give: a merchant cannot claim a payment."""
+    """Remove headers that only payagent may set: a merchant cannot claim a payment."""
     for name in {name for name, _ in answer.headers.raw if is_own(name)}:
         del answer.headers[name.decode("latin-1")]
     return answer
 
 
 def told(answer: httpx.Response, body: bytes) -> Json:
-    """An answer's headers and body as the daemon takes them."""
+    """Return an answer's headers and body in the form of the daemon's API."""
     headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in answer.headers.raw]
     return {"headers": headers, "body_base64": base64.b64encode(body).decode("ascii")}
 
 
 def readable(answer: httpx.Response, raw: bytes | None) -> Json:
-    """An answer as an object for people to read; a body that cannot be read is left out."""
+    """Return an answer as an object for people. An unreadable body is left out."""
     body = b"" if raw is None else decoded(answer, raw) or b""
     return {"status": answer.status_code, "headers": dict(answer.headers), "body": body.decode(errors="replace")}
 
 
 def decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
-    """The body without its content coding; None when it cannot be read, or is too much.
+    """Remove the content coding; None if the body is unreadable or too long.
 
-    It is unpacked in small steps, since a few bytes can become millions; through several codings they multiply.
+    The steps are small because a few bytes can become millions. Several codings multiply that and are not read.
     """
     if "," in answer.headers.get("content-encoding", ""):
         return None

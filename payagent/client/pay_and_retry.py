@@ -1,11 +1,11 @@
-"""What a call goes through until its client has an answer: a generator of steps, carried out by a transport.
+"""The steps of one request until the client has an answer: a generator that a transport executes.
 
-The daemon decides. This asks the merchant, has the daemon pay the 402, repeats the call with the headers that it
-gave, tells it what came back, and shows the same proof again when it says so. While another call buys the batch
-that would serve this one too, it waits and makes the call anew.
-
-May import: httpx's values, core, the rest of client. Never: I/O but through a step; pays for a call whose payment
-was redirected; takes a header that begins with X-Payagent- from a merchant.
+The daemon decides. The generator sends the request to the merchant, has the daemon pay the 402, and retries with
+the headers that the daemon gave. It reports the answer, and sends the same proof again if the daemon says so.
+While another request buys a batch that would serve this one too, it waits and starts again.
+May import: httpx's values, core, the rest of client.
+Never: I/O except through a step; pays for a request that was redirected after its payment; accepts a header that
+begins with X-Payagent- from a merchant.
 """
 
 import time
@@ -34,17 +34,18 @@ _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
 
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
-"""In `extensions`: of a 402 that was not paid, the daemon's reason; of the answer to a dry run, the quote."""
+"""Keys of `extensions`: on an unpaid 402 the daemon's reason, on a dry run's answer the quote."""
 
 CALL_MARK = "payagent_call"
-"""In the `extensions` of a dry run: make the call though a prepaid balance would serve it."""
+"""Key of a dry run's `extensions`: send the request even if a prepaid balance would serve it."""
 
 
 @dataclass(slots=True)
 class PayAndRetry:
-    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
+    """The payments of one transport.
 
-    `untold` are deliveries that the daemon was not there for, by path; `_taken` are those that a call tells now.
+    `untold` holds, by path, deliveries that the daemon could not be told of. `_taken` are those that a request
+    reports now. `_buyers` holds, by origin, the headers that name the buyer, once known.
     """
 
     max_cost_units: int | None
@@ -56,7 +57,7 @@ class PayAndRetry:
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[FinalAnswer]:
-        """From a client's call to its answer."""
+        """Run a client's request to its answer."""
         call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
         try:
             payment_id, paid_url = request.extensions.get(PAID_MARK, (None, None))
@@ -67,7 +68,7 @@ class PayAndRetry:
             call.body.end()
 
     def _follow(self, call: ClientRequest, payment_id: str) -> Steps[FinalAnswer]:
-        """Where a redirect leads after the payment: it gets no proof, and nothing is paid there."""
+        """Follow a redirect after a payment: the target gets no proof, and nothing is paid there."""
         answer = plain((yield SendRequest(call.first({}))))
         if answer.status_code != 402:
             return FinalAnswer(answer)
@@ -76,7 +77,7 @@ class PayAndRetry:
         raise own_error("paid_not_served", detail, payment=payment_id, merchant_answer=readable(answer, raw))
 
     def _buy(self, call: ClientRequest) -> Steps[FinalAnswer]:
-        """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
+        """Buy; start again while another request used the payment up or buys a batch for both."""
         is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
         if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
             return FinalAnswer(quote)
@@ -107,9 +108,10 @@ class PayAndRetry:
             used_up = shown
 
     def _tell_late(self) -> Steps[None]:
-        """Say what was served, before it is bought again: else the daemon takes the call for the one before.
+        """Report late deliveries before buying again.
 
-        One call tells it. Another that comes meanwhile tells it too, if it is given what was served.
+        Otherwise the daemon would find the earlier intent still open. One request reports each of them. Another
+        that arrives meanwhile reports it too if it is given the same payment.
         """
         taken = [ask for ask in tuple(self.untold.values()) if ask.path not in self._taken]
         self._taken.update(ask.path for ask in taken)
@@ -126,9 +128,9 @@ class PayAndRetry:
         self.untold.pop(ask.path, None)
 
     def _ask_merchant(self, call: ClientRequest) -> Steps[tuple[httpx.Response, bytes | None]]:
-        """(what the call without a proof gets, the body of a 402 that can be read).
+        """Send the request without a proof. Returns (answer, readable body of a 402 or None).
 
-        It is repeated if it costs before we could learn what it has to say, or if it has to name the wallet.
+        It is repeated after a 402 from a merchant whose buyer headers were not known yet, or to name the wallet.
         """
         origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
         if self._buyers is None:
@@ -163,9 +165,9 @@ class PayAndRetry:
                 return answer, body
 
     def _introduce(self) -> Steps[None]:
-        """Learn what calls to each merchant carry: at first, and when one that is not known yet wants something.
+        """Learn the buyer headers of each merchant: at first, and again when an unknown merchant wants something.
 
-        Without the daemon, calls that cost nothing still work.
+        Without the daemon, free requests still work.
         """
         try:
             reply: DaemonReply = yield AskDaemon("GET", "/v1/merchants")
@@ -175,7 +177,7 @@ class PayAndRetry:
             return
 
     def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
-        """From now on, calls to this merchant say whose the calls of a batch are."""
+        """Name the wallet in further requests to this merchant, which sells batches by address."""
         if any(name.lower() == WALLET for name, _ in call.headers):
             raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
         reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
@@ -183,9 +185,9 @@ class PayAndRetry:
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
 
     def _quote_prepaid(self, call: ClientRequest) -> Steps[httpx.Response | None]:
-        """What the call would use of a prepaid balance that would serve it; None where none would."""
+        """Quote what the request would use of a prepaid balance that would serve it; None if none would."""
         reply: DaemonReply = yield AskDaemon("POST", "/v1/prepaid/quotes", call.question())
-        if reply.body.get("code") == "merchant_not_allowed":  # then its 402 is somebody else's affair
+        if reply.body.get("code") == "merchant_not_allowed":  # then payagent does not handle its 402
             return None
         quote = reply.value()
         return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
@@ -200,14 +202,14 @@ class PayAndRetry:
 
 @dataclass(slots=True)
 class BatchWait:
-    """How long a call waits for a batch that another call buys; `deadline_s` is set when it first has to."""
+    """How long a request waits for a batch that another request buys. `deadline_s` is set at the first wait."""
 
     patience_s: float
     deadline_s: float | None = None
     pause_s: float = _BATCH_FIRST_S
 
     def after_s(self, reply: DaemonReply) -> float | None:
-        """In how many seconds the call is made anew; None when there is no batch to wait for, or no time left."""
+        """Seconds until the next try; None if there is no batch to wait for or no time left."""
         if reply.body.get("code") != "batch_under_way":
             return None
         if self.deadline_s is None:
@@ -218,7 +220,7 @@ class BatchWait:
 
 
 def _is_no_invoice(reply: DaemonReply, demand: httpx.Response) -> bool:
-    """Whether a 402 is somebody else's affair; why it was not paid is noted on it."""
+    """Whether payagent does not handle this 402. The reason is attached to it."""
     if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
         return False
     demand.extensions[REFUSAL_MARK] = dict(reply.body)

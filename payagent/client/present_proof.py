@@ -1,7 +1,7 @@
-"""A payment's proof, shown to the merchant until it has answered for good or patience is over.
+"""Send a payment's proof to the merchant until it gives a final answer or time is up.
 
-May import: httpx's values, core, client.merchant_answers, cli.call, cli.errors, cli.steps. Never: I/O but through
-a step; makes a payment.
+May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.effects.
+Never: I/O except through a step; makes a payment.
 """
 
 import base64
@@ -32,17 +32,17 @@ from payagent.core.retry_schedule import again_after_s, cost_text
 
 WAIT_S = 25
 _STATUS_MAX = 599
-"""What is above it is no status, and is taken for a server's failure (RFC 9110 15)."""
+"""A higher number is no HTTP status and counts as a server error (RFC 9110 15)."""
 
 _RECEIPTS = ("payment-response", "x-payment-response")
 
 PAID_MARK = "payagent_paid"
-"""In `extensions`: (payment, address) of a request whose payment was redirected."""
+"""Key of `extensions`: (payment, URL) of a request that was redirected after its payment."""
 
 
 @dataclass(slots=True)
 class ProofPresenter:
-    """A payment's proof, shown until the merchant has answered for good or patience is over."""
+    """Sends a payment's proof until the merchant gives a final answer or time is up."""
 
     call: ClientRequest
     payment: Json
@@ -54,7 +54,7 @@ class ProofPresenter:
     reason: str = ""
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
-        """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
+        """Run to the answer. For a used-up proof, return the error to raise unless the request is paid anew."""
         while True:
             try:
                 self.payment = yield from until_ready(self.payment, self.deadline_s)
@@ -87,27 +87,31 @@ class ProofPresenter:
             yield Sleep(after_s)
 
     def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
-        """Tell the daemon, once, that the proof was shown: what is never served counts against its merchant."""
+        """Report once that the proof was sent without an answer: an unserved proof counts against the merchant."""
         is_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         if is_sent and self.payment["delivery"] == "not_presented":
-            with suppress(PayAgentError):  # it is told again with the next one that is lost
+            with suppress(PayAgentError):  # the next lost retry reports it again
                 yield from self._report({"status": 504, "unanswered": type(error).__name__})
 
     def _report(self, got: Json) -> Steps[None]:
-        """Say what the retry got; the payment is as the daemon has it then."""
+        """Report what the retry got, and take over the daemon's payment."""
         payment_id = self.payment["id"]
         ask = AskDaemon("POST", delivery_path(payment_id), got)
         self.payment = yield from _ask_about(payment_id, ask, self.deadline_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
-        """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
-        receipt in version 2."""
+        """Whether a 202 may only mean "later".
+
+        x402 version 1 says so in the body in its examples, version 2 in the receipt.
+        """
         is_told = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
         return answer.status_code == 202 and (is_told or _is_unsettled(answer))
 
     def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
-        """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
-        has used the proof up, in how many seconds it is shown again)."""
+        """Report what the retry got.
+
+        Returns (the answer to use, whether another request used the proof up, seconds until the next retry).
+        """
         raw, answer = yield ReadAnswer(answer)
         self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
@@ -118,14 +122,14 @@ class ProofPresenter:
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
             self.call.request.extensions[PAID_MARK] = (self.payment["id"], str(self.call.request.url))
-        # if no call was ever served with it, it is no reason to pay again
+        # a payment that served no request is no reason to pay again
         was_served = self.payment["delivery"] == "accepted"
         says_so = said["said"] in ("used_up", "invoiced") and query is None
         is_used_up = raw is not None and was_served and says_so
         return answer, is_used_up, said["again_after_s"]
 
     def _marked(self, answer: httpx.Response) -> httpx.Response:
-        """The answer with what was paid for it."""
+        """Add the X-Payagent headers of the payment to an answer."""
         paid = [(output["asset"], int(output["units"])) for output in self.payment["outputs"]]
         answer.headers["X-Payagent-Payment"] = self.payment["id"]
         answer.headers["X-Payagent-Cost"] = cost_text(paid, int(self.payment["fee"] or 0))
@@ -133,13 +137,13 @@ class ProofPresenter:
         return answer
 
     def _ended(self, answer: httpx.Response) -> FinalAnswer:
-        """What the merchant said last is more than we could say, unless it asks for money again."""
+        """Finish with the merchant's last answer, which says most, unless it asks for money again."""
         if answer.status_code == 402:
             raise self._unserved(answer)
         return FinalAnswer(self._marked(answer))
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
-        """The merchant's 402 is attached, where no wallet takes it for a demand."""
+        """Build the error for an unserved payment, with the merchant's 402 as a field that no wallet pays."""
         told = readable(answer, self.last_raw)
         if self.payment["state"] in WITHOUT_PROOF:
             return _without_proof(self.payment, merchant_answer=told)
@@ -152,7 +156,7 @@ class ProofPresenter:
 
 
 def _is_unsettled(answer: httpx.Response) -> bool:
-    """Whether a receipt says in so many words that the settlement is no success, or none yet."""
+    """Whether a receipt says explicitly that the settlement failed or is not done yet."""
     for text in (text for name in _RECEIPTS for text in answer.headers.get_list(name)):
         with suppress(ValueError, Refused):
             receipt = strict_json.loads(base64.b64decode(text, validate=True))
@@ -162,12 +166,12 @@ def _is_unsettled(answer: httpx.Response) -> bool:
 
 
 def delivery_path(payment_id: str) -> str:
-    """Where the daemon is told what the retry got."""
+    """Return the API path for reporting a delivery."""
     return f"/v1/payments/{payment_id}/delivery"
 
 
 def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
-    """Wait until the merchant can be expected to take the payment's proof."""
+    """Wait until the merchant can be expected to accept the proof."""
     payment_id = payment["id"]
     while not payment["ready"]:
         if payment["state"] in WITHOUT_PROOF:
@@ -183,7 +187,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
 
 
 def asked(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
-    """What the daemon answers about something that is paid: that the app asks too often just now is no answer."""
+    """Ask the daemon about something paid. A rate limit is no answer: wait and ask again."""
     while True:
         reply: DaemonReply = yield ask
         after_s = max(reply.after_s, 1)
@@ -193,7 +197,7 @@ def asked(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
 
 
 def _ask_about(payment_id: str, ask: AskDaemon, deadline_s: float) -> Steps[Json]:
-    """What the daemon says of a payment. An error names the payment also where nobody answered."""
+    """Ask the daemon about a payment. An error names the payment even if the daemon did not answer."""
     try:
         reply = yield from asked(ask, deadline_s)
     except PayAgentError as error:

@@ -1,7 +1,7 @@
-"""A client's call: what goes to the merchant, without what it says to us, and how far it may go in paying.
+"""A client's request: the part for the merchant, and the limits for paying.
 
-May import: httpx's values, core, client.merchant_answers, cli.bodies, cli.errors, cli.steps. Never: I/O; lets a
-header that begins with X-Payagent- through to a merchant.
+May import: httpx's values, core, client.merchant_answers, client.streams, client.errors, client.effects.
+Never: I/O; lets a header that begins with X-Payagent- through to a merchant.
 """
 
 import base64
@@ -22,7 +22,7 @@ from payagent.core.problems import Refused
 
 Headers = Sequence[tuple[bytes, bytes]]
 PAID_READ_TIMEOUT_S = 180.0
-"""A merchant that settles before it serves may wait for blocks."""
+"""The least read timeout of a paid request: a merchant that settles before it serves may wait for blocks."""
 
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
 _SWITCHES = {None: False, "false": False, "true": True}
@@ -32,7 +32,7 @@ _BUYER = frozenset((b"x-partner", WALLET))
 
 @dataclass(slots=True)
 class ClientRequest:
-    """A call of the client's: what goes to the merchant, and how far it may go in paying."""
+    """A client's request: the part for the merchant, and the limits for paying."""
 
     request: httpx.Request
     body: Replay
@@ -43,15 +43,17 @@ class ClientRequest:
     dry_run: bool
 
     def first(self, buyer: Mapping[str, str]) -> httpx.Request:
-        """The call without a proof. An invoice is bound to who buys, so the first call says that already."""
+        """Build the request without a proof. It already names the buyer, because an invoice is bound to it."""
         names = {name.lower() for name, _ in self.headers}
         added = [(name.encode(), value.encode()) for name, value in buyer.items()]
         self.headers += [pair for pair in added if pair[0].lower() not in names]
         return self._request(self.headers, self.request.url, self.request.extensions)
 
     def paid(self, proof: Mapping[str, str], query: str | None, *, is_batch: bool) -> httpx.Request:
-        """The call with a proof; `query` asks for the outcome instead. Who buys is said as in the first call;
-        of a batch that an earlier one bought for another's balance it is said whose that is.
+        """Build the retry with a proof, or with `query` the request that polls for the outcome.
+
+        It names the same buyer as the first request. If an earlier request bought a batch for another balance, it
+        names that balance's owner.
         """
         url, headers = self.request.url, self.headers
         if query is not None:
@@ -76,7 +78,7 @@ class ClientRequest:
         )
 
     def ask(self, demand: httpx.Response, body: bytes) -> Json:
-        """The 402 as the daemon takes it, with the call's headers that say who buys or that the merchant binds."""
+        """Return the 402 for the daemon, with the headers that name the buyer or that the merchant binds."""
         asked = self._told(_bound(demand).union(_BUYER))
         asked["request"]["body_sha256"] = self.body.sha256
         asked["response"] = {"status": demand.status_code, **told(demand, body)}
@@ -87,11 +89,11 @@ class ClientRequest:
         return asked
 
     def question(self) -> Json:
-        """The call as the daemon is asked, before it is made, whether a prepaid balance would serve it."""
+        """Return the request for the daemon's prepaid quote, before the request is made."""
         return self._told(_BUYER)
 
     def _told(self, names: frozenset[bytes]) -> dict[str, Any]:
-        """The call without its body, with the headers of these names."""
+        """Return the request without its body, with the headers of these names."""
         url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
         return {
             "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
@@ -104,13 +106,13 @@ class ClientRequest:
 
 
 def _buyer(headers: Headers) -> dict[bytes, bytes]:
-    """Who buys, as headers say it: an address in capitals is the same address (BIP-173)."""
+    """Return the buyer that headers name. An address in capitals is the same address (BIP-173)."""
     said = {name.lower(): value for name, value in headers if name.lower() in _BUYER}
     return {name: value.lower() if name == WALLET else value for name, value in said.items()}
 
 
 def _bound(demand: httpx.Response) -> frozenset[bytes]:
-    """The names of headers that the merchant wants a payment bound to. No others are told: they may be secret."""
+    """Return the headers to which the merchant binds a payment. Others are not sent: they may be secret."""
     found: object = None
     with suppress(ValueError, Refused):
         found = strict_json.loads(base64.b64decode(demand.headers.get("payment-required", ""), validate=True))
@@ -122,7 +124,7 @@ def _bound(demand: httpx.Response) -> frozenset[bytes]:
 def read_call(
     request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
 ) -> ClientRequest:
-    """A client's request without what it says to us. Its bound holds beside the transport's."""
+    """Parse a client's request and remove the X-Payagent headers. Their limit applies besides the transport's."""
     headers = request.headers.raw
     own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if is_own(name)]
     ours = dict(own)

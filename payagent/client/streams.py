@@ -1,7 +1,8 @@
-"""Bodies that are needed twice: a request's for its replay, an answer's that is looked at and then handed on.
+"""Bodies that are needed twice: a request's for its replay, an answer's for a look before it is forwarded.
 
-May import: httpx, the standard library. Never: holds more than `MEMORY_BYTES` of a streamed request in memory, or
-leaves it on disk: beyond that it lies in a file without a name.
+May import: httpx, the standard library.
+Never: holds more than `MEMORY_BYTES` of a streamed request in memory, or leaves a body on disk: the rest is in an
+unnamed file.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ Stream = httpx.SyncByteStream | httpx.AsyncByteStream
 
 
 class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A request's body. The first time it is sent as it comes and kept, then it is sent from what was kept.
+    """A request's body. It is kept while it is first sent, and then replayed.
 
-    `is_whole` is False when it was more than `most_bytes`, or than there was room for: it was sent, and cannot be
-    sent again.
+    `is_whole` is False if the body was longer than `most_bytes` or the disk was full. It was sent then, but cannot
+    be replayed.
     """
 
     def __init__(self, source: Stream, most_bytes: int) -> None:
@@ -30,7 +31,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._most_bytes = most_bytes
         self._hash = hashlib.sha256()
         self._size = 0
-        self._kept = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  as long as the call
+        self._kept = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  until end()
         self._source: Iterator[bytes] | AsyncIterator[bytes] | None
         if isinstance(source, httpx.SyncByteStream):
             self._source = iter(source)
@@ -65,7 +66,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._end_source()
 
     def rest(self) -> None:
-        """Keep what was not sent, because the merchant answered first; as far as it can be kept."""
+        """Buffer the part that was not sent because the merchant answered first, as far as there is room."""
         if self._source is not None:
             for _ in self:
                 if not self.is_whole:
@@ -78,7 +79,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
                     return
 
     def close(self) -> None:
-        """Called after each sending; the body is needed until the call is over."""
+        """Do nothing: httpx calls this after each send, and the body is needed until the request is over."""
 
     async def aclose(self) -> None:
         return
@@ -96,7 +97,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._hash.update(chunk)
         try:
             self._kept.write(chunk)
-        except OSError:  # no room on the disk: the call goes on, and cannot be sent again
+        except OSError:  # disk full: the request goes on, but cannot be replayed
             self._let_go()
 
     def _end_source(self) -> None:
@@ -109,7 +110,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def _let_go(self) -> None:
         self.is_whole = False
-        with suppress(OSError):  # what is not written yet has no room either
+        with suppress(OSError):  # closing writes the rest, which may fail on a full disk
             self._kept.close()
 
     def _again(self) -> Iterator[bytes]:
@@ -119,7 +120,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Begun(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """An answer's body of which the beginning was read already."""
+    """An answer's body whose beginning was already read."""
 
     def __init__(
         self, parts: Sequence[bytes], rest: Iterable[bytes] | AsyncIterator[bytes], stream: Stream
@@ -146,7 +147,7 @@ class Begun(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Watched(httpx.SyncByteStream):
-    """An answer's body; `at_end` is called when its last byte was read, and never when it was not."""
+    """An answer's body. `at_end` is called only after its last byte was read."""
 
     def __init__(self, stream: httpx.SyncByteStream, at_end: Callable[[], None]) -> None:
         self._stream = stream
@@ -161,7 +162,7 @@ class Watched(httpx.SyncByteStream):
 
 
 class AsyncWatched(httpx.AsyncByteStream):
-    """The same for `async for`."""
+    """`Watched` for `async for`."""
 
     def __init__(self, stream: httpx.AsyncByteStream, at_end: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
@@ -177,7 +178,7 @@ class AsyncWatched(httpx.AsyncByteStream):
 
 
 def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
-    """(the whole body, or None when it is longer; a stream that gives it from its start)."""
+    """Return (the whole body, or None if it is longer; a stream from its start)."""
     parts: list[bytes] = []
     size = 0
     rest = iter(stream)
@@ -192,7 +193,7 @@ def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | N
 
 
 async def aread_up_to(stream: httpx.AsyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
-    """The same for `async for`."""
+    """`read_up_to` for `async for`."""
     parts: list[bytes] = []
     size = 0
     rest = aiter(stream)

@@ -1,8 +1,9 @@
 """httpx transports that pay: `httpx.Client(transport=PayAgentTransport(token=...))`.
 
-A transport and not an `httpx.Auth`: with `follow_redirects` an Auth would send the proof to the redirect's target.
-
-May import: httpx, the standard library, the rest of client. Never: follows a redirect; shows the token.
+They are transports and not an `httpx.Auth`, because with `follow_redirects` an Auth sends the proof to the
+redirect's target.
+May import: httpx, the standard library, the rest of client.
+Never: follows a redirect; shows the token.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ log = logging.getLogger("payagent.client")
 
 
 class Asks(Protocol):
-    """What a transport needs of the way to the daemon."""
+    """The part of a daemon client that a transport uses."""
 
     def ask(self, ask: AskDaemon) -> DaemonReply: ...
 
@@ -46,19 +47,19 @@ class Asks(Protocol):
 
 
 class PayAgentTransport(httpx.BaseTransport):
-    """Sends calls through `inner`; what a merchant answers with 402 is paid by the daemon, and the call repeated.
+    """Sends requests through `inner`. The daemon pays a merchant's 402, and the request is retried.
 
-    `daemon` is its address or its socket's path, `token` an app's (default: $PAYAGENT_TOKEN). `max_cost_units`
-    bounds what one call may cost, fee included, in the smallest unit of `max_cost_asset` ("lovelace", or a token's
-    policy id and name), in which alone it is paid then; of none, in that of whichever asset it is paid in.
-    `patience_s` is how long a call waits for a batch that another call buys, and then for its payment and its
-    merchant; `spool_bytes` is how much of a body is kept to be sent again. A program that forks may do so with a
-    transport; an `inner` of its own must have no open connection then.
+    `daemon` is the daemon's URL or socket path. `token` is an app's token (default: $PAYAGENT_TOKEN).
+    `max_cost_units` limits the cost of one request, fee included, in the smallest unit of `max_cost_asset`
+    ("lovelace", or a token's policy id and name). The request is then paid in that asset only. Without
+    `max_cost_asset` the limit is in whichever asset is used. `patience_s` limits the wait for a batch that another
+    request buys, and then the wait for the payment and the merchant. `spool_bytes` limits the part of a body kept
+    for a replay. A program may fork while it has a transport; an `inner` passed in must have no open connection
+    then.
 
-    Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served. A 402
-    of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the
-    headers X-Payagent-Payment, -Cost and -State; the payment counts as delivered when the body was read to its
-    end.
+    Raises `PayAgentError` if the request was not paid, or was paid and not served. A 402 from a server that is not
+    configured, or that is no invoice, is returned unchanged. A paid answer has the headers X-Payagent-Payment,
+    -Cost and -State. The payment counts as delivered once the body was read to its end.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class PayAgentTransport(httpx.BaseTransport):
         return f"PayAgentTransport({self._daemon!r})"
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if self._has_own and self._pid != os.getpid():  # forked: two on one connection read each other's answers
+        if self._has_own and self._pid != os.getpid():  # after a fork, two processes would share a connection
             self._inner, self._pid = httpx.HTTPTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
@@ -139,7 +140,7 @@ class PayAgentTransport(httpx.BaseTransport):
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold[ask.path] = ask  # the program stops here; nobody knows what the daemon heard
+            self._purchases.untold[ask.path] = ask  # the program stops; the daemon may not have the report
             raise
 
 
@@ -222,7 +223,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold[ask.path] = ask  # the program stops here; nobody knows what the daemon heard
+            self._purchases.untold[ask.path] = ask  # the program stops; the daemon may not have the report
             raise
 
 
@@ -246,7 +247,7 @@ def _peeked(
 
 
 def _opened(step: Step, said: Any, before: httpx.Response | None) -> httpx.Response | None:
-    """The answer that is still to be closed, should nobody get it: its connection waits for that."""
+    """Return the answer that has to be closed if nobody gets it, to free its connection."""
     match step:
         case SendRequest():
             return cast("httpx.Response", said)

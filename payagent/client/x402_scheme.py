@@ -1,9 +1,9 @@
-"""The scheme `exact` on Cardano for the official x402 SDK's clients: the daemon signs, and the SDK sends.
+"""The scheme `exact` on Cardano for clients of the official x402 SDK: the daemon signs, the SDK sends.
 
     http = ExactCardanoScheme(token=...).connect(x402Client())     # then x402HttpxClient(http)
 
-May import: the standard library, core, the rest of client; x402 inside a function. Never: holds a key; makes a
-second payment for a call whose first one was not answered.
+May import: the standard library, core, the rest of client; x402 inside a function.
+Never: holds a key; makes a second payment for a request whose first payment has no answer.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from payagent.core.resource import is_called
 
 PATIENCE_S = 120.0
 PATIENCE_BY_HAND_S = 2.0
-"""How long a scheme that does not know whether an event loop stands still for it waits for a settlement."""
+"""How long a scheme registered by hand waits for a settlement, since it may block an event loop."""
 
 PATTERNS = ("cardano:*", "cip34:*")
 _USDM = "c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d"
@@ -45,7 +45,7 @@ log = logging.getLogger("payagent.client")
 
 @dataclass(slots=True)
 class _Shown:
-    """The last payload that this task or thread was given."""
+    """The last payload given to this task or thread."""
 
     scheme: object
     url: str
@@ -54,7 +54,7 @@ class _Shown:
     is_answered: bool = False
 
 
-# What the SDK's steps for one call share: they run in one task, or one thread.
+# State that the SDK's steps for one request share: they run in one task or thread.
 _called: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
 _came: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
 _wanted: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
@@ -62,20 +62,20 @@ _last: ContextVar[_Shown | None] = ContextVar("payagent_last", default=None)
 
 
 class ExactCardanoScheme:
-    """Has the daemon sign for an SDK client.
+    """Signs for an SDK client through the daemon.
 
-    `connect` registers it and gives the SDK's HTTP client that tells the scheme which URL was called. Registered
-    by hand (`client.register("cardano:*", scheme)`), it must believe the merchant's 402 about that: whoever is
-    called can then name another server's URL, and is paid under its name, within your limits. Nor is it told of a
-    redirect, which is paid again if its receipt says that the first payment is settled.
+    `connect` registers the scheme and returns an HTTP client for the SDK that tells the scheme the URL of each
+    request. If you register it by hand (`client.register("cardano:*", scheme)`), it has to believe the URL in the
+    merchant's 402. A merchant can then name another server's URL and is paid under that name, within your limits.
+    It also does not see redirects: a redirect is paid again if its receipt says that the first payment is settled.
 
-    A redirect serves nothing, as the daemon is told: where it points may cost again. What a merchant hands out
-    only at another URL is not known to be served, and its payment ends as paid and not served.
+    The daemon learns that a redirect serves nothing, so its target may cost again. If a merchant serves only at
+    the redirect's target, the payment ends as paid and not served.
 
-    Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
-    proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
-    payment has no answer, another URL that wants money in the same task or thread is refused once, since that is
-    what a redirect after paying looks like. A settlement that is pending is waited for, up to `patience_s`.
+    Requests with the same URL and terms share one payment until it is delivered, so a repeated request sends the
+    same proof. The SDK tells a scheme neither method nor body, so different requests to one URL share it too.
+    While a payment has no answer, another URL that wants money in the same task or thread is refused once: a
+    redirect after paying looks like that. A pending settlement is waited for, up to `patience_s`.
     """
 
     scheme = "exact"
@@ -88,7 +88,7 @@ class ExactCardanoScheme:
         self.scheme_hooks = self._hooks(partial(self._on_response, patience_s=PATIENCE_BY_HAND_S))
 
     def connect(self, client: Any) -> Any:
-        """Register for Cardano's networks; returns the HTTP client to be used, blocking as `client` is."""
+        """Register for Cardano's networks. Returns the HTTP client to use, blocking or async like `client`."""
         from x402 import x402ClientSync
         from x402.http import x402HTTPClient, x402HTTPClientSync
 
@@ -108,12 +108,12 @@ class ExactCardanoScheme:
         self._daemon.close()
 
     def find_default_asset(self, asset: str, network: str) -> dict[str, object] | None:
-        """The dollar of a network, for the SDK's own spend controls."""
+        """Return the network's dollar stablecoin for the SDK's spend controls."""
         unit, symbol = _DOLLARS.get(network, ("", ""))
         return {"asset": unit, "decimals": 6, "symbol": symbol} if unit and asset == unit else None
 
     def create_payment_payload(self, requirements: Any) -> dict[str, Any]:
-        """The inner payload. Blocks while the daemon signs, mostly for some milliseconds."""
+        """Return the inner payload. Blocks while the daemon signs, usually for milliseconds."""
         url, required = _take_wanted(requirements)
         self._refuse_redirect(url)
         payment = self._pay(url, required)
@@ -132,7 +132,7 @@ class ExactCardanoScheme:
         return self._take(until_ready(payment, time.monotonic() + self._patience_s))
 
     def _take(self, steps: Steps[T]) -> T:
-        """Carry out steps that lead to the daemon only."""
+        """Execute steps that involve only the daemon."""
         said: DaemonReply | None = None
         try:
             while True:
@@ -158,7 +158,7 @@ class ExactCardanoScheme:
         )
 
     def _hooks(self, on_response: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
-        """What the SDK calls; it takes these when the scheme is registered."""
+        """Return the hooks that the SDK takes at registration."""
         return {"on_before_payment_creation": self._before_creation, "on_payment_response": on_response}
 
     def _on_required(self, context: Any) -> None:
@@ -170,7 +170,7 @@ class ExactCardanoScheme:
         required["accepts"] = [chosen.model_dump(by_alias=True, exclude_none=True)]
         answered, called = _called.get()
         sold = (required.get("resource") or {}).get("url")
-        # the same 402 again, when the call is repeated with a payload that is made anew
+        # the same 402 comes again when the request is repeated with a new payload
         url = called if answered is context.payment_required else sold
         if not url or urlsplit(url).scheme not in DEFAULT_PORTS:
             raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
@@ -179,7 +179,7 @@ class ExactCardanoScheme:
         _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
 
     def _is_the_calls(self, sold: str, called: str) -> bool:
-        """Whether a resource is the call's, or would be but for an origin in the merchant's `known_as`."""
+        """Whether a resource is the requested one, or would be with an origin in the merchant's `known_as`."""
         if _is_same(sold, called):
             return True
         origin, at = _origin(called), urlsplit(called)
@@ -189,11 +189,11 @@ class ExactCardanoScheme:
         return _origin(sold) in known_as and _is_same(here, called)
 
     def _on_response(self, context: Any, *, patience_s: float) -> Any:
-        """Tell the daemon. What comes back has the SDK repeat the call, which it does once."""
+        """Report the answer. A returned value makes the SDK repeat the request, once."""
         shown = _last.get()
         if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
             return None
-        # a redirect serves nothing, also where its receipt says that the payment is settled
+        # a redirect serves nothing, even if its receipt says that the payment is settled
         payload, status = _came.get()
         is_redirect = payload is context.payment_payload and 300 <= status < 400
         shown.is_answered = not is_redirect
@@ -210,7 +210,7 @@ class ExactCardanoScheme:
             return None
 
     def _is_worth_repeating(self, payment: Json, depth: int, patience_s: float) -> bool:
-        """The same proof, once it is as deep as wanted; or a new one, when it has served another call."""
+        """Whether to repeat: with the same proof once it is deep enough, or a new one after it was used up."""
         said, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
         if said == "used_up":
             return bool(payment["delivery"] == "accepted")
@@ -225,7 +225,7 @@ class ExactCardanoScheme:
 
 
 def _take_wanted(requirements: Any) -> tuple[str, str]:
-    """(the URL, the 402's header) that the hook before the creation left."""
+    """Return (URL, 402 header) left by the hook before the creation."""
     wanted = _wanted.get()
     _wanted.set(None)
     if wanted is None or wanted[1][0] is not requirements:
@@ -235,7 +235,7 @@ def _take_wanted(requirements: Any) -> tuple[str, str]:
 
 
 def _process(process: Callable[..., Any], payload: Any, get_header: Any, status: int) -> Any:
-    """The SDK's own step, whose hooks are not told the status: a redirect's receipt looks like a served call's."""
+    """Record the status, which the SDK does not give its hooks: a redirect's receipt looks like a served one."""
     _came.set((payload, status))
     return process(payload, get_header, status)
 
@@ -249,7 +249,7 @@ def _origin(url: str) -> str | None:
 
 
 def _is_same(sold: str, called: str) -> bool:
-    """Whether a resource is the call's. A server behind TLS says http."""
+    """Whether a resource is the requested one. A server behind a TLS proxy says http."""
     one, other = urlsplit(sold), urlsplit(called)
     default = {None, *DEFAULT_PORTS.values()}
     same_port = one.port == other.port or {one.port, other.port} <= default
@@ -257,7 +257,7 @@ def _is_same(sold: str, called: str) -> bool:
 
 
 def _heard(context: Any) -> Json:
-    """What the SDK knows of the merchant's answer, as the daemon takes it."""
+    """Return the merchant's answer, as far as the SDK knows it, in the form of the daemon's API."""
     if context.settle_response is not None and context.settle_response.success:
         return {"status": 200}
     name, said = "PAYMENT-RESPONSE", context.settle_response
@@ -268,7 +268,7 @@ def _heard(context: Any) -> Json:
 
 
 def _depth_wanted(requirements: Any) -> int:
-    """How many blocks the merchant waits for, the transaction's own counted; `l1Confirmations` are newer ones."""
+    """Return the depth the merchant wants. It counts the transaction's own block, `l1Confirmations` does not."""
     policy = (requirements.extra or {}).get("confirmationPolicy") or {}
     return int(policy.get("l1Confirmations", 1)) + 1
 

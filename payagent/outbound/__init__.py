@@ -1,7 +1,8 @@
-"""merchants: what payagent itself asks a merchant: how an invoice stands, what is left of a prepaid balance;
-and the call of a top-up.
+"""The outbound room: requests that payagent makes by itself, to merchants and to the operator's webhook.
 
-May import: core, dialects, outbound.egress, httpx, structlog. Never: pays, follows a redirect, keeps a cookie,
-reads proxies from the environment, or calls anything but a configured origin, at a path that is fixed or the
-operator's.
+`merchant_client` asks a merchant for the status of an invoice or for a prepaid balance, and makes the request of a
+top-up. `webhook` delivers alerts. `egress` decides where merchant requests may connect to.
+May import: core, dialects, outbound.egress, httpx, structlog.
+Never: pays, follows a redirect, keeps a cookie, reads proxies from the environment, or calls anything but a
+configured origin, at a path that is fixed or set by the operator.
 """

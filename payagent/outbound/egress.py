@@ -1,8 +1,9 @@
-"""Where a call to a merchant may go, and whom TLS trusts there: a public name never leads into a private network.
+"""Decide where a request to a merchant may connect to: a public name never leads into a private network.
 
-A name is looked up once, what comes is judged, and the connection goes to an address that was judged: whoever
-answers for the name (DNS rebinding) can lead a call neither to this machine nor to its neighbours.
-May import: core, h11_patch, httpx and httpcore (the outbound' client). Never: connects to what it did not judge.
+A name is resolved once and its addresses are checked. The connection goes to a checked address. So DNS rebinding
+cannot direct a request to this machine or its neighbours. This module also holds the TLS trust store.
+May import: core, h11_patch, httpx and httpcore (the client of this room).
+Never: connects to an address that it did not check.
 """
 
 import asyncio
@@ -24,25 +25,24 @@ from payagent.core.problems import Refused
 heads.patch_h11()
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Finds the addresses of a host, in the order in which they are to be tried. Raises OSError where there are none.
-"""
+"""Resolves a host to addresses, in the order to try. Raises OSError if there are none."""
 
 _READ_BYTES = 8 * 1024
-"""So much of an answer is taken in before others have their turn: in chunks of a byte it keeps them waiting."""
+"""Bytes read before other tasks get their turn. An answer in one-byte chunks would otherwise block them."""
 
 _ANSWER_BYTES = 2 * ANSWER_MAX_BYTES
-"""An answer with its head and what frames it; one of nothing but frames is not read for as long as it goes on."""
+"""The most bytes of an answer with its head and chunk framing. An answer of framing alone must end too."""
 
-_UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out as global unicast (RFC 4291, IANA)
+_UNICAST = IPv6Network("2000::/3")  # all global unicast addresses in use (RFC 4291, IANA)
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
 
 def trusted() -> ssl.SSLContext:
-    """Whom TLS trusts, as httpx has it ($SSL_CERT_FILE, $SSL_CERT_DIR).
+    """The TLS trust store, as httpx configures it ($SSL_CERT_FILE, $SSL_CERT_DIR).
 
-    One for the whole process: to read the certificates takes 25 ms and a megabyte. Refused, `config_invalid`, when
-    they cannot be read.
+    The process has one: loading the certificates takes 25 ms and a megabyte. Refused `config_invalid` if they
+    cannot be read.
     """
     return _trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
@@ -54,15 +54,15 @@ def _trusted(file: str | None, _folder: str | None) -> ssl.SSLContext:
     except OSError as error:
         reason = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
         raise Refused("config_invalid", f"$SSL_CERT_FILE names {file}: {reason}") from None
-    context.set_alpn_protocols(["http/1.1"])  # all that is spoken here; httpcore says the same for its own calls
+    context.set_alpn_protocols(["http/1.1"])  # the only protocol used; httpcore sets the same for its own calls
     return context
 
 
 class SystemLookup:
-    """The addresses that the machine's resolver gives; of one host one question is under way at a time.
+    """The machine's resolver, with one lookup per host and port at a time.
 
-    A question holds one of a few threads until it is answered, though who asked has given up: a host of which no
-    name server tells must not hold them all, and keep all others waiting.
+    A lookup holds one of a few threads until it ends, even if its caller gave up. A host whose name servers do not
+    answer must not hold all threads and block other lookups.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class SystemLookup:
     def _end(self, place: tuple[str, int], question: asyncio.Task[Sequence[str]]) -> None:
         del self._under_way[place]
         if not question.cancelled():
-            question.exception()  # which all who asked may have given up hearing of
+            question.exception()  # read it, because all callers may have given up
 
 
 async def _looked_up(host: str, port: int) -> Sequence[str]:
@@ -89,7 +89,7 @@ async def _looked_up(host: str, port: int) -> Sequence[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the internet's, and so is what it stands for where it holds an IPv4 address."""
+    """Whether an address is on the public internet. An embedded IPv4 address must be public too."""
     ip = ip_address(address)
     if isinstance(ip, IPv6Address):
         if ip in _NAT64_LOCAL:
@@ -97,18 +97,17 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
         if inner is not None:
             return is_public(str(inner))
-        if ip not in _UNICAST:  # site-local ones, and those that held an IPv4 address once, are global to Python
+        if ip not in _UNICAST:  # Python calls site-local and IPv4-compatible addresses global
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is this machine's."""
     return ip_address(address).is_loopback
 
 
 def _is_address(host: str) -> bool:
-    """Whether the operator's file says the place itself."""
+    """Whether the host is an IP address."""
     try:
         ip_address(host)
     except ValueError:
@@ -118,17 +117,20 @@ def _is_address(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """`private_hosts` are the names that the operator allows to lead into a private network."""
+    """Decides which addresses a request may reach.
+
+    `private_hosts` are the names that the operator allows to resolve into a private network.
+    """
 
     private_hosts: frozenset[str] = frozenset()
     lookup: Lookup = field(default_factory=SystemLookup)
 
     async def addresses(self, host: str, port: int) -> Sequence[str]:
-        """Where a call to a merchant's host may go. OSError as the lookup.
+        """Resolve a merchant's host to the addresses a request may reach. Raises OSError like the lookup.
 
-        Refused, `merchant_address_private`, when any place that a name leads to is not public (or, of localhost,
-        not this machine): who can add one to the answers can have it taken. An address is taken as it is: the
-        operator's file says it.
+        Refused `merchant_address_private` if any address of the name is not public (for localhost: not loopback).
+        One bad address is enough, because an attacker who can add an address to the answer can have it used. A
+        literal IP address is allowed as it is, because it comes from the operator's config.
         """
         if _is_address(host):
             return (host,)
@@ -140,14 +142,14 @@ class Egress:
         return found
 
     def transport(self) -> httpx.AsyncHTTPTransport:
-        """httpx's own, whose connections go where `addresses` says."""
+        """An httpx transport that connects only where `addresses` allows."""
         return _Transport(self)
 
 
 class _Transport(httpx.AsyncHTTPTransport):
     def __init__(self, egress: Egress) -> None:
         super().__init__(verify=trusted())
-        # httpx has no argument for httpcore's network_backend; all else is as httpx has it
+        # httpx has no argument for httpcore's network_backend. The other values are httpx's defaults.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trusted(),
             max_connections=100,
@@ -158,7 +160,7 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """TLS comes after, and asks for the name and not for the address."""
+    """Connects to checked addresses. TLS starts later and verifies the name, not the address."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
@@ -193,7 +195,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection of which little is taken in at a time, and so much for each request."""
+    """A connection that reads in small pieces, and a limited total for each request."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream

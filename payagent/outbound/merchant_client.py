@@ -1,7 +1,8 @@
-"""What a merchant can be asked: `GET /payments/status/{invoiceId}` and `/payments/balance` (T Backend developer
-guide), and `/payments/credits`, which only a partner's client knows.
+"""HTTP client for merchants: invoice status, prepaid balance, and the request of a top-up.
 
-What it says is advisory: the chain decides. See the room's docstring for what this may import and never does.
+It reads `GET /payments/status/{invoiceId}` and `GET /payments/balance` (T Backend developer guide), and `GET
+/payments/credits`, which only a partner's client knows. The answers are advisory: the chain decides.
+The package docstring says what this module may import and never does.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from payagent.outbound.egress import Egress
 
 BODY_MAX_BYTES = 65_536
 KEPT_MAX_BYTES = 4_096
-"""Of what is said of a balance: that may be something else each time, and all of it is on record for good."""
+"""Kept bytes of a balance answer: each answer may differ, and all of them are recorded forever."""
 
 Source = Literal["balance", "credits"]
 _SOURCES: tuple[Source, ...] = ("balance", "credits")
@@ -36,22 +37,22 @@ log = structlog.get_logger("payagent.outbound")
 
 @dataclass(frozen=True, slots=True)
 class MerchantReply:
-    """A merchant's answer to a call. `body` is None when it has more bytes than are read."""
+    """A merchant's answer. `body` is None if it is longer than the limit."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
 
     def record(self) -> str:
-        """The answer as it came, as JSON for the record."""
+        """The answer as JSON for the record."""
         return as_recorded(self.status, self.headers, self.body or b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a merchant answered when it was asked for a prepaid balance.
+    """A merchant's answer about a prepaid balance.
 
-    `body` is the answer's text as it came, at most 4 KiB of it; a byte that is no UTF-8 stands as `\\xNN`.
+    `body` is the answer's text, at most 4 KiB. A byte that is not UTF-8 is written as `\\xNN`.
     """
 
     source: Source
@@ -61,15 +62,15 @@ class Observed:
 
     @property
     def is_puzzling(self) -> bool:
-        """Whether the other path may say more: this one is not there, or its answer is not understood."""
+        """Whether the other path may say more: this one does not exist, or its answer is not understood."""
         return self.status in _NOT_THERE or (200 <= self.status < 300 and not self.said.understood)
 
 
 class MerchantClient:
-    """One connection pool for all merchants. Every call ends within its time-out, whatever the peer does."""
+    """One connection pool for all merchants. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` is the network, as `Egress.transport` gives it; None for one that no name leads astray."""
+        """`transport` makes the connections; None for one by `Egress` without private hosts."""
         self._silent: set[str] = set()
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -83,7 +84,7 @@ class MerchantClient:
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
     ) -> StatusWord | None:
-        """What the merchant says of its invoice; None when it could not be asked or did not make sense."""
+        """Return the status that the merchant gives its invoice; None if there is no usable answer."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
         said, why = None, None
         try:
@@ -101,7 +102,7 @@ class MerchantClient:
     async def prepaid(
         self, origin: str, partner: str, wallet: str, *, headers: dict[str, str], timeout_s: int
     ) -> Observed | None:
-        """What the merchant says is left of a wallet's prepaid balance; None when it could not be asked."""
+        """Return the merchant's answer about a wallet's prepaid balance; None if there is none."""
         query = urlencode({"partner": partner, "wallet": wallet})
         seen: list[Observed] = []
         try:
@@ -112,16 +113,17 @@ class MerchantClient:
                     seen.append(Observed(source, status, body, read_prepaid(status, raw)))
                     if not seen[-1].is_puzzling:
                         break
-        except (TimeoutError, httpx.HTTPError, UnicodeError, Refused):  # UnicodeError: no header can say whose
+        except (TimeoutError, httpx.HTTPError, UnicodeError, Refused):  # UnicodeError: names no header can hold
             pass
         return _most_telling(seen)
 
     async def call(
         self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int
     ) -> MerchantReply:
-        """Make a call. Raises `merchant_unreachable` or `merchant_timeout`; it may have been carried out then.
+        """Send a request and read the answer.
 
-        `merchant_address_private` when its name leads where no call goes.
+        Raises `merchant_unreachable` or `merchant_timeout`; the merchant may have carried the request out. Raises
+        `merchant_address_private` if the host's name leads where no request may go.
         """
         try:
             async with (
@@ -143,7 +145,7 @@ class MerchantClient:
             raise Refused("merchant_unreachable", f"no answer: {type(error).__name__}") from None
 
     def _note_silence(self, origin: str, why: str | None) -> None:
-        """Tell the log when a merchant's word on its invoices is not to be had any more, and when it is again."""
+        """Log when a merchant stops answering status requests, and when it answers again."""
         if why is None and origin in self._silent:
             self._silent.discard(origin)
             log.info("merchant.heard_again", origin=origin)
@@ -152,7 +154,7 @@ class MerchantClient:
             log.warning("merchant.silent", origin=origin, why=why)
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """The status and the body. A body above the bound comes longer than the bound, which no reader takes."""
+        """Return the status and the body. A body over the limit stays longer than it, so parsing fails."""
         async with self._http.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
             return response.status_code, await _read(response, BODY_MAX_BYTES)
 
@@ -161,7 +163,7 @@ class MerchantClient:
 
 
 async def _read(response: httpx.Response, most_bytes: int) -> bytes:
-    """The body; of one above the bound, more than the bound."""
+    """Read the body. Of a body over the limit, slightly more than the limit is read."""
     raw = bytearray()
     async for chunk in response.aiter_raw():
         raw += chunk
@@ -171,6 +173,6 @@ async def _read(response: httpx.Response, most_bytes: int) -> bytes:
 
 
 def _most_telling(seen: Sequence[Observed]) -> Observed | None:
-    """An answer that is understood, else one of a path that is there; of two alike the documented one."""
+    """Prefer an understood answer, then one from a path that exists, then the documented path."""
     ranked = sorted(seen, key=lambda one: (not one.said.understood, one.status in _NOT_THERE))
     return ranked[0] if ranked else None

@@ -1,7 +1,7 @@
-"""webhook: hands an alert to the operator's own server, signed as Standard Webhooks 1.0 says (v1, HMAC-SHA256).
+"""Deliver alerts to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
 
-May import: core, outbound.egress, httpx. Never: follows a redirect, reads proxies from the environment, reads an
-answer's body, shows its address or its key.
+May import: core, outbound.egress, httpx.
+Never: follows a redirect, reads proxies from the environment, reads an answer's body, shows its URL or key.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from payagent.core.version import USER_AGENT
 from payagent.outbound.egress import trusted
 
 TIMEOUT_S = 10
-SECRET_PREFIX = "whsec_"  # noqa: S105  how every such secret begins
+SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of every such secret
 KEY_BYTES_MIN, KEY_BYTES_MAX = 24, 64
 
 
 def signing_key(secret: str) -> bytes:
-    """The key that a secret stands for. Refused: `config_invalid`, for a text that stands for none."""
+    """Decode the key of a secret. Refused `config_invalid` if the text is not a valid secret."""
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -37,13 +37,13 @@ def signing_key(secret: str) -> bytes:
 
 
 def signature(key: bytes, alert_id: str, at_s: int, body: bytes) -> str:
-    """What the header webhook-signature says."""
+    """Return the value of the webhook-signature header."""
     signed = f"{alert_id}.{at_s}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
 class Webhook:
-    """The one address that alerts are sent to. Every call ends within its time-out, whatever the peer does."""
+    """The webhook that alerts are sent to. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
@@ -57,7 +57,7 @@ class Webhook:
         )
 
     async def deliver(self, alert_id: str, now_ms: int, body: bytes) -> str | None:
-        """None when it was taken, which only a 2xx says; else why not, in words that hold no address."""
+        """Deliver an alert. Returns None on a 2xx, otherwise why it failed, without the URL."""
         at_s = now_ms // 1000
         headers = {
             "Content-Type": "application/json",

@@ -1,13 +1,13 @@
-"""proxy: any HTTP client pays by changing its base URL.
+"""The proxy room: an HTTP client pays by changing its base URL.
 
-May import: core, dialects, outbound.egress, agent, store, what api has for tokens, problems and servers, h11,
-Starlette's types. Never: FastAPI, a request object of a framework, a redirect that is followed, a decision about a
-payment.
-
-A call comes in at `door` (the daemon's) or `bare` (the port of `payagent proxy`); `attend` has it carried out and
-its errors told. `errand` reads whose it is and where it goes; a `trip` is one under way. `first` makes the call,
-`clerk` pays a 402 and makes the call again with the proof, `steps` takes to its end what was begun though a client
-hangs up, and `flights` keeps identical calls to one payment at a time. `headers` says what passes, `intake` is the
-client's side with its body kept for a replay, `upstream` the merchant's, `demand` what its answer says, `reply`
-what the client gets.
+Start with `app` (the daemon's proxy) or `single_merchant` (the port of `payagent proxy`).
+- `request_scope` runs one request and turns errors into answers. `request` reads which app it belongs to and where
+  it goes. An `exchange` is one request in progress.
+- `unpaid_call` makes the request without a proof. `payer` pays a 402 and retries with the proof. `single_flight`
+  lets identical requests share one payment. `shielded_tasks` finishes started steps even if the client hangs up.
+- `headers` decides which headers are forwarded. `request_body` is the client's body, kept for a replay. `http1` is
+  the connection to the merchant, `payment_required` reads its answer, and `client_reply` answers the client.
+May import: core, dialects, outbound.egress, agent, store, api's modules for tokens, problems and servers, h11,
+Starlette's types.
+Never: FastAPI, a framework's request object, a followed redirect, a decision about a payment.
 """

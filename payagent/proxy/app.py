@@ -1,7 +1,7 @@
-"""The ASGI application in front of the API: calls to /proxy/... go to merchants, everything else to the API.
+"""The ASGI application in front of the API: /proxy/... goes to merchants, everything else to the API.
 
-May import: core, outbound.egress, agent, store, api.http, the rest of proxy. Never: a request object of a
-framework on this path.
+May import: core, outbound.egress, agent, store, api.http, the rest of proxy.
+Never: a framework's request object on this path.
 """
 
 import time
@@ -26,8 +26,11 @@ from payagent.store.rows.apps import AppRow
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the operator allows: how much of a body is kept for a replay, how long is waited, the names that
-    `Host` may say beside the loopback ones, and each app's rates.
+    """The operator's limits for the proxy.
+
+    `spool_bytes`: the largest body kept for a replay. `read_timeout_s`: how long a merchant may be silent, and a
+    client slow. `patience_s`: the longest wait for a paid answer. `hosts`: names that `Host` may have besides the
+    loopback ones. `rates`: each app's rate limits.
     """
 
     spool_bytes: int = 64 * 1024 * 1024
@@ -38,7 +41,7 @@ class Bounds:
 
 
 class ProxyApp:
-    """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
+    """The proxy; `then` is the API. There is one for the daemon's lifetime, and `close` closes its connections."""
 
     def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
         self._context = agent.context

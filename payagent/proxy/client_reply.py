@@ -1,6 +1,7 @@
-"""What the client gets: the merchant's answer piece by piece, or a problem of our own.
+"""The answer to the client: the merchant's, piece by piece, or a problem of our own.
 
-May import: core, api.http, Starlette's types, proxy.http1. Never: changes an answer that it hands on.
+May import: core, api.http, Starlette's types, proxy.http1.
+Never: changes an answer that it forwards.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from payagent.proxy.http1 import UpstreamAnswer
 
 @dataclass(frozen=True, slots=True)
 class BufferedAnswer:
-    """A merchant's answer in full."""
+    """A merchant's complete answer."""
 
     status: int
     headers: Headers
@@ -26,7 +27,10 @@ class BufferedAnswer:
 
 
 class ClientReply:
-    """The answer to one call; `id` names it in the log and in a problem. `refusals` counts these by code."""
+    """The answer to one request.
+
+    `id` names the request in the log and in a problem. `refusals` counts problems by code.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str, refusals: Counter[str]) -> None:
         self.id = call_id
@@ -37,7 +41,7 @@ class ClientReply:
         self.has_started = False
 
     async def stream(self, answer: UpstreamAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
-        """Hand a merchant's answer on as it comes. `last` is called before its end goes out."""
+        """Forward a merchant's answer as it arrives. `last` is called before its end is sent."""
         self.has_started = True
         headers = [*answer.headers, *more_headers]
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -49,20 +53,20 @@ class ClientReply:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def send_kept(self, kept: BufferedAnswer, more_headers: Headers) -> None:
-        """Hand on an answer that was read to its end."""
+        """Forward a complete answer."""
         self.has_started = True
         headers = [*kept.headers, *more_headers]
         await self._send({"type": "http.response.start", "status": kept.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": kept.body, "more_body": False})
 
     async def json(self, value: object) -> None:
-        """An answer of our own."""
+        """Answer with JSON of our own."""
         self.has_started = True
         answer = JsonResponse(value, headers={"X-Request-Id": self.id, "Cache-Control": "no-store"})
         await answer(self._scope, self._receive, self._send)
 
     async def problem(self, refused: Refused) -> None:
-        """A refusal; where an answer is on its way already the connection is dropped instead."""
+        """Answer with a problem. If an answer has started, close the connection instead."""
         if self.has_started:
             await break_off(self._scope, self._receive)
             return

@@ -1,6 +1,7 @@
-"""One errand under way: its client, its merchant, and how long it may take.
+"""One proxy request in progress: its client, its merchant, and its time limit.
 
-May import: asyncio's clock, the rest of proxy. Never: makes a call.
+May import: asyncio's clock, the rest of proxy.
+Never: sends a request.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from payagent.proxy.request_body import ClientBody
 
 @dataclass(slots=True)
 class Exchange:
-    """One errand under way: its client, its merchant, and when its patience ends (in the loop's time)."""
+    """One proxy request in progress. `deadline_s` is in the event loop's time."""
 
     errand: ProxyRequest
     intake: ClientBody
@@ -25,7 +26,7 @@ class Exchange:
     deadline_s: float = 0.0
 
     def call(self, body: UpstreamBody, headers: Headers, poll: str | None = None) -> UpstreamRequest:
-        """The errand's call with these headers; or, to poll the merchant, with `poll` in its query."""
+        """Build the request to the merchant with these headers; to poll it, add `poll` to the query instead."""
         errand = self.errand
         target = errand.target
         if poll is not None:

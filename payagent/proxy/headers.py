@@ -1,6 +1,7 @@
-"""What of a message passes on and what stays: pure functions over raw headers, names in lower case.
+"""Pure functions that decide which raw headers are forwarded. Header names are in lower case.
 
-May import: the standard library. Never: decodes a value that it passes on.
+May import: the standard library.
+Never: decodes a value that it forwards.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,9 +13,9 @@ OWN_PREFIX = b"x-payagent-"
 
 PARTNER, WALLET = b"x-partner", b"x-wallet-address"
 BUYER = (PARTNER, WALLET)
-"""What says whose prepaid balance a call draws on."""
+"""The headers that name the owner of a prepaid balance."""
 
-# RFC 9110 7.6.1; Expect is answered here, since the merchant is asked only when the body comes
+# RFC 9110 7.6.1. Expect is answered here, because the merchant is called only when the body comes.
 _HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -36,7 +37,7 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
 
 
 def combined(headers: Headers) -> dict[str, str]:
-    """Each header's value; several of one name are one list (RFC 9110 5.3)."""
+    """Return the headers as text; several of one name become one list (RFC 9110 5.3)."""
     told: dict[str, str] = {}
     for key, value in headers:
         name, text = key.decode("latin-1"), value.decode("latin-1")
@@ -45,7 +46,7 @@ def combined(headers: Headers) -> dict[str, str]:
 
 
 def connection_options(headers: Headers) -> set[bytes]:
-    """The names in all Connection headers: options, and headers that are for this hop alone."""
+    """Return the names in all Connection headers: options, and headers for this hop only."""
     return {
         option.strip().lower() for key, value in headers if key == b"connection" for option in value.split(b",")
     }
@@ -56,10 +57,11 @@ def wants_websocket(headers: Headers) -> bool:
 
 
 def passing(headers: Headers, *, own: bool = False) -> list[tuple[bytes, bytes]]:
-    """What goes on to the next hop, in its order, nothing merged. How the body is framed is said anew.
+    """Return the headers for the next hop, in their order and unmerged. The body is framed anew.
 
-    X-Payagent-* is between a client and payagent alone, in both directions: a merchant cannot claim a payment. It
-    goes on where the next hop is payagent's `own`, whatever Connection says: it bounds what may be paid.
+    X-Payagent-* headers are between a client and payagent, in both directions: a merchant cannot claim a payment.
+    They are forwarded only if the next hop is payagent's `own` daemon, whatever Connection says, because they
+    limit what may be paid.
     """
     named = connection_options(headers)
     chunked = any(key == b"transfer-encoding" for key, _ in headers)
@@ -68,12 +70,12 @@ def passing(headers: Headers, *, own: bool = False) -> list[tuple[bytes, bytes]]
         for key, value in headers
         if key not in _HOP_BY_HOP and (own if key.startswith(OWN_PREFIX) else key not in named)
     ]
-    # where a merchant's answer has both, Transfer-Encoding counts (RFC 9112 6.1); a request with both is refused
+    # If a merchant's answer has both, Transfer-Encoding counts (RFC 9112 6.1). A request with both is refused.
     return [pair for pair in kept if pair[0] != b"content-length"] if chunked else kept
 
 
 def has_body(headers: Headers) -> bool:
-    """Whether a request says that a body comes."""
+    """Whether the request announces a body."""
     return any(
         key == b"transfer-encoding" or (key == b"content-length" and value.strip() != b"0")
         for key, value in headers
@@ -81,7 +83,7 @@ def has_body(headers: Headers) -> bool:
 
 
 def replaced(headers: Headers, new: Headers, *, unless: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
-    """The headers with `new` in place of those of the same names; of names in `unless` the old ones stay."""
+    """Replace headers by those of the same names in `new`. Names in `unless` keep their old values."""
     kept = {key for key, _ in headers} & set(unless)
     added = [(key, value) for key, value in new if key not in kept]
     names = {key for key, _ in added}

@@ -1,10 +1,9 @@
-"""Calls to merchants over HTTP/1.1: connections that are kept, bodies that stream both ways at once.
+"""HTTP/1.1 client for merchants and the daemon: kept connections, bodies streamed both ways at once.
 
-May import: asyncio, h11, core, outbound.egress. Never: follows a redirect, decodes a body, sends a call again that
-might have been carried out.
-
-Written on h11 and not on an HTTP client, since those send the whole request before they read: a merchant that
-answers 402 and hangs up while 25 MB are still on their way would not be heard.
+It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
+merchant that answers and hangs up while 25 MB are still being sent.
+May import: asyncio, h11, core, outbound.egress.
+Never: follows a redirect, decodes a body, repeats a request that might have been carried out.
 """
 
 import asyncio
@@ -29,31 +28,31 @@ from payagent.proxy.headers import Headers, has_body, passing
 
 CONNECT_TIMEOUT_S = 10.0
 ADDRESS_TIMEOUT_S = 4.0
-"""How long one address of several is tried."""
+"""How long one of several addresses is tried."""
 
 HEAD_MAX_BYTES = 128 * 1024
-"""A v2 402 has its requirements in a header."""
+"""An x402 v2 402 carries its requirements in a header."""
 
 _STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
-_EVENT_BYTES = 128  # what a chunk takes beside its data
+_EVENT_BYTES = 128  # overhead of a chunk besides its data
 _TURN_EVENTS = 1024
-"""So many are read out of what came before others have their turn: chunks of a byte keep them waiting."""
+"""Events parsed before other tasks get their turn: one-byte chunks would otherwise block them."""
 
-_INTERIM_MAX = 1000  # answers before the answer; some servers say every few seconds that they are at it
-_IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
+_INTERIM_MAX = 1000  # interim answers (1xx); some servers send one every few seconds while they work
+_IDLE_S = 4.0  # many servers close idle connections after 5 s, and a request at that moment is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
 
 class UpstreamBody(Protocol):
-    """A request's body, as it comes."""
+    """A request's body as a stream."""
 
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """One request as it goes out. `headers` are what passes, without Host."""
+    """One outgoing request. `headers` are the forwarded ones, without Host."""
 
     method: bytes
     target: bytes
@@ -63,7 +62,7 @@ class UpstreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a merchant listens, or the daemon, whose Unix socket is `path`."""
+    """Where a merchant or the daemon listens. `path` is the daemon's Unix socket."""
 
     authority: bytes
     host: str
@@ -76,25 +75,25 @@ class Target:
         return cls(b"localhost", "", 0, False, path)
 
     def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
-        """For no answer, or none that can be understood. `is_sent`: something of the call may have arrived."""
+        """The refusal for a missing or unreadable answer. `is_sent`: part of the request may have arrived."""
         ours = "daemon_silent" if is_sent else "daemon_not_running"
         code = "merchant_unreachable" if self.path is None else ours
         return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
-        """For an answer that does not come."""
+        """The refusal for an answer that comes too late."""
         return Refused("merchant_timeout" if self.path is None else "daemon_silent", detail)
 
     @classmethod
     def of_origin(cls, origin: str) -> "Target":
-        """Of an origin in its canonical spelling."""
+        """Build the target of an origin in canonical form."""
         parts = urlsplit(origin)
         port = parts.port or DEFAULT_PORTS[parts.scheme]
         return cls(parts.netloc.encode("ascii"), parts.hostname or "", port, parts.scheme == "https")
 
 
 class UpstreamAnswer:
-    """A merchant's answer: its head, and its body as it comes in."""
+    """A merchant's answer: its head, and its body as it arrives."""
 
     def __init__(self, line: "_Line", head: h11.Response, upstream: "Upstream") -> None:
         self._line = line
@@ -105,7 +104,7 @@ class UpstreamAnswer:
         self.headers = passing(list(head.headers), own=upstream.target.path is not None)
 
     async def read(self) -> tuple[bytes, bool]:
-        """What has come in since (waits for at least something), and whether more follows."""
+        """Wait for at least some bytes. Returns them, and whether more follows."""
         if self._peeked or not self._more:
             peeked, self._peeked = self._peeked, b""
             return peeked, self._more
@@ -113,10 +112,10 @@ class UpstreamAnswer:
         return chunk, self._more
 
     async def peek(self, most_bytes: int) -> bytes | None:
-        """The whole body, which can still be read; None when it is longer.
+        """Return the whole body, which can still be read afterwards; None if it is longer.
 
-        All of it comes within the time in which something has to move: who waits for a whole body is kept by no
-        merchant that lets it drip. Raises `merchant_timeout`.
+        The whole body has to arrive within the time limit for a silence, so a dripping merchant cannot hold the
+        caller. Raises `merchant_timeout`.
         """
         parts, size, within_s = [self._peeked], len(self._peeked), self._upstream.timeout_s
         try:
@@ -144,12 +143,11 @@ class Upstream:
     async def call(
         self, call: UpstreamRequest, begins: Callable[[], object] = lambda: None
     ) -> AsyncIterator[UpstreamAnswer]:
-        """Send a call; the answer's head is there, and its body may be read inside the block.
+        """Send a request. The answer's head is there inside the block, and its body can be read.
 
-        `begins` is called before the first byte may leave. Leaving the block early closes the connection, so that
-        the server hears of it. Raises
-        `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading the body raises
-        `AnswerBrokenError`.
+        `begins` is called before the first byte may be sent. Leaving the block early closes the connection, which
+        stops the server. Raises `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading
+        the body raises `AnswerBrokenError`.
         """
         line, head = await self._begin(call, begins)
         try:
@@ -157,7 +155,7 @@ class Upstream:
         finally:
             try:
                 await line.stop_upload()
-            finally:  # the client may hang up at this very moment
+            finally:  # the client may hang up during the await
                 self._put_back(line)
 
     def close(self) -> None:
@@ -213,7 +211,7 @@ class Upstream:
         return line
 
     async def _reach(self) -> "_Line":
-        """A connection to the first address that takes one."""
+        """Connect to the first address that accepts."""
         loop, target = asyncio.get_running_loop(), self.target
         failed = OSError("its name has no address")
         for address in await self.egress.addresses(target.host, target.port):
@@ -233,7 +231,7 @@ class Upstream:
 
 
 def _require_ours(daemon: socket.socket) -> None:
-    """Whoever else has taken the daemon's place is not given a token."""
+    """Refuse a socket of another user, who would otherwise get the token."""
     _, uid, _ = struct.unpack(
         "3i", daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     )
@@ -242,15 +240,15 @@ def _require_ours(daemon: socket.socket) -> None:
 
 
 class AnswerBrokenError(Exception):
-    """The merchant's answer broke off, or stood still too long, after its head had come."""
+    """The merchant's answer broke off or stalled after its head had arrived."""
 
 
 class _NothingHeardError(Exception):
-    """The connection ended before a byte of an answer."""
+    """The connection ended before the first byte of an answer."""
 
 
 class _Line(asyncio.Protocol):
-    """One connection: h11's state, what has arrived and was not read, and the upload that runs beside."""
+    """One connection: h11's state, events not read yet, and the upload in parallel."""
 
     def __init__(self, target: Target, timeout_s: float) -> None:
         self.was_used = False
@@ -270,14 +268,14 @@ class _Line(asyncio.Protocol):
         self._moved_at_s = 0.0
         self._transport: asyncio.Transport
 
-    # --- what asyncio tells
+    # --- asyncio callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        if self._has_head:  # a head that drips, and answers before the answer, buy the merchant no time
+        if self._has_head:  # a dripping head and interim answers do not extend the time limit
             self._moved_at_s = self._loop.time()
         self._feed(data)
 
@@ -301,10 +299,10 @@ class _Line(asyncio.Protocol):
         if writer is not None and not writer.done():
             writer.set_result(None)
 
-    # --- one call
+    # --- one request
 
     async def begin(self, call: UpstreamRequest) -> h11.Response:
-        """Send the call, its body beside; wait for the head of the answer."""
+        """Send the request, its body in parallel, and wait for the head of the answer."""
         self.was_used = True
         self._heard = self._has_head = False
         self._moved_at_s = self._loop.time()
@@ -346,7 +344,7 @@ class _Line(asyncio.Protocol):
             await asyncio.wait((upload,))
 
     def ready_for_next(self) -> bool:
-        """Both sides are done, and the connection may carry another call."""
+        """Whether both sides are done and the connection can carry another request."""
         wire = self._wire
         if self._lost or wire.our_state is not h11.DONE or wire.their_state is not h11.DONE or self._arrived:
             return False
@@ -354,7 +352,7 @@ class _Line(asyncio.Protocol):
         return not wire.trailing_data[0]
 
     def rest(self, at_most_s: float, forget: Callable[[], object]) -> None:
-        """Be closed after this time, and forgotten, unless taken up again."""
+        """Close and forget the connection after this time, unless it is used again."""
 
         def end() -> None:
             forget()
@@ -363,7 +361,7 @@ class _Line(asyncio.Protocol):
         self._rest = self._loop.call_later(at_most_s, end)
 
     def wake(self) -> bool:
-        """Take it up again; False when it was closed meanwhile, or the server spoke out of turn."""
+        """Use the connection again; False if it was closed, or the server sent something unasked."""
         if self._rest is not None:
             self._rest.cancel()
         if self._lost or self._heard_unasked() or self._transport.is_closing():
@@ -379,7 +377,7 @@ class _Line(asyncio.Protocol):
             self._turn = None
         self._transport.abort()
 
-    # --- inside
+    # --- internals
 
     def _heard_unasked(self) -> bool:
         has_begun = self._wire.their_state is not h11.IDLE or bool(self._wire.trailing_data[0])
@@ -394,7 +392,7 @@ class _Line(asyncio.Protocol):
             self._transport.write(data)
 
     async def _send_body(self, body: UpstreamBody) -> None:
-        """The body as it comes; what goes wrong here shows in the answer, or in that none comes."""
+        """Send the body as it arrives. A failure here shows in the answer or in its absence."""
         async for chunk in body.chunks():
             if self._lost:
                 return
@@ -406,7 +404,7 @@ class _Line(asyncio.Protocol):
             self._send(h11.EndOfMessage())
 
     def _upload_ended(self, upload: asyncio.Task[None]) -> None:
-        """An upload that failed leaves half a request: nobody should wait for its answer."""
+        """Abort the connection after a failed upload: half a request gets no answer."""
         if not upload.cancelled() and (error := upload.exception()) is not None:
             self._failed = f"the body could not be sent: {type(error).__name__}"
             self._transport.abort()
@@ -417,7 +415,7 @@ class _Line(asyncio.Protocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Read what came; the rest of much when others had their turn, be the connection at its end meanwhile."""
+        """Parse received data, at most `_TURN_EVENTS` events at a time, even if the connection has ended."""
         self._turn = None
         try:
             for _ in range(_TURN_EVENTS):
@@ -433,13 +431,13 @@ class _Line(asyncio.Protocol):
             else:
                 self._turn = self._loop.call_soon(self._parse)
         except h11.RemoteProtocolError as error:
-            self._failed = str(error)[:200]  # it repeats what the merchant said
+            self._failed = str(error)[:200]  # it quotes the merchant
             self._transport.abort()
         self._pace()
         self._wake_reader()
 
     def _pace(self) -> None:
-        """Take in no more while there is enough to read."""
+        """Pause reading while enough is buffered."""
         most_bytes = _AHEAD_BYTES // 2 if self._paused else _AHEAD_BYTES
         is_enough = self._turn is not None or self._ahead_bytes > most_bytes
         if is_enough != self._paused:

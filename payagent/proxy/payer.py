@@ -1,11 +1,11 @@
-"""Carries an errand out: the call (`first`), and when a 402 comes, the payment and the call again with its proof.
+"""Serve one proxy request: send it to the merchant, pay a 402, and retry with the proof.
 
-May import: core, dialects, agent, store.rows, api.models, the rest of proxy. Never: decides whether to pay; pays
-again because a proof was not accepted; gives a client a merchant's 402.
-
-A 402 leaves as a problem and not as it came. A client that points its base URL here has no code for a 402: it must
-see from the status and the code whether the merchant's demand was not understood, a limit stands against it, or
-money is missing. A client that has such code would pay a second time after our payment (`paid_not_served`).
+Start with `ProxyPayer.run`. A merchant's 402 reaches the client as a problem, never as a 402 that asks for
+payment. A client that only changed its base URL has no code for a 402. The problem's status and code tell it why:
+the 402 was not understood, a limit refuses it, or money is missing. A client that has such code would pay a second
+time after our payment (`paid_not_served`).
+May import: core, dialects, agent, store.rows, api.models, the rest of proxy.
+Never: decides whether to pay; pays again because a proof was not accepted; forwards a merchant's 402.
 """
 
 import asyncio
@@ -45,20 +45,20 @@ from payagent.store.rows.payments import PaymentRow
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
 _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
-"""Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""
+"""The pause before a batch is requested again: after a clock was set back the next 402 seems old as well."""
 
 _SILENT_S = 15.0
-"""A proof without an answer for so long was shown, whoever hangs up then: no connection takes longer to make."""
+"""After so long without an answer the proof counts as shown: no connection takes longer to make."""
 
 log = structlog.get_logger("payagent.proxy")
 
 
 @dataclass(slots=True)
 class Proof:
-    """What the retry carries, and how it went so far. `depth`: how deep the transaction was when it was shown.
+    """The proof of a payment and the course of its retries.
 
-    `poll`: the next time it is asked after instead. `last` is the merchant's last answer, and `reason` the
-    merchant's word in it.
+    `depth`: the transaction's depth when the proof was sent. `poll`: a query to send next time instead of the
+    retry. `last`: the merchant's last answer. `reason`: the merchant's reason in it.
     """
 
     row: PaymentRow
@@ -72,9 +72,9 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class UsedUp:
-    """The merchant says that the proof bought another call; `demand` is its new invoice, if there is one.
+    """The merchant says that the proof is used up by another request.
 
-    `refused` is for the client, if no other payment is opened.
+    `demand` is its new invoice, if there is one. `refused` is for the client if no other payment is opened.
     """
 
     refused: Refused
@@ -82,7 +82,7 @@ class UsedUp:
 
 
 class ProxyPayer:
-    """Carries errands out; one for all of them."""
+    """Serves proxy requests; the daemon has one."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -92,7 +92,7 @@ class ProxyPayer:
         self._first = UnpaidCalls(agent, self._steps)
 
     async def run(self, trip: Exchange) -> None:
-        """Answer the client. Raises `Refused` before anything of an answer went out."""
+        """Serve the request. Raises `Refused` only before any part of an answer was sent."""
         if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
             trip.intake.close()
             await trip.reply.json(prepaid_quote_view(prepaid, self._context.terms))
@@ -111,7 +111,7 @@ class ProxyPayer:
             await self._buy(trip, flight, demand)
 
     async def _buy(self, trip: Exchange, flight: Flight, demand: PaymentRequired | None) -> None:
-        """Pay, or go along with an identical call's payment, until the client has its answer."""
+        """Pay, or share the payment of an identical request, until the client has its answer."""
         past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
         used_up: UsedUp | None = None
         while True:
@@ -141,7 +141,7 @@ class ProxyPayer:
     async def _pay_unless_batch(
         self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired
     ) -> SharedPayment | None:
-        """Pay; None when another call was buying a batch, which may serve this one too: it is made anew."""
+        """Pay. Returns None if another request was buying a batch, which may serve this one: start again."""
         try:
             return await self._pay(trip, before, demand)
         except Refused as refused:
@@ -153,7 +153,7 @@ class ProxyPayer:
         return None
 
     async def _pay(self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired) -> SharedPayment:
-        """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
+        """Open the intent, or find the open one. An intent is over once its answer is delivered."""
         if before is not None:
             await before.decided(trip.left_s)
         ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
@@ -167,7 +167,7 @@ class ProxyPayer:
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
     async def _show(self, trip: Exchange, purchase: SharedPayment, turn: Turn) -> UsedUp | None:
-        """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
+        """Send the proof, and again while the merchant may still accept it. None: the client has its answer."""
         row = await self._until_ready(trip, self._context.payment(purchase.id))
         proof = Proof(row, self._proof_headers(trip.errand, row), self._context.depth(row))
         while True:
@@ -179,7 +179,7 @@ class ProxyPayer:
                 return None
 
     async def _may_show_again(self, trip: Exchange, proof: Proof, after_s: float) -> bool:
-        """Wait until the same payment's proof may be shown again; False when there is no time left for it."""
+        """Wait until the proof may be sent again; False if the time does not suffice."""
         await asyncio.sleep(after_s)
         try:
             row = await self._until_ready(trip, self._context.payment(proof.row.id))
@@ -195,7 +195,10 @@ class ProxyPayer:
     async def _show_once(
         self, trip: Exchange, purchase: SharedPayment, turn: Turn, proof: Proof
     ) -> tuple[float | None, UsedUp | None]:
-        """(in how many seconds again, or None: the client has its answer, or the proof is used up)."""
+        """Send the proof once. Returns (seconds until the next retry, used-up proof).
+
+        The seconds are None if the client has its answer or the proof is used up.
+        """
         silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, purchase)
         try:
             async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
@@ -241,7 +244,7 @@ class ProxyPayer:
     async def _deliver(
         self, trip: Exchange, purchase: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
     ) -> None:
-        """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
+        """Forward a paid answer. It counts as delivered once its last byte was sent."""
 
         def last() -> None:
             trip.intake.close()
@@ -253,7 +256,7 @@ class ProxyPayer:
             purchase.delivered()
 
     async def _until_ready(self, trip: Exchange, row: PaymentRow) -> PaymentRow:
-        """Wait until the merchant can be expected to take the proof."""
+        """Wait until the merchant can be expected to accept the proof."""
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
@@ -271,7 +274,7 @@ class ProxyPayer:
         return row
 
     async def _give_up(self, trip: Exchange, proof: Proof) -> None:
-        """Time is over. What the merchant said last is more than we could say, unless it asks for money again."""
+        """Answer when time is up: the merchant's last answer says most, unless it asks for money again."""
         if proof.last is None:
             raise _not_served(proof.row)
         if proof.last.status == 402:
@@ -280,8 +283,10 @@ class ProxyPayer:
         await trip.reply.send_kept(proof.last, _marks(proof.row))
 
     def _proof_headers(self, errand: ProxyRequest, row: PaymentRow) -> Headers:
-        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. Of a batch
-        that an earlier call bought for another's balance it is said whose that is.
+        """Return the headers of the retry.
+
+        They name the same buyer as the first request, because an invoice is bound to it. If an earlier request
+        bought a batch for another balance, they name that balance's owner.
         """
         said = retry_headers(row, errand.merchant, self._context.terms.own.text)
         proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
@@ -293,16 +298,16 @@ class ProxyPayer:
 
 
 def _marks(row: PaymentRow) -> Headers:
-    """What an answer that was paid for carries beside the merchant's own headers."""
+    """The X-Payagent headers of a paid answer."""
     cost = cost_text([(output.asset, output.units) for output in row.outputs], row.fee_lovelace or 0)
     marks = {"payment": row.id, "cost": cost, "state": str(row.state)}
     return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
 
 def _is_used_up(advice: Advice, purchase: SharedPayment) -> bool:
-    """Whether the payment has served another call, and the merchant wants to be paid for this one.
+    """Whether the payment served another request and the merchant wants a new payment for this one.
 
-    Before it has served a call here, there is no reason to pay again, whatever the merchant says.
+    Until it has served a request here there is no reason to pay again, whatever the merchant says.
     """
     return purchase.is_served and advice.answer.said in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
 
@@ -314,7 +319,10 @@ def _not_served(row: PaymentRow) -> Refused:
 
 
 def _paid_not_served(proof: Proof) -> Refused:
-    """What a client is told that paid and got a 402; it is attached, where no wallet takes it for a demand."""
+    """The refusal for a client whose paid request got a 402.
+
+    The merchant's answer is attached as a field, so no wallet can take it for a 402.
+    """
     row, last = proof.row, proof.last
     told = None if last is None else as_told(last.status, last.headers, last.body)
     code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
@@ -325,7 +333,7 @@ def _paid_not_served(proof: Proof) -> Refused:
 
 
 async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
-    """What a retry's answer says, before it is handed on; the body of one that serves is not waited for."""
+    """Read a retry's answer before it is forwarded. The body of a served answer is not waited for."""
     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
     without_body = HttpResponse(answer.status, headers, "")
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
@@ -342,7 +350,7 @@ async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
 
 
 async def _keep(answer: UpstreamAnswer) -> BufferedAnswer | None:
-    """The answer in full, unless it is too long to be kept."""
+    """Return the complete answer, or None if it is too long to keep."""
     body = await answer.peek(BODY_MAX_BYTES)
     return None if body is None else BufferedAnswer(answer.status, answer.headers, body)
 
@@ -350,6 +358,6 @@ async def _keep(answer: UpstreamAnswer) -> BufferedAnswer | None:
 def _used_up(proof: Proof, said: RetryVerdict, now_ms: int) -> UsedUp:
     kept, demand = proof.last, None
     if kept is not None and said is RetryVerdict.INVOICED:
-        with suppress(CodingError, Refused):  # then the merchant is asked anew
+        with suppress(CodingError, Refused):  # on failure the request is sent again
             demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
     return UsedUp(_paid_not_served(proof), demand)

@@ -1,6 +1,7 @@
-"""A merchant's answer as something that dialects can read: bounded, decompressed, kept for the record.
+"""Turn a merchant's answer into input for the dialects: bounded, decompressed, kept for the record.
 
-May import: the standard library, core, dialects, proxy.headers. Never: I/O; reads what it has no decoder for.
+May import: the standard library, core, dialects, proxy.headers.
+Never: I/O; reads a content coding without a decoder.
 """
 
 import zlib
@@ -14,18 +15,18 @@ from payagent.proxy.headers import Headers, combined, values
 BODY_MAX_BYTES = ANSWER_MAX_BYTES
 
 READABLE = b"gzip, deflate"
-"""What may be asked for where an answer came in a coding that is not read here."""
+"""The Accept-Encoding to send after an answer in an unknown coding."""
 
 _PLAIN, _GZIP, _DEFLATE = (b"", b"identity"), (b"gzip", b"x-gzip"), b"deflate"
 
 
 class CodingError(Exception):
-    """The body is in a content coding that is not read here."""
+    """The body has an unsupported content coding."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentRequired:
-    """A 402. `received` is its text for the record."""
+    """A merchant's 402. `received` is its text for the record."""
 
     response: HttpResponse
     received: str
@@ -33,14 +34,14 @@ class PaymentRequired:
 
 
 def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> PaymentRequired:
-    """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
+    """Read a 402 with its whole body. Raises `CodingError`, or `Refused` if it is not a 402 that can be paid."""
     body = decode(headers, raw)
     texts = _texts(headers)
     return PaymentRequired(parse_response(status, texts, body), as_recorded(status, texts, body), now_ms)
 
 
 def read_response(status: int, headers: Headers, raw: bytes) -> HttpResponse:
-    """Any answer; one whose body cannot be read has none, and still its headers. `CodingError` as above."""
+    """Read any answer. An unreadable body becomes empty; the headers stay. Raises `CodingError`."""
     try:
         body = decode(headers, raw)
     except Refused:
@@ -49,7 +50,7 @@ def read_response(status: int, headers: Headers, raw: bytes) -> HttpResponse:
 
 
 def as_told(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
-    """An answer as an object for people to read; a body that cannot be read is left out."""
+    """Return an answer as an object for people. An unreadable body is left out."""
     try:
         body = decode(headers, raw)
     except (CodingError, Refused):
@@ -58,14 +59,14 @@ def as_told(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
 
 
 def decode(headers: Headers, raw: bytes) -> bytes:
-    """The body without its content coding; at most `BODY_MAX_BYTES` of it, else `body_too_big`."""
+    """Remove the content coding. Refused `body_too_big` over `BODY_MAX_BYTES`."""
     codings = values(headers, b"content-encoding")
     coding = codings[0].strip().lower() if len(codings) == 1 else b",".join(codings)
     if coding in _PLAIN:
         return raw
     if coding not in (*_GZIP, _DEFLATE):
         raise CodingError(coding.decode("latin-1")[:60])
-    is_raw_deflate = coding == _DEFLATE and raw[:1] and (raw[0] & 0x0F) != 8  # RFC 9110 8.4.1.2 knows of those
+    is_raw_deflate = coding == _DEFLATE and raw[:1] and (raw[0] & 0x0F) != 8  # see RFC 9110 8.4.1.2
     unpack = zlib.decompressobj(31 if coding in _GZIP else -15 if is_raw_deflate else 15)
     try:
         body = unpack.decompress(raw, BODY_MAX_BYTES + 1)

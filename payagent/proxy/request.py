@@ -1,7 +1,7 @@
-"""What a call to /proxy/... asks for: whose it is, where it goes, and how far it may go in paying.
+"""Parse a request to /proxy/...: its app, its merchant, and the limits for paying.
 
-May import: core, agent, store.rows, what api has for tokens and keys, proxy.headers. Never: I/O but the look for a
-token; repeats a token, or the path that may hold one.
+May import: core, agent, store.rows, api's modules for tokens and keys, proxy.headers.
+Never: I/O except the token lookup; repeats a token, or the path that may hold one.
 """
 
 import re
@@ -43,7 +43,7 @@ FindApp = Callable[[str], AppRow | None]
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """One call of an app to a merchant. `headers` go on; `target` is path and query as they came."""
+    """One request of an app to a merchant. `headers` are forwarded; `target` is path and query, unchanged."""
 
     app_id: str
     merchant: MerchantConfig
@@ -58,13 +58,13 @@ class ProxyRequest:
     find_app: Callable[[], AppRow | None] = field(repr=False)
 
     def require_let_in(self) -> None:
-        """Refuse (`unauthorized`) when the call's token is not good any more, after what took its time."""
+        """Refuse `unauthorized` if the token has become invalid during a long request."""
         if self.find_app() is None:
             raise Refused("unauthorized", "the call's token has ended meanwhile")
 
     @property
     def key(self) -> str | None:
-        """What names the purchase; judged where there is one, since the header is the merchant's too."""
+        """The intent's idempotency key. It is checked only when used, because the merchant uses the header too."""
         if len(self.keys) > 1:
             raise Refused("bad_request", "the header Idempotency-Key is given twice", key="Idempotency-Key")
         return read_key(self.keys[0].decode("latin-1")) if self.keys else None
@@ -73,7 +73,7 @@ class ProxyRequest:
 def read_errand(
     scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
 ) -> ProxyRequest:
-    """The errand of a call; `merchants` go by name, `wallet` is the address that a partner's calls name."""
+    """Parse a request. `merchants` go by name; `wallet` is the address that names a partner's buyer."""
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
     app, token, headers = _identify(headers, path_token, find_app)
@@ -85,7 +85,7 @@ def read_errand(
         raise Refused("method_not_allowed", "the proxy takes every method in capitals but CONNECT")
     if name not in merchants:
         raise Refused("merchant_not_allowed", "the path after /proxy/ names no merchant of [merchants]")
-    # a call that asks for no payment may draw on a prepaid balance
+    # checked even without a payment, because the request may draw on a prepaid balance
     app.require_may_call(merchants[name].origin)
     for key, _ in headers:
         if key.startswith(OWN_PREFIX) and key not in _KNOWN:
@@ -108,7 +108,7 @@ def read_errand(
 
 
 def _split_path(raw_path: bytes, query: bytes) -> tuple[str | None, str, bytes]:
-    """(token, merchant, what the merchant is asked for); nothing is decoded."""
+    """Return (token, merchant name, path and query for the merchant). Nothing is decoded."""
     rest, token = raw_path[len(ROOT) :], None
     for mark in _PATH_TOKEN:
         if rest.startswith(mark):
@@ -120,10 +120,9 @@ def _split_path(raw_path: bytes, query: bytes) -> tuple[str | None, str, bytes]:
 
 
 def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tuple[AppRow, str, Headers]:
-    """The app whose token came, that token, and the headers without any token of ours.
+    """Return the app, its token, and the headers without our tokens.
 
-    The first token that is there counts. An Authorization is ours when it is known here; any other is the
-    merchant's.
+    The first token counts. An Authorization header is ours if it holds a known token; any other is the merchant's.
     """
     ours = {value for value in values(headers, b"authorization") if _is_ours(value, find_app)}
     said = [
@@ -135,7 +134,7 @@ def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tu
     app = find_app(said[0]) if said else None
     if app is None:
         raise Refused("unauthorized", "the call has no token that is known here")
-    token = said[0].encode("latin-1")  # where it stood in the path, a Referer may repeat it
+    token = said[0].encode("latin-1")  # if it was in the path, a Referer may repeat it
     return (
         app,
         said[0],
@@ -158,7 +157,7 @@ def _bearer(value: bytes) -> str:
 
 
 def _outgoing(headers: Headers, merchant: MerchantConfig, wallet: str) -> Headers:
-    """What goes on. An invoice is bound to the partner and the wallet that the first call names."""
+    """Return the headers to forward. An invoice is bound to the partner and wallet of the first request."""
     kept = [pair for pair in passing(headers) if pair[0] != b"host"]
     buyer = merchant.buyer_headers(wallet)
     who = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in buyer.items()]
@@ -166,7 +165,7 @@ def _outgoing(headers: Headers, merchant: MerchantConfig, wallet: str) -> Header
 
 
 def single(headers: Headers, name: bytes) -> str | None:
-    """A header that says one thing; two that differ are `bad_request`."""
+    """Return a header with a single value. Refused `bad_request` for two different values."""
     found = values(headers, name)
     if len(set(found)) > 1:
         raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())

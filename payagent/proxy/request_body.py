@@ -1,7 +1,8 @@
-"""The client's side of one call: its body as it comes, kept for a replay, and whether the client is still there.
+"""The client's side of one request: its body, kept for a replay, and whether it is still connected.
 
-May import: the standard library. Never: holds more of a body in memory than `MEMORY_BYTES`, or
-leaves it on disk: beyond that it lies in a file without a name, open to its owner alone.
+May import: the standard library.
+Never: holds more than `MEMORY_BYTES` of a body in memory, or leaves a body on disk: the rest is in an unnamed file
+that only its owner can open.
 """
 
 import asyncio
@@ -17,13 +18,13 @@ _PIECE_BYTES = 128 * 1024
 _AHEAD_BYTES = 256 * 1024
 
 BODY_BYTES_PER_S = 500
-"""What comes in buys more time for the rest, at this rate."""
+"""Each received byte extends the time limit at this rate."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class BodyBuffer:
-    """A request's body, to be sent again; let go when it is more than `most_bytes`."""
+    """A request's body, kept for a replay; dropped if it is longer than `most_bytes`."""
 
     def __init__(self, most_bytes: int) -> None:
         self.is_whole = True
@@ -50,15 +51,14 @@ class BodyBuffer:
             return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it lives as long as the call
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  open as long as the request
                 _write(self._file, self._memory)
                 self._memory = bytearray()
             _write(self._file, chunk)
-        except OSError:  # no room on the disk: the call goes on, and cannot be sent again
+        except OSError:  # disk full: the request goes on, but cannot be replayed
             self._let_go()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body from its start."""
         position = 0
         while position < self._size:
             if self._file is None:
@@ -86,9 +86,11 @@ def _write(file: IO[bytes], data: bytes | bytearray) -> None:
 
 
 class ClientBody:
-    """Reads what the client sends, from `listen` on. `lost` is called when it hangs up before `close`, or is so
-    slow that it was waited for longer than `slow_s`, and a second for each BODY_BYTES_PER_S that came. `gone` is
-    done when its connection has ended: while there is room for nothing more, nothing is received that says so.
+    """Reads the client's body after `listen`, and notices when the client hangs up.
+
+    `lost` is called if the client hangs up before `close`, or is too slow: it may take `slow_s` in all, plus a
+    second for each `BODY_BYTES_PER_S`. `gone` is done when the connection has ended: while the buffer is full
+    nothing is received, so a disconnect would not show.
     """
 
     def __init__(
@@ -113,12 +115,12 @@ class ClientBody:
         self._task: asyncio.Task[None] | None = None
 
     def listen(self) -> None:
-        """Take the body, now that the call is accepted: a client that expects 100 does not send it before."""
+        """Start to read the body. A client that expects 100 sends it only once the request is accepted."""
         self._task = asyncio.create_task(self._listen())
         self._gone.add_done_callback(self._wake)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; for one reader, once."""
+        """Yield the body as it arrives, once, to one reader."""
         while True:
             while self._waiting:
                 chunk = self._waiting.popleft()
@@ -131,13 +133,13 @@ class ClientBody:
             await self._come.wait()
 
     async def rest(self) -> None:
-        """Take the rest of the body for the spool alone, unless it is let go."""
+        """Read the rest of the body into the buffer, unless the buffer dropped it."""
         chunks = self.chunks()
         while self.spool.is_whole and await anext(chunks, None) is not None:
             continue
 
     def close(self) -> None:
-        """The answer is complete, or none will be: whether the client is there does not matter any more."""
+        """Stop watching the client: the answer is complete, or there will be none."""
         self._closed = True
 
     async def aclose(self) -> None:
@@ -150,8 +152,9 @@ class ClientBody:
             await asyncio.wait((self._task,))
 
     async def _next(self) -> MutableMapping[str, Any]:
-        """What the client does next; TimeoutError when it was waited for too long in all. How long the merchant
-        takes for what came does not count.
+        """Return the client's next message. Raises TimeoutError if the client was too slow in total.
+
+        The time that the merchant needs for received data does not count.
         """
         if self._complete:
             return await self._receive()

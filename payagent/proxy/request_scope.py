@@ -1,7 +1,7 @@
-"""One call to the proxy from its first byte to its last, whoever carries it out.
+"""Run one proxy request from its first byte to its last, and turn every error into an answer.
 
-May import: core, api.http, Starlette's types, the rest of proxy. Never: knows a merchant or the daemon; says the
-path, which may hold a token, in a log or an error.
+May import: core, api.http, Starlette's types, the rest of proxy.
+Never: knows a merchant or the daemon; puts the path, which may hold a token, in a log or an error.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a client has to keep to: the `hosts` of `refuse_browsers`, and the `slow_s` of an Intake.
+    """The rules for clients: the `hosts` of `refuse_browsers`, and the `slow_s` of a `ClientBody`.
 
-    `refusals` counts, by code, what is told.
+    `refusals` counts problems by code.
     """
 
     hosts: Set[str]
@@ -40,8 +40,9 @@ class Rules:
 async def attend(
     scope: Scope, receive: Receive, send: Send, call_id: str, spool: BodyBuffer, rules: Rules, work: Work
 ) -> None:
-    """Have the work done and its errors told. It is cancelled when the client hangs up or is too slow, and by a
-    server that is to stop.
+    """Run `work` and report its errors.
+
+    It is cancelled if the client hangs up or is too slow, and by a server that stops.
     """
     reply = ClientReply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -57,7 +58,7 @@ async def attend(
                 await reply.problem(Refused("body_too_slow", "the request's body did not come in its time"))
             elif intake.is_gone:
                 log.info("proxy.client_gone")
-            else:  # the server gives up waiting for it
+            else:  # the server stops
                 intake.close()
                 await reply.problem(Refused("daemon_silent", "payagent stops, and the call was still waiting"))
         except Refused as refused:

@@ -1,6 +1,7 @@
-"""Steps of the agent that are taken to their end, though the client who began them goes away.
+"""Agent steps that run to their end even if the client that started them disconnects.
 
-May import: structlog. Never: cancels a step.
+May import: structlog.
+Never: cancels a step.
 """
 
 import asyncio
@@ -15,13 +16,13 @@ log = structlog.get_logger("payagent.proxy")
 
 
 class ShieldedTasks:
-    """Those that are under way; kept here, since nothing else holds a task whose client is gone."""
+    """The running steps. The set holds a reference to each task whose client is gone."""
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
-        """What a step comes to. It goes on when the client goes away; then the log is told if it fails."""
+        """Return a step's result. If the caller is cancelled, the step goes on, and a failure is logged."""
         task = self.start(step)
         try:
             return await asyncio.shield(task)
@@ -38,11 +39,11 @@ class ShieldedTasks:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # those who wait for it are told
+            task.exception()  # waiting callers get the exception
 
 
 def tell_log(step: asyncio.Task[Any]) -> None:
-    """Log why a step failed that nobody waits for."""
+    """Log the failure of a step that nobody waits for."""
     error = None if step.cancelled() else step.exception()
     if error is not None:
         log.warning("proxy.step_failed", error=repr(error))

@@ -1,10 +1,9 @@
-"""Identical calls at once: one of them pays, and all of them go out with its proof.
+"""Identical requests at the same time share one payment and its proof.
 
-A merchant may serve one call for a payment, or any number; only it knows. So the proof is shown again for each
-call that waits, and another payment is opened only when the merchant has said that this one is used up, one at a
-time.
-
-May import: asyncio, core. Never: I/O; pays.
+Only the merchant knows whether a payment serves one request or many. So the proof is sent again for each waiting
+request. Another payment is opened, one at a time, only after the merchant said that the proof is used up.
+May import: asyncio, core.
+Never: I/O; pays.
 """
 
 import asyncio
@@ -15,22 +14,22 @@ from payagent.core.problems import Refused
 
 
 class SharedPayment:
-    """One payment, as the calls of a flight see it."""
+    """One payment that the requests of a flight share."""
 
     def __init__(self, payment_id: str) -> None:
         self.id = payment_id
         self.is_served = False
-        """The merchant has served at least one call with it."""
+        """Whether the merchant has served a request with it."""
         self.is_over = False
-        """The last of an answer went out: a call that begins now is a purchase of its own."""
+        """Whether a whole answer was sent. A request that begins later is a new purchase."""
         self.is_delivered = False
-        """The answer is in the books, so the intent is over."""
+        """Whether the delivery is recorded, which ends the intent."""
         self._answers_under_way = 0
         self._quiet = asyncio.Event()
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Around the handing on of an answer."""
+        """Count an answer as in progress while it is forwarded."""
         self.is_served = True
         self._answers_under_way += 1
         self._quiet.clear()
@@ -46,13 +45,13 @@ class SharedPayment:
         self._quiet.set()
 
     async def decided(self, timeout_s: float) -> None:
-        """Wait until an answer is in the books as delivered, or none is on its way any more."""
+        """Wait until a delivery is recorded, or no answer is in progress."""
         if not self.is_delivered:
             await _within(timeout_s, self._quiet.wait(), self)
 
 
 class Flight:
-    """The calls of one intent that are under way. `purchase` is the one that counts now."""
+    """The requests of one intent in progress. `purchase` is the current payment."""
 
     def __init__(self) -> None:
         self.purchase: SharedPayment | None = None
@@ -60,13 +59,13 @@ class Flight:
         self._turn = asyncio.Lock()
 
     async def take_turn(self, timeout_s: float) -> "Turn":
-        """Be the one that pays, or shows a proof that was never accepted yet."""
+        """Wait for the right to pay, or to send a proof that was not accepted yet."""
         await _within(timeout_s, self._turn.acquire(), self.purchase)
         return Turn(self._turn)
 
 
 class Turn:
-    """What one call of a flight has at a time."""
+    """A right that one request of a flight holds at a time."""
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock: asyncio.Lock | None = lock
@@ -78,7 +77,7 @@ class Turn:
 
 
 class SingleFlight:
-    """All flights, by what names the intent."""
+    """All flights by the key of their intent."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, Flight] = {}

@@ -1,10 +1,9 @@
-"""`payagent proxy`: a loopback port that is one merchant's origin, for clients that want a bare origin.
+"""`payagent proxy`: a loopback port that acts as one merchant's origin, for clients that need a bare origin.
 
-Its calls go to the daemon over its Unix socket, with the operator's token; what the daemon answers comes back. So
-whoever reaches the port may spend within the limits: it listens on loopback only, and refuses web pages.
-
-May import: core, agent.base, api.http, Starlette's types, the rest of proxy. Never: pays, or knows a merchant's
-own address.
+It forwards requests to the daemon over its Unix socket with the operator's token. So any process that reaches the
+port may spend within the limits. The port is loopback only and refuses web pages.
+May import: core, agent.base, api.http, Starlette's types, the rest of proxy.
+Never: pays, or knows a merchant's own address.
 """
 
 import asyncio
@@ -26,10 +25,10 @@ from payagent.proxy.request_scope import Rules, attend
 
 
 class SingleMerchantApp:
-    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent.
+    """The application. `token` reads the operator's token; `timeout_s` limits the daemon's silence.
 
-    It is called by loopback names alone, whatever `api.hosts` says: a page under any other name is a foreign one,
-    and a browser marks its calls with no Sec-Fetch-Site where it does not trust the address.
+    Only loopback names are accepted in Host, whatever `api.hosts` says. A page under any other name is foreign,
+    and a browser omits Sec-Fetch-Site for addresses that it does not trust.
     """
 
     def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:

@@ -1,9 +1,9 @@
-"""The call without a proof: its answer is the client's, unless it is a 402 that is to be paid.
+"""Send a request without a proof. Its answer goes to the client, unless it is a 402 to be paid.
 
-It may draw on a prepaid balance, so what it is served counts; and it is repeated where the merchant wants to know
-whose balance that is, or speaks in a coding that cannot be read.
-
-May import: core, dialects, agent, the rest of proxy. Never: decides whether to pay; sends a proof.
+The request may draw on a prepaid balance, so served requests are counted. It is repeated if the merchant asks for
+the balance's owner, or answers in an unreadable coding.
+May import: core, dialects, agent, the rest of proxy.
+Never: decides whether to pay; sends a proof.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from payagent.proxy.shielded_tasks import ShieldedTasks, tell_log
 
 
 class UnpaidCalls:
-    """Makes them; one for all errands."""
+    """Sends requests without a proof; the daemon has one."""
 
     def __init__(self, agent: Agent, steps: ShieldedTasks) -> None:
         self._agent = agent
@@ -41,7 +41,7 @@ class UnpaidCalls:
         self._steps = steps
 
     async def demand_of(self, trip: Exchange, body: UpstreamBody) -> PaymentRequired | None:
-        """The call without a proof. Its answer is handed on, unless it is a 402."""
+        """Send the request without a proof. Returns a 402, or None after any other answer was forwarded."""
         headers, is_costly = trip.errand.headers, False
         if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
             if await self._answers_nobody(trip, body):
@@ -89,17 +89,19 @@ class UnpaidCalls:
         )
 
     def prepaid_quote(self, errand: ProxyRequest) -> PrepaidQuote | None:
-        """For a dry run, before the call is made: what it would use of a prepaid balance that would serve it."""
+        """For a dry run: quote what the request would use of a prepaid balance that would serve it."""
         return self._agent.prepaid_calls.quote(self._call_of(errand))
 
     def buyer(self, errand: ProxyRequest) -> Buyer:
-        """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
+        """Return the owner of the prepaid balance, from the headers. Two different values are refused."""
         said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
         return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._context.terms.own.text))
 
     async def _answers_nobody(self, trip: Exchange, body: UpstreamBody) -> bool:
-        """Make the call without saying whose it is, so that it is served from no balance: what is free has its
-        answer then. Else what it costs is noted, if that is said, and it is to be made again.
+        """Send the request without naming a buyer, so no balance can serve it.
+
+        Returns True if the answer was forwarded, which is any but a 4xx. Otherwise the price is learned, if the
+        merchant states one, and the request has to be sent again.
         """
         headers = [pair for pair in trip.errand.headers if pair[0] not in BUYER]
         async with trip.upstream.call(trip.call(body, headers)) as answer:
@@ -121,9 +123,10 @@ class UnpaidCalls:
     async def _drawing(
         self, trip: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
     ) -> AsyncIterator[tuple[UpstreamAnswer, int | None]]:
-        """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
-        nothing was sent, that is given back, also when the client goes away; what no answer came to may have been
-        served.
+        """Send the request. Yields the answer, and the number of its use of a prepaid balance if there may be one.
+
+        The use is given back if nothing was served or sent, even if the client disconnects. It stays if no answer
+        came, because the merchant may have served the request.
         """
         trip.errand.require_let_in()
         begun = asyncio.Event()
@@ -147,13 +150,13 @@ class UnpaidCalls:
             raise
 
     async def _give_back_of(self, letting: asyncio.Task[int | None]) -> None:
-        """A client went away before anything was sent: what its call is let through with comes back."""
-        with suppress(Refused):  # then nothing counts
+        """Give back the use of a request whose client disconnected before anything was sent."""
+        with suppress(Refused):  # then there is no use to give back
             await asyncio.wait((letting,))
             await self._agent.prepaid_calls.give_back(letting.result())
 
     async def _wants_wallet(self, trip: Exchange, answer: UpstreamAnswer) -> bool:
-        """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
+        """Whether to repeat the request with the wallet's address: the merchant sells batches by address."""
         if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
             return False
         raw = await answer.peek(BODY_MAX_BYTES)
@@ -171,7 +174,7 @@ class UnpaidCalls:
         return True
 
     async def _hand_on(self, trip: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
-        """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
+        """Forward an answer that nobody paid for. A served request counts even if the client disconnects."""
         try:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
@@ -179,7 +182,7 @@ class UnpaidCalls:
                 await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
     def _served(self, trip: Exchange) -> ServedRequest:
-        """A call with an Idempotency-Key is the same call only with the same request."""
+        """Describe a served request. An Idempotency-Key names the same one only with the same target and body."""
         errand = trip.errand
         if len(errand.keys) != 1:
             return self._call_of(errand)
@@ -188,6 +191,6 @@ class UnpaidCalls:
         return replace(self._call_of(errand), key=key)
 
     def _call_of(self, errand: ProxyRequest) -> ServedRequest:
-        """What may draw on a prepaid balance, before its body has come."""
+        """Describe a request that may draw on a prepaid balance, before its body has arrived."""
         path = errand.target.decode("latin-1").partition("?")[0]
         return ServedRequest(errand.app_id, errand.merchant.origin, self.buyer(errand), errand.method, path, None)

@@ -1,11 +1,10 @@
-"""settings: what the operator decided, read once from a TOML file and the environment into frozen values.
+"""The settings room: the operator's config, read from a TOML file and the environment into frozen values.
 
-`tables` has the keys, `fields` what a value has to look like; `loading` reads and merges the sources and says what
-is wrong; `places` knows which file lies where.
-
-May import: pydantic-settings, core, secret_file (its types), fence. Never: reads or keeps a secret. Secrets lie in
-files of their own, which are named here and read at use (`secretfile`).
-
-config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
-file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
+`schema` has every key and `field_types` the types of values. `loading` reads and merges the sources and explains
+errors. `paths` knows the wallet's files. config/payagent.example.toml explains every key. A flag overrides the
+environment, the environment the file, the file the defaults. An error names the key, the place and the fix, never
+the value.
+May import: pydantic-settings, core, secret_file (its types), sandbox.
+Never: reads or keeps a secret. Secrets are in files of their own, which are named here and read at use
+(`secret_file`).
 """

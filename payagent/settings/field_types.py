@@ -1,6 +1,7 @@
-"""What a value of the settings has to look like, with the fix for one that does not.
+"""The types of setting values. Each says how to fix a wrong value.
 
-May import: pydantic, core. Never: opens a file; repeats a value in its fix.
+May import: pydantic, core.
+Never: opens a file; repeats a value in its fix.
 """
 
 import os
@@ -19,7 +20,7 @@ from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
-SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
+SOCKET_PATH_BYTES_MAX = 107  # sun_path in unix(7) has 108 bytes with the closing zero byte
 OFF = "off"
 T = TypeVar("T")
 _MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
@@ -28,7 +29,7 @@ _VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
 def _told(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
-    """A parser of core as a validator: its refusal becomes the fix and repeats nothing of the value."""
+    """Turn a parser from core into a validator. Its refusal becomes the fix, without the value."""
 
     def parsed(value: object) -> T:
         try:
@@ -74,7 +75,7 @@ def _base_url(value: str) -> str:
 
 
 def _unheard(value: str) -> str:
-    """An address that nobody on the way can listen at."""
+    """Check that a URL cannot be overheard: https, or this machine."""
     parts = urlsplit(value)
     if parts.scheme != "https" and not is_this_machine(parts.hostname or ""):
         raise ValueError("write an address with https://; http:// is for this machine alone")
@@ -89,7 +90,7 @@ def _listen(value: str) -> str:
 
 
 def require_loopback(listen: str, what: str) -> None:
-    """Refuse (`config_invalid`) what is no address, or one that other machines reach; `what` names the setting."""
+    """Refuse `config_invalid` unless the address is loopback. `what` names the setting."""
     try:
         host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
     except ValueError as error:
@@ -101,7 +102,7 @@ def require_loopback(listen: str, what: str) -> None:
 
 
 def _is_place(host: str) -> bool:
-    """Whether it is an address of a machine, or localhost; an IPv6 address stands in brackets."""
+    """Whether it is an IP address or localhost. An IPv6 address is in brackets."""
     bare = host.removeprefix("[").removesuffix("]")
     try:
         return host == "localhost" or (ip_address(bare).version == 6) == (bare != host)
@@ -122,7 +123,7 @@ def _partner(value: str) -> str:
 
 
 def _level(value: object) -> tuple[str, int]:
-    """How much of a balance: so many calls, or an amount of ADA."""
+    """Parse a balance level: a number of calls, or an amount of ADA."""
     for unit, parse in ((CALLS, parse_count), (LOVELACE, parse_ada)):
         try:
             return unit, parse(value)
@@ -132,7 +133,7 @@ def _level(value: object) -> tuple[str, int]:
 
 
 def or_off(least: int, most: int) -> Callable[[object], int | None]:
-    """A whole number, or that it is not looked at."""
+    """Return a parser for a whole number in a range, or "off" (None)."""
 
     def parsed(value: object) -> int | None:
         if value == OFF:

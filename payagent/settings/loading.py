@@ -1,7 +1,8 @@
-"""Finds the config file, merges it with the environment and the flags, and validates once (decision 0002).
+"""Find the config file, merge it with the environment and flags, and validate once (decision 0002).
 
-May import: pydantic, pydantic-settings, core, settings.field_types, settings.schema. Never: repeats a value in
-what it says.
+Start with `load_settings`.
+May import: pydantic, pydantic-settings, core, settings.field_types, settings.schema.
+Never: repeats a value in a message.
 """
 
 import difflib
@@ -40,7 +41,7 @@ from payagent.settings.schema import (
 )
 
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
-TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
+TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  variable with which clients find their app token; not a setting
 
 Tree = dict[str, Any]
 
@@ -54,17 +55,17 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
         "payments": {"confirm_depth": 3},
     },
 }
-"""Defaults that depend on the network: is it the devnet?"""
+"""Defaults by whether the network is the devnet."""
 
 _MERCHANT_DEFAULTS: dict[bool, Tree] = {
     True: {"pin": "off", "drift_percent": "off", "in_flight_max": "off"},
     False: {"pin": "first_use", "drift_percent": 25, "in_flight_max": 100},
 }
-"""The same, for each merchant."""
+"""The same for each merchant."""
 
 
 class _Environment(EnvSettingsSource):
-    """pydantic-settings' reader of variables, over an environment that is handed in."""
+    """pydantic-settings' reader of variables, over an environment that is passed in."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -75,16 +76,17 @@ class _Environment(EnvSettingsSource):
 
 
 def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
-    """Where the config file is looked for: the one place that was named, else the usual ones, in their order."""
+    """Return where to look for the config file: the named place, or the usual ones in order."""
     if named := config or environ.get(CONFIG_VARIABLE):
         return [Path(named)]
     return [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
 
 
 def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> Path:
-    """The config file: `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.
+    """Find the config file.
 
-    A file that was asked for by name must be there; otherwise the first that exists. `config_invalid` if none.
+    The order is `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml. A named
+    file must exist; otherwise the first that exists is used. Refused `config_invalid` if there is none.
     """
     places = config_places(config, environ, etc)
     if len(places) == 1 and not places[0].is_file():
@@ -104,7 +106,7 @@ def load_settings(
 ) -> Settings:
     """Read the settings. `overrides` are flags, as a tree of the same keys.
 
-    Raises `config_invalid` with one line for each key that is wrong: place, key, fix; values are not repeated.
+    Refused `config_invalid` with one line per wrong key: place, key and fix, but not the value.
     """
     path = find_config(config, environ)
     tree = _merged(_merged(_read_toml(path), _read_environ(environ)), overrides or {})
@@ -116,7 +118,7 @@ def load_settings(
 
 
 def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merchant:
-    """A merchant's table that came at run time, as it would be read in the config file. Refused: `bad_request`."""
+    """Validate a merchant's table given at run time like one in the config file. Refused `bad_request`."""
     try:
         named({name: table})
         return Merchant.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
@@ -139,7 +141,7 @@ def _read_toml(path: Path) -> Tree:
         raise Refused("config_invalid", f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise Refused("config_invalid", f"{path} is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # also of numbers too long and tables too deep for Python
+    except (ValueError, RecursionError) as error:  # also for numbers too long and tables too deep for Python
         where = re.search(r"\(at [^()]*\)$", str(error))
         raise Refused("config_invalid", f"{path} is not valid TOML {where[0] if where else ''}") from None
 
@@ -165,8 +167,10 @@ def _read_environ(environ: Mapping[str, str]) -> Tree:
 
 
 def _merchant_of_environ(table: object) -> object:
-    """A merchant's table as variables tell it. pydantic-settings knows no types in a table of tables: lists and
-    switches are JSON here, as lists are elsewhere.
+    """Convert a merchant's table from environment variables.
+
+    pydantic-settings knows no types inside a table of tables, so lists and booleans are parsed as JSON here, as
+    lists are elsewhere.
     """
     if not isinstance(table, Mapping):
         return table
@@ -174,7 +178,7 @@ def _merchant_of_environ(table: object) -> object:
 
 
 def _json_or_text(value: object) -> object:
-    """What is no JSON stays text, and is refused as what its key takes."""
+    """Parse JSON. Other text stays text, and is validated like any value of its key."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -200,9 +204,9 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
 
 
 def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
-    """Add the defaults that depend on the network and on the user; the model has the rest.
+    """Add the defaults that depend on the network and the user; the model has the others.
 
-    A runtime folder that is not absolute is no such folder (XDG Base Directory Specification).
+    A runtime folder that is not absolute is ignored (XDG Base Directory Specification).
     """
     data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
     runtime = environ.get("XDG_RUNTIME_DIR", "")
@@ -217,7 +221,7 @@ def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
 def _explain(
     error: Mapping[str, Any], path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]
 ) -> str:
-    """One line for one of pydantic's errors: where the key was set, its name, and what to write."""
+    """Explain one pydantic error in a line: where the key was set, its name, and what to write."""
     steps = [str(step) for step in error["loc"]]
     key = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in steps).removeprefix(".")
     return f"{_place(steps, path, environ, overrides)}: {key + ': ' if key else ''}{_fix(error, steps)}"
@@ -254,11 +258,11 @@ _SHAPES = {
     "dict_type": "write a table of keys",
     "model_type": "write a table of keys",
 }
-"""What to write, by pydantic's name for what was found in its place."""
+"""What to write, by pydantic's type of error."""
 
 
 def _known_keys(steps: list[str]) -> list[str]:
-    """The keys that the table around an unknown key has."""
+    """Return the keys of the table around an unknown key."""
     model: Any = Settings
     for step in steps[:-1]:
         if model is Settings:

@@ -1,6 +1,7 @@
-"""Where the wallet's files lie, and what of them the daemon can be kept from.
+"""The paths of the wallet's files, and which of them can be hidden from the daemon.
 
-May import: core, secret_file, sandbox, settings.schema. Never: reads a secret.
+May import: core, secret_file, sandbox, settings.schema.
+Never: reads a secret.
 """
 
 import stat
@@ -17,23 +18,22 @@ KEYSTORE_FILE = "keystore.json"
 LEDGER_FILE = "ledger.db"
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 LINKS_KEY_FILE = "approval-links.key"
-"""In the data folder: what links are signed with by which people decide."""
+"""In the data folder: the key that signs approval links."""
 
 WORDS_FILE = "recovery-words.txt"
-"""In the data folder: new words that no terminal showed, left there by `payagent init` to be taken away."""
+"""In the data folder: new recovery words that no terminal showed. `payagent init` leaves them for the operator."""
 
 
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
-    """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
+    """Find the keystore's passphrase: the systemd credential, else `keystore.passphrase_file`; None means to ask.
 
-    On the devnet the file may be open to others: its money is worth nothing.
+    On the devnet the file may be open to others, because its money is worth nothing.
 
-    Raises `keystore_locked` when there is neither a file nor anybody who can answer, and when whether there is a
-    credential cannot be seen.
+    Refused `keystore_locked` if there is no file and nobody to ask, or if the credential cannot be checked.
     """
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if folder and _is_there(Path(folder) / CREDENTIAL_NAME):
-        # systemd guards the folder; on the file its access list shows as group bits
+        # systemd protects the folder; the file's access list shows as group bits
         return SecretFile(Path(folder) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
         return SecretFile(settings.keystore.passphrase_file, private=not settings.is_devnet)
@@ -56,17 +56,19 @@ def _is_there(credential: Path) -> bool:
 
 
 def require_config_out_of_reach(settings: Settings, places: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Refuse, `config_invalid`, a place of the config in a folder where the daemon writes. On the devnet, where
-    nothing can be lost, one folder may hold everything.
+    """Refuse `config_invalid` if a config path is in a folder where the daemon writes.
+
+    The devnet is exempt: nothing can be lost there, and one folder may hold everything.
     """
     if not settings.is_devnet:
         require_out_of_reach(places, folders)
 
 
 def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.SandboxPlan:
-    """What of the wallet's secrets the daemon can be kept from, by where they lie.
+    """Plan which of the wallet's secrets are hidden from the daemon.
 
-    It must be able to read anew what an operator may replace while it runs: the config and what that names.
+    The daemon must be able to reread files that an operator may replace while it runs: the config and the files
+    that it names.
     """
     read_anew = [
         config,
@@ -85,5 +87,5 @@ def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) 
 
 
 def written_by_daemon(settings: Settings, plan: fence.SandboxPlan) -> list[Path]:
-    """The folders where the daemon may make files while it runs; without a fence those that are its own."""
+    """Return the folders where the daemon may create files. Without a sandbox only its own are listed."""
     return [settings.data_dir, *(fence.temporary(plan.hidden) if plan.hidden else ())]

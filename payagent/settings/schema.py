@@ -1,6 +1,7 @@
-"""Every key of the settings, by its table; and what differs between two settings.
+"""Every settings key by table, and the difference between two settings.
 
-May import: pydantic, pydantic-settings, core, settings.field_types. Never: reads a source.
+May import: pydantic, pydantic-settings, core, settings.field_types.
+Never: reads a source.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,8 +61,9 @@ def _by_window(table: "Table", unit: str) -> dict[str, int | None]:
 
 
 class Api(Table):
-    """Where the daemon listens, TCP and a Unix socket; by which other names it may be called; how much one app may
-    ask at once. What other machines reach speaks TLS.
+    """Where the daemon listens (TCP and a Unix socket), its allowed host names, and rate limits per app.
+
+    A port that other machines can reach requires TLS.
     """
 
     listen: Listen = "127.0.0.1:8402"
@@ -74,7 +76,7 @@ class Api(Table):
 
     @property
     def is_remote(self) -> bool:
-        """Whether other machines reach the port."""
+        """Whether other machines can reach the port."""
         return not is_this_machine(self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]"))
 
     @model_validator(mode="after")
@@ -90,7 +92,7 @@ class Api(Table):
 
 
 class Provider(Table):
-    """One way to see the chain. `base_url` is complete: nothing is appended to it but the paths of the API."""
+    """A chain provider. `base_url` is complete: only the API's paths are appended."""
 
     kind: Literal["blockfrost"]
     base_url: BaseUrl
@@ -98,9 +100,9 @@ class Provider(Table):
 
     @property
     def risk(self) -> str | None:
-        """What somebody on the way to it can do, with what to do about that; None where nobody can listen.
+        """Describe the risk of plain http to another machine, and the fix; None if there is no such risk.
 
-        It is no refusal: who runs a server of their own in a network of their own may trust that.
+        It does not refuse: operators may trust a server in their own network.
         """
         parts = urlsplit(self.base_url)
         if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
@@ -112,20 +114,20 @@ class Provider(Table):
 
 
 class Chain(Table):
-    """The providers; with several, two have to agree."""
+    """The chain providers. With several, two have to agree."""
 
     providers: Annotated[tuple[Provider, ...], AfterValidator(not_empty)]
 
     @property
     def named(self) -> dict[str, Provider]:
-        """By the names that logs, alerts and numbers tell them apart by."""
+        """Providers by the names used in logs, alerts and metrics."""
         return {f"{one.kind}-{number}": one for number, one in enumerate(self.providers, 1)}
 
 
 class Payments(Table):
-    """Depths (the block that holds the transaction counts 1) and the least life of an invoice, in seconds.
+    """Depths in blocks (the block that holds the transaction counts 1), and the least invoice lifetime in seconds.
 
-    `chain_depth`: how many transactions in no block yet may lead to the next one.
+    `chain_depth`: the most unconfirmed ancestors of a new transaction.
     """
 
     confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
@@ -142,7 +144,7 @@ class Payments(Table):
 
 
 class Topup(Table):
-    """How a merchant's prepaid balance is raised. Without `path` by calls that are named in the order."""
+    """How a merchant's prepaid balance is topped up. Without `path` each top-up order names its request."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
     path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
@@ -164,7 +166,7 @@ class Topup(Table):
 
 
 class MerchantLimits(Table):
-    """What may be spent at one merchant, in ADA, within what the wallet may spend."""
+    """The limits in ADA at one merchant, within the wallet's limits."""
 
     per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -175,15 +177,15 @@ class MerchantLimits(Table):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """By the names of the windows."""
+        """Limits by the names of the spending windows."""
         return _by_window(self, "_lovelace")
 
 
 class Merchant(Table):
-    """One server that may be paid, named by its origin; and what its invoices are held to (core.merchant_rules).
+    """A merchant that may be paid, by its origin, and the rules for its invoices (core.merchant_rules).
 
-    `pay_to` and `split_to`: where there are any, they are all that may be paid without a person's word.
-    `known_as`: origins by which its x402 names itself; no call goes there.
+    `pay_to` and `split_to`: if set, any other address needs a person's approval. `known_as`: origins by which its
+    x402 names itself; no request goes there.
     """
 
     origin: SafeOrigin
@@ -208,7 +210,7 @@ class Merchant(Table):
 
 
 class Proxy(Table):
-    """The sidecar: how much of a request's body is kept for the retry, and how long it waits, in seconds."""
+    """The proxy: the most bytes of a request body kept for the retry, and its timeouts in seconds."""
 
     spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
     read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
@@ -216,7 +218,7 @@ class Proxy(Table):
 
 
 class AssetLimit(Table):
-    """The limits of one native token, in its units. `decimals`, when given, must be what an invoice says."""
+    """The limits of one native token, in its units. `decimals`, if given, must match the invoice."""
 
     asset: Asset
     per_payment_units: Units = Field(alias="per_payment")
@@ -232,7 +234,7 @@ class AssetLimit(Table):
 
     @property
     def most_units(self) -> dict[str, int | None]:
-        """By the names of the windows."""
+        """Limits by the names of the spending windows."""
         return _by_window(self, "_units")
 
 
@@ -241,7 +243,7 @@ def _told_or(told: int | None, default: int) -> int:
 
 
 class Limits(Table):
-    """What may be spent: ADA, with fees and the ADA that rides along with a token; and each token by itself."""
+    """The wallet's limits: ADA, including fees and min-ADA, and each token by itself."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -255,12 +257,12 @@ class Limits(Table):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """By the names of the windows."""
+        """Limits by the names of the spending windows."""
         return _by_window(self, "_lovelace")
 
     @property
     def caps(self) -> dict[str, int]:
-        """What one transaction may take out of the wallet, whoever orders it: by default a day's payments."""
+        """The most that one transaction may take out of the wallet, by asset; by default `per_day`."""
         caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
             caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
@@ -268,9 +270,10 @@ class Limits(Table):
 
     @property
     def day_caps(self) -> dict[str, int]:
-        """What all that is signed in 24 hours may take: by default twice that, or twice a day's payments.
+        """The most that all transactions signed in 24 hours may take, by asset.
 
-        Not all that is signed lands, and the ledger does not count any more what does not.
+        By default it is twice the larger of the cap and `per_day`. Not every signed transaction lands, and the
+        ledger stops counting those that do not.
         """
         caps = self.caps
         day = {
@@ -282,7 +285,7 @@ class Limits(Table):
         return day
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
-        """Where the signer lets out less than a limit would: the key that bounds it, and how much that is."""
+        """If the signer allows less than a limit, return the key that bounds it and its value."""
         cap = self.caps.get(asset, 0)
         if window is Window.PAYMENT or not cap:
             key, most = "limits.per_transaction", cap
@@ -300,8 +303,9 @@ class Limits(Table):
 
 
 class Approvals(Table):
-    """Above how much ADA, with the fee, a person decides on a payment, and how many seconds it waits; and where
-    people reach the daemon, for the links by which they decide.
+    """When a person has to approve a payment, how many seconds it waits, and the origin of approval links.
+
+    The threshold is in ADA and includes the fee.
     """
 
     above_lovelace: Lovelace | None = Field(default=None, alias="above")
@@ -310,7 +314,7 @@ class Approvals(Table):
 
 
 class Alerts(Table):
-    """When somebody is told that the wallet runs low, and the server that is told of every alert."""
+    """When to alert that the wallet runs low, and the webhook for every alert."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
     webhook_url: SafeUrl | None = None
@@ -324,20 +328,20 @@ class Alerts(Table):
 
 
 class Wallet(Table):
-    """What payagent may do with the wallet's coins by itself: lovelace for fees in 24 hours, 0 for nothing."""
+    """The most lovelace that upkeep may spend on fees in 24 hours; 0 turns upkeep off."""
 
     upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
 
 
 class Keystore(Table):
-    """The CIP-1852 account whose one base address is the wallet, and where its passphrase may be read."""
+    """The CIP-1852 account whose one base address is the wallet, and its passphrase file."""
 
     account: Annotated[Count, Field(le=2**31 - 1)] = 0
     passphrase_file: AbsolutePath | None = None
 
 
 class Settings(BaseSettings):
-    """Every setting, validated and frozen. Made by `load_settings`."""
+    """Every setting, validated and frozen. Built by `load_settings`."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
@@ -360,7 +364,6 @@ class Settings(BaseSettings):
 
     @property
     def is_devnet(self) -> bool:
-        """Whether the money is worth nothing."""
         return self.network == "devnet"
 
     @classmethod
@@ -372,7 +375,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load_settings` merged counts: nothing is read behind its back."""
+        """Use only the values that `load_settings` merged; read no other source."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -398,9 +401,9 @@ class Settings(BaseSettings):
 
 
 def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
-    """What differs: by the keys of the config file, the values `from` and `to` as the file may have them.
+    """Return the differences by config key, with the values `from` and `to` in the form of the config file.
 
-    Null: off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
+    Null means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
     """
     old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
