@@ -29,7 +29,7 @@ def writing() -> Iterator[None]:
 def workshop(folder: Path) -> Iterator[Path]:
     """A private working folder, removed at the end. Leftovers of a killed process are removed first.
 
-    The kernel holds the lock, so a second command in the same place is refused and a dead command blocks nobody.
+    The kernel holds the lock, so a second command in the same place is refused and a dead command blocks none.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

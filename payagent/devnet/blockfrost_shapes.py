@@ -44,7 +44,7 @@ def error(status: int, name: str, message: str) -> Json:
     return {"status_code": status, "error": name, "message": message}
 
 
-# --- what a refused transaction's sender reads -------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------------------------
 
 
 def refusal_message(refused: LedgerError) -> str:

@@ -95,7 +95,7 @@ def _check(
     return VerifiedPayment(tx, payer, confirmations, by_client)
 
 
-# --- what is asked and what is said ------------------------------------------------------------------------------
+# --- requirements and payments -----------------------------------------------------------------------------------
 
 
 def _check_header(requirements: Json, payment: Json, network: str) -> None:

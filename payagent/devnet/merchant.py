@@ -178,7 +178,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
 }
 
 
-# --- calls and invoices ------------------------------------------------------------------------------------------
+# --- requests and invoices ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def _raise_failures(failures: list[tuple[str, str]]) -> None:
         raise LedgerError(rule, detail, *others)
 
 
-# --- judges: each gives the reason for a refusal, or None ---------------------------------------------------
+# --- checks: each returns the reason for a refusal, or None -------------------------------------------------
 
 
 def _byron_owner(case: _Case) -> str | None:

@@ -105,7 +105,7 @@ def read_x402(body: object, now: X402) -> X402:
     return changed
 
 
-# --- what is asked -----------------------------------------------------------------------------------------------
+# --- requirements ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def extensions(x402: X402) -> Json:
     return {IDENTIFIER: {"info": {"required": x402.payment_identifier == "required"}, "schema": schema}}
 
 
-# --- what is carried ---------------------------------------------------------------------------------------------
+# --- payments ----------------------------------------------------------------------------------------------------
 
 
 def read_proof(proof: str) -> Json:

@@ -1,6 +1,6 @@
 """A shortcut past FastAPI for the most frequent request, whose routing would cost more than its answer.
 
-FastAPI still routes and documents the same function. The shortcut repeats the checks of `access.need`, and
+FastAPI still routes and documents the same function. The shortcut makes the checks of `api.routes.auth.need`, and
 `OuterMiddleware` turns refusals into problems. A test compares the answers of both ways.
 
 May import: FastAPI, Starlette.
