@@ -65,9 +65,7 @@ class Disk:
         return (self.path.name, KEYSTORE)
 
     def take_over(self, conn: Connection) -> None:
-        """Take the ledger over as a daemon that no lock stops: on another machine, or while this one was
-        suspended.
-        """
+        """Take the ledger over as a daemon that no lock stops: on another machine, or after a suspend."""
         conn.execute("UPDATE boot SET epoch = 'another daemon'")
         self.committed()
 

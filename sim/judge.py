@@ -63,9 +63,7 @@ class Market(Protocol):
     """The payments that were truly requested, by the records of those who requested them."""
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """Sets of outputs, (address, asset, units) each, of which a payment makes one. Without origin:
-        transfers.
-        """
+        """Sets of outputs, (address, asset, units) each; one set is to be paid. Without origin: transfers."""
 
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
         """The purchase that an invoice is for, as in `Signed.purchase`; None if unknown."""

@@ -1,5 +1,4 @@
-"""The simulated merchants: the devnet's merchant, called in process over a network that loses requests and
-replies.
+"""The simulated merchants: the devnet's own, called in process over a network that loses requests and replies.
 
 Each merchant is the devnet's ASGI application, so every body on the wire is the devnet's. The faults happen around
 it: a lost request, a lost answer, a 502 after everything was done, a new invoice at another price, a false status.
@@ -169,9 +168,7 @@ class SimShop:
         return answer
 
     def _refuses(self, proof: str) -> bool:
-        """Refuse a proof with a final answer while its transaction is not deep enough. Later the same proof is
-        served.
-        """
+        """Refuse a proof for good while its transaction is not deep enough. Later the same proof is served."""
         seen = self.seen(proof)
         if len(proof) != 64 or (0 if seen is None else seen.depth) >= self._refused_below:
             return False

@@ -111,9 +111,7 @@ class SimOperator:
         self._signed_before = None
 
     def committed(self, office: Office, conn: Connection) -> None:
-        """I13: nothing is signed after a pause is confirmed. I14: a payment that needs approval is signed only if
-        approved.
-        """
+        """I13: nothing is signed after a pause is confirmed. I14: what needs approval has it when signed."""
         if self._signed_before is not None and _count(conn) > self._signed_before:
             office.story.violate("I13", "an attempt was made durable after a pause was answered")
             self._signed_before = None

@@ -45,9 +45,7 @@ class PrepaidJudge:
         self._last_move = 0
 
     def committed(self, conn: Connection) -> None:
-        """After a commit that changed a balance: bought - used = left, never negative, and nothing counted
-        twice.
-        """
+        """After a balance changed: bought - used = left, never negative, and nothing counted twice."""
         (last,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM prepaid_moves").fetchone()
         if last == self._last_move:
             return
@@ -72,9 +70,7 @@ class PrepaidJudge:
             )
 
     def at_rest(self, conn: Connection, landed: Iterable[tuple[str, str | None]]) -> None:
-        """Bought calls equal the calls sold by invoices that are paid on the chain. `landed`: (origin, invoice id)
-        of each.
-        """
+        """Bought calls equal the calls that paid invoices sold. `landed`: (origin, invoice id) of each."""
         sold: dict[str, int] = {}
         for origin, invoice_id in landed:
             if count := self._counters.batch(origin, invoice_id):

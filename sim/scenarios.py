@@ -75,9 +75,7 @@ def _invoiced_again(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any
 
 
 def _until(rng: Random, mix: FaultRates, dry_until_s: float) -> dict[str, Any]:
-    """No block on any branch has room for our transactions until then. Afterwards come forks, some of them
-    deep.
-    """
+    """No block on any branch has room for our transactions until then. Then forks come, some deep."""
     wet = replace(
         mix,
         fork=SOMETIMES * (0.3 + 0.7 * rng.random()),

@@ -51,9 +51,7 @@ class Spend:
 
 @dataclass(slots=True)
 class Booked:
-    """The ledger at one commit: the transaction that ended each payment (None: void), and its units held or
-    posted.
-    """
+    """The ledger at one commit: what ended each payment (None: void), and its units held or posted."""
 
     ended: Mapping[str, str | None] = field(default_factory=dict)
     units: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -72,8 +70,7 @@ class SpendJudge:
         """Payments that were void once, or posted for another attempt than the one that landed."""
 
     def outflow_is_booked(self, conn: Connection, landed: Sequence[Spend]) -> None:
-        """I2 and I3 at all times: for each payment, at least as much is held or posted as the chain shows it
-        spent.
+        """I2 and I3 at all times: each payment has at least as much held or posted as the chain shows it spent.
 
         Exceptions: a fork deeper than `void_depth` may let a transaction of a void payment land. A fork deeper
         than `confirm_depth` may let an attempt land although a cheaper one was posted. The agent sees either only

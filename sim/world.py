@@ -79,9 +79,7 @@ LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
 """A rolled-back transaction is denied once the lying provider is excluded."""
 
 ROUNDS = 900
-"""Per this many rounds of the loop, roughly a run's faulty phase, the daemon dies `crash_at_await` times on
-average.
-"""
+"""The daemon dies `crash_at_await` times on average per this many rounds of the loop, a run's trouble."""
 
 SENT_TO, SENT_UNITS = role_address("creator"), 2 * ADA
 
@@ -385,9 +383,7 @@ class World:
         self.net.submit_quietly(raw)
 
     def _is_dry(self) -> bool:
-        """Whether blocks have no room for our transactions: longer than an invoice lasts, and sometimes than a
-        TTL.
-        """
+        """Whether blocks have no room for us: longer than an invoice lasts, and sometimes than a TTL."""
         begins_s, ends_s = self.plan.drought_s
         return not self.is_calm and begins_s <= self.loop.time() < ends_s
 
@@ -583,9 +579,7 @@ def _is_stuck(conn: Connection) -> bool:
 
 
 def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-    """The outputs that may be paid to a merchant, by its own records. In x402 that is the price, to one
-    address.
-    """
+    """The outputs that may be paid to a merchant, by its records. x402 asks its price, to one address."""
     invoice = shop.invoice(invoice_id or "")
     if invoice is not None:
         return [outputs_asked(invoice.terms.required, invoice.terms.asset)]

@@ -36,8 +36,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup says about itself. `head` is the ledger's newest seal, as `payagent ledger verify` prints it.
-    Open payments may still change.
+    """What a backup says about itself.
+
+    `head` is the ledger's newest seal, as `payagent ledger verify` prints it. Open payments may still change.
     """
 
     version: int
@@ -76,9 +77,7 @@ def pack(folder: Path, manifest: Manifest, target: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Manifest:
-    """Write keystore and ledger of a backup into a folder, durably. Raises `backup_invalid` unless all matches the
-    manifest.
-    """
+    """Write a backup's keystore and ledger into a folder, durably. Raises `backup_invalid` on any mismatch."""
     with _open(source) as file:
         manifest = _read_manifest(_read(file, MANIFEST, _MANIFEST_BYTES_MAX))
         if manifest.keystore.size > KEYSTORE_BYTES_MAX:
@@ -106,9 +105,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _size_of(file: BinaryIO, name: str) -> int:
-    """Read the next member's header. It must be the plain file `name`, and the archive must hold all of its
-    content.
-    """
+    """Read the header of the next member, which must be the plain file `name`, with all of its content."""
     try:
         info = tarfile.TarInfo.frombuf(file.read(_BLOCK_BYTES), "ascii", "strict")
     except (tarfile.HeaderError, ValueError):

@@ -33,9 +33,7 @@ class UtxoTotals:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """`gone`: UTxOs that the ledger could spend and the chain lacks. `unknown`: UTxOs on the chain that the ledger
-    lacks.
-    """
+    """`gone`: UTxOs the ledger could spend and the chain lacks. `unknown`: UTxOs only the chain has."""
 
     gone: UtxoTotals
     unknown: UtxoTotals
@@ -62,8 +60,9 @@ async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tu
 
 
 def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
-    """Compare the ledger's UTxOs with a provider's list. UTxOs reserved for a payment are left to the daemon,
-    which resolves the payment.
+    """Compare the ledger's UTxOs with a provider's list.
+
+    UTxOs reserved for a payment are left to the daemon, which resolves the payment.
     """
     utxos = {utxo.ref: utxo for utxo in listed}
     ready = [row for row in queries.utxos(conn) if row.state in ("free", "locked") and row.reserved_for is None]

@@ -18,8 +18,7 @@ from payagent.wallet.keystore import read_header
 
 
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
-    """Write a complete backup file, or none. The daemon may keep running; what it does meanwhile is not in the
-    backup.
+    """Write a complete backup file, or none. A running daemon's later changes are not in it.
 
     Raises `backup_invalid` when the ledger fails verification (no restore would accept it), `backup_not_written`,
     `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.

@@ -48,8 +48,10 @@ from payagent.wallet.keystore import Header
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The result of a restore. `differences` is a reason where no provider could be asked. `app` is the name of a
-    new app with a new token, or None.
+    """The result of a restore.
+
+    `differences` is a reason where no provider could be asked. `app` is the name of a new app with a new token, or
+    None.
     """
 
     data_dir: Path

@@ -218,9 +218,7 @@ class _Call:
         return self._payment
 
     def retry(self) -> str:
-        """Wait until the proof is ready, retry with it, report the delivery, and check the chain. Returns the
-        reply.
-        """
+        """Wait until the proof is ready, retry with it, report the delivery, check the chain; the reply."""
         self._on.until("the payment is confirmed", self._is_ready)
         served = self._on.call(self._body, self._payment["headers"])
         require(served.is_success, f"the retry was answered with {served.status_code}: {served.text[:300]}")

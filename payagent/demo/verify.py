@@ -37,9 +37,7 @@ def transactions_of(on: Stage) -> list[Any]:
 
 
 def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
-    """Check that all postings sum to zero and that wallet + held equal the chain. Returns the chain's units per
-    asset.
-    """
+    """Check that postings sum to zero and wallet + held equal the chain. Returns the chain's units per asset."""
     sums: dict[str, int] = {}
     owned: dict[str, int] = {}
     for row in balances:

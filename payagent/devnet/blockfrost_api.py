@@ -88,9 +88,7 @@ def _query_number(request: Request, name: str, default: int, most: int) -> int:
 
 
 class ChainApi:
-    """The Blockfrost handlers. `stopping` ends answers that hang. If `project_id` is set, every request must carry
-    it.
-    """
+    """The Blockfrost handlers. `stopping` ends answers that hang; `project_id`, if set, is required."""
 
     def __init__(self, node: Node, stopping: asyncio.Event, project_id: str | None) -> None:
         self.node = node
@@ -114,9 +112,7 @@ class ChainApi:
         return endpoint
 
     async def submit(self, request: Request) -> Response:
-        """POST /tx/submit: takes a signed transaction as raw CBOR. Answers 200 with its hash, or the node's
-        refusal.
-        """
+        """POST /tx/submit: takes a signed transaction as raw CBOR; 200 with its hash, or the node's refusal."""
         try:
             self._authorise(request)
             raw = await self._cbor_body(request)

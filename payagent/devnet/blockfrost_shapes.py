@@ -1,5 +1,4 @@
-"""Renders the devnet's values as Blockfrost's JSON: field names, types and error bodies as in its OpenAPI
-document.
+"""Renders the devnet's values as Blockfrost's JSON, with the names, types and errors of its OpenAPI document.
 
 Pure: values in, JSON-ready values out. As in Blockfrost, amounts and validity bounds are strings of digits. Fields
 for parts of Cardano that the devnet lacks (stake, scripts, governance) have Blockfrost's value for "none".

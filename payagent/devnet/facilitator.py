@@ -76,9 +76,7 @@ class VerifiedPayment:
 def _check(
     requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]
 ) -> VerifiedPayment:
-    """Read and verify the payment. A transaction in `settling` was sent before, so it may itself have spent its
-    inputs.
-    """
+    """Read and verify the payment. Transactions in `settling` were sent, so their inputs may be spent."""
     _check_header(requirements, payment, network)
     confirmations, by_client = _read_policy(requirements, payment)
     nonce = _read_nonce(payment)
@@ -196,9 +194,7 @@ def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
 
 
 def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
-    """Check that the inputs are unspent as of the tip. Mempool outputs do not count, as a provider would not show
-    them.
-    """
+    """Check that the inputs are unspent as of the tip. As for a provider, mempool outputs do not count."""
     if node.chain.utxo(nonce) is None:
         raise Unpayable(f"{PAYLOAD}_nonce_not_on_chain")
     if any(node.chain.utxo(ref) is None for ref in tx.inputs):
@@ -306,8 +302,7 @@ class Facilitator:
         return None
 
     def settle(self, requirements: Json, payment: Json, buys: str, *, replays: bool = False) -> Settlement:
-        """Submit the transaction and report its status. `buys` identifies the call; the same call may settle
-        again.
+        """Submit the transaction and report its status. `buys` names the call, which may settle again.
 
         A transaction that a rollback removed is submitted again. With `replays`, a served call may settle again;
         without it, that is a duplicate.

@@ -47,8 +47,8 @@ KINDS: dict[str, FaultKind] = {
     "not_found": FaultKind((READS,), NEVER, "not_found"),
     "no_optional": FaultKind((READS,), NEVER, "no_optional"),
 }
-"""`stale_index` shows the UTxOs of some blocks ago; `not_found` denies what exists; `no_optional` leaves out the
-members in `OPTIONAL`.
+"""`stale_index` shows the UTxOs of some blocks ago, `not_found` denies what exists, and `no_optional` leaves out
+the members in `OPTIONAL`.
 """
 
 OPTIONAL = frozenset({"reference", "consumed_by_tx", "cost_models_raw", "redeemers"})

@@ -223,8 +223,7 @@ class Chain:
         return self._extend(self.slot, chosen)
 
     def mint_fork_block(self, txs: Sequence[bytes], slot: int | None) -> DevnetBlock:
-        """Make another producer's block with the given transactions. The slot is from the tip's to the current
-        one.
+        """Make another producer's block with the given transactions, at a slot from the tip's to the current.
 
         Raises `LedgerError`, with nothing changed, if a transaction is not valid there, and `ValueError` for a
         slot outside that range.

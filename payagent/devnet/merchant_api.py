@@ -224,9 +224,7 @@ class MerchantApi:
         return self._prepaid(request, write)
 
     async def credits(self, request: Request) -> Response:
-        """GET /payments/credits?partner=&wallet=: the same numbers, always in the form that a partner's client
-        reads.
-        """
+        """GET /payments/credits?partner=&wallet=: the same numbers, in the form that a partner's client reads."""
         return self._prepaid(request, lambda balance: _plain(balance) | {"expires_at": None})
 
     def _prepaid(self, request: Request, write: Callable[[Balance], Json]) -> Response:
@@ -305,9 +303,7 @@ _X402_VERSIONS = {"x402-v1": 1, "x402-v2": 2}
 
 
 def _settings_in_two(body: Json) -> tuple[Json, object]:
-    """Split settings into the merchant's and the x402 shop's. A dialect `x402-v1` or `x402-v2` sets one in
-    each.
-    """
+    """Split settings into the merchant's and the x402 shop's. `x402-v1` and `x402-v2` set one in each."""
     others, of_x402 = {name: value for name, value in body.items() if name != "x402"}, body.get("x402", {})
     dialect = others.get("dialect")
     if isinstance(dialect, str) and dialect in _X402_VERSIONS and isinstance(of_x402, dict):

@@ -49,9 +49,7 @@ class Node:
         return len(self._held)
 
     def submit(self, raw: bytes, accept: str = NOW, blocks: int = 1) -> str:
-        """Accept a transaction, delay it by some blocks, or drop it silently. Returns its id. Raises
-        `LedgerError`.
-        """
+        """Accept, delay or silently drop a transaction. Returns its id. Raises `LedgerError`."""
         self.tick()
         if accept == NOW:
             return self.chain.submit(raw)
@@ -101,9 +99,7 @@ class Node:
         return list(self.chain.mempool.values())
 
     def utxos_at(self, address: bytes, behind: int) -> list[tuple[OutRef, TxOut]] | None:
-        """The UTxOs that an index `behind` blocks late lists at an address; None if the address was unused by
-        then.
-        """
+        """The UTxOs an index `behind` blocks late lists at an address; None if the address was unused then."""
         if behind == 0:
             return self.chain.utxos_at(address) if self.chain.txs_at(address) else None
         cutoff = max(0, self.chain.tip.height - behind)

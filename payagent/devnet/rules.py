@@ -29,9 +29,7 @@ _BYRON_ATTRIBUTES_MOST_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One transaction to check. `spent` has the inputs that exist; `owners` and `payees` their and the outputs'
-    addresses.
-    """
+    """One transaction to check. `spent` has its existing inputs, `owners` and `payees` the addresses."""
 
     tx: Tx
     spent: Mapping[OutRef, TxOut]

@@ -103,9 +103,7 @@ _WRITERS: dict[int, tuple[Required, Unsettled, Receipt]] = {
 
 
 class X402Api:
-    """Handles GET and POST under /x402/, and other paths that are sold by x402. `tick` advances the chain's
-    clock.
-    """
+    """Handles GET and POST under /x402/ and on paths sold by x402. `tick` advances the chain's clock."""
 
     def __init__(self, shop: Shop, tick: Callable[[], None]) -> None:
         self.shop = shop

@@ -110,9 +110,7 @@ def read_x402(body: object, now: X402) -> X402:
 
 @dataclass(frozen=True, slots=True)
 class X402Request:
-    """One request under /x402/. `path` includes the query; `proof` is the payment header of the configured
-    version.
-    """
+    """One request under /x402/. `path` includes the query; `proof` is the version's payment header."""
 
     method: str
     url: str

@@ -47,9 +47,7 @@ from payagent.wallet.keystore import read_header
 def look_at_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
 ) -> list[CheckResult]:
-    """Check config, folders, keystore, ledger, token and passphrase: their modes, and that they belong
-    together.
-    """
+    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     return list(_files(settings, config, environ, looked_for))
 
 
@@ -132,9 +130,7 @@ def _ledger(settings: Settings) -> CheckResult:
 
 
 def _books(settings: Settings) -> str:
-    """Check the ledger read-only: triggers present, postings balanced, event chain unbroken, and of this
-    wallet.
-    """
+    """Check the ledger read-only: triggers, balanced postings, unbroken event chain, right wallet."""
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
@@ -156,9 +152,7 @@ def _books(settings: Settings) -> str:
 
 
 def _set_at_run_time(settings: Settings) -> str:
-    """What was set at run time, which config entries it overrides, and limits of merchants that no longer
-    exist.
-    """
+    """Run-time settings, the config entries they override, and limits of merchants that are gone."""
     with opened(settings.data_dir / LEDGER_FILE) as conn:
         limits, added = spending.limits(conn), merchants.everybody(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}

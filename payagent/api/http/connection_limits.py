@@ -34,17 +34,16 @@ from payagent.core.problems import Refused
 heads.patch_h11()
 
 HEAD_S = 10.0
-"""A request's head must be complete within this time, counted from its first byte or from the start of the
-connection.
-"""
+"""A request's head must arrive within this time, counted from its first byte or the connection's start."""
 
 HEAD_LINES_MAX = 256
 """Heads with more lines are refused: parsing many lines is slow, and it happens before the token is checked."""
 
 READ_S = 60.0
 READ_BYTES_PER_S = 500
-"""In each READ_S the client must read all pending bytes, or at least this many per second. The kernel buffers some
-megabytes more, so short pauses in reading a small answer go unnoticed.
+"""The client must read all pending bytes in each READ_S, or at least this many per second.
+
+The kernel buffers some megabytes more, so short pauses in reading a small answer go unnoticed.
 """
 
 DESCRIPTORS_WANTED = 4096
@@ -58,9 +57,7 @@ ABORT = "payagent.abort"
 """Scope key of a function that drops the connection, so that a partial answer cannot pass for a complete one."""
 
 STOPPING = "payagent.stopping"
-"""Scope key of an asyncio.Event that is set when the server stops. Endless answers, such as event streams, end on
-it.
-"""
+"""Scope key of an asyncio.Event that is set when the server stops. Endless answers (event streams) end on it."""
 
 GONE = "payagent.gone"
 """Scope key of a future that is done when the connection has ended, for code that is not calling `receive`."""
@@ -68,9 +65,7 @@ GONE = "payagent.gone"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections may be open on the port and on the Unix socket, and how many may wait to be
-    accepted.
-    """
+    """How many connections may be open on the port and on the Unix socket, and the listen backlog."""
 
     tcp: int
     unix: int
@@ -93,9 +88,7 @@ def make_room() -> ConnectionLimits:
 def bounded(
     bounds: ConnectionLimits, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
 ) -> type[H11Protocol]:
-    """Return the protocol class for uvicorn's `http` option. `new_id` makes the request ids of refusals of
-    non-HTTP input.
-    """
+    """Return the protocol class for uvicorn's `http` option. `new_id` makes request ids for refused input."""
 
     class Bounded(_Connection):
         def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -134,9 +127,7 @@ class _Wire(h11.Connection):
 
 
 class _Connection(H11Protocol):
-    """One connection. Between requests uvicorn's keep-alive timeout applies; once a request begins, `head_s`
-    does.
-    """
+    """One connection. uvicorn's keep-alive timeout applies between requests, `head_s` once one begins."""
 
     bounds: ConnectionLimits
     new_id: Callable[[], str]
@@ -198,9 +189,7 @@ class _Connection(H11Protocol):
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Send the same problem body as any other refusal. If an answer has already started, drop the
-        connection.
-        """
+        """Send the usual problem body. If an answer has already started, drop the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -211,16 +200,15 @@ class _Connection(H11Protocol):
         self.transport.close()
 
     def _refusal(self, why: str) -> JsonResponse:
-        """The answer to a request whose end cannot be determined with certainty. It closes the connection (RFC
-        9112 6.1).
-        """
+        """The answer to a request whose end is ambiguous. It closes the connection (RFC 9112 6.1)."""
         request_id = self.new_id()
         problem = problem_of(Refused("bad_request", why), request_id)
         return JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
 
     def _should_upgrade(self) -> bool:
-        """Ignore every upgrade, as RFC 9110 allows; the proxy refuses WebSocket itself. By default uvicorn would
-        log advice to install a WebSocket library for each such request.
+        """Ignore every upgrade, as RFC 9110 allows; the proxy refuses WebSocket itself.
+
+        By default uvicorn would log advice to install a WebSocket library for each such request.
         """
         return False
 
@@ -261,9 +249,7 @@ async def break_off(scope: Scope, receive: Receive) -> None:
 
 
 def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:
-    """Close at once. HTTP/1.0 clients get a reset (RST), because they take a normal close for the end of the
-    answer.
-    """
+    """Close at once. HTTP/1.0 clients get a reset (RST), because they read a normal close as the answer's end."""
     connection = transport.get_extra_info("socket")
     if is_old and connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -275,8 +261,7 @@ def _is_tcp(connection: Any) -> bool:
 
 
 def _is_strangers(connection: Any) -> bool:
-    """Whether another user connected to the Unix socket. Its mode 0600 prevents this unless someone changes the
-    mode.
+    """Whether another user connected to the Unix socket, as happens only if someone changed its mode 0600.
 
     Root is allowed; nothing could stop it.
     """

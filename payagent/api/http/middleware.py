@@ -112,9 +112,7 @@ def _of_the_ledger(error: Exception) -> Refused | None:
 
 
 def require_own_target(scope: Scope) -> None:
-    """Raise `bad_request` for a request made as to a forward proxy: its target is an absolute URL or a host and
-    port.
-    """
+    """Raise `bad_request` for a request made to a forward proxy: its target is an absolute URL or HOST:PORT."""
     if not scope["path"].startswith(("/", "*")):
         raise Refused(
             "bad_request",

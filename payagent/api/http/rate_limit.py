@@ -17,9 +17,7 @@ BURST_S = 10
 """An idle app may make this many seconds' worth of requests at once."""
 
 BODY_BYTES = 4096
-"""Each full 4096 bytes of body count as one more request, because reading them takes as long. 256 KiB count as
-64.
-"""
+"""Each full 4096 bytes of body count as one more request, since they take as long. 256 KiB count as 64."""
 
 
 @dataclass(frozen=True, slots=True)

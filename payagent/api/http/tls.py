@@ -21,8 +21,9 @@ HANDSHAKE_S = 5.0
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Load certificate and key for TLS 1.2 or newer. Raises `config_invalid` when a file is missing, when the two
-    do not belong together, or when others can read the key.
+    """Load certificate and key for TLS 1.2 or newer.
+
+    Raises `config_invalid` when a file is missing, when the two do not match, or when others can read the key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

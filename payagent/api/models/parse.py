@@ -55,9 +55,7 @@ class TransferBody:
 
 
 def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
-    """Read the body of /v1/payments and /v1/quotes. It contains the 402, so invalid JSON is refused as a bad
-    402.
-    """
+    """Read the body of /v1/payments and /v1/quotes. It contains a 402, so invalid JSON counts as a bad 402."""
     value = strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
     body = _fields(value, "the body", ("origin", "response"), ("request", "max_total", "max_total_asset"))
     max_total_units, max_total_asset = _read_most(body)
@@ -341,9 +339,7 @@ def _fields(value: object, where: str, needed: tuple[str, ...], optional: tuple[
 def _amount(
     body: Fields, key: str, asset: str | None = None, parse: Callable[[object, str], int] = parse_units
 ) -> int:
-    """An amount in our own envelope. It must be a string, because not every client preserves large JSON
-    numbers.
-    """
+    """An amount in our own envelope: a string, because not every client preserves large JSON numbers."""
     value = body[key]
     if not isinstance(value, str):
         raise Refused("bad_request", f"{key} must be a string of digits", key=key)
@@ -425,9 +421,7 @@ def _read_response(value: object) -> tuple[HttpResponse, str]:
 
 
 def _written(body: Fields) -> str:
-    """Serialise as `strict_json.dumps` does. When no number has a fraction, as in nearly every 402, `json` is
-    faster.
-    """
+    """Serialise as `strict_json.dumps` does. `json` is faster when no number has a fraction, as in most 402s."""
     try:
         return json.dumps(body, separators=(",", ":"))
     except TypeError:

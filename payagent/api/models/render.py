@@ -33,9 +33,7 @@ UTXO_STATES = ("free", "reserved", "pending", "locked", "missing")
 
 
 def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
-    """A quote for a payment. `total` is what is spent of the invoice's asset, plus the fee when that asset is
-    ADA.
-    """
+    """A quote for a payment. `total` is the spend in the invoice's asset, with the fee if that is ADA."""
     invoice, plan = quote.invoice, quote.plan
     spend = plan.spend
     view: Json = {
@@ -172,8 +170,7 @@ def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
 def wallet_view(
     terms: AgentConfig, chain: ChainView, utxos: Sequence[UtxoRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:
-    """Wallet balances per asset. `total` is what the ledger says is ours, and `held` is the part kept for
-    payments.
+    """Wallet balances per asset. `total` is what the ledger says is ours; `held` is kept for payments.
 
     `available` is what UTxO selection may use now. It can be less than total minus held, because unconfirmed
     change and locked or missing UTxOs are ours but cannot be spent.
