@@ -17,7 +17,7 @@ _RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})", re.ASCII)
 VIOLATED = 1
 
 
-class _Seeds(click.ParamType):  # generic for type checkers alone
+class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
     """A..B: from A up to B, without B."""
 
     name = "A..B"
