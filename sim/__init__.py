@@ -1,11 +1,11 @@
-"""sim: the real agent in a world made of a seed, where everything that can go wrong does, and a judge looks on.
+"""sim: runs the real agent in a simulated world that a seed defines, injects faults, and checks invariants.
 
-One run is one thread on one event loop whose time is virtual. The agent, its store on a real SQLite file, its
-coins, its transaction path, the reading of providers' answers, the proxy's clerk and the top-ups are the shipped
-ones; what is made up is what they meet: clock, randomness, network, disk, the process's death, the chain with its
-forks, providers, merchants, and an adversary that keeps every transaction that was ever released. A seed gives the
-same run again, bit for bit.
+Start at `world`, which is one run, and `judge`, which has the invariants. One run is one thread on one event loop
+with virtual time. The shipped code runs unchanged: the agent, its store on a real SQLite file, its UTxO and
+transaction handling, the parsing of providers' answers, the proxy's payer and the top-ups. The rest is simulated:
+clock, randomness, network, disk, process death, the chain with its forks, providers and merchants. An adversary
+keeps every transaction that was ever released. The same seed gives the same run, bit for bit.
 
-May import: every room but the CLI and the daemon. Never: a thread, a real clock, real randomness, a socket; tells
-the agent what only the world knows.
+May import: every room but the CLI and the daemon.
+Never: uses a thread, a real clock, real randomness or a socket; tells the agent what only the world knows.
 """

@@ -1,6 +1,7 @@
-"""A branch that a fork undid, as a provider still shows it that has not heard of the other one.
+"""A branch that a fork undid, as a provider shows it that has not switched to the winning branch.
 
-May import: devnet. Never: shows anything that no producer ever made.
+May import: devnet.
+Never: shows anything that no producer made.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from payagent.devnet.node import Node, output_of
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The blocks that were undone, and when; below them it is the chain that everybody sees."""
+    """The undone blocks, and when they were undone. Below them, the branch shares the canonical chain."""
 
     blocks: tuple[DevnetBlock, ...]
     since_slot: int
@@ -25,7 +26,7 @@ class Branch:
         return self.blocks[-1].height
 
     def stands_on(self, chain: Chain) -> bool:
-        """Whether the chain still has what it grew from."""
+        """Whether the chain still has the block that the branch grew from."""
         below = chain.block(self.base)
         return below is not None and below.hash == self.blocks[0].prev_hash
 
@@ -44,7 +45,7 @@ class Branch:
         return output_of(chain, ref) if found is None else found[0].outputs[ref[1]]
 
     def utxos_at(self, node: Node, address: bytes) -> list[tuple[OutRef, TxOut]]:
-        """What is unspent at its top."""
+        """The unspent outputs at an address at the branch's tip."""
         rows = dict(node.utxos_at(address, node.chain.tip.height - self.base) or [])
         for tx in (tx for block in self.blocks for tx in block.txs):
             for ref in tx.inputs:
@@ -54,7 +55,7 @@ class Branch:
         return list(rows.items())
 
     def txs_at(self, chain: Chain, address: bytes) -> list[str]:
-        """The ids of its transactions that pay or spend at an address."""
+        """The ids of the branch's transactions that pay to or spend from an address."""
         return [
             tx.tx_id
             for block in self.blocks

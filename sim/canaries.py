@@ -1,13 +1,14 @@
-"""Canaries: what must never be written down, in every form that it might take.
+"""Canary secrets: values that must never be written, and a search for them in every encoding.
 
-May import: the standard library. Never: keeps a text that it searched.
+May import: the standard library.
+Never: keeps a text that it searched.
 """
 
 import base64
 
 
 class Canaries:
-    """Names of secrets by the bytes that would give them away: texts as they are, keys in hex and base64 too."""
+    """The secrets by name. Texts are searched as they are, keys as raw bytes, hex and base64."""
 
     def __init__(self, texts: dict[str, str], keys: dict[str, bytes]) -> None:
         self._forms = [(name, text.encode()) for name, text in texts.items()] + [
@@ -17,7 +18,7 @@ class Canaries:
         ]
 
     def found_in(self, data: bytes) -> str | None:
-        """The name of the first secret that is there."""
+        """The name of the first secret found, or None."""
         for name, form in self._forms:
             if form in data:
                 return name

@@ -1,7 +1,7 @@
-"""`scripts/sim`: the agent against everything that can go wrong, seed by seed.
+"""`scripts/sim`: runs the simulator over a range of seeds.
 
-May import: click, cli; sim inside a function. Never: touches a wallet, a ledger or a network that is
-there.
+May import: click, cli; sim inside a function.
+Never: touches a real wallet, ledger or network.
 """
 
 import re
@@ -17,7 +17,7 @@ _RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})", re.ASCII)
 VIOLATED = 1
 
 
-class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers alone
+class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
     """A..B: from A up to B, without B."""
 
     name = "A..B"
@@ -67,7 +67,7 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) ->
 
 
 def _show(terminal: Terminal, told: dict[str, Any]) -> None:
-    """How often each event was reached, then what was violated."""
+    """Print how often each event was reached, then the violations."""
     reached = told["reached"]
     width = max((len(f"{count:,}") for count in reached.values()), default=1)
     for event, count in sorted(reached.items(), key=lambda pair: -pair[1]):

@@ -1,8 +1,10 @@
-"""The clients: programs that want a call served, and do what programs do when it is not.
+"""The simulated clients: programs that want a paid request served, and retry as real programs do.
 
-Some hand the 402 over and make the retry themselves, some call through the proxy. They lose answers, lose
-patience, ask again with the same 402 or with a new one, and outlive the daemon.
-May import: core, dialects, store, agent, proxy, the rest of sim. Never: signs; pays in another way.
+Some pay over the API and retry themselves, some use the proxy. They lose answers, give up waiting, ask again with
+the same 402 or a new one, and outlive the daemon.
+
+May import: core, dialects, store, agent, proxy, the rest of sim.
+Never: signs; pays in another way.
 """
 
 import asyncio
@@ -37,12 +39,12 @@ from sim.virtual_loop import VirtualLoop
 PARTNER = "demo"
 PROXY_PATIENCE_S = 240.0
 LOST = 0.5
-"""How often a client loses what the proxy answered it, and asks again."""
+"""How often a client loses the proxy's answer and asks again."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientGoal:
-    """One thing that an app wants, once."""
+    """One purchase that an app wants, once."""
 
     app_id: str
     shop: SimShop
@@ -64,24 +66,24 @@ class ClientGoal:
 
 
 class Town(Protocol):
-    """What buyers see of the world."""
+    """The clients' view of the world."""
 
     loop: VirtualLoop
     story: Trace
     judge: Judge
     wallet: str
     asking: Counter[str]
-    """How many clients wait for the daemon now, by the purchase."""
+    """How many clients wait for the daemon now, by purchase."""
 
     async def life(self) -> SimProcess:
         """The daemon, as soon as it runs."""
 
     def draw(self) -> float:
-        """From 0 to 1."""
+        """A random number from 0 to 1."""
 
 
 class BuyerTask:
-    """One want, from the first call until it is served or given up."""
+    """One goal, from the first request until it is served or given up."""
 
     def __init__(self, town: Town, want: ClientGoal) -> None:
         self._town = town
@@ -132,7 +134,7 @@ class BuyerTask:
         return await self._show(life, row)
 
     async def _show(self, life: SimProcess, row: PaymentRow) -> bool:
-        """Wait for readiness as long as patience lasts, and show the proof a few times."""
+        """Wait until the proof is ready, within limits, and present it up to three times."""
         want, town = self._want, self._town
         for _ in range(3):
             depth = await life.call(_depth_if_ready(life, row))
@@ -141,7 +143,7 @@ class BuyerTask:
                 depth = await life.call(_depth_if_ready(life, row))
             if depth is None or row.state in WITHOUT_PROOF:
                 if town.draw() < 0.3:
-                    return False  # out of patience: the next try begins with a new call
+                    return False  # gives up waiting: the next try begins with a new request
                 continue
             merchant = life.agent.context.terms.merchants.get(row.origin or "")
             proof = retry_headers(row, merchant, town.wallet)
@@ -150,11 +152,11 @@ class BuyerTask:
                 return False
             answer = await want.shop.call("POST", want.path, self._headers() | lowered, want.body)
             if town.draw() < 0.2:
-                continue  # it never tells the daemon
+                continue  # it never reports the answer to the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
             row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
             if advice.answer.said is RetryVerdict.SERVED:
-                self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
+                self.is_served = True  # served, whatever happens to the daemon now
                 await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
                 return True
             if advice.again_after_s is None:
@@ -164,7 +166,7 @@ class BuyerTask:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Several clients may wait for the daemon at once, and some of them for the same."""
+        """Count how many clients wait for the daemon at once, and how many of them for the same purchase."""
         asking, name = self._town.asking, self._want.sha256
         if asking[name]:
             self._town.story.reach("clients of one purchase ask at once")
@@ -201,7 +203,7 @@ class BuyerTask:
     # --- by the proxy
 
     async def _by_proxy(self, life: SimProcess) -> bool:
-        """The clerk carries it out; the client hangs up when it has waited long enough."""
+        """Let the proxy's payer make the request. The client hangs up when it has waited long enough."""
         gone: asyncio.Future[None] = self._town.loop.create_future()
         patience_s = 60 + self._town.draw() * 400
         self._town.loop.call_later(patience_s, _end, gone)
@@ -211,7 +213,7 @@ class BuyerTask:
         if gone.done():
             self._town.story.reach("a client hangs up on the proxy")
         if status is not None and 200 <= status < 300:
-            # without a key of its own a call that was served is over, and the next one is another
+            # without a key, a served request is over, and the next one is a new purchase
             if self._want.key is not None and self._town.draw() < LOST:
                 self._town.story.reach("a client loses what the proxy served it")
                 self.is_served = False
@@ -265,7 +267,7 @@ class BuyerTask:
 
 
 async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
-    """How deep the payment's transaction is, if its proof may be shown."""
+    """Return how deep the payment's transaction is if its proof may be shown, else None."""
     context = life.agent.context
     return context.depth(row) if context.is_ready(row) else None
 

@@ -1,6 +1,7 @@
-"""How often what is to be met was met, by what the ledger records and the chain shows, in plain words.
+"""Counts how often a run reached each event of interest, from the ledger's records and the chain.
 
-May import: core, store, sim.network, sim.providers, sim.trace. Never: judges; changes what happens.
+May import: core, store, sim.network, sim.providers, sim.trace.
+Never: judges; changes what happens.
 """
 
 import json
@@ -107,11 +108,11 @@ LISTED = (
     "two providers disagree about a transaction",
     "what was never broadcast is taken back",
 )
-"""What a campaign is to meet; what it did not is told as zero, for a list of what was met hides that."""
+"""Events that a campaign should reach. Events that were not reached are reported as zero, so that gaps show."""
 
 
 class Coverage:
-    """One for a run; it looks after each commit."""
+    """The coverage of one run, updated after each commit."""
 
     def __init__(self, net: Net, story: Trace) -> None:
         self._net = net
@@ -122,7 +123,7 @@ class Coverage:
         self.landed: dict[str, None] = {}
 
     def reborn(self, conn: Connection) -> None:
-        """A death may have taken what was seen already."""
+        """Start again from the ledger's last rows, because a death may have removed rows that were seen."""
         (event,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
         (move,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM prepaid_moves").fetchone()
         self._last_event, self._last_move = min(self._last_event, event), min(self._last_move, move)
@@ -139,7 +140,7 @@ class Coverage:
                 self._story.reach(f"a top-up ends: {told['code'] or 'done'}")
             elif event == "caught_up":
                 self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
-            elif event == "delivery_give_up":  # seldom: those who buy here ask until they are served
+            elif event == "delivery_give_up":  # rare: clients here retry until they are served
                 self._story.reach("a merchant is given up: paid, and not served in time")
             elif event == "hold" and app_id == UPKEEP_APP:
                 self._story.reach(_KEPT[kind])
@@ -154,7 +155,7 @@ class Coverage:
             self._of_pool(kind, payment_id, unexplained)
 
     def at_rest(self) -> None:
-        """Whether the run was about anything."""
+        """Count runs that tested nothing: without a payment, or without one on the chain."""
         if not self.payments:
             self._story.reach("a run without a payment")
         elif not self.landed:
@@ -184,7 +185,7 @@ class Coverage:
                 self._void(conn, payment_id, told)
 
     def _signed(self, conn: Connection, payment_id: str) -> None:
-        """A parent that is in no block, now, is one that payagent sent itself."""
+        """A parent that is in no block now is a transaction that payagent sent itself."""
         *_, (_, _, _, inputs) = conn.execute(_ATTEMPTS, (payment_id,)).fetchall()
         parents = [self._net.chain.tx(ref.partition("#")[0]) for ref in inputs.split()]
         if any(parent is None or parent[1] is None for parent in parents):

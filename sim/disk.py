@@ -1,8 +1,10 @@
-"""The disk under the ledger: a real SQLite file, of which a death leaves what had been synced.
+"""The disk under the ledger: a real SQLite file, of which a death leaves only the synced part.
 
-With `synchronous = FULL` a commit has been synced when it returns; with less it has not, and a death takes it.
-What was written after the last sync may be there in part, or as garbage: SQLite must see that by its checksums.
-May import: the standard library, store.db. Never: lets a process read what another's death took.
+With `synchronous = FULL` a commit is synced when it returns. With a lower setting it is not, and a death removes
+it. Data written after the last sync may remain in part or as garbage, which SQLite must detect by its checksums.
+
+May import: the standard library, store.db.
+Never: lets a process read what another's death removed.
 """
 
 import os
@@ -19,7 +21,7 @@ _PAGES_UNBOUNDED = 2**31
 
 
 class Disk:
-    """`path` is the ledger of the life that is running; `signed` what the signer's record says."""
+    """`path` is the ledger of the running daemon, `signed` the content of the signer's record."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
@@ -41,9 +43,9 @@ class Disk:
         return path.with_name(path.name + "-wal")
 
     def attach(self, conn: Connection) -> None:
-        """The log is folded into the file now, and not while the process lives: its length tells what is synced.
+        """Checkpoint the WAL now and never while the process lives, so that the WAL's length tells what is synced.
 
-        Nobody else opens the file meanwhile, so that nothing need be locked for each read.
+        The exclusive lock saves a lock per read; no one else opens the file.
         """
         conn.execute("PRAGMA wal_autocheckpoint = 0")
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -52,7 +54,7 @@ class Disk:
         self._synced_bytes = self._size()
 
     def committed(self) -> bool:
-        """A commit returned: whether it was synced."""
+        """Note that a commit returned. Returns whether it was synced."""
         if self._is_synced:
             self._synced_bytes = self._size()
         return self._is_synced
@@ -63,7 +65,7 @@ class Disk:
         return (self.path.name, KEYSTORE)
 
     def take_over(self, conn: Connection) -> None:
-        """As another daemon would that no lock keeps away: one on another machine, or while this one slept."""
+        """Take the ledger over as a daemon that no lock stops: on another machine, or after a suspend."""
         conn.execute("UPDATE boot SET epoch = 'another daemon'")
         self.committed()
 
@@ -76,7 +78,7 @@ class Disk:
         conn.execute(f"PRAGMA max_page_count = {_PAGES_UNBOUNDED}")
 
     def die(self, rng: Random, *, torn: bool) -> None:
-        """What is left goes on under another name; the old one belongs to the dead."""
+        """Move the surviving bytes to a new name. The dead process keeps the old one."""
         size_bytes, left_bytes, garbage = self._size(), self._synced_bytes, b""
         if torn:
             lost_bytes = size_bytes - left_bytes
@@ -84,7 +86,7 @@ class Disk:
             garbage = rng.randbytes(rng.randrange(1, 600))
         self._generation += 1
         dead, dead_log, self.path = self.path, self._wal, self.folder / f"{self._generation}.db"
-        # by its name the dead would fold its log into the file when it is closed; where that is gone, it does not
+        # a dead connection checkpoints its WAL when it is closed, but not once the file's name is gone
         dead.rename(self.path)
         if size_bytes:
             dead_log.rename(self._wal)
@@ -93,13 +95,13 @@ class Disk:
             log.write(garbage)
 
     def copy(self) -> None:
-        """What an operator keeps of the ledger, by the file, and nothing of what is beside it."""
+        """Copy the ledger as an operator might: the file and its synced WAL, and nothing beside it."""
         shutil.copyfile(self.path, self._copy)
         log = self._wal.read_bytes() if self._size() else b""
         self._log_of(self._copy).write_bytes(log[: self._synced_bytes])
 
     def put_back(self) -> None:
-        """The copy takes the place of what the last death left."""
+        """Put the copy in the place of the ledger that the last death left."""
         self._generation += 1
         self.path.unlink()
         self._wal.unlink(missing_ok=True)
@@ -109,6 +111,6 @@ class Disk:
 
     def _size(self) -> int:
         try:
-            return os.stat(f"{self.path}-wal").st_size  # noqa: PTH116  it is asked after each commit
+            return os.stat(f"{self.path}-wal").st_size  # noqa: PTH116  called after each commit
         except FileNotFoundError:
             return 0

@@ -1,6 +1,7 @@
-"""What is payagent's own in every run: its network, a wallet whose words everybody knows, and its secrets.
+"""Constants of every run: the network, a wallet with publicly known words, and the canary secrets.
 
-May import: core, wallet.keys, sim.canaries. Never: draws anything.
+May import: core, wallet.keys, sim.canaries.
+Never: draws anything.
 """
 
 from functools import cache
@@ -17,13 +18,13 @@ API_KEY = "canary-of-an-api-key"
 
 @cache
 def account() -> Account:
-    """A wallet of fixed words: its keys are worth nothing."""
+    """A wallet from fixed words. Its keys protect nothing."""
     return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
 
 
 @cache
 def canaries() -> Canaries:
-    """What the daemon must know and never write down."""
+    """The secrets that the daemon must know and never write."""
     signer = account().signer
     key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
     return Canaries(

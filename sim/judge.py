@@ -1,11 +1,19 @@
-"""The judge: sees the true chain, every byte that was released and the ledger's file, and says what does not hold.
+"""The judge: checks the invariants against the true chain, every released byte and the ledger's file.
 
-Invariants by the names of docs/exactly-once.md ("What is checked"): I1 one payment for a purchase, I2 the books
-are the chain, I3 signed bytes pay what was asked and no more, I4 everything ends, I5 secrets are kept, I6 durable
-before released, by one daemon alone, I7 attempts never change, I8 the same answer for the same key, I9 what the
-books say of a payment is what the chain shows, I10 the record is whole.
-May import: audit, core, devnet, store, the rest of sim. Never: changes anything; takes the agent's word for what
-the chain shows.
+The invariants have the names of docs/exactly-once.md ("What is checked"):
+- I1: one payment for a purchase.
+- I2: the ledger equals the chain.
+- I3: signed bytes pay what was asked and no more.
+- I4: everything ends.
+- I5: secrets are kept.
+- I6: bytes are durable before they are released, and by one daemon alone.
+- I7: attempts never change.
+- I8: the same key gets the same answer.
+- I9: the ledger's state of a payment is what the chain shows.
+- I10: the record is whole.
+
+May import: audit, core, devnet, store, the rest of sim.
+Never: changes anything; trusts the agent about the chain.
 """
 
 import hashlib
@@ -33,12 +41,12 @@ from sim.trace import Trace
 
 FEE_MAX_LOVELACE = 900_000
 VERIFIED, SEARCHED = 0.1, 0.2
-"""How often the books are verified in full that a start finds, and the ledger's file is searched in the end."""
+"""How often the ledger is verified in full at a start, and its file is searched for secrets at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """An attempt as its row says; `purchase` names what the client wants, `terms` the invoice that it is for."""
+    """A row of an attempt. `purchase` identifies what the client wants, and `invoice_id` the invoice it pays."""
 
     tx_id: str
     payment: str
@@ -52,13 +60,13 @@ class Signed:
 
 
 class Market(Protocol):
-    """What was truly asked, by those who asked it."""
+    """The payments that were truly requested, by the records of those who requested them."""
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """Sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
+        """Sets of outputs, (address, asset, units) each; one set is to be paid. Without origin: transfers."""
 
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
-        """What an invoice is for, in the words of `Signed.purchase`; None where nobody knows."""
+        """The purchase that an invoice is for, as in `Signed.purchase`; None if unknown."""
 
 
 _ATTEMPTS = """
@@ -70,7 +78,7 @@ LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
 
 
 class Judge:
-    """One for a run."""
+    """The judge of one run."""
 
     def __init__(self, net: Net, story: Trace, owner: Owner, market: Market, cap_units: int, rng: Random) -> None:
         self._net = net
@@ -95,7 +103,7 @@ class Judge:
     # --- the record
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
-        """What a commit added, and whether a death can still take it."""
+        """Check the attempts that a commit added. `synced`: a death can no longer remove them."""
         for row in conn.execute(_ATTEMPTS, (self._last_row,)).fetchall():
             self._last_row = row[0]
             request = (row[7] or "").rpartition(" ")[2]
@@ -114,9 +122,9 @@ class Judge:
                 self._durable.add(signed.tx_id)
 
     def put_back(self, conn: Connection) -> None:
-        """The ledger is an older copy: what it lacks, nobody but its signer's record and the chain knows of.
+        """The ledger was replaced by an older copy. Only the signer's record and the chain know what it lacks.
 
-        So what only the lost rows knew as bought may be bought again, which is told in docs/exactly-once.md.
+        Purchases that only the lost rows recorded may be bought again (docs/exactly-once.md).
         """
         there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
         lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}
@@ -135,13 +143,13 @@ class Judge:
             self._story.reach("a ledger is put back that lacks what was sent")
 
     def begun(self, behind: str | None) -> None:
-        """A life is ready to sign, or says why it is not."""
+        """A daemon is ready to sign, or says why it is not."""
         if self._is_put_back and behind is None:
             self._story.violate("I1", "the ledger is older than what was signed, and nobody noticed")
         self._is_put_back = False
 
     def _check_past(self, signed: Signed) -> None:
-        """I1 for a ledger that was put back: nothing is signed while what it lacks could still come to land."""
+        """I1 for a restored ledger: nothing is signed while a transaction that it lacks could still land."""
         if (nonce_utxo := self._nonce_utxos.setdefault(signed.payment, signed.nonce_utxo)) != signed.nonce_utxo:
             self._story.violate(
                 "I1", f"{signed.payment} had the anchor {nonce_utxo[:8]}, now {signed.nonce_utxo[:8]}"
@@ -154,7 +162,7 @@ class Judge:
                 self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {told}")
 
     def reborn(self, conn: Connection) -> None:
-        """A life begins on what a death left: is it whole, and does it hold what was durable?"""
+        """A daemon starts on the ledger that a death left. Check that it is whole and holds everything durable."""
         self._last_row = 0
         there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
         for tx_id in self._released:
@@ -175,10 +183,10 @@ class Judge:
                 self._story.violate("I10", f"event {seq} does not follow from the one before")
             last_seq, last_hash = seq, own_hash
 
-    # --- what leaves
+    # --- released bytes
 
     def released(self, raw: bytes, where: str) -> None:
-        """Bytes go to a provider or a merchant."""
+        """Bytes are sent to a provider or a merchant."""
         tx = self._net.release(raw)
         if tx.tx_id not in self._durable:
             self._story.violate("I6", f"{tx.tx_id[:8]} goes to {where} and is not durable")
@@ -195,7 +203,7 @@ class Judge:
             self._check_conflicts(tx, signed)
 
     def _check_bytes(self, signed: Signed) -> None:
-        """I3: it pays what one of the asked sets says, the rest to ourselves, at a fee that can be."""
+        """I3: the transaction pays one of the requested sets, the rest to ourselves, at a plausible fee."""
         try:
             tx = decode_tx(signed.cbor)
         except LedgerError as error:  # a mint, a certificate or a withdrawal too
@@ -220,7 +228,7 @@ class Judge:
             self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {asked}")
 
     def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
-        """I1 over all forks: of two transactions for one purchase no chain can ever hold both."""
+        """I1 over all forks: of two transactions for one purchase, no chain can ever hold both."""
         others = self._by_purchase.setdefault(signed.purchase, [])
         mine = self._line(tx)
         for other in others:
@@ -232,7 +240,7 @@ class Judge:
         others.append(tx.tx_id)
 
     def _line(self, tx: Tx) -> dict[str, Tx]:
-        """A transaction and all that was signed with our keys and must be on the chain before it."""
+        """A transaction and all its released ancestors, which must be on the chain before it."""
         line: dict[str, Tx] = {}
         waiting = [tx]
         while waiting:
@@ -243,7 +251,7 @@ class Judge:
         return line
 
     def _is_overtaken(self, line: Mapping[str, Tx]) -> bool:
-        """Whether what a line spends went elsewhere, in a block that is deeper than any fork."""
+        """Whether another transaction spent one of the inputs, in a block too deep for any fork."""
         chain = self._net.chain
         final = chain.tip.height - self._net.fork_max
         for tx in line.values():
@@ -254,7 +262,7 @@ class Judge:
         return False
 
     def _is_too_late(self, line: Mapping[str, Tx]) -> bool:
-        """Whether a part of a line is on no chain, and a block that no fork undoes is past its time limit."""
+        """Whether one of the transactions is on no chain and has expired by a block that no fork can undo."""
         chain = self._net.chain
         final = chain.block(max(0, chain.tip.height - self._net.fork_max))
         return any(
@@ -268,7 +276,7 @@ class Judge:
     # --- the chain
 
     def blocks_made(self, blocks: Iterable[DevnetBlock]) -> None:
-        """I1 on the chain as it is."""
+        """I1 on the current chain."""
         ours = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
         for tx in ours:
             signed = self.signed[tx.tx_id]
@@ -285,14 +293,14 @@ class Judge:
         paying = [one for one in self.signed.values() if one.kind == "pay" and one.origin]
         return [(one.origin, one.invoice_id) for one in paying if self._is_in_block(one.tx_id)]
 
-    # --- what clients are told
+    # --- answers to clients
 
     def told(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
-        """I8: for one purchase it is one payment, until that one ended without paying.
+        """I8: one purchase has one payment until that payment ended without paying.
 
-        An earlier one that had is told again where a fork brought its transaction back: its successor, which
-        spends what came of its end, is dead then.
-        `conn` is None when the daemon has died since it answered: then the next answer is looked at.
+        If a fork brings an earlier payment's transaction back, that payment is reported again. Its successor
+        spends an output of the earlier one's end, so it can no longer land. `conn` is None if the daemon has died
+        since its answer; then the next answer is checked.
         """
         self._accepted[payment_id] = None
         before = self._answers.get(purchase)
@@ -309,7 +317,7 @@ class Judge:
     # --- the end
 
     def at_rest(self, conn: Connection) -> None:
-        """Faults stopped long ago: everything has ended, the books are the chain, and verify finds nothing."""
+        """Faults stopped long ago: everything has ended, the ledger equals the chain, and verify finds nothing."""
         for row in payments.payments_in(conn, tuple(State)):
             self._check_end(conn, row)
         self._check_books(conn)
@@ -321,7 +329,7 @@ class Judge:
                 self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
 
     def search(self, path: Path) -> None:
-        """I5, in what the last daemon and, in the ledger's history, those before it have written."""
+        """I5 for the ledger's file, with what this and all earlier daemons wrote to it."""
         if self._rng.random() < SEARCHED:
             self._story.reach("a ledger is searched for secrets")
             for file in (path, path.with_name(f"{path.name}-wal")):
@@ -359,7 +367,7 @@ class Judge:
             self._story.violate("I2", f"{held} is held, and nothing is in flight")
 
     def outflow_is_booked(self, conn: Connection) -> None:
-        """I2 and I3 at all times, by the payment."""
+        """I2 and I3 at all times, per payment."""
         landed = [spend for tx_id, spend in self._spends.items() if self._is_in_block(tx_id)]
         self._spending.outflow_is_booked(conn, landed)
 
@@ -369,11 +377,11 @@ def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tup
 
 
 def _of_asset(lovelace: int, assets: Mapping[str, int]) -> tuple[str, int]:
-    """What an output is for: its token if it has one, whose lovelace only rides along."""
+    """The asset and units that an output is for. With a token, its lovelace is only the min-ADA."""
     return next(iter(assets.items())) if assets else (LOVELACE, lovelace)
 
 
 def _exclude(first: Mapping[str, Tx], second: Mapping[str, Tx]) -> bool:
-    """Whether no chain can hold both lines: two different transactions of them spend one output."""
+    """Whether no chain can hold both sets: two different transactions of them spend one output."""
     spent: dict[OutRef, str] = {ref: tx.tx_id for tx in first.values() for ref in tx.inputs}
     return any(spent.get(ref, tx.tx_id) != tx.tx_id for tx in second.values() for ref in tx.inputs)

@@ -1,9 +1,10 @@
-"""Merchants: the devnet's own, called in process, over a network that loses requests and replies.
+"""The simulated merchants: the devnet's own, called in process over a network that loses requests and replies.
 
-Each faces the world as an ASGI application, so every body on the wire is the devnet's; what goes wrong happens
-around it: a call that never came, an answer that never left, a 502 after all was done, a new invoice at another
-price, a status that is not true.
-May import: core, devnet, httpx, the proxy's shapes, the rest of sim. Never: knows what the agent thinks.
+Each merchant is the devnet's ASGI application, so every body on the wire is the devnet's. The faults happen around
+it: a lost request, a lost answer, a 502 after everything was done, a new invoice at another price, a false status.
+
+May import: core, devnet, httpx, the proxy's shapes, the rest of sim.
+Never: knows the agent's state.
 """
 
 import asyncio
@@ -31,24 +32,24 @@ from sim.trace import Trace
 
 CLIENT_PATIENCE_S = 60.0
 BROADCAST_S_MAX = 600.0
-"""By then most of what was handed over is over, or was taken back."""
+"""By then most handed-over transactions have expired or were cancelled."""
 
 TURNS_DOWN = "refuse_verify"
-"""The devnet's fault of that name: what could be settled is refused with a word that is final."""
+"""The devnet's fault of that name: a payment that could be settled is refused for good."""
 
 SENT_ALL_THE_SAME = 0.6
-"""How often what was refused is."""
+"""How often a refused transaction is submitted anyway."""
 
 _STATUSES = ("confirmed", "consumed", "expired", "pending", "refunded")
 
 
 class UnreachedError(Exception):
-    """No answer came. Whether the call was carried out is not told."""
+    """No answer came. The request may or may not have been carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimResponse:
-    """A merchant's answer in full; header names in lower case."""
+    """A merchant's whole answer, with header names in lower case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -56,9 +57,9 @@ class SimResponse:
 
 
 class _FacilitatorsNode:
-    """A facilitator's way to the chain: whether it sends what it took, and when, is drawn for each transaction.
+    """A facilitator's node. Whether and when it submits a transaction is drawn for each one.
 
-    Whatever came of it, the facilitator says "pending" until the chain shows it or its TTL has passed.
+    In any case the facilitator says "pending" until the chain shows the transaction or its TTL has passed.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class _FacilitatorsNode:
 
 
 class SimShop:
-    """One merchant at an origin. `asked` holds every invoice id with the body hash of the call that it is for."""
+    """One merchant at an origin. `prices` has every price that it ever asked."""
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class SimShop:
     # --- calls
 
     async def call(self, method: str, target: str, headers: dict[str, str], body: bytes) -> SimResponse:
-        """One call as a client makes it. Raises `UnreachedError`."""
+        """One request as a client makes it. Raises `UnreachedError`."""
         rng, mix = self._rng, self._mix()
         self._hear(headers)
         await asyncio.sleep(rng.random() * 2)
@@ -167,7 +168,7 @@ class SimShop:
         return answer
 
     def _refuses(self, proof: str) -> bool:
-        """For good, by its word; the same proof is served when it is deep enough."""
+        """Refuse a proof for good while its transaction is not deep enough. Later the same proof is served."""
         seen = self.seen(proof)
         if len(proof) != 64 or (0 if seen is None else seen.depth) >= self._refused_below:
             return False
@@ -176,19 +177,19 @@ class SimShop:
         return True
 
     def _hear(self, headers: dict[str, str]) -> None:
-        """A proof that is a transaction itself has left the process, whether or not it arrives."""
+        """A proof that is a signed transaction has left the process, even if the request is lost."""
         for raw in transactions_in(headers):
             self._released(raw, self.name)
 
     def _send_all_the_same(self, headers: dict[str, str]) -> None:
-        """A refusal takes nothing back: whoever was handed a transaction has it."""
+        """A refusal takes nothing back: the merchant may still submit the transaction it received."""
         for raw in transactions_in(headers):
             if self._drawn("a merchant sends what it refused", SENT_ALL_THE_SAME):
                 later_s = self._rng.random() * BROADCAST_S_MAX
                 asyncio.get_running_loop().call_later(later_s, self._net.submit_quietly, raw)
 
     def _reprice(self) -> None:
-        """New invoices from here on: another id for the same call, and perhaps another price."""
+        """Give new invoices from here on another id and perhaps another price."""
         terms = self.merchant.terms
         change = self._rng.choice((0, 0, 100_000, -100_000))
         price_units = max(2_000_000, terms.price_units + change)
@@ -210,7 +211,7 @@ class SimShop:
 
 
 def transactions_in(headers: dict[str, str]) -> list[bytes]:
-    """The signed transactions that a retry's headers carry, in any dialect."""
+    """The signed transactions in a retry's headers, in any dialect."""
     import base64
 
     found = []
@@ -231,7 +232,7 @@ def _is_hex(text: str) -> bool:
 async def call_app(
     app: ASGIApp, method: str, target: str, headers: dict[str, str], body: bytes, host: str
 ) -> SimResponse:
-    """UpstreamRequest an ASGI application and take its whole answer."""
+    """Call an ASGI application and collect its whole answer."""
     path, _, query = target.partition("?")
     scope: dict[str, Any] = {
         "type": "http",
@@ -266,7 +267,7 @@ async def call_app(
 
 
 class SimTransport(httpx.AsyncBaseTransport):
-    """How the daemon's own calls reach the shops: status, balance, top-ups."""
+    """The daemon's own transport to the merchants: status, balance, top-ups."""
 
     def __init__(self, shops: dict[str, SimShop]) -> None:
         self._shops = shops
@@ -283,7 +284,7 @@ class SimTransport(httpx.AsyncBaseTransport):
 
 
 class SimAnswer:
-    """An answer as the proxy's clerk reads it."""
+    """An answer as the proxy's payer reads it."""
 
     def __init__(self, answer: SimResponse) -> None:
         self.status = answer.status
@@ -302,7 +303,7 @@ class SimAnswer:
 
 @dataclass(slots=True)
 class SimUpstream:
-    """The proxy's way to a shop."""
+    """The proxy's connection to a merchant."""
 
     shop: SimShop
     timeout_s: float = CLIENT_PATIENCE_S

@@ -1,7 +1,7 @@
-"""The chain that is true, and the adversary: blocks, forks at old slots, and whoever keeps what was ever released.
+"""The true chain and the adversary: blocks, forks at old slots, and rebroadcasts of anything ever released.
 
-May import: devnet, sim.trace, sim.fault_rates. Never: invents a transaction; what it puts into a block the ledger
-accepts.
+May import: devnet, sim.trace, sim.fault_rates.
+Never: invents a transaction; every block is valid by the devnet's ledger.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _EXTRA_BLOCKS_MAX = 3
 
 
 class Net:
-    """One chain that honest providers and merchants see, sooner or later."""
+    """The chain that honest providers and merchants see, sooner or later."""
 
     def __init__(
         self, rng: Random, story: Trace, mix: Callable[[], FaultRates], now_ms: Callable[[], int], fork_max: int
@@ -33,43 +33,43 @@ class Net:
         self.chain = self.node.chain
         self.hoard: dict[str, Tx] = {}
         self.branch: Branch | None = None
-        """What the last fork undid."""
+        """The blocks that the last fork undid."""
 
         self.orphans: dict[str, int] = {}
-        """Blocks that a fork undid, and how deep each of them was."""
+        """Blocks that a fork undid, with their depth then."""
         self.taken: dict[str, None] = {}
-        """What was ever in a mempool or a block."""
+        """Transactions that were ever in a mempool or a block."""
         self.unanswered: dict[str, None] = {}
-        """What a provider took, and its answer was lost."""
+        """Transactions that a provider accepted but whose answer was lost."""
         self._shown: dict[str, tuple[str, str | None]] = {}
         self.lost_deposits: dict[str, Tx] = {}
-        """What a fork took of what others sent us; perhaps for good."""
+        """Deposits that a fork removed, perhaps for good."""
         self.is_dry: Callable[[], bool] = lambda: False
-        """Whether blocks are full of what others sent."""
+        """Whether blocks are full of other people's transactions."""
         self.on_blocks: Callable[[list[DevnetBlock]], None] = lambda blocks: None
 
     def release(self, raw: bytes) -> Tx:
-        """Bytes have left the process: from now on anybody may have them."""
+        """Bytes have left the process, so from now on anyone may have them."""
         tx = decode_tx(raw)
         self.hoard.setdefault(tx.tx_id, tx)
         return tx
 
     def submit(self, raw: bytes) -> str:
-        """To the mempool; its id. Raises `LedgerError`."""
+        """Submit to the mempool. Returns the id. Raises `LedgerError`."""
         self.node.tick()
         tx_id = self.chain.submit(raw)
         self.taken[tx_id] = None
         return tx_id
 
     def submit_quietly(self, raw: bytes) -> None:
-        """As somebody who is answered by nobody."""
+        """Submit and ignore refusals."""
         try:
             self.submit(raw)
         except LedgerError:
             return
 
     def shown(self, provider: str, tx_id: str, block_hash: str | None) -> None:
-        """A provider shows a transaction in a block, or denies it (None)."""
+        """Record that a provider shows a transaction in a block, or denies it (None)."""
         other, before = self._shown.get(tx_id, (provider, block_hash))
         if other != provider and before != block_hash:
             self._story.reach("two providers disagree about a transaction")
@@ -79,7 +79,7 @@ class Net:
         return max(1.0, self._rng.expovariate(1 / BLOCK_MEAN_S))
 
     def make_block(self) -> None:
-        """A block, perhaps without what waits, or a fork in its place."""
+        """Make a block, perhaps without the waiting transactions, or a fork instead."""
         mix, rng = self._mix(), self._rng
         self.node.tick()
         if rng.random() < mix.rebroadcast:
@@ -96,7 +96,7 @@ class Net:
         self.on_blocks([made])
 
     def _deposit_back(self) -> list[bytes]:
-        """Somebody sends again what a fork took away."""
+        """Choose a removed deposit to be sent again, or none."""
         if not self.lost_deposits or self._rng.random() >= self._mix().deposit_back:
             return []
         tx = self.lost_deposits.pop(self._rng.choice(list(self.lost_deposits)))
@@ -109,7 +109,7 @@ class Net:
                 self.submit_quietly(tx.raw)
 
     def _evict(self) -> None:
-        """A node drops what it took: from its latency bounds, or its restart."""
+        """Drop a transaction from the mempool, as a full or restarted node does."""
         tx_id = self._rng.choice(list(self.chain.mempool))
         left = [tx for name, tx in self.chain.mempool.items() if name != tx_id]
         self.chain.refill(left)
@@ -117,7 +117,7 @@ class Net:
         self._story.reach("a mempool drops a transaction")
 
     def _fork(self) -> None:
-        """Another branch wins: its blocks are at old slots, and may hold anything that was ever released."""
+        """Another branch wins. Its blocks are at old slots and may contain anything that was ever released."""
         rng, chain = self._rng, self.chain
         most = min(self.fork_max, chain.tip.height)
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
@@ -144,7 +144,7 @@ class Net:
         return sorted(self._rng.randint(first, last) for _ in range(count))
 
     def _mint(self, slot: int) -> DevnetBlock:
-        """A block of the other branch: its producer heard of some of what was released, in some order."""
+        """A block of the other branch. Its producer knows some of the released transactions, in some order."""
         chosen: list[bytes] = []
         slot = max(slot, self.chain.tip.slot)
         for tx in self._rng.sample(list(self.hoard.values()), len(self.hoard)):

@@ -1,7 +1,9 @@
-"""The operator's desk: who stops all signing for a while, and who is asked about payments, and answers or not.
+"""The simulated operator: pauses all signing for a while, and approves, denies or ignores payments.
 
-It draws by itself, and in some seeds only, so that all others go as they went without it.
-May import: core, agent, store, sim.process, sim.fixtures. Never: does what no operator could.
+It has its own random numbers and acts in some seeds only, so other seeds run as they did before it was added.
+
+May import: core, agent, store, sim.process, sim.fixtures.
+Never: does what no operator could.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ _NOT_ASKED = "SELECT DISTINCT a.payment_id FROM attempts a JOIN approvals q ON q
 
 
 class Office(Protocol):
-    """What the desk sees of the world."""
+    """The operator's view of the world."""
 
     story: Trace
     is_calm: bool
@@ -37,14 +39,14 @@ class Office(Protocol):
 
 @dataclass
 class SimOperator:
-    """One for a run. `asks_above` is the threshold of the seed's terms; None: nobody is asked."""
+    """The operator of one run. `asks_above` is the seed's approval threshold; None means no approvals."""
 
     rng: Random
     asks_above: int | None = None
     pauses: bool = False
     _approved: set[str] = field(default_factory=set)
     _signed_before: int | None = None
-    """How many attempts there were when a pause was answered; None while none stands, as far as the desk knows."""
+    """How many attempts there were when a pause was confirmed; None while no pause is known to hold."""
 
     @classmethod
     def of(cls, seed: int) -> "SimOperator":
@@ -53,7 +55,7 @@ class SimOperator:
         return cls(rng, asks_above, rng.random() < 0.25)
 
     async def pause_now_and_then(self, office: Office) -> None:
-        """Stop all signing, and start it again some minutes later, whatever dies meanwhile."""
+        """Pause all signing and resume it some minutes later, whatever dies meanwhile."""
         while not office.is_calm:
             await self._sleep(office, self.rng.uniform(60, 500))
             try:
@@ -65,10 +67,10 @@ class SimOperator:
                 office.story.reach("an operator does not hear whether signing stopped")
             await self._sleep(office, self.rng.uniform(30, 400))
             await self._resume(office)
-        await self._resume(office)  # an older ledger that was put back may know of a pause that is over
+        await self._resume(office)  # an older ledger that was put back may have a pause that is over
 
     async def _resume(self, office: Office) -> None:
-        """Until it is heard; from the first try on it may be so."""
+        """Resume until it is confirmed. The pause may be over from the first try on."""
         self._signed_before = None
         while True:
             try:
@@ -79,7 +81,7 @@ class SimOperator:
                 await asyncio.sleep(20)
 
     async def answer(self, office: Office) -> None:
-        """Decide on what waits, now and then: yes mostly, no sometimes, and some is left to its time."""
+        """Decide on open approvals from time to time: approve most, deny some, and let some time out."""
         while True:
             await asyncio.sleep(self.rng.uniform(20, 200))
             life = await office.life()
@@ -105,11 +107,11 @@ class SimOperator:
             office.story.reach("a person does not hear what became of the decision")
 
     def forgets(self) -> None:
-        """An older ledger knows of no pause that came after it."""
+        """An older ledger does not know a later pause."""
         self._signed_before = None
 
     def committed(self, office: Office, conn: Connection) -> None:
-        """I13: from the answer to a pause on nothing is signed. I14: what is asked about, only after a yes."""
+        """I13: nothing is signed after a pause is confirmed. I14: what needs approval has it when signed."""
         if self._signed_before is not None and _count(conn) > self._signed_before:
             office.story.violate("I13", "an attempt was made durable after a pause was answered")
             self._signed_before = None
@@ -119,7 +121,7 @@ class SimOperator:
                     office.story.violate("I14", f"{payment_id} was signed, and nobody approved it")
 
     async def _sleep(self, office: Office, seconds: float) -> None:
-        """Not beyond the end of the trouble."""
+        """Sleep, but not past the end of the faults."""
         while seconds > 0 and not office.is_calm:
             await asyncio.sleep(min(seconds, 30))
             seconds -= 30

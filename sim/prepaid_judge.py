@@ -1,6 +1,7 @@
-"""Prepaid balances judged by the shops' own books: what is bought, used and left, and that no call counts twice.
+"""Checks prepaid balances against the merchants' own records: bought, used, left, and no call counted twice.
 
-May import: core, store's connection, sim.trace. Never: changes anything; takes the agent's counts for the truth.
+May import: core, store's connection, sim.trace.
+Never: changes anything; trusts the agent's counts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,17 +27,17 @@ GROUP BY payment_id HAVING COUNT(*) > 1
 
 
 class Counters(Protocol):
-    """What the shops know."""
+    """The merchants' own counts."""
 
     def calls_served(self, origin: str, partner: str, wallet: str) -> int:
-        """Calls that were truly served of a buyer's batches, the first of each with them."""
+        """Calls that were truly served from a buyer's batches, including the first call of each."""
 
     def batch(self, origin: str, invoice_id: str | None) -> int:
-        """How many calls an invoice sells; 0 for none."""
+        """How many calls an invoice sells; 0 if it sells no batch."""
 
 
 class PrepaidJudge:
-    """One for a run."""
+    """The prepaid judge of one run."""
 
     def __init__(self, story: Trace, counters: Counters) -> None:
         self._story = story
@@ -44,7 +45,7 @@ class PrepaidJudge:
         self._last_move = 0
 
     def committed(self, conn: Connection) -> None:
-        """After a commit that moved a balance: bought - used = left, never negative, and nothing twice."""
+        """After a balance changed: bought - used = left, never negative, and nothing counted twice."""
         (last,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM prepaid_moves").fetchone()
         if last == self._last_move:
             return
@@ -69,7 +70,7 @@ class PrepaidJudge:
             )
 
     def at_rest(self, conn: Connection, landed: Iterable[tuple[str, str | None]]) -> None:
-        """What is bought is what invoices sold whose payment is on the chain: (origin, invoice id) of each."""
+        """Bought calls equal the calls that paid invoices sold. `landed`: (origin, invoice id) of each."""
         sold: dict[str, int] = {}
         for origin, invoice_id in landed:
             if count := self._counters.batch(origin, invoice_id):

@@ -1,8 +1,10 @@
-"""One life of the daemon: from its start on the disk that is there to its stop, or its death between two steps.
+"""One run of the daemon process: from its start on the current disk to its stop, or its death between two steps.
 
-Everything that the daemon's process holds is here and goes with it; what outlives it (disk, net, shops, clients)
-is the world's. Commits are made in line, several at once now and then, as the writer's thread would.
-May import: every room that daemon.py puts together, the rest of sim. Never: cleans up after a death.
+Everything in the daemon's memory is here and dies with it. The world owns what outlives it (disk, net, merchants,
+clients). Commits run on the event loop, sometimes several in one, as in the writer thread.
+
+May import: every room that daemon.py puts together, the rest of sim.
+Never: cleans up after a death.
 """
 
 import asyncio
@@ -38,10 +40,10 @@ T = TypeVar("T")
 MERCHANTS_EVERY_BEATS = 3
 LEAVES_S_MAX = 20.0
 WEAK, WEAK_DISK = 0.5, 0.4
-"""How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
+"""How often commits of the seed's chosen kind die, and how often they get a disk error."""
 
 WEAK_AT_VOID, WEAK_DISK_AT_VOID = 0.6, 0.6
-"""A void is seldom come to: where a seed has chosen it, it fails the more often."""
+"""Voids are rare, so a seed that chose them has more failures there."""
 
 
 class DeadError(Exception):
@@ -49,7 +51,7 @@ class DeadError(Exception):
 
 
 class Host(Protocol):
-    """What the world gives a life."""
+    """What the world provides to a daemon."""
 
     loop: VirtualLoop
     rng: Random
@@ -62,7 +64,7 @@ class Host(Protocol):
 
     @property
     def beat_s(self) -> float:
-        """How long from one look to the next, at present."""
+        """The current time from one pass to the next."""
 
     def mix(self) -> FaultRates: ...
 
@@ -73,13 +75,13 @@ class Host(Protocol):
     def merchants(self) -> MerchantClient: ...
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
-        """A commit is made; the judge looks at what it added."""
+        """A commit succeeded; the judge checks what it added."""
 
     def failed_inside(self, where: str, error: str) -> None:
-        """Something raised what nobody takes further."""
+        """An exception ended in the daemon's log only."""
 
     def died(self, why: str) -> None:
-        """The process is gone; the world decides when it starts again."""
+        """The process is gone; the world decides when it restarts."""
 
 
 class _Clock:
@@ -99,7 +101,7 @@ class _Draws:
 
 
 class Record:
-    """The signer's own record: on the same disk, in a file of its own."""
+    """The signer's record, in its own file on the same disk."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -115,7 +117,7 @@ class Record:
 
 
 class InlineReaders(Readers):
-    """Reads on the writer's own connection, between its commits: what is committed is what every reader sees."""
+    """Reads on the writer's own connection between its commits, so every reader sees the committed state."""
 
     def __init__(self, path: Path, writing: Connection) -> None:
         super().__init__(path)
@@ -138,7 +140,7 @@ class InlineWriter:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
-        """As `store.db.writer.Writer.run`."""
+        """Run a job as `store.db.writer.Writer.run` does."""
         entry = Job(name, job, Unit(self.committer.conn))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
@@ -152,7 +154,7 @@ class InlineWriter:
         return self.committer.is_noted(attempt)
 
     async def _flush(self) -> None:
-        """What waits by the time of the commit shares it."""
+        """Jobs that wait at the time of the commit share it."""
         await asyncio.sleep(0)
         batch, self._waiting, self._task = self._waiting, [], None
         self._life.commit([job for job, _ in batch])
@@ -189,7 +191,7 @@ class SimProcess:
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
-        """As daemon.py: what the ledger may lack first, and then the beats."""
+        """Start as daemon.py does: first recover what the ledger may lack, then start the jobs."""
         await self._recovery.begin()
         self.spawn(self._every(1, self.watch.tick))
         self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.hearing.view)))
@@ -203,17 +205,17 @@ class SimProcess:
             self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:
-        """What it orders when all else has ended would not have settled by the end of the run."""
+        """Not after the faults stopped: a transfer ordered then could not settle before the end of the run."""
         if not self._host.is_calm:
             await self.agent.stock.keep_ready()
 
     def take_over(self) -> None:
-        """Another daemon opens the ledger: from here on this one must commit nothing more."""
+        """Another daemon opens the ledger. From here on this one must commit nothing."""
         self._is_taken_over = True
         self._host.disk.take_over(self._committer.conn)
 
     def _leave(self) -> None:
-        """It noticed, and ends in order, which may take some seconds."""
+        """The daemon noticed the other one and shuts down, which may take some seconds."""
         if self._is_leaving:
             return
         self._is_leaving = True
@@ -224,24 +226,24 @@ class SimProcess:
 
     @property
     def conn(self) -> Connection:
-        """What is committed, as the process sees it."""
+        """A connection that shows the committed state, as the process sees it."""
         return self._readers.conn
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Something that the process does; it dies with it."""
+        """Start a task that dies with the process."""
         with self._host.loop.owned_by(self):
             task = self._host.loop.create_task(work)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        """A task that a bug ended would be missed by nobody: what it did is only not done any more."""
+        """Report a task that a bug ended, because otherwise no one would notice."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.is_over and not isinstance(error, Refused):
             self._host.failed_inside("a task of the daemon", repr(error))
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """What a client asks of the daemon. Raises `DeadError` when the daemon goes first."""
+        """Run a client's request in the daemon. Raises `DeadError` if the daemon ends first."""
         if self.is_over:
             work.close()
             raise DeadError
@@ -251,12 +253,12 @@ class SimProcess:
         except asyncio.CancelledError:
             task.cancel()
             raise
-        if task.cancelled() or self.is_over:  # what a dead process still computed reaches nobody
+        if task.cancelled() or self.is_over:  # results of a dead process reach no one
             raise DeadError
         return task.result()
 
     def commit(self, jobs: list[Job]) -> None:
-        """One commit; what goes wrong with it is drawn for each."""
+        """Commit jobs once, with faults drawn for each commit."""
         host, rng, mix = self._host, self._host.rng, self._host.mix()
         names = [job.name for job in jobs]
         is_weak = host.weak_job in names and not host.is_calm
@@ -297,7 +299,7 @@ class SimProcess:
             host.disk.fill_up(self._committer.conn)
 
     def die(self, why: str) -> None:
-        """At once, with everything that was under way; its files are as they were."""
+        """Die at once, with everything in progress. The files stay as they are."""
         if self.is_over:
             return
         self.is_over = True
@@ -309,7 +311,7 @@ class SimProcess:
         host.died(why)
 
     async def stop(self) -> None:
-        """In order: what is being sent ends first."""
+        """Shut down in order: transactions being submitted finish first."""
         await self.agent.sending.drain(20)
         self.is_over = True
         self._end()
@@ -323,6 +325,6 @@ class SimProcess:
         while True:
             try:
                 await act()
-            except Exception as error:  # noqa: BLE001  the daemon logs it and beats on
+            except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
                 self._host.failed_inside("a beat", repr(error))
             await asyncio.sleep(self._host.beat_s * beats)

@@ -1,7 +1,9 @@
-"""Providers: each sees the chain in its own way, late and in part; one that is honest never says what is not.
+"""The simulated providers: each has its own late and partial view of the chain. An honest one never lies.
 
-Answers to submissions are put together as bytes, as Blockfrost would give them, and read by the real classifier.
-May import: chain, core, devnet, the rest of sim. Never: shows the agent the truth by another way than its calls.
+Answers to submissions are built as bytes, as Blockfrost would send them, and parsed by the real classifier.
+
+May import: chain, core, devnet, the rest of sim.
+Never: shows the agent the truth except through its calls.
 """
 
 import asyncio
@@ -51,10 +53,10 @@ CALL_S, PAGES_S = 14.9, 119.0
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What a provider is like in a run: what it lies about, if anything, and until when it is dead.
+    """A provider's behaviour in a run: the lie it tells, if any, and until when it is down.
 
-    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips_from_s`: from
-    when on it tells nothing but its tip before the last moment that the adapter bears.
+    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips_from_s`: from then on
+    every answer except the tip comes at the last moment before the adapter's timeout.
     """
 
     name: str
@@ -67,14 +69,14 @@ class Habits:
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
 
 MISPLACES = "misplaces"
-"""The lie of a provider that is heard alone: it drops some of what it is sent, and shows it in a real block."""
+"""The lie of a sole provider: it drops some submissions and shows them in a real block."""
 
 MISPLACED_S = 100.0
-"""How long it tells that lie: less than a void or a settlement takes, which a liar alone could bring about."""
+"""How long it tells that lie. This is shorter than a void or a settlement takes, which a sole liar could cause."""
 
 
 class SimProvider:
-    """A `ChainSource` on the net. `released` is told of bytes before anything else happens to them."""
+    """A `ChainProvider` on the net. `released` gets submitted bytes before anything else happens to them."""
 
     def __init__(
         self,
@@ -96,14 +98,14 @@ class SimProvider:
         self._left: Branch | None = None
         self._calls = 0
         self._misplaced: dict[str, tuple[DevnetBlock | None, float]] = {}
-        """By transaction: the block that it is shown in, which does not hold it, and until when."""
+        """By transaction: the block it is falsely shown in, and until when."""
 
     @property
     def name(self) -> str:
         return self._habits.name
 
     def pace(self, turn: Turn) -> None:
-        """Each of its reads is one call."""
+        """Do nothing: each read is one call."""
 
     # --- reads
 
@@ -200,7 +202,7 @@ class SimProvider:
         return await self._read(read)
 
     async def _read(self, read: Callable[[int], Read[T]], within_s: float = CALL_S) -> Read[T]:
-        """After the time that a call takes, from a view that may be some blocks old; or no answer."""
+        """Answer after the time that a call takes, from a view that may be some blocks old; or do not answer."""
         rng, mix = self._rng, self._mix()
         if asyncio.get_running_loop().time() >= self._habits.drips_from_s:
             await asyncio.sleep(within_s)
@@ -223,7 +225,7 @@ class SimProvider:
         return read(top)
 
     def _is_on_branch(self) -> bool:
-        """It stays on each branch that it was on when a fork undid it, for a while, and never comes back."""
+        """Whether it is on an undone branch. It stays there for a while, and never returns to one it has left."""
         if not self._habits.stays_s:
             return False
         chain, newest = self._net.chain, self._net.branch
@@ -308,7 +310,7 @@ class SimProvider:
         return answer
 
     async def _take(self, raw: bytes, tx_id: str) -> RawAnswer:
-        """What becomes of the bytes, and what is said of it: two things."""
+        """The true result of a submission, and the answer about it, which may differ."""
         mix, net = self._mix(), self._net
         if self._is_dead():
             return RawAnswer(error=TransportError.CONNECT, body_sent=False)

@@ -1,7 +1,7 @@
-"""Many seeds: in shares, on several processes, with one result for all of them.
+"""Runs many seeds in shares on several processes, and adds up their results.
 
-May import: the standard library, sim.coverage, sim.stage. Never: hides a seed that failed; lets how it was shared
-out change what came of a seed.
+May import: the standard library, sim.coverage, sim.stage.
+Never: hides a failed seed; lets the sharing change a seed's result.
 """
 
 import os
@@ -24,12 +24,12 @@ def _nothing() -> None:
 
 
 Prepare = Callable[[], None]
-"""What a process does before its first seed; tests put a bug in."""
+"""Called by a process before its first seed. Tests use it to inject a bug."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of some seeds. `violations` has every seed that failed, with what it violated first."""
+    """The result of some seeds. `violations` has each failed seed with its first violation."""
 
     seeds: int = 0
     reached: Counter[str] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Result:
         self.digests |= other.digests
 
     def as_json(self, seconds: float) -> dict[str, Any]:
-        """The line that `scripts/sim --json` ends with."""
+        """The last line of `scripts/sim --json`."""
         return {
             "seeds": self.seeds,
             "violations": len(self.violations),
@@ -54,7 +54,7 @@ class Result:
 
 
 def run_share(seeds: range) -> Result:
-    """These seeds, here, one after the other."""
+    """Run these seeds in this process, one after the other."""
     result = Result()
     stage = SimStage()
     try:
@@ -71,7 +71,7 @@ def run_share(seeds: range) -> Result:
 
 
 def run_seeds(seeds: range, processes: int | None = None, prepare: Prepare = _nothing) -> Iterator[Result]:
-    """The results of shares, as they come in, in order; on as many processes as there are processors."""
+    """Yield the results of the shares in order, using one process per processor by default."""
     shares = [seeds[at : at + SHARE] for at in range(0, len(seeds), SHARE)]
     count = processes or len(os.sched_getaffinity(0))
     if count == 1 or len(shares) == 1:
@@ -83,7 +83,7 @@ def run_seeds(seeds: range, processes: int | None = None, prepare: Prepare = _no
 
 
 def tell_story(seed: int) -> list[str]:
-    """One seed again, step by step."""
+    """Run one seed again, and return its trace line by line."""
     stage = SimStage()
     try:
         return stage.run(seed, keep_story=True).lines
@@ -92,7 +92,7 @@ def tell_story(seed: int) -> list[str]:
 
 
 class Stopwatch:
-    """How long it took, by the machine's own clock: for people, never for what is run."""
+    """Measures the elapsed real time. It is for people only; no run uses it."""
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()

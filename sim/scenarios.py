@@ -1,10 +1,11 @@
-"""What some seeds are about: plans bent so that what is rare, and matters, comes about often enough to be judged.
+"""Scenarios: changes to some seeds' plans that make rare but important events frequent enough to test.
 
-A payment is replaced only where no block took it for half an hour, a void is reopened only where a deep fork comes
-after it, limits are raced for only where several clients want at once. Drawn by chance alone each is met once in a
-thousand seeds or less. Half of the seeds are about nothing.
-May import: the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers. Never: draws anything after the
-beginning.
+A payment is replaced only if no block included it for half an hour. A void is reopened only if a deep fork
+follows. Limits are contended only if several clients pay at once. By chance alone, each occurs once in a thousand
+seeds or less. A third of the seeds have no scenario.
+
+May import: the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers.
+Never: draws anything after the start.
 """
 
 from collections.abc import Callable
@@ -18,30 +19,30 @@ from sim.fixtures import ADA
 from sim.providers import MISPLACES, Habits
 
 UPKEPT = 0.15
-"""In how many seeds the wallet keeps its coins."""
+"""In how many seeds the wallet runs upkeep."""
 
 BY_FLUX, BY_X402_V1 = 0.08, 0.08
-"""In how many seeds shops speak these, in place of the T Backend's dialect and of version 2."""
+"""In how many seeds merchants use these instead of the T Backend's dialect and x402 version 2."""
 
 TURNED_DOWN = 0.1
-"""In how many seeds facilitators turn down payments that they could settle."""
+"""In how many seeds facilitators refuse payments that they could settle."""
 
 MISPLACED = 0.1
-"""In how many seeds of one provider it shows transactions in blocks that do not hold them."""
+"""In how many seeds with one provider it shows transactions in blocks that do not hold them."""
 
 AUTO, REFUSED_EARLY = 0.5, 0.5
-"""How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
+"""How many merchants are configured with `ready = "auto"`, and how many of these refuse an early proof."""
 
 Shops = tuple[ShopTerms, ...]
 Theme = Callable[[Random, FaultRates, Shops], dict[str, Any]]
-"""Which fields of a plan it sets, and to what."""
+"""Returns the plan fields that it sets, with their values."""
 
 
 def _outlived(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """Invoices that outlast a transaction's time limit, and no block has room until it is over.
+    """Invoices outlast a transaction's TTL, and no block has room until the TTL is over.
 
-    Afterwards forks at slots from before it may hold the attempt that was replaced. Other branches have no room
-    either while there is none, or everything would have landed long before.
+    Later forks at earlier slots may hold the attempt that was replaced. Until then other branches have no room
+    either, or everything would have landed long before.
     """
     return _until(rng, mix, 1845 + rng.random() * 75) | {
         "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
@@ -56,7 +57,7 @@ def _outlived(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
 
 
 def _invoiced_again(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """No room until the first invoices are over, or the second too; clients come back with the next ones."""
+    """No room until the first or the second invoices have expired; clients come back with new ones."""
     is_long = rng.random() < 0.5
     dry_until_s = 900 + rng.random() * 500 if is_long else 400 + rng.random() * 400
     return _until(rng, mix, dry_until_s) | {
@@ -74,7 +75,7 @@ def _invoiced_again(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any
 
 
 def _until(rng: Random, mix: FaultRates, dry_until_s: float) -> dict[str, Any]:
-    """No block has room for anything of ours until then, on no branch; then forks come, some of them deep."""
+    """No block on any branch has room for our transactions until then. Then forks come, some deep."""
     wet = replace(
         mix,
         fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
@@ -93,7 +94,7 @@ def _until(rng: Random, mix: FaultRates, dry_until_s: float) -> dict[str, Any]:
 
 
 def _undone(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """Payments are taken back early, and forks reach below the blocks that took them back."""
+    """Payments are cancelled early, and forks undo the blocks of the cancels."""
     chosen = replace(
         mix,
         fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
@@ -115,7 +116,7 @@ def _undone(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
 
 
 def _prepaid(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """Calls are bought in batches, and used by clients of the proxy who lose answers and ask again."""
+    """Calls are bought in batches and used by proxy clients that lose answers and ask again."""
     return {
         "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
         "wants": 4,
@@ -129,7 +130,7 @@ def _prepaid(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
 
 
 def _rush(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """Everybody wants at once, and the day's limit is for two or three of them."""
+    """All clients pay at once, and the daily limit is enough for two or three of them."""
     chosen = replace(mix, unknown=min(mix.unknown, 0.1), merchant_unreached=0.0, merchant_broken=0.0)
     return {
         "mix": chosen,
@@ -145,13 +146,13 @@ def _rush(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
 
 
 def _put_back(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """An older copy takes the ledger's place while much is under way, and clients want before and after it."""
+    """An older copy replaces the ledger while much is in flight; clients pay before and after."""
     copied_s = 100 + 300 * rng.random()
     put_back_s = copied_s + 60 + 400 * rng.random()
     chosen = replace(mix, clock_jump=rng.choice((mix.clock_jump, 0.4)))
     clock_off_ms = rng.choice((0, -86_400_000))
     if clock_off_ms:
-        # what was forgotten can land for long, and clients still want when the clock is right again
+        # what the ledger forgot can land for long, and clients still pay when the clock is right again
         shops = tuple(replace(shop, timeout_s=1200, proof="tx_hash") for shop in shops)
     return {
         "shops": shops,
@@ -176,13 +177,13 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
     (_rush, 8),
     (_put_back, 7),
 )
-"""With their weights."""
+"""The scenarios with their weights."""
 
 
 def draw_upkeep(seed: int, utxos: tuple[int, ...], shops: Shops) -> dict[str, Any]:
-    """In some seeds the wallet keeps its coins: many want at once of a large coin, at times with crumbs beside it.
+    """In some seeds the wallet runs upkeep: many clients pay from one large UTxO, sometimes with dust beside it.
 
-    It draws by itself, so that all other seeds go as they went without it.
+    It has its own random numbers, so other seeds run as they did before it was added.
     """
     rng = Random(f"{seed} keeper")  # noqa: S311  a seed gives the same run again
     if rng.random() >= UPKEPT:
@@ -202,9 +203,9 @@ def draw_upkeep(seed: int, utxos: tuple[int, ...], shops: Shops) -> dict[str, An
 
 
 def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
-    """How shops write what they ask. It draws by itself, so that all other seeds go as they went without it.
+    """The dialect of the merchants' 402s. It has its own random numbers, so other seeds run as before.
 
-    A 402 of flux names no batch: who pays it buys one call.
+    A Flux 402 names no batch: a payment buys one call.
     """
     drawn = Random(f"{seed} tongues").random()  # noqa: S311  a seed gives the same run again
     if drawn < BY_FLUX:
@@ -213,7 +214,7 @@ def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
 
 
 def draw_ready(seed: int, shops: Shops, confirm_depth: int) -> dict[str, Any]:
-    """Which shops are shown proofs by "auto", and how deep each wants them, or refuses. It draws by itself."""
+    """Which merchants use "auto", and the depth each requires or refuses below. It has its own random numbers."""
     rng = Random(f"{seed} ready")  # noqa: S311  a seed gives the same run again
     auto = tuple(rng.random() < AUTO for _ in shops)
     below = tuple(confirm_depth if by_auto and rng.random() < REFUSED_EARLY else 0 for by_auto in auto)
@@ -221,19 +222,19 @@ def draw_ready(seed: int, shops: Shops, confirm_depth: int) -> dict[str, Any]:
 
 
 def draw_turned_down(seed: int) -> dict[str, Any]:
-    """How many payments each facilitator turns down. It draws by itself, as the dialects do."""
+    """How many payments each facilitator refuses. It has its own random numbers."""
     rng = Random(f"{seed} turned down")  # noqa: S311  a seed gives the same run again
     return {"turned_down": rng.choice((1, 1, 2, 3))} if rng.random() < TURNED_DOWN else {}
 
 
 def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
-    """Whether the one provider tells that lie. It draws by itself, as the dialects do."""
+    """Whether the only provider tells the `MISPLACES` lie. It has its own random numbers."""
     drawn = Random(f"{seed} misplaced").random()  # noqa: S311  a seed gives the same run again
     is_lie = len(providers) == 1 and drawn < MISPLACED
     return {"providers": (replace(providers[0], lie=MISPLACES),)} if is_lie else {}
 
 
 def draw_theme(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
-    """What the seed is about: the plan's fields that are not as they were drawn."""
+    """Draw the seed's scenario. Returns the plan fields that it changes."""
     (theme,) = rng.choices([one for one, _ in _THEMES], [weight for _, weight in _THEMES])
     return {} if theme is None else theme(rng, mix, shops)

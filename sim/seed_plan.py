@@ -1,7 +1,8 @@
-"""What is drawn for a seed before anything happens: what there is, who wants what, and what goes wrong.
+"""The plan of a seed, drawn before anything happens: the wallet, the merchants, the purchases and the faults.
 
 May import: core.money, the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers, sim.scenarios,
-sim.tokens. Never: draws anything after the beginning.
+sim.tokens.
+Never: draws anything after the start.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use",
 
 @dataclass(frozen=True, slots=True)
 class SeedPlan:
-    """What is drawn for a seed before anything happens."""
+    """The plan of a seed, drawn before anything happens."""
 
     mix: FaultRates
     confirm_depth: int
@@ -29,7 +30,7 @@ class SeedPlan:
     beat_s: float
     utxos: tuple[int, ...]
     per_day_units: int
-    """What may be spent in a day of each asset that shops sell for, and of ADA."""
+    """The daily limit for each asset that merchants sell for, and for ADA."""
 
     shops: tuple[ShopTerms, ...]
     wants: int
@@ -39,7 +40,7 @@ class SeedPlan:
     lasts_s: float
     weak_job: str
     dry_mix: FaultRates
-    """What goes wrong while blocks are full."""
+    """The fault rates while blocks are full."""
     wanted_from_s: float = 30.0
     wanted_within_s: float = 400.0
     calm_from_s: float = 0.0
@@ -47,40 +48,40 @@ class SeedPlan:
     by_x402: float = 0.5
     keyed: float = 0.5
     shared: float = 0.08
-    """How many of the wants that have a key are wanted by several clients at once."""
+    """The share of keyed purchases that several clients want at once."""
 
     copied_s: float | None = None
-    """When somebody copies the ledger, and when that copy takes the ledger's place."""
+    """When the ledger is copied. At `put_back_s` the copy replaces the ledger."""
 
     put_back_s: float = 0.0
     put_back_clock_off_ms: int = 0
-    """How wrong the clock is when the daemon starts on that copy."""
+    """The clock error when the daemon starts on that copy."""
 
     unconfirmed_ancestors: int = 8
     upkeep_lovelace: int = 0
-    """What may be spent in a day on keeping coins ready; 0: nothing is kept."""
+    """The daily upkeep budget; 0 means no upkeep."""
 
     is_stubborn: bool = False
-    """Clients ask again at once, and more often."""
+    """Clients ask again sooner and more often."""
 
     asset: str = LOVELACE
-    """What the shops sell for."""
+    """The asset that the merchants sell for."""
 
     auto: tuple[bool, ...] = (False, False)
-    """Which shops are shown proofs by `ready = "auto"`."""
+    """Which merchants are configured with `ready = "auto"`."""
 
     refused_below: tuple[int, ...] = (0, 0)
-    """The depth below which each shop refuses a proof for good."""
+    """The depth below which each merchant refuses a proof for good."""
 
     x402_version: int = 2
     turned_down: int = 0
-    """How many payments that could be settled each facilitator turns down first."""
+    """How many payments each facilitator first refuses although it could settle them."""
 
 
 def draw_plan(rng: Random, seed: int) -> SeedPlan:
-    """A swarm: few things of many, in amounts that differ by seed.
+    """Draw a plan: few faults out of many, in amounts that differ by seed.
 
-    What came later draws by the seed and not from `rng`, so that all else goes as it went without it.
+    Later additions draw from the seed and not from `rng`, so that everything else stays as it was.
     """
     plan = _draw_base(rng)
     plan = replace(plan, **draw_upkeep(seed, plan.utxos, plan.shops))
@@ -105,7 +106,7 @@ def _draw_base(rng: Random) -> SeedPlan:
         habits.append(Habits("other", lie, dead_until_s, stays_s))
         rng.shuffle(habits)
     if any(one.lie for one in habits):
-        # one lies at a time: where the honest one is silent or not believed for minutes, the liar is all there is
+        # one lies at a time: if the honest one is silent or excluded for minutes, only the liar is left
         mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
     dry_from_s = rng.random() * wanted_within_s
     dry_for_s = rng.choice((0.0, 0.0, 0.0, 300.0, 700.0))

@@ -1,6 +1,7 @@
-"""What the ledger books for each payment, beside what the chain shows that it took: I2 by the payment, and I3.
+"""Compares each payment's postings with what the chain shows it spent: I2 per payment, and I3.
 
-May import: core, devnet, store's connection, sim.trace. Never: adds up as the agent does.
+May import: core, devnet, store's connection, sim.trace.
+Never: uses the agent's own sums.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ _STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"
 
 
 class Spend:
-    """A transaction of ours: whose it is, and what it takes from the wallet where it lands."""
+    """One of our transactions: its payment, and what it takes from the wallet if it lands."""
 
     def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: bytes) -> None:
         self.payment = payment
@@ -38,42 +39,42 @@ class Spend:
         self.is_cancel = is_cancel
         self.fee_lovelace = tx.fee_lovelace
         self.given: dict[str, int] = {}
-        """Units by asset that its outputs give to others."""
+        """Units by asset that its outputs pay to others."""
         for out in tx.outputs:
             if out.address != own:
                 for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
                     self.given[asset] = self.given.get(asset, 0) + units
         self.spent = dict(self.given) if origin else {}
-        """Units by asset that count as spent: what went to a merchant, and the fee."""
+        """Units by asset that count as spent: payments to a merchant, and the fee."""
         self.spent[LOVELACE] = self.spent.get(LOVELACE, 0) + self.fee_lovelace
 
 
 @dataclass(slots=True)
 class Booked:
-    """The ledger at one commit: by what each payment ended (None: void), and its units, held or posted."""
+    """The ledger at one commit: what ended each payment (None: void), and its units held or posted."""
 
     ended: Mapping[str, str | None] = field(default_factory=dict)
     units: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 class SpendJudge:
-    """One for a run."""
+    """The spend judge of one run."""
 
     def __init__(self, story: Trace, cap_units: int) -> None:
         self._story = story
         self._cap_units = cap_units
-        """What may be spent of each asset."""
+        """The limit for each asset."""
         self._as_of: object = None
         self._booked = Booked()
         self._undone: set[str] = set()
-        """Payments that were void once, or posted by another attempt than the one that landed."""
+        """Payments that were void once, or posted for another attempt than the one that landed."""
 
     def outflow_is_booked(self, conn: Connection, landed: Sequence[Spend]) -> None:
-        """I2 at all times: of each payment no less is held or posted than the chain shows that it took; and I3.
+        """I2 and I3 at all times: each payment has at least as much held or posted as the chain shows it spent.
 
-        But for what a fork lets land that is deeper than `void_depth`, or, where another attempt was posted
-        that took less, than `confirm_depth`: that is known at the next look, and others may have been allowed
-        meanwhile.
+        Exceptions: a fork deeper than `void_depth` may let a transaction of a void payment land. A fork deeper
+        than `confirm_depth` may let an attempt land although a cheaper one was posted. The agent sees either only
+        in its next pass, and may have admitted other payments meanwhile.
         """
         booked = self._read(conn)
         for spend in landed:
@@ -91,7 +92,7 @@ class SpendJudge:
         self._check_cap("spent", (line for spend in counted for line in spend.spent.items()))
 
     def _check_cap(self, how: str, lines: Iterable[tuple[str, int]]) -> None:
-        """I3: of (asset, units) no asset comes to more than its limit."""
+        """I3: no asset's (asset, units) sum exceeds its limit."""
         sums: dict[str, int] = {}
         for asset, units in lines:
             sums[asset] = sums.get(asset, 0) + units
@@ -100,7 +101,7 @@ class SpendJudge:
                 self._story.violate("I3", f"{units} {asset} are {how}, the limit is {self._cap_units}")
 
     def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
-        """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
+        """I2 at the end: a payment's postings equal the chain, to the unit and by account."""
         told: Lines = {}
         for account, asset, units in conn.execute(_LINES, (payment, WALLET)):
             if units:
@@ -112,16 +113,17 @@ class SpendJudge:
             _add(true, FEES, LOVELACE, spend.fee_lovelace)
         merged: Lines = {}
         for (account, asset), units in told.items():
-            # what was prepaid and what of it was used are two accounts, and the chain knows one
+            # prepaid and used are two accounts, but the chain knows only one
             name = account.replace(prepaid_account(""), merchant_account(""), 1)
             _add(merged, name, asset, units)
         if {line: units for line, units in merged.items() if units} != true:
             self._story.violate("I2", f"{payment} is booked as {merged}, the chain has {true}")
 
     def _read(self, conn: Connection) -> Booked:
-        """Read again when anything was committed; then I3 too: what payments hold or spent is within the limit.
+        """Read the ledger again after a commit, and check I3: holds and postings are within the limit.
 
-        But for what was undone: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
+        Payments that were undone do not count. If a fork reopens one, its hold returns, although other payments
+        may have been admitted meanwhile.
         """
         if (as_of := (conn, about.version(conn))) == self._as_of:
             return self._booked

@@ -1,6 +1,7 @@
-"""The stage of many runs: a folder, a ledger to begin with, and the process's log and garbage meanwhile.
+"""The setup of many runs: a folder, a template ledger, log capture and garbage collection.
 
-May import: the rest of sim, store, structlog. Never: lets one run leave anything for the next.
+May import: the rest of sim, store, structlog.
+Never: lets one run leave anything for the next.
 """
 
 import gc
@@ -25,7 +26,7 @@ from sim.world import World
 
 
 def make_template(folder: Path) -> Path:
-    """An empty ledger with its wallet and one app, to begin each run with."""
+    """Make an empty ledger with its wallet and one app, the start of each run."""
     path = folder / "template.db"
     committer = Committer(path)
 
@@ -40,10 +41,10 @@ def make_template(folder: Path) -> Path:
 
 
 class SimStage:
-    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
+    """A folder, in memory if possible, with a template, for any number of runs in sequence.
 
-    Garbage is collected between runs: within one, what that ends (a stream that a dead task has read from) would
-    end at a time that depends on more than the seed. What is there before the first run is no run's garbage.
+    Garbage is collected only between runs. During a run, collected objects (such as a stream of a dead task) would
+    finish at a time that depends on more than the seed. Objects from before the first run are excluded.
     """
 
     def __init__(self, world: type[World] = World) -> None:
@@ -73,12 +74,12 @@ class SimStage:
             shutil.rmtree(folder)
 
     def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """What the daemon would log. A step that failed for no reason that it knows is a bug."""
+        """Capture a log event of the daemon. A step that failed for an unknown reason is a bug."""
         error = event.get("error")
         if error is None and event.get("exc_info"):
             error = repr(sys.exc_info()[1])
         owner = OWNER.get()
-        is_dead = isinstance(owner, SimProcess) and owner.is_over  # what the dead still log is read by nobody
+        is_dead = isinstance(owner, SimProcess) and owner.is_over  # ignore what a dead process logs
         if self._world is not None:
             self._world.story.keeps_secrets("the log", repr(event).encode())
         if self._world is not None and error is not None and not is_dead:
@@ -86,7 +87,7 @@ class SimStage:
         raise structlog.DropEvent
 
     def close(self) -> None:
-        """The process's log and garbage are as they were."""
+        """Restore the process's logging and garbage collection."""
         disabled, config = self._log_before
         logging.disable(disabled)
         structlog.configure(**config)

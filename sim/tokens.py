@@ -1,7 +1,9 @@
-"""Tokens in a seed's world: shops that sell for one, and what strangers put beside the money that they send.
+"""Native tokens in a seed: merchants that sell for one, and unwanted tokens that strangers send.
 
-It draws by itself, and in some seeds only, so that all others go as they went without it.
-May import: core.money, the devnet's terms. Never: draws from what the run draws from.
+It has its own random numbers and acts in some seeds only, so other seeds run as they did before it was added.
+
+May import: core.money, the devnet's terms.
+Never: uses the run's random numbers.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ SOLD_FOR_USD, SENT_BY_STRANGERS = 0.12, 0.12
 """In how many seeds."""
 
 WITH_DATUM = 0.15
-"""How often a stranger's coin has one: no key alone can be sure to spend it."""
+"""How often a stranger's UTxO has a datum. The agent cannot be sure that a key alone can spend it."""
 
 _JUNK = [(bytes([policy]) * 28 + b"A" * name).hex() for policy in range(1, 9) for name in (0, 3, 32)]
 _JUNK_UNITS = (1, 10**6, MAX_UNITS, MAX_UNITS, 2**62)
@@ -25,7 +27,7 @@ _LEAST_LOVELACE = 2 * LOVELACE_PER_ADA
 
 
 def draw_asset(seed: int, shops: tuple[ShopTerms, ...]) -> dict[str, Any]:
-    """In some seeds the shops sell for a token; prices, limits and thresholds keep their numbers."""
+    """In some seeds the merchants sell for a token. Prices, limits and thresholds keep their numbers."""
     if Random(f"{seed} usd").random() >= SOLD_FOR_USD:  # noqa: S311  a seed gives the same run again
         return {}
     return {"asset": USD, "shops": tuple(replace(shop, asset=USD) for shop in shops)}
@@ -33,7 +35,7 @@ def draw_asset(seed: int, shops: tuple[ShopTerms, ...]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What comes into the wallet with a coin's lovelace."""
+    """The tokens that arrive in the wallet together with lovelace."""
 
     asset: str
     is_from_strangers: bool
@@ -45,7 +47,7 @@ class Beside:
         return cls(asset, rng.random() < SENT_BY_STRANGERS, rng)
 
     def draw(self, lovelace: int) -> tuple[Mapping[str, int], bytes | None]:
-        """The tokens of a coin that has so much lovelace, and the hash of its datum if it has one."""
+        """The tokens of a UTxO with this much lovelace, and its datum hash, if any."""
         assets: dict[str, int] = {}
         if self.asset != LOVELACE and lovelace >= _LEAST_LOVELACE and self._rng.random() < 0.8:
             assets[self.asset] = self._rng.randint(8, 40) * 10**6

@@ -1,6 +1,7 @@
-"""What happened in a run: its lines, how often each event was reached, what was violated, and a hash over all.
+"""The trace of a run: its lines, how often each event was reached, the violations, and a hash over all lines.
 
-May import: the standard library, sim.canaries. Never: changes what happens.
+May import: the standard library, sim.canaries.
+Never: changes what happens.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from sim.canaries import Canaries
 
 
 class Trace:
-    """Lines are kept only when somebody will read them; the hash is always over all of them."""
+    """The trace of a run. Lines are kept only on request; the hash always covers all of them."""
 
     def __init__(self, seed: int, time_s: Callable[[], float], canaries: Canaries, *, keep: bool = False) -> None:
         self.seed = seed
@@ -29,7 +30,7 @@ class Trace:
         return self._hash.hexdigest()
 
     def tell(self, what: str) -> None:
-        """One line."""
+        """Add a line."""
         line = f"{self._time_s():10.3f}  {what}"
         told = line.encode()
         self._hash.update(told)
@@ -38,21 +39,21 @@ class Trace:
             self.lines.append(line)
 
     def reach(self, event: str) -> None:
-        """Something that the run is to meet, in plain words, was met."""
+        """Count an event of interest, named in plain words."""
         self.reached[event] += 1
 
     def at_rest(self) -> None:
-        """What was told, errors that clients got among it, is looked through, and forgotten."""
+        """Search all lines, with the errors that clients got, for secrets, and drop them."""
         self.keeps_secrets("what was told", bytes(self._told))
         self._told.clear()
 
     def keeps_secrets(self, where: str, data: bytes) -> None:
-        """I5: what was written, said or logged holds no secret."""
+        """I5: written, sent or logged data holds no secret."""
         if (name := self._canaries.found_in(data)) is not None:
             self.violations.append(f"I5: {where} holds {name}")
 
     def violate(self, invariant: str, what: str) -> None:
-        """An invariant does not hold. The first one is what counts; more may follow from it."""
+        """Record a violated invariant. The first one counts; others may follow from it."""
         text = f"{invariant}: {what}"
         self.tell(f"VIOLATION {text}")
         self.violations.append(text)

@@ -1,10 +1,11 @@
-"""An event loop whose time is virtual: when nothing is ready, and only then, it is later at once.
+"""An event loop with virtual time: when nothing is ready, time jumps to the next timer.
 
-May import: asyncio. Never: waits; does I/O.
+Handles run in the order they were scheduled, so a run depends only on its seed. Tasks belong to the owner that was
+current when they were made, so a simulated process can die with all its tasks. Runs consist mostly of handles, so
+this loop does less per handle than asyncio's own.
 
-Handles run in the order in which they were scheduled, so that a run depends on nothing but its seed. Tasks belong
-to the owner that was current when they were made, so that a process can die with all its tasks.
-A run is made of little else than handles: what asyncio's own loop does for each is done here with less of it.
+May import: asyncio.
+Never: waits; does I/O.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ OWNER: ContextVar[object | None] = ContextVar("sim.owner", default=None)
 
 
 class StuckError(Exception):
-    """Nothing is ready, and nothing ever will be."""
+    """Nothing is ready, and nothing is scheduled."""
 
 
 class _Handle(asyncio.Handle):
@@ -50,16 +51,16 @@ class _Timer(asyncio.TimerHandle):
     ) -> None:
         _Handle.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]
         self._when = when_s
-        self._scheduled = False  # of which asyncio keeps count, and this loop does not
+        self._scheduled = False  # asyncio counts scheduled timers; this loop does not
 
     def cancel(self) -> None:
-        """As asyncio's own; each sleep ends with it."""
+        """As asyncio's own, but cheaper: every sleep ends with it."""
         self._cancelled = True
         self._callback = self._args = None  # type: ignore[assignment]
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """`before_round` is called before each round of what is ready: where a process may die between two awaits."""
+    """`before_round` is called before each round of ready handles. A process may die there, between two awaits."""
 
     _ready: deque[asyncio.Handle]
 
@@ -77,7 +78,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.now_s
 
     def pass_time(self, until_s: float | None) -> None:
-        """Until the next thing is due; it may have been already. None: nothing ever is."""
+        """Advance to `until_s`, never back. None means that nothing is scheduled."""
         if until_s is None:
             raise StuckError("every task waits for another")
         self.now_s = max(self.now_s, until_s)
@@ -86,7 +87,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @contextmanager
     def owned_by(self, owner: object) -> Iterator[None]:
-        """Tasks that are made meanwhile, and those that they make, are the owner's."""
+        """Tasks that are made meanwhile, and tasks that those make, belong to the owner."""
         token = OWNER.set(owner)
         try:
             yield
@@ -94,7 +95,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             OWNER.reset(token)
 
     def end_tasks_of(self, owner: object) -> None:
-        """Cancel what an owner has under way, in the order in which it began."""
+        """Cancel an owner's tasks in the order in which they began."""
         for task in self._owned.pop(owner, {}):
             task.cancel()
 
@@ -133,7 +134,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return timer
 
     def _run_once(self) -> None:
-        """One round: time passes if nothing is ready; what is due becomes ready; all that is ready runs."""
+        """One round: time advances if nothing is ready; due timers become ready; all ready handles run."""
         timers, ready = self._timers, self._ready
         while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
@@ -156,6 +157,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return
 
     def close(self) -> None:
-        """What is still scheduled never happens."""
+        """Drop everything that is still scheduled."""
         self._timers.clear()
         super().close()

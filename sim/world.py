@@ -1,6 +1,9 @@
-"""The world of one seed: it is drawn, runs until its clients are done and its faults have stopped, and is judged.
+"""The world of one seed: draws a plan, runs until clients are done and faults have stopped, and is judged.
 
-May import: the rest of sim and what it needs of the other rooms to set a stage. Never: goes on after the end.
+Start at `World.run`.
+
+May import: the rest of sim, and the other rooms as far as the setup needs them.
+Never: goes on after the end.
 """
 
 import asyncio
@@ -54,35 +57,35 @@ from sim.virtual_loop import StuckError, VirtualLoop
 
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 12_000.0
-"""A top-up may wait for the longest invoice to end (7200 s), and then buys and settles all its batches."""
+"""A top-up may wait for the longest invoice to expire (7200 s), and then buys and settles all its batches."""
 
 CALM_BLOCK_S = 20.0
 CALM_BEAT_S = 62.0
 AWAY_BLOCK_S = 200.0
 AWAY_S = 131_000.0
 AWAY_MAX = 2
-"""What can neither land nor be cancelled ends when the last time limit is over: a cancel's is 36 hours.
+"""What can neither land nor be cancelled ends when the last TTL is over; a cancel's TTL is 36 hours.
 
-A daemon that had not yet seen that a deposit is gone makes one more cancel at its next start.
+A daemon that had not yet seen that a deposit was rolled back makes one more cancel at its next start.
 """
 
 AWAKE_S = 1500.0
-"""So long after a start all looks are done that tell what is over."""
+"""This long after a start, all passes that detect expired transactions are done."""
 
 LAST_LOOKS_S = 600.0
-"""What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
+"""External spends are searched for once a minute, and a provider may take two."""
 
 LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
-"""What a fork took away is denied once the provider that makes it up is convicted of it."""
+"""A rolled-back transaction is denied once the lying provider is excluded."""
 
 ROUNDS = 900
-"""In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
+"""The daemon dies `crash_at_await` times on average per this many rounds of the loop, a run's trouble."""
 
 SENT_TO, SENT_UNITS = role_address("creator"), 2 * ADA
 
 
 class World:
-    """Everything that a run is made of. One use."""
+    """One run. Use it once."""
 
     def __init__(self, seed: int, folder: Path, template: Path, *, keep_story: bool = False) -> None:
         self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
@@ -105,7 +108,7 @@ class World:
             for shop in [self._shop(number, terms)]
         }
         owner = Owner(account().address, NETWORK)
-        # draws of its own: that somebody looks on changes nothing
+        # its own random numbers, so that the judge changes nothing
         looks = Random(f"{seed} judge")  # noqa: S311
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
         self.census = Coverage(self.net, self.story)
@@ -128,7 +131,7 @@ class World:
     # --- the run
 
     def run(self) -> Trace:
-        """From the first coin to the verdict."""
+        """Run from the first deposit to the verdict."""
         asyncio.set_event_loop(self.loop)
         self.loop.before_round = self._maybe_die
         try:
@@ -174,7 +177,7 @@ class World:
         self.census.at_rest()
         self.story.at_rest()
         _, last_hash = events.last_event(life.conn)
-        # with this the digest tells two runs apart of which no other line differs
+        # makes the digests differ of two runs that no other line tells apart
         self.story.tell(f"the end: {self.loop.rounds} rounds, record {last_hash[:16]}, next draw {self.draw()}")
         self.judge.search(self.disk.path)
         await life.stop()
@@ -208,7 +211,7 @@ class World:
             self.net.chain.make_block()
 
     async def _fund_again(self) -> None:
-        """Somebody sends money to the wallet."""
+        """Someone sends money to the wallet."""
         while not self.is_calm:
             await asyncio.sleep(60)
             if self.rng.random() < self.mix().deposit:
@@ -266,7 +269,7 @@ class World:
             self.net.make_block()
 
     async def _jump_clock(self) -> None:
-        """The daemon's clock is set, forward or back, and mended some time later."""
+        """The daemon's clock is set wrong, forward or back, and corrected some time later."""
         while not self.is_calm:
             await asyncio.sleep(60)
             if self.rng.random() < self.mix().clock_jump:
@@ -277,7 +280,7 @@ class World:
                 self._clock_off_ms = 0
 
     async def _operate(self) -> None:
-        """An operator who moves coins, and takes back what hangs or only seems to."""
+        """An operator moves UTxOs, and cancels payments that hang or seem to."""
         while not self.is_calm:
             await asyncio.sleep(60)
             if self.rng.random() >= self.mix().operator_acts:
@@ -299,7 +302,7 @@ class World:
                     await life.call(agent.transfers.sweep("app_test", account().address))
                 elif act == "spend elsewhere":
                     if any(one.lie for one in self.plan.providers):
-                        continue  # what one of two denies is not taken in as long as it does
+                        continue  # what one of two providers denies is not accepted while it denies it
                     self._spend_elsewhere()
                 elif rows:
                     await life.call(agent.carrying.resolve(self.rng.choice(rows).id, "app_test"))
@@ -309,7 +312,7 @@ class World:
             self.story.tell(f"the operator orders: {act}")
 
     async def _put_back(self) -> None:
-        """Somebody puts an old copy of the ledger in its place, and starts the daemon on it."""
+        """Someone replaces the ledger with an old copy and starts the daemon on it."""
         if self.plan.copied_s is None:
             return
         await asyncio.sleep(self.plan.copied_s)
@@ -325,7 +328,7 @@ class World:
         self.story.reach("an older ledger is put back")
 
     async def _second_daemon(self) -> None:
-        """Somebody starts another daemon on the same files, by one way or another; or it takes the ledger over."""
+        """Someone starts another daemon on the same files in some way, or it takes the ledger over."""
         while not self.is_calm:
             await asyncio.sleep(60)
             if self._life is None:
@@ -337,7 +340,7 @@ class World:
                 self._life.take_over()
 
     def _start_another(self) -> None:
-        """In the same folder, or in one that has the ledger or the keystore by another name."""
+        """Start in the same folder, or in one that has the ledger or the keystore under another name."""
         folder = self.disk.folder
         linked = self.rng.choice(("", *self.disk.leased))
         if linked:
@@ -352,7 +355,7 @@ class World:
             self.story.reach(f"a second daemon is refused: {refused.code}")
 
     async def _unfreeze(self) -> None:
-        """Another operator, who says that the wallet is payagent's alone again."""
+        """Another operator, who unfreezes signing after external spends."""
         while True:
             await asyncio.sleep(120)
             life = await self.life()
@@ -364,7 +367,7 @@ class World:
                     continue
 
     def _spend_elsewhere(self) -> None:
-        """Another program with the wallet's words sends some of its money away; nothing of it comes back."""
+        """Another program with the wallet's keys sends some of its money away. No change comes back."""
         own = account().address
         utxos = UtxoIndex(
             Utxo(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
@@ -380,7 +383,7 @@ class World:
         self.net.submit_quietly(raw)
 
     def _is_dry(self) -> bool:
-        """Whether blocks have no room for anything of ours: longer than an invoice lasts, and sometimes a TTL."""
+        """Whether blocks have no room for us: longer than an invoice lasts, and sometimes than a TTL."""
         begins_s, ends_s = self.plan.drought_s
         return not self.is_calm and begins_s <= self.loop.time() < ends_s
 
@@ -390,7 +393,7 @@ class World:
         self._clock_off_ms = 0
 
     async def _settle(self) -> None:
-        """Blocks, until nothing is open; what waits for time limits is slept over."""
+        """Wait until nothing is open. Long waits for TTLs are spent with the daemon stopped."""
         ends_s, times = self.loop.time() + QUIET_MAX_S, 0
         while self.loop.time() < ends_s:
             await asyncio.sleep(100)
@@ -405,7 +408,7 @@ class World:
         await asyncio.sleep(LAST_LOOKS_BESIDE_A_LIAR_S if is_lied_to else LAST_LOOKS_S)
 
     async def _be_away(self, life: SimProcess) -> None:
-        """The daemon is stopped over a long weekend, and the chain goes on."""
+        """The daemon is stopped for some days while the chain goes on."""
         self.story.reach("the daemon is off until time limits are over")
         self.story.tell("the daemon is stopped for a long time")
         self._life, self.is_away = None, True
@@ -421,7 +424,7 @@ class World:
         is_held_up = chain.behind is not None or bool(chain.foreign)
         return is_held_up or _is_open(life.conn)
 
-    # --- lives
+    # --- starts and deaths of the daemon
 
     def _start(self) -> None:
         self._life = life = SimProcess(self)
@@ -439,7 +442,7 @@ class World:
         if life is not self._life:
             return
         if not done.cancelled() and done.exception() is not None:
-            life.die("it could not begin")  # as where the disk fails: whoever supervises it starts it again
+            life.die("it could not begin")  # as with a disk failure: its supervisor starts it again
             return
         self.judge.begun(life.agent.context.chain.behind)
         self._started.set()
@@ -452,17 +455,17 @@ class World:
 
     def died(self, why: str) -> None:
         self._life = None
-        self._started.clear()  # another one in its place would leave whoever waits for this one waiting for ever
+        self._started.clear()  # else a caller that waits for this daemon would wait for ever
         self.loop.call_later(self.rng.random() * 90, self._start)
 
     def _maybe_die(self) -> None:
-        """Between two awaits of anybody."""
+        """Perhaps die, between two awaits of any task."""
         chance = self.plan.mix.crash_at_await
         if chance and not self.is_calm and self._life is not None and self.rng.random() * ROUNDS < chance:
             self.story.reach("a death between two steps")
             self._life.die("between two steps")
 
-    # --- what the parts ask of the world
+    # --- callbacks of the parts
 
     def mix(self) -> FaultRates:
         if self.is_calm:
@@ -498,7 +501,7 @@ class World:
         self.pools.committed(conn)
 
     def failed_inside(self, where: str, error: str) -> None:
-        """A step of the daemon raised, and went no further than its log."""
+        """A step of the daemon raised, and the error ended in its log."""
         if not error.startswith("Refused("):
             self.story.violate("BUG", f"{where}: {error}")
             return
@@ -514,7 +517,7 @@ class World:
             self.judge.outflow_is_booked(self._life.conn)
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """By the shop's own books, or the operator's orders."""
+        """The outputs that may be paid, by the merchant's own records or the operator's transfers."""
         if not origin:
             return [(), ((SENT_TO.raw, self.plan.asset, SENT_UNITS),)]
         return asked_by(self.shops[origin], invoice_id)
@@ -528,7 +531,7 @@ class World:
         return invoice.terms.batch if invoice is not None and invoice.terms.batch > 1 else 0
 
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
-        """What an invoice is for; None where nobody's books say."""
+        """The purchase that an invoice is for; None if no record says."""
         return purchase_of(self.shops[origin], invoice_id) if origin else None
 
     def _terms(self) -> AgentConfig:
@@ -563,7 +566,7 @@ class World:
 
 
 def _is_open(conn: Connection) -> bool:
-    """Whether a payment, a void that may be reopened or an order for a top-up is under way."""
+    """Whether a payment, a void that may be reopened, or a top-up is open."""
     ended = (State.SETTLED, *ENDED_WITHOUT_PAYING)
     marks = ",".join("?" * len(ended))
     is_any = conn.execute(f"SELECT 1 FROM payments WHERE state NOT IN ({marks})", ended).fetchone()  # noqa: S608
@@ -576,7 +579,7 @@ def _is_stuck(conn: Connection) -> bool:
 
 
 def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-    """What may be paid to a shop by its own books; what x402 asks is its price, to one address."""
+    """The outputs that may be paid to a merchant, by its records. x402 asks its price, to one address."""
     invoice = shop.invoice(invoice_id or "")
     if invoice is not None:
         return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
@@ -585,6 +588,6 @@ def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, s
 
 
 def purchase_of(shop: SimShop, invoice_id: str | None) -> str | None:
-    """By a shop's own books: the hash of the body that an invoice is for; None where they do not say."""
+    """The hash of the body that an invoice is for, by a merchant's own records; None if unknown."""
     invoice = shop.invoice(invoice_id or "")
     return None if invoice is None else invoice.request_key[2]

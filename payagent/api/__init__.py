@@ -1,11 +1,11 @@
-"""api: the daemon's HTTP face, for apps, operators and auditors.
+"""api: the daemon's HTTP API, for apps, operators and auditors.
 
-May import: core, dialects, secret_file, agent, audit, store, what chain has to read (for a reconciliation alone),
-FastAPI, uvicorn, h11. Never: the wallet or the devnet; submits; decides about a payment; lets a secret, or an
-error that is not of the problem table, into an answer.
+Start at `app`, which builds the application. `http` has the server, listeners, limits and middleware. `models` has
+the request and response bodies: `parse` reads JSON, `render` writes it, and `openapi` documents it. `routes` has
+one module per group of paths; its `auth` checks tokens and scopes.
 
-`app` puts it together, `doors` are where it listens, `connections` bounds who may ask, `turnstile` how much;
-`guard` stands before every call, `access` knows who asks, `reading` makes values of bodies and `views` bodies of
-values, `schemas` describes both in /openapi.json, `problems` writes refusals; the others have the calls, by what
-they are about.
+May import: core, dialects, secret_file, agent, audit, store, chain (to read it for a reconciliation only),
+FastAPI, uvicorn, h11.
+Never: imports the wallet or the devnet; submits; decides about a payment; puts a secret, or an error outside the
+problem table, into an answer.
 """

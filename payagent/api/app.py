@@ -1,7 +1,7 @@
-"""The ASGI application of the daemon, for its Unix socket and its loopback port alike.
+"""The daemon's ASGI application, for both its Unix socket and its port.
 
-May import: core, agent, the rest of api, FastAPI. Never: starts anything; serves a page with a script (it would
-come from somebody else's servers).
+May import: core, agent, the rest of api, FastAPI.
+Never: starts anything; serves a page with a script, which would be loaded from third-party servers.
 """
 
 import time
@@ -48,7 +48,7 @@ ROOMS = (
     payments, approvals, decide, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
     reconcile,
 )  # fmt: skip
-"""Whose calls the application has, beside those of `health` and `metrics`."""
+"""Modules whose routers the application includes, besides those of `health` and `metrics`."""
 
 
 def create_app(
@@ -62,9 +62,11 @@ def create_app(
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
 ) -> FastPath:
-    """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
-    are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones;
-    `rates` are each app's; `body_s` is how long a body may take; `links` are those by which people decide, if any.
+    """Build the application.
+
+    `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
+    reports. `hosts` are the names that `Host` may contain besides loopback ones. `rates` are the limits of each
+    app. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
     """
     app = FastPath(
         title="payagent",
@@ -101,7 +103,7 @@ def create_app(
 
 
 def _methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
-    """What each path takes."""
+    """The methods that each path accepts."""
     methods: dict[str, set[str]] = {}
     for router in routers:
         for route in router.routes:
@@ -111,7 +113,7 @@ def _methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
 
 
 def _describing(openapi: Callable[[], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
-    """The call that describes all others, which needs no token. What it tells is long, and made once."""
+    """The handler of /openapi.json, which needs no token. The document is long, so it is built once."""
     made = cache(lambda: JsonResponse(add_schemas(openapi())).body)
 
     async def describe(_request: Request) -> Response:
@@ -121,7 +123,7 @@ def _describing(openapi: Callable[[], dict[str, Any]]) -> Callable[[Request], Aw
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
-    """A parameter in the path or the query; what was sent is not repeated."""
+    """A bad path or query parameter. The answer does not repeat the value that was sent."""
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
@@ -133,7 +135,7 @@ _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    """What the framework refuses by itself: no such path, no such method, a body that it cannot take."""
+    """Errors that FastAPI raises itself: unknown path, wrong method, unreadable body."""
     if not isinstance(error, HTTPException):
         raise error
     code = _BY_STATUS.get(error.status_code, "bad_request")
@@ -141,13 +143,13 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     refused = Refused(code, details.get(code, "the call is not understood"))
     headers, route = dict(error.headers or {}), request.scope.get("route")
     if code == "method_not_allowed" and isinstance(route, APIRoute):
-        # the framework tells the methods of the path's first route alone
+        # FastAPI lists the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(request.app.state.methods[route.path]))
     return _told(request, refused, headers)
 
 
 def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
-    """The problem as an answer; it is counted."""
+    """Count the refusal and return it as a problem response."""
     agent: Agent = request.app.state.agent
     agent.context.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

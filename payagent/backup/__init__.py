@@ -1,8 +1,8 @@
-"""backup: ledger and keystore together in one file, and a wallet made of such a file again.
+"""backup: saves ledger and keystore in one file, and restores a wallet from it.
 
-`take.back_up` makes the file beside a running daemon or without one; `restore.restore` puts it in an empty data
-folder. The keystore in it is encrypted; passphrase, config and tokens are not in it.
+Start at `create.back_up`, which works with or without a running daemon, and `restore.restore`, which needs an
+empty data folder. The keystore in the backup stays encrypted. Passphrase, config and tokens are not in it.
 
-May import: core, secret_file, settings, store, wallet.keystore, chain, audit, agent, api.http, init. Never: opens
-the keystore; overwrites a file; believes what a file says of itself; moves money.
+May import: core, secret_file, settings, store, wallet.keystore, chain, audit, agent, api.http, init.
+Never: opens the keystore; overwrites a file; trusts a file's own claims; moves money.
 """

@@ -1,9 +1,10 @@
-"""The form of a backup: a plain tar of manifest.json, keystore.json and ledger.db, in this order and nothing else.
+"""The backup format: a plain tar of manifest.json, keystore.json and ledger.db, in this order and nothing else.
 
-What reads it follows no path, link, extension or type of tar, and writes only what the manifest announced: a
-member's name, size and SHA-256 must be those that are expected, before and after it is read.
+The reader follows no path, link, extension or special type of tar. It writes only what the manifest announced: it
+checks a member's name and size before reading, and its SHA-256 afterwards.
 
-May import: core, the standard library. Never: knows what the members mean.
+May import: core, the standard library.
+Never: knows what the members mean.
 """
 
 import hashlib
@@ -35,8 +36,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup says of itself. `head` is the newest seal of its books, as `payagent ledger verify` tells it;
-    open payments may still change.
+    """What a backup says about itself.
+
+    `head` is the ledger's newest seal, as `payagent ledger verify` prints it. Open payments may still change.
     """
 
     version: int
@@ -60,7 +62,7 @@ def measure(path: Path) -> Member:
 
 
 def pack(folder: Path, manifest: Manifest, target: Path) -> None:
-    """Write keystore and ledger of a folder as a backup, durably."""
+    """Write keystore and ledger of a folder as a durable backup file."""
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="ascii")
     with _create(target) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -75,7 +77,7 @@ def pack(folder: Path, manifest: Manifest, target: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Manifest:
-    """Write keystore and ledger of a backup into a folder, durably; `backup_invalid` unless all is as it says."""
+    """Write a backup's keystore and ledger into a folder, durably. Raises `backup_invalid` on any mismatch."""
     with _open(source) as file:
         manifest = _read_manifest(_read(file, MANIFEST, _MANIFEST_BYTES_MAX))
         if manifest.keystore.size > KEYSTORE_BYTES_MAX:
@@ -92,7 +94,7 @@ def _create(path: Path) -> BinaryIO:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer
+        # O_NONBLOCK: opening a pipe must not wait for a writer
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     except OSError as error:
         raise invalid(f"{path} cannot be read: {error.strerror}") from None
@@ -103,7 +105,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _size_of(file: BinaryIO, name: str) -> int:
-    """Read the header of the next member, which must be the plain file `name`; its content is there in full."""
+    """Read the header of the next member, which must be the plain file `name`, with all of its content."""
     try:
         info = tarfile.TarInfo.frombuf(file.read(_BLOCK_BYTES), "ascii", "strict")
     except (tarfile.HeaderError, ValueError):
@@ -146,7 +148,7 @@ def _copy(file: BinaryIO, name: str, member: Member, target: Path) -> None:
 
 
 def _require_end(file: BinaryIO) -> None:
-    """Two blocks of zeros, and zeros up to a whole record."""
+    """Require two blocks of zeros, and zeros up to a whole record, as a tar ends."""
     rest = file.read(2 * tarfile.RECORDSIZE)
     if len(rest) < 2 * _BLOCK_BYTES:
         raise invalid("its end was cut off")

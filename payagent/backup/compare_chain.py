@@ -1,6 +1,7 @@
-"""A ledger that comes back against the chain as it is now: which coins were spent since, which have come.
+"""Compares a restored ledger with the current chain: UTxOs spent since the backup, and UTxOs that are new.
 
-May import: core, secret_file, settings, chain, store, agent.base. Never: writes; takes silence for an answer.
+May import: core, secret_file, settings, chain, store, agent.base.
+Never: writes; takes a missing answer for an answer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class UtxoTotals:
-    """How many, and what they hold per asset."""
+    """A number of UTxOs, and the units they hold per asset."""
 
     count: int
     units: dict[str, int]
@@ -32,17 +33,17 @@ class UtxoTotals:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """`gone`: the ledger has them to spend, and the chain does not. `unknown`: on the chain, not in the ledger."""
+    """`gone`: UTxOs the ledger could spend and the chain lacks. `unknown`: UTxOs only the chain has."""
 
     gone: UtxoTotals
     unknown: UtxoTotals
 
 
 async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
-    """The coins of an address by the first provider that sees the chain well, or why there is none.
+    """Ask the providers in order for the UTxOs of an address. Returns the first good list, or why there is none.
 
-    Refused: `clock_skew`, when all that could be asked have another time than ours; by a clock that is wrong,
-    nobody could tell when it is safe to sign again.
+    Raises `clock_skew` when no provider gave a list and one has another time than ours. With a wrong clock, no one
+    could tell when it is safe to sign again.
     """
     reasons: list[str] = []
     skewed: Refused | None = None
@@ -59,7 +60,10 @@ async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tu
 
 
 def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
-    """Coins that a payment under way has reserved are the daemon's matter: it looks for the payment."""
+    """Compare the ledger's UTxOs with a provider's list.
+
+    UTxOs reserved for a payment are left to the daemon, which resolves the payment.
+    """
     utxos = {utxo.ref: utxo for utxo in listed}
     ready = [row for row in queries.utxos(conn) if row.state in ("free", "locked") and row.reserved_for is None]
     gone = [row for row in ready if row.ref not in utxos]

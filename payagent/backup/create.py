@@ -1,7 +1,7 @@
-"""Take a backup: a copy of the ledger as it is now, the keystore, and what tells them from any other.
+"""Makes a backup: the current ledger, the keystore, and a manifest that identifies them.
 
-May import: core, secret_file, settings, store, wallet.keystore, the rest of backup. Never: touches the files that
-it copies.
+May import: core, secret_file, settings, store, wallet.keystore, the rest of backup.
+Never: changes the files that it copies.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ from payagent.wallet.keystore import read_header
 
 
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
-    """Write a new file, or none. The daemon may run and pay meanwhile: what it does then is not in it.
+    """Write a complete backup file, or none. A running daemon's later changes are not in it.
 
-    Refused: `backup_invalid` when the books are not sound (no restore would take them), `backup_not_written`,
-    `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer`, `store_failed`.
+    Raises `backup_invalid` when the ledger fails verification (no restore would accept it), `backup_not_written`,
+    `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
     """
     ledger, keystore = settings.data_dir / LEDGER, settings.data_dir / KEYSTORE
     require_ledger(ledger)

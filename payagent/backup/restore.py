@@ -1,11 +1,12 @@
-"""Make a wallet of a backup again, in a data folder that has none.
+"""Restores a wallet from a backup into a data folder that has none.
 
-What was signed after the backup is unknown to its ledger. That it was put back, and when, is recorded in the
-ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out. Where
-nobody could be asked, nobody bears out our clock: that time begins when the agent finds the clock to be right.
+The restored ledger does not know what was signed after the backup. The agent signs nothing until all of that has
+landed or expired. For this, the restore is recorded in the ledger before a daemon can start on it. If no provider
+could be asked, the local clock is unconfirmed, and the wait begins when the agent has confirmed it.
 
 May import: core, secret_file, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
-api.http, init, the rest of backup. Never: starts anything.
+api.http, init, the rest of backup.
+Never: starts anything.
 """
 
 import json
@@ -47,7 +48,11 @@ from payagent.wallet.keystore import Header
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What is there now. `differences` is the reason where no provider could be asked; `app` has a new token."""
+    """The result of a restore.
+
+    `differences` is a reason where no provider could be asked. `app` is the name of a new app with a new token, or
+    None.
+    """
 
     data_dir: Path
     manifest: Manifest
@@ -57,15 +62,15 @@ class Restored:
 
     @property
     def signs_at_ms(self) -> int | None:
-        """None where that is counted from when the daemon finds our clock to agree with the chain's."""
+        """When signing may begin. None if the wait starts only when the daemon has confirmed its clock."""
         return None if isinstance(self.differences, str) else self.restored_at_ms + QUIET_MS
 
 
 async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = lambda _text: None) -> Restored:
-    """Put everything in place, or nothing. The ledger comes last: without it no daemon starts.
+    """Put everything in place, or nothing. The ledger comes last, because no daemon starts without it.
 
-    Refused: `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
-    than the config's, `file_exists`, `keystore_exists`, `ledger_newer`.
+    Raises `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
+    than the config's, `file_exists`, `keystore_exists` or `ledger_newer`.
     """
     data_dir = settings.data_dir
     with undone_on_failure() as undo:
@@ -93,7 +98,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
 
 
 def _bring_up_to_date(folder: Path) -> None:
-    """As the first start on it would: the rules and views that it is checked for are those of now."""
+    """Migrate the ledger as its first start would, so that it is checked against the current rules and views."""
     try:
         bring_up_to_date(folder / LEDGER)
     except DatabaseError as error:
@@ -101,7 +106,7 @@ def _bring_up_to_date(folder: Path) -> None:
 
 
 def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:
-    """The manifest is of these members, and they are of the configured wallet."""
+    """Check that the manifest describes these members, and that they belong to the configured wallet."""
     found = (header.network.name, header.address, str(head), held.payments, held.open_payments)
     told = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
     if found != told:
@@ -115,7 +120,7 @@ def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head
 
 
 def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
-    """Whether the operator's token lies in the data folder already, and is one that the ledger knows."""
+    """Whether the data folder already has an operator token that the ledger knows."""
     path = data_dir / TOKEN_FILE
     if not path.exists():
         return False
@@ -133,7 +138,7 @@ def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
 def _record(
     folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports, *, is_clock_right: bool
 ) -> None:
-    """Record that it was put back; and, where the operator has no token any more, add an app with a new one."""
+    """Record the restore in the ledger. If the operator has no token left, add an app with a new one."""
     token = new_token(ports.randomness)
     fact = {
         "restored_at_ms": restored_at_ms,

@@ -1,6 +1,7 @@
-"""Where files are made before they are whole, and how they come to stand where they belong: whole, or not at all.
+"""Builds files in a private folder and moves them into place when they are complete.
 
-May import: core, the standard library. Never: overwrites a file; leaves half a file under its name.
+May import: core, the standard library.
+Never: overwrites a file; leaves a partial file under its final name.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ from payagent.core.problems import Refused
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """What the disk says to a file of a backup, told as `backup_not_written`."""
+    """Turn disk errors while a backup or restore writes into `backup_not_written`."""
     try:
         yield
     except OSError as error:
@@ -26,9 +27,9 @@ def writing() -> Iterator[None]:
 
 @contextmanager
 def workshop(folder: Path) -> Iterator[Path]:
-    """A private folder to make files in, gone at the end; what a killed process left in it goes first.
+    """A private working folder, removed at the end. Leftovers of a killed process are removed first.
 
-    The lock is the kernel's, so a second command in the same place is refused, and a dead one keeps nobody out.
+    The kernel holds the lock, so a second command in the same place is refused and a dead command blocks none.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -52,9 +53,9 @@ def workshop(folder: Path) -> Iterator[Path]:
 
 
 def put(made: Path, target: Path) -> None:
-    """Move a finished file to its name, if nothing has that name; `sync_folder` makes it durable.
+    """Move a finished file to its final name, if that name is free. `sync_folder` then makes the move durable.
 
-    The name is claimed by an empty file that the rename replaces: a hard link is not known to every file system.
+    An empty file claims the name, and the rename replaces it. Not every file system supports hard links.
     """
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

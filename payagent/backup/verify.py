@@ -1,6 +1,7 @@
-"""Whether a ledger and a keystore can be relied on: they belong together, and the books are whole.
+"""Checks that a ledger and a keystore belong together and that the ledger passes verification.
 
-May import: core, store, audit, wallet.keystore, backup.archive. Never: writes.
+May import: core, store, audit, wallet.keystore, backup.archive.
+Never: writes.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,9 @@ Tell = Callable[[str], None]
 
 
 def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
-    """Who owns what is in the folder, what its ledger holds, and its newest seal.
+    """The keystore's header, the ledger's contents, and its newest seal.
 
-    Refused: `backup_invalid` when ledger and keystore do not belong together, or the books are not whole.
+    Raises `backup_invalid` when ledger and keystore do not belong together, or when the ledger fails verification.
     """
     try:
         header = read_header(folder / KEYSTORE)

@@ -1,12 +1,14 @@
-"""cli: the command `payagent`. Reads arguments, talks to the daemon over HTTP, shows what came back.
+"""cli: the `payagent` command. It parses arguments, calls the daemon over HTTP and shows the answer.
 
-May import: click, core, settings, the rooms that commands start (daemon, devnet, demo, init, doctor) - everything
-but core and click inside the function that needs it, so that `--help` costs no more than Python and click. Never:
-reaches into the wallet, the chain or the store; decides about a payment.
+Start at `main`, which has the command tree. Imports other than core and click belong inside the function that
+needs them, so that `--help` costs no more than Python and click.
 
-Exit codes: 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain or merchant
-unreachable, 5 locked or unauthorised, 6 refused by a limit or the policy, 7 not enough funds, 8 still pending,
-10 dry run ok, 130 interrupted, 141 nobody reads the output any more (`| head`; a shell says the same of others).
+Exit codes: 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain or merchant unreachable, 5 locked or
+unauthorised, 6 refused by a limit or the policy, 7 not enough funds, 8 still pending, 10 dry run ok, 130
+interrupted, 141 stdout was closed early (as by `| head`; shells report SIGPIPE with the same code).
+
+May import: click, core, settings, the rooms that commands start (daemon, devnet, demo, init, doctor).
+Never: reaches into the wallet, the chain or the store; decides about a payment.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""`payagent app`: the programs that may ask for payments, and their tokens.
+"""`payagent app`: manages the programs that may request payments, and their tokens.
 
-May import: click, core, cli. Never: shows a token twice (the daemon keeps only its hash).
+May import: click, core, cli.
+Never: shows a token twice (the daemon stores only its hash).
 """
 
 import re

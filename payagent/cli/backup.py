@@ -1,7 +1,7 @@
-"""`payagent backup` and `payagent restore`: ledger and keystore in one file, and back again.
+"""`payagent backup` and `payagent restore`: write ledger and keystore to one file, and restore them.
 
-May import: click, core, cli; payagent.backup, settings and agent.base inside functions. Never: asks for a
-passphrase.
+May import: click, core, cli; payagent.backup, settings and agent.base inside functions.
+Never: asks for a passphrase.
 """
 
 import os

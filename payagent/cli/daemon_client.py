@@ -1,8 +1,8 @@
-"""The way to the daemon: HTTP over its Unix socket, with the operator's token.
+"""Calls the daemon over HTTP through its Unix socket, with the operator's token.
 
-May import: httpx, core, secret_file, settings. Never: follows a redirect or a proxy of the environment; shows the
-token; goes over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given
-the token.
+May import: httpx, core, secret_file, settings.
+Never: follows a redirect or a proxy from the environment; shows the token; uses TCP, because while the daemon is
+down any local process may bind the port and would receive the token.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""`payagent doctor`: looks at everything that a payment needs, and says how to mend what is wrong.
+"""`payagent doctor`: checks everything that a payment needs, and says how to fix problems.
 
-May import: click, core, cli; payagent.doctor and settings inside a function. Never: changes anything.
+May import: click, core, cli; payagent.doctor and settings inside a function.
+Never: changes anything.
 """
 
 import os

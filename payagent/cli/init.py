@@ -1,7 +1,7 @@
-"""`payagent init`: gathers what a first start needs, from flags or by asking, and shows the outcome once.
+"""`payagent init`: collects the settings for a first start from flags or prompts, and shows the result once.
 
-May import: click, core, cli; payagent.init, secret_file and agent.base inside functions. Never: shows the
-passphrase; shows words anywhere but on a terminal.
+May import: click, core, cli; payagent.init, secret_file and agent.base inside functions.
+Never: shows the passphrase; shows recovery words anywhere but on a terminal.
 """
 
 import os

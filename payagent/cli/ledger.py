@@ -1,7 +1,7 @@
-"""`payagent ledger`: what the books say, and whether they are whole.
+"""`payagent ledger`: shows, verifies and exports the ledger.
 
-May import: click, core, cli; backup.staging and audit inside a function. Never: computes a balance (the daemon
-does).
+May import: click, core, cli; backup.staging and audit inside a function.
+Never: computes a balance (the daemon does).
 """
 
 import os

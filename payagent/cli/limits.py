@@ -1,6 +1,7 @@
-"""`payagent limits`: what may still be spent, and setting it while the daemon runs.
+"""`payagent limits`: shows what may still be spent, and sets limits while the daemon runs.
 
-May import: click, core, cli. Never: decides (the daemon does).
+May import: click, core, cli.
+Never: decides (the daemon does).
 """
 
 from collections.abc import Callable, Mapping

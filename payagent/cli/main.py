@@ -1,7 +1,7 @@
-"""The command's tree: the root group, and `serve`, `devnet` and `demo`, which run something.
+"""The command tree: the root group, and the commands `serve`, `devnet` and `demo`.
 
-May import: click, cli; daemon, devnet, demo, log and settings inside functions. Never: at import, anything that
-takes long.
+May import: click, cli; daemon, devnet, demo, log and settings inside functions.
+Never: imports anything slow at import time.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""`payagent merchants`: who may be paid, what is known of each, and changing that while the daemon runs.
+"""`payagent merchants`: shows and changes the merchants that may be paid, while the daemon runs.
 
-May import: click, core, cli. Never: decides (the daemon does).
+May import: click, core, cli.
+Never: decides (the daemon does).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Options and helpers that the commands share.
+"""Options and helpers that several commands share.
 
-May import: click, core, cli.terminal, cli.daemon_client; settings and payagent.init in functions. Never: knows a
-command.
+May import: click, core, cli.terminal, cli.daemon_client; settings and payagent.init in functions.
+Never: knows a command.
 """
 
 import os

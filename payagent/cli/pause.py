@@ -1,6 +1,7 @@
-"""`payagent pause` and `payagent resume`: the switch that stops all signing.
+"""`payagent pause` and `payagent resume`: stop all signing, and allow it again.
 
-May import: click, core, cli. Never: decides what is signed (the daemon does).
+May import: click, core, cli.
+Never: decides what is signed (the daemon does).
 """
 
 import click

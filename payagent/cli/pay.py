@@ -1,7 +1,7 @@
-"""`payagent pay`: has a saved 402 paid, waits, and gives the headers for the retry.
+"""`payagent pay`: pays a saved 402, waits, and prints the headers for the retry.
 
-May import: click, core, cli. Never: reads an invoice (the daemon does); makes a second payment: the same 402,
-or the same --key, is the same payment.
+May import: click, core, cli.
+Never: reads an invoice (the daemon does); pays twice: the same 402, or the same --key, is the same payment.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""`payagent payments`: what was paid, is being paid or was refused, and how each came to be as it is.
+"""`payagent payments`: lists payments, and shows the state and history of each.
 
-May import: click, core, cli. Never: decides what may be done to a payment (the daemon does).
+May import: click, core, cli.
+Never: decides what may be done to a payment (the daemon does).
 """
 
 import json

@@ -1,6 +1,7 @@
-"""`payagent prepaid`: what was bought ahead at merchants.
+"""`payagent prepaid`: shows prepaid balances at merchants, and manages top-ups.
 
-May import: click, core, cli. Never: counts anything (the daemon does).
+May import: click, core, cli.
+Never: counts anything (the daemon does).
 """
 
 import time

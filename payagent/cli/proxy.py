@@ -1,7 +1,7 @@
-"""`payagent proxy`: a port that is a merchant's origin, for a client that wants a bare one.
+"""`payagent proxy`: serves one merchant on a port of its own, for a client whose base URL must be a bare origin.
 
-May import: click, core, cli; payagent.proxy, api.http, log, secret_file and settings inside a function. Never:
-pays; the daemon does.
+May import: click, core, cli; payagent.proxy, api.http, log, secret_file and settings inside a function.
+Never: pays (the daemon does).
 """
 
 import json

@@ -1,6 +1,7 @@
-"""docs/cli.md, made from the command's own help, so that the page and the program cannot differ.
+"""Generates docs/cli.md from the command's own help, so that page and program agree.
 
-May import: click, cli. Never: anything that takes long.
+May import: click, cli.
+Never: imports anything slow.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
-"""A saved 402, in each form in which one is kept: its body, `curl -i`, or an object with its headers.
+"""Reads a saved 402 in each form it may be saved in: its body, `curl -i` output, or a JSON object with headers.
 
-May import: core. Never: reads an invoice, or repairs what came: it goes on to the daemon as it stands.
+May import: core.
+Never: reads an invoice; repairs the 402, which goes to the daemon unchanged.
 """
 
 import base64

@@ -1,6 +1,7 @@
-"""Tells a service manager that the daemon serves: systemd's Type=notify (sd_notify(3)).
+"""Tells a service manager that the daemon is ready: systemd's Type=notify (sd_notify(3)).
 
-May import: the standard library. Never: waits; fails the daemon.
+May import: the standard library.
+Never: waits; makes the daemon fail.
 """
 
 import os

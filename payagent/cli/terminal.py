@@ -1,8 +1,9 @@
-"""How the command speaks: data on stdout, talk on stderr; tables for people, JSON for programs.
+"""Terminal output: data on stdout, messages on stderr; tables for people, JSON for programs.
 
-A `Terminal` knows the three streams and whether the answer is for a program (stdout is no terminal, or --json).
-May import: core, click, and rich inside `table` alone, since most runs show none. Never: prints a secret that it
-was not handed to be shown.
+A `Terminal` has the three streams and knows whether a program reads the answer (stdout is no terminal, or --json).
+
+May import: core, click, and rich inside `table` alone, since most runs show no table.
+Never: prints a secret that it was not asked to show.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""`payagent wallet`: what is there, where to send money, the transfers that an operator may order, the passphrase.
+"""`payagent wallet`: shows the wallet, sends and splits funds, and changes the passphrase.
 
-May import: click, core, cli; payagent.init, secret_file and settings inside functions. Never: builds a transaction
-(the daemon does); shows a passphrase.
+May import: click, core, cli; payagent.init, secret_file and settings inside functions.
+Never: builds a transaction (the daemon does); shows a passphrase.
 """
 
 import os

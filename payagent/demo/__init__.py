@@ -1,7 +1,9 @@
-"""demo: the whole of payagent at work, told in plain words, every step checked against the chain.
+"""demo: shows payagent at work in plain words, and checks every step against the chain.
 
-`run_demo` tells the story; `stage` has what it plays on, `verify` what is checked.
-May import: core, httpx. Never: says that something happened which was not verified.
+Start at `run_demo`, which plays the scenes. `stage` starts devnet and daemon; `verify` has the checks.
+
+May import: core, httpx.
+Never: says that something happened which was not verified.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ BATCH = 3
 
 
 def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
-    """Play every scene. Raises `DemoFailed` at the first that did not turn out as it must."""
+    """Play every scene. Raises `DemoFailed` at the first step with a wrong result."""
     with stage(waiting, environ) as on:
         for scene in (
             _open,
@@ -162,7 +164,7 @@ def _topup(on: Stage, order: Json) -> Json:
 
 
 def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
-    """What we count, and what the merchant says of it."""
+    """Require that our counts and the merchant's agree."""
     wanted = (str(bought), str(used), str(bought - used), "0")
 
     def is_so() -> bool:
@@ -186,7 +188,7 @@ def _close(on: Stage, say: Say) -> None:
 
 
 class _Call:
-    """One call that a client makes until it is served: the 402, the payment, the retry."""
+    """One request of a client until it is served: the 402, the payment, the retry."""
 
     def __init__(self, on: Stage, message: str) -> None:
         self._on = on
@@ -197,7 +199,7 @@ class _Call:
         self._payment: Json = {}
 
     def pay(self) -> Json:
-        """Hand the 402 to the daemon; always the same words, so always the same payment."""
+        """Give the 402 to the daemon. The idempotency key is always the same, so the payment is too."""
         body = {
             "origin": self._on.devnet.merchant_url,
             "request": {
@@ -216,7 +218,7 @@ class _Call:
         return self._payment
 
     def retry(self) -> str:
-        """Wait until the proof is worth sending, send it, report what came, and check the chain. The reply."""
+        """Wait until the proof is ready, retry with it, report the delivery, check the chain; the reply."""
         self._on.until("the payment is confirmed", self._is_ready)
         served = self._on.call(self._body, self._payment["headers"])
         require(served.is_success, f"the retry was answered with {served.status_code}: {served.text[:300]}")

@@ -1,7 +1,7 @@
-"""The demo's stage: a devnet, the daemon as a child process, and a client of both, over real HTTP.
+"""What the demo runs on: a devnet, the daemon as a child process, and a client of both, over real HTTP.
 
-May import: devnet, init, agent.base, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
-a file behind.
+May import: devnet, init, agent.base, httpx.
+Never: calls a running daemon except over HTTP; leaves a process or a file behind.
 """
 
 import os
@@ -51,18 +51,18 @@ body = "{}"
 _CHILD_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 
 
-class DemoFailed(Exception):  # noqa: N818  what it tells is the outcome
-    """A step did not do what it must."""
+class DemoFailed(Exception):  # noqa: N818  it reports the demo's outcome
+    """A step did not have the required result."""
 
 
 def require(condition: bool, otherwise: str) -> None:
-    """Go on only when it is so."""
+    """Raise `DemoFailed` unless the condition holds."""
     if not condition:
         raise DemoFailed(otherwise)
 
 
 class Daemon:
-    """`payagent serve` in a process of its own."""
+    """`payagent serve` as a child process."""
 
     def __init__(self, config: Path, folder: Path, environ: Mapping[str, str]) -> None:
         self.url = f"http://127.0.0.1:{_free_port()}"
@@ -76,12 +76,12 @@ class Daemon:
         listen = self.url.removeprefix("http://")
         command = [sys.executable, "-m", "payagent", "serve", "--config", str(self._config), "--listen", listen]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603  this very program
+            self._process = subprocess.Popen(  # noqa: S603  runs this program itself
                 command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self) -> int:
-        """SIGKILL: nothing in it gets to run any more. The process id that it had."""
+        """Send SIGKILL, so that the process runs no more code. Returns its process id."""
         process = self._running()
         process.kill()
         process.wait()
@@ -89,7 +89,7 @@ class Daemon:
         return process.pid
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not help."""
+        """Send SIGTERM, and SIGKILL if the process does not end in time."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -105,7 +105,7 @@ class Daemon:
         require(code is None, f"the daemon ended with exit code {code}")
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """The last lines of its log."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join(text.splitlines()[-8:])
 
@@ -117,7 +117,7 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Everything that is up, and how to talk to it."""
+    """The running parts, and calls to each of them."""
 
     devnet: DevnetThread
     daemon: Daemon
@@ -128,21 +128,21 @@ class Stage:
     def api(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
     ) -> Json:
-        """A call to the daemon; anything but success ends the demo."""
+        """Call the daemon's API. Any error ends the demo."""
         sent = {"authorization": f"Bearer {self.wallet.token}"} | dict(headers or {})
         answer = self.http.request(method, self.daemon.url + path, json=body, headers=sent)
         require(answer.is_success, f"{method} {path} was answered with {answer.status_code}: {answer.text[:600]}")
         return _json(answer)
 
     def control(self, path: str, body: Json | None = None) -> Json:
-        """A call to the devnet's switches."""
+        """Call the devnet's control API."""
         method = "GET" if body is None else "POST"
         answer = self.http.request(method, f"{self.devnet.origin}/devnet/{path}", json=body)
         require(answer.is_success, f"/devnet/{path} was answered with {answer.status_code}: {answer.text[:300]}")
         return _json(answer)
 
     def chain(self, path: str) -> Any:
-        """A read of the chain, through the API that payagent uses too."""
+        """Read the chain through the API that payagent uses too."""
         answer = self.http.get(self.devnet.chain_url + path)
         require(answer.is_success, f"{path} was answered with {answer.status_code}")
         return answer.json()
@@ -152,17 +152,17 @@ class Stage:
         require(answer.is_success, f"the merchant did not take its settings: {answer.text[:300]}")
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        """A client's call to the merchant's /chat."""
+        """A client's request to the merchant's /chat."""
         sent = {"content-type": "application/json", "x-partner": "demo"} | dict(headers)
         return self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=sent)
 
     def through_proxy(self, body: bytes) -> httpx.Response:
-        """The same call with the daemon's proxy as the base URL."""
+        """The same request with the daemon's proxy as the base URL."""
         sent = {"content-type": "application/json", "x-payagent-token": self.wallet.token}
         return self.http.post(f"{self.daemon.url}/proxy/t/chat", content=body, headers=sent)
 
     def until(self, what: str, reached: Callable[[], bool]) -> None:
-        """Wait for something, and show that we do."""
+        """Wait until a condition holds, and show the waiting."""
         started_s = time.monotonic()
         with self.waiting() as progress:
             while not reached():
@@ -172,7 +172,7 @@ class Stage:
                 time.sleep(POLL_S)
 
     def start_daemon(self) -> None:
-        """Start it, and wait until it can pay."""
+        """Start the daemon, and wait until it can pay."""
         self.daemon.start()
         self.until("the daemon is ready", self._is_ready)
 
@@ -186,7 +186,7 @@ class Stage:
 
 @contextmanager
 def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
-    """Set everything up; take everything down, however the block ends."""
+    """Start everything, and stop everything however the block ends."""
     with (
         _stopped_by_signals(),
         TemporaryDirectory(prefix="payagent-demo-") as name,
@@ -205,7 +205,7 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
 
 
 def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
-    """What `payagent init` makes, with limits for a token and a way to top up added to the config by hand."""
+    """Make a wallet as `payagent init` does, and add token limits and a top-up request to its config."""
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
     passphrase_file.touch(mode=0o600)
@@ -229,7 +229,7 @@ def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that it takes its child with it."""
+    """Make SIGTERM and SIGHUP end the demo as Ctrl-C does, so that the daemon is stopped too."""
 
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,6 +1,9 @@
-"""What the demo checks, against the chain's own API and never against what the daemon says of the chain.
+"""The demo's checks, made against the chain's own API and never against what the daemon says about the chain.
 
-May import: demo.stage. Never: repairs or waits. Each check raises `DemoFailed` with what differs.
+Each check raises `DemoFailed` with the difference.
+
+May import: demo.stage.
+Never: repairs or waits.
 """
 
 from collections.abc import Iterable
@@ -12,7 +15,7 @@ PAGE_ROWS = 100
 
 
 def paid(on: Stage, payment: Json) -> None:
-    """The chain shows the fee and every output, exactly and each on its own."""
+    """Check that the chain shows the exact fee and each output exactly once."""
     fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
     require(fees == payment["fee"], f"the chain says that the fee was {fees}, the daemon says {payment['fee']}")
     shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
@@ -23,7 +26,7 @@ def paid(on: Stage, payment: Json) -> None:
 
 
 def transactions(on: Stage, *, before: int, count: int) -> None:
-    """So many transactions of the wallet since there were `before`."""
+    """Check that the wallet has `count` more transactions than `before`."""
     made = len(transactions_of(on)) - before
     require(made == count, f"the chain shows {made} transactions for this call, not {count}")
 
@@ -34,7 +37,7 @@ def transactions_of(on: Stage) -> list[Any]:
 
 
 def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
-    """All postings sum to zero, and wallet + held is what the chain shows; which is given back, per asset."""
+    """Check that postings sum to zero and wallet + held equal the chain. Returns the chain's units per asset."""
     sums: dict[str, int] = {}
     owned: dict[str, int] = {}
     for row in balances:

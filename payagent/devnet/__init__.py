@@ -1,10 +1,10 @@
-"""The embedded devnet: a small honest Cardano and a strict merchant, for laptops and tests.
+"""The embedded devnet: a small Cardano chain and a strict merchant, for laptops and tests.
 
-What is pure stays pure: `ledger`, `rules`, `decode` and `cbor` have no I/O, no clock and no randomness; they
-import the standard library and PyNaCl (to verify signatures) and nothing else of payagent, least of all the
-wallet or pycardano, so that a mistake of the payer cannot hide behind the same mistake of its judge. What
-speaks HTTP stands beside them and imports them.
+Start at `server`, which runs it, and `ledger`, which is the chain. `ledger`, `rules`, `decode` and `cbor` are
+pure: no I/O, no clock, no randomness. They import the standard library and PyNaCl (to verify signatures) only.
+They do not import the wallet or pycardano, so that the devnet cannot repeat a mistake of the payer. The HTTP
+modules build on them.
 
-May import: PyNaCl; and but for the ledger core (addresses, money and networks, which are not payagent's to
-choose), Starlette, uvicorn. Never: dialects, the wallet or settings; touches a real network.
+May import: PyNaCl, Starlette, uvicorn; core for addresses, money and networks (not the pure modules).
+Never: imports dialects, the wallet or settings; touches a real network.
 """

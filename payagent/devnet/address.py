@@ -1,6 +1,9 @@
-"""The raw form of addresses, as far as an output or its spending needs it (CIP-19, Byron CDDL).
+"""Reads the raw form of addresses, as far as outputs and their spending need it (CIP-19, Byron CDDL).
 
-Pure; imports the standard library and the devnet's CBOR reader. It never makes an address.
+Pure.
+
+May import: the standard library, the devnet's CBOR reader.
+Never: makes an address.
 """
 
 import zlib
@@ -17,10 +20,10 @@ _BYRON = 8
 
 @dataclass(frozen=True, slots=True)
 class AddressInfo:
-    """What the rules ask of an address.
+    """The facts about an address that the ledger rules need.
 
-    `key_hash` is the payment key's hash; None for a script and for Byron. `byron_attributes_bytes` is the
-    size of a Byron address's attributes without the network magic.
+    `key_hash` is the payment key's hash; None for a script and for Byron. `byron_attributes_bytes` is the size of
+    a Byron address's attributes without the network magic.
     """
 
     network_id: int
@@ -33,7 +36,7 @@ def read_address(address: bytes) -> AddressInfo:
     """Read a payment address from its bytes.
 
     Raises `MalformedError` where the ledger's decoder refuses, and `LedgerError` for a pointer address, which the
-    devnet does not know.
+    devnet does not support.
     """
     if not address:
         raise MalformedError("address: no bytes")

@@ -1,8 +1,10 @@
-"""The devnet's Blockfrost-compatible HTTP face under /api/v0, and the switchboard under /devnet.
+"""The devnet's HTTP API: a Blockfrost-compatible one under /api/v0, and the control API under /devnet.
 
-A thin shell over Node: it reads requests, asks, and writes what blockfrost_shapes renders; faults are applied to
-the finished answer. Imports Starlette, core.address, core.money and its neighbours; never the wallet, the agent,
-the dialects or pycardano.
+A thin layer over `Node`: it reads requests, calls the node, and returns what `blockfrost_shapes` renders. Faults
+are applied to the finished answer.
+
+May import: Starlette, core.address, core.money, core.network, core.problems, the rest of devnet.
+Never: imports the wallet, the agent, the dialects or pycardano.
 """
 
 import asyncio
@@ -38,8 +40,8 @@ _Row = TypeVar("_Row")
 _Read = Callable[["ChainApi", Request, int], Response]
 
 
-class _Failed(Exception):  # noqa: N818  it carries an answer, and is one
-    """An error answer, on its way out of a handler."""
+class _Failed(Exception):  # noqa: N818  it carries an error answer
+    """An error answer, raised by a handler."""
 
     def __init__(self, status: int, name: str, message: str) -> None:
         super().__init__(message)
@@ -62,7 +64,7 @@ def _address(request: Request) -> bytes:
 
 
 def _page(request: Request, rows: Sequence[_Row]) -> Sequence[_Row]:
-    """The rows that `count`, `page` and `order` ask for (Blockfrost: 1 to 100 a page, oldest first)."""
+    """The rows that `count`, `page` and `order` select (Blockfrost: 1 to 100 a page, oldest first)."""
     count = _query_number(request, "count", 100, 100)
     page = _query_number(request, "page", 1, 21_474_836)
     order = request.query_params.get("order", "asc")
@@ -86,7 +88,7 @@ def _query_number(request: Request, name: str, default: int, most: int) -> int:
 
 
 class ChainApi:
-    """The handlers. `stopping` ends answers that hang; `project_id`, when given, is demanded of every call."""
+    """The Blockfrost handlers. `stopping` ends answers that hang; `project_id`, if set, is required."""
 
     def __init__(self, node: Node, stopping: asyncio.Event, project_id: str | None) -> None:
         self.node = node
@@ -94,7 +96,7 @@ class ChainApi:
         self.project_id = project_id
 
     def reader(self, read: _Read) -> Callable[[Request], object]:
-        """A GET endpoint: authorised, answered honestly, spoiled when a switch says so."""
+        """Make a GET endpoint. It checks the project id, answers, and applies a fault if one is on."""
 
         async def endpoint(request: Request) -> Response:
             fault = self.node.switches.take("GET", request.url.path.removeprefix(API_ROOT))
@@ -110,7 +112,7 @@ class ChainApi:
         return endpoint
 
     async def submit(self, request: Request) -> Response:
-        """POST /tx/submit: the signed transaction as raw CBOR; 200 and its hash, or the node's refusal."""
+        """POST /tx/submit: takes a signed transaction as raw CBOR; 200 with its hash, or the node's refusal."""
         try:
             self._authorise(request)
             raw = await self._cbor_body(request)
@@ -142,7 +144,7 @@ class ChainApi:
             raise _Failed(403, "Forbidden", "Invalid project token.")
 
     def utxos(self, request: Request, behind: int) -> Response:
-        """GET /addresses/{address}/utxos, all or of one asset; 404 for an address that was never used."""
+        """GET /addresses/{address}/utxos, of all assets or one. 404 for an address that was never used."""
         rows = self.node.utxos_at(_address(request), behind)
         if rows is None:
             raise _not_found()
@@ -166,7 +168,7 @@ class ChainApi:
         return JSONResponse([shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)])
 
     def in_block(self, request: Request) -> tuple[Tx, DevnetBlock]:
-        """The transaction that the path names, when it is in a block."""
+        """The transaction that the path names, if it is in a block."""
         found = self.node.chain.tx(request.path_params["hash"])
         if found is None or found[1] is None:
             raise _not_found()
@@ -193,7 +195,7 @@ class ChainApi:
         return JSONResponse(shapes.mempool_transaction(self.node.chain, tx))
 
     def mempool_at(self, request: Request, _behind: int) -> Response:
-        """GET /mempool/addresses/{address}: waiting transactions that pay or spend there."""
+        """GET /mempool/addresses/{address}: transactions in the mempool that pay to or spend from the address."""
         raw, chain = _address(request), self.node.chain
         tx_ids = [tx.tx_id for tx in chain.mempool.values() if self._touches(tx, raw)]
         return JSONResponse([{"tx_hash": tx_id} for tx_id in _page(request, tx_ids)])
@@ -274,7 +276,7 @@ _READS: tuple[tuple[str, _Read], ...] = (
 )
 
 
-# --- the switchboard ---------------------------------------------------------------------------------------------
+# --- the control API ---------------------------------------------------------------------------------------------
 
 
 async def _bounded_body(request: Request) -> bytes:
@@ -307,7 +309,7 @@ def _number(body: Mapping[str, object], name: str, default: int, least: int, mos
 
 
 def _amounts(wanted: object) -> dict[str, int]:
-    """Units by asset, of {unit: units} or of Blockfrost's own list of {"unit", "quantity"}."""
+    """Units by asset, from {unit: units} or from Blockfrost's list of {"unit", "quantity"}."""
     if isinstance(wanted, dict):
         wanted = [{"unit": unit, "quantity": units} for unit, units in wanted.items()]
     if not isinstance(wanted, list) or not all(_is_amount(one) for one in wanted):
@@ -324,14 +326,14 @@ def _is_amount(one: object) -> bool:
 
 
 class Switchboard:
-    """POST /devnet/faucet, /blocks, /rollback, /faults and GET /devnet/state."""
+    """The control API: POST /devnet/faucet, /blocks, /rollback, /faults and GET /devnet/state."""
 
     def __init__(self, node: Node, block_time_s: int) -> None:
         self.node = node
         self.block_time_s = block_time_s
 
     def poster(self, act: Callable[[Mapping[str, object]], shapes.Json]) -> Callable[[Request], object]:
-        """A POST endpoint of a JSON object; what it refuses is a 400 with the reason."""
+        """Make a POST endpoint that takes a JSON object. A refusal becomes a 400 with the reason."""
 
         async def endpoint(request: Request) -> Response:
             try:
@@ -344,7 +346,7 @@ class Switchboard:
         return endpoint
 
     def faucet(self, body: Mapping[str, object]) -> shapes.Json:
-        """{"address", "lovelace"?, "assets"?: {unit: units}} -> {"tx_hash"}; in the next block."""
+        """{"address", "lovelace"?, "assets"?: {unit: units}} -> {"tx_hash"}; it lands in the next block."""
         address = parse_address(body.get("address"), _DEVNET)
         assets = _amounts(body.get("assets", {}))
         if "lovelace" in assets and "lovelace" in body:
@@ -362,7 +364,7 @@ class Switchboard:
         return {"blocks": [{"hash": block.hash, "height": block.height, "slot": block.slot} for block in made]}
 
     def rollback(self, body: Mapping[str, object]) -> shapes.Json:
-        """{"depth", "readd"?} -> the ids of the transactions that fell out of blocks."""
+        """{"depth", "readd"?} -> the ids of the transactions whose blocks were undone."""
         readd = body.get("readd", False)
         if not isinstance(readd, bool):
             raise _bad("readd must be true or false.")
@@ -371,7 +373,7 @@ class Switchboard:
         return {"undone": [tx.tx_id for block in undone for tx in block.txs], "height": self.node.chain.tip.height}
 
     def faults(self, body: Mapping[str, object]) -> shapes.Json:
-        """One fault to switch on (see faults.read_fault), or {"clear": true}."""
+        """Switch on one fault (see faults.read_fault), or {"clear": true}."""
         if body == {"clear": True}:
             self.node.switches.clear()
         else:
@@ -379,7 +381,7 @@ class Switchboard:
         return self.node.switches.as_json()
 
     def state(self) -> shapes.Json:
-        """What is where, and which faults were met how often."""
+        """The chain's state, and how often each fault was triggered."""
         self.node.tick()
         chain = self.node.chain
         return {

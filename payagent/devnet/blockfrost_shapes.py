@@ -1,8 +1,10 @@
-"""Blockfrost's JSON from the devnet's values: field names, types and error bodies as in its OpenAPI document.
+"""Renders the devnet's values as Blockfrost's JSON, with the names, types and errors of its OpenAPI document.
 
-Pure: values in, JSON-ready values out. Imports the standard library, core.address and the devnet's own ledger.
-Amounts are strings of digits and so are validity bounds, as there; fields of parts of Cardano that the devnet
-does not have (stake, scripts, governance) carry what Blockfrost shows for "none".
+Pure: values in, JSON-ready values out. As in Blockfrost, amounts and validity bounds are strings of digits. Fields
+for parts of Cardano that the devnet lacks (stake, scripts, governance) have Blockfrost's value for "none".
+
+May import: the standard library, core.address, the rest of devnet.
+Never: does I/O.
 """
 
 import json
@@ -41,11 +43,11 @@ def error(status: int, name: str, message: str) -> Json:
     return {"status_code": status, "error": name, "message": message}
 
 
-# --- what a refused transaction's sender reads -------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------------------------
 
 
 def refusal_message(refused: LedgerError) -> str:
-    """The node's answer as Blockfrost passes it on: JSON inside the string `message`."""
+    """The node's refusal as Blockfrost passes it on: JSON inside the string `message`."""
     if refused.rule == _DECODER:
         text = f'{_DECODER} "Shelley Tx" (DeserialiseFailure 0 {json.dumps(refused.detail)})'
         inner: Json = {"tag": "TxCmdTxReadError", "contents": [text]}
@@ -68,7 +70,7 @@ def _failure_text(rule: str, detail: str) -> str:
 
 
 def address_text(raw: bytes) -> str:
-    """An output's address as text, bech32 or, for Byron, base58."""
+    """An output's address as text: bech32, or base58 for Byron."""
     return encode_address(raw).text if raw[0] >> 4 != _BYRON_TYPE else _base58(raw)
 
 

@@ -1,6 +1,7 @@
-"""What the devnet's merchant sells, and the bodies that ask for it.
+"""The devnet merchant's paid endpoints, and the parsing of their request bodies.
 
-Imports Starlette. Knows nothing of money: a receipt is whatever the one who was paid wants to say.
+May import: Starlette.
+Never: knows about payments; a receipt is any JSON that the caller passes.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ def chat(body: Mapping[str, object], receipt: Json) -> Response:
 
 
 async def _events(reply: str, receipt: Json) -> AsyncIterator[str]:
-    """One event per word, each in a piece of its own, then the receipt and the end mark."""
+    """One event per word, each in its own chunk, then the receipt and the end mark."""
     for word in reply.split(" "):
         yield f"data: {json.dumps({'token': word + ' '})}\n\n"
         await asyncio.sleep(0)
@@ -69,7 +70,7 @@ def json_object(raw: bytes | str) -> Json | None:
     """A JSON object; None for anything else."""
     try:
         body = json.loads(raw)
-        # parts of it go into the answer, and what cannot be written there is no JSON: NaN, half a character
+        # parts of it go into the answer, so refuse what JSON cannot carry: NaN, half a surrogate pair
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None

@@ -1,11 +1,13 @@
-"""Strict CBOR reading over bytes, and the few encodings that the ledger itself needs.
+"""A strict CBOR reader, and the few encodings that the devnet's ledger needs.
 
-A cursor that the decoder moves item by item, so that every decoded thing knows the span of bytes it came from:
-the ledger hashes and measures bytes as sent, never a re-encoding. Imports the standard library only. It never
-builds a generic tree, never guesses and never repairs: what it does not understand raises `MalformedError`.
+Start at `Reader`, a cursor that the decoder moves item by item. Every decoded value thus knows its span of bytes:
+the ledger hashes and measures bytes as sent, never a re-encoding.
 
-Accepted as the ledger's decoder does (cardano-ledger-binary, protocol version 9 and later): integers and
+It accepts what the ledger's decoder accepts (cardano-ledger-binary, protocol version 9 and later): integers and
 lengths in any width, arrays and maps of definite or indefinite length, byte strings of definite length.
+
+May import: the standard library.
+Never: builds a generic tree, guesses or repairs; what it does not understand raises `MalformedError`.
 """
 
 from collections.abc import Iterator
@@ -19,11 +21,11 @@ _WORD64_MAX = 2**64 - 1
 
 
 class MalformedError(ValueError):
-    """The bytes are not what the ledger's decoder accepts at this place."""
+    """The ledger's decoder would not accept the bytes at this position."""
 
 
 class Reader:
-    """A cursor over one buffer; `pos` is the offset of the next item's first byte."""
+    """A cursor over one buffer. `pos` is the offset of the next item's first byte."""
 
     __slots__ = ("buf", "pos")
 
@@ -32,13 +34,13 @@ class Reader:
         self.pos = pos
 
     def major(self) -> int:
-        """The major type of the next item, without moving."""
+        """The major type of the next item. The cursor does not move."""
         if self.pos >= len(self.buf):
             raise MalformedError(f"the bytes end at {self.pos}, where an item was expected")
         return self.buf[self.pos] >> 5
 
     def head(self) -> tuple[int, int]:
-        """Read an item's head: (major type, argument); the argument is INDEFINITE for an open length."""
+        """Read an item's head: (major type, argument). The argument is INDEFINITE for an open length."""
         major = self.major()
         info = self.buf[self.pos] & 0x1F
         self.pos += 1
@@ -60,7 +62,7 @@ class Reader:
         return taken
 
     def expect(self, wanted: int, what: str) -> int:
-        """Read a head of the wanted major type and give its argument."""
+        """Read a head of the wanted major type and return its argument."""
         start = self.pos
         major, argument = self.head()
         if major != wanted:
@@ -68,14 +70,14 @@ class Reader:
         return argument
 
     def uint(self, what: str, most: int = _WORD64_MAX) -> int:
-        """An unsigned integer of any width, not above `most`."""
+        """Read an unsigned integer of any width, at most `most`."""
         value = self.expect(UINT, what)
         if value > most:
             raise MalformedError(f"{what}: {value} is above {most}")
         return value
 
     def bytes_(self, what: str, length: int | None = None) -> bytes:
-        """A byte string of definite length; exactly `length` bytes when given."""
+        """Read a byte string of definite length; of exactly `length` bytes if given."""
         count = self.expect(BYTES, what)
         if count == INDEFINITE:
             raise MalformedError(f"{what}: byte string of indefinite length")
@@ -84,35 +86,35 @@ class Reader:
         return self.take(count)
 
     def boolean(self, what: str) -> bool:
-        """True or false, in their one-byte forms."""
+        """Read true or false in their one-byte forms."""
         byte = self.take(1)[0]
         if byte not in (0xF4, 0xF5):
             raise MalformedError(f"{what}: neither true nor false")
         return byte == 0xF5
 
     def null(self) -> bool:
-        """Whether the next item is null; it is read over if so."""
+        """Whether the next item is null. If so, skip it."""
         if self.pos < len(self.buf) and self.buf[self.pos] == _NULL:
             self.pos += 1
             return True
         return False
 
     def tag(self, number: int, what: str) -> None:
-        """Read over one expected tag."""
+        """Skip one expected tag."""
         found = self.expect(TAG, what)
         if found != number:
             raise MalformedError(f"{what}: tag {found}, {number} was expected")
 
     def items(self, what: str) -> Iterator[int]:
-        """Walk an array: the caller reads one item per turn."""
+        """Iterate over an array. The caller reads one item per iteration."""
         yield from self._turns(self.expect(ARRAY, what))
 
     def pairs(self, what: str) -> Iterator[int]:
-        """Walk a map: the caller reads one key and one value per turn."""
+        """Iterate over a map. The caller reads one key and one value per iteration."""
         yield from self._turns(self.expect(MAP, what))
 
     def set_items(self, what: str) -> Iterator[int]:
-        """Walk a set, which is an array with or without tag 258 (Conway CDDL)."""
+        """Iterate over a set, which is an array with or without tag 258 (Conway CDDL)."""
         if self.major() == TAG:
             self.tag(258, what)
         yield from self.items(what)
@@ -133,7 +135,7 @@ class Reader:
         return False
 
     def text_size(self, what: str) -> int:
-        """Read over a text string, in one piece or in chunks; its length in UTF-8 bytes."""
+        """Skip a text string, in one piece or in chunks. Returns its length in UTF-8 bytes."""
         raw = self._chunks(TEXT, what, None)
         try:
             raw.decode("utf-8")
@@ -142,7 +144,7 @@ class Reader:
         return len(raw)
 
     def chunked_bytes(self, what: str, chunk_most_bytes: int | None = None) -> bytes:
-        """A byte string in one piece or in chunks, which metadata and Plutus data allow."""
+        """Read a byte string in one piece or in chunks, which metadata and Plutus data allow."""
         return self._chunks(BYTES, what, chunk_most_bytes)
 
     def _chunks(self, major: int, what: str, chunk_most_bytes: int | None) -> bytes:
@@ -160,7 +162,7 @@ class Reader:
         return self.take(size)
 
     def end(self, what: str) -> None:
-        """Nothing may follow."""
+        """Require that nothing follows."""
         if self.pos != len(self.buf):
             raise MalformedError(f"{what}: {len(self.buf) - self.pos} trailing bytes")
 
@@ -176,7 +178,7 @@ def head(major: int, argument: int) -> bytes:
 
 
 def head_size(argument: int) -> int:
-    """How many bytes the shortest head for `argument` takes."""
+    """The size in bytes of the shortest head for `argument`."""
     if argument < 24:
         return 1
     for power in range(4):

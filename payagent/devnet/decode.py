@@ -1,10 +1,13 @@
-"""From bytes to a transaction, as strictly as the Conway ledger decodes at protocol version 10.
+"""Decodes bytes into a transaction, as strictly as the Conway ledger does at protocol version 10.
 
-Pure; imports the standard library and the devnet's own CBOR reader. It judges form only (rules.py judges the
-rest), hashes and measures bytes as sent, and refuses by name what a payment never has.
+Start at `decode_tx`. It checks form only (rules.py checks the rest), hashes and measures bytes as sent, and
+refuses by name the parts of Cardano that a payment never has. Pure.
 
-Sources: the Conway CDDL of cardano-ledger and its decoders: no zero quantity and no empty asset map in an output,
-no duplicate map key or set element from protocol version 9 on.
+Sources: the Conway CDDL of cardano-ledger and its decoders. They allow no zero quantity and no empty asset map in
+an output, and from protocol version 9 on no duplicate map key or set element.
+
+May import: the standard library, the rest of devnet.
+Never: checks a transaction against a state.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +65,7 @@ def hash_256(data: bytes) -> bytes:
 
 
 class _Body:
-    """The fields of a body while they are read."""
+    """The fields of a body, collected while it is read."""
 
     __slots__ = ("aux_hash", "fee", "inputs", "network_id", "output_sizes", "outputs", "start_slot", "ttl_slot")
 
@@ -77,7 +80,7 @@ class _Body:
         self.network_id: int | None = None
 
 
-@lru_cache(maxsize=256)  # a client sends the same bytes again and again, to nodes and to merchants
+@lru_cache(maxsize=256)  # a client sends the same bytes to nodes and merchants repeatedly
 def _decode_tx(raw: bytes) -> Tx:
     reader = Reader(raw)
     array = _fixed_array(reader, 4, "transaction")
@@ -119,7 +122,7 @@ def _decode_tx(raw: bytes) -> Tx:
 
 
 def _fixed_array(reader: Reader, length: int, what: str) -> Iterator[int]:
-    """Walk an array that must have exactly `length` items, whether it says so in front or not."""
+    """Iterate over an array of exactly `length` items, of definite or indefinite length."""
     turns = 0
     for turn in reader.items(what):
         if turn == length:
@@ -131,7 +134,7 @@ def _fixed_array(reader: Reader, length: int, what: str) -> Iterator[int]:
 
 
 def _keys(reader: Reader, what: str) -> Iterator[int]:
-    """Walk a map with unsigned keys, each at most once; the caller reads the values."""
+    """Iterate over a map with unsigned keys, each at most once. The caller reads the values."""
     seen: set[int] = set()
     for _ in reader.pairs(what):
         key = reader.uint(f"{what} key")
@@ -389,7 +392,7 @@ def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _read_aux(reader: Reader) -> bool:
-    """Read auxiliary data in its three forms; whether every string in it is short enough."""
+    """Read auxiliary data in any of its three forms. Returns whether every string in it is short enough."""
     major = reader.major()
     if major == cbor.MAP:
         return _read_metadata(reader)
@@ -425,7 +428,7 @@ def _read_metadata(reader: Reader) -> bool:
 
 
 def _read_metadatum(reader: Reader, depth: int) -> bool:
-    """Read one metadatum; whether its strings have at most 64 bytes (the ledger's `validMetadatum`)."""
+    """Read one metadatum. Returns whether its strings have at most 64 bytes (the ledger's `validMetadatum`)."""
     if depth > cbor.MAX_DEPTH:
         raise LedgerError(UNSUPPORTED, f"metadata nested deeper than {cbor.MAX_DEPTH}")
     major = reader.major()

@@ -1,11 +1,14 @@
-"""The devnet's x402 facilitator: whether a signed transaction pays what a 402 asks, and its settlement.
+"""The devnet's x402 facilitator: verifies that a signed transaction pays what a 402 asks, and settles it.
 
-The rules are those of the `exact` scheme on Cardano (x402 version 2, default transfer method), stricter where a
-facilitator may choose: a transaction must have an end, its inputs must be in a block, and the owner of the nonce
-must have signed. A transaction buys one call only, however often it is handed over.
-Pure: the chain and its clock are the node that comes in as an argument. Imports the standard library,
-core.address and its neighbours; never the wallet or the dialects, so that a mistake of the payer's reading cannot
-hide behind the same mistake here.
+Start at `Facilitator`. The rules are those of the `exact` scheme on Cardano (x402 version 2, default transfer
+method). Where the scheme leaves a choice, they are stricter. A transaction must have a TTL, its inputs must be in
+a block, and the owner of the nonce must have signed. A transaction buys one call only, however often it is
+presented.
+
+Pure: the chain and its clock come in as the `Node` argument.
+
+May import: the standard library, core.address, the rest of devnet.
+Never: imports the wallet or the dialects, so that it cannot repeat a mistake of the payer.
 """
 
 import base64
@@ -53,7 +56,7 @@ _PHASE_1 = f"{PAYLOAD}_phase1_invalid"
 
 
 class Unpayable(Exception):  # noqa: N818  a verdict, not an error of ours
-    """The payment does not pay; `reason` is a word of the scheme's catalogue."""
+    """The payment does not pay. `reason` is a code of the scheme's catalogue."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -62,7 +65,7 @@ class Unpayable(Exception):  # noqa: N818  a verdict, not an error of ours
 
 @dataclass(frozen=True, slots=True)
 class VerifiedPayment:
-    """A payment that was found to pay: the transaction, who pays, and what its settlement takes."""
+    """A verified payment: the transaction, the payer, and what its settlement needs."""
 
     tx: Tx
     payer: str
@@ -73,7 +76,7 @@ class VerifiedPayment:
 def _check(
     requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]
 ) -> VerifiedPayment:
-    """The payment, read and judged. What is in `settling` was sent before: its inputs may be spent by itself."""
+    """Read and verify the payment. Transactions in `settling` were sent, so their inputs may be spent."""
     _check_header(requirements, payment, network)
     confirmations, by_client = _read_policy(requirements, payment)
     nonce = _read_nonce(payment)
@@ -90,7 +93,7 @@ def _check(
     return VerifiedPayment(tx, payer, confirmations, by_client)
 
 
-# --- what is asked and what is said ------------------------------------------------------------------------------
+# --- requirements and payments -----------------------------------------------------------------------------------
 
 
 def _check_header(requirements: Json, payment: Json, network: str) -> None:
@@ -108,12 +111,12 @@ def _check_header(requirements: Json, payment: Json, network: str) -> None:
 
 
 def canonical(network: object) -> object:
-    """A network by its canonical name; the aliases are a closed set."""
+    """A network by its canonical name. The set of aliases is closed."""
     return _CIP34.get(network, network) if isinstance(network, str) else network
 
 
 def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
-    """How many newer blocks settle the payment (-1: none, nor one of its own), and whether the payer submits."""
+    """(newer blocks needed to settle, or -1 for the mempool; whether the payer submits)."""
     extra = _object(requirements.get("extra"))
     if extra.get("assetTransferMethod", "default") != "default":
         raise Unpayable(UNSUPPORTED_SCHEME)
@@ -162,7 +165,7 @@ def _whole(value: object) -> int:
 
 
 def _check_form(tx: Tx, nonce: OutRef, node: Node) -> None:
-    """What can be said without looking at the chain."""
+    """The checks that do not need the chain's UTxOs."""
     if tx.network_id not in (None, node.chain.params.network_id):
         raise Unpayable(f"{PAYLOAD}_network_id_mismatch")
     if not tx.witnesses:
@@ -176,9 +179,10 @@ def _check_form(tx: Tx, nonce: OutRef, node: Node) -> None:
 
 
 def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
-    """The end must be there, ahead, and no later than the timeout allows, counted from the newest block.
+    """Check the TTL: present, in the future, and no later than the timeout allows, counted from the newest block.
 
-    Facilitators that read the slot from a provider count so. The devnet's slots are seconds.
+    Facilitators that read the slot from a provider count from the newest block too. The devnet's slots are
+    seconds.
     """
     slot = node.chain.slot
     if tx.ttl_slot is None or (tx.ttl_slot > node.chain.tip.slot + timeout_s and not sent):
@@ -190,7 +194,7 @@ def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
 
 
 def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
-    """Unspent as of the tip: what only waits in the mempool is nothing that a provider would show."""
+    """Check that the inputs are unspent as of the tip. As for a provider, mempool outputs do not count."""
     if node.chain.utxo(nonce) is None:
         raise Unpayable(f"{PAYLOAD}_nonce_not_on_chain")
     if any(node.chain.utxo(ref) is None for ref in tx.inputs):
@@ -198,9 +202,9 @@ def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
 
 
 def _payer(tx: Tx, owned: TxOut | None) -> str:
-    """The address that the nonce lies at; its key must have signed (all signatures were verified).
+    """The address that holds the nonce. Its key must have signed (all signatures were verified before).
 
-    Only of a transaction that was sent before can a rollback have taken the nonce: it may come back.
+    The output is missing only if the transaction was sent before and a rollback took the nonce. It may come back.
     """
     if owned is None:
         return ""
@@ -211,7 +215,7 @@ def _payer(tx: Tx, owned: TxOut | None) -> str:
 
 
 def _check_ledger(tx: Tx, node: Node) -> None:
-    """All that the ledger itself would refuse."""
+    """Check everything that the ledger itself would refuse."""
     outputs = {ref: out for ref in tx.inputs if (out := node.chain.utxo(ref)) is not None}
     try:
         check_tx(tx, outputs, node.chain.slot, node.chain.params)
@@ -220,7 +224,7 @@ def _check_ledger(tx: Tx, node: Node) -> None:
 
 
 def _check_output(requirements: Json, tx: Tx) -> None:
-    """One output must hold the whole amount; several to the same address do not add up."""
+    """Check that one output holds the whole amount. Several outputs to the same address do not add up."""
     theirs = [out for out in tx.outputs if encode_address(out.address).text == requirements.get("payTo")]
     if not theirs:
         raise Unpayable(f"{PAYLOAD}_recipient_mismatch")
@@ -237,7 +241,7 @@ def _check_output(requirements: Json, tx: Tx) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What became of a payment: `reason` None is success. `confirmations` as in the scheme, None: not seen."""
+    """The result for a payment. `reason` None is success; `confirmations` as in the scheme, None if not seen."""
 
     reason: str | None
     network: object
@@ -267,7 +271,7 @@ class Settlement:
 
 @dataclass(slots=True)
 class SettledClaim:
-    """A transaction that was taken as the payment of one call; `served` counts the answers it bought."""
+    """A transaction accepted as payment for one call. `served` counts how often the call was answered."""
 
     tx_id: str
     buys: str
@@ -278,7 +282,7 @@ class SettledClaim:
 
 
 class Facilitator:
-    """Settles payments at one node. A transaction is claimed by its id, never by its bytes."""
+    """Settles payments at one node. Transactions are claimed by their id, not by their bytes."""
 
     def __init__(self, node: Node, network: str = "cardano:devnet") -> None:
         self.node = node
@@ -286,7 +290,7 @@ class Facilitator:
         self.claims: dict[str, SettledClaim] = {}
 
     def verify(self, requirements: Json, payment: Json) -> str | None:
-        """Why the payment does not pay what is required; None when it does. Changes nothing.
+        """Why the payment does not pay what is required; None if it does. Changes nothing.
 
         `requirements` is an entry of `accepts`, `payment` the decoded PAYMENT-SIGNATURE. A transaction that is
         being settled still pays.
@@ -298,11 +302,10 @@ class Facilitator:
         return None
 
     def settle(self, requirements: Json, payment: Json, buys: str, *, replays: bool = False) -> Settlement:
-        """Send the transaction and say how far it is. `buys` names the call; it may be asked for again.
+        """Submit the transaction and report its status. `buys` names the call, which may settle again.
 
-        One that a rollback took away is sent again when it is asked for.
-
-        With `replays` a call that was served is settled again, else that is a duplicate too.
+        A transaction that a rollback removed is submitted again. With `replays`, a served call may settle again;
+        without it, that is a duplicate.
         """
         network = _object(payment.get("accepted")).get("network")
         try:
@@ -318,12 +321,12 @@ class Facilitator:
         if claim.rejected:
             return Settlement(REJECTED, network, tx_id, found.payer)
         if not found.by_client and self.node.chain.tx(tx_id) is None:
-            with suppress(LedgerError):  # accepted once: what a node says of it now decides nothing
+            with suppress(LedgerError):  # accepted once: a later refusal by the node changes nothing
                 self.node.submit(found.tx.raw)
         return self._look(found, network)
 
     def served(self, tx_id: str) -> int:
-        """The call was answered; how many times it had been before."""
+        """Count one more answer to the call. Returns how many there were before."""
         claim = self.claims[tx_id]
         claim.served += 1
         return claim.served - 1

@@ -1,9 +1,13 @@
-"""Faults: what the devnet's Blockfrost face can be told to do wrong, as one table, and the switches for it.
+"""Faults of the devnet's Blockfrost API: the table of kinds, and the switches that turn them on.
 
-A fault has two independent parts: what really happens to a submitted transaction (`accept`: now, later, never)
-and how the answer looks (`answer`). Kinds name the combinations seen in the wild (docs/exactly-once.md);
-`accept` can be overridden, so that a 500 after acceptance is one switch away. Pure: imports the standard library;
-does no I/O, knows no clock and draws no random number, so that the same switches serve HTTP and the simulator.
+Start at `KINDS` and `read_fault`. A fault has two independent parts: what happens to a submitted transaction
+(`accept`: now, later, never) and how the answer looks (`answer`). The kinds are combinations seen in practice
+(docs/exactly-once.md). `accept` can be overridden, for example for a 500 after acceptance.
+
+Pure, so the same switches serve HTTP and the simulator.
+
+May import: the standard library.
+Never: does I/O; uses a clock or randomness.
 """
 
 from collections import Counter
@@ -17,7 +21,7 @@ SUBMIT_PATH = "/tx/submit"
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """One row: the faces it exists on, what happens to a submitted transaction, and the shape of the answer."""
+    """One kind: the calls it applies to, what happens to a submitted transaction, and the form of the answer."""
 
     faces: tuple[str, ...]
     accept: str
@@ -43,12 +47,12 @@ KINDS: dict[str, FaultKind] = {
     "not_found": FaultKind((READS,), NEVER, "not_found"),
     "no_optional": FaultKind((READS,), NEVER, "no_optional"),
 }
-"""`stale_index` shows the UTxO view of some blocks ago; `not_found` denies what is there; `no_optional` leaves out
-the members of `OPTIONAL`.
+"""`stale_index` shows the UTxOs of some blocks ago, `not_found` denies what exists, and `no_optional` leaves out
+the members in `OPTIONAL`.
 """
 
 OPTIONAL = frozenset({"reference", "consumed_by_tx", "cost_models_raw", "redeemers"})
-"""Members that Blockfrost's OpenAPI does not require, of the answers that the devnet gives."""
+"""Members of the devnet's answers that Blockfrost's OpenAPI document does not require."""
 
 ERRORS: dict[str, tuple[int, str, str]] = {
     "gateway_timeout": (504, "Gateway Timeout", "The upstream server did not answer in time."),
@@ -59,19 +63,19 @@ ERRORS: dict[str, tuple[int, str, str]] = {
     "server": (500, "Internal Server Error", "An unexpected response was received from the backend."),
     "not_found": (404, "Not Found", "The requested component has not been found."),
 }
-"""Answers that are a Blockfrost error body: (status, error, message)."""
+"""Answers with a Blockfrost error body: (status, error, message)."""
 
 _KEYS = {"on", "kind", "count", "accept", "blocks"}
 _MOST_COUNT = 1_000_000
 
 
 class BadFault(ValueError):  # noqa: N818  a bad fault, not an error of ours
-    """The description of a fault is not understood; nothing was switched."""
+    """The description of a fault is invalid; no fault was switched on."""
 
 
 @dataclass(slots=True)
 class Fault:
-    """One switch. `left` counts down to 0; None stays on until cleared. `blocks` is how late or how stale."""
+    """One active fault. `left` counts down to 0; None means until cleared. `blocks` is how late or how stale."""
 
     on: str
     kind: str
@@ -84,7 +88,7 @@ class Fault:
         return KINDS[self.kind].answer
 
     def meets(self, face: str, path: str) -> bool:
-        """Whether the switch is for this call; a stale index only shows where UTxOs are listed."""
+        """Whether the fault applies to this call. A stale index affects only UTxO lists."""
         if self.left == 0 or face not in KINDS[self.kind].faces:
             return False
         if self.answer == "stale" and not path.startswith("/addresses/"):
@@ -96,10 +100,10 @@ class Fault:
 
 
 def read_fault(body: Mapping[str, object]) -> Fault:
-    """Read a switch: {"on": "submit" | "reads" | a path prefix, "kind", "count"?, "accept"?, "blocks"?}.
+    """Read a fault: {"on": "submit" | "reads" | a path prefix, "kind", "count"?, "accept"?, "blocks"?}.
 
-    `count` null or absent means until cleared; `blocks` (default 1) is for `late_accept` and `stale_index`.
-    Raises `BadFault`.
+    `count` null or absent means until cleared. `blocks` (default 1) is for `late_accept` and `stale_index`. Raises
+    `BadFault`.
     """
     unknown = set(body) - _KEYS
     if unknown:
@@ -129,7 +133,7 @@ def _small(value: object, what: str) -> int:
 
 
 class Switches:
-    """The faults that are on, in the order in which they were set, and how often each kind was met."""
+    """The active faults in the order they were set, and how often each kind was triggered."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -139,11 +143,11 @@ class Switches:
         self._faults.append(fault)
 
     def clear(self) -> None:
-        """Switch everything off; what was triggered stays counted."""
+        """Switch all faults off. The trigger counts stay."""
         self._faults.clear()
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The fault that this call meets, counted as triggered; `path` is the one below the API's root."""
+        """The fault that applies to this call, counted as triggered. `path` is relative to the API's root."""
         face = SUBMIT if (method, path) == ("POST", SUBMIT_PATH) else READS
         for fault in self._faults:
             if fault.meets(face, path):

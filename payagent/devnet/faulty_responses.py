@@ -1,7 +1,10 @@
-"""Answers that go wrong on purpose: the ways in which a fault spoils an honest HTTP response.
+"""Turns an honest HTTP response into the faulty one that a fault asks for.
 
-Imports Starlette and the fault table. An answer that closes the connection needs the server's own protocol class
-(server.py), which puts the means into the request's scope.
+Start at `spoil`. To close a connection it needs the server's own protocol class (server.py), which puts the
+function into the request's scope.
+
+May import: Starlette, the rest of devnet.
+Never: decides which fault applies.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from payagent.devnet.blockfrost_shapes import error
 from payagent.devnet.faults import ERRORS, OPTIONAL, Fault
 
 ABORT = "payagent.devnet.abort"
-"""The scope's key of the function that drops this request's connection."""
+"""Scope key of the function that drops this request's connection."""
 
 OVERSIZED_BYTES = 64 * 1024 * 1024
 _CHUNK = b" " * 65_536
@@ -32,7 +35,7 @@ class Abort(Response):
 
 
 class Hang(Response):
-    """No answer for as long as the client waits; the connection is dropped when the devnet stops."""
+    """No answer as long as the client waits. The connection is dropped when the devnet stops."""
 
     def __init__(self, stopping: asyncio.Event) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ async def _disconnect(receive: Receive) -> None:
 
 
 def spoil(honest: Response, fault: Fault, stopping: asyncio.Event) -> Response:
-    """What the client gets instead of the honest answer."""
+    """The answer that the client gets instead of the honest one."""
     answer = fault.answer
     if answer in ERRORS:
         status, name, message = ERRORS[answer]
@@ -88,5 +91,5 @@ async def _endless() -> AsyncIterator[bytes]:
 
 
 def _another(tx_id: str) -> str:
-    """A hash that looks as real: the same with its first digit changed."""
+    """Another plausible hash: the same with its first digit changed."""
     return f"{int(tx_id[0], 16) ^ 1:x}{tx_id[1:]}"

@@ -1,11 +1,11 @@
-"""The devnet's chain: a mempool, blocks, rollbacks and forks over the rules of a payment.
+"""The devnet's chain: a mempool, blocks, rollbacks and forks over the rules that a payment meets.
 
-Pure: no I/O, no clock, no randomness; slots come in as arguments, and the same calls give the same blocks. It
-imports the standard library, PyNaCl and its neighbours decode and rules; never the wallet, never pycardano.
-Every block keeps what it spent and made, so that a rollback undoes it without copies of the whole state.
+Start at `Chain`. Pure: slots come in as arguments, and the same calls give the same blocks. Every block records
+what it spent and made, so a rollback needs no copy of the whole state. Import these names from here: `TxOut`,
+`Tx`, `Params`, `LedgerError`, `decode_tx`, `check_tx`, `Chain`, `DevnetBlock`.
 
-The names that other rooms use are all here: `TxOut`, `Tx`, `Params`, `LedgerError`, `decode_tx`, `check_tx`,
-`Chain`, `DevnetBlock`.
+May import: the standard library, PyNaCl, the rest of devnet.
+Never: does I/O; uses a clock or randomness; imports the wallet or pycardano.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DevnetBlock:
-    """One block. `hash` and `prev_hash` are hex; height and slot count as on the chain."""
+    """One block. `hash` and `prev_hash` are hex."""
 
     hash: str
     height: int
@@ -43,7 +43,7 @@ class DevnetBlock:
 
 @dataclass(slots=True)
 class _Undo:
-    """What applying one block changed: outputs spent, outputs made, and whose history grew."""
+    """What one block changed: outputs spent, outputs made, and addresses whose history grew."""
 
     spent: list[tuple[OutRef, TxOut]] = field(default_factory=list)
     made: list[OutRef] = field(default_factory=list)
@@ -51,7 +51,7 @@ class _Undo:
 
 
 class _View(Mapping[OutRef, TxOut]):
-    """The unspent outputs as they would be after some transactions that are in no block yet."""
+    """The unspent outputs after applying some unconfirmed transactions."""
 
     def __init__(self, base: Mapping[OutRef, TxOut]) -> None:
         self._base = base
@@ -80,7 +80,7 @@ class _View(Mapping[OutRef, TxOut]):
 
 
 class Chain:
-    """The devnet's state. Block 0 is an empty genesis; nothing is ever below it.
+    """The devnet's state. Block 0 is an empty genesis and cannot be undone.
 
     `slot` is the clock, `blocks` the canonical chain by height, `mempool` the waiting transactions in order.
     """
@@ -110,13 +110,13 @@ class Chain:
         return self.blocks[-1]
 
     def block(self, hash_or_height: str | int) -> DevnetBlock | None:
-        """The canonical block with this hash (hex) or height; None when there is none."""
+        """The canonical block with this hash (hex) or height; None if there is none."""
         if isinstance(hash_or_height, str):
             return self._by_hash.get(hash_or_height)
         return self.blocks[hash_or_height] if 0 <= hash_or_height < len(self.blocks) else None
 
     def tx(self, tx_id: str) -> tuple[Tx, DevnetBlock | None] | None:
-        """A transaction with its block, or with None while it waits in the mempool; None when unknown."""
+        """A transaction with its block, or with None while it is in the mempool. None if unknown."""
         if (place := self._place.get(tx_id)) is not None:
             block = self.blocks[place[0]]
             return block.txs[place[1]], block
@@ -124,29 +124,28 @@ class Chain:
         return None if waiting is None else (waiting, None)
 
     def utxo(self, ref: OutRef) -> TxOut | None:
-        """An output that is unspent as of the tip; None when it is spent or unknown."""
+        """An output that is unspent as of the tip; None if it is spent or unknown."""
         return self._utxos.get(ref)
 
     def utxos_at(self, address: bytes) -> list[tuple[OutRef, TxOut]]:
-        """What is unspent at an address as of the tip, oldest first; the mempool is not looked at."""
+        """The unspent outputs at an address as of the tip, oldest first. The mempool does not count."""
         return [(ref, self._utxos[ref]) for ref in self._refs_at.get(address, ())]
 
     def txs_at(self, address: bytes) -> tuple[str, ...]:
-        """The ids of the transactions in blocks that pay or spend at an address, oldest first."""
+        """The ids of confirmed transactions that pay to or spend from an address, oldest first."""
         return tuple(self._tx_ids_at.get(address, ()))
 
     def spender_of(self, ref: OutRef) -> str | None:
-        """The id of the transaction in a block that spends this output; None when none does."""
+        """The id of the confirmed transaction that spends this output; None if none does."""
         return self._spender.get(ref)
 
     # --- the mempool ---
 
     def submit(self, raw: bytes) -> str:
-        """Take a transaction into the mempool; its id in hex.
+        """Add a transaction to the mempool. Returns its id in hex.
 
         It is checked against the tip with the mempool applied, so a chain of transactions can be submitted in
-        order. Raises `LedgerError`; a transaction that is known already is refused with `ConwayMempoolFailure`,
-        as a node does.
+        order. Raises `LedgerError`. A known transaction is refused with `ConwayMempoolFailure`, as a node does.
         """
         tx = decode_tx(raw)
         check_mempool(tx, self._view)
@@ -161,10 +160,10 @@ class Chain:
         assets: Mapping[str, int] | None = None,
         datum_hash: bytes | None = None,
     ) -> str:
-        """Make money from nothing, in a transaction without inputs or fee; its id in hex.
+        """Create money in a transaction without inputs or fee. Returns its id in hex.
 
-        It waits in the mempool, comes with the next block and is in the history like any other. Raises
-        `LedgerError` when no chain could hold that output (too small, too big, wrong network).
+        It waits in the mempool, lands in the next block, and is part of the history like any other transaction.
+        Raises `LedgerError` if no chain could hold the output (too small, too big, wrong network).
         """
         tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, datum_hash, len(self._faucet_ids) + 1))
         check_outputs(tx, self.params)
@@ -173,12 +172,12 @@ class Chain:
         return tx.tx_id
 
     def return_deposit(self, tx: Tx) -> None:
-        """Let a faucet's transaction, whose block was undone, wait for another one."""
+        """Put a faucet transaction whose block was undone back into the mempool."""
         if tx.tx_id in self._faucet_ids and self.tx(tx.tx_id) is None:
             self._admit(tx)
 
     def tick(self, slot: int) -> None:
-        """Advance the clock, never back; transactions that are over leave the mempool."""
+        """Advance the clock, never back. Expired transactions leave the mempool."""
         if slot > self.slot:
             self.slot = slot
             self.refill(self.mempool.values())
@@ -188,9 +187,9 @@ class Chain:
         self._view.apply(tx)
 
     def refill(self, txs: Iterable[Tx]) -> None:
-        """Fill the mempool anew with those of the given transactions that are still valid, in order.
+        """Replace the mempool by those of the given transactions that are still valid, in order.
 
-        So it loses what is not among them, as a node's does that drops a transaction.
+        Leaving one out drops it, as a node may drop a transaction from its mempool.
         """
         waiting = tuple(txs)
         self.mempool = {}
@@ -211,7 +210,7 @@ class Chain:
     # --- blocks ---
 
     def make_block(self) -> DevnetBlock:
-        """Put the mempool's first transactions, up to a block's size, into a block at the present slot.
+        """Make a block at the current slot from the mempool's first transactions, up to the size limit.
 
         As in a node, the first one that does not fit ends the block.
         """
@@ -224,9 +223,9 @@ class Chain:
         return self._extend(self.slot, chosen)
 
     def mint_fork_block(self, txs: Sequence[bytes], slot: int | None) -> DevnetBlock:
-        """Another producer's block: the given transactions at a slot from the tip's up to the present one.
+        """Make another producer's block with the given transactions, at a slot from the tip's to the current.
 
-        Raises `LedgerError`, with nothing changed, when one of them is not valid there, and `ValueError` for a
+        Raises `LedgerError`, with nothing changed, if a transaction is not valid there, and `ValueError` for a
         slot outside that range.
         """
         at_slot = self.slot if slot is None else slot
@@ -248,11 +247,11 @@ class Chain:
             raise LedgerError("BadInputsUTxO", "this faucet transaction is in the chain already")
 
     def rollback(self, depth: int, *, readd: bool = False) -> tuple[DevnetBlock, ...]:
-        """Undo the last `depth` blocks; they are given back, oldest first.
+        """Undo the last `depth` blocks. Returns them, oldest first.
 
-        The clock stays. Their transactions are gone, as with real nodes, unless `readd` puts them in front of
-        the mempool; what waited there and is now invalid leaves. Blocks made from here on have other hashes.
-        Raises `ValueError` when fewer blocks stand above genesis.
+        The clock stays. As with real nodes, their transactions are lost, unless `readd` puts them at the front of
+        the mempool. Mempool transactions that became invalid leave. New blocks have other hashes than the undone
+        ones. Raises `ValueError` if fewer blocks stand above genesis.
         """
         if not 0 <= depth < len(self.blocks):
             raise ValueError(f"{depth} blocks cannot be undone, {len(self.blocks) - 1} stand above genesis")
@@ -305,7 +304,7 @@ class Chain:
         undo.touched.extend(touched)
 
     def _undo_tip(self) -> set[bytes]:
-        """Undo the last block; the addresses that got outputs back."""
+        """Undo the last block. Returns the addresses that got outputs back."""
         block, undo = self.blocks.pop(), self._undos.pop()
         del self._by_hash[block.hash]
         for tx in block.txs:
@@ -334,7 +333,7 @@ def _block_hash(prev_hash: str, slot: int, height: int, forks: int, txs: Iterabl
 def _faucet_bytes(
     address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None, number: int
 ) -> bytes:
-    """A transaction of one output and no inputs; its number, in the metadata, makes its id its own."""
+    """A transaction of one output and no inputs. Its number, in the metadata, makes its id unique."""
     value = cbor.head(cbor.UINT, lovelace)
     if assets:
         value = b"\x82" + value + _assets_bytes(assets)

@@ -1,6 +1,7 @@
-"""What the devnet's ledger speaks of: outputs, transactions, parameters and the reasons for a refusal.
+"""The values of the devnet's ledger: outputs, transactions, parameters and refusals.
 
-Values only. Imports the standard library; does no I/O and decides nothing.
+May import: the standard library.
+Never: does I/O; decides anything.
 """
 
 from collections.abc import Mapping
@@ -31,9 +32,9 @@ class TxOut:
 
 @dataclass(frozen=True, slots=True)
 class Tx:
-    """A decoded transaction, with the bytes that it came from.
+    """A decoded transaction, with its bytes.
 
-    `size_bytes` is what fee and size limit count: body, witnesses and auxiliary data in an array of three,
+    `size_bytes` is the size that fee and size limit use: body, witnesses and auxiliary data in an array of three,
     without the isValid byte (cardano-ledger `sizeTxF`). `output_sizes_bytes` are the outputs' lengths as sent.
     """
 
@@ -57,7 +58,7 @@ class Tx:
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """Protocol parameters; the defaults are mainnet's at protocol version 10. Money in lovelace."""
+    """Protocol parameters. The defaults are mainnet's at protocol version 10. Money is in lovelace."""
 
     network_id: int = 0
     min_fee_a: int = 44
@@ -75,10 +76,10 @@ class Params:
 
 
 class LedgerError(Exception):
-    """A transaction was refused. `rule` is the ledger's own constructor name, or `unsupported_on_devnet`.
+    """The ledger refused a transaction. `rule` is the ledger's own constructor name, or `unsupported_on_devnet`.
 
-    The ledger reports every rule that failed; `failures` has them all as (rule, detail), in the ledger's order,
-    and `rule` and `detail` are the first of them.
+    `failures` has every rule that failed as (rule, detail), in the ledger's order. `rule` and `detail` are the
+    first of them.
     """
 
     def __init__(self, rule: str, detail: str, *others: tuple[str, str]) -> None:

@@ -1,11 +1,15 @@
-"""The devnet's merchant: invoices, what counts as paying them, prepaid balances. Stricter than the real ones.
+"""The devnet's merchant: invoices, the check of payments, prepaid balances. Stricter than real merchants.
 
-A transaction pays an invoice when it is in a block, deep enough, made no earlier than the invoice and no later
-than its end, pays no other invoice, and has each required output as an output of its own with exactly the asked
-units, with nothing else sent to those addresses. An invoice is for one request: method, path, body, and the
-partner and wallet if the request named them. Pure: the clock, the ids and the merchant's node come in as
-arguments. Imports the standard library, core.address, core.money, core.network and the devnet's own values; never
-the dialects, so that a mistake of the payer's reading cannot hide behind the same mistake here.
+Start at `DevnetMerchant.ask`. A transaction pays an invoice if all of this holds:
+- It is in a block, deep enough, and that block is not older than the invoice nor later than its expiry.
+- It pays no other invoice.
+- Each required output is one output with exactly the requested units, and those addresses get nothing else.
+
+An invoice is for one request: method, path, body, and the partner and wallet if the request named them. Pure: the
+clock, the ids and the merchant's node come in as arguments.
+
+May import: the standard library, core.address, core.money, core.network, the rest of devnet.
+Never: imports the dialects, so that it cannot repeat a mistake of the payer.
 """
 
 import re
@@ -47,7 +51,7 @@ _MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_
 
 @lru_cache(maxsize=1000)
 def role_address(role: str) -> Address:
-    """The devnet address of a role: of fixed key hashes, for which nobody has keys; pay_to has a stake part."""
+    """The devnet address of a role. Its key hashes are fixed and no one has the keys. pay_to has a stake part."""
     payment = blake2b(f"payagent devnet {role}".encode(), digest_size=28).digest()
     if role != "pay_to":
         return encode_address(b"\x60" + payment)
@@ -66,17 +70,18 @@ class RevenueShare:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an invoice asks, and how it is written. Money in units of `asset`, time in seconds.
+    """The terms of invoices, and how invoices are written. Money is in units of `asset`, time in seconds.
 
-    `split_mode`: `additional` shares come on top of the price; `inclusive` ones are taken from it; `outputs` is
-    `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
-    is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
-    `dialect` `x402`: the calls are sold as those below /x402/ are, without splits and batches.
-    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own. A
-    replay whose X-Idempotency-Key the first call lacked gets a new invoice, as from the vendor's middleware.
-    `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction, in hex, which the merchant
-    sends; `either` takes both, as the documents say.
-    `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,
+    `split_mode`: `additional` shares come on top of the price; `inclusive` shares are taken from it; `outputs` is
+    `inclusive` written as the whole list of outputs, with pay_to.
+    `split_form`: how a list without pay_to is written: `split` (an object that states its mode) or `outputs` (a
+    bare list that states none).
+    `dialect`: with `x402`, all calls are sold as those under /x402/ are, without splits and batches.
+    `replays`: whether a proof that was answered is answered again; None follows the dialect. A replay with an
+    X-Idempotency-Key that the first call lacked gets a new invoice, as from the vendor's middleware.
+    `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction in hex, which the merchant
+    submits. `either` accepts both, as the documents say.
+    `balance_shape`: how /payments/balance reports prepaid calls, which no document defines: `plain` numbers,
     `nested` under `detail`, strings of `digits`, `nonsense` that contradicts itself, or `missing` (404).
     """
 
@@ -104,13 +109,13 @@ class Terms:
 
     @property
     def pay_to_units(self) -> int:
-        """What the pay_to output must hold."""
+        """The units that the pay_to output must hold."""
         shares = sum(split.units for split in self.splits)
         return self.price_units if self.split_mode == "additional" else self.price_units - shares
 
     @property
     def required(self) -> tuple[tuple[bytes, int], ...]:
-        """The outputs that must be there: (address, units of the asset)."""
+        """The required outputs: (address, units of the asset)."""
         shares = tuple((split.address.raw, split.units) for split in self.splits)
         return ((self.pay_to.raw, self.pay_to_units), *shares)
 
@@ -136,7 +141,7 @@ def _read_splits(value: object, _name: str) -> tuple[RevenueShare, ...]:
 
 
 def _read_split(item: object) -> RevenueShare:
-    """A split in the words of /merchant/state, or in those of a 402: `to`, `amount`, `amountUnits`."""
+    """A split with the keys of /merchant/state, or with those of a 402: `to`, `amount`, `amountUnits`."""
     named = [(_SPLIT_WORDS.get(name, ""), value) for name, value in item.items()] if isinstance(item, dict) else []
     split = dict(named)
     if "units" not in split or "" in split or len(split) != len(named):
@@ -173,12 +178,12 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
 }
 
 
-# --- calls and invoices ------------------------------------------------------------------------------------------
+# --- requests and invoices ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ShopRequest:
-    """One request for a paid thing. `path` has the query; absent headers are None.
+    """One request for a paid resource. `path` includes the query; absent headers are None.
 
     A `top_up` buys a batch for the balance and uses no call of it. `key` is the X-Idempotency-Key.
     """
@@ -195,19 +200,19 @@ class ShopRequest:
 
     @property
     def request_key(self) -> tuple[str, ...]:
-        """What an invoice is bound to."""
+        """The parts of a request that an invoice is bound to."""
         body_hash = sha256(self.body).hexdigest()
         return (self.method, self.path, body_hash, self.partner or "", self.wallet or "")
 
     @property
     def buyer(self) -> tuple[str, str]:
-        """Whose prepaid balance it is."""
+        """The partner and wallet that own the prepaid balance."""
         return (self.partner or "", self.wallet or "")
 
 
 @dataclass(slots=True)
 class ShopInvoice:
-    """An invoice and what became of it. Times are POSIX milliseconds."""
+    """An invoice and its payment. Times are POSIX milliseconds."""
 
     id: str
     terms: Terms
@@ -234,7 +239,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of a call; `reason` and `detail` say why a proof does not satisfy."""
+    """The outcome of a call. `reason` and `detail` say why a proof was refused."""
 
     outcome: Outcome
     invoice: ShopInvoice | None = None
@@ -243,7 +248,7 @@ class Verdict:
 
 
 class OwnNode(Protocol):
-    """The merchant's own eyes on the chain, and its way to it."""
+    """The merchant's own node, to read the chain and to submit."""
 
     def seen(self, tx_id: str) -> Seen | None: ...
 
@@ -254,7 +259,7 @@ class OwnNode(Protocol):
 
 @dataclass(slots=True)
 class BuyerAccount:
-    """A buyer's batches, and how many calls it was served of them all."""
+    """A buyer's batches, and how many calls of them were used."""
 
     batches: list[ShopInvoice] = field(default_factory=list)
     used: int = 0
@@ -262,20 +267,20 @@ class BuyerAccount:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Calls that stand on the chain as bought, that were used, and that are left."""
+    """Prepaid calls: bought on the current chain, used, and left."""
 
     bought: int
     used: int
 
     @property
     def left(self) -> int:
-        """Never below zero; what was served of a batch that is lost is taken from what is bought later."""
+        """Never below zero. Calls served from a batch that was rolled back are deducted from later purchases."""
         return max(0, self.bought - self.used)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What happened so far; `wrong` by reason."""
+    """Counters; `wrong` by reason."""
 
     served: int = 0
     served_prepaid: int = 0
@@ -286,7 +291,7 @@ class Counts:
 
 
 class DevnetMerchant:
-    """The merchant's books and its judgement."""
+    """The merchant's records and rules."""
 
     def __init__(self, node: OwnNode, new_id: Callable[[], str]) -> None:
         self._node = node
@@ -299,12 +304,12 @@ class DevnetMerchant:
         self.counts = Counts()
 
     def set_terms(self, terms: Terms) -> None:
-        """Terms for invoices from here on; an unpaid invoice stays payable but is not handed out again."""
+        """Set the terms of new invoices. Unpaid invoices stay payable but are not handed out again."""
         self.terms = terms
         self._open.clear()
 
     def ask(self, call: ShopRequest, now_ms: int) -> Verdict:
-        """Serve a call, or say what it takes."""
+        """Serve a call, or return what it costs."""
         if call.invoice_id is None and call.proof is None:
             verdict = self._without_proof(call, now_ms)
         else:
@@ -313,7 +318,7 @@ class DevnetMerchant:
         return verdict
 
     def balance(self, buyer: tuple[str, str]) -> Balance:
-        """What a buyer's batches come to; one whose transaction is not on the chain any more does not count."""
+        """The sum of a buyer's batches. A batch counts only while its transaction is on the chain."""
         account = self.accounts.get(buyer, BuyerAccount())
         standing = sum(invoice.terms.batch for invoice in account.batches if self._stands(invoice))
         return Balance(standing, account.used)
@@ -343,7 +348,7 @@ class DevnetMerchant:
         return Verdict(Outcome.INVOICE, self._invoice_for(call, now_ms))
 
     def _invoice_for(self, call: ShopRequest, now_ms: int) -> ShopInvoice:
-        """The open invoice of the same request while a whole second of it is left, else a new one."""
+        """The request's open invoice if it has at least a second left, else a new one."""
         known = self._open.get(call.request_key)
         if known is not None and known.paid_by is None and known.ends_ms - now_ms >= 1000:
             return known
@@ -378,7 +383,7 @@ class DevnetMerchant:
         return self._look(call, invoice, tx_id, now_ms)
 
     def _read_proof(self, proof: str) -> tuple[str | None, Tx | None]:
-        """The transaction's id, and the transaction itself where that is the proof; (None, None) for no proof."""
+        """(transaction id, the transaction if it is the proof itself); (None, None) for an invalid proof."""
         form = self.terms.proof
         if form != "signed_cbor" and _TX_HASH.fullmatch(proof):
             return proof, None
@@ -391,7 +396,7 @@ class DevnetMerchant:
         return tx.tx_id, tx
 
     def _send(self, invoice: ShopInvoice, tx: Tx, now_ms: int) -> Verdict | None:
-        """Send a transaction that is not there yet, if it pays in time; the refusal when it does not."""
+        """Submit a transaction that the node does not know, if the invoice is open. Returns a refusal or None."""
         if self._node.seen(tx.tx_id) is not None or now_ms >= invoice.ends_ms:
             return None
         if (fault := output_fault(invoice.terms, tx.outputs)) is not None:
@@ -428,12 +433,12 @@ class DevnetMerchant:
             account.used += not call.top_up
 
     def _stands(self, invoice: ShopInvoice) -> bool:
-        """Whether the transaction that paid is there, and deep enough: its block may have been rolled back."""
+        """Whether the paying transaction is on the chain and deep enough. A rollback may have removed it."""
         seen = None if invoice.paid_by is None else self._node.seen(invoice.paid_by)
         return seen is not None and seen.depth >= invoice.terms.confirmations
 
     def status(self, invoice: ShopInvoice, now_ms: int) -> str:
-        """pending, submitted, confirmed, consumed or expired, by what was presented to us.
+        """pending, submitted, confirmed, consumed or expired, judged by the presented proof.
 
         A merchant that needs no confirmation also looks for the payment in its own mempool.
         """
@@ -448,14 +453,14 @@ class DevnetMerchant:
         return "expired" if now_ms >= invoice.ends_ms and invoice.paid_by is None else "pending"
 
     def _paying(self, invoice: ShopInvoice) -> str | None:
-        """The first transaction in the mempool that pays as the invoice asks, and that no other invoice has."""
+        """The first transaction in the mempool that pays this invoice and is not presented for another."""
         taken = {other.presented for other in self.invoices.values()}
         paying = (tx for tx in self._node.waiting() if output_fault(invoice.terms, tx.outputs) is None)
         return next((tx.tx_id for tx in paying if tx.tx_id not in taken), None)
 
 
 def _is_for(invoice: ShopInvoice, call: ShopRequest) -> bool:
-    """Whether the invoice was made for this call. Who named no partner or wallet may name one with the proof."""
+    """Whether the invoice is for this call. A call without partner or wallet may name them with the proof."""
     return all(asked in ("", told) for asked, told in zip(invoice.request_key, call.request_key, strict=True))
 
 
@@ -464,10 +469,10 @@ def _wrong(invoice: ShopInvoice | None, reason: str, detail: str) -> Verdict:
 
 
 def output_fault(terms: Terms, outputs: tuple[TxOut, ...]) -> str | None:
-    """Why a transaction's outputs are not exactly what the terms require; None when they are.
+    """Why a transaction's outputs are not exactly what the terms require; None if they are.
 
     Every required output is one output with exactly its units, and the required addresses get no other. An ADA
-    output holds nothing beside; a token output may carry any lovelace but no second asset.
+    output holds no tokens. A token output may carry any lovelace but no second asset.
     """
     missing = Counter(terms.required)
     theirs = {address for address, _ in missing}
@@ -483,7 +488,7 @@ def output_fault(terms: Terms, outputs: tuple[TxOut, ...]) -> str | None:
 
 
 def _exact_units(out: TxOut, asset: str) -> int:
-    """The output's units of the asset, or 0 when it holds something else beside."""
+    """The output's units of the asset, or 0 if it holds another asset too."""
     if asset == LOVELACE:
         return 0 if out.assets else out.lovelace
     return out.assets.get(asset, 0) if len(out.assets) == 1 else 0

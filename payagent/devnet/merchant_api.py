@@ -1,8 +1,11 @@
-"""The devnet merchant's HTTP face: the documented T Backend paths, its payment helpers, its settings, /x402/.
+"""The devnet merchant's HTTP API: the documented T Backend paths, its payment helpers, its settings, and /x402/.
 
-A thin shell over Merchant: it reads a call, lets the merchant judge it, and writes the 402 in the dialect that is
-set, or the thing that was paid for. The wire forms are written here from the vendor's documents (T Backend
-developer guide; Flux emitter of its SDK), never through payagent's dialects. Imports Starlette and its neighbours.
+A thin layer over `DevnetMerchant`. It reads a request, lets the merchant decide, and writes the paid resource or a
+402 in the configured dialect. The wire forms follow the vendor's documents (T Backend developer guide; Flux
+emitter of its SDK).
+
+May import: Starlette, core.money, core.problems, the rest of devnet.
+Never: uses payagent's dialects.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +37,7 @@ from payagent.devnet.x402_terms import X402, read_x402
 
 Json = dict[str, object]
 TOP_UP = "/payments/topup"
-"""A batch for the balance, without a call. The T Backend has no such path: other merchants may."""
+"""Buys a batch for the balance without a call. The T Backend has no such path; other merchants may."""
 
 
 # --- the 402 in each dialect -------------------------------------------------------------------------------------
@@ -45,7 +48,7 @@ def _wire_asset(asset: str) -> str:
 
 
 def t_backend_402(invoice: ShopInvoice, now_ms: int) -> Response:
-    """The documented T Backend body: everything under `detail`, `timeout` in seconds from now."""
+    """The documented T Backend body: everything under `detail`, with `timeout` in seconds from now."""
     terms = invoice.terms
     extra: Json = {
         "lovelace": terms.asset == LOVELACE,
@@ -87,7 +90,7 @@ def _t_backend_splits(terms: Terms) -> Json:
 
 
 def flux_402(invoice: ShopInvoice, now_ms: int) -> Response:
-    """The Flux body and headers: top-level fields, an absolute end in ISO milliseconds."""
+    """The Flux body and headers: top-level fields, and the expiry as an ISO time with milliseconds."""
     terms, pay_to = invoice.terms, invoice.terms.pay_to.text
     ends = datetime.fromtimestamp(invoice.ends_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     body: Json = {
@@ -133,7 +136,7 @@ _BALANCE_SHAPES: dict[str, Callable[[Balance], Json]] = {
 
 
 class MerchantApi:
-    """The handlers; `now_ms` is the clock that invoices and the chain share, `tick` tells the chain the time."""
+    """The request handlers. `now_ms` is the clock of invoices and chain; `tick` advances the chain to it."""
 
     def __init__(
         self, merchant: DevnetMerchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
@@ -145,7 +148,7 @@ class MerchantApi:
         self.tick = tick
 
     async def paid(self, request: Request) -> Response:
-        """POST on a paid path: the thing itself, a 402, or why not."""
+        """POST on a paid path: the resource, a 402, or a refusal."""
         if self._by_x402(request):
             return await self.x402.paid(request)
         raw = await read_body(request)
@@ -164,7 +167,7 @@ class MerchantApi:
         return answer
 
     def _by_x402(self, request: Request) -> bool:
-        """Whether the call is sold in x402; an invoice that was made before stays payable."""
+        """Whether x402 sells this call. An invoice made before stays payable."""
         plain = request.url.path == TOP_UP or "x-invoice-id" in request.headers
         return self.merchant.terms.dialect == "x402" and not plain
 
@@ -214,14 +217,14 @@ class MerchantApi:
         }
 
     async def balance(self, request: Request) -> Response:
-        """GET /payments/balance?partner=&wallet=: prepaid calls, in the shape that is set."""
+        """GET /payments/balance?partner=&wallet=: prepaid calls, in the configured shape."""
         write = _BALANCE_SHAPES.get(self.merchant.terms.balance_shape)
         if write is None:
             return JSONResponse({"detail": "Not Found"}, 404)
         return self._prepaid(request, write)
 
     async def credits(self, request: Request) -> Response:
-        """GET /payments/credits?partner=&wallet=: the same, always as a partner's client reads it."""
+        """GET /payments/credits?partner=&wallet=: the same numbers, in the form that a partner's client reads."""
         return self._prepaid(request, lambda balance: _plain(balance) | {"expires_at": None})
 
     def _prepaid(self, request: Request, write: Callable[[Balance], Json]) -> Response:
@@ -234,7 +237,7 @@ class MerchantApi:
         )
 
     async def settings(self, request: Request) -> Response:
-        """POST /merchant/settings: some of the settings; all of them come back."""
+        """POST /merchant/settings: sets some of the settings and returns all of them."""
         raw = await read_body(request)
         body = None if raw is None else json_object(raw)
         if body is None:
@@ -300,7 +303,7 @@ _X402_VERSIONS = {"x402-v1": 1, "x402-v2": 2}
 
 
 def _settings_in_two(body: Json) -> tuple[Json, object]:
-    """The merchant's settings, and those of its x402: a dialect `x402-v1` or `x402-v2` is one of each."""
+    """Split settings into the merchant's and the x402 shop's. `x402-v1` and `x402-v2` set one in each."""
     others, of_x402 = {name: value for name, value in body.items() if name != "x402"}, body.get("x402", {})
     dialect = others.get("dialect")
     if isinstance(dialect, str) and dialect in _X402_VERSIONS and isinstance(of_x402, dict):

@@ -1,7 +1,10 @@
-"""The devnet's node: one chain, its clock, its switches, and transactions that a fault holds back.
+"""The devnet's node: one chain, its clock, its faults, and transactions that a fault delays.
 
-What both HTTP faces share. Does no I/O: the wall clock is a port, blocks are made by whoever calls. Imports its
-neighbours ledger and faults. Not thread-safe: one event loop (or one simulator) owns it.
+Both HTTP APIs share it. The wall clock is a port, and callers make the blocks. It is not thread-safe: one event
+loop (or one simulator) owns it.
+
+May import: the rest of devnet.
+Never: does I/O.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +18,7 @@ SLOT_LENGTH_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A transaction as this node sees it: `depth` 1 is the tip, 0 the mempool (then `time_ms` is None)."""
+    """A transaction as this node sees it. `depth` 1 is the tip, 0 the mempool (then `time_ms` is None)."""
 
     tx: Tx
     depth: int
@@ -33,7 +36,7 @@ class Node:
         self._held: list[tuple[int, bytes]] = []
 
     def tick(self) -> None:
-        """Let the chain know the present slot."""
+        """Advance the chain to the current slot."""
         self.chain.tick((self.now_ms() - self.system_start_s * 1000) // SLOT_LENGTH_MS)
 
     def time_s(self, slot: int) -> int:
@@ -42,11 +45,11 @@ class Node:
 
     @property
     def held(self) -> int:
-        """How many transactions a fault holds back."""
+        """How many transactions a fault delays."""
         return len(self._held)
 
     def submit(self, raw: bytes, accept: str = NOW, blocks: int = 1) -> str:
-        """Take, hold back for some blocks, or silently lose a transaction; its id. Raises `LedgerError`."""
+        """Accept, delay or silently drop a transaction. Returns its id. Raises `LedgerError`."""
         self.tick()
         if accept == NOW:
             return self.chain.submit(raw)
@@ -58,12 +61,12 @@ class Node:
     def faucet(
         self, address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None = None
     ) -> str:
-        """Money from nothing, in the next block; the transaction's id. Raises `LedgerError`."""
+        """Create money in the next block. Returns the transaction's id. Raises `LedgerError`."""
         self.tick()
         return self.chain.faucet(address, lovelace, assets, datum_hash)
 
     def make_blocks(self, count: int) -> list[DevnetBlock]:
-        """Make blocks at the present slot; what was held back long enough enters the mempool after each."""
+        """Make blocks at the current slot. After each one, delayed transactions that are due enter the mempool."""
         made = []
         for _ in range(count):
             self.tick()
@@ -79,10 +82,10 @@ class Node:
             try:
                 self.chain.submit(raw)
             except LedgerError:
-                continue  # a real node would drop it as quietly: its sender was answered long ago
+                continue  # a real node would drop it silently too: its sender got an answer long ago
 
     def seen(self, tx_id: str) -> Seen | None:
-        """Where a transaction is, for the merchant's own eyes."""
+        """Where the merchant's own node sees a transaction; None if nowhere."""
         found = self.chain.tx(tx_id)
         if found is None:
             return None
@@ -96,7 +99,7 @@ class Node:
         return list(self.chain.mempool.values())
 
     def utxos_at(self, address: bytes, behind: int) -> list[tuple[OutRef, TxOut]] | None:
-        """What an index that lags some blocks behind lists at an address; None when it was never used by then."""
+        """The UTxOs an index `behind` blocks late lists at an address; None if the address was unused then."""
         if behind == 0:
             return self.chain.utxos_at(address) if self.chain.txs_at(address) else None
         cutoff = max(0, self.chain.tip.height - behind)

@@ -1,10 +1,12 @@
-"""The Conway rules that a payment meets, as a table in the order in which the ledger tries them.
+"""The Conway rules that a payment meets, as a table in the order in which the ledger applies them.
 
-Pure; imports the standard library, PyNaCl (to verify signatures) and the devnet's decoder. It never changes a
-state: it says which rules a transaction breaks against given outputs, slot and parameters.
+Start at `check_tx`. It reports which rules a transaction breaks against given outputs, slot and parameters. Pure.
 
-Sources: cardano-ledger, rules UTXOW and UTXO of Babbage and Conway, MEMPOOL of Conway. Where an independent
-ledger and the real one differ, the real one is followed.
+Sources: cardano-ledger, rules UTXOW and UTXO of Babbage and Conway, MEMPOOL of Conway. Where an independent ledger
+and the real one differ, the real one is followed.
+
+May import: the standard library, PyNaCl (to verify signatures), the rest of devnet.
+Never: changes a state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +29,7 @@ _BYRON_ATTRIBUTES_MOST_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One transaction before its judges: `spent` holds the inputs that exist, with their addresses read."""
+    """One transaction to check. `spent` has its existing inputs, `owners` and `payees` the addresses."""
 
     tx: Tx
     spent: Mapping[OutRef, TxOut]
@@ -38,9 +40,9 @@ class _Case:
 
 
 def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -> None:
-    """Check one transaction against the outputs that exist, at a slot.
+    """Check one transaction against the existing outputs, at a slot.
 
-    Raises `LedgerError` naming the first rule that is broken, with all broken rules in `failures`.
+    Raises `LedgerError` with the first broken rule, and all broken rules in `failures`.
     """
     spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
     owners = tuple(read_address(out.address) for out in spent.values())
@@ -50,7 +52,7 @@ def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -
 
 
 def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int) -> None:
-    """Check again what can change for a transaction that was valid: its inputs and its validity interval.
+    """Check what may change for a transaction that was valid: its inputs and its validity interval.
 
     Raises `LedgerError` as `check_tx` does.
     """
@@ -63,9 +65,9 @@ def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int) -> None:
 
 
 def check_mempool(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> None:
-    """The mempool's own rule, tried before all others: at least one input is unspent (Conway MEMPOOL).
+    """Check the mempool's own rule, which comes before all others: at least one input is unspent (Conway MEMPOOL).
 
-    Raises `LedgerError` with rule `ConwayMempoolFailure`: the same transaction again, all inputs gone, or none.
+    Raises `LedgerError` with rule `ConwayMempoolFailure` for a repeated transaction, spent inputs, or no inputs.
     """
     if not any(ref in utxos for ref in tx.inputs):
         raise LedgerError(
@@ -74,7 +76,7 @@ def check_mempool(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> None:
 
 
 def check_outputs(tx: Tx, params: Params) -> None:
-    """Only the rules on outputs, for a transaction that appears from nothing (genesis, faucet).
+    """Check only the rules on outputs, for a transaction without inputs (genesis, faucet).
 
     Raises `LedgerError` as `check_tx` does.
     """
@@ -84,7 +86,7 @@ def check_outputs(tx: Tx, params: Params) -> None:
 
 
 def min_fee_lovelace(tx: Tx, spent: Mapping[OutRef, TxOut], params: Params) -> int:
-    """The least fee: the size's part, and what spending outputs with reference scripts adds."""
+    """The minimum fee: the part for the size, plus the part for spent outputs with reference scripts."""
     scripts_bytes = _ref_scripts_bytes(spent)
     return params.min_fee_a * tx.size_bytes + params.min_fee_b + _ref_script_fee(scripts_bytes, params)
 
@@ -95,7 +97,7 @@ def _raise_failures(failures: list[tuple[str, str]]) -> None:
         raise LedgerError(rule, detail, *others)
 
 
-# --- judges: each gives the reason for a refusal, or None ---------------------------------------------------
+# --- checks: each returns the reason for a refusal, or None -------------------------------------------------
 
 
 def _byron_owner(case: _Case) -> str | None:
@@ -117,7 +119,7 @@ def _bad_signatures(case: _Case) -> str | None:
 
 
 def unverified_keys(tx: Tx) -> list[str]:
-    """The keys, in hex, whose signatures are not theirs over this transaction."""
+    """The keys, in hex, whose signatures over this transaction are invalid."""
     body_hash = bytes.fromhex(tx.tx_id)
     return [key.hex() for key, signature in tx.witnesses if not _verifies(key, signature, body_hash)]
 
@@ -165,7 +167,7 @@ def _outside_interval(case: _Case) -> str | None:
 
 
 def _interval(tx: Tx, slot: int) -> str | None:
-    """Valid from the start slot on, up to the TTL and not in it."""
+    """Valid from the start slot, and before the TTL slot."""
     if (tx.start_slot is None or tx.start_slot <= slot) and (tx.ttl_slot is None or slot < tx.ttl_slot):
         return None
     return f"slot {slot} is not within [{tx.start_slot}, {tx.ttl_slot})"
@@ -232,9 +234,9 @@ def _output_too_big(case: _Case) -> str | None:
 
 
 def value_size_bytes(out: TxOut) -> int:
-    """The length of an output's value as the ledger itself would write it, whatever was sent.
+    """The length of an output's value in the ledger's own encoding, whatever encoding was sent.
 
-    Maps of more than 23 entries are written with an open length (cardano-ledger-binary `encodeMap`).
+    Maps of more than 23 entries have an open length there (cardano-ledger-binary `encodeMap`).
     """
     if not out.assets:
         return head_size(out.lovelace)
@@ -323,7 +325,7 @@ def _ref_scripts_bytes(spent: Mapping[OutRef, TxOut]) -> int:
 
 
 def _script_bytes(script_hex: str) -> int:
-    """What a `[language, script]` counts: the bytes of a Plutus script, the whole of a native one."""
+    """The counted size of a `[language, script]`: a Plutus script's bytes, or a whole native script."""
     raw = bytes.fromhex(script_hex)
     reader = Reader(raw)
     reader.expect(ARRAY, "script")

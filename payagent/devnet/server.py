@@ -1,7 +1,10 @@
-"""Runs the devnet: the chain's port, the merchant's port, the slot clock and the block producer, in one loop.
+"""Runs the devnet: the chain's port, the merchants' ports, the slot clock and the block producer, in one loop.
 
-`serve_devnet` is what the command runs until a signal stops it; `Devnet.start` is the same for async programs, and
-`DevnetThread` for those that have no loop. Binds loopback addresses only. Imports uvicorn and its neighbours.
+`serve_devnet` is for the command and runs until a signal. `Devnet.start` is for async programs, `DevnetThread` for
+programs without a loop.
+
+May import: uvicorn, the rest of devnet.
+Never: binds an address other than loopback.
 """
 
 import asyncio
@@ -40,7 +43,7 @@ def wall_clock_ms() -> int:
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 whose requests can drop their connection, for the faults that do not answer."""
+    """HTTP/1.1 with a way for requests to drop their connection, for faults without an answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -54,10 +57,10 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to `serve_devnet`: two of them share the loop.
+    """A server that leaves signals to `serve_devnet`, because several servers share the loop.
 
-    uvicorn looks ten times a second whether it is to stop, and waits a tenth more; this one stops when it is told,
-    so that tests can have a devnet each.
+    uvicorn checks ten times a second whether to stop, and then waits another tenth. This server stops at once, so
+    that each test can have its own devnet.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -69,7 +72,7 @@ class _Server(uvicorn.Server):
         self._is_told.set()
 
     async def main_loop(self) -> None:
-        """Once a second, for the Date of answers."""
+        """Tick once a second, for the Date header."""
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_told.wait(), 1)
@@ -96,12 +99,12 @@ class _Server(uvicorn.Server):
 
 
 class Devnet:
-    """A running devnet. Everything is used from its own event loop."""
+    """A running devnet. Use it only from its own event loop."""
 
     network = DEVNET.name
 
     def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
-        """`merchants` go by their URLs; the first is the one that most programs need."""
+        """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
         self.merchants = merchants
         self.merchant_url, self.merchant = next(iter(merchants.items()))
@@ -110,7 +113,7 @@ class Devnet:
 
     @property
     def chain(self) -> Chain:
-        """The ledger itself."""
+        """The devnet's ledger."""
         return self.node.chain
 
     def announcement(self) -> dict[str, object]:
@@ -136,10 +139,10 @@ class Devnet:
         project_id: str | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> AsyncIterator[Self]:
-        """Run a devnet with so many merchants for the length of the block; port 0 takes a free one.
+        """Run a devnet for the length of the `async with` block; port 0 takes a free port.
 
-        `block_time_s` 0 makes blocks only when told to. Raises `ValueError` for a host that is not loopback and
-        `OSError` when a port is taken.
+        With `block_time_s` 0 it makes blocks only on request. Raises `ValueError` for a host that is not loopback
+        and `OSError` if a port is taken.
         """
         node = Node(now_ms, Switches())
         stopping = asyncio.Event()
@@ -162,7 +165,7 @@ class Devnet:
 
 
 def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[DevnetMerchant, ASGIApp]:
-    """A merchant with books of its own."""
+    """A merchant with its own records."""
     merchant = DevnetMerchant(node, lambda: str(uuid.uuid4()))
     return merchant, merchant_app(merchant, Shop(node, lambda: merchant.terms), now_ms, node.tick)
 
@@ -171,7 +174,7 @@ def _listen(host: str, port: int) -> socket.socket:
     if not ip_address(host).is_loopback:
         raise ValueError(f"{host} is not a loopback address; a devnet gives money to whoever asks")
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # asyncio sets this only on sockets of its own making; without it answers wait 40 ms for an ACK
+    # asyncio sets this only on sockets that it creates; without it an answer waits 40 ms for an ACK
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -183,7 +186,7 @@ def _origin(listening: socket.socket) -> str:
 
 @contextlib.asynccontextmanager
 async def _serving(apps: Iterable[tuple[ASGIApp, socket.socket]]) -> AsyncIterator[None]:
-    """Serve each application on its socket; both are told to stop before either is waited for."""
+    """Serve each application on its socket. At the end all servers are told to stop before any is awaited."""
     servers = [(_Server(_config(app)), listening) for app, listening in apps]
     tasks = [asyncio.create_task(server.serve(sockets=[listening])) for server, listening in servers]
     try:
@@ -236,7 +239,7 @@ async def serve_devnet(
     block_time_s: int,
     announce: Callable[[dict[str, object]], None],
 ) -> None:
-    """Run a devnet until SIGTERM or SIGINT; `announce` gets the addresses once both ports answer."""
+    """Run a devnet until SIGTERM or SIGINT. `announce` gets the addresses once all ports answer."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -249,7 +252,7 @@ async def serve_devnet(
 
 
 class DevnetThread:
-    """A devnet in a thread of its own, for programs without a loop: `with DevnetThread() as devnet: ...`."""
+    """A devnet in its own thread, for programs without a loop: `with DevnetThread() as devnet: ...`."""
 
     def __init__(
         self,
@@ -277,11 +280,11 @@ class DevnetThread:
 
     @property
     def origin(self) -> str:
-        """Where /devnet/... is."""
+        """The origin of the control API (/devnet/...)."""
         return self.devnet.origin
 
     def run(self, act: Callable[[Devnet], _T]) -> _T:
-        """Do something with the devnet in its own loop, and give back what came of it."""
+        """Call a function with the devnet in the devnet's loop, and return its result."""
 
         async def inside() -> _T:
             return act(self.devnet)

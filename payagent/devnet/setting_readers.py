@@ -1,6 +1,7 @@
-"""How the devnet's merchant reads its settings: small strict readers, each `(value, name) -> value`.
+"""Small strict readers for the devnet merchant's settings, each `(value, name) -> value`.
 
-Imports the standard library only. Never takes a value on a guess: what is not understood is `BadSettings`.
+May import: the standard library.
+Never: guesses; an invalid value raises `BadSettings`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -8,19 +9,19 @@ from collections.abc import Callable, Collection, Mapping
 Reader = Callable[[object, str], object]
 
 
-class BadSettings(ValueError):  # noqa: N818  the caller's mistake, told with its reason
-    """The settings are not understood; nothing was changed."""
+class BadSettings(ValueError):  # noqa: N818  the caller's mistake, reported with its reason
+    """The settings are invalid; nothing was changed."""
 
 
 def refuse_unknown(body: Mapping[str, object], known: Collection[str]) -> None:
-    """Refuse a setting that nobody knows."""
+    """Refuse unknown settings."""
     unknown = set(body) - set(known)
     if unknown:
         raise BadSettings(f"unknown settings: {', '.join(sorted(map(str, unknown)))}")
 
 
 def choice(*allowed: str) -> Callable[[object, str], str]:
-    """One of some words."""
+    """A reader for one of some words."""
 
     def read(value: object, name: str) -> str:
         if not isinstance(value, str) or value not in allowed:
@@ -31,7 +32,7 @@ def choice(*allowed: str) -> Callable[[object, str], str]:
 
 
 def whole(least: int, most: int) -> Callable[[object, str], int]:
-    """A whole number within bounds."""
+    """A reader for a whole number within bounds."""
 
     def read(value: object, name: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -42,12 +43,12 @@ def whole(least: int, most: int) -> Callable[[object, str], int]:
 
 
 def flag(value: object, name: str) -> bool:
-    """true or false."""
+    """Read true or false."""
     if not isinstance(value, bool):
         raise BadSettings(f"{name} must be true or false")
     return value
 
 
 def or_null(read: Reader) -> Reader:
-    """What `read` reads, or null."""
+    """A reader for null, or for what `read` accepts."""
     return lambda value, name: None if value is None else read(value, name)

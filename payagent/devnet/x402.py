@@ -1,9 +1,13 @@
-"""The devnet's x402 shop: whether a call below /x402/ may be served for what it carries, and the books.
+"""The devnet's x402 shop: decides whether to serve a call under /x402/, and records the payments.
 
-A payment is settled before the call is served, so that a streamed answer is a paid one. A transaction buys the
-one call (method, path, body) that it was first presented for; the price that was last told for a call stands.
-Pure: the node and the terms come in as arguments. Imports the standard library and its neighbours; never the
-dialects.
+Start at `Shop.ask`. A payment is settled before the call is served, so even a streamed answer is paid. A
+transaction buys the one call (method, path, body) that it was first presented for. The last price quoted for a
+call is the valid one.
+
+Pure: the node and the terms come in as arguments.
+
+May import: the standard library, the rest of devnet.
+Never: imports the dialects.
 """
 
 import json
@@ -42,7 +46,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of a call; `reason` says why it was refused, `settlement` what became of the payment."""
+    """The result of a call. `reason` says why it was refused; `settlement` is the payment's result."""
 
     kind: Kind
     reason: str = ""
@@ -52,7 +56,7 @@ class Answer:
 
 @dataclass(slots=True)
 class X402Counts:
-    """What happened so far; `served` are first answers, `replayed` further ones."""
+    """Counters. `served` counts first answers, `replayed` further ones."""
 
     unpaid: int = 0
     served: int = 0
@@ -63,7 +67,7 @@ class X402Counts:
 
 
 class Shop:
-    """The books of /x402/... and its judgement. Price and asset are the merchant's; splits do not exist here."""
+    """The records and rules of /x402/. Price and asset come from the merchant's terms; there are no splits."""
 
     def __init__(self, node: Node, terms: Callable[[], Terms]) -> None:
         self._terms = terms
@@ -78,7 +82,7 @@ class Shop:
         return self._terms()
 
     def ask(self, call: X402Request) -> Answer:
-        """Serve a call, or say what it takes."""
+        """Serve a call, or return what it costs."""
         if call.proof is None:
             self.counts.unpaid += 1
             self._asked[call.key] = requirements(self.terms, self.x402)
@@ -135,7 +139,7 @@ class Shop:
             self.counts.refused[answer.kind.value] += 1
 
     def as_json(self) -> Mapping[str, object]:
-        """The books: each transaction with the call that it was taken for."""
+        """The shop's records: each transaction with the call that it paid."""
         payments = []
         for claim in self.facilitator.claims.values():
             method, path, _ = json.loads(claim.buys)
@@ -168,7 +172,7 @@ _BEFORE: dict[str, Answer] = {
     "ttl_too_far": Answer(Kind.REFUSED, f"{PAYLOAD}_ttl_too_far"),
     "settle_500_before_broadcast": Answer(Kind.BROKEN),
 }
-"""Faults that leave the transaction unsent."""
+"""Faults that leave the transaction unsubmitted."""
 
 _AFTER: dict[str, Callable[[Settlement], Answer]] = {
     "settle_500_after_broadcast": lambda _: Answer(Kind.BROKEN),
@@ -178,4 +182,4 @@ _AFTER: dict[str, Callable[[Settlement], Answer]] = {
     "duplicate": lambda settled: Answer(Kind.UNSETTLED, DUPLICATE, replace(settled, reason=DUPLICATE)),
     "empty_reason": lambda settled: Answer(Kind.UNSETTLED, "", Settlement("", settled.network)),
 }
-"""Faults that meet a transaction that was sent; they tell nothing of how far it is."""
+"""Faults after the transaction was submitted. They hide its status."""

@@ -1,7 +1,9 @@
-"""The HTTP face of the devnet's x402 shop: 402s, receipts and what was paid for, in version 2 and version 1.
+"""The HTTP API of the devnet's x402 shop: 402s, receipts and paid answers, in versions 1 and 2.
 
-The wire forms are written here from the scheme's documents and Masumi's examples, never through payagent's
-dialects. Imports Starlette and its neighbours.
+The wire forms follow the scheme's documents and Masumi's examples.
+
+May import: Starlette, the rest of devnet.
+Never: uses payagent's dialects.
 """
 
 import base64
@@ -83,7 +85,7 @@ def _unsettled_v1(shop: Shop, call: X402Request, settlement: Settlement) -> Resp
 
 
 def _receipt_v1(settlement: Settlement) -> dict[str, str]:
-    """As in the examples: success is text."""
+    """As in the examples, `success` is a string."""
     told: Json = {"success": "true", "network": DEVNET.wire, "transaction": settlement.tx_id}
     return {"X-PAYMENT-RESPONSE": _encoded(told)}
 
@@ -101,14 +103,14 @@ _WRITERS: dict[int, tuple[Required, Unsettled, Receipt]] = {
 
 
 class X402Api:
-    """GET and POST below /x402/, and whatever else is sold so; `tick` tells the chain the time."""
+    """Handles GET and POST under /x402/ and on paths sold by x402. `tick` advances the chain's clock."""
 
     def __init__(self, shop: Shop, tick: Callable[[], None]) -> None:
         self.shop = shop
         self.tick = tick
 
     async def paid(self, request: Request) -> Response:
-        """The thing itself, a 402, or why not. A POST wants a JSON object."""
+        """The resource, a 402, or a refusal. A POST must have a JSON object."""
         raw = await read_body(request)
         if raw is None:
             return JSONResponse(TOO_LARGE, 413)
@@ -155,5 +157,5 @@ class X402Api:
 
 
 def x402_routes(api: X402Api) -> list[Route]:
-    """Everything below /x402/ is for sale."""
+    """The routes under /x402/; every path there is sold."""
     return [Route("/x402/{thing:path}", api.paid, methods=["GET", "POST"])]

@@ -1,8 +1,10 @@
-"""How the devnet's x402 shop speaks: its settings, what a 402 asks, and what a payment header carries.
+"""The x402 shop's settings, the requirements in its 402s, and the parsing of payment headers.
 
-Version 2 is the official form, version 1 the one of Masumi's examples; a payment of version 1 is put into version
-2's words, so that one facilitator judges both. Pure: imports the standard library, core.money and its neighbours;
-never the dialects.
+Version 2 is the official form, version 1 that of Masumi's examples. A version 1 payment is converted to version 2,
+so that one facilitator checks both. Pure.
+
+May import: the standard library, core.money, the rest of devnet.
+Never: imports the dialects.
 """
 
 import base64
@@ -49,12 +51,12 @@ _MOST_TIMEOUT_S, _MOST_FAULTS = 86_400, 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class X402:
-    """How /x402/... speaks, and what goes wrong there.
+    """The settings of /x402/, and its faults.
 
-    `html`: version 1 as a page with the JSON inside. `extra_null`, `in_body`: version 2 with `extra` null, and
-    with the object in the body and no header. `payment_identifier`: the extension of that name, `optional` or
-    `required`. `confirmations` as in the scheme: -1 mempool, 0 in a block, n newer blocks. A fault meets calls
-    whose payment verifies; `fault_count` are left, None is until it is cleared.
+    `html`: send version 1 as a page with the JSON inside. `extra_null`: send version 2 with `extra` null.
+    `in_body`: send version 2's object in the body and without the header. `payment_identifier`: the extension of
+    that name, `optional` or `required`. `confirmations` as in the scheme: -1 mempool, 0 in a block, n newer
+    blocks. `fault` applies to calls whose payment verifies, `fault_count` times; None means until cleared.
     """
 
     version: int = 2
@@ -103,12 +105,12 @@ def read_x402(body: object, now: X402) -> X402:
     return changed
 
 
-# --- what is asked -----------------------------------------------------------------------------------------------
+# --- requirements ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class X402Request:
-    """One request below /x402/. `path` has the query; `proof` is the payment header of the version spoken."""
+    """One request under /x402/. `path` includes the query; `proof` is the version's payment header."""
 
     method: str
     url: str
@@ -118,12 +120,12 @@ class X402Request:
 
     @property
     def key(self) -> str:
-        """What a transaction is bound to."""
+        """The call that a transaction is bound to."""
         return json.dumps([self.method, self.path, sha256(self.body).hexdigest()])
 
 
 def requirements(terms: Terms, x402: X402) -> Json:
-    """The one entry of `accepts`, in version 2's words."""
+    """The one entry of `accepts`, in version 2's form."""
     extra: Json = {"confirmationPolicy": {"l1Confirmations": x402.confirmations}, "areFeesSponsored": False}
     if x402.submission_policy is not None:
         extra["submissionPolicy"] = x402.submission_policy
@@ -140,7 +142,7 @@ def requirements(terms: Terms, x402: X402) -> Json:
 
 
 def requirements_v1(terms: Terms, x402: X402, url: str) -> Json:
-    """The same in version 1's words: the policy alone as the asset, its name in `extra`."""
+    """The same in version 1's form: `asset` is the policy id only, and the asset name is in `extra`."""
     ada = terms.asset == LOVELACE
     extra: Json = {"decimals": 6} if ada else {"assetNameHex": terms.asset[56:], "decimals": 0}
     return {
@@ -159,12 +161,12 @@ def requirements_v1(terms: Terms, x402: X402, url: str) -> Json:
 
 
 def resource(url: str) -> Json:
-    """What is sold, in version 2's words."""
+    """The resource that is sold, in version 2's form."""
     return {"url": url, "description": "A paid answer", "mimeType": "application/json"}
 
 
 def extensions(x402: X402) -> Json:
-    """What is declared beside the offers."""
+    """The declared extensions."""
     if x402.payment_identifier is None:
         return {}
     text = {"type": "string", "minLength": 16, "maxLength": 128, "pattern": "^[a-zA-Z0-9_-]+$"}
@@ -176,7 +178,7 @@ def extensions(x402: X402) -> Json:
     return {IDENTIFIER: {"info": {"required": x402.payment_identifier == "required"}, "schema": schema}}
 
 
-# --- what is carried ---------------------------------------------------------------------------------------------
+# --- payments ----------------------------------------------------------------------------------------------------
 
 
 def read_proof(proof: str) -> Json:
@@ -191,7 +193,7 @@ def read_proof(proof: str) -> Json:
 
 
 def _payment_v2(proof: str, call: X402Request, wanted: Json) -> Json:
-    """A payment of version 2, which must repeat what was asked."""
+    """A version 2 payment, which must repeat the requirements."""
     payment = read_proof(proof)
     if payment.get("accepted") != wanted:
         raise Unpayable(NO_MATCH)
@@ -201,7 +203,7 @@ def _payment_v2(proof: str, call: X402Request, wanted: Json) -> Json:
 
 
 def _payment_v1(proof: str, _call: X402Request, wanted: Json) -> Json:
-    """A payment of version 1 in version 2's words; it names no nonce, so the first input stands for one."""
+    """A version 1 payment in version 2's form. It names no nonce, so its first input is used."""
     payment = read_proof(proof)
     if payment.get("x402Version") != 1:
         raise Unpayable(f"{PAYLOAD}_unsupported_version")
@@ -217,14 +219,14 @@ def _payment_v1(proof: str, _call: X402Request, wanted: Json) -> Json:
 READERS: dict[int, Callable[[str, X402Request, Json], Json]] = {1: _payment_v1, 2: _payment_v2}
 
 
-class BadIdentifier(Exception):  # noqa: N818  the caller's mistake, told with its reason
+class BadIdentifier(Exception):  # noqa: N818  the caller's mistake, reported with its reason
     """The payment-identifier is missing or malformed."""
 
 
 def read_identifier(payment: Json, x402: X402) -> str | None:
-    """The payer's identifier of a payment, None where none is asked for or given.
+    """The payer's identifier of a payment; None if none is required or given.
 
-    Raises `BadIdentifier`, and `Unpayable` when the declaration was not repeated as it was.
+    Raises `BadIdentifier`, and `Unpayable` if the declaration was not repeated unchanged.
     """
     carried = payment.get("extensions")
     said = carried.get(IDENTIFIER) if isinstance(carried, dict) else None

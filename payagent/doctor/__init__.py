@@ -1,6 +1,9 @@
-"""doctor: looks at what payagent needs, from outside, and says what is wrong and how to mend it.
+"""doctor: checks from outside what payagent needs, and says what is wrong and how to fix it.
 
-`files` looks at what is there, `choices` at what was chosen and could be safer, `chain` at the providers.
+`files` checks that everything exists and is private, `advice` suggests safer settings, and `chain` checks the
+providers.
+
 May import: core, secret_file, settings, wallet.keystore, store (read-only), chain, outbound.webhook, agent.base,
-api.http. Never: writes; opens the keystore (its public header is enough); moves money; shows a secret.
+api.http.
+Never: writes; opens the keystore (its public header is enough); moves money; shows a secret.
 """

@@ -1,6 +1,7 @@
-"""Looks at what was chosen and could be safer: it works as it is, so all that is said here is a warning.
+"""Suggests safer settings. The current ones work, so every suggestion is a warning.
 
-May import: core, settings, store. Never: says that something is wrong (`files` does).
+May import: core, settings, store.
+Never: reports something broken (`files` does).
 """
 
 import os
@@ -25,9 +26,9 @@ from payagent.store.rows import limit_counters as spending
 
 
 def look_at_choices(settings: Settings, config: Path) -> list[CheckResult]:
-    """What was chosen and could be safer, by its key, with what to do: warnings, since all works as it is.
+    """Settings that could be safer, by key, each with what to do. All are warnings.
 
-    On the devnet no real money is at stake, so nobody is told there of what guards it.
+    On the devnet no real money is at stake, so advice about real money is left out.
     """
     told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings)]
     told += [*_signed_less(settings), *_apps(settings)]
@@ -40,11 +41,11 @@ def look_at_choices(settings: Settings, config: Path) -> list[CheckResult]:
 
 
 Choice = tuple[str, str]
-"""A key, and what it means, with what to do."""
+"""(setting's key, what it means and what to do)."""
 
 
 def _trusting(merchant: Merchant, network: str) -> Iterator[Choice]:
-    """Whom a merchant may have paid, at what price, and how often in vain."""
+    """Settings that allow a merchant new payees, any price, or payments without service."""
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:
         yield "pin", 'off: a new address is paid unasked; write "first_use", or the addresses as pay_to'
@@ -94,7 +95,7 @@ def _key(limit: str, asset: str) -> str:
 
 
 def _wide_limits(settings: Settings) -> Iterator[Choice]:
-    """What the signer lets out, where it is more than the payments of a day could need."""
+    """Signer limits that are wider than a day's payments could need."""
     limits = settings.limits
     days = {LOVELACE: limits.per_day_lovelace} | {token.asset: token.per_day_units for token in limits.assets}
     for asset, per_day in days.items():
@@ -105,11 +106,11 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
 
 
 def _signed_less(settings: Settings) -> Iterator[Choice]:
-    """Limits above what the signer lets out, which therefore bind nothing."""
+    """Spending limits above what the signer allows, which therefore have no effect."""
     filed = settings.limits
     told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
     told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
-    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own line
+    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
         told += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
     for asset, window, units in dict.fromkeys(told):
         less = None if units is None else filed.signed_less(Window(window), asset, units)
@@ -122,7 +123,7 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
 
 
 def _apps(settings: Settings) -> Iterator[Choice]:
-    """Programs whose token is worth all that the wallet may spend."""
+    """Apps that pay without limits of their own: a stolen token could spend all that the wallet allows."""
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
         bound = {limit.scope.app for limit in spending.limits(conn)}
         for app in apps.everybody(conn):
@@ -137,7 +138,7 @@ def _apps(settings: Settings) -> Iterator[Choice]:
 
 
 def _signer(path: Path) -> Iterator[Choice]:
-    """Whether the memory that holds the key can be written to disk, as the kernel says of a daemon that runs."""
+    """Whether the running signer's memory can be swapped to disk, according to the kernel."""
     with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as unix:
         unix.settimeout(1)
         unix.connect(str(path))
@@ -166,7 +167,7 @@ def _one_word(settings: Settings) -> Iterator[Choice]:
 
 
 def _soon(settings: Settings) -> Iterator[Choice]:
-    """Depths below what the page on exactly-once argues from."""
+    """Depths below those that docs/exactly-once.md assumes."""
     for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
         if getattr(settings.payments, key) < depth:
             yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; leave it out"

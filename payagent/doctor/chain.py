@@ -1,6 +1,7 @@
-"""Looks at the providers: do they answer, and is what they say of our network and of now?
+"""Checks the providers: do they answer, are they on our network, and are they up to date?
 
-May import: core, secret_file, settings, chain, agent.base. Never: submits a transaction.
+May import: core, secret_file, settings, chain, agent.base.
+Never: submits a transaction.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
-    """Every provider: does it answer, is it of our network, do its newest block and its clock agree with ours?"""
+    """Check every provider: reachable, on our network, newest block and clock in step with ours."""
     findings = []
     for index, (called, provider) in enumerate(settings.chain.named.items()):
         name = f"provider {index + 1}"
@@ -45,7 +46,7 @@ async def _provider(provider: Provider, name: str, network: str, now_ms: Callabl
     view.learn_genesis(beginning)
     view.learn_parameters(told)
     view.tip, view.problem = newest, None
-    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # to one ahead all blocks are old
+    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # a fast clock makes blocks look old
     slot = view.require_in_step(now_ms())
     if is_view_only:
         raise Refused(

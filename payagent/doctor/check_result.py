@@ -1,4 +1,4 @@
-"""What was seen of one thing that was looked at.
+"""The result of one check.
 
 May import: core.
 """
@@ -11,9 +11,9 @@ from payagent.core.problems import Refused
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen.
+    """The result of one check. `problem` is None when it passed; `detail` says what was found.
 
-    `is_warning`: the daemon works as it is, and more could be had.
+    `is_warning`: the daemon works as it is, but could be safer.
     """
 
     name: str
@@ -23,12 +23,12 @@ class CheckResult:
 
     @property
     def fix(self) -> str | None:
-        """What to do; None when it is well."""
+        """What to do; None when the check passed."""
         return None if self.problem is None else self.problem.problem.fix
 
 
 def finding(name: str, look: Callable[[], str]) -> CheckResult:
-    """What `look` saw, or the refusal that it ended in."""
+    """Run a check. A refusal that it raises becomes the result."""
     try:
         return CheckResult(name, look())
     except Refused as refused:

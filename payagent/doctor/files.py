@@ -1,7 +1,7 @@
-"""Looks at config, folder, keystore, ledger and secrets: are they there, private, and of one wallet?
+"""Checks config, data folder, keystore, ledger and secrets: present, private, and of one wallet.
 
-May import: core, secret_file, settings, wallet.keystore, store, outbound.webhook, api.http. Never: opens the
-keystore.
+May import: core, secret_file, settings, wallet.keystore, store, outbound.webhook, api.http.
+Never: opens the keystore.
 """
 
 import os
@@ -47,7 +47,7 @@ from payagent.wallet.keystore import read_header
 def look_at_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
 ) -> list[CheckResult]:
-    """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
+    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     return list(_files(settings, config, environ, looked_for))
 
 
@@ -79,9 +79,9 @@ def _files(
 
 
 def _config(settings: Settings, config: Path, looked_for: Iterable[Path], environ: Mapping[str, str]) -> str:
-    """That neither another user nor the daemon itself can write what the next start allows it."""
+    """Check that neither another user nor the daemon itself can change the config of the next start."""
     seen = require_unchanged_by_others(config)
-    with suppress(OSError):  # of files that cannot be looked at, which have lines of their own
+    with suppress(OSError):  # unreadable files have checks of their own
         plan = fence_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
     return seen
@@ -94,7 +94,7 @@ def _private(path: Path) -> str:
 
 
 def _data_folder(path: Path) -> str:
-    """Private, and of a disk that takes what is to be written."""
+    """Private, and on a disk with room to write."""
     seen = _private(path)
     if (problem := room_problem(path)) is not None:
         raise Refused("store_failed", f"{path}: {problem}")
@@ -120,7 +120,7 @@ def _ledger_file(path: Path) -> str:
 
 
 def _ledger(settings: Settings) -> CheckResult:
-    """Whether it is whole. Of one that the next start changes, that is not known before."""
+    """Whether the ledger is sound. One that the next start migrates is not checked yet."""
     path = settings.data_dir / LEDGER_FILE
     with suppress(Refused), opened(path) as conn:
         if lacking := lacking_migrations(conn):
@@ -130,7 +130,7 @@ def _ledger(settings: Settings) -> CheckResult:
 
 
 def _books(settings: Settings) -> str:
-    """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
+    """Check the ledger read-only: triggers, balanced postings, unbroken event chain, right wallet."""
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
@@ -152,7 +152,7 @@ def _books(settings: Settings) -> str:
 
 
 def _set_at_run_time(settings: Settings) -> str:
-    """What stands over the config file, what of it does not count for that, and limits that are of nobody now."""
+    """Run-time settings, the config entries they override, and limits of merchants that are gone."""
     with opened(settings.data_dir / LEDGER_FILE) as conn:
         limits, added = spending.limits(conn), merchants.everybody(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
@@ -166,7 +166,7 @@ def _set_at_run_time(settings: Settings) -> str:
 
 
 def _own_address(settings: Settings) -> str | None:
-    """The keystore's address; None when it cannot be read, which has a line of its own."""
+    """The keystore's address; None when it cannot be read, which has a check of its own."""
     try:
         return read_header(settings.data_dir / KEYSTORE_FILE).address
     except Refused:
@@ -179,7 +179,7 @@ def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
 
 
 def _left(settings: Settings) -> CheckResult:
-    """New words that nobody has taken away yet; on the devnet they stand for nothing."""
+    """Recovery words still on disk. On the devnet they protect no money, so it is only a warning."""
     told = f"{settings.data_dir / WORDS_FILE} holds them in clear: whoever reads it has the money"
     if settings.is_devnet:
         return CheckResult("recovery words", told, is_warning=True)
@@ -199,7 +199,7 @@ def _signing_key(path: Path) -> str:
 
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Where the daemon will find it; it is not tried."""
+    """Where the daemon will find the passphrase. The passphrase is not tried."""
     found = passphrase_file(settings, environ, can_ask=True)
     if found is None:
         return f"asked on a terminal at the start, unless the service has the credential {CREDENTIAL_NAME}"
@@ -210,7 +210,7 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:
-    """What of the secrets the daemon itself will be kept from at its next start."""
+    """Which secret files the sandbox will hide from the daemon at its next start."""
     try:
         passphrase = passphrase_file(settings, environ, can_ask=True)
         plan = fence_plan(settings, config, passphrase)

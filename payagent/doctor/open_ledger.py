@@ -1,4 +1,4 @@
-"""The ledger, opened to be looked at: read-only, and whatever is wrong with the file is a refusal.
+"""Opens the ledger read-only for checks, and turns every error of the file into a refusal.
 
 May import: core, store.
 """
@@ -15,12 +15,12 @@ from payagent.store.db.unit import Connection
 
 @contextmanager
 def opened(path: Path) -> Iterator[Connection]:
-    """A connection that cannot write. Refused: `ledger_missing`, `ledger_newer`, `store_failed`."""
+    """A read-only connection. Raises `ledger_missing`, `ledger_newer` or `store_failed`."""
     require_ledger(path)
     try:
         with closing(Readers(path).conn) as conn:
             yield conn
     except Refused:
         raise
-    except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home
+    except Exception as error:  # noqa: BLE001  whatever SQLite raises: only the store imports SQLite
         raise Refused("store_failed", f"{path} cannot be read: {error}") from None

@@ -428,8 +428,6 @@ def _policy_outside(stack: ExitStack) -> None:
         clock_ms = self.context.admission.rulebook.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
         limits = self.context.terms.limits
         seen[ask.received] = {limit: counted(self.context.conn, limit, clock_ms) for limit in limits}
-            limit: counted(self.context.conn, limit, clock_ms) for limit in self.context.terms.limits
-        }
         await asyncio.sleep(1)
         return await pay(self, ask)
 

@@ -1,1 +1,1 @@
-"""HTTP below the calls: server, listeners, middleware."""
+"""The HTTP layer below the routes: server, listeners, middleware, rate limit, problem responses."""

@@ -1,14 +1,15 @@
-"""The connections under the API: how many at once, and how long each may take to say what it wants.
+"""Limits on the connections under the API: how many may be open, and how long each may take.
 
-uvicorn waits for ever for a first request, and for a client that does not read its answer, and accepts as long as
-there are descriptors, so that whoever opens enough connections to the port would take the daemon's files, its
-socket and its log away. The port and the Unix socket are counted apart: who fills the port does not keep the owner
-out.
+Start at `make_room` (how many) and `bounded` (the protocol class for uvicorn). By itself uvicorn waits without
+limit for a first request and for a client that does not read its answer. It also accepts connections until no file
+descriptor is left. A client that opens enough connections to the port would leave the daemon without descriptors
+for its ledger, socket and log.
 
-The Unix socket answers its own user and root, whatever its modes say.
+The port and the Unix socket are counted separately, so a client that fills the port does not lock out the owner.
+The Unix socket answers only its owner and root, whatever its file mode is.
 
-May import: core, h11_patch, api.http, Starlette's types, uvicorn, h11. Never: knows a call; ends by itself one
-that is being answered to who reads the answer.
+May import: core, h11_patch, api.http, Starlette's types, uvicorn, h11.
+Never: knows a route; closes a connection while its client reads the answer.
 """
 
 import asyncio
@@ -33,15 +34,17 @@ from payagent.core.problems import Refused
 heads.patch_h11()
 
 HEAD_S = 10.0
-"""From its first byte, or from the connection's start, a request's head must be there within this time."""
+"""A request's head must arrive within this time, counted from its first byte or the connection's start."""
 
 HEAD_LINES_MAX = 256
-"""A head of more is none: to read many lines takes long, and it is done before there is a token."""
+"""Heads with more lines are refused: parsing many lines is slow, and it happens before the token is checked."""
 
 READ_S = 60.0
 READ_BYTES_PER_S = 500
-"""In each READ_S the client takes what is ready for it, or as much of it as this. The kernel holds some megabytes
-more, so that a pause in reading what is small is not seen at all."""
+"""The client must read all pending bytes in each READ_S, or at least this many per second.
+
+The kernel buffers some megabytes more, so short pauses in reading a small answer go unnoticed.
+"""
 
 DESCRIPTORS_WANTED = 4096
 
@@ -51,18 +54,18 @@ _BOTH_LENGTHS = {b"content-length", b"transfer-encoding"}
 _HEADS_END = re.compile(rb"\n(?=\r?\n)")
 
 ABORT = "payagent.abort"
-"""The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
+"""Scope key of a function that drops the connection, so that a partial answer cannot pass for a complete one."""
 
 STOPPING = "payagent.stopping"
-"""The scope's key of an asyncio.Event that is set when the server is to stop: what has no end of its own ends."""
+"""Scope key of an asyncio.Event that is set when the server stops. Endless answers (event streams) end on it."""
 
 GONE = "payagent.gone"
-"""The scope's key of a future that is done when the connection has ended, for who receives nothing for now."""
+"""Scope key of a future that is done when the connection has ended, for code that is not calling `receive`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections may be open on the port and on the Unix socket, and how many wait to be accepted."""
+    """How many connections may be open on the port and on the Unix socket, and the listen backlog."""
 
     tcp: int
     unix: int
@@ -70,10 +73,10 @@ class ConnectionLimits:
 
 
 def make_room() -> ConnectionLimits:
-    """Raise the limit of open files as far as it is needed and allowed, and share it out.
+    """Raise the soft limit of open files as far as needed and allowed, and divide it.
 
-    asyncio accepts a whole backlog before a connection can be refused: that many must be free on both doors. The
-    rest is for the ledger, and for calls to providers and merchants.
+    asyncio accepts a whole backlog before it can refuse a connection, so both listeners need that many free
+    descriptors. The rest is for the ledger and for requests to providers and merchants.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
@@ -85,7 +88,7 @@ def make_room() -> ConnectionLimits:
 def bounded(
     bounds: ConnectionLimits, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
 ) -> type[H11Protocol]:
-    """The protocol for uvicorn's `http`. `new_id` names the answers to what is not HTTP."""
+    """Return the protocol class for uvicorn's `http` option. `new_id` makes request ids for refused input."""
 
     class Bounded(_Connection):
         def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -97,9 +100,10 @@ def bounded(
 
 
 class _Wire(h11.Connection):
-    """h11's, which bounds the bytes of a head and not its lines.
+    """An h11 connection that also limits the number of lines in a head; h11 itself limits only its bytes.
 
-    What came is counted once, piece by piece; where there may be too many lines, it is seen which are the head's.
+    Newlines are counted once as data arrives. Only when there may be too many does it search for the end of the
+    head.
     """
 
     _lines = 0
@@ -123,7 +127,7 @@ class _Wire(h11.Connection):
 
 
 class _Connection(H11Protocol):
-    """One connection. Between two calls uvicorn's keep-alive time counts; once a request begins, `head_s` does."""
+    """One connection. uvicorn's keep-alive timeout applies between requests, `head_s` once one begins."""
 
     bounds: ConnectionLimits
     new_id: Callable[[], str]
@@ -136,7 +140,7 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # pause_writing is told of all that is not read at once; under TLS a high of 0 would pause for nothing
+        # pause_writing must report anything not read at once; with high=0, TLS would pause without a reason
         transport.set_write_buffer_limits(high=1, low=0)
         inner = self.app
         self._stopping = asyncio.Event()
@@ -185,7 +189,7 @@ class _Connection(H11Protocol):
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """As every other refusal; where an answer is on its way already there is nothing left to say."""
+        """Send the usual problem body. If an answer has already started, drop the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -196,18 +200,20 @@ class _Connection(H11Protocol):
         self.transport.close()
 
     def _refusal(self, why: str) -> JsonResponse:
-        """The answer to a request that cannot be read with certainty. It ends the connection (RFC 9112 6.1)."""
+        """The answer to a request whose end is ambiguous. It closes the connection (RFC 9112 6.1)."""
         request_id = self.new_id()
         problem = problem_of(Refused("bad_request", why), request_id)
         return JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
 
     def _should_upgrade(self) -> bool:
-        """Never: the call is answered as if it had not asked, as RFC 9110 allows, or refused by the proxy. uvicorn
-        would tell the operator to install what speaks WebSocket, as often as anybody asks."""
+        """Ignore every upgrade, as RFC 9110 allows; the proxy refuses WebSocket itself.
+
+        By default uvicorn would log advice to install a WebSocket library for each such request.
+        """
         return False
 
     def _expect_head(self) -> None:
-        """Start the time when a request has begun and none is being answered; what is whole stops it."""
+        """Start the head timeout when a request has begun and no answer is under way. A complete head stops it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget_head()
         elif self._head_due is None and not self.transport.is_closing():
@@ -236,14 +242,14 @@ class _Connection(H11Protocol):
 
 
 async def break_off(scope: Scope, receive: Receive) -> None:
-    """Drop a call's connection in the middle of its answer, so that nobody takes half of it for the whole."""
+    """Drop the connection in the middle of an answer, so that the client cannot take the part for the whole."""
     scope[ABORT]()
     while (await receive())["type"] != "http.disconnect":
         continue
 
 
 def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:
-    """Close at once; with a reset (RST) for a client of HTTP/1.0, to which an end is the end of the answer."""
+    """Close at once. HTTP/1.0 clients get a reset (RST), because they read a normal close as the answer's end."""
     connection = transport.get_extra_info("socket")
     if is_old and connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -255,9 +261,9 @@ def _is_tcp(connection: Any) -> bool:
 
 
 def _is_strangers(connection: Any) -> bool:
-    """Whether another user has come in by the Unix socket, as its modes keep from happening while they stand.
+    """Whether another user connected to the Unix socket, as happens only if someone changed its mode 0600.
 
-    Root may: it is kept from nothing.
+    Root is allowed; nothing could stop it.
     """
     if connection is None or connection.family != socket.AF_UNIX:
         return False

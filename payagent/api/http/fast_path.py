@@ -1,9 +1,10 @@
-"""The call that comes most, answered without the framework's way to it, which costs more than the answer.
+"""A shortcut past FastAPI for the most frequent request, whose routing would cost more than its answer.
 
-FastAPI routes and describes the same function; what stands around it here is what `access.need` asks, and `Guard`
-tells what is refused. So both ways answer alike, and a test asks both.
+FastAPI still routes and documents the same function. The shortcut makes the checks of `api.routes.auth.need`, and
+`OuterMiddleware` turns refusals into problems. A test compares the answers of both ways.
 
-May import: FastAPI, Starlette. Never: knows what a call is about.
+May import: FastAPI, Starlette.
+Never: knows what a request is about.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class FastPath(FastAPI):
-    """FastAPI, but for the calls of `at_once`, by method and path: each has an application of its own."""
+    """FastAPI, except that each (method, path) in `at_once` goes straight to an ASGI application of its own."""
 
     at_once: Mapping[tuple[str, str], ASGIApp] = {}
 
@@ -29,7 +30,7 @@ class FastPath(FastAPI):
 
 
 def answering(call: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
-    """The application that answers with what the function gives."""
+    """Wrap a function from request to response as an ASGI application."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         answer = await call(Request(scope, receive, send))

@@ -1,7 +1,9 @@
-"""Where the daemon listens: a Unix socket that only its owner can reach, and a TCP port.
+"""The daemon's listeners: a Unix socket that only its owner can reach, and a TCP port.
 
-The Unix socket is bound here, since a server would make one that is open to everybody.
-May import: core, secret_file, api.http. Never: takes a socket that somebody listens on.
+The Unix socket is bound here, because uvicorn would create it open to every user.
+
+May import: core, secret_file, api.http.
+Never: takes over a socket that another process listens on.
 """
 
 import os
@@ -20,19 +22,19 @@ from payagent.secret_file import require_own_folder
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Where the daemon listens. With `tls` the port speaks nothing else."""
+    """The two listeners. With `tls`, the port accepts only TLS."""
 
     unix: socket.socket
     tcp: socket.socket
     tls: ssl.SSLContext | None
 
     def sorted(self) -> tuple[list[socket.socket], Secure | None]:
-        """What is served in plain text, and what is not."""
+        """The plain-text sockets, and the TLS port if there is one."""
         return ([self.unix, self.tcp], None) if self.tls is None else ([self.unix], (self.tcp, self.tls))
 
     @property
     def url(self) -> str:
-        """The port's; of an address that stands for all of the machine's too."""
+        """The URL of the port. It keeps a wildcard address (0.0.0.0, ::) as it is."""
         host, port = self.tcp.getsockname()[:2]
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -40,7 +42,7 @@ class Listeners:
 
 @contextmanager
 def listen_unix(path: Path) -> Generator[socket.socket]:
-    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of its own."""
+    """Open a socket that only its owner can reach: mode 0600 from the start, in a private folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         require_own_folder(path.parent)
@@ -64,7 +66,7 @@ def listen_unix(path: Path) -> Generator[socket.socket]:
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove what a killed daemon left behind; refuse to take a socket that somebody listens on."""
+    """Remove the socket file of a killed daemon. Refuse when another process still listens on it."""
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):

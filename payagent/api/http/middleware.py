@@ -1,12 +1,13 @@
-"""What stands before every call: no web page gets through, and no error leaves but as a problem.
+"""The outermost middleware: refuses requests from web pages and turns every error into a problem response.
 
-May import: core, api.http, store.db, Starlette, structlog. Never: reads a body or a token.
+A browser on this machine can reach a loopback port, so a web page could spend money. Two headers expose a browser:
+`Host` with a rebound DNS name, and `Origin` or `Sec-Fetch-Site`, which browsers add. Every value of the last two
+is refused. A merchant's page passed on by the proxy is same-origin, and a link opened from a mail program has no
+origin. The pages of signed links have their own rule (api.routes.approval_pages). No CORS header is sent, so a
+browser's own rules also keep pages out.
 
-A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
-a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a merchant's
-page that the proxy handed on is of the same origin, and a link that a mail program opens is of none. The pages of
-signed links have a rule of their own (api.routes.approval_pages). Nothing is said of CORS, so that a browser's own
-rules keep every page out.
+May import: core, api.http, store.db, Starlette, structlog.
+Never: reads a body or a token.
 """
 
 import asyncio
@@ -36,9 +37,11 @@ log = structlog.get_logger("payagent.api")
 
 
 class OuterMiddleware:
-    """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
-    are names of this machine that are as good as localhost; `refusals` counts what is refused here, by code. What
-    enters `state.inside` leaves with the answer.
+    """Gives each request an id, refuses browsers, and answers every error as a problem.
+
+    `new_id` makes the request id that the answer and its log lines carry. `hosts` are names of this machine that
+    are accepted like localhost. `refusals` counts by code what is refused here. Context managers entered on
+    `state.inside` are closed when the answer is complete.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class OuterMiddleware:
                 require_own_target(scope)
                 refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)
-            except asyncio.CancelledError:  # the server stops, and waits for the call no longer
+            except asyncio.CancelledError:  # the server stops and no longer waits for this request
                 cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
                 if started:
                     log.info("api.broken_off", why="payagent stops")
@@ -95,13 +98,13 @@ class OuterMiddleware:
                 await self._tell(refused or bug, request_id)(scope, receive, answer)
 
     def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
-        """The problem as an answer; it is counted."""
+        """Count the refusal and return it as a problem response."""
         self._refusals[refused.code] += 1
         return problem_response(refused, request_id)
 
 
 def _of_the_ledger(error: Exception) -> Refused | None:
-    """What is to be said where the ledger could not be read and the file is to blame."""
+    """The refusal for an unreadable ledger file; None when the file is not the cause."""
     refused = failure(error) if isinstance(error, DatabaseError) else None
     if refused is not None:
         log.warning("ledger.not_readable", error=str(error))
@@ -109,7 +112,7 @@ def _of_the_ledger(error: Exception) -> Refused | None:
 
 
 def require_own_target(scope: Scope) -> None:
-    """Raise `bad_request` for a call that is made as to a forward proxy: its target names a server, or is one."""
+    """Raise `bad_request` for a request made to a forward proxy: its target is an absolute URL or HOST:PORT."""
     if not scope["path"].startswith(("/", "*")):
         raise Refused(
             "bad_request",
@@ -119,11 +122,10 @@ def require_own_target(scope: Scope) -> None:
 
 
 def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:
-    """Raise `host_refused` or `browser_refused` for a call that a web page may have made.
+    """Raise `host_refused` or `browser_refused` for a request that a web page may have made.
 
-    `hosts` are the names, in lower case and without a port, that the operator gave beside the loopback ones.
-
-    A page may look at what costs and tells nothing, unless no path is so: `everywhere`.
+    `hosts` are the names that the operator configured besides the loopback ones, in lower case and without a port.
+    A page may request paths that cost nothing and reveal nothing, unless `everywhere` is set.
     """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
@@ -139,6 +141,6 @@ def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) 
 
 
 def _is_tcp(scope: Scope) -> bool:
-    """No browser reaches the Unix socket, and what stands in Host there is anybody's choice."""
+    """False for the Unix socket: no browser reaches it, and clients put anything into Host there."""
     server = scope.get("server")
     return server is None or server[1] is not None

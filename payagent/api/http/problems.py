@@ -1,6 +1,7 @@
-"""Refusals and errors as RFC 9457 problem+json: one writer for all of them.
+"""Writes every refusal and error as RFC 9457 problem+json.
 
-May import: core, Starlette. Never: says more of an unexpected error than that it happened.
+May import: core, Starlette.
+Never: reveals more about an unexpected error than that it happened.
 """
 
 import json
@@ -11,7 +12,7 @@ from payagent.core.problems import Refused
 
 MEDIA_TYPE = "application/problem+json"
 ERROR_TYPE = "payagent_error"
-"""`error.type` of every problem: it tells a refusal of payagent's from an error of the merchant's."""
+"""`error.type` of every problem. It distinguishes a refusal by payagent from an error of the merchant."""
 RETRY_AFTER_S = 5
 BATCH_RETRY_AFTER_S = 2
 
@@ -19,11 +20,11 @@ Json = dict[str, object]
 
 
 class BrokenOffError(Exception):
-    """An answer ends in its middle: the connection is closed, since a part is not to be taken for all of it."""
+    """An answer cannot be completed. The connection is closed, so that the part cannot pass for the whole."""
 
 
 class JsonResponse(Response):
-    """JSON in plain ASCII, so that no foreign text in it can break the answer."""
+    """JSON in plain ASCII, so that no foreign text can break the answer."""
 
     media_type = "application/json"
 
@@ -32,9 +33,9 @@ class JsonResponse(Response):
 
 
 def problem_of(refused: Refused, request_id: str) -> Json:
-    """The problem object. `instance` names this one answer; the log has it too.
+    """The problem object. `instance` identifies this one answer, and the log has the same id.
 
-    `error` is the form that OpenAI's clients read: they show its `message`, and nothing of a body without it.
+    `error` is the form that OpenAI's clients expect: they show its `message`, and nothing of a body without it.
     """
     row = refused.problem
     return {
@@ -53,7 +54,7 @@ def problem_of(refused: Refused, request_id: str) -> Json:
 
 
 def problem_response(refused: Refused, request_id: str, headers: dict[str, str] | None = None) -> JsonResponse:
-    """The answer for a refusal, with the headers that its status asks for (RFC 9110)."""
+    """The response for a refusal, with the headers that RFC 9110 requires for its status."""
     status = refused.problem.status
     sent = dict(headers or {})
     if status == 401:

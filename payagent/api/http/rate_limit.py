@@ -1,8 +1,9 @@
-"""How much one app may ask at once: so many calls in a second, and so many that are not answered yet.
+"""Per-app rate limit: requests per second, and requests in progress.
 
-An app that goes wild is held back, so that the others are served. Nothing of it is about money: that is `policy`.
+It keeps one runaway app from starving the others. Spending limits are in `core.policy`.
 
-May import: core. Never: I/O; knows a call.
+May import: core.
+Never: does I/O; knows a route.
 """
 
 import math
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 from payagent.core.problems import Refused
 
 BURST_S = 10
-"""An app that was quiet may make the calls of so many seconds at once."""
+"""An idle app may make this many seconds' worth of requests at once."""
 
 BODY_BYTES = 4096
-"""A body counts as one call more for each so many bytes, since to read it takes as long: of 256 KiB, as 64."""
+"""Each full 4096 bytes of body count as one more request, since they take as long. 256 KiB count as 64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What each app may do: calls in a second, over some time, and calls that are not answered yet."""
+    """The limits of each app: requests per second on average, and requests in progress."""
 
     calls_per_s: int = 200
     calls_at_once: int = 128
@@ -29,7 +30,7 @@ class Rates:
 
 @dataclass(slots=True)
 class _Tally:
-    """One app: the calls that it may make now, as of when, and those that are inside."""
+    """One app: the requests it had left at `at_s`, and those in progress."""
 
     left: float
     at_s: float
@@ -37,7 +38,11 @@ class _Tally:
 
 
 class RateLimiter:
-    """One for each door, so that who fills the proxy can still ask the API what it does. `now_s` only moves on."""
+    """A token bucket per app.
+
+    The API and the proxy have separate limiters, so an app that saturates the proxy can still query the API.
+    `now_s` must be monotonic.
+    """
 
     def __init__(self, rates: Rates, now_s: Callable[[], float]) -> None:
         self._rates = rates
@@ -46,7 +51,7 @@ class RateLimiter:
 
     @contextmanager
     def admit(self, app_id: str) -> Generator[None]:
-        """Count one call, from its token to its answer; `rate_limited` when it is one too many."""
+        """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
         tally = self._tally(app_id)
         if tally.inside >= self._rates.calls_at_once:
             raise Refused(
@@ -66,18 +71,18 @@ class RateLimiter:
             tally.inside -= 1
 
     def weigh(self, app_id: str, body_bytes: int) -> None:
-        """Count what a call's body weighs, before it is read; `rate_limited` when that is too much now.
+        """Count a request's body before it is read. Raises `rate_limited` when too few requests are left.
 
-        One that weighs more than a whole burst is taken once that is there, and those after it wait for longer.
+        A body that counts as more than a full burst is accepted at a full burst, and later requests wait longer.
         """
         tally, weight = self._tally(app_id), body_bytes // BODY_BYTES
-        missing = min(weight, self._most - 1) - tally.left  # the call itself was the one
+        missing = min(weight, self._most - 1) - tally.left  # `admit` has already counted the request itself
         if weight and missing > 0:
             raise Refused(
                 "rate_limited",
                 f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
                 " second",
-                retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next call is one more
+                retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next request counts too
             )
         tally.left -= weight
 
@@ -86,7 +91,7 @@ class RateLimiter:
         return float(self._rates.calls_per_s * BURST_S)
 
     def _tally(self, app_id: str) -> _Tally:
-        """As of now. There are as many as apps, which only the operator adds."""
+        """The app's tally as of now. The table stays small, because only the operator adds apps."""
         most, now_s = self._most, self._now_s()
         tally = self._tallies.setdefault(app_id, _Tally(most, now_s))
         tally.left = min(most, tally.left + (now_s - tally.at_s) * self._rates.calls_per_s)

@@ -1,6 +1,7 @@
-"""uvicorn as the daemon and `payagent proxy` run it: which sockets, which protocol, and who hears the signals.
+"""Runs uvicorn for the daemon and for `payagent proxy`: sockets, protocol and signals.
 
-May import: core, api.http, uvicorn. Never: knows an application; adds a header to an answer.
+May import: core, api.http, uvicorn.
+Never: knows an application; adds a header to an answer.
 """
 
 import asyncio
@@ -19,21 +20,21 @@ from payagent.core.problems import Refused
 
 KEEP_ALIVE_S = 75
 GRACE_S = 5
-"""How long a stop waits for the calls that are open."""
+"""How long a stop waits for open requests."""
 
 CUT_OFF_S = 1.0
-"""And then for those that are cut off, which tell so, and note what they have used."""
+"""How long a stop then waits for cancelled requests, which answer and record what they used."""
 
 
 Secure = tuple[socket.socket, ssl.SSLContext]
-"""A port, and what it needs to speak TLS."""
+"""A port and its TLS context."""
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again, and what comes after `serve` would never run.
+    """A uvicorn server that leaves signals to us and can serve one TLS port.
 
-    `secure` is a port that speaks TLS, with at most `handshakes_most` handshakes under way, beside the sockets
-    that `serve` gets, which do not.
+    uvicorn would raise a captured signal again, and no code after `serve` would run. `secure` is a TLS port with
+    at most `handshakes_most` handshakes in progress. The sockets passed to `serve` stay plain text.
     """
 
     def __init__(self, config: uvicorn.Config, secure: Secure | None, handshakes_most: int) -> None:
@@ -51,13 +52,13 @@ class Server(uvicorn.Server):
         self.servers.append(await loop.create_server(make, sock=port, backlog=self.config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What the calls need must be there until they have ended."""
+        """Wait for cancelled requests too, because they still use the ledger and the network."""
         await super().shutdown(sockets)
         if cut_off := self.server_state.tasks:
             await asyncio.wait(cut_off, timeout=CUT_OFF_S)
 
     def _make_protocol(self) -> asyncio.Protocol:
-        """As uvicorn makes them for its own sockets."""
+        """Make a protocol as uvicorn does for its own sockets."""
         make = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
@@ -66,7 +67,7 @@ class Server(uvicorn.Server):
         yield
 
     def stop_on_signal(self) -> None:
-        """From now on SIGTERM and SIGINT end `serve`."""
+        """Make SIGTERM and SIGINT end `serve` from now on."""
 
         def stop() -> None:
             self.should_exit = True
@@ -76,7 +77,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None = None) -> Server:
-    """A server for one process. `new_id` names the answers to what is not HTTP."""
+    """Make the server of this process. `new_id` makes the request ids of refusals of non-HTTP input."""
     bounds = make_room()
     return Server(
         uvicorn.Config(
@@ -88,8 +89,8 @@ def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None =
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # who calls says nothing of where from, nor does $FORWARDED_ALLOW_IPS
-            date_header=False,  # the API writes its own, and the proxy passes the merchant's on
+            proxy_headers=False,  # forwarded-for headers and $FORWARDED_ALLOW_IPS are ignored
+            date_header=False,  # the API writes its own Date, and the proxy passes on the merchant's
             backlog=bounds.backlog,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
@@ -100,13 +101,13 @@ def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None =
 
 
 def listen_tcp(listen: str, what: str) -> socket.socket:
-    """A socket that listens on HOST:PORT; `what` names the setting in the refusal."""
+    """Open a socket that listens on HOST:PORT. `what` names the setting in a refusal."""
     host, _, port = listen.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     try:
         tcp = socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
     except OSError as error:
         raise Refused("config_invalid", f"{what} {listen} cannot be bound: {error.strerror}") from None
-    # asyncio sets this only on sockets of its own making; without it answers wait 40 ms for an ACK
+    # asyncio sets this only on sockets that it creates; without it an answer waits 40 ms for an ACK
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return tcp

@@ -1,9 +1,11 @@
-"""TLS on the port: what is needed before another machine may call.
+"""TLS on the port, required before other machines may connect.
 
-May import: core, secret_file, asyncio. Never: falls back to plain text; knows HTTP.
+Start at `server_context` (certificate and key) and `Handshakes`. asyncio creates the protocol only after the
+handshake, so unfinished handshakes would escape every limit. Here a connection counts from its start, and its
+handshake may take HANDSHAKE_S.
 
-asyncio's own way makes the protocol above known only when the handshake is done, so that whoever begins handshakes
-and never ends them would be counted nowhere. Here a connection counts from its first moment, and has HANDSHAKE_S.
+May import: core, secret_file, asyncio.
+Never: falls back to plain text; knows HTTP.
 """
 
 import asyncio
@@ -19,8 +21,9 @@ HANDSHAKE_S = 5.0
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a server needs to speak TLS 1.2 or newer. Refused, `config_invalid`: files that are not there, do not
-    belong together, or a key that others can read.
+    """Load certificate and key for TLS 1.2 or newer.
+
+    Raises `config_invalid` when a file is missing, when the two do not match, or when others can read the key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -43,24 +46,24 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Instead of a question on the terminal: a key that needs a password is one that cannot be read."""
+    """Replaces OpenSSL's prompt on the terminal. An encrypted key counts as unreadable."""
     return ""
 
 
 @dataclass(slots=True)
 class Handshakes:
-    """The connections of one port that have not shown yet that they speak TLS: at most `most` at once."""
+    """Performs the TLS handshakes of one port, at most `most` at once."""
 
     context: ssl.SSLContext
     most: int
     make: Callable[[], asyncio.Protocol]
-    """The protocol above."""
+    """Makes the protocol that runs over TLS."""
 
     handshake_s: float = HANDSHAKE_S
     _under_way: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     def protocol(self) -> asyncio.Protocol:
-        """For a new connection."""
+        """The protocol for a new connection."""
         return _Plain(self)
 
     def begin(self, transport: asyncio.Transport) -> None:
@@ -104,7 +107,7 @@ class _Plain(asyncio.Protocol):
 
 
 class _Early(asyncio.Protocol):
-    """Keeps what is said between the handshake and the moment in which the protocol above is told of it."""
+    """Buffers data that arrives between the end of the handshake and the switch to the real protocol."""
 
     def __init__(self) -> None:
         self.heard = bytearray()

@@ -1,6 +1,9 @@
-"""App tokens: how one is made, and what is kept of it.
+"""App tokens: how one is made, and which hash of it is stored.
 
-May import: agent.base. Never: keeps a token. Its 256 random bits need no slow hash.
+A token has 256 random bits, so it needs no slow hash.
+
+May import: agent.base.
+Never: stores a token.
 """
 
 import base64
@@ -14,14 +17,14 @@ TOKEN_PATTERN = f"^{PREFIX}[A-Za-z0-9_-]{{43}}$"
 
 
 def new_token(randomness: Randomness) -> str:
-    """A new token: "pa_" and 43 characters of URL-safe base64. It is shown once; only its hash is kept."""
+    """Make a token: "pa_" and 43 characters of URL-safe base64. It is shown once; only its hash is stored."""
     raw = bytes.fromhex(randomness.token_hex(_TOKEN_BYTES))
     return PREFIX + base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
 
 
 def hash_token(token: str) -> str:
-    """The SHA-256 of a token in hex, as the table of tokens has it.
+    """The SHA-256 of a token in hex, as stored in the table of tokens.
 
-    Looking it up takes no time that tells the token.
+    The time that a lookup by hash takes reveals nothing about the token.
     """
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

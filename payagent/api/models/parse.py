@@ -1,7 +1,7 @@
-"""Bodies of calls into values: strict JSON, every key known, every amount a string of digits.
+"""Parses request bodies into values: strict JSON, known keys only, every amount a string of digits.
 
-May import: core, dialects, agent's values. Never: I/O; takes a key that it does not know, so that a misspelt
-bound on money is not silently no bound.
+May import: core, dialects, agent's values.
+Never: does I/O; accepts an unknown key, because a misspelt limit on money would silently be no limit.
 """
 
 import base64
@@ -31,7 +31,7 @@ from payagent.dialects import HttpResponse, make_response, parse_answer, parse_r
 BODY_MAX_BYTES = 256 * 1024
 REASON_MAX_CHARS = 300
 
-# the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
+# the envelope adds two levels around the 402's body, which may be as deep as one sent by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
 _APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
@@ -47,7 +47,7 @@ Fields = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class TransferBody:
-    """An order to send out of the wallet; `units` is None for everything."""
+    """A request to send funds out of the wallet. `units` is None for all funds."""
 
     to: Address
     asset: str
@@ -55,7 +55,7 @@ class TransferBody:
 
 
 def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
-    """The body of /v1/payments and /v1/quotes. `raw` holds the 402, so what is not JSON is a bad 402 too."""
+    """Read the body of /v1/payments and /v1/quotes. It contains a 402, so invalid JSON counts as a bad 402."""
     value = strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
     body = _fields(value, "the body", ("origin", "response"), ("request", "max_total", "max_total_asset"))
     max_total_units, max_total_asset = _read_most(body)
@@ -73,7 +73,7 @@ def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentReq
 
 
 def _read_most(body: Fields) -> tuple[int | None, str | None]:
-    """(the caller's own bound, the asset that it is of; None: of whichever is paid in)."""
+    """(the caller's own limit, its asset). An asset of None means the asset of the invoice."""
     if "max_total" not in body and "max_total_asset" in body:
         raise Refused("bad_request", "max_total_asset says of what max_total is", key="max_total")
     units = _amount(body, "max_total") if "max_total" in body else None
@@ -81,11 +81,11 @@ def _read_most(body: Fields) -> tuple[int | None, str | None]:
 
 
 _UNANSWERED = 504
-"""The status that is told where no answer came: what a gateway says that had none in time (RFC 9110 15.6.5)."""
+"""The status reported when no answer came: a gateway's own status for a timeout (RFC 9110 15.6.5)."""
 
 
 def read_delivery(raw: bytes) -> tuple[HttpResponse | str, int | None]:
-    """(what the retry got, or why no answer came; how deep the transaction was when the proof was shown)."""
+    """(the retry's response, or why no answer came; the transaction's depth when the proof was presented)."""
     body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered", "depth"))
     depth = body.pop("depth", None)
     if depth is not None and (type(depth) is not int or depth < 0):
@@ -94,7 +94,7 @@ def read_delivery(raw: bytes) -> tuple[HttpResponse | str, int | None]:
 
 
 def _read_retry(body: Fields) -> HttpResponse | str:
-    """The retry's status, and its headers and body as far as they are told. Or why no answer came."""
+    """The retry's status, with headers and body as far as reported. Or the reason why no answer came."""
     status = _status(body["status"], "status")
     if (why := _text(body, "unanswered")) is not None:
         if status != _UNANSWERED or len(body) > 2:
@@ -113,7 +113,7 @@ def _read_retry(body: Fields) -> HttpResponse | str:
 
 
 def read_split(raw: bytes) -> tuple[int, int]:
-    """(how many coins, lovelace of each)."""
+    """(how many UTxOs, lovelace in each)."""
     body = _fields(_json(raw), "the body", ("count", "lovelace"))
     count = body["count"]
     if type(count) is not int or not 1 <= count <= SPLIT_COUNT_MAX:
@@ -122,7 +122,7 @@ def read_split(raw: bytes) -> tuple[int, int]:
 
 
 def read_transfer(raw: bytes, network: Network) -> TransferBody:
-    """Where to, and how much: `units` of `asset` (lovelace unless named), or `"all": true`."""
+    """Read the destination and the amount: `units` of `asset` (default lovelace), or `"all": true`."""
     body = _fields(_json(raw), "the body", ("address",), ("asset", "units", "all"))
     if ("all" in body) == ("units" in body):
         raise Refused("bad_request", "give either units or all", key="units")
@@ -138,7 +138,7 @@ def read_transfer(raw: bytes, network: Network) -> TransferBody:
 
 
 def read_unfreeze(raw: bytes) -> list[str] | None:
-    """The transactions that the operator has looked at; None when that is not told."""
+    """The transaction ids that the operator has reviewed; None when the key is absent."""
     body = _fields(_json(raw), "the body", (), ("seen",))
     seen = body.get("seen", ())
     if not isinstance(seen, list | tuple) or not all(isinstance(tx, str) and _HEX_32.fullmatch(tx) for tx in seen):
@@ -147,7 +147,7 @@ def read_unfreeze(raw: bytes) -> list[str] | None:
 
 
 def read_topup(raw: bytes, terms: AgentConfig) -> tuple[TopupGoal, bool]:
-    """What is to be topped up, and whether that is only to be planned."""
+    """(the top-up that is requested, whether it is only a dry run)."""
     body = _fields(_json(raw), "the body", ("merchant", "units"), ("asset", "request", "dry_run"))
     is_dry = body.get("dry_run", False)
     if not isinstance(is_dry, bool):
@@ -159,7 +159,7 @@ def read_topup(raw: bytes, terms: AgentConfig) -> tuple[TopupGoal, bool]:
 
 
 def read_prepaid_question(raw: bytes) -> tuple[str, MerchantRequest]:
-    """(origin, the call that a prepaid balance may serve), whose body does not matter."""
+    """(origin, the request that a prepaid balance may serve). The request's body does not matter."""
     body = _fields(_json(raw), "the body", ("origin", "request"))
     call = _fields(body["request"], "request", ("method", "path"), ("headers",))
     read = _call_of(call, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
@@ -169,7 +169,7 @@ def read_prepaid_question(raw: bytes) -> tuple[str, MerchantRequest]:
 
 
 def _configured(merchant: object, terms: AgentConfig) -> str:
-    """The origin of a merchant that is named by its name in [merchants], or by its origin."""
+    """The origin of a configured merchant, given its name in [merchants] or its origin."""
     origin = next((one.origin for one in terms.merchants.values() if one.name == merchant), None)
     if origin is None and isinstance(merchant, str):
         with suppress(ValueError):
@@ -181,7 +181,7 @@ def _configured(merchant: object, terms: AgentConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LimitsBody:
-    """Limits to be set, of an app and a merchant by their names; None: of whichever."""
+    """Limits to set. `app` and `merchant` are names; None means all of them."""
 
     app: str | None
     merchant: str | None
@@ -199,7 +199,7 @@ def read_limits(raw: bytes) -> LimitsBody:
 
 
 def read_pin(raw: bytes) -> tuple[Role, str]:
-    """(role, address), as a pin has them."""
+    """(role, address) of a pin."""
     body = _fields(_json(raw), "the body", ("role", "address"))
     roles: dict[object, Role] = {"pay_to": "pay_to", "split": "split"}
     role, address = _text(body, "role"), _text(body, "address") or ""
@@ -228,7 +228,7 @@ def read_new_app(raw: bytes) -> NewApp:
 
 
 def read_pause(raw: bytes) -> str:
-    """Why signing is to stop; empty when nobody said."""
+    """The reason for the pause; empty when none was given."""
     return _one_line(_text(_fields(_json(raw), "the body", (), ("reason",)), "reason") or "", "reason")
 
 
@@ -239,7 +239,7 @@ def _one_line(text: str, key: str) -> str:
 
 
 def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
-    """Its name, and its settings by the names that they have in the config file."""
+    """The merchant's name, and its settings by their names in the config file."""
     keys = ("known_as", "partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
     body = _fields(_json(raw), "the body", ("name", "origin"), keys)
     name = body["name"]
@@ -249,7 +249,7 @@ def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
 
 
 def read_token_order(raw: bytes) -> tuple[int | None, str | None]:
-    """When a new token is to end, None for never; and the token, where the caller made it."""
+    """(when the new token expires, the token). None for never; None when the daemon is to make the token."""
     body = _fields(_json(raw), "the body", (), ("expires_at", "token"))
     token = _text(body, "token")
     if token is not None and not re.fullmatch(TOKEN_PATTERN[1:-1], token):
@@ -303,12 +303,12 @@ def _read_topup_request(value: object) -> TopupSource:
 
 
 def time_ms(text: str, key: str) -> int:
-    """An RFC 3339 time with its zone, as POSIX milliseconds."""
+    """Convert an RFC 3339 time with a zone to POSIX milliseconds."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError
-        # by UTC it has to be of a year that can be written
+        # converted to UTC, the year must still be valid
         return (moment.astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         raise Refused("bad_request", f"{key} must be a time such as 2026-11-24T13:38:18Z", key=key) from None
@@ -324,7 +324,7 @@ def _json(raw: bytes) -> object:
 
 
 def _fields(value: object, where: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> Fields:
-    """The fields of one of our own objects; a key that is missing or unknown is `bad_request` with its name."""
+    """The fields of one of our own objects. A missing or unknown key raises `bad_request` with its name."""
     if not isinstance(value, dict):
         raise Refused("bad_request", f"{where} must be a JSON object")
     for key in value:
@@ -339,7 +339,7 @@ def _fields(value: object, where: str, needed: tuple[str, ...], optional: tuple[
 def _amount(
     body: Fields, key: str, asset: str | None = None, parse: Callable[[object, str], int] = parse_units
 ) -> int:
-    """An amount in our own envelope: always a string, since JSON numbers do not survive every client."""
+    """An amount in our own envelope: a string, because not every client preserves large JSON numbers."""
     value = body[key]
     if not isinstance(value, str):
         raise Refused("bad_request", f"{key} must be a string of digits", key=key)
@@ -389,12 +389,12 @@ def _read_call_headers(body: Fields) -> dict[str, str]:
         if key in _BUYER and before not in (None, text):
             raise Refused("bad_request", f"the header {name} is given twice", key="request.headers")
         is_one = before is None or key in _BUYER
-        headers[key] = text if is_one else f"{before}, {text}"  # one list (RFC 9110 5.3)
+        headers[key] = text if is_one else f"{before}, {text}"  # repeated headers form one list (RFC 9110 5.3)
     return headers
 
 
 def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) -> dict[str, str]:
-    """The parts of a call that are text of a certain form."""
+    """The text parts of a request, each checked against its pattern."""
     read: dict[str, str] = {}
     for key, form, what in parts:
         text = body[key]
@@ -405,7 +405,7 @@ def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) ->
 
 
 def _read_response(value: object) -> tuple[HttpResponse, str]:
-    """The 402, and the text of it that is kept."""
+    """The 402, and its text as stored."""
     body = _fields(value, "response", ("status",), ("headers", "body", "body_base64"))
     if ("body" in body) == ("body_base64" in body):
         raise Refused("bad_request", "response must have either body or body_base64", key="response.body")
@@ -421,7 +421,7 @@ def _read_response(value: object) -> tuple[HttpResponse, str]:
 
 
 def _written(body: Fields) -> str:
-    """As `strict_json.dumps` has it. Where no number has a fraction, as in nearly every 402, json is faster."""
+    """Serialise as `strict_json.dumps` does. `json` is faster when no number has a fraction, as in most 402s."""
     try:
         return json.dumps(body, separators=(",", ":"))
     except TypeError:
@@ -429,13 +429,13 @@ def _written(body: Fields) -> str:
 
 
 def _require_small(body: object) -> None:
-    """The bound of a 402's body holds in whatever form it is forwarded."""
+    """Apply the size limit of a 402's body whatever form it was forwarded in."""
     if len(json.dumps(body, default=lambda number: number.text, ensure_ascii=False)) > strict_json.MAX_BYTES:
         raise Refused("body_too_big", f"the 402's body has more than {strict_json.MAX_BYTES} bytes")
 
 
 def _read_headers(value: object, where: str = "headers") -> list[tuple[str, str]]:
-    """Headers as an object, or as a list of pairs where a name comes twice."""
+    """Headers as an object, or as a list of pairs when a name repeats."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     read: list[tuple[str, str]] = []
     for pair in pairs if isinstance(pairs, list) else [None]:

@@ -1,6 +1,9 @@
-"""Values into the JSON of answers. A payment's own form is `Desk.view`.
+"""Renders values as the JSON of responses. A payment itself is rendered by `agent.base.payment_view`.
 
-May import: core, agent, store.rows. Never: I/O. Amounts are strings of digits.
+Amounts are strings of digits.
+
+May import: core, agent, store.rows.
+Never: does I/O.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +33,7 @@ UTXO_STATES = ("free", "reserved", "pending", "locked", "missing")
 
 
 def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
-    """What a payment would be; `total` is what leaves in the invoice's asset, with the fee where that is ADA."""
+    """A quote for a payment. `total` is the spend in the invoice's asset, with the fee if that is ADA."""
     invoice, plan = quote.invoice, quote.plan
     spend = plan.spend
     view: Json = {
@@ -55,7 +58,7 @@ def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
 
 
 def prepaid_quote_view(quote: PrepaidQuote | None, terms: AgentConfig) -> Json:
-    """What a call would use of a prepaid balance; where none would serve it, only that."""
+    """What a request would use of a prepaid balance. If no balance would serve it, only `"prepaid": false`."""
     if quote is None:
         return {"prepaid": False}
     view: Json = {
@@ -70,7 +73,7 @@ def prepaid_quote_view(quote: PrepaidQuote | None, terms: AgentConfig) -> Json:
 
 
 def verdict_view(quote: PaymentQuote) -> Json:
-    """What stands against a quote, if anything does."""
+    """What stops a quoted payment: required approval or a refusal. Empty when nothing does."""
     view: Json = {}
     if quote.reasons:
         view["approval"] = [_reason_view(reason) for reason in quote.reasons]
@@ -88,7 +91,7 @@ def _reason_view(reason: Finding) -> Json:
 def approval_view(
     approval: ApprovalRow, row: PaymentRow, at_most: Mapping[str, int], decided: DecisionRow | None
 ) -> Json:
-    """What a person is asked about a payment, as its own app may see it."""
+    """An approval of a payment, as the payment's own app may see it."""
     return {
         "calls": calls_of(row.batch_target),
         "reasons": [_reason_view(reason) for reason in approval.reasons],
@@ -104,7 +107,7 @@ def approval_view(
 
 
 def advice_view(advice: Advice) -> Json:
-    """What a merchant said to a retry, and when the same proof is to be shown again."""
+    """The merchant's answer to a retry, and when to present the same proof again."""
     return {
         "said": advice.answer.said,
         "reason": advice.answer.reason,
@@ -114,7 +117,7 @@ def advice_view(advice: Advice) -> Json:
 
 
 def merchant_view(merchant: MerchantConfig, readiness: Readiness, terms: AgentConfig) -> Json:
-    """A merchant as its callers need to know it."""
+    """The merchant details that an app needs to make requests."""
     return {
         "name": merchant.name,
         "origin": merchant.origin,
@@ -128,7 +131,7 @@ def merchant_view(merchant: MerchantConfig, readiness: Readiness, terms: AgentCo
 
 
 def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
-    """A merchant with what its invoices are held to, and what is known of it."""
+    """A merchant with the rules for its invoices and its recorded pins, prices and counts."""
     rules, stopped_at_ms = known.merchant.rules, known.unserved_streak.stopped_at_ms
     addresses = [(pin, "config") for pin in sorted(rules.filed)]
     addresses += [(pin, "daemon") for pin in known.pins if pin not in rules.filed]
@@ -153,7 +156,7 @@ def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
 
 
 def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
-    """What an app needs of the wallet for its calls."""
+    """The wallet details that an app needs to make requests."""
     return {
         "network": terms.network.name,
         "address": terms.own.text,
@@ -167,10 +170,10 @@ def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
 def wallet_view(
     terms: AgentConfig, chain: ChainView, utxos: Sequence[UtxoRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:
-    """Balances per asset. `total` is what the books say is ours: `held` for payments, the rest at our address.
+    """Wallet balances per asset. `total` is what the ledger says is ours; `held` is kept for payments.
 
-    `available` is what selection may take now. It can be less than total minus held: change that is in no
-    block yet, and coins that are locked or missing, are ours and cannot be spent.
+    `available` is what UTxO selection may use now. It can be less than total minus held, because unconfirmed
+    change and locked or missing UTxOs are ours but cannot be spent.
     """
     states = [utxo_state(utxo) for utxo in utxos]
     return {
@@ -187,7 +190,7 @@ def wallet_view(
 
 
 def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
-    """By asset: what is available, held and in all, as `wallet_view` tells it."""
+    """Available, held and total units by asset, for `wallet_view`."""
     free = [utxo for utxo in utxos if utxo_state(utxo) == "free"]
     available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
     owned: dict[str, int] = {}
@@ -203,7 +206,7 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
 
 
 def utxo_state(utxo: UtxoRow) -> str:
-    """A coin's state as it matters to its owner: reserved goes before free and pending."""
+    """The UTxO state to show: a reserved UTxO is "reserved", whether it is free or pending."""
     return "reserved" if utxo.reserved_for is not None else utxo.state
 
 
@@ -218,7 +221,7 @@ def utxo_view(utxo: UtxoRow) -> Json:
 
 
 def limits_view(standing: Iterable[LimitStanding], names: Mapping[str, str]) -> Json:
-    """The limits as they stand; apps and merchants by their names."""
+    """The current limits, with apps and merchants by name."""
     return {"limits": [limit_view(one, names) for one in standing]}
 
 
@@ -239,12 +242,12 @@ def limit_view(one: LimitStanding, names: Mapping[str, str]) -> Json:
 
 
 def merchant_names(terms: AgentConfig) -> dict[str, str]:
-    """How merchants are called, by origin."""
+    """The merchants' names by origin."""
     return {origin: merchant.name for origin, merchant in terms.merchants.items()}
 
 
 def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], *, is_active: bool) -> Json:
-    """An app and its last token, by which nobody could call; `is_active`: whether that is good."""
+    """An app and its last token, without the token itself. `is_active` says whether that token is valid."""
     expires_at_ms = None if token is None else token.expires_at_ms
     revoked_at_ms = None if token is None else token.revoked_at_ms
     return {
@@ -261,7 +264,7 @@ def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], *, i
 
 
 def pause_view(pause: Pause | None, by: str | None, *, tells_all: bool) -> Json:
-    """Whether signing is paused, and for those who may know it, by which app and why."""
+    """Whether signing is paused. With `tells_all`, also by which app and why."""
     return {
         "paused": pause is not None,
         "since": None if pause is None else iso_time(pause.at_ms),
@@ -284,7 +287,7 @@ def entry_view(entry: EntryRow) -> Json:
 
 
 def balance_view(balances: Sequence[Balance]) -> Json:
-    """Every account, and the sum over all of them per asset: zero, or the books are broken."""
+    """Every account, and the sum over all accounts per asset. A sum other than zero means a broken ledger."""
     sums = add({asset: units} for _, asset, units in balances)
     return {
         "balances": [
@@ -295,7 +298,7 @@ def balance_view(balances: Sequence[Balance]) -> Json:
 
 
 def spend_view(keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: AgentConfig) -> Json:
-    """Each group's spend, and the totals per asset; a merchant by its name in the config."""
+    """The spend of each group, and the totals per asset. Merchants have their names from the config."""
     groups = [_group_view(keys, row, terms) | _spent_view(row.asset, [row]) for row in rows]
     assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
     totals = [_spent_view(asset, [row for row in rows if row.asset == asset]) for asset in assets]
@@ -323,13 +326,13 @@ def _spent_view(asset: str, rows: Sequence[SpendRow]) -> Json:
 
 
 def chain_problem(chain: ChainView, now_ms: int) -> str | None:
-    """Why nothing is signed now; None when the chain is seen well enough."""
+    """Why nothing is signed now; None when the view of the chain is good enough."""
     refused = chain_refusal(chain, now_ms)
     return None if refused is None else refused.detail
 
 
 def chain_refusal(chain: ChainView, now_ms: int) -> Refused | None:
-    """What an order is refused with now, on account of the chain."""
+    """The refusal that the chain view causes now; None when there is none."""
     try:
         chain.require_ready(now_ms)
     except Refused as refused:

@@ -1,6 +1,7 @@
-"""A payment's receipt as JSON: what is recorded of it, in the form that `payagent.audit.receipt` reads.
+"""Renders a payment's receipt as JSON, in the form that `payagent.audit.receipt` checks.
 
-May import: core, agent, audit's form, store. Never: I/O beyond the ledger's connection that it is given; judges.
+May import: core, agent, audit's form, store.
+Never: does I/O beyond the ledger connection it is given; judges the payment.
 """
 
 import json
@@ -23,7 +24,7 @@ Json = dict[str, object]
 
 
 def receipt_view(conn: Connection, row: PaymentRow, terms: AgentConfig) -> Json:
-    """Everything that the ledger has of a payment; `conn` is in one read transaction."""
+    """Everything that the ledger records about a payment. `conn` must be in one read transaction."""
     known = recorded(conn, row.id)
     event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
     return {
@@ -89,7 +90,7 @@ def _invoice(row: Row) -> Json:
 
 
 def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig) -> Json:
-    """With the headers that its retry carries, also where it is over: they may have been shown."""
+    """An attempt with its retry headers. A finished attempt has them too, because they may have been presented."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
         shown = replace(payment, tx_id=row["tx_id"], cbor=row["cbor"], state=State.SIGNED)
@@ -113,7 +114,7 @@ def _block_observation(row: Row) -> Json:
 
 
 def _told(events: Sequence[Row], names: frozenset[str]) -> list[Json]:
-    """Some of the events, for people."""
+    """Selected events, with readable times."""
     return [
         _only(event, "seq", "event") | {"at": iso_time(event["at_ms"]), "detail": json.loads(event["detail"])}
         for event in events
