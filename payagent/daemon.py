@@ -67,7 +67,7 @@ from payagent.settings.paths import (
     require_config_out_of_reach,
     written_by_daemon,
 )
-from payagent.settings.schema import Api, Provider, Settings
+from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
 from payagent.signer.client import SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.lease import lease
@@ -166,7 +166,7 @@ def _warn_of_risks(settings: Settings) -> None:
             log.warning("provider.in_clear", provider=name, risk=risk)
 
 
-def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
+def _tls(api: ApiSettings, allow_remote: bool) -> ssl.SSLContext | None:
     """Return the TLS context of the port; None for plain text, which must stay on this machine."""
     if api.is_remote and not allow_remote:
         raise Refused(
@@ -415,7 +415,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> AgentCon
     return filed_terms(settings, own, keys)
 
 
-def _source(name: str, provider: Provider, redactor: Redactor) -> Blockfrost:
+def _source(name: str, provider: ProviderSettings, redactor: Redactor) -> Blockfrost:
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 

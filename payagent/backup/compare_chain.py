@@ -16,7 +16,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
-from payagent.settings.schema import Provider, Settings
+from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
 
@@ -76,7 +76,7 @@ def _sum(utxos: Sequence[queries.UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
 
 
 async def _utxos_by(
-    provider: Provider, network: str, address: str, now_ms: Callable[[], int]
+    provider: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
 ) -> tuple[ChainUtxo, ...]:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
     source = Blockfrost("provider", provider.base_url, project_id)

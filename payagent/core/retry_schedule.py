@@ -20,7 +20,7 @@ _FIRST_S, _MAX_S = 0.5, 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class MerchantReadiness:
     """What `ready = "auto"` has learned from a merchant's answers.
 
     `accepted_depth`: the transaction's depth when the merchant accepted a proof. 1 is the newest block, 0 no
@@ -35,20 +35,20 @@ class Readiness:
         """The depth at which to present the next proof first."""
         return 1 if self.accepted_depth is None else self.accepted_depth
 
-    def after_accepted(self, depth: int, pending_depth: int | None) -> "Readiness":
+    def after_accepted(self, depth: int, pending_depth: int | None) -> "MerchantReadiness":
         """Return the readiness after a proof was accepted at `depth`.
 
         `pending_depth` is the depth at the last answer "pending", if any. A proof first presented deeper than
         `first_depth`, and never pending, says nothing about the depth that the merchant needs.
         """
         if pending_depth is not None:
-            return Readiness(min(depth, pending_depth + 1), self.refused_early)
-        return Readiness(depth, self.refused_early) if depth <= self.first_depth else self
+            return MerchantReadiness(min(depth, pending_depth + 1), self.refused_early)
+        return MerchantReadiness(depth, self.refused_early) if depth <= self.first_depth else self
 
 
 def may_be_shown(
     ready: Ready,
-    readiness: Readiness,
+    readiness: MerchantReadiness,
     state: State,
     depth: int,
     *,

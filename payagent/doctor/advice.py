@@ -20,7 +20,7 @@ from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult
 from payagent.doctor.open_ledger import opened
 from payagent.settings.paths import LEDGER_FILE
-from payagent.settings.schema import Merchant, Settings
+from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.rows import apps
 from payagent.store.rows import limit_counters as spending
 
@@ -44,7 +44,7 @@ Choice = tuple[str, str]
 """(setting's key, what it means and what to do)."""
 
 
-def _trusting(merchant: Merchant, network: str) -> Iterator[Choice]:
+def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
     """Settings that allow a merchant new payees, any price, or payments without service."""
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:

@@ -14,7 +14,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult
 from payagent.secret_file import read_secret_file
-from payagent.settings.schema import Provider, Settings
+from payagent.settings.schema import ProviderSettings, Settings
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[C
     return findings
 
 
-async def _provider(provider: Provider, name: str, network: str, now_ms: Callable[[], int]) -> str:
+async def _provider(provider: ProviderSettings, name: str, network: str, now_ms: Callable[[], int]) -> str:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
     source = Blockfrost(name, provider.base_url, project_id)
     try:

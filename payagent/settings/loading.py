@@ -22,22 +22,22 @@ from payagent.core.problems import Refused
 from payagent.settings.field_types import named
 from payagent.settings.schema import (
     ENV_PREFIX,
-    Alerts,
-    Api,
-    Approvals,
-    AssetLimit,
-    Chain,
-    Keystore,
-    Limits,
-    Merchant,
-    MerchantLimits,
-    Payments,
-    Provider,
-    Proxy,
+    AlertSettings,
+    ApiSettings,
+    ApprovalSettings,
+    AssetLimitSettings,
+    ChainSettings,
+    KeystoreSettings,
+    LimitSettings,
+    MerchantLimitSettings,
+    MerchantSettings,
+    PaymentSettings,
+    ProviderSettings,
+    ProxySettings,
     Settings,
-    Table,
-    Topup,
-    Wallet,
+    SettingsTable,
+    TopupSettings,
+    WalletSettings,
 )
 
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
@@ -117,11 +117,11 @@ def load_settings(
     raise Refused("config_invalid", "\n".join(lines))
 
 
-def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merchant:
+def read_merchant(name: str, table: Mapping[str, object], network: str) -> MerchantSettings:
     """Validate a merchant's table given at run time like one in the config file. Refused `bad_request`."""
     try:
         named({name: table})
-        return Merchant.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
+        return MerchantSettings.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(step) for step in first["loc"])
@@ -187,7 +187,7 @@ def _json_or_text(value: object) -> object:
 
 _JSON_OF_MERCHANT = frozenset(
     name
-    for name, field in Merchant.model_fields.items()
+    for name, field in MerchantSettings.model_fields.items()
     if field.annotation is bool or get_origin(field.annotation) is tuple
 )
 
@@ -272,23 +272,23 @@ def _known_keys(steps: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-_ROWS: dict[str, type[Table]] = {
-    "providers": Provider,
-    "assets": AssetLimit,
-    "topup": Topup,
-    "limits": MerchantLimits,
+_ROWS: dict[str, type[SettingsTable]] = {
+    "providers": ProviderSettings,
+    "assets": AssetLimitSettings,
+    "topup": TopupSettings,
+    "limits": MerchantLimitSettings,
 }
-_TABLES: dict[str, type[Table]] = {
-    "api": Api,
-    "chain": Chain,
-    "payments": Payments,
-    "merchants": Merchant,
-    "limits": Limits,
-    "approvals": Approvals,
-    "proxy": Proxy,
-    "alerts": Alerts,
-    "wallet": Wallet,
-    "keystore": Keystore,
+_TABLES: dict[str, type[SettingsTable]] = {
+    "api": ApiSettings,
+    "chain": ChainSettings,
+    "payments": PaymentSettings,
+    "merchants": MerchantSettings,
+    "limits": LimitSettings,
+    "approvals": ApprovalSettings,
+    "proxy": ProxySettings,
+    "alerts": AlertSettings,
+    "wallet": WalletSettings,
+    "keystore": KeystoreSettings,
 }
 
 

@@ -52,15 +52,15 @@ from payagent.settings.field_types import (
 ENV_PREFIX = "PAYAGENT_"
 
 
-class Table(BaseModel):
+class SettingsTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _by_window(table: "Table", unit: str) -> dict[str, int | None]:
+def _by_window(table: "SettingsTable", unit: str) -> dict[str, int | None]:
     return {window.value: getattr(table, window.value + unit) for window in Window}
 
 
-class Api(Table):
+class ApiSettings(SettingsTable):
     """Where the daemon listens (TCP and a Unix socket), its allowed host names, and rate limits per app.
 
     A port that other machines can reach requires TLS.
@@ -91,7 +91,7 @@ class Api(Table):
         return self
 
 
-class Provider(Table):
+class ProviderSettings(SettingsTable):
     """A chain provider. `base_url` is complete: only the API's paths are appended."""
 
     kind: Literal["blockfrost"]
@@ -113,18 +113,18 @@ class Provider(Table):
         )
 
 
-class Chain(Table):
+class ChainSettings(SettingsTable):
     """The chain providers. With several, two have to agree."""
 
-    providers: Annotated[tuple[Provider, ...], AfterValidator(not_empty)]
+    providers: Annotated[tuple[ProviderSettings, ...], AfterValidator(not_empty)]
 
     @property
-    def named(self) -> dict[str, Provider]:
+    def named(self) -> dict[str, ProviderSettings]:
         """Providers by the names used in logs, alerts and metrics."""
         return {f"{one.kind}-{number}": one for number, one in enumerate(self.providers, 1)}
 
 
-class Payments(Table):
+class PaymentSettings(SettingsTable):
     """Depths in blocks (the block that holds the transaction counts 1), and the least invoice lifetime in seconds.
 
     `chain_depth`: the most unconfirmed ancestors of a new transaction.
@@ -143,7 +143,7 @@ class Payments(Table):
         return self
 
 
-class Topup(Table):
+class TopupSettings(SettingsTable):
     """How a merchant's prepaid balance is topped up. Without `path` each top-up order names its request."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
@@ -165,7 +165,7 @@ class Topup(Table):
         return self
 
 
-class MerchantLimits(Table):
+class MerchantLimitSettings(SettingsTable):
     """The limits in ADA at one merchant, within the wallet's limits."""
 
     per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
@@ -177,11 +177,11 @@ class MerchantLimits(Table):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """Limits by the names of the spending windows."""
+        """LimitSettings by the names of the spending windows."""
         return _by_window(self, "_lovelace")
 
 
-class Merchant(Table):
+class MerchantSettings(SettingsTable):
     """A merchant that may be paid, by its origin, and the rules for its invoices (core.merchant_rules).
 
     `pay_to` and `split_to`: if set, any other address needs a person's approval. `known_as`: origins by which its
@@ -205,11 +205,11 @@ class Merchant(Table):
     in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
     alert_below: Annotated[Count, Field(ge=1)] | None = None
     private_network: Annotated[bool, Field(strict=True)] = False
-    topup: Topup = Topup()
-    limits: MerchantLimits = MerchantLimits()
+    topup: TopupSettings = TopupSettings()
+    limits: MerchantLimitSettings = MerchantLimitSettings()
 
 
-class Proxy(Table):
+class ProxySettings(SettingsTable):
     """The proxy: the most bytes of a request body kept for the retry, and its timeouts in seconds."""
 
     spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
@@ -217,7 +217,7 @@ class Proxy(Table):
     patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
 
 
-class AssetLimit(Table):
+class AssetLimitSettings(SettingsTable):
     """The limits of one native token, in its units. `decimals`, if given, must match the invoice."""
 
     asset: Asset
@@ -234,7 +234,7 @@ class AssetLimit(Table):
 
     @property
     def most_units(self) -> dict[str, int | None]:
-        """Limits by the names of the spending windows."""
+        """LimitSettings by the names of the spending windows."""
         return _by_window(self, "_units")
 
 
@@ -242,7 +242,7 @@ def _told_or(told: int | None, default: int) -> int:
     return default if told is None else told
 
 
-class Limits(Table):
+class LimitSettings(SettingsTable):
     """The wallet's limits: ADA, including fees and min-ADA, and each token by itself."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
@@ -253,11 +253,11 @@ class Limits(Table):
     total_lovelace: Lovelace | None = Field(default=None, alias="total")
     per_transaction_lovelace: Lovelace | None = Field(default=None, alias="per_transaction")
     signed_per_day_lovelace: Lovelace | None = Field(default=None, alias="signed_per_day")
-    assets: tuple[AssetLimit, ...] = ()
+    assets: tuple[AssetLimitSettings, ...] = ()
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """Limits by the names of the spending windows."""
+        """LimitSettings by the names of the spending windows."""
         return _by_window(self, "_lovelace")
 
     @property
@@ -302,7 +302,7 @@ class Limits(Table):
         return self
 
 
-class Approvals(Table):
+class ApprovalSettings(SettingsTable):
     """When a person has to approve a payment, how many seconds it waits, and the origin of approval links.
 
     The threshold is in ADA and includes the fee.
@@ -313,7 +313,7 @@ class Approvals(Table):
     link_origin: SafeOrigin | None = None
 
 
-class Alerts(Table):
+class AlertSettings(SettingsTable):
     """When to alert that the wallet runs low, and the webhook for every alert."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
@@ -327,13 +327,13 @@ class Alerts(Table):
         return self
 
 
-class Wallet(Table):
+class WalletSettings(SettingsTable):
     """The most lovelace that upkeep may spend on fees in 24 hours; 0 turns upkeep off."""
 
     upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
 
 
-class Keystore(Table):
+class KeystoreSettings(SettingsTable):
     """The CIP-1852 account whose one base address is the wallet, and its passphrase file."""
 
     account: Annotated[Count, Field(le=2**31 - 1)] = 0
@@ -349,18 +349,20 @@ class Settings(BaseSettings):
 
     network: Literal["mainnet", "preprod", "preview", "devnet"]
     data_dir: AbsolutePath
-    api: Api
-    chain: Chain
-    payments: Payments
+    api: ApiSettings
+    chain: ChainSettings
+    payments: PaymentSettings
     merchants: Annotated[
-        Mapping[str, Merchant], AfterValidator(named), WrapSerializer(lambda table, told: told(dict(table)))
+        Mapping[str, MerchantSettings],
+        AfterValidator(named),
+        WrapSerializer(lambda table, told: told(dict(table))),
     ] = Field(default_factory=lambda: MappingProxyType({}))
-    limits: Limits
-    approvals: Approvals = Approvals()
-    proxy: Proxy = Proxy()
-    alerts: Alerts = Alerts()
-    wallet: Wallet = Wallet()
-    keystore: Keystore = Keystore()
+    limits: LimitSettings
+    approvals: ApprovalSettings = ApprovalSettings()
+    proxy: ProxySettings = ProxySettings()
+    alerts: AlertSettings = AlertSettings()
+    wallet: WalletSettings = WalletSettings()
+    keystore: KeystoreSettings = KeystoreSettings()
 
     @property
     def is_devnet(self) -> bool:

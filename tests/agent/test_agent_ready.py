@@ -13,7 +13,7 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice
 from payagent.agent.operator import merchants
 from payagent.core.payment import Delivery, State
-from payagent.core.retry_schedule import Readiness
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.dialects import RetryVerdict, make_response
 from payagent.store.rows.payments import PaymentRow
 
@@ -40,7 +40,7 @@ async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[Payme
     return await run.agent.deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
 
 
-def known(run: Run) -> Readiness:
+def known(run: Run) -> MerchantReadiness:
     return merchants.standing(run.context, "t").readiness
 
 
@@ -56,7 +56,7 @@ async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(w
         assert (row.state, run.context.is_ready(row)) == (State.IN_BLOCK, True)
         row, advice = await show(run, row)
         assert (advice.answer.said, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
-        assert known(run) == Readiness(accepted_depth=1)
+        assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
 async def test_confirmed_still_waits_for_confirm_depth(world: World) -> None:
@@ -87,7 +87,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
             assert run.context.is_ready(row), "whoever waits is woken by the block"
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
-        assert known(run) == Readiness(accepted_depth=3)
+        assert known(run) == MerchantReadiness(accepted_depth=3)
 
         second = await run.pay_in_block("again")
         ready = []
@@ -116,7 +116,7 @@ async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(worl
         assert (row.state, row.merchant_status, run.context.is_ready(row)) == (State.IN_FLIGHT, "confirmed", True)
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
-        assert known(run) == Readiness(accepted_depth=0)
+        assert known(run) == MerchantReadiness(accepted_depth=0)
         assert run.context.is_ready(await run.pay("again")), "the next one is shown once it was sent"
 
 
@@ -129,7 +129,7 @@ async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: W
         anew = make_response(402, {"content-type": "application/json"}, body)
         _, advice = await run.agent.deliveries.take_answer(row.id, anew, shown_depth=1)
         assert advice.answer.said is not RetryVerdict.SERVED
-        assert known(run) == Readiness(accepted_depth=1)
+        assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
 async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) -> None:
@@ -139,7 +139,7 @@ async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) 
         wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
         _, advice = await run.agent.deliveries.take_answer(row.id, wrong, shown_depth=1)
         assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.OTHER, None)
-        assert known(run) == Readiness()
+        assert known(run) == MerchantReadiness()
 
 
 async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once_more_there(world: World) -> None:
@@ -148,7 +148,7 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         other = await run.pay("other")
         row, advice = await run.agent.deliveries.take_answer(row.id, NOT_FOUND, shown_depth=1)
         assert (advice.again_after_s, row.delivery) == (0, Delivery.PRESENTED)
-        assert known(run) == Readiness(refused_early=True)
+        assert known(run) == MerchantReadiness(refused_early=True)
         assert told(run, "proof_refused_early") == [
             {"merchant": world.origin, "payment": row.id, "depth": 1, "why": "status 404"}
         ]
@@ -161,7 +161,7 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         assert (row.delivery, known(run).refused_early) == (Delivery.ACCEPTED, True)
 
         await merchants.reopen(run.context, APP, "t")
-        assert known(run) == Readiness()
+        assert known(run) == MerchantReadiness()
 
 
 async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path) -> None:
@@ -184,4 +184,4 @@ async def test_a_merchant_that_fails_for_a_moment_has_refused_nothing(world: Wor
         row = await run.pay_in_block()
         row, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, ""), shown_depth=1)
         assert (advice.again_after_s, run.context.is_ready(row)) == (0.5, True)
-        assert known(run) == Readiness()
+        assert known(run) == MerchantReadiness()

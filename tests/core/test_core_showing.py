@@ -3,7 +3,7 @@
 import pytest
 
 from payagent.core.payment import State
-from payagent.core.retry_schedule import Readiness, Ready, again_after_s, cost_text, may_be_shown
+from payagent.core.retry_schedule import MerchantReadiness, Ready, again_after_s, cost_text, may_be_shown
 
 TOKEN = "ab" * 28 + "cd"
 
@@ -28,20 +28,20 @@ SEEN += [(State.CONFIRMED, 3, True), (State.SETTLED, 2160, True)]
 @pytest.mark.parametrize(
     ("ready", "readiness", "first"),
     [
-        ("signed", Readiness(), 0),
-        ("submitted", Readiness(), 1),
-        ("confirmed", Readiness(), 4),
-        ("auto", Readiness(), 2),
-        ("auto", Readiness(0), 1),
-        ("auto", Readiness(1), 2),
-        ("auto", Readiness(3), 4),
-        ("auto", Readiness(4), 5),
-        ("auto", Readiness(0, refused_early=True), 4),
-        ("submitted", Readiness(4, refused_early=True), 1),
+        ("signed", MerchantReadiness(), 0),
+        ("submitted", MerchantReadiness(), 1),
+        ("confirmed", MerchantReadiness(), 4),
+        ("auto", MerchantReadiness(), 2),
+        ("auto", MerchantReadiness(0), 1),
+        ("auto", MerchantReadiness(1), 2),
+        ("auto", MerchantReadiness(3), 4),
+        ("auto", MerchantReadiness(4), 5),
+        ("auto", MerchantReadiness(0, refused_early=True), 4),
+        ("submitted", MerchantReadiness(4, refused_early=True), 1),
     ],
 )
 def test_a_proof_is_first_shown_as_the_setting_and_what_was_learned_say(
-    ready: Ready, readiness: Readiness, first: int
+    ready: Ready, readiness: MerchantReadiness, first: int
 ) -> None:
     shown = [
         may_be_shown(ready, readiness, *row, was_sent=sent, status_confirmed=False, was_pending=False)
@@ -53,7 +53,7 @@ def test_a_proof_is_first_shown_as_the_setting_and_what_was_learned_say(
 @pytest.mark.parametrize("depth", [None, 0, 1, 3])
 def test_a_status_of_confirmed_comes_first_and_a_pending_answer_waits_for_a_block(depth: int | None) -> None:
     def shown(**more: bool) -> bool:
-        return may_be_shown("auto", Readiness(depth), State.IN_FLIGHT, 0, was_sent=True, **more)
+        return may_be_shown("auto", MerchantReadiness(depth), State.IN_FLIGHT, 0, was_sent=True, **more)
 
     assert shown(status_confirmed=True, was_pending=False)
     assert not shown(status_confirmed=True, was_pending=True)
@@ -76,4 +76,4 @@ def test_a_status_of_confirmed_comes_first_and_a_pending_answer_waits_for_a_bloc
 def test_the_depth_is_learned_at_which_a_merchant_accepts(
     known: int | None, depth: int, pending: int | None, learned: int | None
 ) -> None:
-    assert Readiness(known).after_accepted(depth, pending).accepted_depth == learned
+    assert MerchantReadiness(known).after_accepted(depth, pending).accepted_depth == learned

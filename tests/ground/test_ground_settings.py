@@ -16,7 +16,7 @@ from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile, read_secret_file
 from payagent.settings.loading import find_config, load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
-from payagent.settings.schema import AssetLimit, Merchant, Provider, Settings
+from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
 CANARY = "canary-Zebra-7f3a91d2"
@@ -60,7 +60,9 @@ def test_what_python_cannot_read_is_refused_as_any_other_text(tmp_path: Path, te
 
 def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     rows: dict[str, type[BaseModel]] = {
-        "chain.providers[]": Provider, "merchants.*": Merchant, "limits.assets[]": AssetLimit,
+        "chain.providers[]": ProviderSettings,
+        "merchants.*": MerchantSettings,
+        "limits.assets[]": AssetLimitSettings,
     }  # fmt: skip
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -161,7 +163,7 @@ def test_environment_reaches_into_a_merchant_and_replaces_lists(tmp_path: Path) 
         PAYAGENT_DATA_DIR="/srv/payagent",
     )
     assert settings.merchants["t"].partner == "env"
-    assert settings.chain.providers == (Provider(kind="blockfrost", base_url="https://b.example/api/v0"),)
+    assert settings.chain.providers == (ProviderSettings(kind="blockfrost", base_url="https://b.example/api/v0"),)
     assert settings.data_dir == Path("/srv/payagent")
 
 

@@ -15,13 +15,13 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.settings.loading import read_merchant
-from payagent.settings.schema import Merchant, Settings
+from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.db.unit import Connection
 from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow
 
 
-def rules_of(merchant: Merchant) -> MerchantRules:
+def rules_of(merchant: MerchantSettings) -> MerchantRules:
     """The merchant rules that a merchant's settings define."""
     by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
     return MerchantRules(
@@ -33,7 +33,7 @@ def rules_of(merchant: Merchant) -> MerchantRules:
     )
 
 
-def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> MerchantConfig:
+def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -> MerchantConfig:
     topup = merchant.topup
     unit, below = topup.below
     return MerchantConfig(

@@ -23,7 +23,7 @@ from payagent.core.merchant_rules import (
 )
 from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import Readiness
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, events, intents, topups, trust
 from payagent.store.rows import writes as records
@@ -172,8 +172,8 @@ def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     if trust.unserved_streak(unit.conn, origin) != UnservedStreak():
         trust.set_unserved_streak(unit, origin, UnservedStreak())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
-    if trust.readiness(unit.conn, origin) != Readiness():
-        trust.set_readiness(unit, origin, Readiness())
+    if trust.readiness(unit.conn, origin) != MerchantReadiness():
+        trust.set_readiness(unit, origin, MerchantReadiness())
         records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
     facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
     for subject in (_subject(origin), _terms_subject(origin)):

@@ -16,7 +16,7 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Role
 from payagent.core.merchant_rules import Pin
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import Readiness
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
 from payagent.store.rows import merchants as added
@@ -34,7 +34,7 @@ class MerchantStatus:
     pins: tuple[Pin, ...]
     prices: tuple[AgreedPriceRow, ...]
     unserved_streak: UnservedStreak
-    readiness: Readiness
+    readiness: MerchantReadiness
     in_flight: int
 
 

@@ -16,7 +16,7 @@ from payagent.api.models.prepaid import CreateTopup, PrepaidQuestion
 from payagent.api.models.wallet import PauseWallet, SendFunds, SplitOrder, UnfreezeWallet
 
 
-class ProblemError(BaseModel):
+class ErrorObject(BaseModel):
     """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
 
     message: str
@@ -36,7 +36,7 @@ class ProblemDetails(BaseModel):
     retryable: bool
     money: str
     fix: str
-    error: ProblemError
+    error: ErrorObject
 
 
 # what no answer's model brings into the document by itself

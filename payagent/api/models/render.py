@@ -18,7 +18,7 @@ from payagent.core.invoice import calls_of
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import Readiness
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.core.timestamps import iso_time
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.apps import AppRow, TokenRow
@@ -116,7 +116,7 @@ def advice_view(advice: Advice) -> Json:
     }
 
 
-def merchant_view(merchant: MerchantConfig, readiness: Readiness, terms: AgentConfig) -> Json:
+def merchant_view(merchant: MerchantConfig, readiness: MerchantReadiness, terms: AgentConfig) -> Json:
     """The merchant details that an app needs to make requests."""
     return {
         "name": merchant.name,

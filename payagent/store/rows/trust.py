@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from payagent.core.merchant_rules import Agreed, Pin, Pins
 from payagent.core.payment import State
-from payagent.core.retry_schedule import Readiness
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Unit
 
 _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -95,14 +95,14 @@ def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     )
 
 
-def readiness(conn: sqlite3.Connection, origin: str) -> Readiness:
+def readiness(conn: sqlite3.Connection, origin: str) -> MerchantReadiness:
     row = conn.execute(
         "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
     ).fetchone()
-    return Readiness() if row is None else Readiness(row[0], bool(row[1]))
+    return MerchantReadiness() if row is None else MerchantReadiness(row[0], bool(row[1]))
 
 
-def set_readiness(unit: Unit, origin: str, now: Readiness) -> None:
+def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
     unit.conn.execute(
         "INSERT INTO readiness(origin, accepted_depth, refused_early) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET accepted_depth = excluded.accepted_depth, "
