@@ -204,8 +204,7 @@ async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each
     async with place(world, ready="auto") as at:
         wall = at.peer.answers["/chat"] = Paywall(pending=1)
         call = asyncio.create_task(Program(at, way).call(f"{at.peer.url}/chat"))
-        await at.until(lambda: at.payments and at.payments[0].tx_id, "not paid")
-        await at.run.agent.sending.drain(10)
+        await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
         assert wall.retries == []
         for shown in (1, 2):
             await at.run.settle_down()
