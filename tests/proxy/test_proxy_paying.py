@@ -156,8 +156,7 @@ async def test_pending_is_asked_again_with_the_same_proof(shop: Place) -> None:
 async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
     """A call, with a block each time the merchant has seen the proof so often; the last leads to the answer."""
     call = asyncio.create_task(at.ask())
-    await at.until(lambda: at.payments and at.payments[0].tx_id, "not paid")
-    await at.run.agent.sending.drain(10)
+    await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
     assert wall.retries == []
     for shown in until:
         await at.run.settle_down()
