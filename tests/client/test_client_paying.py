@@ -490,9 +490,13 @@ async def test_identical_calls_at_once_never_cost_more_than_they_get(
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=strict)
     program = start()
-    answers = await asyncio.gather(*(program.call(f"{shop.peer.url}/chat") for _ in range(5)))
+    calls = (program.call(f"{shop.peer.url}/chat") for _ in range(5))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
     assert len(shop.payments) <= wall.served
-    assert sum(answer.status_code == 200 for answer in answers) == wall.served
+    served = [answer for answer in answers if isinstance(answer, httpx.Response) and answer.status_code == 200]
+    assert len(served) == wall.served
+    # One that used the payment up while another's answer was on its way may call again, and pays for itself then.
+    assert {getattr(answer, "code", None) for answer in answers if answer not in served} <= {"paid_not_served"}
     if not strict:
         assert (len(shop.payments), wall.served) == (1, 5)
 
