@@ -152,7 +152,7 @@ def send(
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
-@wallet.command(epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
+@wallet.command("thaw", epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
 @click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at. May be repeated.")
 @talks_to_daemon
 def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
