@@ -316,7 +316,7 @@ from pathlib import Path
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
-from payagent.signer import handle
+from payagent.signer import client as handle
 handle._ROOT = {str(folder)!r}
 folder = Path({str(folder)!r})
 (folder / "payagent").mkdir()

@@ -266,7 +266,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from payagent.core.problems import Refused
-from payagent.wallet import creation
+from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import open_keystore
 
 path, left = Path(sys.argv[1]), 0

@@ -45,7 +45,7 @@ class Buyer(Purse):
 
     def transaction(self, outputs: Sequence[Output] = (ada(PAY_TO.raw, PRICE),)) -> tuple[str, bytes, str]:
         """A signed transaction that nobody has sent: (id, bytes, the nonce)."""
-        (utxo_id, index), *_ = self.utxos()
+        (utxo_id, index), *_ = self.coins()
         slot = self.state()["slot"]
         assert isinstance(slot, int)
         tx_id, raw = self.build(outputs, ttl=slot + 200)
