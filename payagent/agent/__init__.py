@@ -7,7 +7,7 @@ May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook,
 CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except through `base.ports`; lets a
 signed byte leave the process before its attempt is durable.
 
-Commit points (docs/exactly-once.md), each one write transaction, with the job that makes it:
+Commit points (exactly-once.md), each one write transaction, with the job that makes it:
 
   C1 + C2  admit         intent, invoice, decision, hold, nonce UTxO and reserved UTxOs, together
   C2       replace       the next attempt of a payment: its invoice, inputs and TTL

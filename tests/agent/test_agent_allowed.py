@@ -1,6 +1,6 @@
 """What was allowed: payments, questions, cancels, forks and jumps of time at random, beside the rules as told.
 
-The model is the text of docs/operators.md ("Say what may be spent") over what the transactions' bytes take, and
+The model is the text of docs/how-to/limit-spending.md over what the transactions' bytes take, and
 when blocks had them. It knows nothing of spans, holds or the ledger: of a window it tells the least that must
 count and the most that may, and each answer of the agent has to lie between the two. A quote says what the payment
 does.

@@ -125,7 +125,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     """The nonce UTxO for a payment whose intent has cancelled payments; None without any.
 
     It descends from every cancel, so no two payments of the intent can land, even if a rollback removes a cancel
-    (docs/exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
+    (exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
     """
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
