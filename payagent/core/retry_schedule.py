@@ -2,7 +2,7 @@
 
 The proxy, the top-ups and the transports of `client` all use these functions.
 
-May import: core.money, core.payment.
+May import: core.backoff, core.money, core.payment.
 Never: reads a clock.
 """
 
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from payagent.core.backoff import backoff
 from payagent.core.money import LOVELACE
 from payagent.core.payment import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
 """A merchant's `ready` setting: the stage at which to send the retry with the proof."""
 
-_FIRST_S, _MAX_S = 0.5, 10.0
+_FIRST_MS, _MAX_MS = 500, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def may_be_shown(
 
 def again_after_s(count: int) -> float:
     """Seconds until a proof that was presented `count` times without success is presented again."""
-    return min(_FIRST_S * 2.0 ** min(count - 1, 10), _MAX_S)
+    return backoff(_FIRST_MS, _MAX_MS, count) / 1000
 
 
 def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:

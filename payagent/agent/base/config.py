@@ -1,13 +1,12 @@
 """`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on.
 
-May import: core, chain.circuit_breaker, store.rows. Never: reads a file (the daemon does); shows a secret in a
+May import: core, store.rows. Never: reads a file (the daemon does); shows a secret in a
 repr.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from payagent.chain.circuit_breaker import Rate
 from payagent.core.address import Address
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Proof, SplitMode
@@ -16,6 +15,7 @@ from payagent.core.network import Network
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
+from payagent.core.token_bucket import Rate
 from payagent.store.rows.payments import PaymentRow
 
 

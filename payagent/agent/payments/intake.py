@@ -127,4 +127,4 @@ class Intake:
     def note_on_record(self, app_id: str, topup: TopupPart | None = None) -> None:
         """Count one more recorded refusal of the app."""
         if topup is None:
-            self._floods.note(app_id, asyncio.get_running_loop().time())
+            self._floods.note(app_id)

@@ -15,6 +15,7 @@ from payagent.agent.base.config import AutoTopup, MerchantConfig
 from payagent.agent.base.requests import digest
 from payagent.agent.context import AgentContext
 from payagent.agent.topups.orders import TopupGoal, announced_as, buyer_of, dump_request, open_order
+from payagent.core.backoff import backoff
 from payagent.core.money import format_amount
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Unit
@@ -105,5 +106,5 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
     if failed == 0:
         return False
-    pause_ms = min(PAUSE_FIRST_MS << min(failed - 1, 10), DAY_MS)
+    pause_ms = backoff(PAUSE_FIRST_MS, DAY_MS, failed)
     return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms
