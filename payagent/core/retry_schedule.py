@@ -1,17 +1,15 @@
-"""When to present a proof to a merchant, when to present it again, and how to state what a paid call cost.
+"""When to present a proof to a merchant, and when to present it again.
 
 The proxy, the top-ups and the transports of `client` all use these functions.
 
-May import: core.backoff, core.money, core.payment.
+May import: core.backoff, core.payment.
 Never: reads a clock.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from payagent.core.backoff import backoff
-from payagent.core.money import LOVELACE
 from payagent.core.payment import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
@@ -77,10 +75,3 @@ def may_be_shown(
 def again_after_s(count: int) -> float:
     """Seconds until a proof that was presented `count` times without success is presented again."""
     return backoff(_FIRST_MS, _MAX_MS, count) / 1000
-
-
-def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:
-    """Format the cost of outputs, given as (asset, units), in the invoice's asset. If that is ADA, add the fee."""
-    asset = outputs[0][0]
-    units = sum(units for name, units in outputs if name == asset)
-    return f"{units + fee_lovelace if asset == LOVELACE else units} {asset}"
