@@ -21,8 +21,7 @@ from agent.test_agent_approvals import is_sound
 from agent_kit import ADA, APP, Clock, Run, World
 
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.orders import Approver
-from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import Approver, MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window, limits_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.free_utxos import make_unavailable, utxo_of
-from payagent.agent.base.orders import PaymentIntent
+from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core import ledger, policy
