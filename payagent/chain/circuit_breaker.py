@@ -8,7 +8,7 @@ Never: I/O, a clock (`now_ms` is given).
 from dataclasses import dataclass, replace
 
 from payagent.chain.provider import Why
-from payagent.core.backoff import backoff
+from payagent.core.retry_schedule import backoff
 from payagent.core.token_bucket import Rate
 
 FAILURES_MAX = 5

@@ -52,7 +52,6 @@ class ThrottledProvider:
     def __init__(self, source: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
         self._source = source
         self._clock = clock
-        self._rate = rate
         self._bucket = TokenBucket(rate, clock.now_ms()) if rate else None
         self._breaker = CLOSED
         self._is_tried = False
@@ -167,11 +166,8 @@ class ThrottledProvider:
 
     async def _turn(self, now_ms: int) -> bool:
         """Wait until a read may be made; False if that takes too long."""
-        if self._rate is None or self._bucket is None:
-            return True
-        needed = min(RESERVED_CALLS + 1, self._rate.burst)
         waited_ms = 0
-        while wait_ms := self._bucket.wait_ms(needed, now_ms):
+        while self._bucket is not None and (wait_ms := self._bucket.wait_ms(RESERVED_CALLS + 1, now_ms)):
             waited_ms += wait_ms
             if waited_ms > WAIT_MAX_S * 1000:
                 return False

@@ -28,8 +28,8 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded, plain, readable
 from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
 from payagent.client.request import WALLET, ClientRequest, read_call
-from payagent.core.backoff import backoff
 from payagent.core.prepaid_balance import WALLET_WANTED
+from payagent.core.retry_schedule import backoff
 
 _BATCH_FIRST_S, _BATCH_MAX_S = 1, 5
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))

@@ -1,15 +1,12 @@
-"""When to present a proof to a merchant, and when to present it again.
+"""How long to wait before a retry, and when to present a proof to a merchant.
 
-The proxy, the top-ups and the transports of `client` all use these functions.
-
-May import: core.backoff, core.payment.
+May import: core.payment.
 Never: reads a clock.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.core.backoff import backoff
 from payagent.core.payment import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
@@ -70,6 +67,11 @@ def may_be_shown(
             return status_confirmed or depth >= readiness.first_depth
         return status_confirmed or was_sent or depth > 0
     return ready == "signed" or was_sent or depth > 0
+
+
+def backoff(first: int, longest: int, failures: int) -> int:
+    """Return the wait after some failures in a row: `first`, doubled after each further one, up to `longest`."""
+    return min(first << min(max(failures - 1, 0), 32), longest)
 
 
 def again_after_s(count: int) -> float:

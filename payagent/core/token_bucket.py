@@ -26,11 +26,15 @@ class TokenBucket:
         self._at_ms = now_ms
 
     def wait_ms(self, count: int, now_ms: int) -> int:
-        """Return how long until the bucket holds `count` calls; 0 for now. A clock that went back adds nothing."""
-        gained = max(now_ms - self._at_ms, 0) * self._rate.calls_per_s
-        self._millicalls = min(self._millicalls + gained, self._rate.burst * 1000)
+        """Return how long until the bucket holds `count` calls, or its burst if that is less; 0 if it does.
+
+        A clock that went back adds nothing.
+        """
+        rate = self._rate
+        gained = max(now_ms - self._at_ms, 0) * rate.calls_per_s
+        self._millicalls = min(self._millicalls + gained, rate.burst * 1000)
         self._at_ms = now_ms
-        return max(-((self._millicalls - count * 1000) // self._rate.calls_per_s), 0)
+        return max(-((self._millicalls - min(count, rate.burst) * 1000) // rate.calls_per_s), 0)
 
     def take(self, count: int) -> None:
         """Count calls. The bucket may go below zero; then later calls wait longer."""

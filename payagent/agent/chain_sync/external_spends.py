@@ -35,9 +35,9 @@ from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
 from payagent.chain.quorum_rules import Listing
 from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
-from payagent.core.backoff import backoff
 from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain, payments
 from payagent.store.rows import writes as records

@@ -16,8 +16,8 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
-from payagent.core.backoff import backoff
 from payagent.core.payment import UNSIGNED, State
+from payagent.core.retry_schedule import backoff
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from payagent.store.rows.payments import OpenPayment, PaymentRow

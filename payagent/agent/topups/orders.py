@@ -19,12 +19,12 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
 from payagent.agent.commits import approvals as questions
 from payagent.agent.context import AgentContext
-from payagent.core.backoff import backoff
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
 from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, payments, topups
 from payagent.store.rows import prepaid as pools

@@ -34,9 +34,9 @@ from payagent.agent.topups.orders import (
     request_of,
     stop,
 )
-from payagent.core.backoff import backoff
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.outbound.merchant_client import MerchantClient, MerchantReply
 from payagent.store.db.unit import Unit
