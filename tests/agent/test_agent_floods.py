@@ -182,14 +182,14 @@ def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() ->
     kept = RefusalThrottle()
     for _ in range(REFUSALS_AT_ONCE):
         assert kept.has_room(APP, 0.0)
-        kept.note(APP, 0.0)
+        kept.note(APP)
     assert not kept.has_room(APP, REFUSAL_EVERY_S - 1)
     assert kept.has_room(APP, REFUSAL_EVERY_S)
-    kept.note(APP, REFUSAL_EVERY_S)
+    kept.note(APP)
     assert not kept.has_room(APP, REFUSAL_EVERY_S)
     assert kept.has_room("app_another", REFUSAL_EVERY_S)
     much_later_s = 10 * REFUSALS_AT_ONCE * REFUSAL_EVERY_S
     for _ in range(REFUSALS_AT_ONCE):
         assert kept.has_room(APP, much_later_s)
-        kept.note(APP, much_later_s)
+        kept.note(APP)
     assert not kept.has_room(APP, much_later_s)

@@ -8,7 +8,7 @@ a repr; decides who may be paid.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from payagent.chain.circuit_breaker import BLOCKFROST_RATE, Rate
+from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.core.address import Address
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Proof, Role, SplitMode
@@ -18,6 +18,7 @@ from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
+from payagent.core.token_bucket import Rate
 from payagent.settings.loading import read_merchant
 from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.db.unit import Connection

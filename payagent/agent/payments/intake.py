@@ -16,6 +16,7 @@ from payagent.agent.commits.reservation import is_priced, note_price
 from payagent.agent.context import AgentContext
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
+from payagent.core.token_bucket import Rate, TokenBucket
 from payagent.dialects import Reading, read_offers
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes as records
@@ -23,7 +24,7 @@ from payagent.store.rows import writes as records
 REFUSALS_AT_ONCE = 1_000
 """Refusals recorded in a row for an app that had none recently."""
 
-REFUSAL_EVERY_S = 60.0
+REFUSAL_EVERY_S = 60
 """After that, seconds per recorded refusal. With the longest 402 this is about 400 MB a day."""
 
 
@@ -31,23 +32,23 @@ class RefusalThrottle:
     """Limits how many refusals of one app are recorded, because a record stays for good.
 
     A program that asks in a loop must not fill the disk. Every refusal is still returned, and counted in the
-    metrics. The count falls by one every `REFUSAL_EVERY_S`. `now_s` comes from a monotonic clock.
+    metrics. A recorded refusal takes `REFUSAL_EVERY_S` tokens of a bucket that gains one per second. `now_s` comes
+    from a monotonic clock.
     """
 
     def __init__(self) -> None:
-        self._refused: dict[str, tuple[float, float]] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     def has_room(self, app_id: str, now_s: float) -> bool:
         """Whether another refusal of the app may be recorded."""
-        return self._count(app_id, now_s) <= REFUSALS_AT_ONCE - 1
+        now_ms = int(now_s * 1000)
+        if app_id not in self._buckets:
+            self._buckets[app_id] = TokenBucket(Rate(1, REFUSALS_AT_ONCE * REFUSAL_EVERY_S), now_ms)
+        return self._buckets[app_id].wait_ms(REFUSAL_EVERY_S, now_ms) == 0
 
-    def note(self, app_id: str, now_s: float) -> None:
-        """Count one recorded refusal of the app."""
-        self._refused[app_id] = (self._count(app_id, now_s) + 1, now_s)
-
-    def _count(self, app_id: str, now_s: float) -> float:
-        count, at_s = self._refused.get(app_id, (0.0, now_s))
-        return max(0.0, count - (now_s - at_s) / REFUSAL_EVERY_S)
+    def note(self, app_id: str) -> None:
+        """Count one recorded refusal of the app, for which there was room."""
+        self._buckets[app_id].take(REFUSAL_EVERY_S)
 
 
 RECEIVED_MAX_CHARS = 4000
@@ -155,4 +156,4 @@ class Intake:
     def note_on_record(self, app_id: str, topup: TopupPart | None = None) -> None:
         """Count one more recorded refusal of the app."""
         if topup is None:
-            self._throttle.note(app_id, asyncio.get_running_loop().time())
+            self._throttle.note(app_id)

@@ -24,6 +24,7 @@ from payagent.core.money import format_amount
 from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, payments, topups
 from payagent.store.rows import prepaid as pools
@@ -271,5 +272,5 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
     if failed == 0:
         return False
-    pause_ms = min(PAUSE_FIRST_MS << min(failed - 1, 10), DAY_MS)
+    pause_ms = backoff(PAUSE_FIRST_MS, DAY_MS, failed)
     return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms
