@@ -4,10 +4,13 @@ import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import canaries
 import pytest
 
 from payagent.devnet.server import DevnetThread
+
+pytest.register_assert_rewrite("kit")
+
+from kit import canaries  # noqa: E402  after the line above
 
 LONG = (
     "test_sim_seeds.py",
@@ -71,8 +74,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[object]:
-    """A fresh devnet with its merchant, and an empty data folder (agent_kit.World)."""
-    from agent_kit import World
+    """A fresh devnet with its merchant, and an empty data folder (kit.agent.World)."""
+    from kit.agent import World
 
     with DevnetThread() as devnet:
         world = World(devnet, tmp_path)

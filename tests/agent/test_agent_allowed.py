@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from agent.test_agent_approvals import is_sound
-from agent_kit import ADA, APP, Clock, Run, World
+from kit.agent import ADA, APP, Clock, Run, World
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.orders import Approver

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_handover import with_handover
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
 from payagent.agent.base.orders import Approver
 from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE

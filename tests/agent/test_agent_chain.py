@@ -22,7 +22,7 @@ from agent.test_agent_replace import (
     pass_time_of,
     wait_for_void,
 )
-from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.external_spends import unfreeze

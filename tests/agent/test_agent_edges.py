@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, Clock, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, Clock, World, daily, with_terms, world_with_clock
 
 from payagent.core.address import Address
 from payagent.core.payment import Delivery, State

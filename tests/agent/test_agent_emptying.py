@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_edges import somebody_else
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent.utxos.emptying import told_of
 from payagent.audit.finding import AuditFinding

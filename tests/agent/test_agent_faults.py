@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from agent_kit import ADA, Run, World, with_terms
+from kit.agent import ADA, Run, World, with_terms
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.ports import InProcess

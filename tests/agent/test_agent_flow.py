@@ -6,7 +6,7 @@ from contextlib import closing
 
 import httpx
 import pytest
-from agent_kit import ADA, Run, World, daily, with_terms
+from kit.agent import ADA, Run, World, daily, with_terms
 
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.core.bounds import SPLIT_COUNT_MAX

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
-from http_kit import NO_TLS
+from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.http import NO_TLS
 
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.chain_sync import external_spends as foreign

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from agent_kit import ADA, Relay, Run, World, with_terms
+from kit.agent import ADA, Relay, Run, World, with_terms
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.confirmations import RECHECK_DEPTHS

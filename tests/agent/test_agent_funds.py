@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from agent_kit import ADA, World
+from kit.agent import ADA, World
 
 from payagent.core.money import format_ada
 from payagent.core.payment import State

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_forks import assert_memory
-from agent_kit import ADA, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
-from http_kit import NO_TLS
+from kit.agent import ADA, APP, Relay, Run, World, with_terms, world_with_clock
+from kit.http import NO_TLS
 
 from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts

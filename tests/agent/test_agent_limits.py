@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, World, daily, with_terms, world_with_clock
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, ServedRequest

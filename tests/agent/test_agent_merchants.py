@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from agent_kit import ADA, APP, DEVNET, Run, World
+from kit.agent import ADA, APP, DEVNET, Run, World
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.operator.merchants import add_merchant, remove_merchant

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import attempts, lose, pass_time_of
-from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, world_with_clock
 
 from payagent.agent.operator.apps import revoke
 from payagent.agent.operator.pause import pause, unpause

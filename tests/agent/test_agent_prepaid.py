@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_edges import BadSigner
-from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, Run, World, with_terms, world_apart, world_with_clock
 
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest

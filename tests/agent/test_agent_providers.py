@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from agent_kit import ADA, Relay, World, with_terms
-from http_kit import NO_TLS
+from kit.agent import ADA, Relay, World, with_terms
+from kit.http import NO_TLS
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused

@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from agent_kit import ADA, World
+from kit.agent import ADA, World
 
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries

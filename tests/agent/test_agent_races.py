@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
-from agent_kit import ADA, World, world_with_clock
+from kit.agent import ADA, World, world_with_clock
 
 from payagent.agent.commits import payment_transitions as steps
 from payagent.core.payment import State

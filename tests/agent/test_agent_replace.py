@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import broadcast, with_handover
-from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.chain_sync.external_spends import unfreeze

@@ -10,7 +10,7 @@ from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
 from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.chain_sync import recovery as scan

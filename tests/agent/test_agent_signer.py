@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
-from agent_kit import ADA, APP, Run, World, world_with_clock
+from kit.agent import ADA, APP, Run, World, world_with_clock
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from agent.test_agent_foreign import spend_elsewhere
 from agent.test_agent_prepaid import balance, call, require_whole
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
-from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.proxy import Binding, Heard, Paywall, Peer, saying
 
 from payagent.agent.base.config import AutoTopup, TopupSource
 from payagent.agent.base.free_utxos import utxo_of

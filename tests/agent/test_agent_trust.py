@@ -15,7 +15,7 @@ import pytest
 from agent.test_agent_approvals import is_sound
 from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.orders import Approver

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import attempts, pass_time_of
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.operator.pause import pause, unpause

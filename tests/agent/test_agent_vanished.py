@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_foreign import require_whole
 from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
-from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.commits import payment_transitions as steps
 from payagent.audit.finding import AuditFinding

@@ -13,8 +13,8 @@ import cbor2
 import httpx
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
-from commitments import commitment_to
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.commitments import commitment_to
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.configured import merchant_terms

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import world_with_clock
-from api_kit import Api, served
-from canaries import plant
-from http_kit import NO_TLS
+from kit.agent import world_with_clock
+from kit.api import Api, served
+from kit.canaries import plant
+from kit.http import NO_TLS
 from test_api_events import following
 from test_api_refusals import require_problem
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from agent_kit import World
-from api_kit import Api, served
-from http_kit import NO_TLS
+from kit.agent import World
+from kit.api import Api, served
+from kit.http import NO_TLS
 from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
 from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, RateLimiter, Rates

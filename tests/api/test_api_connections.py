@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from certificates import certificate
+from kit.certificates import certificate
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from payagent.api.http.connection_limits import HEAD_LINES_MAX, ConnectionLimits, bounded

@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import World
-from api_kit import Api, served
-from canaries import plant
-from http_kit import NO_TLS
+from kit.agent import World
+from kit.api import Api, served
+from kit.canaries import plant
+from kit.http import NO_TLS
 
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.tokens import hash_token, new_token

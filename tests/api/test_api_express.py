@@ -2,8 +2,8 @@
 
 import httpx
 import pytest
-from agent_kit import ADA, World
-from api_kit import served
+from kit.agent import ADA, World
+from kit.api import served
 
 from payagent.api.app import create_app
 

@@ -5,10 +5,10 @@ import json
 import time
 
 import pytest
-from agent_kit import DEVNET, World, daily, with_terms
-from api_kit import Api, served
-from hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
-from hostile_x402 import hostile_x402s
+from kit.agent import DEVNET, World, daily, with_terms
+from kit.api import Api, served
+from kit.hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
+from kit.hostile_x402 import hostile_x402s
 
 from payagent.agent.payments import floods
 

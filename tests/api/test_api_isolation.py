@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from api_kit import Api
-from canaries import plant
+from kit.api import Api
+from kit.canaries import plant
 from test_api_events import following
 from test_api_refusals import require_problem
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from html import unescape
 
 import pytest
-from agent_kit import ADA, APP, World, with_terms
-from api_kit import Api, served
+from kit.agent import ADA, APP, World, with_terms
+from kit.api import Api, served
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks, Way
 from payagent.agent.operator.limits import set_limits

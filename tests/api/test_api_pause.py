@@ -1,6 +1,6 @@
 """An operator stops all signing over HTTP, and everybody sees that it is so."""
 
-from api_kit import Api
+from kit.api import Api
 
 
 async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(api: Api) -> None:

@@ -8,8 +8,8 @@ import sqlite3
 from collections import Counter
 from dataclasses import replace
 
-from agent_kit import ADA, World
-from api_kit import Api, served
+from kit.agent import ADA, World
+from kit.api import Api, served
 from test_api_refusals import require_problem
 
 from payagent.audit.receipt import check_receipt

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import World
-from api_kit import Api, served
-from http_kit import NO_TLS
+from kit.agent import World
+from kit.api import Api, served
+from kit.http import NO_TLS
 
 from payagent.api.app import create_app
 from payagent.core.bounds import SPLIT_COUNT_MAX

@@ -16,8 +16,8 @@ from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
 from agent.test_agent_x402 import ask as ask_x402
 from agent.test_agent_x402 import get as get_x402
 from agent.test_agent_x402 import show as show_x402
-from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
-from audit.books_kit import Past
+from kit.agent import ADA, DEVNET, Clock, World, with_terms, world_with_clock
+from kit.audit import Past
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.api.models.render_receipt import receipt_view

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from agent import test_agent_chain as chain
-from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
-from audit.books_kit import (
+from kit.agent import ADA, DEVNET, World, with_terms, world_with_clock
+from kit.audit import (
     VIEWS_MIGRATION,
     Past,
     append,
@@ -25,7 +25,7 @@ from audit.books_kit import (
     told,
     unguarded,
 )
-from page_kit import blocks
+from kit.pages import blocks
 
 from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address

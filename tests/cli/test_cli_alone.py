@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_kit import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
-from terminal_kit import at_terminal
+from kit.cli import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
+from kit.terminal import at_terminal
 
 
 @pytest.mark.parametrize("command", [("wallet",), ("payments", "show", "pay_1"), ("ledger",), ("limits",)])

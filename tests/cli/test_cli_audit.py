@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import TOKEN, Shop, clean_environ, until
-from page_kit import blocks
+from kit.cli import TOKEN, Shop, clean_environ, until
+from kit.pages import blocks
 
 from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal

@@ -1,6 +1,6 @@
 """`payagent wallet send --all`, by its own daemon: what may not leave keeps nothing else here."""
 
-from cli_kit import Shop, running, until
+from kit.cli import Shop, running, until
 
 from payagent.devnet.merchant import role_address
 

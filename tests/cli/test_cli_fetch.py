@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import PATIENCE_S, TOKEN, Shop, running, spawn, until
-from terminal_kit import at_terminal
-from x402_sdk.sdk_merchant import SdkMerchant
+from kit.cli import PATIENCE_S, TOKEN, Shop, running, spawn, until
+from kit.sdk_merchant import SdkMerchant
+from kit.terminal import at_terminal
 
 from payagent.cli import run
 from payagent.cli.terminal import Terminal

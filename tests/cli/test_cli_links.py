@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from cli_kit import Shop, running, until, write_private
 from daemon.test_alerts import Receiver, receiver  # noqa: F401  a fixture
-from http_kit import NO_TLS
+from kit.cli import Shop, running, until, write_private
+from kit.http import NO_TLS
 
 SECRET = "whsec_" + base64.b64encode(b"signs what is sent to the hook").decode()
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "application/x-www-form-urlencoded"}

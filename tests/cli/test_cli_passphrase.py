@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from canaries import plant
-from cli_kit import PASSPHRASE, invoke, write_private
-from terminal_kit import at_terminal
+from kit.canaries import plant
+from kit.cli import PASSPHRASE, invoke, write_private
+from kit.terminal import at_terminal
 
 from payagent.core.problems import Refused
 from payagent.settings.loading import load_settings

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cli_kit import Shop, invoke, running, spawn, until
-from http_kit import NO_TLS
+from kit.cli import Shop, invoke, running, spawn, until
+from kit.http import NO_TLS
 
 from payagent.api.http.server import GRACE_S
 from payagent.devnet.server import DevnetThread

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from cli_kit import Shop, checks, running, spawn, until
+from kit.cli import Shop, checks, running, spawn, until
 
 
 @pytest.fixture

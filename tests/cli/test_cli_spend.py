@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, clean_environ, invoke, until, write_private
-from page_kit import blocks
+from kit.cli import Shop, clean_environ, invoke, until, write_private
+from kit.pages import blocks
 
 from payagent.core.money import format_ada
 

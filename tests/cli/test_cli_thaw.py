@@ -1,7 +1,7 @@
 """`payagent wallet thaw` at a terminal: it shows what froze the wallet, and clears no more than it has shown."""
 
-from cli_kit import Shop, checks, running, until
-from terminal_kit import at_terminal
+from kit.cli import Shop, checks, running, until
+from kit.terminal import at_terminal
 
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output

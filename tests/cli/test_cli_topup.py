@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, running, until
+from kit.cli import Shop, running, until
 
 CONFIG = """
 [merchants.t.topup]

@@ -10,12 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, World
-from client import client_kit
-from client.client_kit import WAYS, Program, Start, end_patience, refusal
-from commitments import commitment_to
-from http_kit import NO_TLS
-from proxy.proxy_kit import (
+from kit.agent import ADA, World
+from kit.client import WAYS, Program, Start, end_patience, open_shop, refusal
+from kit.commitments import commitment_to
+from kit.http import NO_TLS
+from kit.proxy import (
     BOUND,
     Binding,
     Heard,
@@ -147,7 +146,7 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World, way: st
     known = world.terms.merchants[world.origin]
     world.terms = replace(world.terms, merchants={world.origin: replace(known, partner=None)})
     world.settings(batch=3)
-    async with client_kit.shop(world) as at:
+    async with open_shop(world) as at:
         program = Program(at, way)
         for number in range(3):
             content = json.dumps({"message": f"hello {number}"}).encode()
@@ -250,7 +249,7 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World, way: str) -> None:
-    async with client_kit.shop(world, request_commitment=True) as shop:
+    async with open_shop(world, request_commitment=True) as shop:
         shop.peer.answers["/chat"] = Binding(BOUND)
         headers = [("Content-Type", "application/json"), ("Accept-Language", "de"), ("Accept-Language", "en")]
         answer = await Program(shop, way).call(f"{shop.peer.url}/chat?a=1", "POST", content=BODY, headers=headers)

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 import requests
-from agent_kit import World
-from api_kit import Api, served
-from client.client_kit import UTXOS
-from proxy.proxy_kit import blocks
+from kit.agent import World
+from kit.api import Api, served
+from kit.client import UTXOS
+from kit.proxy import blocks
+from kit.sdk_merchant import SdkMerchant
 from x402 import x402Client, x402ClientSync
 from x402.http.clients import x402HttpxClient
 from x402.http.clients.requests import x402_http_adapter
-from x402_sdk.sdk_merchant import SdkMerchant
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.rate_limit import Rates

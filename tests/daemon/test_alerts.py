@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import structlog
-from agent_kit import ADA, APP, DEVNET, Run, World
-from canaries import plant
 from daemon.test_daemon_doors import devnet, folder, refused, start, stop  # noqa: F401  fixtures
+from kit.agent import ADA, APP, DEVNET, Run, World
+from kit.canaries import plant
 
 from payagent.agent.base.alert_records import raise_alert
 from payagent.agent.base.config import AgentConfig

@@ -19,8 +19,8 @@ from threading import Thread
 
 import httpx
 import pytest
-from canaries import plant
-from http_kit import NO_TLS
+from kit.canaries import plant
+from kit.http import NO_TLS
 
 from payagent.agent.base.ports import SystemClock
 from payagent.core.network import NETWORKS

@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 import pytest
-from canaries import plant
 from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, start, stop  # noqa: F401  a fixture
-from http_kit import NO_TLS
+from kit.canaries import plant
+from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from canaries import plant
 from daemon.test_daemon_doors import SOMEBODY, announced, devnet, furnish, health, stop  # noqa: F401  a fixture
 from daemon.test_daemon_signer import children
+from kit.canaries import plant
 
 from payagent.devnet.server import DevnetThread
 

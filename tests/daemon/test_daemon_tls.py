@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from certificates import certificate
-from http_kit import NO_TLS
+from kit.certificates import certificate
+from kit.http import NO_TLS
 from test_daemon_doors import command, devnet, folder, refused  # noqa: F401  fixtures
 
 from payagent.core.problems import PROBLEMS

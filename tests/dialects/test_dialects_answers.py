@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from x402_examples import JSON, answer_402, entry, page, required, v1_required
+from kit.x402_examples import JSON, answer_402, entry, page, required, v1_required
 
 from payagent.dialects import (
     HttpResponse,

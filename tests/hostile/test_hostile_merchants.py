@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, Run, World, world_with_clock
-from api_kit import Api, served
 from hostile.hostile_merchant import (
     MODES,
     PRICE,
@@ -27,7 +25,9 @@ from hostile.hostile_merchant import (
     Purchase,
     settlements,
 )
-from http_kit import NO_TLS
+from kit.agent import ADA, Run, World, world_with_clock
+from kit.api import Api, served
+from kit.http import NO_TLS
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.audit.finding import AuditFinding

@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from http_kit import NO_TLS
+from kit.event_loop import turns
+from kit.http import NO_TLS
 from structlog.testing import capture_logs
-from turns_kit import turns
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused

@@ -6,8 +6,8 @@ import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import ADA, APP, World
-from proxy_kit import SERVED, Got, Heard, Paywall, Place, blocks, place
+from kit.agent import ADA, APP, World
+from kit.proxy import SERVED, Got, Heard, Paywall, Place, blocks, place
 from structlog.testing import capture_logs
 
 from payagent.core.payment import Delivery

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
-from agent_kit import World
-from canaries import plant
-from proxy_kit import OK, Heard, Peer, Place, place, saying
-from turns_kit import turns
+from kit.agent import World
+from kit.canaries import plant
+from kit.event_loop import turns
+from kit.proxy import OK, Heard, Peer, Place, place, saying
 
 from payagent.proxy.app import Bounds
 from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Line

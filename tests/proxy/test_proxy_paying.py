@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
-from agent_kit import ADA, APP, World, with_terms
-from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_patience, place, saying
+from kit.agent import ADA, APP, World, with_terms
+from kit.proxy import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_patience, place, saying
 
 from payagent.agent.operator.limits import set_limits
 from payagent.api.http import server

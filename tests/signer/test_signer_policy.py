@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from wallet.worlds import ASSETS, OWN, SIGNER, own_address, pay, payee
+from kit.wallet import ASSETS, OWN, SIGNER, own_address, pay, payee
 
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S
 from payagent.core.address import Address

@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from canaries import plant
+from kit.canaries import plant
+from kit.wallet import OWN, pay
 from nacl.bindings import crypto_sign_open
 from signer.test_signer_policy import CAPS, DAY_CAPS, REFUSED
-from wallet.worlds import OWN, pay
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused

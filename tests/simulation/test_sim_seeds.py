@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from effort import pick
+from kit.effort import pick
 from simulation.sources import ROOT, base_seed, regressions
 
 from sim.run import Result, Stopwatch, run_seeds

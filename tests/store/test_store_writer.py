@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from audit.books_kit import of_an_older_payagent
+from kit.audit import of_an_older_payagent
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Committer, Ownership

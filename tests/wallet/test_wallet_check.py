@@ -8,7 +8,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from wallet.worlds import (
+from kit.wallet import (
     ASSETS,
     OWN,
     SIGNER,

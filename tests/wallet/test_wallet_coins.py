@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from wallet.worlds import ASSETS, random_wallet
+from kit.wallet import ASSETS, random_wallet
 
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

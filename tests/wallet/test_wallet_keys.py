@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pycardano
 import pytest
+from kit.wallet import SIGNER, signer_of
 from nacl.bindings import crypto_sign_open
-from wallet.worlds import SIGNER, signer_of
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused

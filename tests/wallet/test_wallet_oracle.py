@@ -5,7 +5,7 @@ from typing import Any
 
 import pycardano
 import pytest
-from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
+from kit.wallet import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
 
 from payagent.core.problems import Refused
 from payagent.wallet.transaction import TxParameters, TxPlan, min_lovelace, select, sign

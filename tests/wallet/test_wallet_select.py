@@ -5,8 +5,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from wallet import reference
-from wallet.worlds import (
+from kit.wallet import (
     ASSETS,
     OWN,
     PARAMETERS,
@@ -19,6 +18,7 @@ from wallet.worlds import (
     random_wallet,
     wallet_size,
 )
+from wallet import reference
 
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Output

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from hostile_402s import TOKEN, TOKEN_DECIMALS, address
-
+from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, address
 from payagent.core.invoice import Invoice, SplitMode
 from payagent.core.network import NETWORKS
 from payagent.dialects import HttpResponse, Reading, make_response, read_offers

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from agent_kit import take_only_hashes
-from canaries import plant
-from http_kit import NO_TLS
 
+from kit.agent import take_only_hashes
+from kit.canaries import plant
+from kit.http import NO_TLS
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
 from payagent.devnet.server import DevnetThread

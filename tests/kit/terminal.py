@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cli_kit import PATIENCE_S, clean_environ
+from kit.cli import PATIENCE_S, clean_environ
 
 _IN_A_TERMINAL = (
     "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"

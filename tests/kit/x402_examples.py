@@ -6,9 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from dialect_examples import PAY_TO, reading
-from hostile_402s import TOKEN
-
+from kit.dialect_examples import PAY_TO, reading
+from kit.hostile_402s import TOKEN
 from payagent.core.invoice import Invoice
 from payagent.dialects import HttpRequest, HttpResponse, Reading, parse_response, read_offers
 

@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from hostile_402s import BYRON, JSON, OTHER_POLICY, Base, Hostile, address
-
+from kit.hostile_402s import BYRON, JSON, OTHER_POLICY, Base, Hostile, address
 from payagent.core.network import Network
 
 HEADER = "PAYMENT-REQUIRED"

@@ -3,9 +3,8 @@
 from copy import copy
 from pathlib import Path
 
-from agent_kit import DEVNET, WORDS, World
-from canaries import plant
-
+from kit.agent import DEVNET, WORDS, World
+from kit.canaries import plant
 from payagent.agent.base.ports import Ports, SystemRandomness
 from payagent.backup.create import back_up
 from payagent.backup.restore import Restored, restore

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, World
-from proxy.proxy_kit import Place, blocks, place
 
+from kit.agent import ADA, World
+from kit.proxy import Place, blocks, place
 from payagent.client import AsyncPayAgentTransport, PayAgentTransport
 from payagent.client import pay_and_retry as purchase
 from payagent.client import present_proof as showing
@@ -76,7 +76,7 @@ Start = Callable[..., Program]
 
 
 @asynccontextmanager
-async def shop(world: World, **terms: object) -> AsyncIterator[Place]:
+async def open_shop(world: World, **terms: object) -> AsyncIterator[Place]:
     """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
     world.fund(*UTXOS)
     async with place(world, **terms) as at, blocks(at.run):

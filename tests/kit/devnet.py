@@ -6,9 +6,9 @@ from hashlib import blake2b
 
 import cbor2
 import httpx
-from http_kit import NO_TLS
 from nacl.signing import SigningKey
 
+from kit.http import NO_TLS
 from payagent.core.address import Address, encode_address
 from payagent.devnet.server import DevnetThread
 

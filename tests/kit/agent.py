@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-from canaries import plant
-from http_kit import NO_TLS
 
+from kit.canaries import plant
+from kit.http import NO_TLS
 from payagent.agent.agent import Agent
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness

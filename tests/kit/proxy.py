@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import pytest
-from agent_kit import Run, World
-from api_kit import Api, served
-from commitments import commitment_to
 
+from kit.agent import Run, World
+from kit.api import Api, served
+from kit.commitments import commitment_to
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address

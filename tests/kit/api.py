@@ -1,6 +1,6 @@
 """The running API: the real agent behind uvicorn on a loopback port and a Unix socket, tokens, and clients.
 
-`async with served(run) as api` on a `Run` of agent_kit; `api.stale.append("why")` makes the sweeps look late.
+`async with served(run) as api` on a `Run` of kit.agent; `api.stale.append("why")` makes the sweeps look late.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
-from agent_kit import Run, World
-from canaries import plant
-from http_kit import NO_TLS
 
+from kit.agent import Run, World
+from kit.canaries import plant
+from kit.http import NO_TLS
 from payagent.agent.base.ports import SystemRandomness
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.api.app import create_app
