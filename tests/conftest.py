@@ -84,6 +84,15 @@ def world(tmp_path: Path) -> Iterator[object]:
 
 
 @pytest.fixture
+def receiver() -> Iterator[object]:
+    """A server that receives alerts (kit.webhook.Receiver)."""
+    from kit.webhook import Receiver
+
+    with Receiver().serving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one and a half megabytes; skipped for who may not mount one."""
     place = tmp_path / "disk"

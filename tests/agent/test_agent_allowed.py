@@ -17,8 +17,8 @@ from random import Random
 from typing import NamedTuple
 
 import pytest
-from agent.test_agent_approvals import is_sound
 from kit.agent import ADA, APP, Clock, Run, World
+from kit.payments import is_sound
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.orders import Approver

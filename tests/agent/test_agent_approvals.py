@@ -10,17 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_handover import with_handover
-from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.handover import with_handover
+from kit.payments import is_sound
 
 from payagent.agent.base.orders import Approver
 from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
-from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
@@ -61,11 +59,6 @@ async def add_somebody(run: Run) -> None:
 
 def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
     return refused.value.code
-
-
-def is_sound(run: Run) -> bool:
-    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
-    return [one for one in told if isinstance(one, AuditFinding)] == []
 
 
 def spent(run: Run) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pycardano
 import pytest
-from agent.test_agent_forks import assert_memory
-from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
-from agent.test_agent_x402 import ask, get, show
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
+from kit.handover import VOID_DEPTH, broadcast, wait_for_void
+from kit.payments import assert_memory
+from kit.x402 import ask, get, show
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.commits.reservation import nonce_utxo_of

@@ -5,24 +5,25 @@ The chain and the agent share one clock here, which a test can move.
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from agent.test_agent_foreign import spend_elsewhere
-from agent.test_agent_handover import with_handover
-from agent.test_agent_replace import (
+from kit.agent import ADA, APP, Relay, Run, World, with_terms, world_with_clock
+from kit.external_spends import spend_elsewhere
+from kit.handover import with_handover
+from kit.payments import (
     LONG_S,
     TTL_S,
     assert_at_rest,
     assert_sound,
     attempts,
+    family,
     fork_with,
     height,
     pass_time_of,
+    replace_parent,
     wait_for_void,
 )
-from kit.agent import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.external_spends import unfreeze
@@ -45,16 +46,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
     with world_with_clock(tmp_path) as world:
         yield world
-
-
-async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
-    """Payments of which each spends the change of the one before; no provider has any of them."""
-    world.fault("submit", "drop")
-    await run.look()
-    rows = [await run.pay(name) for name in names]
-    for parent, child in pairwise(rows):
-        assert (child.nonce_utxo or "").startswith(parent.tx_id or "-")
-    return rows
 
 
 async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
@@ -211,11 +202,6 @@ async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) ->
         assert_at_rest(world, run)
 
 
-async def bury(world: World, run: Run) -> None:
-    """Blocks, each a minute after the one before, with a look at each."""
-    await wait_for_void(world, run)
-
-
 @contextlib.asynccontextmanager
 async def two_providers(world: World, terms: Callable[[AgentConfig], AgentConfig]) -> AsyncIterator[Run]:
     with Relay(world.devnet).serving() as one, Relay(world.devnet).serving() as other:
@@ -225,37 +211,28 @@ async def two_providers(world: World, terms: Callable[[AgentConfig], AgentConfig
 
 class TestAChildWithoutItsParent:
     @staticmethod
-    async def orphaned(world: World, run: Run) -> list[PaymentRow]:
-        """The parent is replaced, so that the change which its child and its grandchild spend can never be."""
-        world.settings(timeout=LONG_S)
-        rows = await family(world, run, "parent", "child", "grandchild")
-        await pass_time_of(world, run, TTL_S - 60)
-        await pass_time_of(world, run, 120)
-        return rows
-
-    @staticmethod
     async def cancelled(world: World, run: Run) -> list[PaymentRow]:
         """The parent is cancelled, and that is deep."""
         parent, child = await family(world, run, "parent", "child")
         world.control("faults", clear=True)
         await run.agent.carrying.resolve(parent.id, APP)
         await run.agent.sending.drain(10)
-        await bury(world, run)
-        await bury(world, run)
+        await wait_for_void(world, run)
+        await wait_for_void(world, run)
         return [parent, child]
 
     async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=25)) as run:
-            parent, child, grandchild = await self.orphaned(world, run)
+            parent, child, grandchild = await replace_parent(world, run)
             assert len(attempts(run, parent)) == 2
             await run.settle_down()
             assert run.state(parent.id) is State.CONFIRMED
             for row in (child, grandchild):
                 assert run.state(row.id) is not State.VOID, "not before it is deep"
             assert_sound(world, run)
-            await bury(world, run)
-            await bury(world, run)
+            await wait_for_void(world, run)
+            await wait_for_void(world, run)
             for row in (child, grandchild):
                 void = run.context.payment(row.id)
                 assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
@@ -280,10 +257,10 @@ class TestAChildWithoutItsParent:
         async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=60)) as run:
             await run.look()
             low = height(world)
-            parent, child, grandchild = await self.orphaned(world, run)
+            parent, child, grandchild = await replace_parent(world, run)
             await run.settle_down()
-            await bury(world, run)
-            await bury(world, run)
+            await wait_for_void(world, run)
+            await wait_for_void(world, run)
             assert run.state(child.id) is State.VOID
             fork_with(world, low, *((row.cbor or b"") for row in (parent, child, grandchild)))
             for _ in range(3):
@@ -372,8 +349,8 @@ class TestACancelOfWhatIsNotThere:
             await run.look()
             await pass_time_of(world, run, 900)
             await pass_time_of(world, run, 400)
-            await bury(world, run)
-            await bury(world, run)
+            await wait_for_void(world, run)
+            await wait_for_void(world, run)
             assert (run.state(parent.id), run.state(child.id)) == (State.VOID, State.VOID)
             assert_at_rest(world, run)
 
@@ -391,7 +368,7 @@ class TestACancelOfWhatIsNotThere:
                 {row.nonce_utxo, other.ref},
                 {row.nonce_utxo},
             ]
-            await bury(world, run)
+            await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
@@ -412,7 +389,7 @@ class TestACancelOfWhatIsNotThere:
                 {row.nonce_utxo, other.ref},
                 {row.nonce_utxo},
             ]
-            await bury(world, run)
+            await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_sound(world, run)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, Clock, World, daily, with_terms, world_with_clock
+from kit.payments import BadSigner, somebody_else
 
-from payagent.core.address import Address
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
@@ -20,33 +20,9 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
-from payagent.wallet.keys import Signer, derive, seed_from_words
 from payagent.wallet.tx_check import CheckFailed
 
 DAY_MS = 24 * 3600 * 1000
-
-
-@dataclass
-class BadSigner:
-    """A signer that fails or signs something else, until it is mended."""
-
-    good: Signer
-    trouble: str = "fails"
-
-    @property
-    def public_key(self) -> bytes:
-        return self.good.public_key
-
-    @property
-    def payment_key_hash(self) -> bytes:
-        return self.good.payment_key_hash
-
-    def sign(self, body: bytes, paid: int) -> bytes:
-        if self.trouble == "fails":
-            raise OSError("the signer is gone")
-        if self.trouble == "refuses":
-            raise Refused("limit_exceeded", "too much in a day", limit="signed_per_day")
-        return self.good.sign(body if self.trouble == "mended" else body[::-1], paid)
 
 
 @dataclass
@@ -58,10 +34,6 @@ class Switch:
     def __call__(self, name: str) -> None:
         if name == self.at:
             raise sqlite3.OperationalError("disk full")
-
-
-def somebody_else(world: World) -> Address:
-    return derive(seed_from_words("zoo " * 23 + "vote"), world.terms.network).address
 
 
 def limit_of(day_ada: int) -> tuple[Limit, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent.test_agent_edges import somebody_else
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from kit.payments import somebody_else
 
 from payagent.agent.utxos.emptying import told_of
 from payagent.audit.finding import AuditFinding

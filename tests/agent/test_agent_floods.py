@@ -7,8 +7,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from agent.test_agent_replace import lose, pass_time_of
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from kit.payments import lose, pass_time_of
 
 from payagent.agent.base.requests import MerchantRequest
 from payagent.agent.operator.pause import pause

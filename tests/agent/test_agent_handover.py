@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_forks import assert_memory
 from kit.agent import ADA, Run, World, with_terms, world_with_clock
+from kit.handover import VOID_DEPTH, broadcast, pass_ttl, wait_for_void, with_handover
+from kit.payments import assert_memory
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S
@@ -20,7 +21,6 @@ from payagent.dialects import RetryVerdict, make_response
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 
-VOID_DEPTH = 3
 REFUSAL = {"detail": {"error": "x"}}
 
 
@@ -30,33 +30,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.terms = with_handover(world.terms)
         yield world
-
-
-def with_handover(terms: AgentConfig) -> AgentConfig:
-    merchants = {origin: replace(merchant, proof="signed_cbor") for origin, merchant in terms.merchants.items()}
-    return replace(terms, merchants=merchants)
-
-
-def broadcast(world: World, cbor: bytes) -> int:
-    """What a merchant does with the proof."""
-    answer = world.http.post(
-        f"{world.devnet.chain_url}/tx/submit", content=cbor, headers={"Content-Type": "application/cbor"}
-    )
-    return answer.status_code
-
-
-async def pass_ttl(world: World, run: Run) -> None:
-    """Go past the TTL of what is in flight, with a block there and a look."""
-    world.clock.ahead_ms += 400_000
-    await run.settle_down()
-
-
-async def wait_for_void(world: World, run: Run) -> None:
-    """Bury the cancel, and let the looks be a minute apart."""
-    await run.settle_down(VOID_DEPTH)
-    for _ in range(3):
-        world.clock.ahead_ms += 61_000
-        await run.settle_down()
 
 
 async def past_the_invoice(world: World, run: Run) -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from kit.agent import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 from kit.http import NO_TLS
+from kit.providers import FAKE, providers, raised, tip_of, told
 
 from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
@@ -22,7 +23,6 @@ from payagent.store.rows.payments import PaymentRow
 
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
-FAKE = "fa" * 32
 IN_TIME_S = 480
 """A payment is in time that is confirmed so soon: of the 900 s of a common invoice it leaves nearly half."""
 
@@ -45,14 +45,6 @@ def liar(world: World) -> Iterator[Relay]:
 def honest(world: World) -> Iterator[Relay]:
     with Relay(world.devnet).serving() as relay:
         yield relay
-
-
-def told(relay: Relay, path: str) -> dict[str, object]:
-    return dict(httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json())
-
-
-def tip_of(relay: Relay) -> dict[str, object]:
-    return told(relay, "/blocks/latest")
 
 
 def invent_tx(relay: Relay, tx_id: str, block: dict[str, object]) -> None:
@@ -212,17 +204,6 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
         if until():
             return passed
     return seconds + 10
-
-
-def raised(run: Run) -> set[str]:
-    """Subjects of the alerts that stand."""
-    subjects = {alert.subject for alert in alerts.after(run.context.conn, 0)}
-    return {subject for subject in subjects if alerts.last_kind(run.context.conn, subject) == "provider_out"}
-
-
-def providers(liar: Relay, honest: Relay, liar_is_first: bool) -> dict[str, str]:
-    pair = {"liar": liar.url, "honest": honest.url}
-    return pair if liar_is_first else dict(reversed(pair.items()))
 
 
 @pytest.mark.parametrize("liar_is_first", [True, False])

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import attempts, lose, pass_time_of
 from kit.agent import ADA, APP, DEVNET, Run, World, world_with_clock
+from kit.payments import attempts, lose, pass_time_of
 
 from payagent.agent.operator.apps import revoke
 from payagent.agent.operator.pause import pause, unpause

@@ -7,16 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_edges import BadSigner
 from kit.agent import ADA, Run, World, with_terms, world_apart, world_with_clock
+from kit.payments import BadSigner
+from kit.prepaid import balance, call, require_whole
 
 from payagent.agent.base.orders import Approver
-from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.prepaid import ServedRequest
 from payagent.agent.base.requests import MerchantRequest
 from payagent.agent.operator.limits import set_limits
-from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
@@ -47,28 +45,6 @@ async def run(world: World):  # type: ignore[no-untyped-def]
     async with world.run() as run:
         await run.look()
         yield run
-
-
-def balance(run: Run) -> PrepaidBalance:
-    (pool,) = prepaid.all_pools(run.context.conn)
-    assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
-    return prepaid.balance(run.context.conn, pool.id, CALLS)
-
-
-def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedRequest:
-    return ServedRequest("app_test", run.world.origin, Buyer(partner, run.world.address), "POST", path, key)
-
-
-def require_whole(run: Run, *, in_flight: bool = False) -> None:
-    with run.context.snapshot() as conn:
-        found = list(verify(conn, Owner(run.context.terms.own, run.context.terms.network)))
-    assert not [one for one in found if isinstance(one, AuditFinding)], found
-    books = run.books()
-    left = sum(
-        one.balance.costs["lovelace"].left for one in prepaid.holdings(run.context.conn) if one.balance.costs
-    )
-    assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
-    assert in_flight or run.owned() == run.world.on_chain()
 
 
 async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
 from kit.agent import ADA, World, world_with_clock
+from kit.payments import TTL_S, attempts, lose, pass_time_of
 
 from payagent.agent.commits import payment_transitions as steps
 from payagent.core.payment import State

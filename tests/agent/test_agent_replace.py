@@ -8,24 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_forks import assert_memory
-from agent.test_agent_handover import broadcast, with_handover
 from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.handover import broadcast, with_handover
+from kit.payments import (
+    LONG_S,
+    TTL_S,
+    assert_at_rest,
+    assert_sound,
+    attempts,
+    fork_with,
+    height,
+    lose,
+    pass_time_of,
+    wait_for_void,
+)
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
-from payagent.api.models.render_receipt import receipt_view
-from payagent.audit.finding import AuditFinding
-from payagent.audit.receipt import check_receipt
-from payagent.audit.receipt_form import read_receipt
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
-from payagent.core.strict_json import dumps
 from payagent.store.rows import alerts, events, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
@@ -33,76 +37,12 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, select, send_all, sign
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
-TTL_S = 1_800
-LONG_S = 7_200
-"""An invoice that outlives the longest attempt."""
-
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
     with world_with_clock(tmp_path) as world:
         yield world
-
-
-async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:
-    """A payment whose bytes the provider says to have, and drops."""
-    world.fault("submit", "drop")
-    await run.look()
-    row = await run.pay(message)
-    assert (row.state, world.waiting()) == (State.IN_FLIGHT, [])
-    return row
-
-
-async def pass_time_of(world: World, run: Run, seconds: int) -> None:
-    """So much later there is a block, and a look; what is sent from now on arrives."""
-    world.control("faults", clear=True)
-    world.clock.ahead_ms += seconds * 1000
-    await run.settle_down()
-
-
-async def wait_for_void(world: World, run: Run) -> None:
-    """Bury the cancel, and let the looks be a minute apart."""
-    for _ in range(6):
-        world.clock.ahead_ms += 61_000
-        await run.settle_down()
-
-
-def height(world: World) -> int:
-    found: int = world.devnet.run(lambda devnet: devnet.chain.tip.height)
-    return found
-
-
-def fork_with(world: World, at_height: int, *raws: bytes) -> None:
-    """Another chain from a height on, whose next block has these transactions, and which is the longer one."""
-    depth = height(world) - at_height
-    world.control("rollback", depth=depth)
-    world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
-    slot: int = world.devnet.run(lambda devnet: devnet.chain.tip.slot)
-    world.devnet.run(lambda devnet: devnet.chain.mint_fork_block(raws, slot))
-    world.block(depth + 1)
-
-
-def assert_sound(world: World, run: Run) -> None:
-    """Memory is the database, the books verify, and each receipt is consistent."""
-    assert_memory(run)
-    owner = Owner(world.account.address, DEVNET)
-    with run.context.snapshot() as conn:
-        assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
-        for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(receipt_view(conn, row, run.context.terms)).encode())
-            assert list(check_receipt(receipt)) == []
-
-
-def assert_at_rest(world: World, run: Run) -> None:
-    """And nothing is on its way: the books say what the chain says."""
-    assert_sound(world, run)
-    assert run.owned() == world.on_chain()
-    assert "held" not in run.books()
-
-
-def attempts(run: Run, row: PaymentRow) -> list[queries.AttemptRow]:
-    return queries.attempts(run.context.conn, row.id)
 
 
 class TestTheSameInvoice:

@@ -6,11 +6,11 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from agent.test_agent_foreign import require_whole, world
-from agent.test_agent_handover import with_handover
-from agent.test_agent_liars import FAKE, providers, raised, tip_of
-from agent.test_agent_replace import fork_with, height
 from kit.agent import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
+from kit.external_spends import require_whole
+from kit.handover import with_handover
+from kit.payments import fork_with, height
+from kit.providers import FAKE, providers, raised, tip_of
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.chain_sync import recovery as scan
@@ -23,6 +23,14 @@ from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerFile,
 from payagent.store.rows import alerts, onchain, payments
 
 __all__ = ["world"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet that goes by the clock that a test puts off."""
+    with world_with_clock(tmp_path) as world:
+        world.fund(100 * ADA, 100 * ADA, 100 * ADA)
+        yield world
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_foreign import spend_elsewhere
-from agent.test_agent_prepaid import balance, call, require_whole
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.external_spends import spend_elsewhere
+from kit.prepaid import balance, call, require_whole
 from kit.proxy import Binding, Heard, Paywall, Peer, saying
 
 from payagent.agent.base.config import AutoTopup, TopupSource

@@ -6,19 +6,16 @@ Threats B4, B5 (addresses), D6 (paid and not served), K1 (drift), K4 (too many o
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent.test_agent_approvals import is_sound
-from agent.test_agent_edges import BadSigner
-from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
-from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, daily, world_apart, world_with_clock
+from kit.merchants import SOMEBODY, approve, guarded, leave_unserved, pay_to
+from kit.payments import LONG_S, TTL_S, BadSigner, attempts, is_sound, lose, pass_time_of, wait_for_void
 
-from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.orders import Approver
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.operator import merchants
@@ -32,10 +29,8 @@ from payagent.dialects import make_response
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
 from payagent.store.rows import alerts, approvals, events, payments, trust
-from payagent.store.rows.payments import PaymentRow
 
 PINNED = MerchantRules(first_use=True)
-SOMEBODY = Approver("token", "app_somebody")
 PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform", "creator"))
 
 
@@ -45,10 +40,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.fund(*[50 * ADA] * 10)
         yield world
-
-
-def guarded(world: World, rules: MerchantRules) -> Callable[[AgentConfig], AgentConfig]:
-    return with_terms(merchants={o: replace(m, rules=rules) for o, m in world.terms.merchants.items()})
 
 
 async def refusal(run: Run, message: str) -> Refused:
@@ -68,22 +59,10 @@ async def question(run: Run, message: str) -> list[str]:
     return [reason.code for reason in asked.reasons]
 
 
-async def approve(run: Run, message: str) -> PaymentRow:
-    """PaymentRequest about a payment, and let it go on."""
-    row = await run.pay(message)
-    await run.agent.decisions.approve(row.id, SOMEBODY)
-    await run.agent.sending.drain(10)
-    return run.context.payment(row.id)
-
-
 def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
     """The wallet's own events of these names, in order."""
     rows = events.event_links(run.context.conn)
     return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
-
-
-def pay_to(name: str) -> str:
-    return role_address(name).text
 
 
 class TestAddresses:
@@ -478,14 +457,6 @@ class TestPrices:
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.look()
             assert await question(run, "second") == ["price_drifted"]
-
-
-async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
-    """Paid, in a block, and the merchant says 402 when its invoice is over."""
-    row = await run.pay_in_block(message)
-    world.clock.ahead_ms += 301_000
-    await run.settle_down()
-    return await run.agent.deliveries.record_delivery(row.id, 402)
 
 
 class TestUnservedStreak:

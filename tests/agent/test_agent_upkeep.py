@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import attempts, pass_time_of
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.payments import attempts, pass_time_of
+from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, own_orders
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.operator.pause import pause, unpause
@@ -16,12 +17,7 @@ from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep
 from payagent.store.rows.payments import PaymentRow
-from payagent.store.rows.upkeep import UPKEEP_APP
 
-DEPTH = 8
-PER_DAY = 2 * ADA
-DAY_S, HOUR_S = 86_400, 3_600
-kept = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY)
 JUNK = "ab" * 28
 
 
@@ -31,22 +27,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.settings(price="2000000", splits=[])
         yield world
-
-
-def own_orders(run: Run) -> list[PaymentRow]:
-    """What upkeep ordered, oldest first."""
-    rows = payments.payments_page(
-        run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
-    )
-    return rows[::-1]
-
-
-async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
-    """So many purchases at once, signed and sent."""
-    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
-    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.sending.drain(30)
-    return [row for row, _ in answers]
 
 
 class SlowSigner:
@@ -70,20 +50,6 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     await run.agent.sending.drain(30)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
-
-
-async def land(run: Run, *rows: PaymentRow) -> None:
-    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
-    for _ in range(30):
-        await run.pass_time(1)
-        if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
-            return
-
-
-async def keep(run: Run) -> None:
-    """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.stock.keep_ready()
-    await run.agent.sending.drain(10)
 
 
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:

@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from agent.test_agent_foreign import require_whole
-from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
 from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.external_spends import require_whole
+from kit.payments import assert_at_rest, assert_sound, fork_with, height
 
 from payagent.agent.commits import payment_transitions as steps
 from payagent.audit.finding import AuditFinding

@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from kit.agent import world_with_clock
-from kit.api import Api, served
+from kit.api import Api, require_problem, served
 from kit.canaries import plant
+from kit.event_stream import following
 from kit.http import NO_TLS
-from test_api_events import following
-from test_api_refusals import require_problem
 
 from payagent.core import ledger
 from payagent.store.db.unit import Unit

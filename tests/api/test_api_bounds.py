@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from kit.agent import World
-from kit.api import Api, served
+from kit.api import JSON, PAY, Api, require_nothing_signed, require_problem, served
 from kit.http import NO_TLS
-from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
 from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, RateLimiter, Rates
 from payagent.core.problems import Refused

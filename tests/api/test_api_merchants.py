@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from kit.agent import World, with_terms, world_with_clock
-from kit.api import Api, served
+from kit.api import Api, require_problem, served
 from kit.canaries import plant
-from test_api_refusals import require_problem
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.merchant_rules import MerchantRules

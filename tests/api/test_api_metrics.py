@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 from kit.agent import World
-from kit.api import Api
-from test_api_refusals import require_problem
+from kit.api import Api, require_problem
 
 from payagent.core.payment import State
 

@@ -9,8 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 from kit.agent import ADA, World
-from kit.api import Api, served
-from test_api_refusals import require_problem
+from kit.api import Api, require_problem, served
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt

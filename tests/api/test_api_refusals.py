@@ -6,40 +6,15 @@ from typing import Any
 import httpx
 import pytest
 from kit.agent import World
-from kit.api import Api, served
+from kit.api import JSON, PAY, QUOTE, SEND, SPLIT, Api, require_nothing_signed, require_problem, served
 from kit.http import NO_TLS
 
 from payagent.api.app import create_app
 from payagent.core.bounds import SPLIT_COUNT_MAX
-from payagent.core.problems import PROBLEMS
 from payagent.proxy.app import Bounds
 
-JSON = {"content-type": "application/json"}
-PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
 CALL = {"method": "POST", "path": "/chat", "body_sha256": "ab" * 32}
 NO_PAYMENT = "/v1/payments/pay_000000000000000000000000"
-
-
-def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
-    """The answer is this problem, whole and as the table has it."""
-    assert answer.headers["content-type"] == "application/problem+json", answer.text
-    told: dict[str, Any] = answer.json()
-    row = PROBLEMS[code]
-    assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
-    assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
-    assert told["retryable"] is row.retryable
-    error = told["error"]
-    assert (error["code"], error["type"]) == (code, "payagent_error")
-    assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
-    assert told["type"] == f"urn:payagent:problem:{code}"
-    assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
-    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
-    assert ("www-authenticate" in answer.headers) == (row.status == 401)
-    return told
-
-
-def require_nothing_signed(api: Api) -> None:
-    assert api.run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
 
 
 async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wrong(api: Api) -> None:

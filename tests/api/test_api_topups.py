@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 from kit.agent import ADA, World
-from kit.api import Api, served
+from kit.api import Api, require_problem, served
 from kit.canaries import plant
-from test_api_refusals import require_problem
 
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import PaymentQuote, PaymentRequest

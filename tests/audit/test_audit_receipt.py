@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from agent.test_agent_replace import pass_time_of
-from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
-from agent.test_agent_x402 import ask as ask_x402
-from agent.test_agent_x402 import get as get_x402
-from agent.test_agent_x402 import show as show_x402
 from kit.agent import ADA, DEVNET, Clock, World, with_terms, world_with_clock
 from kit.audit import Past
+from kit.payments import pass_time_of
+from kit.upkeep import HOUR_S, burst, keep, kept, land, own_orders
+from kit.x402 import ask as ask_x402
+from kit.x402 import get as get_x402
+from kit.x402 import show as show_x402
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.api.models.render_receipt import receipt_view

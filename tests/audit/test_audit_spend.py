@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from kit.agent import ADA, Clock, World
 from kit.audit import TOKEN, Past, findings, fresh, live
+from kit.handover import pass_ttl, wait_for_void, with_handover
 
 from payagent.core import ledger
 from payagent.core.address import encode_address

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from daemon.test_alerts import Receiver, receiver  # noqa: F401  a fixture
 from kit.cli import Shop, running, until, write_private
 from kit.http import NO_TLS
+from kit.webhook import Receiver
 
 SECRET = "whsec_" + base64.b64encode(b"signs what is sent to the hook").decode()
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "application/x-www-form-urlencoded"}
@@ -48,7 +48,7 @@ class Desk:
 
 
 @pytest.fixture
-def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:  # noqa: F811
+def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:
     shop = closed_shop
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,18 +5,17 @@ import io
 import json
 import logging
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
-from daemon.test_daemon_doors import devnet, folder, refused, start, stop  # noqa: F401  fixtures
 from kit.agent import ADA, APP, DEVNET, Run, World
 from kit.canaries import plant
+from kit.daemon import refused, start, stop
+from kit.webhook import Call, Receiver
 
 from payagent.agent.base.alert_records import raise_alert
 from payagent.agent.base.config import AgentConfig
@@ -44,65 +43,6 @@ MARK = 20 * ADA
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
 PAGE = Path(__file__).parents[2] / "docs/operators.md"
 ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of the webhook; header names in lower case."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def said(self) -> dict[str, str]:
-        return dict(json.loads(self.body))
-
-
-class Receiver:
-    """The operator's server. `status` is what it answers; `calls` is what came, whatever it answered."""
-
-    def __init__(self) -> None:
-        self.status = 204
-        self.calls: list[Call] = []
-        self.called = threading.Event()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                receiver.calls.append(Call(self.path, headers, body))
-                self.send_response(receiver.status)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                receiver.called.set()
-
-            do_GET = do_POST  # noqa: N815  http.server's name
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"
-
-    def ids(self) -> list[str]:
-        return [call.headers["webhook-id"] for call in self.calls]
-
-    def said(self) -> list[tuple[str, str]]:
-        return [(call.said["kind"], call.said["subject"]) for call in self.calls]
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield receiver
-    receiver.server.shutdown()
-    thread.join()
-    receiver.server.server_close()
 
 
 @pytest.fixture
@@ -423,7 +363,7 @@ async def test_what_is_old_when_a_webhook_is_named_is_not_sent(world: World, rec
 
 
 @pytest.fixture
-def secret_file(folder: Path, receiver: Receiver) -> Path:  # noqa: F811  the fixture
+def secret_file(folder: Path, receiver: Receiver) -> Path:
     """A daemon's folder whose config names the receiver; its secret."""
     path = folder / "webhook-secret"
     path.write_text(SECRET + "\n")
@@ -435,7 +375,7 @@ def secret_file(folder: Path, receiver: Receiver) -> Path:  # noqa: F811  the fi
     return path
 
 
-def test_the_daemon_tells_of_its_empty_wallet(folder: Path, secret_file: Path, receiver: Receiver) -> None:  # noqa: F811
+def test_the_daemon_tells_of_its_empty_wallet(folder: Path, secret_file: Path, receiver: Receiver) -> None:
     process, _ = start(folder)
     assert receiver.called.wait(60)
     code, talk = stop(process)
@@ -448,7 +388,7 @@ def test_the_daemon_tells_of_its_empty_wallet(folder: Path, secret_file: Path, r
     assert secret_file.exists()
 
 
-def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None:  # noqa: F811
+def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None:
     config = folder / "config.toml"
     settings = load_settings(config, {})
 
@@ -461,7 +401,7 @@ def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None
     assert "open to others" in str(found())
 
 
-def test_a_daemon_does_not_start_on_a_secret_that_is_none(folder: Path, secret_file: Path) -> None:  # noqa: F811
+def test_a_daemon_does_not_start_on_a_secret_that_is_none(folder: Path, secret_file: Path) -> None:
     weak = plant("a weak secret", "whsec_c2hvcnQtY2FuYXJ5")
     secret_file.write_text(weak)
     code, talk = refused(folder)

@@ -20,6 +20,19 @@ from threading import Thread
 import httpx
 import pytest
 from kit.canaries import plant
+from kit.daemon import (
+    PASSPHRASE,
+    SOMEBODY,
+    WORDS,
+    command,
+    health,
+    log_of_a_run,
+    refused,
+    start,
+    start_on_port,
+    stop,
+    write_config,
+)
 from kit.http import NO_TLS
 
 from payagent.agent.base.ports import SystemClock
@@ -34,98 +47,7 @@ from payagent.store.db.writer import Writer
 from payagent.wallet.keystore import read_header
 from payagent.wallet.new_keystore import create
 
-WORDS = plant("the recovery words", "abandon " * 23 + "art")
 FEW_FILES = 128
-SOMEBODY = 12_345
-PASSPHRASE = plant("the passphrase", "a canary in a passphrase")
-
-
-@pytest.fixture(scope="module")
-def devnet() -> Iterator[DevnetThread]:
-    with DevnetThread(block_time_s=1) as devnet:
-        yield devnet
-
-
-@pytest.fixture
-def folder(tmp_path: Path, devnet: DevnetThread) -> Path:
-    """A data folder with a keystore, a database, a passphrase file and a config."""
-    return furnish(tmp_path, devnet)
-
-
-def furnish(folder: Path, devnet: DevnetThread) -> Path:
-    data = folder / "data"
-    data.mkdir(mode=0o700)
-    create(data / "keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
-    Writer(data / "ledger.db").close()
-    (folder / "passphrase").write_text(PASSPHRASE)
-    (folder / "passphrase").chmod(0o600)
-    write_config(folder, devnet)
-    return folder
-
-
-def write_config(folder: Path, devnet: DevnetThread, network: str = "devnet") -> None:
-    (folder / "config.toml").write_text(
-        f'network = "{network}"\ndata_dir = "{folder}/data"\n'
-        f'[api]\nlisten = "127.0.0.1:0"\nsocket = "{folder}/s/payagent.sock"\n'
-        f'[[chain.providers]]\nkind = "blockfrost"\nbase_url = "{devnet.chain_url}"\n'
-        f'[keystore]\npassphrase_file = "{folder}/passphrase"\n'
-    )
-
-
-def command(folder: Path, *python: str) -> list[str]:
-    return [sys.executable, *python, "-m", "payagent", "serve", "--config", str(folder / "config.toml")]
-
-
-def start(folder: Path, preexec_fn: Callable[[], None] | None = None) -> tuple["subprocess.Popen[str]", Path]:
-    """A running daemon and its socket; it has announced itself on stderr."""
-    process, _, path = announced(folder, preexec_fn)
-    return process, path
-
-
-def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
-    """The same, and its port."""
-    process, port, _ = announced(folder)
-    return process, port
-
-
-def announced(
-    folder: Path, preexec_fn: Callable[[], None] | None = None
-) -> tuple["subprocess.Popen[str]", int, Path]:
-    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
-    assert process.stderr is not None
-    line = ""
-    for line in process.stderr:
-        if found := re.fullmatch(r"payagent serves devnet on http://127\.0\.0\.1:([0-9]+) and (.+)\n", line):
-            return process, int(found[1]), Path(found[2])
-    raise AssertionError(f"the daemon ended with {process.wait(30)}: {line}")
-
-
-def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """What it ended with, and what it has said since it announced itself."""
-    process.send_signal(signal.SIGTERM)
-    assert process.stderr is not None
-    with process.stderr as said:
-        talk = said.read()  # not communicate(), which misses what was read ahead with the announcement
-    return process.wait(30), talk
-
-
-def log_of_a_run(folder: Path, preexec_fn: Callable[[], None] | None = None) -> list[str]:
-    """All that a daemon says from its start to its stop, in lines."""
-    lines = []
-    with subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("payagent serves "):
-                process.terminate()
-    assert process.returncode == 0, lines
-    return lines
-
-
-def refused(folder: Path, *python: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
-    asked = [*command(folder, *python), *more]
-    result = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    return result.returncode, result.stderr
 
 
 def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> None:
@@ -629,15 +551,6 @@ def test_idle_connections_take_neither_the_socket_nor_the_disk_away(folder: Path
 
 def _with_few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, FEW_FILES))
-
-
-def health(family: int, address: object, path: str = "/healthz") -> bytes:
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(30)
-        client.connect(address)  # type: ignore[arg-type]
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        with client.makefile("rb") as answer:
-            return answer.read()
 
 
 def test_no_secret_is_in_what_the_daemon_prints_or_in_its_environment(folder: Path) -> None:

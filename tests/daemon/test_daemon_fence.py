@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from daemon.test_daemon_doors import devnet, folder, log_of_a_run, start, stop  # noqa: F401  fixtures
+from kit.daemon import log_of_a_run, start, stop
 
 from payagent import sandbox as fence
 from payagent.sandbox import SandboxPlan
@@ -155,7 +155,7 @@ serve(
 
 
 def taken_over(
-    folder: Path,  # noqa: F811
+    folder: Path,
     mischief: str,
     *arguments: Path | str,
     preexec_fn: Callable[[], None] | None = None,
@@ -181,7 +181,7 @@ def taken_over(
 
 @needs_landlock
 def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_nor_words_nor_signer(
-    folder: Path,  # noqa: F811
+    folder: Path,
 ) -> None:
     words = folder / "data/recovery-words.txt"
     words.touch(mode=0o600)
@@ -211,7 +211,7 @@ def terminal(kernel: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("old", [False, True], ids=["as it is", "old"])
 def test_a_daemon_that_was_taken_over_types_into_no_terminal_and_connects_to_no_other_program(
-    folder: Path,  # noqa: F811
+    folder: Path,
     old: bool,
 ) -> None:
     """A program that takes orders by a Unix socket, as tmux, would carry out what the daemon may not do itself."""
@@ -268,7 +268,7 @@ def without_capabilities() -> None:
         assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
 
 
-def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder: Path) -> None:  # noqa: F811
+def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder: Path) -> None:
     """Keys of merchants and providers are in its memory. What is no daemon he reads: no machine keeps him out."""
     daemon, _ = start(folder, without_capabilities)
     waits = [sys.executable, "-c", "input()"]
@@ -351,7 +351,7 @@ def without_landlock() -> None:
     ("kernel", "level"), [(without_landlock, "warning"), (None, "info")], ids=["old", "as it is"]
 )
 def test_a_kernel_that_cannot_hide_anything_is_warned_of_at_each_start_and_by_doctor(
-    folder: Path,  # noqa: F811
+    folder: Path,
     kernel: Callable[[], None] | None,
     level: str,
 ) -> None:

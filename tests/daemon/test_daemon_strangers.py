@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from daemon.test_daemon_doors import SOMEBODY, announced, devnet, furnish, health, stop  # noqa: F401  a fixture
-from daemon.test_daemon_signer import children
 from kit.canaries import plant
+from kit.daemon import SOMEBODY, announced, children, furnish, health, stop
 
 from payagent.devnet.server import DevnetThread
 
@@ -84,7 +83,7 @@ def stranger(*wanted: Try) -> list[list[object]]:
 
 
 @pytest.fixture
-def folder(devnet: DevnetThread) -> Iterator[Path]:  # noqa: F811
+def folder(devnet: DevnetThread) -> Iterator[Path]:
     """Where everybody can get in, so that nothing but the daemon's own doors is in the way."""
     with TemporaryDirectory(prefix="payagent-strangers-") as name:
         folder = Path(name)

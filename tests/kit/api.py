@@ -8,6 +8,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -20,6 +21,7 @@ from payagent.api.app import create_app
 from payagent.api.http.server import make_server
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.routes.params import BODY_S
+from payagent.core.problems import PROBLEMS
 from payagent.outbound.egress import Egress
 from payagent.proxy.app import Bounds, ProxyApp
 from payagent.store.rows import apps
@@ -126,3 +128,29 @@ async def served(
             server.should_exit = True
             await task
             app.close()
+
+
+JSON = {"content-type": "application/json"}
+PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
+
+
+def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
+    """The answer is this problem, whole and as the table has it."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    told: dict[str, Any] = answer.json()
+    row = PROBLEMS[code]
+    assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
+    assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
+    assert told["retryable"] is row.retryable
+    error = told["error"]
+    assert (error["code"], error["type"]) == (code, "payagent_error")
+    assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
+    assert told["type"] == f"urn:payagent:problem:{code}"
+    assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
+    assert ("www-authenticate" in answer.headers) == (row.status == 401)
+    return told
+
+
+def require_nothing_signed(api: Api) -> None:
+    assert api.run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)

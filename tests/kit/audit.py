@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 
 from kit.agent import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
+from kit.handover import pass_ttl, wait_for_void, with_handover
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.operator.apps import NewApp, add_app, renew_token, revoke

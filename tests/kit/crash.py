@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
-from agent.test_agent_x402 import ask as ask_x402
-from agent.test_agent_x402 import show
 
 from kit.agent import ADA, APP, Relay, Run, World
+from kit.x402 import ask as ask_x402
+from kit.x402 import show
 from payagent.agent.base.ports import SystemClock
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from kit.canaries import plant
+from kit.signer_bodies import CAPS, DAY_CAPS, REFUSED
 from kit.wallet import OWN, pay
 from nacl.bindings import crypto_sign_open
-from signer.test_signer_policy import CAPS, DAY_CAPS, REFUSED
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused

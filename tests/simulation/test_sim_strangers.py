@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from random import Random
 
 import pytest
-from simulation.test_sim_seeds import require_clean
+from kit.simulation import require_clean
 
 from payagent.core.money import LOVELACE_PER_ADA, MAX_UNITS
 from payagent.devnet import cbor, ledger
