@@ -7,7 +7,7 @@ import pytest
 from payagent.agent.base.change_notifier import Changes
 
 
-async def test_that_waiters_are_woken_in_the_order_in_which_they_came() -> None:
+async def test_waiters_wake_in_the_order_in_which_they_came() -> None:
     changes, woken = Changes(), []
 
     async def wait(number: int) -> None:
@@ -27,7 +27,7 @@ async def test_that_waiters_are_woken_in_the_order_in_which_they_came() -> None:
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_who_is_cancelled_as_it_is_woken_is_cancelled_all_the_same(turns: int) -> None:
+async def test_a_waiter_cancelled_while_it_wakes_stays_cancelled(turns: int) -> None:
     """Else a call whose client hung up at that moment goes on, and its answer counts as delivered to nobody."""
     changes, went_on = Changes(), []
 

@@ -63,7 +63,7 @@ class TestCommitPoints:
             await run.settle_down(2)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_what_may_not_leave_at_once_is_refused_before_anything_is_held(self, world: World) -> None:
+    async def test_a_payment_above_the_hard_cap_is_refused_before_anything_is_held(self, world: World) -> None:
         """The signer would refuse it too: then its money would be held for a signature that never comes."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(caps={"lovelace": 2 * ADA})) as run:
@@ -75,7 +75,7 @@ class TestCommitPoints:
             assert {row.state for row in payments.payments_in(run.context.conn, list(State))} == {State.REJECTED}
             assert run.context.utxos.totals["lovelace"] == 50 * ADA
 
-    async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
+    async def test_an_attempt_that_could_not_be_recorded_is_not_sent(self, world: World) -> None:
         world.fund(50 * ADA)
         switch = Switch("before leave")
         async with world.run(checkpoint=switch) as run:
@@ -214,7 +214,7 @@ class TestLimits:
                         await run.pay(message)
             await run.pay("in time")
 
-    async def test_a_hold_that_was_given_back_does_not_count(self, world: World) -> None:
+    async def test_a_released_hold_does_not_count(self, world: World) -> None:
         world.fund(50 * ADA)
         terms = with_terms(limits=limit_of(20))
         signer = BadSigner(world.account.signer)
@@ -237,7 +237,7 @@ class TestLimits:
             await run.agent.sending.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
-    async def test_a_give_back_that_could_not_be_written_down_gives_nothing_back(self, world: World) -> None:
+    async def test_a_release_that_could_not_be_recorded_releases_nothing(self, world: World) -> None:
         world.fund(50 * ADA)
         switch = Switch()
         async with world.run(signer=BadSigner(world.account.signer), checkpoint=switch) as run:
@@ -315,7 +315,7 @@ class TestTheCaller:
                 await run.agent.pay(replace(ask, app_id="app_other"))
             assert row.id not in f"{refused.value} {refused.value.context}"
 
-    async def test_an_invoice_that_an_app_was_refused_first_is_not_its_when_another_one_pays(
+    async def test_an_invoice_belongs_to_the_app_that_pays_it_not_to_one_refused_before(
         self, world: World
     ) -> None:
         """It came first for the app whose limit refused it: the payment is of who was let through all the same."""
@@ -371,7 +371,7 @@ class TestTheCaller:
             assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
-    async def test_what_has_no_end_is_over_after_an_hour(self, on_clock: World) -> None:
+    async def test_an_invoice_without_an_end_is_over_after_an_hour(self, on_clock: World) -> None:
         on_clock.fund(50 * ADA)
         async with on_clock.run() as run:
             await run.look()

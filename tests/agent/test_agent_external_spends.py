@@ -47,7 +47,7 @@ def remembered() -> int:
     return sum(type(one) is Movement for one in gc.get_objects())
 
 
-async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
+async def test_a_search_keeps_only_the_newest_transactions_in_memory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan, "REMEMBERED_MAX", 2)
@@ -62,7 +62,7 @@ async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
         assert remembered() == before + 2
 
 
-async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(world: World) -> None:
+async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreezes(world: World) -> None:
     async with world.run() as run:
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
@@ -128,7 +128,7 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
         await require_whole(run)
 
 
-async def test_a_further_spend_elsewhere_is_told_too_and_a_unfreeze_that_has_not_seen_it_clears_nothing(
+async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_nothing(
     world: World,
 ) -> None:
     async with world.run() as run:
@@ -166,7 +166,7 @@ async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_sp
         await require_whole(run)
 
 
-async def test_a_rollback_of_it_brings_the_utxos_back_and_thaws_nothing(world: World) -> None:
+async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: World) -> None:
     async with world.run() as run:
         await run.look()
         before = run.owned()
@@ -220,7 +220,7 @@ async def test_a_rollback_of_it_is_noticed_however_many_blocks_come_before_the_n
             assert run.owned() == before == world.on_chain()
 
 
-async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> None:
+async def test_a_settled_external_spend_is_no_longer_read(world: World) -> None:
     terms = with_terms(settle_depth=8)
     with Relay(world.devnet).serving() as relay:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
@@ -251,7 +251,7 @@ class Forgetful(Relay):
                 self.tell(path, 503, {})
 
 
-async def test_many_that_no_rollback_reaches_are_asked_for_a_few_at_a_time_and_each_until_it_was_seen(
+async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foreign, "RECHECKS_MAX", 4)
@@ -293,7 +293,7 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
         assert read == []
 
 
-async def test_a_utxo_that_nothing_is_found_to_have_spent_is_searched_for_less_and_less(world: World) -> None:
+async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(world: World) -> None:
     """A provider's list may lack one for days, and each search lists all transactions since that one came."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
@@ -344,7 +344,7 @@ def raw_of(world: World, tx_id: str) -> bytes:
     return found
 
 
-async def test_what_was_unfrozen_freezes_no_more_when_a_fork_moves_it(world: World) -> None:
+async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves_it(world: World) -> None:
     async with world.run() as run:
         await run.look()
         low = height(world)
@@ -379,7 +379,7 @@ async def test_what_was_unfrozen_freezes_no_more_when_a_fork_moves_it(world: Wor
         await require_whole(run)
 
 
-async def test_what_nobody_has_unfrozen_stays_frozen_when_a_fork_moves_it(world: World) -> None:
+async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(world: World) -> None:
     async with world.run() as run:
         await run.look()
         low = height(world)
@@ -517,7 +517,7 @@ async def test_the_other_utxos_of_what_was_overtaken_come_free_when_that_is_sett
         await require_whole(run)
 
 
-async def test_a_lost_utxo_beside_the_nonce_utxo_keeps_no_payment_for_ever(world: World) -> None:
+async def test_a_payment_that_lost_an_input_other_than_its_nonce_utxo_still_ends(world: World) -> None:
     """The attempt can land no more; what takes the anchor back spends what is left."""
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run() as run:
@@ -537,7 +537,7 @@ async def test_a_lost_utxo_beside_the_nonce_utxo_keeps_no_payment_for_ever(world
         await require_whole(run)
 
 
-async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operator_could_unfreeze(
+async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
     world: World,
 ) -> None:
     """It spends a coin that our attempt was seen to spend, in a block that is lost: that is to be seen first."""

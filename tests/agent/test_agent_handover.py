@@ -113,7 +113,7 @@ def without_handover(terms: AgentConfig) -> AgentConfig:
 
 
 class TestCancel:
-    async def test_what_nobody_broadcast_in_its_time_is_taken_back(self, world: World) -> None:
+    async def test_a_payment_that_nobody_submits_in_time_is_cancelled(self, world: World) -> None:
         world.fund(50 * ADA, 30 * ADA)
         async with world.run() as run:
             await run.look()
@@ -132,7 +132,9 @@ class TestCancel:
             assert_memory(run)
             assert spending.totals(run.context.conn, WALLET) == {"lovelace": fee}
 
-    async def test_void_is_not_said_before_the_cancel_is_deep_and_was_seen_three_times(self, world: World) -> None:
+    async def test_a_payment_is_void_only_after_its_cancel_is_deep_and_was_seen_three_times(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
@@ -253,7 +255,7 @@ class TestAnswers:
                 pauses.append(advice.again_after_s)
             assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
-    async def test_nothing_is_shown_of_what_is_cancelled(self, world: World) -> None:
+    async def test_a_cancelled_payment_shows_no_proof(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()

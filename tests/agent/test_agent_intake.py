@@ -45,7 +45,7 @@ def on_record(run: Run) -> int:
     return int(count)
 
 
-async def test_what_cannot_be_read_is_on_record_so_often_and_no_more(world: World) -> None:
+async def test_unreadable_402s_are_recorded_only_so_often_per_app(world: World) -> None:
     answer = world.call("hello")
     async with world.run() as run:
         await run.look()
@@ -61,7 +61,7 @@ async def test_what_cannot_be_read_is_on_record_so_often_and_no_more(world: Worl
         assert on_record(run) == before + 1, "another app is counted by itself"
 
 
-async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: World) -> None:
+async def test_refusals_by_a_limit_are_recorded_only_so_often(world: World) -> None:
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 50 * ADA))) as run:
         await run.look()
         asks = [world.ask(f"call {n}", key=str(n)) for n in range(8)]
@@ -74,7 +74,7 @@ async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: Wor
         assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
 
 
-async def test_what_is_paid_counts_as_nothing_and_what_leaves_no_record_neither(world: World) -> None:
+async def test_paid_and_unrecorded_requests_use_up_no_room_for_refusals(world: World) -> None:
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         unseen = [await code_of(run, world.ask(f"early {n}", key=f"early {n}")) for n in range(5)]
         assert unseen == ["chain_not_ready"] * 5
@@ -88,7 +88,7 @@ async def test_what_is_paid_counts_as_nothing_and_what_leaves_no_record_neither(
 
 
 @pytest.mark.parametrize("code", ["limit_exceeded", "paused"])
-async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(world: World, code: str) -> None:
+async def test_prices_of_refused_requests_are_recorded_only_so_often(world: World, code: str) -> None:
     """Each call has an address of its own, which the app chooses; what is paid has its price on record."""
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         await run.look()
@@ -102,7 +102,7 @@ async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(wo
         assert count == 3
 
 
-async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_moves_it_always(world: World) -> None:
+async def test_delivery_reports_are_recorded_only_so_often_unless_they_change_the_state(world: World) -> None:
     answers = make_response(500, {}, {}), make_response(200, {}, {})
     async with world.run() as run:
         await run.look()
@@ -129,7 +129,7 @@ async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_move
         assert not [one for one in verify(run.context.conn, owner) if isinstance(one, AuditFinding)]
 
 
-async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) -> None:
+async def test_a_flood_of_reports_does_not_hide_that_the_merchant_served(world: World) -> None:
     """A client that hangs up over the answer says nothing, and the merchant is not to blame."""
     async with world.run() as run:
         row = await run.pay_in_block("hello")
@@ -140,7 +140,7 @@ async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) 
         assert not payments.unserved(run.context.conn, 2**62, row.id)
 
 
-async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_a_lost_payment(
+async def test_repeated_answers_do_not_hide_the_next_invoice_of_a_lost_payment(
     world: World,
 ) -> None:
     async with world.run() as run:
@@ -155,7 +155,7 @@ async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_
         assert row.invoice_id != first.invoice_id, "it pays the new one"
 
 
-async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_more(world: World) -> None:
+async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: World) -> None:
     def count(run: Run) -> int:
         return int(run.context.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
 
@@ -178,7 +178,7 @@ async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_mor
             assert (count(run), run.events(row.id).count("invoiced_again")) == (5, 4)
 
 
-def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() -> None:
+def test_a_refused_app_regains_room_with_time_up_to_the_burst() -> None:
     kept = RefusalThrottle()
     for _ in range(AT_ONCE):
         assert kept.has_room(APP, 0.0)

@@ -252,7 +252,7 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
         assert run.owned() == world.on_chain()
 
 
-async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
+async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provider(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     """Not even when the transaction before it is being sent still to the one that drips."""
@@ -298,7 +298,7 @@ async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_wh
         assert honest.submissions() == 1
 
 
-async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_it_never_valid(
+async def test_an_attempt_that_one_provider_calls_invalid_is_still_sent_again_and_replaced(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     """A node drops what it took when it starts anew, or when a fork takes its block."""
@@ -319,7 +319,7 @@ async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_i
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
-async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
+async def test_a_provider_that_is_bad_from_the_start_blocks_no_payment(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
 ) -> None:
     world.fund(50 * ADA)
@@ -348,7 +348,7 @@ async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
         (answers_another_id, "another transaction's id"),
     ],
 )
-async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
+async def test_alerts_name_the_excluded_provider_the_reason_and_its_return(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], why: str
 ) -> None:
     world.fund(50 * ADA, 60 * ADA)
@@ -368,7 +368,7 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         assert run.context.providers["liar"] is None
 
 
-async def test_one_that_tells_nothing_of_utxos_for_long_keeps_no_deposit_out_of_the_books(
+async def test_a_provider_that_cannot_list_utxos_blocks_no_deposit(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     async with world.run(providers=providers(liar, honest, True)) as run:
@@ -381,7 +381,7 @@ async def test_one_that_tells_nothing_of_utxos_for_long_keeps_no_deposit_out_of_
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
+async def test_a_provider_that_returns_between_two_passes_is_reported(
     world: World, liar: Relay, honest: Relay, is_kept: bool
 ) -> None:
     """Else it stood as out for ever, and nobody was told when it was out again."""
@@ -397,7 +397,7 @@ async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
         assert raised(run) == set()
 
 
-async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_alerts(
+async def test_a_flapping_provider_does_not_fill_the_ledger_with_alerts(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     world.fund(50 * ADA)
@@ -427,9 +427,7 @@ async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Re
         assert len(world.transactions()) == 2
 
 
-async def test_a_clock_that_was_ahead_keeps_nobody_out_for_longer(
-    world: World, liar: Relay, honest: Relay
-) -> None:
+async def test_a_clock_that_was_ahead_prolongs_no_exclusion(world: World, liar: Relay, honest: Relay) -> None:
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.look()
@@ -719,7 +717,7 @@ def is_low(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("lie", [is_low_and_denies, is_low])
-async def test_one_whose_tips_are_low_stalls_nothing_without_a_person_being_told(
+async def test_a_provider_with_low_tips_stalls_nothing_without_an_alert(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
 ) -> None:
     world.fund(50 * ADA)
@@ -740,7 +738,7 @@ async def test_one_whose_tips_are_low_stalls_nothing_without_a_person_being_told
         assert raised(run) == set()
 
 
-async def test_an_index_that_lags_convicts_nobody_and_ends_nothing(
+async def test_a_lagging_index_excludes_no_provider_and_ends_no_payment(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     """The honest one lists our change, and its index of transactions is behind: that alone is no lie."""
@@ -756,7 +754,9 @@ async def test_an_index_that_lags_convicts_nobody_and_ends_nothing(
         assert run.state(row.id) is State.CONFIRMED
 
 
-async def test_one_that_lies_for_ever_keeps_nothing_from_ending(world: World, liar: Relay, honest: Relay) -> None:
+async def test_a_provider_that_lies_for_ever_keeps_no_payment_from_ending(
+    world: World, liar: Relay, honest: Relay
+) -> None:
     """A block that it stands by, each time at another height; convicted again, it is not waited for."""
     world.fund(50 * ADA)
     async with world.run(
@@ -773,7 +773,7 @@ async def test_one_that_lies_for_ever_keeps_nothing_from_ending(world: World, li
         assert run.state(row.id) is State.SETTLED
 
 
-async def test_while_one_is_sent_out_nothing_ends_for_good(world: World, liar: Relay, honest: Relay) -> None:
+async def test_no_payment_settles_while_a_provider_is_excluded(world: World, liar: Relay, honest: Relay) -> None:
     """It may have been the wrong one that was sent out."""
     world.fund(50 * ADA)
     async with world.run(

@@ -125,7 +125,7 @@ class TestAddresses:
             world.settings(pay_to=franken.text)
             assert await question(run, "second") == ["address_not_pinned"]
 
-    async def test_one_share_less_asks_nobody(self, world: World) -> None:
+    async def test_a_dropped_revenue_share_needs_no_approval(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             await run.pay("first")
@@ -212,7 +212,7 @@ class TestAddresses:
             row, _ = await run.agent.pay(_offering(world, path, ["thief"], "alone"))
             assert row.state is State.AWAITING_APPROVAL
 
-    async def test_what_a_person_allows_is_known_from_then_on(self, world: World) -> None:
+    async def test_an_approved_address_is_pinned(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             await run.pay("first")
@@ -222,7 +222,7 @@ class TestAddresses:
             (told,) = [one for _, one in events_of(run, "address_pinned") if one["address"] == pay_to("new")]
             assert (told["why"], told["by"], told["via"]) == ("allowed", "app_somebody", "token")
 
-    async def test_what_a_person_denies_is_not(self, world: World) -> None:
+    async def test_a_denied_address_is_not_pinned(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             await run.pay("first")
@@ -251,7 +251,7 @@ class TestAddresses:
             await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert trust.pins(run.context.conn, world.origin) == frozenset()
 
-    async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
+    async def test_an_approval_covers_no_reason_that_arose_later(self, world: World) -> None:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
         terms = guarded(world, PINNED)
         above = {"lovelace": 5 * ADA}
@@ -268,7 +268,7 @@ class TestAddresses:
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
             assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
-    async def test_a_reason_that_is_new_is_asked_about_once_the_question_is_over(self, world: World) -> None:
+    async def test_a_new_reason_needs_an_approval_of_its_own(self, world: World) -> None:
         """What was refused for it says so: to say yes again and again does not help."""
         rules = MerchantRules(drift_percent=25)
         above = {"lovelace": 5 * ADA}
@@ -349,7 +349,7 @@ class TestPrices:
             world.settings(price="5324000")
             assert await question(run, "one step more") == ["price_drifted"]
 
-    async def test_a_person_moves_what_prices_are_measured_by_and_only_up(self, world: World) -> None:
+    async def test_an_approval_raises_the_agreed_price_and_never_lowers_it(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
         terms = guarded(world, self.DRIFT)
         above = {"lovelace": 11 * ADA}
@@ -384,7 +384,7 @@ class TestPrices:
             assert "10 ADA for 4 calls" in asked.reasons[0].detail
             assert (await run.agent.pay(fair))[0].state is not State.AWAITING_APPROVAL
 
-    async def test_what_a_merchant_calls_more_calls_does_not_make_a_dear_invoice_cheap(self, world: World) -> None:
+    async def test_more_requests_in_a_batch_do_not_hide_a_price_rise(self, world: World) -> None:
         """How many calls it buys is the merchant's word: a path costs no more at once than was agreed to."""
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
@@ -397,7 +397,7 @@ class TestPrices:
             world.settings(price=str(2 * ADA), batch=1)
             assert (await run.pay("one more call")).state is State.IN_FLIGHT
 
-    async def test_a_yes_to_an_amount_is_no_yes_to_a_higher_price(self, world: World) -> None:
+    async def test_an_approval_of_an_amount_does_not_accept_a_price_rise(self, world: World) -> None:
         """Each step is above the threshold and let through by the price guard: nobody was told of a drift."""
         terms = guarded(world, self.DRIFT)
         async with world.run(terms=lambda now: replace(terms(now), approval_above={"lovelace": ADA})) as run:
@@ -503,7 +503,7 @@ class TestUnservedStreak:
                 assert trust.unserved_streak(run.context.conn, world.origin).count == 0
                 assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
-    async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
+    async def test_a_served_payment_resets_the_unserved_streak(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await leave_unserved(world, run, "first")
             served = await run.pay_in_block("second")
@@ -587,7 +587,9 @@ class TestNobodyAsksAgain:
             assert (await refusal(run, "four")).code == "merchant_stopped"
             assert is_sound(run)
 
-    async def test_an_end_a_day_off_gains_nothing(self, world: World) -> None:
+    async def test_an_invoice_that_ends_in_a_day_still_counts_as_unserved_after_an_hour(
+        self, world: World
+    ) -> None:
         world.settings(timeout=86_400)
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
@@ -595,7 +597,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run)
             assert trust.unserved_streak(run.context.conn, world.origin).count == 1
 
-    async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
+    async def test_a_slow_merchant_has_an_hour_to_serve(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
@@ -608,7 +610,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run)
             assert trust.unserved_streak(run.context.conn, world.origin).count == 0
 
-    async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
+    async def test_a_payment_served_late_resets_the_unserved_streak(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
@@ -617,7 +619,7 @@ class TestNobodyAsksAgain:
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert trust.unserved_streak(run.context.conn, world.origin).count == 0
 
-    async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
+    async def test_time_without_the_daemon_blames_no_merchant(self, world: World) -> None:
         """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
@@ -631,7 +633,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run)
             assert run.context.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
 
-    async def test_clients_that_tell_nothing_or_hang_up_accuse_nobody(self, world: World) -> None:
+    async def test_clients_that_report_nothing_or_hang_up_blame_no_merchant(self, world: World) -> None:
         """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             silent = await run.pay_in_block("never told")
@@ -698,7 +700,7 @@ class TestCrowds:
 
 class TestTheNextInvoice:
     @pytest.mark.parametrize("changed", [{"pay_to": pay_to("thief")}, {}])
-    async def test_a_lost_payment_goes_by_no_invoice_that_pays_somebody_else(
+    async def test_a_lost_payment_does_not_move_to_an_invoice_of_another_payee(
         self, world: World, changed: dict[str, object]
     ) -> None:
         world.settings(timeout=600, splits=[])

@@ -42,7 +42,7 @@ def steps_after_one_commit(payer: Payer, rows: OpenPayments) -> int:
     return steps[0]
 
 
-def test_a_commit_makes_a_look_read_no_more_when_more_are_open(payer: Payer) -> None:
+def test_the_reads_of_a_pass_do_not_grow_with_the_open_payments(payer: Payer) -> None:
     rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
     open_some(payer, range(10))
     steps_after_one_commit(payer, rows)
@@ -52,7 +52,7 @@ def test_a_commit_makes_a_look_read_no_more_when_more_are_open(payer: Payer) -> 
     assert len(rows.open((State.SIGNED,))) == 100
 
 
-def test_what_is_kept_is_what_the_ledger_has(payer: Payer) -> None:
+def test_open_payments_in_memory_equal_the_ledger(payer: Payer) -> None:
     rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
 
     def as_in_the_ledger() -> bool:

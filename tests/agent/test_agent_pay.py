@@ -184,7 +184,7 @@ async def test_limits_hold_whatever_races(world: World) -> None:
     ("fund", "code"),
     [((), "not_enough_funds"), ((5 * ADA,), "not_enough_funds"), ((13 * ADA,), "not_enough_funds")],
 )
-async def test_too_little_money_is_said_and_nothing_is_held(
+async def test_too_little_money_is_refused_and_nothing_is_held(
     world: World, fund: tuple[int, ...], code: str
 ) -> None:
     if fund:
@@ -285,7 +285,7 @@ async def test_an_unknown_origin_is_refused(world: World) -> None:
             await run.agent.pay(world.ask())
 
 
-async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
+async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
     world.settings(timeout=130)
     world.fund(50 * ADA)
     async with world.run() as run:

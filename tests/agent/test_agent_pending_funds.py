@@ -52,7 +52,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         assert len(world.transactions()) == 3
 
 
-async def test_change_that_would_not_suffice_is_not_worth_waiting_for(world: World) -> None:
+async def test_a_payment_does_not_wait_for_too_little_change(world: World) -> None:
     world.fund(20 * ADA)
     async with world.run() as run:
         await run.look()
@@ -61,7 +61,7 @@ async def test_change_that_would_not_suffice_is_not_worth_waiting_for(world: Wor
             await run.pay("second")
 
 
-async def test_change_of_an_attempt_that_can_land_no_more_is_not_on_its_way(world: World) -> None:
+async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(timeout=200)
     async with world.run() as run:

@@ -118,7 +118,7 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     assert len(run.world.transactions()) == 1
 
 
-async def test_a_batch_that_was_served_by_a_wrong_clock_keeps_nobody_from_the_next(tmp_path: Path) -> None:
+async def test_a_batch_served_by_a_wrong_clock_does_not_block_the_next(tmp_path: Path) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         world.settings(batch=4)
@@ -365,7 +365,7 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             assert (before.remaining, told.remaining) == (0, 3)
 
 
-async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
+async def test_uses_of_a_batch_that_was_never_paid_count_for_no_app(run: Run) -> None:
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
@@ -414,7 +414,7 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
     require_whole(run)
 
 
-async def test_what_is_used_on_account_of_the_next_batch_counts_when_the_one_before_comes_to_nothing(
+async def test_uses_of_a_pending_batch_count_though_the_batch_before_failed(
     run: Run,
 ) -> None:
     run.world.fault("submit", "drop")
@@ -465,7 +465,7 @@ async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_an
     assert (await run.pay("next")).state is State.IN_FLIGHT
 
 
-async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
+async def test_uses_of_an_unconfirmed_batch_count_for_the_app_that_uses_it(run: Run) -> None:
     row = await run.pay("first")
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
@@ -503,7 +503,7 @@ async def use_up(run: Run, theirs: ServedRequest, most: int) -> int:
 
 
 @pytest.mark.parametrize("is_denied_first", [True, False])
-async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_denied_first: bool) -> None:
+async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_denied_first: bool) -> None:
     """Its app's own limit holds the question and the uses both; a denial gives back the question alone."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=8, price=str(4 * ADA), splits=[], timeout=7200)
@@ -522,7 +522,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
         require_whole(run)
 
 
-async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(world: World) -> None:
+async def test_uses_count_when_the_purchase_that_covered_them_is_rejected(world: World) -> None:
     """The app's own purchase covers what it uses meanwhile. Rejected unsigned, it covers nothing any more."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=4, timeout=7200)
@@ -541,7 +541,7 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         require_whole(run)
 
 
-async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) -> None:
+async def test_a_use_without_an_answer_stays_counted_after_a_restart(world: World) -> None:
     world.fund(100 * ADA)
     world.settings(batch=4)
     async with world.run() as run:
@@ -559,7 +559,7 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
         require_whole(run)
 
 
-async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(run: Run) -> None:
+async def test_an_apps_limit_holds_for_a_balance_that_only_the_merchant_reports(run: Run) -> None:
     """By our count all is used: it costs what calls have cost on average."""
     await run.pay_in_block("first")
     for _ in range(4):

@@ -323,7 +323,7 @@ class TestTakenBack:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_a_utxo_to_the_unit_is_taken_back_with_the_help_of_another(self, world: World) -> None:
+    async def test_a_cancel_adds_a_utxo_when_the_exact_one_cannot_pay_its_fee(self, world: World) -> None:
         """Alone it could not pay for its way back: an output of ours would take more than it holds."""
         world.settings(price="969750", splits=[])
         world.fund(50 * ADA)
@@ -449,7 +449,7 @@ class TestTheNextInvoice:
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
 
-    async def test_it_may_first_have_come_for_another_intent_that_did_not_pay_it(self, world: World) -> None:
+    async def test_a_payment_takes_an_invoice_that_another_intent_did_not_pay(self, world: World) -> None:
         """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
         world.fund(50 * ADA)
         async with world.run() as run:
@@ -475,7 +475,7 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
 
-    async def test_an_invoice_that_came_when_proofs_were_handed_over_is_not_the_next_of_one_that_was_sent(
+    async def test_a_submitted_payment_does_not_move_to_an_invoice_for_a_handed_over_proof(
         self, world: World
     ) -> None:
         world.fund(50 * ADA)
@@ -604,7 +604,7 @@ class TestTheNextInvoice:
 
 
 class TestNeverValid:
-    async def test_it_is_told_and_not_sent_faster_for_it(self, world: World) -> None:
+    async def test_an_attempt_that_is_never_valid_raises_an_alert_and_keeps_its_pace(self, world: World) -> None:
         world.fund(50 * ADA)
         never = {"status_code": 400, "error": "Bad Request", "message": "ShelleyTxValidationError FeeTooSmallUTxO"}
         with Relay(world.devnet).serving() as relay:

@@ -165,7 +165,7 @@ async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be
         await require_whole(run)
 
 
-async def test_nothing_is_signed_for_it_and_a_cancel_that_was_puts_the_end_off(world: World) -> None:
+async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays_the_end(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -196,7 +196,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         assert len(queries.attempts(run.context.conn, row.id)) == 1
 
 
-async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
+async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -216,7 +216,7 @@ async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
         await require_whole(run)
 
 
-async def test_what_only_spends_it_beside_its_nonce_utxo_goes_on_without_it(world: World) -> None:
+async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(world: World) -> None:
     """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
     async with living(world) as run:
         world.fund(8 * ADA)
@@ -242,7 +242,7 @@ async def test_what_only_spends_it_beside_its_nonce_utxo_goes_on_without_it(worl
         await require_whole(run)
 
 
-async def test_silence_is_no_denial_however_long(world: World) -> None:
+async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with living(world, providers={"relay": relay.url}) as run:
             before = height(world)

@@ -63,9 +63,7 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     assert len(set(transactions)) == len(transactions) == len(rows) + len(own_orders(run))
 
 
-async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -141,7 +139,7 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_an_intent_that_is_known_does_not_stand_in_line(self, world: World) -> None:
+    async def test_a_known_intent_does_not_wait_in_the_queue(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -258,7 +256,7 @@ class TestWhatIsRefusedAsBefore:
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
             assert own_orders(run) == []
 
-    async def test_what_would_wait_for_a_person_has_none_split_when_utxos_are_taken(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_that_would_need_approval(self, world: World) -> None:
         world.fund(10_000 * ADA)
         terms = with_terms(
             unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA}

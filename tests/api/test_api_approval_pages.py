@@ -41,7 +41,7 @@ def heading(page: str) -> str:
     return unescape(page.partition("<h1>")[2].partition("</h1>")[0])
 
 
-async def test_who_has_no_link_uses_up_no_calls_of_those_who_have(world: World) -> None:
+async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: World) -> None:
     world.fund(100 * ADA)
     bounds = Bounds(rates=Rates(calls_per_s=1))
     async with world.run(terms=ASKING) as run, served(run, bounds, links=LINKS) as api:
@@ -109,7 +109,7 @@ async def test_a_reload_of_what_was_decided_shows_it_and_decides_nothing(
         assert told["money"] in [STATES_IN_WORDS[state] for state in states]
 
 
-async def test_who_decides_second_is_told_what_was_decided_and_by_whom(world: World) -> None:
+async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         await run.look()

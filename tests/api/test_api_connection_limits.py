@@ -196,7 +196,7 @@ async def test_a_call_that_takes_long_is_not_hurt_and_the_next_one_comes_on_the_
         assert b" 200 " in await call(patient)
 
 
-async def test_who_fills_the_port_does_not_keep_the_owner_out(tmp_path: Path) -> None:
+async def test_a_full_port_does_not_block_the_owners_socket(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         doors.go_on.clear()
         busy = [await doors.tcp() for _ in range(BOUNDS.tcp)]
@@ -345,7 +345,7 @@ async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
             assert len(await reader.readexactly(MANY // 16)) == MANY // 16
 
 
-async def test_who_begins_to_speak_tls_and_does_not_go_on_is_counted_and_cut_off(tmp_path: Path) -> None:
+async def test_an_unfinished_tls_handshake_is_counted_and_closed(tmp_path: Path) -> None:
     """A few that are silent keep nobody out for longer than a handshake may take, and more are not taken in."""
     public, private = certificate(tmp_path)
 

@@ -292,7 +292,7 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
         assert answer.status_code == 200, host
 
 
-async def test_who_takes_it_for_a_forward_proxy_is_told_how_it_is_called(api: Api) -> None:
+async def test_a_forward_proxy_request_is_told_which_url_to_use(api: Api) -> None:
     async with httpx.AsyncClient(proxy=api.url) as http:
         for origin in ("http://merchant.example", api.world.origin):
             told = require_problem(await http.get(f"{origin}/chat"), "bad_request")
@@ -354,7 +354,7 @@ async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> Non
     assert (told["payment"], answer.headers["retry-after"]) == (first["id"], "2")
 
 
-async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
+async def test_late_passes_make_the_daemon_not_ready(api: Api) -> None:
     checks = (await api.http.get("/readyz")).json()["checks"]
     assert checks == dict.fromkeys(("chain", "ledger", "sweeps", "signer", "pause"), "ok")
     api.stale.append("the last look is 31 s ago")

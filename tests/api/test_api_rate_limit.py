@@ -62,7 +62,7 @@ async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: 
             assert (await api.as_("other").get(path)).status_code != 429
 
 
-async def test_what_is_told_without_a_token_is_cheap(world: World) -> None:
+async def test_answers_without_a_token_cost_little_work(world: World) -> None:
     """Nobody is counted for it: ten times the work of any other refusal or answer would keep others waiting."""
     async with world.run() as run, served(run) as api, httpx.AsyncClient(base_url=api.url, verify=NO_TLS) as http:
 
@@ -87,7 +87,7 @@ async def test_a_body_counts_by_its_length_and_the_others_are_served(world: Worl
         require_problem(await api.as_("other").post(PAY, content=heavy, headers=JSON), "bad_request")
 
 
-def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_for_after() -> None:
+def test_a_body_larger_than_the_burst_is_admitted_and_paid_off_afterwards() -> None:
     now_s = 0.0
     turnstile = RateLimiter(Rates(calls_per_s=1), lambda: now_s)
     with turnstile.admit("app_1"):
@@ -103,7 +103,7 @@ def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_f
 
 @pytest.mark.parametrize("rate", [1, 2, 10])
 @pytest.mark.parametrize("weight", [1, 7, 64])
-def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: int) -> None:
+def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -> None:
     now_s = 0.0
     turnstile = RateLimiter(Rates(calls_per_s=rate), lambda: now_s)
     for _ in range(rate * BURST_S - 1):

@@ -174,7 +174,7 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert "402" in refused["invoice"]["response"]
 
 
-def test_whatever_is_changed_is_found_but_for_what_others_must_tell(all_receipts: list[Receipt]) -> None:
+def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
     for receipt in all_receipts:
         assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
@@ -316,7 +316,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     return dict(event)
 
 
-def test_a_block_that_is_said_to_be_anothers_matter_bears_nothing_out(all_receipts: list[Receipt]) -> None:
+def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
     forged["sightings"] = []

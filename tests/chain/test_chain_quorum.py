@@ -20,7 +20,7 @@ TX, BLOCK = "ab" * 32, "cd" * 32
 SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
 
 
-def test_lies_of_one_moment_are_one_sentence_in_whatever_order_they_are_found_out() -> None:
+def test_lies_told_at_one_time_count_as_one_exclusion() -> None:
     once = Exclusion().after(LATER_MS)
     again_ms = LATER_MS + SENTENCE_MS + 1000
     for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
@@ -33,7 +33,7 @@ def test_lies_of_one_moment_are_one_sentence_in_whatever_order_they_are_found_ou
         assert not sentence.holds(again_ms + 900 + SENTENCE_MS)
 
 
-def test_one_that_lies_again_soon_after_its_sentence_has_relapsed_and_long_after_it_has_not() -> None:
+def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> None:
     once = Exclusion().after(LATER_MS)
     assert not once.is_relapse
     over_ms = LATER_MS + SENTENCE_MS
@@ -43,7 +43,7 @@ def test_one_that_lies_again_soon_after_its_sentence_has_relapsed_and_long_after
     assert once.after(over_ms).after(over_ms + SENTENCE_MS).is_relapse
 
 
-def test_a_clock_that_is_put_back_a_day_begins_a_sentence_of_its_own() -> None:
+def test_a_clock_put_back_a_day_starts_a_new_exclusion() -> None:
     day_ms = 86_400_000
     sentence = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
     assert sentence == Exclusion().after(LATER_MS)
@@ -112,7 +112,7 @@ def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
 
 
 @pytest.mark.parametrize("lie", [NotFound(), Found(TxSeen(TX, "ee" * 32, 10, 100))])
-def test_one_that_lies_fast_does_not_keep_two_that_are_slow_from_being_heard(lie: Read[TxSeen]) -> None:
+def test_a_fast_liar_does_not_outrun_two_slow_providers(lie: Read[TxSeen]) -> None:
     assert asked((0, lie), (8, SEEN), (9, SEEN)) == (SEEN, 9)
 
 

@@ -90,7 +90,7 @@ def test_what_tells_nothing(name: str) -> None:
     assert read.reason
 
 
-def test_the_order_of_the_witnesses_decides_nothing() -> None:
+def test_the_order_of_the_providers_decides_nothing() -> None:
     for table in (FOUND, DENIED, {name: testimonies for name, (testimonies, _) in OPEN.items()}):
         for testimonies in table.values():
             there, back = weigh_tx(testimonies), weigh_tx(testimonies[::-1])

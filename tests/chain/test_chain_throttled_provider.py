@@ -79,7 +79,7 @@ class TestDoor:
             (Why.RATE, 10**12, quota.ASKED_PAUSE_MAX_MS),
         ],
     )
-    def test_who_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
+    def test_a_provider_that_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
         door = quota.refused(CircuitBreaker(), why, asked_s, "http 429", 1000)
         assert door.is_open(999)  # the clock was ahead when it closed
         assert door.closed_until_ms == 1000 + pause_ms
@@ -210,7 +210,7 @@ class TestGuarded:
         assert provider.calls == 20
 
     @pytest.mark.parametrize("why", [Why.RATE, Why.QUOTA])
-    async def test_a_read_that_is_refused_closes_the_door_at_once(self, why: Why) -> None:
+    async def test_a_refused_read_opens_the_circuit_breaker_at_once(self, why: Why) -> None:
         provider = Provider(Unknown("http 429", why, 30))
         guard, clock = guarded(provider)
         await guard.tip()

@@ -440,7 +440,7 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
         ("http://127.0.0.1/x", "-o", "/nowhere/at/all"),
     ],
 )
-def test_a_slip_on_the_command_line_is_told(street: Street, arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_is_reported(street: Street, arguments: tuple[str, ...]) -> None:
     assert fetch(street.shop, *arguments).code == 2
 
 

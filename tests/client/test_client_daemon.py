@@ -340,7 +340,7 @@ async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_asks_the_daemon_too_often_still_gets_what_it_paid_for(world: World, way: str) -> None:
+async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, way: str) -> None:
     """The merchant puts the first retry off, and meanwhile other calls of the app use up what it may ask."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = Paywall()

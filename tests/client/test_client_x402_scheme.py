@@ -276,7 +276,7 @@ async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("way", ["httpx", "requests"])
-async def test_nor_is_one_whose_receipt_says_that_it_is_settled(world: World, way: str) -> None:
+async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World, way: str) -> None:
     """The SDK's server settles and says so for each answer below 400; the client's hooks are not told which."""
 
     def call() -> None:
@@ -340,7 +340,7 @@ async def test_another_name_counts_as_the_operator_wrote_it(world: World, names:
         assert (shop.proofs, at.payments) == ([], [])
 
 
-async def test_who_names_another_servers_url_is_not_paid(world: World) -> None:
+async def test_a_402_that_names_another_servers_url_is_not_paid(world: World) -> None:
     async with market(world) as at:
         good = at.merchant.url
         liar = Bent(lambda path: required(at, f"{good}/premium"), lambda path: (200, ""))

@@ -41,11 +41,11 @@ def test_a_claim_is_what_the_outputs_come_to() -> None:
     assert claim_of(outputs, 4) == InvoiceClaim((SHOP, PARTNER), TOKEN, 7, 4)
 
 
-def test_every_guard_has_its_problem() -> None:
+def test_every_merchant_rule_has_its_problem() -> None:
     assert {guard.code for guard in GUARDS} <= PROBLEMS.keys()
 
 
-def test_a_merchant_without_rules_is_not_guarded() -> None:
+def test_a_merchant_without_rules_is_not_checked() -> None:
     known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),), is_stopped=True, in_flight=10**6)
     assert codes(asks(THIEF, units=10**9), MerchantRules(), known) == []
 
@@ -72,7 +72,7 @@ class TestPins:
         known = MerchantFacts(frozenset({SHOP, PARTNER}))
         assert codes(asks(Pin("pay_to", PARTNER.address)), PINNED, known) == ["address_not_pinned"]
 
-    def test_one_who_is_not_paid_any_more_asks_nobody(self) -> None:
+    def test_a_stopped_merchant_needs_no_approval(self) -> None:
         assert codes(asks(SHOP), PINNED, MerchantFacts(frozenset({SHOP, PARTNER}))) == []
 
     def test_addresses_of_the_config_leave_nothing_to_be_learnt(self) -> None:
@@ -202,7 +202,7 @@ class TestCrowd:
         assert codes(asks(), MerchantRules(), MerchantFacts(in_flight=in_flight)) == []
 
     @pytest.mark.parametrize("moment", [Moment.NEXT_INVOICE, Moment.SAME_TERMS])
-    def test_one_that_is_on_its_way_is_not_in_its_own_way(self, moment: Moment) -> None:
+    def test_a_payment_in_flight_does_not_count_against_itself(self, moment: Moment) -> None:
         assert codes(asks(), MerchantRules(in_flight_max=1), MerchantFacts(in_flight=1), moment) == []
 
 

@@ -62,7 +62,7 @@ def test_any_other_refusal_of_an_order_stays_what_it_is() -> None:
         pass
 
 
-def test_who_knows_better_of_the_money_tells_it_without_changing_what_others_are_told() -> None:
+def test_a_refusal_can_override_the_money_text_of_its_row_for_itself_alone() -> None:
     refused = Refused("paused", "an operator stopped it", payment="pay_1")
     told = refused.with_money("It is all there.")
     assert (told.code, told.detail, told.context) == (refused.code, refused.detail, refused.context)

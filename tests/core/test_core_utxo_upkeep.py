@@ -161,7 +161,7 @@ class TestASplitForLater:
 
 
 class TestGathering:
-    def test_dust_become_one_utxo_in_quiet_times(self) -> None:
+    def test_dust_becomes_one_utxo_in_quiet_times(self) -> None:
         found = dust(GATHERED_LEAST)
         assert decide(QUIET, [], found, BUDGET) == Gather(tuple(one.ref for one in found))
         assert decide(Demand(), [], found, BUDGET) is None

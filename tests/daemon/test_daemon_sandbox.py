@@ -297,7 +297,7 @@ def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -
     return fence.plan(always, tmp_path / passphrase, [tmp_path / name for name in read_anew], kernel)
 
 
-def test_what_is_there_is_hidden_by_its_real_name(tmp_path: Path) -> None:
+def test_the_sandbox_hides_the_file_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     plan = plan_of(tmp_path, "link/passphrase", "config/config.toml")
     assert plan == SandboxPlan((tmp_path / "data/keystore.json", tmp_path / "secret/passphrase"), ())
@@ -307,7 +307,7 @@ def test_what_is_there_is_hidden_by_its_real_name(tmp_path: Path) -> None:
     ("passphrase", "read_anew"),
     [("config/passphrase", "config/config.toml"), ("/etc/hostname", "config/config.toml")],
 )
-def test_a_passphrase_among_files_that_must_be_read_anew_is_not_and_why(
+def test_a_passphrase_beside_files_to_reload_is_not_hidden_and_the_reason_is_given(
     tmp_path: Path, passphrase: str, read_anew: str
 ) -> None:
     plan = plan_of(tmp_path, passphrase, read_anew)

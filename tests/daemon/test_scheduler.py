@@ -95,7 +95,7 @@ class Quiet:
         return
 
 
-async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
+async def test_a_failed_pass_does_not_stop_the_scheduler() -> None:
     watch = Watch(fail_first=3)
     watch.go_on.set()
     sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ class WallClock:
 
 
 @pytest.mark.parametrize("off", [timedelta(days=-1), timedelta(days=365 * 56)])
-async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
+async def test_the_scheduler_runs_on_after_a_clock_jump(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
     clock, watch = WallClock(), Watch()
     for module in ("payagent.scheduler", "apscheduler.schedulers.base"):
         monkeypatch.setattr(f"{module}.datetime", clock)
@@ -131,7 +131,7 @@ async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.Mon
     await sweeps.stop()
 
 
-async def test_what_nobody_decided_on_in_time_is_looked_for() -> None:
+async def test_expired_approvals_are_looked_for() -> None:
     agent, watch = Agent(), Watch()
     watch.go_on.set()
     sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ async def test_what_nobody_decided_on_in_time_is_looked_for() -> None:
     await sweeps.stop()
 
 
-async def test_looks_do_not_run_beside_each_other() -> None:
+async def test_passes_do_not_overlap() -> None:
     watch = Watch()
     sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
@@ -154,7 +154,7 @@ async def test_looks_do_not_run_beside_each_other() -> None:
     await sweeps.stop()
 
 
-async def test_what_is_idle_is_looked_at_seldom_and_what_is_admitted_with_the_next_beat() -> None:
+async def test_an_idle_wallet_has_rare_passes_and_an_admission_brings_the_next() -> None:
     watch = Watch(is_idle=True)
     watch.go_on.set()
     beats = replace(FAST, idle_s=3600, merchants_s=0.01)
@@ -170,7 +170,7 @@ async def test_what_is_idle_is_looked_at_seldom_and_what_is_admitted_with_the_ne
     await sweeps.stop()
 
 
-async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
+async def test_a_stop_lets_the_running_pass_end_and_starts_no_other() -> None:
     agent, watch = Agent(), Watch()
     sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
@@ -185,7 +185,7 @@ async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
     assert agent.drained_s < DRAIN_S, "the look has taken a part of the time that a stop has"
 
 
-async def test_readiness_says_what_the_last_look_said() -> None:
+async def test_readiness_is_that_of_the_last_pass() -> None:
     agent, watch = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     watch.go_on.set()
     sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ async def looks(watch: Watch, count: int) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_each_beat(
+async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     written: io.StringIO,
 ) -> None:
     agent, watch = Agent(), Watch(whole=False, trouble="first: timeout after 5.1 s")
@@ -247,7 +247,7 @@ async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_
     assert str(told[-1][1]).startswith("the newest block that is known is 1")
 
 
-async def test_a_look_that_fails_in_the_same_way_again_is_logged_once(written: io.StringIO) -> None:
+async def test_a_pass_that_fails_in_the_same_way_is_logged_once(written: io.StringIO) -> None:
     watch = Watch(fail_first=1_000_000)
     watch.go_on.set()
     sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ async def test_a_public_name_that_leads_into_this_machine_is_not_followed(way: W
 
 
 @both
-async def test_a_name_that_is_meant_to_is_followed(way: Way) -> None:
+async def test_a_private_name_that_the_config_allows_is_followed(way: Way) -> None:
     async with open_house() as house:
         egress = Egress(frozenset({"shop.example"}), Resolver([["127.0.0.1"]]))
         assert await way(egress, f"http://shop.example:{house.port}") == b"ok"
@@ -176,7 +176,7 @@ async def test_a_name_of_which_no_server_tells_keeps_no_other_merchant_waiting(
         told.set()
 
 
-async def test_what_comes_of_a_name_when_all_who_asked_have_given_up_is_no_error_of_ours(
+async def test_a_lookup_that_ends_after_its_callers_gave_up_is_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = threading.Event()

@@ -307,7 +307,7 @@ class TestCall:
         async with open_shop(answer(402, b"x" * (ANSWER_MAX_BYTES + 1))) as shop:
             assert (await call(f"{shop.origin}/payments/balance")).body is None
 
-    async def test_silence_and_a_closed_door_have_codes(self) -> None:
+    async def test_a_timeout_and_a_refused_connection_have_codes(self) -> None:
         async with open_shop(None) as shop:
             with pytest.raises(Refused, match="merchant_timeout"):
                 await call(f"{shop.origin}/payments/balance")

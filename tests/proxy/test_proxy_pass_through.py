@@ -823,7 +823,7 @@ async def test_a_merchant_that_is_not_configured(at: Place) -> None:
     assert b'"merchant_not_allowed"' in (got.body or b"")
 
 
-async def test_what_is_not_proxied_has_one_date(at: Place) -> None:
+async def test_an_answer_of_the_api_has_one_date_header(at: Place) -> None:
     for path in ("/healthz", "/proxy", "/nowhere"):
         async with at.wire() as wire:
             await wire.say(at.call().replace(b"/proxy/t/chat", path.encode()))

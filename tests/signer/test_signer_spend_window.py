@@ -57,7 +57,7 @@ def test_assets_are_counted_apart() -> None:
     sign(sums, of(B), **{TOKEN: 1})
 
 
-def test_of_what_excludes_each_other_only_what_is_more_counts() -> None:
+def test_of_attempts_that_exclude_each_other_only_the_largest_counts() -> None:
     sums = day()
     sign(sums, of(A), lovelace=6)
     sign(sums, of(A, B), lovelace=3)
@@ -65,7 +65,7 @@ def test_of_what_excludes_each_other_only_what_is_more_counts() -> None:
     assert refused(sums, of(A), lovelace=11)["left"] == "0"
 
 
-def test_what_excludes_two_joins_the_one_that_counts_most() -> None:
+def test_an_attempt_that_excludes_two_joins_the_larger() -> None:
     for first, second in ((A, B), (B, A)):
         sums = day()
         sign(sums, of(first), lovelace=2)
@@ -100,14 +100,14 @@ def test_it_counts_for_a_day_and_anew_with_each_attempt() -> None:
     sign(sums, of(B), 2 * DAY_S - 1, lovelace=10)
 
 
-def test_what_was_forgotten_hides_nothing_that_spends_the_same_utxo() -> None:
+def test_an_expired_attempt_hides_no_later_spend_of_its_utxo() -> None:
     sums = day()
     sign(sums, of(A), 0, lovelace=10)
     sign(sums, of(A), DAY_S, lovelace=10)
     assert refused(sums, of(B), DAY_S, lovelace=1)["left"] == "0"
 
 
-def test_there_is_an_end_to_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_transactions_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outflow, "GROUPS_MAX", 2)
     sums = day()
     sign(sums, of(A), lovelace=1)

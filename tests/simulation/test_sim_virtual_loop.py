@@ -12,7 +12,7 @@ def loop() -> VirtualLoop:
     return VirtualLoop()
 
 
-def test_who_waits_until_a_time_that_rounding_makes_a_little_later_comes_to_an_end(loop: VirtualLoop) -> None:
+def test_a_wait_until_a_rounded_time_ends(loop: VirtualLoop) -> None:
     """As the proxy's clerk does: what is left of its time is more than nothing until the time has come."""
     rounds_max = 100
 

@@ -243,12 +243,12 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
 }
 
 
-def test_what_was_bent_in_nothing_passes() -> None:
+def test_an_unchanged_transaction_passes() -> None:
     for raw, plan in (agreed(), agreed(plan=TOKEN_PLAN), to(payee(3, base=False).raw)):
         check(raw, plan, SIGNER.public_key)
 
 
-def test_what_stands_at_its_bound_passes() -> None:
+def test_a_transaction_at_its_bounds_passes() -> None:
     for raw, plan in (agreed(fee_off=176), agreed()):
         frame = plan.frame._replace(
             fee_cap_lovelace=plan.fee_lovelace, parameters=TxParameters(max_tx_size=len(raw))
