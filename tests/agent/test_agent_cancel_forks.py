@@ -9,8 +9,8 @@ import httpx
 import pycardano
 import pytest
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
-from kit.handover import VOID_DEPTH, broadcast, wait_for_void
-from kit.payments import assert_memory
+from kit.handover import VOID_DEPTH, broadcast
+from kit.payments import assert_memory, wait_for_void
 from kit.x402 import ask, get, show
 
 from payagent.agent.base.payment_view import retry_headers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, Run, World, with_terms, world_with_clock
-from kit.handover import VOID_DEPTH, broadcast, pass_ttl, wait_for_void, with_handover
-from kit.payments import assert_memory
+from kit.handover import VOID_DEPTH, broadcast, pass_ttl, with_handover
+from kit.payments import assert_memory, wait_for_void
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S

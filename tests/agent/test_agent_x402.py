@@ -13,7 +13,8 @@ import httpx
 import pytest
 from kit.agent import ADA, World, daily, with_terms, world_with_clock
 from kit.commitments import commitment_to
-from kit.handover import pass_ttl, wait_for_void
+from kit.handover import pass_ttl
+from kit.payments import wait_for_void
 from kit.x402 import PATH, ask, get, show
 
 from payagent.agent.base.config import AgentConfig

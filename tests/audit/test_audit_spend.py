@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, Clock, World
 from kit.audit import TOKEN, Past, findings, fresh, live
-from kit.handover import pass_ttl, wait_for_void, with_handover
+from kit.handover import pass_ttl, with_handover
+from kit.payments import wait_for_void
 
 from payagent.core import ledger
 from payagent.core.address import encode_address

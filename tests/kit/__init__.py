@@ -4,12 +4,12 @@ agent, payments, handover, external_spends, providers, prepaid, merchants, upkee
                                     the real agent on a devnet, and what its tests do and check
 api, api_operations, event_stream   the running API
 proxy, client, sdk_merchant         a raw merchant, the proxy, paying programs, the x402 SDK's merchant
-daemon, cli, terminal, webhook      processes: the daemon, the command, a terminal, a receiver of alerts
-audit, backup, crash                ledgers with a past, backups, a process that dies
-devnet, wallet, certificates, http  below all of them
+daemon, cli, terminal, webhook      the daemon and the command as processes, a terminal, a receiver of alerts
+audit, backup, crash, simulation    ledgers with a past, backups, a process that dies, the simulator
+devnet, wallet, certificates, http  a wallet on the devnet, random wallets, certificates, HTTP clients
 hostile_402s, hostile_x402, dialect_examples, x402_examples, commitments, retry_answers
                                     402s and answers to a retry
 blockfrost_rows, submit_answers, signer_bodies, bent_transactions
                                     tables of a provider's answers and of transactions
-canaries, effort, event_loop, pages planted secrets, sample sizes, fairness, code in the docs
+canaries, effort, event_loop, pages planted secrets, sample sizes, waiting tasks, code blocks of the docs
 """

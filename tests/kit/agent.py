@@ -1,7 +1,7 @@
-"""A whole payagent but for its HTTP face: the real agent on a real file, over real HTTP to the devnet.
+"""The real agent on a real ledger file, over HTTP to the devnet; everything but the API.
 
-`World` has the devnet (its own thread), `Run` one life of the agent: `async with world.run() as run`. A second
-`run` on the same world is a restart. Looks at the chain happen when a test says so (`run.look()`).
+`World` has the devnet, in a thread of its own. `Run` is one life of the agent: `async with world.run() as run`. A
+second `run` on the same world is a restart. The agent reads the chain when a test calls `run.look()`.
 """
 
 import hashlib

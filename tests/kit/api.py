@@ -1,6 +1,6 @@
 """The running API: the real agent behind uvicorn on a loopback port and a Unix socket, tokens, and clients.
 
-`async with served(run) as api` on a `Run` of kit.agent; `api.stale.append("why")` makes the sweeps look late.
+`async with served(run) as api` on a `Run` of kit.agent. `api.stale.append("why")` reports late passes.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A wallet with a past: paid in ADA, in a token and for a batch, forked, cancelled, refused, moved about."""
+"""A ledger with every kind of payment, transfer, fork and refusal, and copies of it to tamper with."""
 
 import asyncio
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kit.agent import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
-from kit.handover import pass_ttl, wait_for_void, with_handover
+from kit.handover import pass_ttl, with_handover
+from kit.payments import wait_for_void
 from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.operator.apps import NewApp, add_app, renew_token, revoke

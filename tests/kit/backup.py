@@ -1,4 +1,4 @@
-"""A wallet's data folder as the daemon has it, settings for it, and for the folder that it is put back in."""
+"""A wallet's data folder, its settings, and the settings of the folder to restore into."""
 
 from copy import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command as a user has it: a devnet, a folder that `payagent init` made, the daemon as a process."""
+"""The command as a user runs it: a devnet, a folder made by `payagent init`, and the daemon as a process."""
 
 import io
 import json

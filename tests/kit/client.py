@@ -1,4 +1,4 @@
-"""Python programs that pay: both transports, a running daemon, and a raw merchant beside the devnet's."""
+"""Python programs that pay: both transports, a running daemon, the devnet's merchant and a raw one."""
 
 import asyncio
 import time

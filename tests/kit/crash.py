@@ -1,4 +1,4 @@
-"""Five purchases that are always made alike, a disk as it was when the process died, and what must be so after it.
+"""Five purchases in a fixed order, the disk as it was when the process died, and what must hold after it.
 
 `Script.drive` may be run again after a crash at any point: it does what a client and an operator would do.
 """

@@ -1,4 +1,4 @@
-"""What the devnet's HTTP tests share: a wallet of one key and a transaction builder of its own (cbor2, PyNaCl)."""
+"""A wallet of one key with a transaction builder of its own (cbor2, PyNaCl), for the devnet's HTTP tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

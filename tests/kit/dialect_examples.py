@@ -1,4 +1,4 @@
-"""What the dialects' tests share: addresses, and what we bring to a reading."""
+"""Example 402s of the T Backend, addresses, and what payagent knows before it reads a 402."""
 
 from typing import Any
 

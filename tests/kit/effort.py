@@ -1,4 +1,4 @@
-"""How much of what is repeated or drawn at random is run: a sample, or all with `./scripts/test --long`."""
+"""Sample sizes of repeated and random tests: a sample, or all with `./scripts/test --long`."""
 
 import os
 

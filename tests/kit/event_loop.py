@@ -1,4 +1,4 @@
-"""How long others wait for their turn while something is done on the same loop."""
+"""Measures how long other tasks of the event loop wait."""
 
 import asyncio
 import gc

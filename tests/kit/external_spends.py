@@ -3,6 +3,7 @@
 from contextlib import closing
 
 from kit.agent import ADA, DEVNET, Run, World
+from kit.handover import broadcast
 from payagent.audit.finding import AuditFinding
 from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed_bytes import Owner
@@ -18,10 +19,7 @@ SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 
 
 def submit(world: World, raw: bytes) -> None:
-    answer = world.http.post(
-        f"{world.devnet.chain_url}/tx/submit", content=raw, headers={"Content-Type": "application/cbor"}
-    )
-    assert answer.status_code == 200, answer.text
+    assert broadcast(world, raw) == 200
 
 
 def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Utxo) -> str:

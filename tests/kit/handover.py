@@ -25,11 +25,3 @@ async def pass_ttl(world: World, run: Run) -> None:
     """Go past the TTL of what is in flight, with a block there and a look."""
     world.clock.ahead_ms += 400_000
     await run.settle_down()
-
-
-async def wait_for_void(world: World, run: Run) -> None:
-    """Bury the cancel, and let the looks be a minute apart."""
-    await run.settle_down(VOID_DEPTH)
-    for _ in range(3):
-        world.clock.ahead_ms += 61_000
-        await run.settle_down()

@@ -1,4 +1,4 @@
-"""The code that stands in the project's pages, for tests that run it."""
+"""Code blocks of the documentation, for tests that run them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Payments in trouble: how a test brings one about, waits for its end, and checks memory, books and receipts."""
+"""Lost, replaced and cancelled payments: steps that lead there, and checks of memory, books and receipts."""
 
 from dataclasses import dataclass
 from itertools import pairwise

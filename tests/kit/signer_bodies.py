@@ -1,4 +1,4 @@
-"""Transaction bodies laid by hand, with what the signer says of each."""
+"""Transaction bodies encoded by hand, and what the signer answers to each."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""The outcome of a run of the simulator."""
+"""Checks the outcome of a run of the simulator."""
 
 from sim.run import Result
 

@@ -1,4 +1,4 @@
-"""A terminal for the command: a pseudo-terminal that it controls, with somebody who reads and types."""
+"""A pseudo-terminal that runs the command; the test reads and types."""
 
 import os
 import pty

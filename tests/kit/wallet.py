@@ -1,4 +1,4 @@
-"""Random wallets and invoices for the wallet's tests: physical coins, boundary quantities, everything by seed."""
+"""Random wallets and invoices, by seed: plausible UTxOs and quantities at their bounds."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""What the x402 tests share: each server's 402 as its documents show it, and how a header is packed."""
+"""The x402 402 of each server as its documents show it, and the packing of headers."""
 
 import base64
 import hashlib
