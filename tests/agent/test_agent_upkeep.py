@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import attempts, pass_time_of
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.payments import attempts, pass_time_of
+from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, own_orders
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.operator.pause import pause, unpause
@@ -16,12 +17,7 @@ from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep
 from payagent.store.rows.payments import PaymentRow
-from payagent.store.rows.upkeep import UPKEEP_APP
 
-DEPTH = 8
-PER_DAY = 2 * ADA
-DAY_S, HOUR_S = 86_400, 3_600
-kept = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY)
 JUNK = "ab" * 28
 
 
@@ -31,22 +27,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.settings(price="2000000", splits=[])
         yield world
-
-
-def own_orders(run: Run) -> list[PaymentRow]:
-    """What upkeep ordered, oldest first."""
-    rows = payments.payments_page(
-        run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
-    )
-    return rows[::-1]
-
-
-async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
-    """So many purchases at once, signed and sent."""
-    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
-    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.sending.drain(30)
-    return [row for row, _ in answers]
 
 
 class SlowSigner:
@@ -72,20 +52,6 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
 
-async def land(run: Run, *rows: PaymentRow) -> None:
-    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
-    for _ in range(30):
-        await run.pass_time(1)
-        if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
-            return
-
-
-async def keep(run: Run) -> None:
-    """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.stock.keep_ready()
-    await run.agent.sending.drain(10)
-
-
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     """All are on the chain, each once, and the books are what the chain shows."""
     states = {run.state(row.id) for row in rows}
@@ -97,9 +63,7 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     assert len(set(transactions)) == len(transactions) == len(rows) + len(own_orders(run))
 
 
-async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -175,7 +139,7 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_an_intent_that_is_known_does_not_stand_in_line(self, world: World) -> None:
+    async def test_a_known_intent_does_not_wait_in_the_queue(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -292,7 +256,7 @@ class TestWhatIsRefusedAsBefore:
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
             assert own_orders(run) == []
 
-    async def test_what_would_wait_for_a_person_has_none_split_when_utxos_are_taken(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_that_would_need_approval(self, world: World) -> None:
         world.fund(10_000 * ADA)
         terms = with_terms(
             unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA}

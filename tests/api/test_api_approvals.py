@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from agent_kit import ADA, World, with_terms
-from api_kit import Api, served
+from kit.agent import ADA, World, with_terms
+from kit.api import Api, served
 
 from payagent.store.rows import payments
 

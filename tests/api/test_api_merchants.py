@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import World, with_terms, world_with_clock
-from api_kit import Api, served
-from canaries import plant
-from test_api_refusals import require_problem
+from kit.agent import World, with_terms, world_with_clock
+from kit.api import Api, require_problem, served
+from kit.canaries import plant
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.merchant_rules import MerchantRules

@@ -10,12 +10,12 @@ from typing import Any
 
 import requests
 import schemathesis
-from agent_kit import World
-from api_kit import Api, served
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import integers
+from kit.agent import World
+from kit.api import Api, served
+from kit.api_operations import FORBIDDEN, OPERATIONS
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from test_api_isolation import FORBIDDEN, OPERATIONS
 
 from payagent.api.http.rate_limit import Rates
 from payagent.core.problems import PROBLEMS

@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from agent.test_agent_replace import pass_time_of
-from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
-from agent.test_agent_x402 import ask as ask_x402
-from agent.test_agent_x402 import get as get_x402
-from agent.test_agent_x402 import show as show_x402
-from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
-from audit.books_kit import Past
+from kit.agent import ADA, DEVNET, Clock, World, with_terms, world_with_clock
+from kit.audit import Past
+from kit.payments import pass_time_of
+from kit.upkeep import HOUR_S, burst, keep, kept, land, own_orders
+from kit.x402 import ask as ask_x402
+from kit.x402 import get as get_x402
+from kit.x402 import show as show_x402
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.api.models.render_receipt import receipt_view
@@ -174,7 +174,7 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert "402" in refused["invoice"]["response"]
 
 
-def test_whatever_is_changed_is_found_but_for_what_others_must_tell(all_receipts: list[Receipt]) -> None:
+def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
     for receipt in all_receipts:
         assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
@@ -316,7 +316,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     return dict(event)
 
 
-def test_a_block_that_is_said_to_be_anothers_matter_bears_nothing_out(all_receipts: list[Receipt]) -> None:
+def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
     forged["sightings"] = []

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, clean_environ, running, spawn, until
-from page_kit import blocks
+from kit.cli import Shop, clean_environ, running, spawn, until
+from kit.pages import blocks
 
 
 @pytest.fixture(scope="module")

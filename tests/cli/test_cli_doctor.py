@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agent_kit import Relay
-from audit.books_kit import of_an_older_payagent
-from cli_kit import Shop, checks, invoke, spawn, write_private
+from kit.agent import Relay
+from kit.audit import of_an_older_payagent
+from kit.cli import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
 from payagent.core.money import LOVELACE

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from agent_kit import WORDS
-from canaries import plant
-from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
+from kit.agent import WORDS
+from kit.canaries import plant
+from kit.cli import PASSPHRASE, Result, invoke, spawn, write_private
 
 from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Result, Shop, running, until
+from kit.cli import Result, Shop, running, until
 
 from payagent.devnet.merchant import role_address
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cli_kit import Shop, spawn, write_private
-from http_kit import NO_TLS
+from kit.cli import Shop, spawn, write_private
+from kit.http import NO_TLS
 
 from payagent.devnet.server import DevnetThread
 

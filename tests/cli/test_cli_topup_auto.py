@@ -1,6 +1,6 @@
 """A balance that is low is raised by the daemon itself, as the config says."""
 
-from cli_kit import Shop, running, until
+from kit.cli import Shop, running, until
 
 CONFIG = """
 [merchants.t.topup]

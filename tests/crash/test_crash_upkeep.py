@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, with_terms
-from crash.crash_kit import CrashWorld, Disk, crash_world, findings
+from kit.agent import ADA, with_terms
+from kit.crash import CrashWorld, Disk, crash_world, findings
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused

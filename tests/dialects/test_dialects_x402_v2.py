@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from commitments import commitment_to
-from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
-from hostile_402s import OTHER_POLICY, TOKEN, address
-from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
+from kit.commitments import commitment_to
+from kit.dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
+from kit.hostile_402s import OTHER_POLICY, TOKEN, address
+from kit.x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
 
 from payagent.core.problems import Refused
 from payagent.dialects import ProofMaterial, make_response, parse_response, proof_headers

@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, Run, World, world_with_clock
-from api_kit import Api, served
 from hostile.hostile_merchant import (
     MODES,
     PRICE,
@@ -27,7 +25,9 @@ from hostile.hostile_merchant import (
     Purchase,
     settlements,
 )
-from http_kit import NO_TLS
+from kit.agent import ADA, Run, World, world_with_clock
+from kit.api import Api, served
+from kit.http import NO_TLS
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.audit.finding import AuditFinding
@@ -296,7 +296,7 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(on_clock: World, way: str) -> None:
+async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, way: str) -> None:
     """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
     async with place(on_clock, way, "5xx_after_settle") as at:
         assert not await call_api(at)
