@@ -216,8 +216,8 @@ async def _serve(
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
-        api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
-        rates = Rates(api.calls_per_s, api.calls_at_once)
+        api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
+        rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         door = ProxyApp(
             agent,
             create_app(
@@ -225,11 +225,11 @@ async def _serve(
                 topups,
                 heartbeat=sweeps.stale,
                 signer=lambda: signer.problem,
-                hosts=hosts,
+                allowed_hosts=hosts | _link_host(links),
                 rates=rates,
                 links=links,
             ),
-            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
+            ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
         plain, secure = doors.sorted()
@@ -328,7 +328,7 @@ async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[
 
 def _egress(settings: Settings) -> Egress:
     """Return the rules for where calls to merchants may go."""
-    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.private_network)
+    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
     return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
 
 

@@ -58,8 +58,8 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
 """Defaults by whether the network is the devnet."""
 
 _MERCHANT_DEFAULTS: dict[bool, Tree] = {
-    True: {"pin": "off", "drift_percent": "off", "in_flight_max": "off"},
-    False: {"pin": "first_use", "drift_percent": 25, "in_flight_max": 100},
+    True: {"pin": "off", "price_rise_percent_max": "off", "payments_in_flight_max": "off"},
+    False: {"pin": "first_use", "price_rise_percent_max": 25, "payments_in_flight_max": 100},
 }
 """The same for each merchant."""
 

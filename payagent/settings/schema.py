@@ -70,9 +70,9 @@ class ApiSettings(SettingsTable):
     tls_certificate_file: AbsolutePath | None = None
     tls_key_file: AbsolutePath | None = None
     socket: SocketPath
-    hosts: frozenset[HostName] = frozenset()
-    calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
-    calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+    allowed_hosts: frozenset[HostName] = frozenset()
+    rate_limit_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
+    concurrent_requests_max: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
 
     @property
     def is_remote(self) -> bool:
@@ -127,14 +127,14 @@ class ChainSettings(SettingsTable):
 class PaymentSettings(SettingsTable):
     """Depths in blocks (the block that holds the transaction counts 1), and the least invoice lifetime in seconds.
 
-    `chain_depth`: the most unconfirmed ancestors of a new transaction.
+    `unconfirmed_ancestors_max`: the most unconfirmed ancestors of a new transaction.
     """
 
     confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
     void_depth: Annotated[Count, Field(ge=1, le=2160)] = 15
     settle_depth: Annotated[Count, Field(ge=1, le=2160)] = 2160
     min_window_s: Annotated[Count, Field(ge=1, le=86_400)] = 120
-    chain_depth: Annotated[Count, Field(ge=0, le=100)] = 8
+    unconfirmed_ancestors_max: Annotated[Count, Field(ge=0, le=100)] = 8
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -150,18 +150,18 @@ class TopupSettings(SettingsTable):
     path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
     body: Annotated[str, Field(max_length=65_536)] = ""
     per_day_lovelace: Annotated[Lovelace | None, Field(alias="per_day")] = None
-    below: Level = (CALLS, 0)
-    to: Level = (CALLS, 0)
-    per_day_count: Annotated[Count, Field(ge=1, le=1000)] = 3
+    auto_below: Level = (CALLS, 0)
+    auto_to: Level = (CALLS, 0)
+    auto_per_day_max: Annotated[Count, Field(ge=1, le=1000)] = 3
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
-        if self.below[1] == 0:
+        if self.auto_below[1] == 0:
             return self
         if not self.path:
             raise ValueError("path is missing: what is topped up without an order needs a request")
-        if self.to[0] != self.below[0] or self.to[1] <= self.below[1]:
-            raise ValueError("to must be more than below, and in the same unit")
+        if self.auto_to[0] != self.auto_below[0] or self.auto_to[1] <= self.auto_below[1]:
+            raise ValueError("auto_to must be more than auto_below, and in the same unit")
         return self
 
 
@@ -184,12 +184,12 @@ class MerchantLimitSettings(SettingsTable):
 class MerchantSettings(SettingsTable):
     """A merchant that may be paid, by its origin, and the rules for its invoices (core.merchant_rules).
 
-    `pay_to` and `split_to`: if set, any other address needs a person's approval. `known_as`: origins by which its
-    x402 names itself; no request goes there.
+    `pay_to` and `split_to`: if set, any other address needs a person's approval. `resource_origins`: further
+    origins that its x402 402s may name; no request goes there.
     """
 
     origin: SafeOrigin
-    known_as: tuple[Origin, ...] = ()
+    resource_origins: tuple[Origin, ...] = ()
     partner: Partner | None = None
     proof: Proof = "tx_hash"
     request_commitment: Annotated[bool, Field(strict=True)] = False
@@ -200,11 +200,11 @@ class MerchantSettings(SettingsTable):
     pin: Literal["first_use", "off"] = "off"
     pay_to: tuple[str, ...] = ()
     split_to: tuple[str, ...] = ()
-    drift_percent: Annotated[int | None, BeforeValidator(or_off(0, 1_000_000))] = None
-    stop_after: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = 3
-    in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
-    alert_below: Annotated[Count, Field(ge=1)] | None = None
-    private_network: Annotated[bool, Field(strict=True)] = False
+    price_rise_percent_max: Annotated[int | None, BeforeValidator(or_off(0, 1_000_000))] = None
+    stop_after_unserved: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = 3
+    payments_in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
+    prepaid_alert_below: Annotated[Count, Field(ge=1)] | None = None
+    allow_private_network: Annotated[bool, Field(strict=True)] = False
     topup: TopupSettings = TopupSettings()
     limits: MerchantLimitSettings = MerchantLimitSettings()
 
@@ -212,9 +212,9 @@ class MerchantSettings(SettingsTable):
 class ProxySettings(SettingsTable):
     """The proxy: the most bytes of a request body kept for the retry, and its timeouts in seconds."""
 
-    spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
+    body_buffer_bytes_max: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
     read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
-    patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
+    payment_timeout_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
 
 
 class AssetLimitSettings(SettingsTable):
@@ -229,7 +229,7 @@ class AssetLimitSettings(SettingsTable):
     total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
     signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
-    approval_above_units: Units | None = Field(default=None, alias="approval_above")
+    approval_required_above_units: Units | None = Field(default=None, alias="approval_required_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
     @property
@@ -308,7 +308,7 @@ class ApprovalSettings(SettingsTable):
     The threshold is in ADA and includes the fee.
     """
 
-    above_lovelace: Lovelace | None = Field(default=None, alias="above")
+    required_above_lovelace: Lovelace | None = Field(default=None, alias="required_above")
     timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
     link_origin: SafeOrigin | None = None
 
@@ -330,7 +330,7 @@ class AlertSettings(SettingsTable):
 class WalletSettings(SettingsTable):
     """The most lovelace that upkeep may spend on fees in 24 hours; 0 turns upkeep off."""
 
-    upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
+    upkeep_fees_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_fees_per_day")
 
 
 class KeystoreSettings(SettingsTable):

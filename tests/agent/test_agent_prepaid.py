@@ -249,7 +249,7 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
         await run.pay(name)
         told.append(prepaid.price(run.context.conn, run.world.origin, "POST", "/chat"))
     assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
-    asking = with_terms(approval_above={"lovelace": 3 * ADA})
+    asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
     await run.context.take_terms(asking(run.context.filed), lambda unit: None)
     run.world.settings(price=str(5 * ADA))
     asked = await run.pay("fourth")
@@ -535,7 +535,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
     world.settings(price=str(13 * ADA))
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
-        asking = with_terms(approval_above={"lovelace": 3 * ADA})
+        asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
         await run.context.take_terms(asking(run.context.filed), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL

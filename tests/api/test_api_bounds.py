@@ -50,7 +50,7 @@ async def answered(reader: asyncio.StreamReader) -> httpx.Response:
 
 
 async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: World) -> None:
-    rates = Rates(calls_per_s=1)
+    rates = Rates(rate_limit_per_s=1)
     async with world.run() as run, served(run, Bounds(rates=rates)) as api:
         for path in ("/v1/limits", through_the_proxy(api)):
             for _ in range(BURST_S):
@@ -79,7 +79,7 @@ async def test_what_is_told_without_a_token_is_cheap(world: World) -> None:
 
 async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:
     heavy = json.dumps({"origin": "x" * 50 * BODY_BYTES}).encode()
-    async with world.run() as run, served(run, Bounds(rates=Rates(calls_per_s=10))) as api:
+    async with world.run() as run, served(run, Bounds(rates=Rates(rate_limit_per_s=10))) as api:
         require_problem(await api.as_("payer").post(PAY, content=heavy, headers=JSON), "bad_request")
         told = await api.as_("payer").post(PAY, content=heavy, headers=JSON)
         require_problem(told, "rate_limited")
@@ -90,7 +90,7 @@ async def test_a_body_counts_by_its_length_and_the_others_are_served(world: Worl
 
 def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_for_after() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=1), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=1), lambda: now_s)
     with turnstile.admit("app_1"):
         turnstile.weigh("app_1", 64 * BODY_BYTES)
     for waited_s, is_let_in in ((55.5, False), (1.0, True)):
@@ -106,7 +106,7 @@ def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_f
 @pytest.mark.parametrize("weight", [1, 7, 64])
 def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: int) -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=rate), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=rate), lambda: now_s)
     for _ in range(rate * BURST_S - 1):
         with turnstile.admit("app"):
             pass
@@ -119,7 +119,10 @@ def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: 
 
 async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
     """Here for their own bodies; it is the same for a payment that is waited for."""
-    async with world.run() as run, served(run, Bounds(rates=Rates(calls_at_once=2)), body_s=PATIENCE_S) as api:
+    async with (
+        world.run() as run,
+        served(run, Bounds(rates=Rates(concurrent_requests_max=2)), body_s=PATIENCE_S) as api,
+    ):
         payer = api.as_("payer")
         async with begun(api, PAY, "payer"), begun(api, PAY, "payer"):
             async with asyncio.timeout(PATIENCE_S):
@@ -136,7 +139,7 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
 
 def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=2, calls_at_once=100), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
 
     def enter() -> int:
         entered = 0

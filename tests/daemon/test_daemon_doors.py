@@ -592,7 +592,7 @@ def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Pat
 
 def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> None:
     config = folder / "config.toml"
-    config.write_text(config.read_text().replace("[api]\n", '[api]\nhosts = ["payagent.internal"]\n'))
+    config.write_text(config.read_text().replace("[api]\n", '[api]\nallowed_hosts = ["payagent.internal"]\n'))
     process, port = start_on_port(folder)
     told = {}
     for host in ("127.0.0.1", "payagent.internal", "evil.example"):

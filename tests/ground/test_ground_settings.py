@@ -130,13 +130,21 @@ def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
 def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expected: tuple[object, ...]) -> None:
     named = '[merchants.t]\norigin = "https://a.example"\n'
     merchant = load(tmp_path, named, network=network).merchants["t"]
-    assert (merchant.pin, merchant.drift_percent, merchant.stop_after, merchant.in_flight_max) == expected
+    assert (
+        merchant.pin,
+        merchant.price_rise_percent_max,
+        merchant.stop_after_unserved,
+        merchant.payments_in_flight_max,
+    ) == expected
     assert merchant.pay_to == merchant.split_to == ()
     assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one of run time"
-    off = 'pin = "off"\ndrift_percent = "off"\nstop_after = "off"\nin_flight_max = "off"\n'
+    keys = ("pin", "price_rise_percent_max", "stop_after_unserved", "payments_in_flight_max")
+    off = "".join(f'{key} = "off"\n' for key in keys)
     merchant = load(tmp_path, named + off, network=network).merchants["t"]
     assert merchant.pin == "off"
-    assert merchant.drift_percent is merchant.stop_after is merchant.in_flight_max is None
+    assert (
+        merchant.price_rise_percent_max is merchant.stop_after_unserved is merchant.payments_in_flight_max is None
+    )
 
 
 # Where they come from
@@ -171,18 +179,18 @@ def test_environment_reaches_every_kind_of_key_of_a_merchant(tmp_path: Path) -> 
     merchant = load(
         tmp_path,
         '[merchants.t]\norigin = "https://a.example"\n',
-        PAYAGENT_MERCHANTS__T__PRIVATE_NETWORK="true",
+        PAYAGENT_MERCHANTS__T__ALLOW_PRIVATE_NETWORK="true",
         PAYAGENT_MERCHANTS__T__REQUEST_COMMITMENT="false",
         PAYAGENT_MERCHANTS__T__PAY_TO=f'["{PREPROD_ADDRESS}"]',
-        PAYAGENT_MERCHANTS__T__KNOWN_AS='["http://b.example"]',
+        PAYAGENT_MERCHANTS__T__RESOURCE_ORIGINS='["http://b.example"]',
         PAYAGENT_MERCHANTS__T__TOPUP__BODY="{}",
         PAYAGENT_MERCHANTS__T__PARTNER="true",
-        PAYAGENT_MERCHANTS__T__DRIFT_PERCENT="off",
+        PAYAGENT_MERCHANTS__T__PRICE_RISE_PERCENT_MAX="off",
         PAYAGENT_MERCHANTS__T__LIMITS__PER_DAY="5 ADA",
     ).merchants["t"]
-    assert (merchant.private_network, merchant.request_commitment) == (True, False)
-    assert (merchant.pay_to, merchant.known_as) == ((PREPROD_ADDRESS,), ("http://b.example",))
-    assert (merchant.partner, merchant.topup.body, merchant.drift_percent) == ("true", "{}", None)
+    assert (merchant.allow_private_network, merchant.request_commitment) == (True, False)
+    assert (merchant.pay_to, merchant.resource_origins) == ((PREPROD_ADDRESS,), ("http://b.example",))
+    assert (merchant.partner, merchant.topup.body, merchant.price_rise_percent_max) == ("true", "{}", None)
     assert merchant.limits.per_day_lovelace == 5_000_000
 
 
@@ -237,8 +245,8 @@ BAD_TOML = {
         "limits.assets[0].decimal: is not a known key; did you mean decimals?",
     ),
     "unknown key of the wallet": (
-        "[wallet]\nupkeep_per_dy = 1\n",
-        "wallet.upkeep_per_dy: is not a known key; did you mean upkeep_per_day?",
+        "[wallet]\nupkeep_fees_per_dy = 1\n",
+        "wallet.upkeep_fees_per_dy: is not a known key; did you mean upkeep_fees_per_day?",
     ),
     "amount without unit": ('[limits]\nper_day = "20"\n', 'limits.per_day: write an amount as "5 ADA"'),
     "amount as number": ("[limits]\nper_day = 20\n", 'limits.per_day: write an amount as "5 ADA"'),
@@ -254,8 +262,11 @@ BAD_TOML = {
     "listen without brackets": ('[api]\nlisten = "::1:8402"\n', "api.listen: write an address and a port"),
     "listen in brackets": ('[api]\nlisten = "[127.0.0.1]:8402"\n', "api.listen: write an address and a port"),
     "relative path": ('data_dir = "data"\n', "data_dir: write an absolute path"),
-    "a host with a port": ('[api]\nhosts = ["here:8402"]\n', "api.hosts[0]: write a name in lower case without"),
-    "any host": ('[api]\nhosts = ["*"]\n', "api.hosts[0]: write a name in lower case without"),
+    "a host with a port": (
+        '[api]\nallowed_hosts = ["here:8402"]\n',
+        "api.allowed_hosts[0]: write a name in lower case without",
+    ),
+    "any host": ('[api]\nallowed_hosts = ["*"]\n', "api.allowed_hosts[0]: write a name in lower case without"),
     "long socket": (f'[api]\nsocket = "/{"x" * 120}"\n', "api.socket: a socket's path has at most 107 bytes"),
     "split mode": (
         '[merchants.t]\norigin = "https://a.example"\nsplit_mode = "half"\n',
@@ -274,16 +285,16 @@ BAD_TOML = {
         "merchants.t.origin: write an address with https://; http:// is for this machine alone",
     ),
     "a drift that is no number": (
-        '[merchants.t]\norigin = "https://a.example"\ndrift_percent = "some"\n',
-        'merchants.t.drift_percent: write a whole number from 0 to 1000000, or "off"',
+        '[merchants.t]\norigin = "https://a.example"\nprice_rise_percent_max = "some"\n',
+        'merchants.t.price_rise_percent_max: write a whole number from 0 to 1000000, or "off"',
     ),
     "a drift as a float": (
-        '[merchants.t]\norigin = "https://a.example"\ndrift_percent = 2.5\n',
-        'merchants.t.drift_percent: write a whole number from 0 to 1000000, or "off"',
+        '[merchants.t]\norigin = "https://a.example"\nprice_rise_percent_max = 2.5\n',
+        'merchants.t.price_rise_percent_max: write a whole number from 0 to 1000000, or "off"',
     ),
     "a merchant that is stopped from the start": (
-        '[merchants.t]\norigin = "https://a.example"\nstop_after = 0\n',
-        'merchants.t.stop_after: write a whole number from 1 to 1000000, or "off"',
+        '[merchants.t]\norigin = "https://a.example"\nstop_after_unserved = 0\n',
+        'merchants.t.stop_after_unserved: write a whole number from 1 to 1000000, or "off"',
     ),
     "an address of another network": (
         f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{MAINNET_ADDRESS}"]\n',
@@ -334,12 +345,12 @@ BAD_TOML = {
     ),
     "mark as a bare number": ("[alerts]\nwallet_below = 20\n", 'alerts.wallet_below: write an amount as "5 ADA"'),
     "upkeep as a bare number": (
-        "[wallet]\nupkeep_per_day = 2\n",
-        'wallet.upkeep_per_day: write an amount as "5 ADA"',
+        "[wallet]\nupkeep_fees_per_day = 2\n",
+        'wallet.upkeep_fees_per_day: write an amount as "5 ADA"',
     ),
     "calls as text": (
-        '[merchants.t]\norigin = "https://a.example"\nalert_below = "few"\n',
-        "merchants.t.alert_below: write a whole number",
+        '[merchants.t]\norigin = "https://a.example"\nprepaid_alert_below = "few"\n',
+        "merchants.t.prepaid_alert_below: write a whole number",
     ),
     "token units as ADA": (
         f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1 ADA"\nper_day = "1"\n',
@@ -418,7 +429,7 @@ def test_the_environment_is_checked_as_the_file_is(
 
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
-    [("pay_to", "addr1", "write a list"), ("private_network", "yes", "write true or false")],
+    [("pay_to", "addr1", "write a list"), ("allow_private_network", "yes", "write true or false")],
 )
 def test_a_merchants_key_in_the_environment_is_checked_as_in_the_file(
     tmp_path: Path, key: str, value: str, fix: str
@@ -494,19 +505,19 @@ def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
     ("text", "lovelace"),
     [
         ("", 2_000_000),
-        ('[wallet]\nupkeep_per_day = "0 ADA"\n', 0),
-        ('[wallet]\nupkeep_per_day = "0.5 ADA"\n', 500_000),
+        ('[wallet]\nupkeep_fees_per_day = "0 ADA"\n', 0),
+        ('[wallet]\nupkeep_fees_per_day = "0.5 ADA"\n', 500_000),
     ],
 )
 def test_upkeep_may_cost_little_unless_told_otherwise(tmp_path: Path, text: str, lovelace: int) -> None:
-    assert load(tmp_path, text).wallet.upkeep_per_day_lovelace == lovelace
+    assert load(tmp_path, text).wallet.upkeep_fees_per_day_lovelace == lovelace
 
 
 def test_nobody_is_told_anything_by_default(tmp_path: Path) -> None:
     settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
     alerts = settings.alerts
     assert (alerts.wallet_below_lovelace, alerts.webhook_url, alerts.webhook_secret_file) == (None, None, None)
-    assert settings.merchants["t"].alert_below is None
+    assert settings.merchants["t"].prepaid_alert_below is None
 
 
 @pytest.mark.parametrize(
@@ -677,26 +688,25 @@ TOPUP = '[merchants.t]\norigin = "https://a.example"\n[merchants.t.topup]\n'
 
 def test_a_top_up_by_itself_is_off_unless_it_has_a_level(tmp_path: Path) -> None:
     plain = load(tmp_path, TOPUP).merchants["t"].topup
-    assert (plain.below, plain.path, plain.per_day_lovelace) == (("calls", 0), "", None)
-    calls = (
-        load(tmp_path, TOPUP + 'path = "/topup"\nbelow = 20\nto = 100\nper_day = "20 ADA"').merchants["t"].topup
-    )
-    assert (calls.below, calls.to, calls.per_day_lovelace) == (("calls", 20), ("calls", 100), 20_000_000)
-    ada = load(tmp_path, TOPUP + 'path = "/topup"\nbelow = "5 ADA"\nto = "20 ADA"').merchants["t"].topup
-    assert (ada.below, ada.to) == (("lovelace", 5_000_000), ("lovelace", 20_000_000))
+    assert (plain.auto_below, plain.path, plain.per_day_lovelace) == (("calls", 0), "", None)
+    text = TOPUP + 'path = "/topup"\nauto_below = 20\nauto_to = 100\nper_day = "20 ADA"'
+    calls = load(tmp_path, text).merchants["t"].topup
+    assert (calls.auto_below, calls.auto_to, calls.per_day_lovelace) == (("calls", 20), ("calls", 100), 20_000_000)
+    ada = load(tmp_path, TOPUP + 'path = "/topup"\nauto_below = "5 ADA"\nauto_to = "20 ADA"').merchants["t"].topup
+    assert (ada.auto_below, ada.auto_to) == (("lovelace", 5_000_000), ("lovelace", 20_000_000))
 
 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ("below = 20\nto = 100", "path is missing"),
-        ('path = "/topup"\nbelow = 20\nto = 20', "to must be more than below"),
-        ('path = "/topup"\nbelow = 20\nto = "100 ADA"', "in the same unit"),
+        ("auto_below = 20\nauto_to = 100", "path is missing"),
+        ('path = "/topup"\nauto_below = 20\nauto_to = 20', "auto_to must be more than auto_below"),
+        ('path = "/topup"\nauto_below = 20\nauto_to = "100 ADA"', "in the same unit"),
         ('path = "topup"', "merchants.t.topup.path"),
-        ("below = 2.5", "write a whole number of calls"),
-        ("per_day_count = 0", "merchants.t.topup.per_day_count"),
+        ("auto_below = 2.5", "write a whole number of calls"),
+        ("auto_per_day_max = 0", "merchants.t.topup.auto_per_day_max"),
         ("abvoe = 3", "merchants.t.topup.abvoe: is not a known key"),
-        ("belwo = 3", "did you mean below?"),
+        ("auto_belwo = 3", "did you mean auto_below?"),
     ],
 )
 def test_a_top_up_that_cannot_be_done_is_told(tmp_path: Path, keys: str, told: str) -> None:

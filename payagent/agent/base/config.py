@@ -39,7 +39,7 @@ class AutoTopup:
     unit: str
     below: int
     to: int
-    per_day_count: int
+    per_day_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class MerchantConfig:
     timeout_s: int
     proof: Proof = "tx_hash"
     request_commitment: bool = False
-    known_as: frozenset[str] = frozenset()
+    resource_origins: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
     topup_request: TopupSource | None = None
     topup_per_day_lovelace: int | None = None
     auto_topup: AutoTopup | None = None
-    alert_below: int | None = None
+    prepaid_alert_below: int | None = None
     rules: MerchantRules = field(default_factory=MerchantRules)
     is_filed: bool = True
     """Whether the config file has it. Otherwise it was added at run time."""
@@ -95,13 +95,13 @@ class AgentConfig:
     void_depth: int
     settle_depth: int
     min_window_s: int
-    unconfirmed_ancestors: int = 0
-    upkeep_lovelace: int = 0
+    unconfirmed_ancestors_max: int = 0
+    upkeep_fees_per_day_lovelace: int = 0
     """The most lovelace that upkeep transactions may cost in fees in 24 hours; 0 disables them."""
 
     caps: Caps | None = None
     wallet_below_lovelace: int | None = None
-    approval_above: Mapping[str, int] = field(default_factory=dict)
+    approval_required_above: Mapping[str, int] = field(default_factory=dict)
     """Units per asset above which a payment needs an approval."""
 
     approval_timeout_s: int = 3600

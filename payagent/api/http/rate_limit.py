@@ -24,8 +24,8 @@ BODY_BYTES = 4096
 class Rates:
     """The limits of each app: requests per second on average, and requests in progress."""
 
-    calls_per_s: int = 200
-    calls_at_once: int = 128
+    rate_limit_per_s: int = 200
+    concurrent_requests_max: int = 128
 
 
 @dataclass(slots=True)
@@ -53,15 +53,15 @@ class RateLimiter:
     def admit(self, app_id: str) -> Generator[None]:
         """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
         tally = self._tally(app_id)
-        if tally.inside >= self._rates.calls_at_once:
+        if tally.inside >= self._rates.concurrent_requests_max:
             raise Refused(
                 "rate_limited", f"{tally.inside} calls of this app are not answered yet, as many as may be"
             )
         if tally.left < 1:
             raise Refused(
                 "rate_limited",
-                f"this app makes more than {self._rates.calls_per_s} calls in a second",
-                retry_after_s=math.ceil((1 - tally.left) / self._rates.calls_per_s),
+                f"this app makes more than {self._rates.rate_limit_per_s} calls in a second",
+                retry_after_s=math.ceil((1 - tally.left) / self._rates.rate_limit_per_s),
             )
         tally.left -= 1
         tally.inside += 1
@@ -75,25 +75,24 @@ class RateLimiter:
 
         A body that counts as more than a full burst is accepted at a full burst, and later requests wait longer.
         """
-        tally, weight = self._tally(app_id), body_bytes // BODY_BYTES
+        tally, weight, rate = self._tally(app_id), body_bytes // BODY_BYTES, self._rates.rate_limit_per_s
         missing = min(weight, self._most - 1) - tally.left  # `admit` has already counted the request itself
         if weight and missing > 0:
             raise Refused(
                 "rate_limited",
-                f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
-                " second",
-                retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next request counts too
+                f"the call's body counts as {weight} calls, and this app may make {rate} in a second",
+                retry_after_s=math.ceil((missing + 1) / rate),  # the next request counts too
             )
         tally.left -= weight
 
     @property
     def _most(self) -> float:
-        return float(self._rates.calls_per_s * BURST_S)
+        return float(self._rates.rate_limit_per_s * BURST_S)
 
     def _tally(self, app_id: str) -> _Tally:
         """The app's tally as of now. The table stays small, because only the operator adds apps."""
         most, now_s = self._most, self._now_s()
         tally = self._tallies.setdefault(app_id, _Tally(most, now_s))
-        tally.left = min(most, tally.left + (now_s - tally.at_s) * self._rates.calls_per_s)
+        tally.left = min(most, tally.left + (now_s - tally.at_s) * self._rates.rate_limit_per_s)
         tally.at_s = now_s
         return tally
