@@ -4,7 +4,7 @@
 errors. `paths` knows the wallet's files. config/payagent.example.toml explains every key. A flag overrides the
 environment, the environment the file, the file the defaults. An error names the key, the place and the fix, never
 the value.
-May import: pydantic-settings, core, secret_file (its types), sandbox.
+May import: pydantic, core, secret_file (its types), sandbox.
 Never: reads or keeps a secret. Secrets are in files of their own, which are named here and read at use
 (`secret_file`).
 """

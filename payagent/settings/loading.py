@@ -1,7 +1,7 @@
 """Find the config file, merge it with the environment and flags, and validate once (decision 0002).
 
 Start with `load_settings`.
-May import: pydantic, pydantic-settings, core, settings.field_types, settings.schema.
+May import: pydantic, core, settings.field_types, settings.schema.
 Never: repeats a value in a message.
 """
 
@@ -9,37 +9,18 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
-from pydantic_settings import SettingsError as SourceError
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.settings.field_types import named
-from payagent.settings.schema import (
-    ENV_PREFIX,
-    AlertSettings,
-    ApiSettings,
-    ApprovalSettings,
-    AssetLimitSettings,
-    ChainSettings,
-    KeystoreSettings,
-    LimitSettings,
-    MerchantLimitSettings,
-    MerchantSettings,
-    PaymentSettings,
-    ProviderSettings,
-    ProxySettings,
-    Settings,
-    SettingsTable,
-    TopupSettings,
-    WalletSettings,
-)
+from payagent.settings.schema import MerchantSettings, Settings, SettingsTable
 
+ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  variable with which clients find their app token; not a setting
 
@@ -62,17 +43,6 @@ _MERCHANT_DEFAULTS: dict[bool, Tree] = {
     False: {"pin": "first_use", "price_rise_percent_max": 25, "payments_in_flight_max": 100},
 }
 """The same for each merchant."""
-
-
-class _Environment(EnvSettingsSource):
-    """pydantic-settings' reader of variables, over an environment that is passed in."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        super().__init__(Settings)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._environ.items()}
 
 
 def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
@@ -147,49 +117,47 @@ def _read_toml(path: Path) -> Tree:
 
 
 def _read_environ(environ: Mapping[str, str]) -> Tree:
-    for variable in environ:
-        if variable.startswith(ENV_PREFIX) and variable not in (CONFIG_VARIABLE, TOKEN_VARIABLE):
-            key = variable.removeprefix(ENV_PREFIX).lower().split("__")[0]
-            if key not in Settings.model_fields:
-                hint = _did_you_mean(key, Settings.model_fields)
-                raise Refused(
-                    "config_invalid", f"environment {variable}: {key} is not a known key; {hint}unset it"
-                )
-    try:
-        tree = dict(_Environment(environ)())
-    except SourceError as error:
-        field = re.search(r'field "(\w+)"', str(error))
-        name = f"{ENV_PREFIX}{field[1].upper()}" if field else "a variable"
-        raise Refused("config_invalid", f"environment {name}: a list or a table is written as JSON") from None
-    if isinstance(merchants := tree.get("merchants"), Mapping):
-        tree["merchants"] = {name: _merchant_of_environ(table) for name, table in merchants.items()}
+    tree: Tree = {}
+    for variable in sorted(environ):  # a table as a whole before its single keys
+        if not variable.upper().startswith(ENV_PREFIX) or variable in (CONFIG_VARIABLE, TOKEN_VARIABLE):
+            continue
+        *path, key = steps = variable[len(ENV_PREFIX) :].lower().split("__")
+        if steps[0] not in Settings.model_fields:
+            hint = _did_you_mean(steps[0], Settings.model_fields)
+            raise Refused(
+                "config_invalid", f"environment {variable}: {steps[0]} is not a known key; {hint}unset it"
+            )
+        table = tree
+        for step in path:
+            below = table.setdefault(step, {})
+            table = below if isinstance(below, dict) else {}  # what is no table is refused later
+        table[key] = _parse(environ[variable], _type_at(steps))
     return tree
 
 
-def _merchant_of_environ(table: object) -> object:
-    """Convert a merchant's table from environment variables.
-
-    pydantic-settings knows no types inside a table of tables, so lists and booleans are parsed as JSON here, as
-    lists are elsewhere.
-    """
-    if not isinstance(table, Mapping):
-        return table
-    return {key: _json_or_text(value) if key in _JSON_OF_MERCHANT else value for key, value in table.items()}
-
-
-def _json_or_text(value: object) -> object:
-    """Parse JSON. Other text stays text, and is validated like any value of its key."""
+def _parse(text: str, kind: Any) -> object:
+    """Parse a list, a table or a boolean as JSON. Text that is not JSON is left for the validation to refuse."""
+    if kind is not bool and get_origin(kind) not in (tuple, frozenset, Mapping) and not _is_table(kind):
+        return text
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return value
+        return text
 
 
-_JSON_OF_MERCHANT = frozenset(
-    name
-    for name, field in MerchantSettings.model_fields.items()
-    if field.annotation is bool or get_origin(field.annotation) is tuple
-)
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, SettingsTable)
+
+
+def _type_at(steps: Iterable[str]) -> Any:
+    """Return the type of the value at a path of keys; None if there is no such key."""
+    kind: Any = Settings
+    for step in steps:
+        if _is_table(kind):
+            kind = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}.get(step)
+        else:  # a number in a list of tables, or a merchant's name
+            kind = next(filter(_is_table, get_args(kind)), None)
+    return kind
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
@@ -246,50 +214,20 @@ def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
     if error["type"] == "missing":
         return "is missing; config/payagent.example.toml explains it"
     if error["type"] == "extra_forbidden":
-        hint = _did_you_mean(steps[-1], _known_keys(steps))
+        known = [field.alias or name for name, field in _type_at(steps[:-1]).model_fields.items()]
+        hint = _did_you_mean(steps[-1], known)
         return f"is not a known key; {hint}config/payagent.example.toml explains every key"
     return _SHAPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
 
 
 _SHAPES = {
     "bool_type": "write true or false",
-    "tuple_type": "write a list",
-    "frozen_set_type": "write a list",
+    "tuple_type": "write a list; in a variable, as JSON",
+    "frozen_set_type": "write a list; in a variable, as JSON",
     "dict_type": "write a table of keys",
     "model_type": "write a table of keys",
 }
 """What to write, by pydantic's type of error."""
-
-
-def _known_keys(steps: list[str]) -> list[str]:
-    """Return the keys of the table around an unknown key."""
-    model: Any = Settings
-    for step in steps[:-1]:
-        if model is Settings:
-            model = _TABLES[step]
-        elif step in _ROWS:
-            model = _ROWS[step]
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-_ROWS: dict[str, type[SettingsTable]] = {
-    "providers": ProviderSettings,
-    "assets": AssetLimitSettings,
-    "topup": TopupSettings,
-    "limits": MerchantLimitSettings,
-}
-_TABLES: dict[str, type[SettingsTable]] = {
-    "api": ApiSettings,
-    "chain": ChainSettings,
-    "payments": PaymentSettings,
-    "merchants": MerchantSettings,
-    "limits": LimitSettings,
-    "approvals": ApprovalSettings,
-    "proxy": ProxySettings,
-    "alerts": AlertSettings,
-    "wallet": WalletSettings,
-    "keystore": KeystoreSettings,
-}
 
 
 def _did_you_mean(key: str, known: Any) -> str:

@@ -1,6 +1,6 @@
 """Every settings key by table, and the difference between two settings.
 
-May import: pydantic, pydantic-settings, core, settings.field_types.
+May import: pydantic, core, settings.field_types.
 Never: reads a source.
 """
 
@@ -18,7 +18,6 @@ from pydantic import (
     WrapSerializer,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
@@ -48,8 +47,6 @@ from payagent.settings.field_types import (
     not_empty,
     or_off,
 )
-
-ENV_PREFIX = "PAYAGENT_"
 
 
 class SettingsTable(BaseModel):
@@ -340,12 +337,8 @@ class KeystoreSettings(SettingsTable):
     passphrase_file: AbsolutePath | None = None
 
 
-class Settings(BaseSettings):
+class Settings(SettingsTable):
     """Every setting, validated and frozen. Built by `load_settings`."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
-    )
 
     network: Literal["mainnet", "preprod", "preview", "devnet"]
     data_dir: AbsolutePath
@@ -367,18 +360,6 @@ class Settings(BaseSettings):
     @property
     def is_devnet(self) -> bool:
         return self.network == "devnet"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use only the values that `load_settings` merged; read no other source."""
-        return (init_settings,)
 
     @model_validator(mode="after")
     def _each_origin_once(self) -> Self:

@@ -414,7 +414,8 @@ def test_a_providers_address_is_complete_and_holds_no_secret(tmp_path: Path, url
         ("PAYAGENT_TOKENS", CANARY, "tokens is not a known key"),
         ("PAYAGENT_API__LISEN", "x", "api.lisen: is not a known key; did you mean listen?"),
         ("PAYAGENT_LIMITS__PER_DAY", "lots", 'limits.per_day: write an amount as "5 ADA"'),
-        ("PAYAGENT_CHAIN__PROVIDERS", "[", "a list or a table is written as JSON"),
+        ("PAYAGENT_CHAIN__PROVIDERS", "[", "chain.providers: write a list; in a variable, as JSON"),
+        ("PAYAGENT_CHAIN", "[", "chain: write a table of keys"),
         ("PAYAGENT_PAYMENTS__VOID_DEPTH", "1_5", "payments.void_depth: write a whole number"),
     ],
 )
@@ -422,14 +423,24 @@ def test_the_environment_is_checked_as_the_file_is(
     tmp_path: Path, variable: str, value: str, message: str
 ) -> None:
     detail = refusal(tmp_path, **{variable: value})
-    assert detail.startswith(f"environment {variable.removesuffix('__PROVIDERS')}")
+    assert detail.startswith(f"environment {variable}")
     assert message in detail
     assert CANARY not in detail
 
 
+def test_a_variable_for_a_whole_table_counts_beside_one_for_a_key(tmp_path: Path) -> None:
+    nested = {"PAYAGENT_API__LISTEN": "127.0.0.1:1"}
+    api = load(tmp_path, PAYAGENT_API='{"rate_limit_per_s": 5, "listen": "127.0.0.1:2"}', **nested).api
+    assert (api.rate_limit_per_s, api.listen) == (5, "127.0.0.1:1")
+    assert refusal(tmp_path, PAYAGENT_API="x", **nested) == "environment PAYAGENT_API: api: write a table of keys"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
-    [("pay_to", "addr1", "write a list"), ("allow_private_network", "yes", "write true or false")],
+    [
+        ("pay_to", "addr1", "write a list; in a variable, as JSON"),
+        ("allow_private_network", "yes", "write true or false"),
+    ],
 )
 def test_a_merchants_key_in_the_environment_is_checked_as_in_the_file(
     tmp_path: Path, key: str, value: str, fix: str
