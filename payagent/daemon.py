@@ -62,9 +62,9 @@ from payagent.settings.paths import (
     LEDGER_FILE,
     LINKS_KEY_FILE,
     WORDS_FILE,
-    fence_plan,
     passphrase_file,
     require_config_out_of_reach,
+    sandbox_plan,
     written_by_daemon,
 )
 from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
@@ -124,7 +124,7 @@ def serve(
         require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
         passphrase = passphrase_file(settings, environ, can_ask)
-        plan = fence_plan(settings, config, passphrase)
+        plan = sandbox_plan(settings, config, passphrase)
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
         with (
             _unlocked(settings, passphrase) as (account, signer, missing),

@@ -1,8 +1,8 @@
-"""Find the config file, merge it with the environment and flags, and validate once (decision 0002).
+"""Finds the config file, merges it with the environment and flags, and validates the result (decision 0002).
 
 Start with `load_settings`.
 May import: pydantic, core, settings.field_types, settings.schema.
-Never: repeats a value in a message.
+Never: repeats a value in an error.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from payagent.settings.schema import MerchantSettings, Settings, SettingsTable
 
 ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
-TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  variable with which clients find their app token; not a setting
+TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  where clients find their app token; not a setting
 
 Tree = dict[str, Any]
 
@@ -42,11 +42,11 @@ _MERCHANT_DEFAULTS: dict[bool, Tree] = {
     True: {"pin": "off", "price_rise_percent_max": "off", "payments_in_flight_max": "off"},
     False: {"pin": "first_use", "price_rise_percent_max": 25, "payments_in_flight_max": 100},
 }
-"""The same for each merchant."""
+"""Defaults of each merchant, by the same."""
 
 
 def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
-    """Return where to look for the config file: the named place, or the usual ones in order."""
+    """Return the paths to look at for the config file: the one that is named, or the usual ones in order."""
     if named := config or environ.get(CONFIG_VARIABLE):
         return [Path(named)]
     return [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
@@ -55,19 +55,19 @@ def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = P
 def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> Path:
     """Find the config file.
 
-    The order is `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml. A named
-    file must exist; otherwise the first that exists is used. Refused `config_invalid` if there is none.
+    The order is `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml. If one of
+    the first two names a file, no other is used. Refused `config_invalid` if there is no file.
     """
     places = config_places(config, environ, etc)
     if len(places) == 1 and not places[0].is_file():
         source = "--config" if config else CONFIG_VARIABLE
-        raise Refused("config_invalid", f"{places[0]}, named by {source}, is not a file")
+        raise Refused("config_invalid", f"{source} names {places[0]}, which is not a file")
     for place in places:
         if place.is_file():
             return place
-    looked = " and ".join(str(place) for place in places)
+    looked = " or ".join(str(place) for place in places)
     raise Refused(
-        "config_invalid", f"no config file: looked for {looked}; make one with `payagent init` or name it"
+        "config_invalid", f"no config file at {looked}. Create one with `payagent init`, or pass --config"
     )
 
 
@@ -76,7 +76,7 @@ def load_settings(
 ) -> Settings:
     """Read the settings. `overrides` are flags, as a tree of the same keys.
 
-    Refused `config_invalid` with one line per wrong key: place, key and fix, but not the value.
+    Refused `config_invalid` with one line for each wrong key: where it was set, its name, and what to write.
     """
     path = find_config(config, environ)
     tree = _merged(_merged(_read_toml(path), _read_environ(environ)), overrides or {})
@@ -88,7 +88,7 @@ def load_settings(
 
 
 def read_merchant(name: str, table: Mapping[str, object], network: str) -> MerchantSettings:
-    """Validate a merchant's table given at run time like one in the config file. Refused `bad_request`."""
+    """Validate the table of a merchant that is added at run time. Refused `bad_request`."""
     try:
         named({name: table})
         return MerchantSettings.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
@@ -108,7 +108,7 @@ def _read_toml(path: Path) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refused("config_invalid", f"{path} cannot be read: {error.strerror}") from None
+        raise Refused("config_invalid", f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise Refused("config_invalid", f"{path} is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # also for numbers too long and tables too deep for Python
@@ -125,7 +125,7 @@ def _read_environ(environ: Mapping[str, str]) -> Tree:
         if steps[0] not in Settings.model_fields:
             hint = _did_you_mean(steps[0], Settings.model_fields)
             raise Refused(
-                "config_invalid", f"environment {variable}: {steps[0]} is not a known key; {hint}unset it"
+                "config_invalid", f"environment {variable}: unknown key {steps[0]}. {hint}Unset the variable"
             )
         table = tree
         for step in path:
@@ -172,9 +172,9 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
 
 
 def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
-    """Add the defaults that depend on the network and the user; the model has the others.
+    """Add the defaults that depend on the network and the user. The model has the others.
 
-    A runtime folder that is not absolute is ignored (XDG Base Directory Specification).
+    A relative $XDG_RUNTIME_DIR is ignored (XDG Base Directory Specification).
     """
     data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
     runtime = environ.get("XDG_RUNTIME_DIR", "")
@@ -189,7 +189,7 @@ def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
 def _explain(
     error: Mapping[str, Any], path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]
 ) -> str:
-    """Explain one pydantic error in a line: where the key was set, its name, and what to write."""
+    """Explain one pydantic error in one line: where the key was set, its name, and what to write."""
     steps = [str(step) for step in error["loc"]]
     key = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in steps).removeprefix(".")
     return f"{_place(steps, path, environ, overrides)}: {key + ': ' if key else ''}{_fix(error, steps)}"
@@ -210,20 +210,22 @@ def _place(steps: list[str], path: Path, environ: Mapping[str, str], overrides: 
 
 def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
     if error["type"] == "missing" and steps == ["network"]:
-        return f"is missing and has no default; write one of {', '.join(NETWORKS)}"
+        return f"missing. Write one of {', '.join(NETWORKS)}. There is no default"
     if error["type"] == "missing":
-        return "is missing; config/payagent.example.toml explains it"
+        return "missing. config/payagent.example.toml explains it"
     if error["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in _type_at(steps[:-1]).model_fields.items()]
         hint = _did_you_mean(steps[-1], known)
-        return f"is not a known key; {hint}config/payagent.example.toml explains every key"
-    return _SHAPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+        return f"unknown key. {hint}config/payagent.example.toml explains every key"
+    return _SHAPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ").replace(
+        "Input should", "must"
+    )
 
 
 _SHAPES = {
     "bool_type": "write true or false",
-    "tuple_type": "write a list; in a variable, as JSON",
-    "frozen_set_type": "write a list; in a variable, as JSON",
+    "tuple_type": "write a list (JSON in a variable)",
+    "frozen_set_type": "write a list (JSON in a variable)",
     "dict_type": "write a table of keys",
     "model_type": "write a table of keys",
 }
@@ -232,4 +234,4 @@ _SHAPES = {
 
 def _did_you_mean(key: str, known: Any) -> str:
     close = difflib.get_close_matches(key, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
+    return f"Did you mean {close[0]}? " if close else ""

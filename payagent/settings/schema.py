@@ -1,4 +1,4 @@
-"""Every settings key by table, and the difference between two settings.
+"""Every settings key, by table, and the differences between two configs.
 
 May import: pydantic, core, settings.field_types.
 Never: reads a source.
@@ -79,17 +79,17 @@ class ApiSettings(SettingsTable):
     @model_validator(mode="after")
     def _tls_by_both(self) -> Self:
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_certificate_file and tls_key_file go together")
+            raise ValueError("set both tls_certificate_file and tls_key_file, or neither")
         if self.is_remote and self.tls_key_file is None:
             raise ValueError(
-                "listen is reached from other machines: name tls_certificate_file and tls_key_file, or write a "
-                "loopback address"
+                "other machines can reach listen. Set tls_certificate_file and tls_key_file, or write a loopback "
+                "address"
             )
         return self
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. `base_url` is complete: only the API's paths are appended."""
+    """A chain provider. payagent appends only the API's paths to `base_url`."""
 
     kind: Literal["blockfrost"]
     base_url: BaseUrl
@@ -97,21 +97,19 @@ class ProviderSettings(SettingsTable):
 
     @property
     def risk(self) -> str | None:
-        """Describe the risk of plain http to another machine, and the fix; None if there is no such risk.
+        """Describe the risk of plain http to another machine, and how to avoid it; None if there is no such risk.
 
-        It does not refuse: operators may trust a server in their own network.
+        It is no refusal: operators may trust a server in their own network.
         """
         parts = urlsplit(self.base_url)
         if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
             return None
-        read = "" if self.project_id_file is None else ", and reads the project id"
-        return (
-            f"who is on the way can answer in its place{read}; write https://, or use a tunnel to a loopback port"
-        )
+        read = "" if self.project_id_file is None else " and read the project id"
+        return f"anyone on the way can forge its answers{read}. Use https://, or a tunnel to a loopback port"
 
 
 class ChainSettings(SettingsTable):
-    """The chain providers. With several, two have to agree."""
+    """The chain providers. If there are two or more, payagent believes what two of them agree on."""
 
     providers: Annotated[tuple[ProviderSettings, ...], AfterValidator(not_empty)]
 
@@ -122,9 +120,10 @@ class ChainSettings(SettingsTable):
 
 
 class PaymentSettings(SettingsTable):
-    """Depths in blocks (the block that holds the transaction counts 1), and the least invoice lifetime in seconds.
+    """When a payment counts as confirmed, void or settled, and what payagent accepts to start one.
 
-    `unconfirmed_ancestors_max`: the most unconfirmed ancestors of a new transaction.
+    Depths are in blocks; the block that holds the transaction counts 1. `min_window_s`: the least time left on an
+    invoice. `unconfirmed_ancestors_max`: the most unconfirmed ancestors of a new transaction.
     """
 
     confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
@@ -136,12 +135,12 @@ class PaymentSettings(SettingsTable):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.confirm_depth > self.settle_depth or self.void_depth > self.settle_depth:
-            raise ValueError("settle_depth must be the deepest: nothing is watched beyond it")
+            raise ValueError("settle_depth must not be less than confirm_depth or void_depth")
         return self
 
 
 class TopupSettings(SettingsTable):
-    """How a merchant's prepaid balance is topped up. Without `path` each top-up order names its request."""
+    """How payagent tops up a merchant's prepaid balance. Without `path` each top-up order names its request."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
     path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
@@ -156,14 +155,14 @@ class TopupSettings(SettingsTable):
         if self.auto_below[1] == 0:
             return self
         if not self.path:
-            raise ValueError("path is missing: what is topped up without an order needs a request")
+            raise ValueError("auto_below needs path, the request that buys balance")
         if self.auto_to[0] != self.auto_below[0] or self.auto_to[1] <= self.auto_below[1]:
-            raise ValueError("auto_to must be more than auto_below, and in the same unit")
+            raise ValueError("auto_to must be more than auto_below, in the same unit")
         return self
 
 
 class MerchantLimitSettings(SettingsTable):
-    """The limits in ADA at one merchant, within the wallet's limits."""
+    """The limits in ADA for one merchant, within the wallet's limits."""
 
     per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -174,7 +173,7 @@ class MerchantLimitSettings(SettingsTable):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_lovelace")
 
 
@@ -207,7 +206,7 @@ class MerchantSettings(SettingsTable):
 
 
 class ProxySettings(SettingsTable):
-    """The proxy: the most bytes of a request body kept for the retry, and its timeouts in seconds."""
+    """The proxy: the largest request body that it keeps for the retry, and its timeouts."""
 
     body_buffer_bytes_max: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
     read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
@@ -215,7 +214,7 @@ class ProxySettings(SettingsTable):
 
 
 class AssetLimitSettings(SettingsTable):
-    """The limits of one native token, in its units. `decimals`, if given, must match the invoice."""
+    """The limits of one native token, in its smallest units. An invoice must state the same `decimals`, if any."""
 
     asset: Asset
     per_payment_units: Units = Field(alias="per_payment")
@@ -231,16 +230,16 @@ class AssetLimitSettings(SettingsTable):
 
     @property
     def most_units(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_units")
 
 
-def _told_or(told: int | None, default: int) -> int:
-    return default if told is None else told
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 class LimitSettings(SettingsTable):
-    """The wallet's limits: ADA, including fees and min-ADA, and each token by itself."""
+    """The wallet's limits: of ADA, with fees and min-ADA, and of each token."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -254,15 +253,15 @@ class LimitSettings(SettingsTable):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_lovelace")
 
     @property
     def caps(self) -> dict[str, int]:
         """The most that one transaction may take out of the wallet, by asset; by default `per_day`."""
-        caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
+        caps = {LOVELACE: _or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
-            caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
+            caps[limit.asset] = _or(limit.per_transaction_units, limit.per_day_units)
         return caps
 
     @property
@@ -274,11 +273,11 @@ class LimitSettings(SettingsTable):
         """
         caps = self.caps
         day = {
-            LOVELACE: _told_or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+            LOVELACE: _or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
         }
         for limit in self.assets:
             twice = 2 * max(limit.per_day_units, caps[limit.asset])
-            day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
+            day[limit.asset] = _or(limit.signed_per_day_units, twice)
         return day
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
@@ -295,14 +294,14 @@ class LimitSettings(SettingsTable):
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
         if len({limit.asset for limit in self.assets}) != len(self.assets):
-            raise ValueError("assets lists the same asset twice; keep one table for it")
+            raise ValueError("assets has two tables for the same asset. Keep one")
         return self
 
 
 class ApprovalSettings(SettingsTable):
-    """When a person has to approve a payment, how many seconds it waits, and the origin of approval links.
+    """When a payment needs a person's approval, how long it waits for one, and the origin of approval links.
 
-    The threshold is in ADA and includes the fee.
+    The threshold includes the fee.
     """
 
     required_above_lovelace: Lovelace | None = Field(default=None, alias="required_above")
@@ -311,7 +310,7 @@ class ApprovalSettings(SettingsTable):
 
 
 class AlertSettings(SettingsTable):
-    """When to alert that the wallet runs low, and the webhook for every alert."""
+    """When to raise an alert because the wallet runs low, and the webhook for all alerts."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
     webhook_url: SafeUrl | None = None
@@ -320,7 +319,7 @@ class AlertSettings(SettingsTable):
     @model_validator(mode="after")
     def _signed(self) -> Self:
         if (self.webhook_url is None) != (self.webhook_secret_file is None):
-            raise ValueError("webhook_url and webhook_secret_file go together: what is sent is signed")
+            raise ValueError("set both webhook_url and webhook_secret_file, or neither. Every alert is signed")
         return self
 
 
@@ -348,7 +347,7 @@ class Settings(SettingsTable):
     merchants: Annotated[
         Mapping[str, MerchantSettings],
         AfterValidator(named),
-        WrapSerializer(lambda table, told: told(dict(table))),
+        WrapSerializer(lambda table, serialize: serialize(dict(table))),
     ] = Field(default_factory=lambda: MappingProxyType({}))
     limits: LimitSettings
     approvals: ApprovalSettings = ApprovalSettings()
@@ -365,7 +364,7 @@ class Settings(SettingsTable):
     def _each_origin_once(self) -> Self:
         origins = [merchant.origin for merchant in self.merchants.values()]
         if len(set(origins)) != len(origins):
-            raise ValueError("two merchants have the same origin; keep one table for it")
+            raise ValueError("two merchants have the same origin. Keep one")
         return self
 
     @model_validator(mode="after")
@@ -377,16 +376,16 @@ class Settings(SettingsTable):
                         parse_address(address, NETWORKS[self.network])
                     except Refused as refused:
                         raise ValueError(
-                            f"merchants.{name}.{key} has no address that can be paid on {self.network} "
-                            f"({refused.code}); copy it anew"
+                            f"merchants.{name}.{key}: an address cannot be paid on {self.network} "
+                            f"({refused.code}). Copy it again from the merchant"
                         ) from None
         return self
 
 
 def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
-    """Return the differences by config key, with the values `from` and `to` in the form of the config file.
+    """Return the differences by config key, with the values `from` and `to` as the config file writes them.
 
-    Null means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
+    None means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
     """
     old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}

@@ -271,7 +271,7 @@ def test_a_project_id_that_travels_in_the_open_is_named(safe: Path, data: Path) 
     assert "project id" not in warned(safe)["chain.providers 2"]
     secret = write_private(data / "project-id", "an id")
     safe.write_text(text.replace('e/api"\n', f'e/api"\nproject_id_file = "{secret}"\n'))
-    assert "reads the project id" in warned(safe)["chain.providers 2"]
+    assert "read the project id" in warned(safe)["chain.providers 2"]
 
 
 def test_names_of_a_port_that_other_machines_reach_are_named_too(safe: Path) -> None:
@@ -359,5 +359,5 @@ def test_a_credential_that_cannot_be_looked_at_ends_no_other_check(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/" + "x" * 5000)
     found = checks(safe)
     assert (found["passphrase"]["ok"], found["data folder"]["ok"]) == (False, True)
-    assert "cannot be looked at" in str(found["passphrase"]["detail"])
-    assert "cannot be looked at" in str(found["fence"]["detail"])
+    assert "cannot read the systemd credential" in str(found["passphrase"]["detail"])
+    assert "cannot read the systemd credential" in str(found["fence"]["detail"])

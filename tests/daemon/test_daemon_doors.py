@@ -347,7 +347,7 @@ def _clock_behind(folder: Path, tell_time: "TellTime") -> str:
 def _merchant_in_clear(folder: Path, _tell_time: "TellTime") -> str:
     with (folder / "config.toml").open("a") as config:
         config.write('[merchants.t]\norigin = "http://merchant.example"\n')
-    return "merchants.t.origin: write an address with https://; http:// is for this machine alone"
+    return "merchants.t.origin: write a URL with https://. http:// is accepted only for this machine"
 
 
 def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
