@@ -160,7 +160,7 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
+            lost = "where it is lost, docs/how-to/replace-the-operator-token.md says how to come by a new one"
             raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}") from None
         except OSError:
             return  # who reads it says why it cannot be read

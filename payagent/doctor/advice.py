@@ -167,7 +167,7 @@ def _one_word(settings: Settings) -> Iterator[Choice]:
 
 
 def _soon(settings: Settings) -> Iterator[Choice]:
-    """Depths below those that docs/exactly-once.md assumes."""
+    """Depths below those that exactly-once.md assumes."""
     for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
         if getattr(settings.payments, key) < depth:
             yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; leave it out"

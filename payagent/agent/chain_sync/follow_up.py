@@ -1,6 +1,6 @@
 """Follows up on payments after each pass: submits, resubmits, replaces, cancels, and signs what is admitted.
 
-A resubmission sends the very same bytes (docs/exactly-once.md R5); an error in reply is expected. Start with
+A resubmission sends the very same bytes (exactly-once.md R5); an error in reply is expected. Start with
 `FollowUp.carry_on`.
 May import: core.payment, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
 Never: reads the chain; builds a transaction.

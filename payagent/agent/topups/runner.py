@@ -30,10 +30,10 @@ from payagent.agent.topups.orders import (
     gained_by,
     load_request,
     open_order,
+    order_where_low,
     request_of,
     stop,
 )
-from payagent.agent.topups.topup_auto import order_where_low
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address

@@ -22,7 +22,7 @@ from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
-from payagent.store.rows import alerts, events, journal, payments, topups, trust
+from payagent.store.rows import alerts, events, journal, merchants, payments, topups
 from payagent.store.rows import attempts_and_utxos as queries
 
 Checks = Callable[[], Mapping[str, str | None]]
@@ -96,7 +96,7 @@ def _wallet(context: AgentContext) -> Iterator[Family]:
 
 def _merchants(context: AgentContext) -> Iterator[Family]:
     names = {merchant.name: origin for origin, merchant in sorted(context.terms.merchants.items())}
-    unserved_streak = {name: trust.unserved_streak(context.conn, origin) for name, origin in names.items()}
+    unserved_streak = {name: merchants.unserved_streak(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_strikes",
         "gauge",
@@ -109,7 +109,7 @@ def _merchants(context: AgentContext) -> Iterator[Family]:
         "1 where nothing is bought any more.",
         by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in unserved_streak.items()}),
     )
-    on_way = {name: trust.in_flight(context.conn, origin) for name, origin in names.items()}
+    on_way = {name: merchants.in_flight(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_in_flight",
         "gauge",
