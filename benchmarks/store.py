@@ -59,7 +59,9 @@ PAID = (
 UTXO_LOVELACE = 5_000_000
 MOST = 10**15
 WINDOWS = dict.fromkeys(("per_payment", "per_hour", "per_day", "per_week", "per_month", "total"), MOST)
-RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
+RULES = MerchantRules(
+    first_use=True, price_rise_percent_max=25, stop_after_unserved=3, payments_in_flight_max=1_000_000
+)
 ADMISSION_RATIO_MAX = 1.5
 PAGE = 50
 

@@ -162,8 +162,8 @@ def config_text(choices: Choices) -> str:
                 'split_mode = "additional"',
             ]
         lines += [
-            f"# If you add [merchants.{_key(name)}.topup] with `below`, the first top-up can be paid as soon as",
-            "# the daemon reads it: a balance that was never bought counts as 0 left.",
+            f"# If you add [merchants.{_key(name)}.topup] with `auto_below`, the first top-up can be paid as soon",
+            "# as the daemon reads it: a balance that was never bought counts as 0 left.",
         ]
     if choices.passphrase_file is not None:
         lines += ["", "[keystore]", "# Read when the daemon starts; for its owner alone (chmod 600)."]

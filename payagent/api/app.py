@@ -57,7 +57,7 @@ def create_app(
     *,
     heartbeat: Check,
     signer: Check,
-    hosts: Set[str] = frozenset(),
+    allowed_hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
@@ -65,8 +65,8 @@ def create_app(
     """Build the application.
 
     `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
-    reports. `hosts` are the names that `Host` may contain besides loopback ones. `rates` are the limits of each
-    app. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
+    reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
+    limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
     """
     app = FastPath(
         title="payagent",
@@ -86,7 +86,7 @@ def create_app(
     guarded = partial(
         OuterMiddleware,
         new_id=partial(agent.context.ports.new_id, "call"),
-        hosts=hosts,
+        allowed_hosts=allowed_hosts,
         refusals=agent.context.refusals,
     )
     app.add_middleware(guarded)

@@ -50,10 +50,11 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 @click.argument("name", metavar="NAME")
 @click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port.")
 @click.option(
-    "--known-as",
+    "resource_origins",
+    "--resource-origin",
     multiple=True,
     metavar="ORIGIN",
-    help="By which its x402 names itself. May be repeated.",
+    help="A further origin that its x402 402s may name. Repeatable.",
 )
 @click.option("--partner", metavar="TEXT", help="X-Partner of the calls.")
 @click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="What the retry carries.")
@@ -166,6 +167,7 @@ def _change(terminal: Terminal, connect: Connect, path: str, body: dict[str, str
 
 
 def _show(terminal: Terminal, row: dict[str, Any]) -> None:
+    percent = row["price_rise_percent_max"]
     stopped = "" if row["stopped_at"] is None else f"; nothing is bought from it since {row['stopped_at']}"
     terminal.pairs(
         [
@@ -173,8 +175,8 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("origin", row["origin"]),
             ("proof shown", _ready(row)),
             ("not served", f"{row['strikes']} payments in a row{stopped}"),
-            ("on their way", f"{row['in_flight']} payments{_most(row['in_flight_max'])}"),
-            ("price drift", "any" if row["drift_percent"] is None else f"{row['drift_percent']} % at most"),
+            ("on their way", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
+            ("price rise", "any" if percent is None else f"{percent} % at most"),
             ("addresses", {"first_use": "as first used", "config": "of the config", "off": "any"}[row["pin"]]),
         ]
     )

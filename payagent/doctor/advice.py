@@ -49,15 +49,15 @@ def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:
         yield "pin", 'off: a new address is paid unasked; write "first_use", or the addresses as pay_to'
-    if is_real and merchant.drift_percent is None:
-        yield "drift_percent", "off: any price within the limits is paid unasked; write 25"
-    if is_real and merchant.in_flight_max is None:
-        yield "in_flight_max", "off: its invoices can hold the whole wallet; write 100"
-    if merchant.stop_after is None:
-        yield "stop_after", "off: it may take and not serve for as long as the limits last; write 3"
-    if merchant.private_network:
+    if is_real and merchant.price_rise_percent_max is None:
+        yield "price_rise_percent_max", "off: any price within the limits is paid unasked; write 25"
+    if is_real and merchant.payments_in_flight_max is None:
+        yield "payments_in_flight_max", "off: its invoices can hold the whole wallet; write 100"
+    if merchant.stop_after_unserved is None:
+        yield "stop_after_unserved", "off: it may take and not serve for as long as the limits last; write 3"
+    if merchant.allow_private_network:
         yield (
-            "private_network",
+            "allow_private_network",
             "true: its name may lead calls into your network; only where it is meant to be there",
         )
 
@@ -68,10 +68,10 @@ def _open_doors(settings: Settings) -> Iterator[Choice]:
             "api.listen",
             "other machines reach it, and a stolen token works there; a tunnel to a loopback port does not",
         )
-    if settings.api.hosts:
-        names = ", ".join(sorted(settings.api.hosts))
+    if settings.api.allowed_hosts:
+        names = ", ".join(sorted(settings.api.allowed_hosts))
         yield (
-            "api.hosts",
+            "api.allowed_hosts",
             f"calls to {names} are let in; keep only names that nobody else can point at this machine",
         )
     for index, provider in enumerate(settings.chain.providers):

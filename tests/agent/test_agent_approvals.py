@@ -32,7 +32,7 @@ from payagent.wallet.transaction import TxPlan
 PRICE = 10 * ADA
 """What the merchant asks."""
 
-ASKING = with_terms(approval_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
+ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 SOMEBODY = Approver("token", "app_somebody")
 
 
@@ -90,7 +90,7 @@ async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: Worl
 
 
 async def test_a_payment_below_the_threshold_needs_no_approval(world: World) -> None:
-    async with world.run(terms=with_terms(approval_above={"lovelace": 11 * ADA})) as run:
+    async with world.run(terms=with_terms(approval_required_above={"lovelace": 11 * ADA})) as run:
         await run.look()
         assert (await run.pay()).state is State.IN_FLIGHT
 

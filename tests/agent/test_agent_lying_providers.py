@@ -260,7 +260,7 @@ async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provide
     over = threading.Event()
     liar.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
     async with world.run(
-        providers=providers(liar, honest, True), terms=with_terms(unconfirmed_ancestors=8), timeouts=Timeouts()
+        providers=providers(liar, honest, True), terms=with_terms(unconfirmed_ancestors_max=8), timeouts=Timeouts()
     ) as run:
         try:
             await run.look()
@@ -283,7 +283,7 @@ async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_wh
     honest.tell("/tx/submit", 429, {"status_code": 429, "error": "Too Many Requests", "message": "later"})
     honest.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
     async with world.run(
-        providers={"one": honest.url}, terms=with_terms(unconfirmed_ancestors=8), timeouts=Timeouts()
+        providers={"one": honest.url}, terms=with_terms(unconfirmed_ancestors_max=8), timeouts=Timeouts()
     ) as run:
         try:
             await run.look()

@@ -147,7 +147,7 @@ class TestAddresses:
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
-        async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
+        async with world.run(terms=guarded(world, replace(PINNED, payments_in_flight_max=1))) as run:
             await run.look()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
@@ -255,7 +255,7 @@ class TestAddresses:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
         terms = guarded(world, PINNED)
         above = {"lovelace": 5 * ADA}
-        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+        async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
             await run.look()
             rows = []
             for name in ("one", "another"):
@@ -270,11 +270,11 @@ class TestAddresses:
 
     async def test_a_new_reason_needs_an_approval_of_its_own(self, world: World) -> None:
         """What was refused for it says so: to say yes again and again does not help."""
-        rules = MerchantRules(drift_percent=25)
+        rules = MerchantRules(price_rise_percent_max=25)
         above = {"lovelace": 5 * ADA}
         terms = guarded(world, rules)
         world.settings(timeout=7_200, splits=[])
-        asking = {"approval_above": above, "approval_timeout_s": 600}
+        asking = {"approval_required_above": above, "approval_timeout_s": 600}
         async with world.run(terms=lambda now: replace(terms(now), **asking)) as run:  # type: ignore[arg-type]
             await run.look()
             rows = []
@@ -318,7 +318,7 @@ def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRe
 
 
 class TestPrices:
-    DRIFT = MerchantRules(drift_percent=25)
+    DRIFT = MerchantRules(price_rise_percent_max=25)
 
     async def test_a_price_far_above_the_agreed_one_asks(self, world: World) -> None:
         world.settings(price=str(4 * ADA), splits=[])
@@ -353,7 +353,7 @@ class TestPrices:
         world.settings(price=str(2 * ADA), splits=[])
         terms = guarded(world, self.DRIFT)
         above = {"lovelace": 11 * ADA}
-        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+        async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
             await run.pay_in_block("first")
             world.settings(price=str(20 * ADA))
             assert (await approve(run, "second")).state is State.IN_FLIGHT
@@ -367,7 +367,7 @@ class TestPrices:
     async def test_fewer_calls_for_the_same_money_ask(self, world: World) -> None:
         """What a batch costs is of all its calls: one call is not worth as much."""
         world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
-        async with world.run(terms=guarded(world, MerchantRules(drift_percent=0))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(price_rise_percent_max=0))) as run:
             await run.look()
             world.settings(batch=1)
             dear = world.ask("one call, at the price of four")
@@ -400,7 +400,9 @@ class TestPrices:
     async def test_an_approval_of_an_amount_does_not_accept_a_price_rise(self, world: World) -> None:
         """Each step is above the threshold and let through by the price guard: nobody was told of a drift."""
         terms = guarded(world, self.DRIFT)
-        async with world.run(terms=lambda now: replace(terms(now), approval_above={"lovelace": ADA})) as run:
+        async with world.run(
+            terms=lambda now: replace(terms(now), approval_required_above={"lovelace": ADA})
+        ) as run:
             await run.look()
             for price in (4_000_000, 5_000_000):
                 world.settings(price=str(price), splits=[])
@@ -460,7 +462,7 @@ class TestPrices:
 
 
 class TestUnservedStreak:
-    STOP = MerchantRules(stop_after=2)
+    STOP = MerchantRules(stop_after_unserved=2)
 
     async def test_a_merchant_that_does_not_serve_is_paid_no_more(self, world: World) -> None:
         """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
@@ -491,7 +493,7 @@ class TestUnservedStreak:
         """One that is a block behind says 402 to what is paid, whatever our clock says."""
         with world_apart(tmp_path) as world:
             world.fund(*[50 * ADA] * 2)
-            async with world.run(terms=guarded(world, MerchantRules(stop_after=1))) as run:
+            async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
                 row = await run.pay_in_block("paid")
                 world.clock.ahead_ms = 86_400_000
                 await run.look()
@@ -514,9 +516,9 @@ class TestUnservedStreak:
 
     async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
         """What waited when it was stopped waits on; the operator lets it be paid again first."""
-        terms = guarded(world, MerchantRules(stop_after=1))
+        terms = guarded(world, MerchantRules(stop_after_unserved=1))
         above = {"lovelace": 15 * ADA}
-        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+        async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
             unserved = await run.pay_in_block("not served")
             world.settings(price=str(20 * ADA), timeout=LONG_S)
             assert await question(run, "dear") == ["above_threshold"]
@@ -533,7 +535,7 @@ class TestUnservedStreak:
 
     async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
         signer = BadSigner(world.account.signer, trouble="mended")
-        async with world.run(terms=guarded(world, MerchantRules(stop_after=1)), signer=signer) as run:
+        async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1)), signer=signer) as run:
             unserved = await run.pay_in_block("not served")
             world.clock.ahead_ms += 301_000
             await run.settle_down()
@@ -549,7 +551,7 @@ class TestUnservedStreak:
             assert "held" not in run.books()
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
-        async with world.run(terms=guarded(world, MerchantRules(stop_after=1))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
             unserved = await run.pay_in_block("not served")
             world.settings(timeout=LONG_S)
             row = await lose(world, run)
@@ -568,7 +570,7 @@ class TestUnservedStreak:
 class TestNobodyAsksAgain:
     """D6, where no client shows the old proof once the invoice is over: each new call would be paid for anew."""
 
-    STOP = MerchantRules(stop_after=3)
+    STOP = MerchantRules(stop_after_unserved=3)
 
     async def test_a_merchant_that_takes_the_money_is_stopped_by_itself(self, world: World) -> None:
         """It says no twice before its invoices are over, and the next call is another one; told once for each."""
@@ -684,7 +686,7 @@ async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -
 class TestCrowds:
     async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
         """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
-        async with world.run(terms=guarded(world, MerchantRules(in_flight_max=2))) as run:
+        async with world.run(terms=guarded(world, MerchantRules(payments_in_flight_max=2))) as run:
             await run.look()
             for message in ("first", "second"):
                 await run.pay(message)
@@ -718,10 +720,16 @@ def test_the_config_says_what_merchants_are_held_to(tmp_path: Path) -> None:
     config.write_text(
         'network = "preprod"\n[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1:1/api/v0"\n'
         f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{pay_to("pay_to")}"]\n'
-        f'split_to = ["{pay_to("platform")}", "{pay_to("creator")}"]\nstop_after = 5\n'
+        f'split_to = ["{pay_to("platform")}", "{pay_to("creator")}"]\nstop_after_unserved = 5\n'
     )
     terms = make_terms(load_settings(config, {"HOME": str(tmp_path)}), role_address("wallet"), Redactor())
     filed = {Pin("pay_to", pay_to("pay_to"))} | {Pin("split", pay_to(name)) for name in ("platform", "creator")}
-    held = MerchantRules(first_use=True, filed=frozenset(filed), drift_percent=25, stop_after=5, in_flight_max=100)
+    held = MerchantRules(
+        first_use=True,
+        filed=frozenset(filed),
+        price_rise_percent_max=25,
+        stop_after_unserved=5,
+        payments_in_flight_max=100,
+    )
     assert terms.rules("https://a.example") == held
     assert terms.rules("https://b.example") == terms.rules(None) == MerchantRules()

@@ -224,7 +224,7 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
         await run.pay(name)
         told.append(prepaid.price(run.context.conn, run.world.origin, "POST", "/chat"))
     assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
-    asking = with_terms(approval_above={"lovelace": 3 * ADA})
+    asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
     await run.context.take_terms(asking(run.context.filed), lambda unit: None)
     run.world.settings(price=str(5 * ADA))
     asked = await run.pay("fourth")
@@ -510,7 +510,7 @@ async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_den
     world.settings(price=str(13 * ADA))
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
-        asking = with_terms(approval_above={"lovelace": 3 * ADA})
+        asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
         await run.context.take_terms(asking(run.context.filed), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL

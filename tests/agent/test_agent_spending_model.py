@@ -430,8 +430,8 @@ def mall(folder: Path) -> Iterator[World]:
             world.terms,
             merchants={o: MerchantConfig(f"m{n}", o, "demo", None, "confirmed", 5) for n, o in enumerate(origins)},
             limits=tuple(limit for (limit,) in limits),
-            approval_above=ABOVE,
-            unconfirmed_ancestors=8,
+            approval_required_above=ABOVE,
+            unconfirmed_ancestors_max=8,
         )
         for _ in range(4):
             world.fund(*[60 * ADA] * 4, assets={GOLD: 5_000, LEAD: 5_000, "cc" * 28 + "00": 7})

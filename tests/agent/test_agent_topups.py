@@ -394,7 +394,7 @@ class TestTheEndOfAnOrder:
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
-        async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+        async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
             await run.look()
             await add_orderer(run)
             row = await order_as_ops(run, COST)
@@ -414,7 +414,7 @@ class TestTheEndOfAnOrder:
     async def test_a_question_ends_with_an_order_that_nobody_stopped(self, world: World) -> None:
         """Who said yes later would pay for what nobody shows to the merchant any more."""
         world.settings(timeout=86_400)
-        asking = with_terms(approval_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
+        asking = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
         async with world.run(terms=asking) as run:
             await run.look()
             row = await order(run, COST)
@@ -430,7 +430,7 @@ class TestTheEndOfAnOrder:
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
-        async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+        async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
             await run.look()
             await add_orderer(run, world.clock.now_ms() + 60_000)
             await order_as_ops(run, COST)
@@ -762,7 +762,7 @@ class TestTrouble:
 
 
 def auto(world: World, **changes: object) -> None:
-    level = replace(AutoTopup("calls", below=3, to=8, per_day_count=3), **changes)  # type: ignore[arg-type]
+    level = replace(AutoTopup("calls", below=3, to=8, per_day_max=3), **changes)  # type: ignore[arg-type]
     world.terms = with_topup(world, auto_topup=level)
 
 
@@ -869,7 +869,7 @@ class TestByItself:
             assert wallet_balance(world)["remaining"] == 10
 
     async def test_at_most_so_many_a_day(self, world: World) -> None:
-        auto(world, per_day_count=2, to=4)
+        auto(world, per_day_max=2, to=4)
         async with world.run() as run:
             await run.look()
             await know_price(run)
@@ -885,7 +885,7 @@ class TestByItself:
     @pytest.mark.parametrize("fails", [False, True])
     async def test_a_clock_that_is_put_forward_orders_nothing(self, world: World, fails: bool) -> None:
         """The day, and the pause after a failure, are over when the chain says so."""
-        auto(world, per_day_count=1, to=4)
+        auto(world, per_day_max=1, to=4)
         limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
@@ -977,7 +977,7 @@ class TestByItself:
             assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
-        auto(world, per_day_count=99)
+        auto(world, per_day_max=99)
         async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
             await run.look()
             await announce(run)
@@ -988,7 +988,7 @@ class TestByItself:
                 assert len(await autos(run, 2)) == count
 
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
-        auto(world, per_day_count=9)
+        auto(world, per_day_max=9)
         limits = daily(5 * ADA, 5 * ADA)
         hour_ms = 3_600_000
         async with world.run(terms=with_terms(limits=limits)) as run:

@@ -38,7 +38,7 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import Utxo
 
 DEPTH = 8
-chained = with_terms(unconfirmed_ancestors=DEPTH)
+chained = with_terms(unconfirmed_ancestors_max=DEPTH)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
     world.fund(300 * ADA)
-    async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=4)) as run:
+    async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=4)) as run:
         await run.look()
         rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
         assert [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows] == list(
@@ -223,7 +223,7 @@ class TestAChildWithoutItsParent:
 
     async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
         world.fund(300 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=25)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=25)) as run:
             parent, child, grandchild = await replace_parent(world, run)
             assert len(attempts(run, parent)) == 2
             await run.settle_down()
@@ -254,7 +254,7 @@ class TestAChildWithoutItsParent:
 
     async def test_the_parent_comes_back_on_a_fork(self, world: World) -> None:
         world.fund(300 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, settle_depth=60)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)) as run:
             await run.look()
             low = height(world)
             parent, child, grandchild = await replace_parent(world, run)
@@ -295,7 +295,7 @@ class TestAChildWithoutItsParent:
     async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:
         """The block that makes the child void is in the books: its parent was seen there before."""
         world.fund(300 * ADA)
-        terms = with_terms(unconfirmed_ancestors=DEPTH, settle_depth=60)
+        terms = with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)
         async with two_providers(world, terms) as run:
             await run.look()
             low = height(world)

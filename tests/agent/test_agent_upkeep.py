@@ -100,7 +100,9 @@ class TestABurst:
 
     async def test_no_chain_is_deeper_than_it_may_be(self, world: World) -> None:
         world.fund(400 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=3, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=3, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             rows = await burst(world, run, 60)
             depths = [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows]
@@ -202,7 +204,7 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_it_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["funds_in_flight"] * 29
             await keep(run)
@@ -210,7 +212,9 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_the_days_fees_are_used_up(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=150_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=150_000)
+        ) as run:
             await run.look()
             codes = await refused(world, run, 30)
             assert set(codes) == {"funds_in_flight"}
@@ -219,7 +223,9 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_what_is_refused_is_on_record_once(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=1, upkeep_lovelace=150_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=1, upkeep_fees_per_day_lovelace=150_000)
+        ) as run:
             await run.look()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
@@ -229,7 +235,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 12 * ADA)
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
             await run.look()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
@@ -238,7 +244,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 1 * ADA)
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
@@ -249,7 +255,9 @@ class TestWhatIsRefusedAsBefore:
     async def test_what_waits_for_a_person_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         above = {"lovelace": 1 * ADA}
-        terms = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above=above)
+        terms = with_terms(
+            unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, approval_required_above=above
+        )
         async with world.run(terms=terms) as run:
             await run.look()
             rows = await burst(world, run, 30)
@@ -259,7 +267,9 @@ class TestWhatIsRefusedAsBefore:
     async def test_no_utxo_is_split_for_payments_that_would_need_approval(self, world: World) -> None:
         world.fund(10_000 * ADA)
         terms = with_terms(
-            unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA}
+            unconfirmed_ancestors_max=DEPTH,
+            upkeep_fees_per_day_lovelace=PER_DAY,
+            approval_required_above={"lovelace": 10 * ADA},
         )
         async with world.run(terms=terms) as run:
             await run.look()
@@ -278,9 +288,9 @@ class TestWhatIsRefusedAsBefore:
     async def test_what_a_guard_forbids_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         merchant = world.terms.merchants[world.origin]
-        busy = {world.origin: replace(merchant, rules=replace(merchant.rules, in_flight_max=1))}
+        busy = {world.origin: replace(merchant, rules=replace(merchant.rules, payments_in_flight_max=1))}
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, merchants=busy)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, merchants=busy)
         ) as run:
             await run.look()
             await run.pay("the only one")
@@ -324,7 +334,9 @@ class TestUtxosKeptReady:
 
     async def test_after_a_burst_new_funds_are_split(self, world: World) -> None:
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             assert await refused(world, run, 12) == ["funds_in_flight"] * 11
             await land(run)
@@ -346,7 +358,9 @@ class TestUtxosKeptReady:
     async def test_what_a_limit_refused_wants_no_utxos(self, world: World) -> None:
         """Else who asks for what is refused has the wallet pay fees."""
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             await run.pay("one")
             for n in range(11):
@@ -373,7 +387,9 @@ class TestUtxosKeptReady:
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=250_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
+        ) as run:
             await run.look()
             await refused(world, run, 80, "a")
             await land(run)
@@ -394,7 +410,9 @@ class TestUtxosKeptReady:
 
     async def test_one_that_is_lost_is_made_again_by_the_same_machine(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             await refused(world, run, 12)
             await land(run)

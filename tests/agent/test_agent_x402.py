@@ -283,7 +283,7 @@ async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
 ) -> None:
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(most, 100 * ADA), *daily(1_000_000, 2_000_000, TOKEN))
-    terms = with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})
+    terms = with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})
     async with world.run(terms=terms) as run:
         await run.look()
         answer = offering(world, *assets)
@@ -297,7 +297,7 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
     """Rather than to refuse the first, which is above them."""
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
-    async with world.run(terms=with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})) as run:
+    async with world.run(terms=with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})) as run:
         await run.look()
         answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
         row, _ = await run.agent.pay(ask(world, answer))
@@ -353,9 +353,13 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
     asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
 
     def knowing(terms: AgentConfig) -> AgentConfig:
-        named = read_merchant("m", {"origin": world.origin, "known_as": ["http://localhost:3000"]}, "devnet")
-        known_as = merchant_terms("m", named, None).known_as
-        return replace(terms, merchants={o: replace(m, known_as=known_as) for o, m in terms.merchants.items()})
+        named = read_merchant(
+            "m", {"origin": world.origin, "resource_origins": ["http://localhost:3000"]}, "devnet"
+        )
+        resource_origins = merchant_terms("m", named, None).resource_origins
+        return replace(
+            terms, merchants={o: replace(m, resource_origins=resource_origins) for o, m in terms.merchants.items()}
+        )
 
     async with world.run() as run:
         await run.look()

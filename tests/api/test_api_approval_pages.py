@@ -18,7 +18,7 @@ from payagent.proxy.app import Bounds
 from payagent.store.rows import approvals, events
 
 LINKS = ApprovalLinks("http://127.0.0.1", bytes(KEY_BYTES))
-ASKING = with_terms(approval_above={"lovelace": 5 * ADA})
+ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA})
 TOKEN = "5c" * 28 + "6c"
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null"}
 
@@ -43,7 +43,7 @@ def heading(page: str) -> str:
 
 async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: World) -> None:
     world.fund(100 * ADA)
-    bounds = Bounds(rates=Rates(calls_per_s=1))
+    bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with world.run(terms=ASKING) as run, served(run, bounds, links=LINKS) as api:
         await run.look()
         link = await link_of(api, "approve")
@@ -141,7 +141,7 @@ async def test_each_amount_says_of_what_it_is_and_what_a_limit_leaves_counts_the
         for asset, units in ((TOKEN, 700), ("lovelace", 20 * ADA))
         for window in (Window.PAYMENT, Window.DAY)
     )
-    asking = with_terms(approval_above={TOKEN: 10}, limits=limits)
+    asking = with_terms(approval_required_above={TOKEN: 10}, limits=limits)
     async with world.run(terms=asking) as run, served(run, links=LINKS) as api:
         await run.look()
         world.settings(price="50", asset=TOKEN, splits=[])
@@ -166,7 +166,9 @@ async def test_a_link_that_is_none_says_that_nothing_was_decided_and_what_to_do(
 
 async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
     world.fund(*[100 * ADA] * 3)
-    merchants = {o: replace(m, rules=MerchantRules(in_flight_max=1)) for o, m in world.terms.merchants.items()}
+    merchants = {
+        o: replace(m, rules=MerchantRules(payments_in_flight_max=1)) for o, m in world.terms.merchants.items()
+    }
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
         await run.look()
         await api.pay("first")

@@ -95,7 +95,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
         await run.look()
-        async with served(run, Bounds(rates=Rates(calls_per_s=10_000))) as api:
+        async with served(run, Bounds(rates=Rates(rate_limit_per_s=10_000))) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
             document = (await api.http.get("/openapi.json")).json()

@@ -304,7 +304,7 @@ async def test_a_forward_proxy_request_is_told_which_url_to_use(api: Api) -> Non
 
 async def test_the_operator_may_name_the_machine_in_another_way(world: World) -> None:
     """And no name that only begins or ends like it is taken for it."""
-    async with world.run() as run, served(run, Bounds(hosts=frozenset({"payagent.internal"}))) as api:
+    async with world.run() as run, served(run, Bounds(allowed_hosts=frozenset({"payagent.internal"}))) as api:
         for host in ("payagent.internal", "Payagent.Internal:8402", "localhost:8402"):
             for path, status in (("/v1/limits", 200), ("/proxy/nobody/x", 403)):
                 answer = await api.http.get(path, headers={"Host": host})

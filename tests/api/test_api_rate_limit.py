@@ -49,7 +49,7 @@ async def answered(reader: asyncio.StreamReader) -> httpx.Response:
 
 
 async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: World) -> None:
-    rates = Rates(calls_per_s=1)
+    rates = Rates(rate_limit_per_s=1)
     async with world.run() as run, served(run, Bounds(rates=rates)) as api:
         for path in ("/v1/limits", through_the_proxy(api)):
             for _ in range(BURST_S):
@@ -78,7 +78,7 @@ async def test_answers_without_a_token_cost_little_work(world: World) -> None:
 
 async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:
     heavy = json.dumps({"origin": "x" * 50 * BODY_BYTES}).encode()
-    async with world.run() as run, served(run, Bounds(rates=Rates(calls_per_s=10))) as api:
+    async with world.run() as run, served(run, Bounds(rates=Rates(rate_limit_per_s=10))) as api:
         require_problem(await api.as_("payer").post(PAY, content=heavy, headers=JSON), "bad_request")
         told = await api.as_("payer").post(PAY, content=heavy, headers=JSON)
         require_problem(told, "rate_limited")
@@ -89,7 +89,7 @@ async def test_a_body_counts_by_its_length_and_the_others_are_served(world: Worl
 
 def test_a_body_larger_than_the_burst_is_admitted_and_paid_off_afterwards() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=1), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=1), lambda: now_s)
     with turnstile.admit("app_1"):
         turnstile.weigh("app_1", 64 * BODY_BYTES)
     for waited_s, is_let_in in ((55.5, False), (1.0, True)):
@@ -105,7 +105,7 @@ def test_a_body_larger_than_the_burst_is_admitted_and_paid_off_afterwards() -> N
 @pytest.mark.parametrize("weight", [1, 7, 64])
 def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=rate), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=rate), lambda: now_s)
     for _ in range(rate * BURST_S - 1):
         with turnstile.admit("app"):
             pass
@@ -118,7 +118,10 @@ def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -
 
 async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
     """Here for their own bodies; it is the same for a payment that is waited for."""
-    async with world.run() as run, served(run, Bounds(rates=Rates(calls_at_once=2)), body_s=PATIENCE_S) as api:
+    async with (
+        world.run() as run,
+        served(run, Bounds(rates=Rates(concurrent_requests_max=2)), body_s=PATIENCE_S) as api,
+    ):
         payer = api.as_("payer")
         async with begun(api, PAY, "payer"), begun(api, PAY, "payer"):
             async with asyncio.timeout(PATIENCE_S):
@@ -135,7 +138,7 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
 
 def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(calls_per_s=2, calls_at_once=100), lambda: now_s)
+    turnstile = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
 
     def enter() -> int:
         entered = 0

@@ -17,7 +17,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.core.merchant_rules import MerchantRules
 from payagent.store.db.unit import Unit
 
-RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=2)
+RULES = MerchantRules(first_use=True, price_rise_percent_max=25, stop_after_unserved=2)
 
 
 async def live(world: World) -> None:

@@ -217,7 +217,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
             return json.dumps({"status": 402, "headers": headers(path), "body": ""})
 
         (merchant,) = world.terms.merchants.values()
-        known = {world.origin: replace(merchant, known_as=frozenset((inside,)))}
+        known = {world.origin: replace(merchant, resource_origins=frozenset((inside,)))}
         async with world.run(terms=with_terms(merchants=known)) as run:
             await run.look()
             asked = ask_x402(world, httpx.Response(402, headers=headers(sold)))

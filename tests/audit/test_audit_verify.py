@@ -325,7 +325,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it(world: World) -> None:
     """The parent was paid by another attempt, so that what its child was to spend can never be."""
     world.fund(300 * ADA)
-    async with world.run(terms=with_terms(unconfirmed_ancestors=8, settle_depth=25)) as run:
+    async with world.run(terms=with_terms(unconfirmed_ancestors_max=8, settle_depth=25)) as run:
         parent, child, _ = await replace_parent(world, run)
         await run.settle_down()
         await wait_for_void(world, run)

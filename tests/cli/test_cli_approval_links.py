@@ -57,7 +57,7 @@ def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:
     secret = write_private(shop.folder / "hook", SECRET + "\n")
     origin = f"http://127.0.0.1:{port}"
     with shop.config.open("a") as config:
-        config.write(f'\n[approvals]\nabove = "5 ADA"\nlink_origin = "{origin}"\n')
+        config.write(f'\n[approvals]\nrequired_above = "5 ADA"\nlink_origin = "{origin}"\n')
         config.write(f'[alerts]\nwebhook_url = "{receiver.url}"\nwebhook_secret_file = "{secret}"\n')
     shop.control("faucet", address=shop.made["address"], lovelace="100000000")
     try:

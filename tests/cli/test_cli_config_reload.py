@@ -56,13 +56,13 @@ def test_limits_thresholds_and_merchants_are_taken_over(
 ) -> None:
     shop = closed_shop
     shop.settings(price="2000000", splits=[])
-    text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n[approvals]\nabove = "1 ADA"\n'
+    text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n[approvals]\nrequired_above = "1 ADA"\n'
     text = text.replace("[merchants.t]", "[merchants.renamed]")
     said = read_again(shop, daemon, text, "config.read")
     changed = said["changed"]
     assert isinstance(changed, dict)
-    assert sorted(changed) == ["approvals.above", "limits.per_day", "merchants.renamed", "merchants.t"]
-    assert changed["approvals.above"] == {"from": None, "to": "1 ADA"}
+    assert sorted(changed) == ["approvals.required_above", "limits.per_day", "merchants.renamed", "merchants.t"]
+    assert changed["approvals.required_above"] == {"from": None, "to": "1 ADA"}
     assert changed["limits.per_day"]["to"] == "50 ADA"
     assert changed["merchants.t"] == {"from": changed["merchants.renamed"]["to"], "to": None}
     assert changed["merchants.t"]["from"]["origin"] == shop.devnet.merchant_url
@@ -87,7 +87,7 @@ def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
         ('\n[limits]\nper_day = "50 ADA"\n[', "TOML"),
         ('\n[limits]\nper_day = "50 ADA"\nper_transaction = "7 ADA"\n', "limits.per_transaction"),
         ('\n[limits]\nper_day = "50 ADA"\n[payments]\nconfirm_depth = 9\n', "payments.confirm_depth"),
-        ('\n[limits]\nper_day = "50 ADA"\n[proxy]\npatience_s = 9\n', "proxy.patience_s"),
+        ('\n[limits]\nper_day = "50 ADA"\n[proxy]\npayment_timeout_s = 9\n', "proxy.payment_timeout_s"),
     ):
         said = read_again(shop, daemon, plain + added, "config.refused")
         assert why in str(said["why"]), said
@@ -108,15 +108,15 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
     read_again(shop, daemon, text, "config.read")
     assert shop.payagent("merchants").json["merchants"] == []
     inside = ["http://localhost:3000", "http://shop.internal"]
-    known_as = [part for origin in inside for part in ("--known-as", origin)]
+    resource_origins = [part for origin in inside for part in ("--resource-origin", origin)]
     origin = ("--origin", shop.devnet.merchant_url)
-    added = shop.payagent("merchants", "add", "shop", *origin, "--partner", "demo", *known_as)
+    added = shop.payagent("merchants", "add", "shop", *origin, "--partner", "demo", *resource_origins)
     assert (added.code, added.json["merchants"][0]["set_by"]) == (0, "operator"), added.err
     daemon.kill()
     daemon.wait(20)
     (shop.folder / "s").unlink()
     with running(shop):
-        assert shop.payagent("merchants").json["merchants"][0]["known_as"] == inside
+        assert shop.payagent("merchants").json["merchants"][0]["resource_origins"] == inside
         paid = shop.payagent("pay", shop.saved("from the added one"), "--merchant", "shop")
         assert paid.code == 0, paid.err
         assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]

@@ -322,7 +322,7 @@ def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
     """A fetch with little patience."""
     process = spawn(
         *("fetch", *words, "--config", street.shop.config),
-        environ={"PAYAGENT_PROXY__PATIENCE_S": "3"},
+        environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -16,7 +16,7 @@ NEW = role_address("new").text
 def guarded(closed_shop: Shop) -> Iterator[Shop]:
     """The daemon of a wallet whose merchant is held to what is known of it, as on every network but the devnet."""
     text = closed_shop.config.read_text()
-    held = '[merchants.t]\npin = "first_use"\ndrift_percent = 25\n'
+    held = '[merchants.t]\npin = "first_use"\nprice_rise_percent_max = 25\n'
     assert "[merchants.t]\n" in text
     closed_shop.config.write_text(text.replace("[merchants.t]\n", held))
     for _ in range(6):
@@ -78,7 +78,7 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     shown = guarded.payagent("merchants", "show", "t", "--human").out
     assert "proof shown   auto: 1 block deep, as accepted before" in shown
     assert "POST /chat   ADA         1         13 ADA" in shown
-    assert "price drift   25 % at most" in shown
+    assert "price rise    25 % at most" in shown
 
 
 def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:

@@ -6,9 +6,9 @@ CONFIG = """
 [merchants.t.topup]
 path = "/payments/topup"
 body = "{}"
-below = 5
-to = 15
-per_day_count = 1
+auto_below = 5
+auto_to = 15
+auto_per_day_max = 1
 """
 
 

@@ -384,7 +384,7 @@ async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhil
         assert (len(at.payments), wall.served) == (3, 3)
 
 
-BUSY = Bounds(rates=Rates(calls_per_s=1))
+BUSY = Bounds(rates=Rates(rate_limit_per_s=1))
 
 
 def busy_paywall(at: Place) -> Paywall:

@@ -171,7 +171,7 @@ async def test_calls_one_after_the_other_are_purchases_of_their_own(world: World
 
 async def test_what_was_served_is_told_also_where_the_app_asks_too_often(world: World) -> None:
     """Else the next call would show the same proof, and get what was bought with it already."""
-    bounds = Bounds(rates=Rates(calls_per_s=1))
+    bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with market(world, confirmations=-1, replays=False, bounds=bounds) as at:
         headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
 
@@ -250,12 +250,14 @@ def required(at: Market, url: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def bent(at: Market, bent: Bent, known_as: frozenset[str] = frozenset()) -> AsyncIterator[Bent]:
+async def bent(at: Market, bent: Bent, resource_origins: frozenset[str] = frozenset()) -> AsyncIterator[Bent]:
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
     known = dict(agent.context.filed.merchants)
-    known[bent.url] = MerchantConfig("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
+    known[bent.url] = MerchantConfig(
+        "bent", bent.url, None, None, "confirmed", 5, resource_origins=resource_origins
+    )
     await agent.context.take_terms(replace(agent.context.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
@@ -306,7 +308,7 @@ async def test_a_proof_is_shown_again_whatever_name_the_402_has_for_the_call(wor
     async with market(world) as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200 if len(shop.proofs) > 1 else 402, ""))
         shop.receipts = [receipt, {**receipt, "success": True}]
-        async with bent(at, shop, known_as=frozenset(("http://shop.internal:3000",))):
+        async with bent(at, shop, resource_origins=frozenset(("http://shop.internal:3000",))):
             assert (await at.call("/premium")).status_code == 200
             assert shop.proofs == ["/premium", "/premium"]
             (payment,) = at.payments
@@ -334,7 +336,7 @@ async def test_a_resource_may_be_named_without_its_percent_signs(world: World, n
 async def test_another_name_counts_as_the_operator_wrote_it(world: World, names: str) -> None:
     async with market(world) as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
-        async with bent(at, shop, known_as=frozenset(("http://shop.internal:3000",))):
+        async with bent(at, shop, resource_origins=frozenset(("http://shop.internal:3000",))):
             with pytest.raises(Exception, match="resource_mismatch"):
                 await at.call("/premium")
         assert (shop.proofs, at.payments) == ([], [])

@@ -114,7 +114,7 @@ class TestDrift:
         self, agreed_units: int | None, percent: int | None, units: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=() if agreed_units is None else (agreed(agreed_units),))
-        found = look(asks(units=units), MerchantRules(drift_percent=percent), known)
+        found = look(asks(units=units), MerchantRules(price_rise_percent_max=percent), known)
         assert [(one.code, one.asks) for one in found] == [("price_drifted", True)] * asks_somebody
 
     @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ class TestDrift:
         self, prices: list[tuple[int, int]], units: int, calls: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=tuple(agreed(*price) for price in prices))
-        found = look(asks(units=units, calls=calls), MerchantRules(drift_percent=25), known)
+        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=25), known)
         assert [one.code for one in found] == ["price_drifted"] * asks_somebody
 
     @pytest.mark.parametrize(
@@ -156,11 +156,13 @@ class TestDrift:
     )
     def test_it_says_how_much_more(self, asset: str, told: str) -> None:
         known = MerchantFacts(agreed=(agreed(2_000_000, asset=asset),))
-        (found,) = look(asks(units=9_770_000, asset=asset, calls=4), MerchantRules(drift_percent=25), known)
+        (found,) = look(
+            asks(units=9_770_000, asset=asset, calls=4), MerchantRules(price_rise_percent_max=25), known
+        )
         assert found.detail == told
 
     def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
-        rules, prices = MerchantRules(drift_percent=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
+        rules, prices = MerchantRules(price_rise_percent_max=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
         (found,) = look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
         assert (found.code, found.asks) == ("price_drifted", True)
         assert found.detail == (
@@ -176,7 +178,7 @@ class TestDrift:
         self, known_units: int, units: int, known_calls: int, calls: int, percent: int
     ) -> None:
         known = MerchantFacts(agreed=(agreed(known_units, known_calls),))
-        found = look(asks(units=units, calls=calls), MerchantRules(drift_percent=percent), known)
+        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=percent), known)
         most = Fraction(100 + percent, 100)
         is_more = units > known_units * most
         assert bool(found) == (is_more or Fraction(units, calls) > Fraction(known_units, known_calls) * most)
@@ -185,30 +187,32 @@ class TestDrift:
 class TestStop:
     @pytest.mark.parametrize(("unserved_streak", "stops"), [(0, False), (2, False), (3, True), (4, True)])
     def test_a_merchant_is_stopped_by_so_many_unserved_payments(self, unserved_streak: int, stops: bool) -> None:
-        assert must_stop(MerchantRules(stop_after=3), unserved_streak) is stops
+        assert must_stop(MerchantRules(stop_after_unserved=3), unserved_streak) is stops
         assert not must_stop(MerchantRules(), unserved_streak)
 
     @pytest.mark.parametrize("moment", Moment)
     def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:
-        (found,) = look(asks(), MerchantRules(stop_after=3), MerchantFacts(is_stopped=True), moment)
+        (found,) = look(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(is_stopped=True), moment)
         assert (found.code, found.asks) == ("merchant_stopped", False)
-        assert codes(asks(), MerchantRules(stop_after=3), MerchantFacts(), moment) == []
+        assert codes(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(), moment) == []
 
 
 class TestCrowd:
     @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_busy"])])
     def test_only_so_many_are_on_their_way(self, in_flight: int, expected: list[str]) -> None:
-        assert codes(asks(), MerchantRules(in_flight_max=10), MerchantFacts(in_flight=in_flight)) == expected
+        assert (
+            codes(asks(), MerchantRules(payments_in_flight_max=10), MerchantFacts(in_flight=in_flight)) == expected
+        )
         assert codes(asks(), MerchantRules(), MerchantFacts(in_flight=in_flight)) == []
 
     @pytest.mark.parametrize("moment", [Moment.NEXT_INVOICE, Moment.SAME_TERMS])
     def test_a_payment_in_flight_does_not_count_against_itself(self, moment: Moment) -> None:
-        assert codes(asks(), MerchantRules(in_flight_max=1), MerchantFacts(in_flight=1), moment) == []
+        assert codes(asks(), MerchantRules(payments_in_flight_max=1), MerchantFacts(in_flight=1), moment) == []
 
 
 def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
     known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
-    rules = MerchantRules(first_use=True, drift_percent=0)
+    rules = MerchantRules(first_use=True, price_rise_percent_max=0)
     assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_drifted"]
     assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []
 

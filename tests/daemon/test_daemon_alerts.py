@@ -63,7 +63,7 @@ def lines(written: io.StringIO, *events: str) -> list[dict[str, object]]:
 
 
 def marked(terms: AgentConfig) -> AgentConfig:
-    merchants = {origin: replace(one, alert_below=3) for origin, one in terms.merchants.items()}
+    merchants = {origin: replace(one, prepaid_alert_below=3) for origin, one in terms.merchants.items()}
     return replace(terms, wallet_below_lovelace=MARK, merchants=merchants)
 
 

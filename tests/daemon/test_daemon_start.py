@@ -269,7 +269,7 @@ def _clock_behind(folder: Path, tell_time: "TellTime") -> str:
 def _merchant_in_clear(folder: Path, _tell_time: "TellTime") -> str:
     with (folder / "config.toml").open("a") as config:
         config.write('[merchants.t]\norigin = "http://merchant.example"\n')
-    return "merchants.t.origin: write an address with https://; http:// is for this machine alone"
+    return "merchants.t.origin: write a URL with https://. http:// is accepted only for this machine"
 
 
 def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
@@ -514,7 +514,7 @@ def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Pat
 
 def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> None:
     config = folder / "config.toml"
-    config.write_text(config.read_text().replace("[api]\n", '[api]\nhosts = ["payagent.internal"]\n'))
+    config.write_text(config.read_text().replace("[api]\n", '[api]\nallowed_hosts = ["payagent.internal"]\n'))
     process, port = start_on_port(folder)
     told = {}
     for host in ("127.0.0.1", "payagent.internal", "evil.example"):

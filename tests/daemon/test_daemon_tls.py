@@ -90,13 +90,13 @@ def test_a_loopback_port_may_speak_tls_too(secured: Path) -> None:
 def _no_files(folder: Path) -> str:
     config = folder / "config.toml"
     config.write_text(re.sub(r"(?m)^tls_.*\n", "", config.read_text()))
-    return "name tls_certificate_file and tls_key_file, or write a loopback address"
+    return "Set tls_certificate_file and tls_key_file, or write a loopback address"
 
 
 def _half(folder: Path) -> str:
     config = folder / "config.toml"
     config.write_text(re.sub(r"(?m)^tls_key.*\n", "", config.read_text()))
-    return "tls_certificate_file and tls_key_file go together"
+    return "set both tls_certificate_file and tls_key_file, or neither"
 
 
 def _open_key(folder: Path) -> str:

@@ -466,10 +466,10 @@ INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
 def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str, code: str | None) -> None:
     response = answer_402(required(resource={"url": resource}))
     if code is None:
-        assert offer(response, known_as=INSIDE)
+        assert offer(response, resource_origins=INSIDE)
         return
     with pytest.raises(Refused) as refused:
-        offers(response, known_as=INSIDE)
+        offers(response, resource_origins=INSIDE)
     assert refused.value.code == code
 
 

@@ -36,9 +36,9 @@ from payagent.audit.verify import verify
 from payagent.core import retry_schedule as showing
 from payagent.proxy.app import Bounds
 
-HURRIED = Bounds(read_timeout_s=1, patience_s=10)
+HURRIED = Bounds(read_timeout_s=1, payment_timeout_s=10)
 """Towards a merchant that does not answer. What is answered is waited for, however busy the machine is."""
-PATIENT = Bounds(read_timeout_s=10, patience_s=10)
+PATIENT = Bounds(read_timeout_s=10, payment_timeout_s=10)
 SLOW_CLIENT_S, SLOW_ANSWER_S = 2.0, 1.6
 TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
 WAYS = {

@@ -104,7 +104,7 @@ async def served(
         run.topups,
         heartbeat=heartbeat,
         signer=lambda: None,
-        hosts=proxy.hosts,
+        allowed_hosts=proxy.allowed_hosts,
         rates=proxy.rates,
         body_s=body_s,
         links=links,

@@ -92,13 +92,13 @@ async def live(world: World) -> None:
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent.context.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
+    agent.context.admission.rulebook.approval_required_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.decisions.approve(approved.id, by)
     await agent.decisions.deny(denied.id, by)
     await agent.sending.drain(10)
     await run.settle_down()
-    agent.context.admission.rulebook.approval_above = {}
+    agent.context.admission.rulebook.approval_required_above = {}
 
 
 async def use_the_batch(run: Run) -> None:

@@ -11,7 +11,7 @@ from payagent.store.rows.upkeep import UPKEEP_APP
 DEPTH = 8
 PER_DAY = 2 * ADA
 DAY_S, HOUR_S = 86_400, 3_600
-kept = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY)
+kept = with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY)
 
 
 def own_orders(run: Run) -> list[PaymentRow]:

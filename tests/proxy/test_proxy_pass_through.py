@@ -624,7 +624,7 @@ async def dripping(world: World, begins: bytes, more: bytes) -> tuple[int, objec
                 await heard.say(more)
                 await asyncio.sleep(0.05)
 
-    async with place(world, Bounds(read_timeout_s=0.3, patience_s=0.5)) as at:
+    async with place(world, Bounds(read_timeout_s=0.3, payment_timeout_s=0.5)) as at:
         at.peer.answers["/chat"] = drip
         async with asyncio.timeout(4):
             got = await at.ask()
@@ -695,7 +695,7 @@ async def test_a_body_that_passes_through_may_take_its_time(world: World) -> Non
             await heard.say(b"x")
             await asyncio.sleep(0.05)
 
-    async with place(world, Bounds(read_timeout_s=1, patience_s=0.5)) as at:
+    async with place(world, Bounds(read_timeout_s=1, payment_timeout_s=0.5)) as at:
         at.peer.answers["/chat"] = drip
         assert (await at.ask()).body == b"x" * 24
 

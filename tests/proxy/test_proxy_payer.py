@@ -136,12 +136,12 @@ async def test_a_402_before_the_body_is_sent_is_paid_all_the_same(shop: Place) -
 
 async def test_a_body_over_the_bound_goes_through_and_cannot_be_paid_for(world: World) -> None:
     world.fund(*UTXOS)
-    async with place(world, Bounds(spool_bytes=100_000)) as at, blocks(at.run):
+    async with place(world, Bounds(body_buffer_bytes_max=100_000)) as at, blocks(at.run):
         assert (await at.ask("/free", method="POST", body=b"x" * 100_001)).body == b"ok"
         wall = at.peer.answers["/chat"] = Paywall()
         got = await at.ask(method="POST", body=b"x" * 100_001)
         assert (got.status, problem(got)["code"]) == (413, "request_too_big_to_replay")
-        assert "proxy.spool_bytes" in str(problem(got)["detail"])
+        assert "proxy.body_buffer_bytes_max" in str(problem(got)["detail"])
         assert (at.payments, wall.retries) == ([], [])
         assert (await at.ask(method="POST", body=b"x" * 100_000)).body == b"served"
 
@@ -612,7 +612,7 @@ async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None
 
 async def test_a_call_that_waits_for_a_person_is_told_so_at_once_and_served_after_the_yes(world: World) -> None:
     world.fund(*UTXOS)
-    world.terms = with_terms(approval_above={"lovelace": 5 * ADA})(world.terms)
+    world.terms = with_terms(approval_required_above={"lovelace": 5 * ADA})(world.terms)
     async with place(world) as at, blocks(at.run):
         call = {"method": "POST", "body": b'{"message": "hello"}', "merchant": "devnet"}
         waits = await at.ask(**call)  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ def quiet_plan(plan: SeedPlan, rng: Random, *habits: Habits) -> SeedPlan:
     return replace(
         plan, mix=QUIET, shops=shops, wants=WANTS, utxos=(40 * ADA,) * 10, per_day_units=1000 * ADA,
         providers=tuple(providers), topup=False, drought_s=(0.0, 0.0), wanted_within_s=WITHIN_S, copied_s=None,
-        weak_job="", upkeep_lovelace=0, turned_down=0,
+        weak_job="", upkeep_fees_per_day_lovelace=0, turned_down=0,
     )  # fmt: skip
 
 

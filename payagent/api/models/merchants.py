@@ -14,7 +14,7 @@ class CreateMerchant(Closed):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
     origin: Annotated[str, Field(description="Scheme, host and port; https, but on this machine.")]
-    known_as: list[str] = absent("Origins by which its x402 may name what it sells. No call goes there.")
+    resource_origins: list[str] = absent("Origins by which its x402 may name what it sells. No call goes there.")
     partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = absent("X-Partner of the calls.")
     proof: Proof = "tx_hash"
     ready: Ready = "auto"
@@ -29,12 +29,12 @@ class Merchant(BaseModel):
     `accepted_depth`: how deep a payment's transaction was when the merchant accepted its proof (1: in the newest
     block, 0: in none); with `ready` = auto the next proof is first shown there. null: not known yet.
     `refused_early`: it refused a proof before `confirm_depth`, and is shown none before that.
-    `known_as`: origins by which its x402 may name what it sells, besides the one that is called.
+    `resource_origins`: origins by which its x402 may name what it sells, besides the one that is called.
     """
 
     name: str
     origin: str
-    known_as: list[str]
+    resource_origins: list[str]
     ready: Ready
     accepted_depth: int | None
     refused_early: bool
@@ -77,10 +77,10 @@ class MerchantDetails(Merchant):
 
     pin: Literal["first_use", "config", "off"]
     addresses: list[PinnedAddress]
-    drift_percent: int | None
+    price_rise_percent_max: int | None
     prices: list[AgreedPrice]
-    stop_after: int | None
+    stop_after_unserved: int | None
     strikes: int
     stopped_at: Time | None
     in_flight: int
-    in_flight_max: int | None
+    payments_in_flight_max: int | None

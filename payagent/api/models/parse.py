@@ -240,7 +240,7 @@ def _one_line(text: str, key: str) -> str:
 
 def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
     """The merchant's name, and its settings by their names in the config file."""
-    keys = ("known_as", "partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
+    keys = ("resource_origins", "partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
     body = _fields(_json(raw), "the body", ("name", "origin"), keys)
     name = body["name"]
     if not isinstance(name, str):

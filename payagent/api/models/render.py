@@ -121,7 +121,7 @@ def merchant_view(merchant: MerchantConfig, readiness: MerchantReadiness, terms:
     return {
         "name": merchant.name,
         "origin": merchant.origin,
-        "known_as": sorted(merchant.known_as),
+        "resource_origins": sorted(merchant.resource_origins),
         "ready": merchant.ready,
         "accepted_depth": readiness.accepted_depth,
         "refused_early": readiness.refused_early,
@@ -139,7 +139,7 @@ def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
         **merchant_view(known.merchant, known.readiness, terms),
         "pin": "config" if rules.filed else "first_use" if rules.first_use else "off",
         "addresses": [{"role": pin.role, "address": pin.address, "set_by": by} for pin, by in addresses],
-        "drift_percent": rules.drift_percent,
+        "price_rise_percent_max": rules.price_rise_percent_max,
         "prices": [
             {
                 **{"method": one.method, "path": one.path, "asset": one.asset},
@@ -147,11 +147,11 @@ def standing_view(known: MerchantStatus, terms: AgentConfig) -> Json:
             }
             for one in known.prices
         ],
-        "stop_after": rules.stop_after,
+        "stop_after_unserved": rules.stop_after_unserved,
         "strikes": known.unserved_streak.count,
         "stopped_at": None if stopped_at_ms is None else iso_time(stopped_at_ms),
         "in_flight": known.in_flight,
-        "in_flight_max": rules.in_flight_max,
+        "payments_in_flight_max": rules.payments_in_flight_max,
     }
 
 
