@@ -140,17 +140,17 @@ def add(
         terminal.say(f"The ADA that goes with its tokens is bounded by the wallet's limits alone: {bounded}")
 
 
-@app.command(epilog=example("payagent app token bot", "payagent app token bot --expires 90d"))
+@app.command(epilog=example("payagent app rotate-token bot", "payagent app rotate-token bot --expires 90d"))
 @click.argument("name", metavar="NAME")
 @click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
 @talks_to_daemon
-def token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
+def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
     """Give an app a new token and show it, this once. The one before is no good from then on.
 
     An app that was revoked is let in again by it. Of the app whose token this command uses the new one is put into
     the same file, operator.token if no other is named. If it is cut off, give the same command again.
     """
-    path = f"/v1/apps/{_quoted(name)}/token"
+    path = f"/v1/apps/{_quoted(name)}/rotate-token"
     order: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     with connect() as link:
         link.finish_renewal()

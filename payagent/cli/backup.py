@@ -100,7 +100,7 @@ def _as_json(restored: "Restored") -> Json:
 
 
 def _utxos(utxos: "UtxoTotals") -> Json:
-    return {"coins": utxos.count, "units": {asset: str(units) for asset, units in utxos.units.items()}}
+    return {"utxos": utxos.count, "units": {asset: str(units) for asset, units in utxos.units.items()}}
 
 
 def _show(terminal: Terminal, restored: "Restored") -> None:

@@ -145,7 +145,9 @@ class OperatorClient:
         body = _object(answer)
         if answer.status_code >= 400:
             if body.get("code") == "unauthorized" and self._beside.exists():
-                left = f"{self._beside} is left of a renewal that was cut off: payagent app token NAME goes on"
+                left = (
+                    f"{self._beside} is left of a renewal that was cut off: payagent app rotate-token NAME goes on"
+                )
                 body["detail"] = f"{body.get('detail')}; {left}"
             raise ProblemError(body)
         return body

@@ -143,12 +143,12 @@ def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: 
     _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
 
 
-@merchants.command(epilog=example("payagent merchants reopen t"))
+@merchants.command(epilog=example("payagent merchants resume t"))
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
-def reopen(terminal: Terminal, connect: Connect, name: str) -> None:
+def resume(terminal: Terminal, connect: Connect, name: str) -> None:
     """Let a merchant be paid again that was stopped because it did not serve."""
-    _change(terminal, connect, f"{_path(name)}/reopen", {})
+    _change(terminal, connect, f"{_path(name)}/resume", {})
 
 
 def _path(name: str) -> str:

@@ -80,7 +80,7 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     epilog=example(
         'payagent prepaid topup t --amount "50 ADA" --dry-run',
         'payagent prepaid topup t --amount "50 ADA" --key march',
-        'payagent prepaid topup t --amount "50 ADA" --path /chat --data call.json',
+        'payagent prepaid topup t --amount "50 ADA" --path /chat --data-file call.json',
     )
 )
 @click.argument("merchant", metavar="MERCHANT")
@@ -91,7 +91,7 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     "--path", metavar="PATH", help="An ordinary call whose 402 sells a batch, in place of the configured one."
 )
 @click.option("--method", default="POST", show_default=True, metavar="NAME", help="The method of that call.")
-@click.option("--data", type=click.File("rb"), metavar="FILE|-", help="The body of that call, JSON as it is sent.")
+@click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="File with the body of that request.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take; exit code 10 when it may be paid.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is done; exit code 8 without.")
 @talks_to_daemon
@@ -104,7 +104,7 @@ def topup(
     key: str | None,
     path: str | None,
     method: str,
-    data: BinaryIO | None,
+    data_file: BinaryIO | None,
     dry_run: bool,
     wait: bool,
 ) -> int:
@@ -118,9 +118,9 @@ def topup(
         units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
     body: dict[str, object] = {"merchant": merchant, "units": str(units), "asset": name}
     if path is not None:
-        body["request"] = {"method": method, "path": path, "body": _text(data)}
-    elif data is not None:
-        raise click.UsageError("--data is the body of a call: name it with --path")
+        body["request"] = {"method": method, "path": path, "body": _text(data_file)}
+    elif data_file is not None:
+        raise click.UsageError("--data-file is the body of a request: name its path with --path")
     with connect() as link:
         if dry_run:
             return _plan(terminal, link.post("/v1/prepaid/topups", body | {"dry_run": True}))
@@ -175,14 +175,14 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
     terminal.give(answer, human)
 
 
-def _text(data: BinaryIO | None) -> str:
-    raw = b"" if data is None else data.read(BODY_BYTES_MAX + 1)
+def _text(file: BinaryIO | None) -> str:
+    raw = b"" if file is None else file.read(BODY_BYTES_MAX + 1)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise click.BadParameter("it is not UTF-8 text", param_hint="--data") from None
+        raise click.BadParameter("it is not UTF-8 text", param_hint="--data-file") from None
     if len(raw) > BODY_BYTES_MAX:
-        raise click.BadParameter(f"it has more than {BODY_BYTES_MAX} bytes", param_hint="--data")
+        raise click.BadParameter(f"it has more than {BODY_BYTES_MAX} bytes", param_hint="--data-file")
     return text
 
 

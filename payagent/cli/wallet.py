@@ -152,14 +152,14 @@ def send(
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
-@wallet.command("thaw", epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
-@click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at. May be repeated.")
+@wallet.command(epilog=example("payagent wallet unfreeze", "payagent wallet unfreeze --reviewed 0123...cdef"))
+@click.option("--reviewed", multiple=True, metavar="TX", help="A transaction that you reviewed. Repeatable.")
 @talks_to_daemon
-def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
+def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) -> None:
     """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it.
 
     The transactions that spent them are shown. It is refused where there are others than those, or than the ones
-    that --seen names: they may have come while you looked.
+    that --reviewed names: they may have come while you looked.
     """
     with connect() as link:
         shown = link.get("/v1/wallet")["frozen_by"] or []
@@ -168,15 +168,15 @@ def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> Non
     if terminal.can_ask:
         click.confirm("Is payagent the only one that signs with this wallet now?", abort=True, err=True)
     with connect() as link:
-        answer = link.post("/v1/wallet/thaw", {"seen": list(seen or shown)})
+        answer = link.post("/v1/wallet/unfreeze", {"seen": list(reviewed or shown)})
         still = link.unsigned_because()
-    text = f"Thawed{'' if still else ': payagent signs again'}. Frozen by {', '.join(answer['txs'])}."
+    text = f"Unfrozen{'' if still else ': payagent signs again'}. Frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
     for reason in still:
         terminal.say(f"Still not signing: {reason}")
 
 
-@wallet.command(epilog=example("payagent wallet passphrase --new-passphrase-file ~/new-passphrase"))
+@wallet.command(epilog=example("payagent wallet change-passphrase --new-passphrase-file ~/new-passphrase"))
 @click.option(
     "--new-passphrase-file",
     type=click.Path(path_type=Path),
@@ -186,7 +186,7 @@ def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> Non
 @config_option
 @output_options
 @pass_terminal
-def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Path | None) -> None:
+def change_passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Path | None) -> None:
     """Give the keystore another passphrase, while the daemon is stopped.
 
     The words and the address stay. Backups that were made before open with the old passphrase for ever: whoever

@@ -81,7 +81,7 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
     """So that who is cut off before the answer came has it all the same."""
     before = await add(api)
     mine = plant("a token of the caller's making", "pa_" + "m" * 43)
-    renew = "/v1/apps/bot/token"
+    renew = "/v1/apps/bot/rotate-token"
     told = (await api.http.post(renew, json={"token": mine})).json()
     assert told["token"] == mine
     headers = {"authorization": f"Bearer {mine}"}
@@ -149,7 +149,7 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
     [
         (PAY, None),
         ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
-        ("/v1/apps/bot/token", {}),
+        ("/v1/apps/bot/rotate-token", {}),
         ("/v1/limits", {"limits": {"per_day": "5000000"}}),
         ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
     ],
@@ -204,7 +204,7 @@ async def _with_late_body(
 async def test_a_new_token_ends_the_one_before(api: Api) -> None:
     await add(api)
     before = api.as_("bot")
-    renewed = (await api.http.post("/v1/apps/bot/token", json={})).json()
+    renewed = (await api.http.post("/v1/apps/bot/rotate-token", json={})).json()
     require_problem(await before.get("/v1/limits"), "unauthorized")
     headers = {"Authorization": f"Bearer {plant('the next token', renewed['token'])}"}
     async with httpx.AsyncClient(base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False) as after:
@@ -249,7 +249,7 @@ async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: A
 async def test_no_app_gives_what_it_lacks(api: Api) -> None:
     client = api.as_("operator")
     require_problem(await client.post("/v1/apps", json={"name": "x", "scopes": ["approve"]}), "forbidden")
-    require_problem(await client.post("/v1/apps/payer/token", json={}), "forbidden")
+    require_problem(await client.post("/v1/apps/payer/rotate-token", json={}), "forbidden")
     assert (await client.post("/v1/apps", json={"name": "y", "scopes": ["operate"]})).status_code == 201
     require_problem(await client.post("/v1/apps/operator/revoke"), "forbidden")
 

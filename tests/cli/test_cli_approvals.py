@@ -56,7 +56,7 @@ def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
     asking.settings(batch=4)
     file = asking.folder / "batch.json"
     file.write_text('{"message": "a batch"}')
-    topup = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data", file, "--dry-run")
+    topup = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data-file", file, "--dry-run")
     told = asking.payagent(*topup, "--human")
     asking.settings(batch=1)
     assert (told.code, "more than 5 ADA" in told.out) == (10, True), told.err
@@ -109,7 +109,7 @@ def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(a
 def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -> None:
     asking.settings(batch=10)
     (asking.folder / "call.json").write_text('{"message": "a batch, please"}')
-    order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data")
+    order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data-file")
     command = spawn(
         *(*order, asking.folder / "call.json", "--config", asking.config),
         stdout=subprocess.PIPE,

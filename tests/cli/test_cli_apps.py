@@ -72,7 +72,7 @@ def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balance
 
 def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     before = added(shop, "renewed")
-    result = shop.payagent("app", "token", "renewed", "--expires", "90d")
+    result = shop.payagent("app", "rotate-token", "renewed", "--expires", "90d")
     assert shop.payagent("limits", "--token-file", before).code == 5
     after = kept(shop, "renewed-again", result)
     assert shop.payagent("limits", "--token-file", after).code == 0
@@ -82,7 +82,7 @@ def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
 def test_the_operators_own_new_token_lies_where_the_command_finds_it(shop: Shop) -> None:
     file = shop.data_dir / "operator.token"
     before = file.read_text().strip()
-    result = shop.payagent("app", "token", "operator")
+    result = shop.payagent("app", "rotate-token", "operator")
     assert result.code == 0, result.err
     assert (file.read_text().strip(), stat.S_IMODE(file.stat().st_mode)) == (result.json["token"], 0o600)
     assert result.json["token"] != before
@@ -118,10 +118,10 @@ for count in range(1_000):
     if child == 0:
         left = count
         sys.settrace(lambda frame, event, _: step(frame, event, _))
-        code("app", "token", "operator")
+        code("app", "rotate-token", "operator")
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(ended, code("limits"), code("app", "token", "operator"), code("limits"), flush=True)
+    print(ended, code("limits"), code("app", "rotate-token", "operator"), code("limits"), flush=True)
     if ended == 0:
         break
 """
@@ -203,7 +203,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
         ("app", "add", "x", "--expires", "2020-01-01"),
         ("app", "add", "x", "--scope", "all"),
         ("app", "revoke", "nobody"),
-        ("app", "token", "nobody"),
+        ("app", "rotate-token", "nobody"),
     ],
     ids=" ".join,
 )

@@ -72,7 +72,7 @@ def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:
 def test_a_restore_says_what_the_books_do_not_know(again: Again) -> None:
     chain = again.said["chain"]
     assert isinstance(chain, dict)
-    assert (chain["checked"], chain["gone"]["coins"], chain["unknown"]["coins"]) == (True, 1, 1)
+    assert (chain["checked"], chain["gone"]["utxos"], chain["unknown"]["utxos"]) == (True, 1, 1)
 
 
 def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> Non
 
 def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     for merchant in street.shop.payagent("merchants").json["merchants"]:
-        assert street.shop.payagent("merchants", "reopen", merchant["name"]).code == 0
+        assert street.shop.payagent("merchants", "resume", merchant["name"]).code == 0
     street.shop.settings(confirmations=8)
     words = (street.chat, "-d", '{"message": "later"}')
     ended = hurried(street, *words)
