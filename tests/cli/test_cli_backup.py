@@ -35,7 +35,7 @@ def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
     folder = tmp_path_factory.mktemp("again")
     made = shop.payagent("backup", folder / "wallet.tar")
     assert (made.code, made.json["payments"]) == (0, 1), made.err
-    assert "Not in it: the keystore's passphrase" in made.err
+    assert "Not in the backup: the keystore's passphrase" in made.err
     assert shop.payagent("pay", shop.saved("lost"), "--merchant", "t").code == 0
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     data_dir = shop.folder / "again"

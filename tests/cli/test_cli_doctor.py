@@ -78,7 +78,7 @@ def test_it_says_that_the_words_lie_in_clear_beside_the_keystore(closed_shop: Sh
     assert checks(config)["recovery words"]["warning"], "the devnet's words stand for nothing"
     config.write_text(config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--human", "--config", config)
-    (line,) = [line for line in result.out.splitlines() if line.startswith("BAD  recovery words")]
+    (line,) = [line for line in result.out.splitlines() if line.startswith("FAIL recovery words")]
     assert str(words) in line
     assert "delete" in line
     assert closed_shop.words not in result.out + result.err

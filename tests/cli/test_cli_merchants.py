@@ -76,9 +76,9 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert (refused.code, refused.error["code"]) == (8, "awaiting_approval")
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
-    assert "proof shown   auto: 1 block deep, as accepted before" in shown
+    assert "ready       auto: 1 block deep, as accepted before" in shown
     assert "POST /chat   ADA         1         13 ADA" in shown
-    assert "price drift   25 % at most" in shown
+    assert "price rise  25 % at most" in shown
 
 
 def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:

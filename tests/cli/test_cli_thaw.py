@@ -1,4 +1,4 @@
-"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet, and clears no more than it has shown."""
+"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears no more."""
 
 from cli_kit import Shop, checks, running, until
 from terminal_kit import at_terminal
@@ -78,6 +78,6 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
         shop.payagent("pause")
         unfrozen = shop.payagent("wallet", "unfreeze", "--human")
-        assert unfrozen.out == f"Unfrozen. Frozen by {tx}.\n"
+        assert unfrozen.out == f"Unfrozen. It was frozen by {tx}.\n"
         assert "Still not signing: an operator has paused signing" in unfrozen.err
-        assert shop.payagent("resume", "--human").out == "payagent signs.\n"
+        assert shop.payagent("resume", "--human").out == "payagent signs again.\n"

@@ -93,7 +93,7 @@ def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -
     for _ in range(2):
         planned = shop.payagent(*topup, "--dry-run")
         assert (planned.code, planned.json["prepaid"], planned.json["unit"]) == (10, True, "calls")
-    assert "serves this call" in shop.payagent(*topup, "--dry-run", "--human").out
+    assert "serves this request" in shop.payagent(*topup, "--dry-run", "--human").out
     ended = shop.payagent(*topup)
     assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (0, "done", "merchant_sells_none")
     assert ended.json["payments"] == []
