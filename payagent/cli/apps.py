@@ -114,12 +114,12 @@ def add(
 ) -> None:
     """Add an app and show its token once.
 
-    An AMOUNT is such as "5 ADA". With exactly one --asset it is a number of that token's units. The app's limits
-    apply in addition to those of the wallet and of the merchants. An ASSET is ADA, or policy id and asset name in
-    hex.
+    AMOUNTs are ADA, such as "5 ADA". If the only --asset is a token, they are its units as digits. The app's
+    limits apply in addition to those of the wallet and of the merchants. An ASSET is ADA, or policy id and asset
+    name in hex.
 
     A payment in a token also spends ADA: the min-ADA of each output, and the fee. The wallet's ADA limits cover
-    it. To give the app its own ADA limit: payagent limits set --app NAME --per-day "2 ADA".
+    it. `payagent limits set --app NAME` gives the app its own ADA limit.
     """
     with typed():
         names = [parse_asset(asset) for asset in assets]

@@ -46,10 +46,10 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[C
     import asyncio
 
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.doctor.advice import look_at_choices
-    from payagent.doctor.chain import look_at_chain
+    from payagent.doctor.advice import check_choices
+    from payagent.doctor.chain import check_chain
     from payagent.doctor.check_result import finding
-    from payagent.doctor.files import look_at_files
+    from payagent.doctor.files import check_files
 
     def daemon() -> str:
         with OperatorClient(settings, None) as link:
@@ -61,8 +61,8 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[C
             raise Refused(code, "not ready: " + "; ".join(reasons))
         return "running and ready"
 
-    findings = look_at_files(settings, config, os.environ, looked_for) + look_at_choices(settings, config)
-    findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
+    findings = check_files(settings, config, os.environ, looked_for) + check_choices(settings, config)
+    findings += asyncio.run(check_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 
 

@@ -132,7 +132,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
 @output_options
 @pass_terminal
 def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> None:
-    """Run a small Cardano network and a merchant on this machine.
+    """Run a small Cardano network and a merchant locally.
 
     A faucet gives out its worthless money. It runs until Ctrl-C, and nothing is kept.
 

@@ -30,7 +30,7 @@ def merchants() -> None:
 @merchants.command("list", epilog=example("payagent merchants list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """List merchants from the config file and added at run time."""
+    """List all merchants that may be paid."""
     with connect() as link:
         answer = link.get("/v1/merchants")
     _give_list(terminal, answer)
@@ -104,7 +104,7 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
-    """Show a merchant's addresses, prices and unserved payments."""
+    """Show addresses, prices and unserved payments."""
     with connect() as link:
         answer = link.get(_path(name))
     terminal.give(answer, lambda: _show(terminal, answer))

@@ -32,7 +32,7 @@ from payagent.core.problems import Refused
 @output_options
 @pass_terminal
 def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_file: Path | None) -> None:
-    """Serve one merchant on a local port, and pay for its requests.
+    """Serve one merchant on a local port, and pay for it.
 
     Requests go through the daemon, which pays within the limits. Clients need no token, so any program on this
     machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.

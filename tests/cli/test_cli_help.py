@@ -30,6 +30,7 @@ def test_every_command_explains_itself_with_an_example(path: str) -> None:
     text = help_of(path, command)
     assert "Example:" in text
     assert text.split("Example:")[1].split("\n")[1].strip().startswith(("payagent", "curl"))
+    assert not command.get_short_help_str(55).endswith("..."), "it does not fit one line of its group's help"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{path} {parameter.name}"
