@@ -108,8 +108,8 @@ def _bring_up_to_date(folder: Path) -> None:
 def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:
     """Check that the manifest describes these members, and that they belong to the configured wallet."""
     found = (header.network.name, header.address, str(head), held.payments, held.open_payments)
-    told = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
-    if found != told:
+    stated = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
+    if found != stated:
         raise invalid("its manifest belongs to another ledger or keystore")
     for key, of_backup, of_config in (
         ("network", header.network.name, settings.network),

@@ -153,8 +153,8 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
     body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     with connect() as link:
         link.finish_renewal()
-        known = link.get("/v1/apps")
-        (own,) = (row for row in known["apps"] if row["id"] == known["caller"])
+        apps = link.get("/v1/apps")
+        (own,) = (row for row in apps["apps"] if row["id"] == apps["caller"])
         renew = link.renew_own_token if name in (own["name"], own["id"]) else link.post
         answer = renew(path, body)
     _show_token(terminal, answer)

@@ -108,17 +108,15 @@ def _show(terminal: Terminal, restored: "Restored") -> None:
     terminal.line(f"Restored the wallet {made.address} of {iso_time(made.made_at_ms)} into {restored.data_dir}.")
     terminal.line(f"{made.payments} payments, {made.open_payments} of them not settled.")
     if restored.app is not None:
-        terminal.line(
-            f"operator.token is a new token, of the new app {restored.app!r}. Earlier tokens stay valid."
-        )
+        terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
     for line in _compared(restored.differences):
         terminal.line(line)
     wait = "for 37 minutes after the daemon has checked this machine's clock against the chain"
     if restored.signs_at_ms is not None:
         wait = f"before {iso_time(restored.signs_at_ms)}"
     terminal.line(
-        f"The daemon signs nothing {wait}. Find out what was bought since the backup: an app that requests it "
-        "again pays again."
+        f"The daemon signs nothing {wait}. Meanwhile find out what was bought since the backup: an app that "
+        "requests it again pays again."
     )
 
 

@@ -60,9 +60,7 @@ _FRAMING = ("content-length", "transfer-encoding", "connection", "host")
     )
 )
 @click.argument("url", metavar="URL")
-@click.option(
-    "-X", "--request", "method", metavar="METHOD", help="HTTP method. Default: GET, or POST with a body."
-)
+@click.option("-X", "--request", "method", metavar="METHOD", help="Method. Default: GET, or POST with a body.")
 @click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="Header. Repeatable.")
 @click.option("-d", "--data", metavar="TEXT", help="Body to send unchanged. JSON is sent as application/json.")
 @click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="File with the body to send.")
@@ -91,10 +89,9 @@ def fetch(
     """Send an HTTP request, and pay if it costs money.
 
     When the merchant answers 402, it pays and retries with the proof. The response body goes to stdout unchanged.
-    Exit code 0 means a 2xx answer. For any other answer the body is written too, and the exit code is 8 if it was
-    paid and is not served yet, else 4. After exit code 8, the same command presents the same proof and pays
-    nothing. A 402 after the payment ends as the error `paid_not_served`, with exit code 8. Redirects are not
-    followed.
+    The exit code is 0 for a 2xx answer, 8 if the request was paid but is not served yet, else 4. After exit code
+    8, the same command presents the same proof and pays nothing. A 402 after the payment ends as the error
+    `paid_not_served`, with exit code 8. Redirects are not followed.
     """
     call = _read_call(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
@@ -154,9 +151,7 @@ def _read_header(text: str) -> tuple[str, str]:
     if not colon or not _TOKEN.fullmatch(name.strip()) or not (text.isascii() and text.isprintable()):
         raise click.BadParameter("write 'Name: value' in ASCII", param_hint="-H")
     if name.strip().lower() in _FRAMING:
-        raise click.BadParameter(
-            f"{name.strip()} cannot be set: it follows from the URL and the body", param_hint="-H"
-        )
+        raise click.BadParameter(f"{name.strip()} follows from the URL and the body", param_hint="-H")
     return name.strip(), value.strip()
 
 
@@ -285,9 +280,7 @@ class _Fetcher:
             raise _not_answered(error, watcher.payment_id) from None
         except KeyboardInterrupt:
             if watcher.payment_id is not None:
-                self.terminal.say(
-                    f"Payment {watcher.payment_id} continues. Run the same command to get its answer."
-                )
+                self.terminal.say(f"Payment {watcher.payment_id} continues. Run the same command again.")
             raise
 
     def _give(self, answer: "httpx.Response") -> int:
@@ -325,9 +318,7 @@ class _Fetcher:
         except OSError as error:
             paid = answer.headers.get("X-Payagent-Payment")
             context = {} if paid is None else {"payment": paid}
-            raise Refused(
-                "output_not_written", f"the body could not be written: {error.strerror}", **context
-            ) from None
+            raise Refused("output_not_written", f"response body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
             self.terminal.say("")  # start the next message on its own line
 

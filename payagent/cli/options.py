@@ -103,8 +103,8 @@ def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click
             if context.invoked_subcommand is None:
                 context.invoke(group.commands[alone], **given)
             else:
-                told = {name: value for name, value in given.items() if value is not None}
-                context.default_map = {context.invoked_subcommand: told}
+                defaults = {name: value for name, value in given.items() if value is not None}
+                context.default_map = {context.invoked_subcommand: defaults}
 
         settled = click.group(invoke_without_command=True, epilog=example(*examples))
         group: click.Group = settled(_daemon_options(pass_on))

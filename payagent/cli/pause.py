@@ -17,8 +17,8 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
     """Stop all signing until `payagent resume`.
 
     When the command returns, payagent signs no payment, replacement, cancel or transfer. What was signed before is
-    still submitted and may still get into a block. A restart does not end the pause. If payagent is already paused,
-    the earlier pause and its reason stay.
+    still submitted and may still get into a block. A restart does not end the pause. If payagent is already
+    paused, the earlier pause and its reason stay.
     """
     with connect() as link:
         answer = link.post("/v1/pause", {"reason": reason} if reason else {})

@@ -115,16 +115,16 @@ def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, or
         raise click.UsageError("use either --merchant or --origin")
     if origin is not None:
         return origin
-    known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
+    origins = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
     if merchant is None:
-        if len(known) != 1:
+        if len(origins) != 1:
             raise click.UsageError("name the sender of the 402: --merchant NAME or --origin ORIGIN")
-        ((merchant, only),) = known.items()
+        ((merchant, only),) = origins.items()
         terminal.say(f"Taking the 402 for one of the only merchant, {merchant} ({only}).")
-    if merchant not in known:
-        names = f"the merchants are {', '.join(known)}" if known else "there is none yet"
+    if merchant not in origins:
+        names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
         raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
-    return known[merchant]
+    return origins[merchant]
 
 
 @contextmanager

@@ -85,9 +85,7 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     )
 )
 @click.argument("merchant", metavar="MERCHANT")
-@click.option(
-    "--amount", required=True, metavar="AMOUNT", help='Such as "50 ADA", or a number of a token\'s units.'
-)
+@click.option("--amount", required=True, metavar="AMOUNT", help='"50 ADA", or a number of a token\'s units.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same top-up.")
 @click.option("--path", metavar="PATH", help="Buy with a request to this path, instead of the configured one.")
@@ -224,16 +222,14 @@ def _until_ended(terminal: Terminal, link: "OperatorClient", order: dict[str, An
             progress(f"{_number(order, order['bought'])} bought, {time.monotonic() - started_s:.0f} s")
             try:
                 order = link.get(f"/v1/prepaid/topups/{order['id']}", wait=patience_s)
-                _announce_approvals(terminal, link, order, asked)
+                _report_approvals(terminal, link, order, asked)
             except KeyboardInterrupt:
                 terminal.say("The top-up continues: `payagent prepaid topups`.")
                 raise
     return order
 
 
-def _announce_approvals(
-    terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]
-) -> None:
+def _report_approvals(terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]) -> None:
     """Say once of each payment that waits for approval. The top-up waits too, and its time runs on."""
     for payment_id in order["payments"][-1:]:
         if payment_id not in asked and link.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":

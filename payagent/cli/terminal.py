@@ -1,7 +1,6 @@
 """Terminal output: data on stdout, messages on stderr; tables for people, JSON for programs.
 
-A `Terminal` has the three streams and knows whether a program reads stdout (it is no terminal, or --json is
-given).
+A `Terminal` has the three streams and knows whether a program reads stdout (no terminal, or --json).
 
 May import: core, click, and rich inside `table` alone, since most runs show no table.
 Never: prints a secret that it was not asked to show.

@@ -116,7 +116,7 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
     )
 )
 @click.argument("to", metavar="ADDRESS")
-@click.option("--amount", metavar="AMOUNT", help='Such as "25 ADA", or a number of a token\'s units.')
+@click.option("--amount", metavar="AMOUNT", help='"25 ADA", or a number of a token\'s units.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--all", "everything", is_flag=True, help="Send everything that is available and may leave.")
 @click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and in scripts.")

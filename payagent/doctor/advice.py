@@ -48,10 +48,7 @@ def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
     """Settings that allow a merchant new payees, any price, or payments without service."""
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:
-        yield (
-            "pin",
-            'off: a new address is paid without approval; set "first_use", or list the addresses in pay_to',
-        )
+        yield "pin", 'off: new addresses are paid without approval; set "first_use", or list them in pay_to'
     if is_real and merchant.drift_percent is None:
         yield "drift_percent", "off: any price within the limits is paid without approval; set 25"
     if is_real and merchant.in_flight_max is None:
@@ -111,13 +108,11 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
 def _signed_less(settings: Settings) -> Iterator[Choice]:
     """Spending limits above what the signer allows, which therefore have no effect."""
     filed = settings.limits
-    limits = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
-    limits += [
-        (token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()
-    ]
+    rows = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
+    rows += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
-        limits += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
-    for asset, window, units in dict.fromkeys(limits):
+        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
+    for asset, window, units in dict.fromkeys(rows):
         less = None if units is None else filed.signed_less(Window(window), asset, units)
         if less is not None:
             yield (

@@ -134,7 +134,7 @@ def _books(settings: Settings) -> str:
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
-        known = {key: about.meta(conn, key) for key in ("network", "address")}
+        recorded = {key: about.meta(conn, key) for key in ("network", "address")}
         sums: dict[str, int] = {}
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
@@ -145,7 +145,7 @@ def _books(settings: Settings) -> str:
     if broken is not None:
         raise Refused("ledger_changed", f"the events in {path} were changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
-    for key, value in known.items():
+    for key, value in recorded.items():
         if None not in (value, ours[key]) and value != ours[key]:
             raise Refused("config_invalid", f"{path} is for {key} {value}, not {ours[key]}")
     return "triggers are complete, postings sum to zero, the event chain is unbroken"
