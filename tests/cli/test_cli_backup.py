@@ -79,9 +79,9 @@ def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path
     config = shop.config_of(shop.folder / "people")
     told = invoke("restore", again.backup, "--config", config, "--human").out
     shutil.rmtree(shop.folder / "people")
-    assert re.search(r"1 coins of the ledger are not on the chain any more: \d+\.\d+ ADA", told)
-    assert re.search(r"1 coins on the chain are not in the ledger: \d+\.\d+ ADA", told)
-    assert "Nothing is signed before " in told
+    assert re.search(r"1 UTxOs of the ledger are not on the chain: \d+\.\d+ ADA", told)
+    assert re.search(r"1 UTxOs on the chain are not in the ledger: \d+\.\d+ ADA", told)
+    assert "The daemon signs nothing before " in told
 
 
 def test_the_head_of_a_backup_is_one_that_the_living_ledger_still_has(shop: Shop, again: Again) -> None:
