@@ -143,7 +143,7 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
         continue
 
 
-@pytest.mark.parametrize("end", ["revoke", "token"])
+@pytest.mark.parametrize("end", ["revoke", "rotate-token"])
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -167,7 +167,7 @@ async def test_a_call_whose_token_ends_before_its_body_came_does_nothing(
     assert (await api.http.get(PAY)).json()["payments"] == []
     told = (await api.http.get("/v1/apps")).json()["apps"]
     assert "made" not in {one["name"] for one in told}
-    assert [one["active"] for one in told if one["name"] == "bot"] == [end == "token"]
+    assert [one["active"] for one in told if one["name"] == "bot"] == [end == "rotate-token"]
     assert {one["set_by"] for one in (await api.http.get("/v1/limits")).json()["limits"]} == {"config"}
 
 

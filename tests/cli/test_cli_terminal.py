@@ -125,7 +125,7 @@ def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
             session.expect(question)
             session.type(PASSPHRASE)
         session.expect("Press Enter")
-        shown = session.seen.split("shown this once.")[1]
+        shown = session.seen.split("they are not shown again.")[1]
         session.type("")
         assert session.end() == 0
     words = [part for part in shown.split("Press Enter")[0].split() if not part.isdigit()]
