@@ -6,6 +6,7 @@ May import: matplotlib, which only who draws needs. Never: measures.
 import json
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,11 @@ def as_page(told: Json) -> str:
     run = told["run"]
     packages = ", ".join(f"{name} {number}" for name, number in run["packages"].items())
     state = "" if run["is_clean"] else " and changes"
+    titles = [
+        "How many times more another one takes",
+        "What must hold",
+        *(part["title"] for part in told["parts"]),
+    ]
     out = [
         "# What things cost",
         "",
@@ -86,6 +92,8 @@ def as_page(told: Json) -> str:
         "",
         f"Commit {run['commit']}{state}. {run['processors']} processors ({run['cpu']}), {run['system']}, Python "
         f"{run['python']}, SQLite {run['sqlite']}; {packages}.",
+        "",
+        *(f"- [{title}](#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')})" for title in titles),
         "",
         "## How many times more another one takes",
         "",

@@ -2,7 +2,7 @@
 
 Start reading at `main`. Each pair of a setting and a number of confirmations has a devnet with 20 s blocks and a
 daemon of its own, all at the same time. Calls go through the proxy. `python -m benchmarks.served` prints the table
-for docs/performance.md.
+for docs/explanation/performance.md.
 May import: httpx, benchmarks.stage, the standard library. Never: talks to the daemon but over HTTP.
 """
 

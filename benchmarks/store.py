@@ -14,10 +14,10 @@ from benchmarks.measure import Spread
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Table
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.agent.base.orders import Ids, PaymentIntent
 from payagent.agent.base.payment_view import payment_view
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.prepaid import Buyer
+from payagent.agent.base.requests import Ids, PaymentIntent
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.admission import Admission

@@ -23,8 +23,7 @@ import structlog
 from payagent import sandbox as fence
 from payagent.agent.agent import Agent
 from payagent.agent.base.chain_view import require_right_clock
-from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.configured import filed_terms
+from payagent.agent.base.config import AgentConfig, filed_terms
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync

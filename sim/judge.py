@@ -1,6 +1,6 @@
 """The judge: checks the invariants against the true chain, every released byte and the ledger's file.
 
-The invariants have the names of docs/exactly-once.md ("What is checked"):
+The invariants have the names of exactly-once.md ("What is checked"):
 - I1: one payment for a purchase.
 - I2: the ledger equals the chain.
 - I3: signed bytes pay what was asked and no more.
@@ -124,7 +124,7 @@ class Judge:
     def put_back(self, conn: Connection) -> None:
         """The ledger was replaced by an older copy. Only the signer's record and the chain know what it lacks.
 
-        Purchases that only the lost rows recorded may be bought again (docs/exactly-once.md).
+        Purchases that only the lost rows recorded may be bought again (exactly-once.md).
         """
         there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
         lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}

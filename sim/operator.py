@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Approver
 from payagent.agent.operator.pause import pause, unpause
 from payagent.core.payment import State
 from payagent.core.problems import Refused

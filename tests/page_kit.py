@@ -7,8 +7,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
-    """The blocks of code under a heading, without their indentation."""
-    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?:^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
+    """The blocks of code under a heading, without their indentation. A page's title has all of the page."""
+    section = re.search(rf"^(##?) {re.escape(heading)}$(.*?)(?:^\1 |\Z)", (ROOT / page).read_text(), re.M | re.S)
     assert section is not None
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[1], re.M | re.S)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[2], re.M | re.S)
     return ["".join(line.removeprefix(indent) + "\n" for line in text.splitlines()) for indent, text in found]

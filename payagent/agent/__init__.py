@@ -7,7 +7,7 @@ May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook,
 CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except through `base.ports`; lets a
 signed byte leave the process before its attempt is durable.
 
-Commit points (docs/exactly-once.md), each one write transaction, with the job that makes it:
+Commit points (exactly-once.md), each one write transaction, with the job that makes it:
 
   C1 + C2  admit         intent, invoice, decision, hold, nonce UTxO and reserved UTxOs, together
   C2       replace       the next attempt of a payment: its invoice, inputs and TTL
@@ -48,11 +48,9 @@ Sub-packages, each importing only from those above it:
 
   base        shared by all parts
     ports            clock, randomness, writer, signer: the simulator replaces them
-    config           `AgentConfig`: the settings that decisions depend on
-    configured       builds it from the settings and from merchants added at run time
+    config           `AgentConfig`: the settings that decisions depend on, built from file and ledger
     prepaid          prepaid balances inside a commit
-    requests         values that callers send, and the answers
-    orders           values that one commit decides on, and its result
+    requests         values that callers send, the answers, and what one commit decides on
     alert_records    raises and clears alerts inside a commit
     merchant_trust   pinned addresses, agreed prices and the unserved streak of a merchant
     chain_view       the chain as last read: may we sign, and with which TTL
@@ -71,21 +69,18 @@ Sub-packages, each importing only from those above it:
     utxo_sync             our UTxOs against a provider's list
   context     `AgentContext`: ledger, config, available UTxOs, chain view and clock, for every part
   payments    one payment on the event loop
-    intake         reads a 402 into a `PaymentIntent`, records refusals
-    floods         bounds how many refusals of an app are recorded
+    intake         reads a 402 into a `PaymentIntent`, records refusals within bounds
     sign           claims a payment, gets the signature, C3
     submit         C4, then the bytes to every believed provider
     lifecycle      resumes, replaces, cancels
     decisions      approvals and denials
     deliveries     a merchant's answers to the proof
-    prepaid_calls  requests that a prepaid balance serves
-    uses           counts those requests against their app's limits
+    prepaid_calls  requests that a prepaid balance serves, counted against their app's limits
   utxos       UTxOs ready for payments
     pool       admits a payment, waiting for a UTxO if it must
     queue      payments that wait for change
     upkeep     splits and gathers UTxOs when worth the fee
     transfers  the operator's transfers: send, send all, split
-    emptying   send all, and the UTxOs that have to stay
   agent       `Agent`: builds the parts; pays and quotes
   chain_sync  one pass over the chain
     sync                  `ChainSync`: the order of a pass
@@ -102,8 +97,7 @@ Sub-packages, each importing only from those above it:
     merchant_polling      asks merchants for payment status and balances
   topups      payments that raise a prepaid balance
     runner      `TopupRunner`: one step of each open top-up
-    orders      the top-up inside a commit
-    topup_auto  top-ups that the settings start
+    orders      the top-up inside a commit, and top-ups that the settings start
   operator    changes that an operator makes at run time
     apps, merchants, limits, pause  one module each
     alerts                          thresholds and the webhook

@@ -12,9 +12,8 @@ from dataclasses import replace
 import structlog
 
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.orders import PaymentIntent
 from payagent.agent.base.ports import Ports, Signatures, Writes
-from payagent.agent.base.requests import PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import PaymentIntent, PaymentQuote, PaymentRequest
 from payagent.agent.commits.admission import require_same
 from payagent.agent.commits.rules import as_told
 from payagent.agent.context import AgentContext

@@ -18,12 +18,11 @@ import structlog
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
-from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.configured import overlaid
+from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.orders import Ids
 from payagent.agent.base.payment_view import Json, has_proof, payment_view
 from payagent.agent.base.ports import Ports, Writes
+from payagent.agent.base.requests import Ids
 from payagent.agent.commits.admission import Admission
 from payagent.chain.provider import PacedProvider, Tip
 from payagent.chain.throttled_provider import ThrottledProvider
@@ -33,7 +32,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import about, onchain, pauses, payments, trust
+from payagent.store.rows import about, merchants, onchain, pauses, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows.payments import PaymentRow
@@ -142,7 +141,7 @@ class AgentContext:
         merchant = self.terms.merchants.get(row.origin or "")
         return may_be_shown(
             merchant.ready if merchant else "confirmed",
-            trust.readiness(self.conn, row.origin or ""),
+            merchants.readiness(self.conn, row.origin or ""),
             row.state,
             self.depth(row),
             was_sent=row.accepted_by_provider,

@@ -3,10 +3,8 @@
 This is the only home of blockfrost-python. It holds the requests and their order. `blockfrost_http` makes the
 calls, `blockfrost_parse` reads the answers.
 
-blockfrost-python supplies the paths, parameters and headers. Its transport is not used: it has no timeouts, opens
-a connection per call, takes an error's status from the body, and turns a plain-text transaction id into a number.
-Its request functions use a module global named `requests`. `_bound` copies each needed function with our transport
-in that place. The library itself is not patched, so other users of it in this process are not affected.
+`_Api` is blockfrost-python's client with our transport: the library supplies the URL, the headers and the paging.
+Its own requests have no timeout and read an answer of any length (decision 0025).
 May import: core, chain.blockfrost_parse, chain.submit_answers, chain.address_pages, chain.provider,
 chain.blockfrost_http.
 Never: raises because of something a provider did; shows the project id.
@@ -17,7 +15,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import FunctionType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -93,11 +90,21 @@ class Timeouts:
     submit_s: float = 30.0
 
 
-def _bound(method: Callable[..., Any], transport: Transport) -> Callable[..., RawAnswer]:
-    """Copy a request function of the library, without its wrapper, with our transport in place of `requests`."""
-    inner = method.__wrapped__  # type: ignore[attr-defined]  # functools.wraps keeps it
-    namespace = {**inner.__globals__, "requests": transport}
-    return FunctionType(inner.__code__, namespace, inner.__name__, inner.__defaults__, inner.__closure__)
+class _Api(BlockFrostApi):  # type: ignore[misc]
+    """The library's client, whose requests go through our transport."""
+
+    def __init__(self, base_url: str, project_id: str | None, transport: Transport) -> None:
+        # The library reads environment variables for empty arguments, so the fields are set after it.
+        super().__init__(project_id="-", base_url=base_url.removesuffix("/"), api_version="-")
+        self.project_id, self.api_version = project_id, None
+        self._transport = transport
+
+    def get(self, path: str, **page: int | str) -> RawAnswer:
+        return self._transport.get(self.url + path, self.default_headers, self.query_parameters(page))
+
+    def transaction_submit_cbor(self, tx_cbor: Body) -> RawAnswer:
+        headers = {**self.default_headers, "Content-Type": "application/cbor"}
+        return self._transport.post(f"{self.url}/tx/submit", headers, tx_cbor)
 
 
 class Blockfrost:
@@ -118,22 +125,7 @@ class Blockfrost:
         self._transport = Transport(name, self._timeouts.connect_s)
         self._turn: Turn = at_once
         self._begun: dict[str, Pages] = {}
-        # The constructor reads environment variables for empty arguments, so the fields are set after it.
-        self._api = BlockFrostApi(project_id="-", base_url=base_url, api_version="-")
-        self._api.project_id = project_id
-        self._api.base_url = base_url.removesuffix("/")
-        self._api.api_version = None
-        to = self._transport
-        self._block_latest = _bound(BlockFrostApi.block_latest, to)
-        self._block = _bound(BlockFrostApi.block, to)
-        self._clock = _bound(BlockFrostApi.clock, to)
-        self._genesis = _bound(BlockFrostApi.genesis, to)
-        self._epoch_parameters = _bound(BlockFrostApi.epoch_latest_parameters, to)
-        self._address_utxos = _bound(BlockFrostApi.address_utxos, to)
-        self._address_transactions = _bound(BlockFrostApi.address_transactions, to)
-        self._transaction = _bound(BlockFrostApi.transaction, to)
-        self._transaction_utxos = _bound(BlockFrostApi.transaction_utxos, to)
-        self._submit_cbor = _bound(BlockFrostApi.transaction_submit_cbor, to)
+        self._api = _Api(base_url, project_id, self._transport)
 
     def __repr__(self) -> str:
         return f"Blockfrost({self._name!r})"
@@ -143,7 +135,7 @@ class Blockfrost:
         return self._name
 
     async def tip(self) -> Read[Tip]:
-        return await self._read("tip", parse_tip, self._block_latest)
+        return await self._read("tip", parse_tip, "/blocks/latest")
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
         """Return how many seconds our clock is ahead of the provider's; negative if behind.
@@ -151,24 +143,26 @@ class Blockfrost:
         The error is at most half the duration of the call.
         """
         asked_ms = now_ms()
-        read = await self._read("clock", lambda body: parse_count(body["server_time"], "server_time"), self._clock)
+        read = await self._read(
+            "clock", lambda body: parse_count(body["server_time"], "server_time"), "/health/clock"
+        )
         if not isinstance(read, Found):
             return read
         return Found(((asked_ms + now_ms()) // 2 - read.value) // 1000)
 
     async def genesis(self) -> Read[Genesis]:
-        return await self._read("genesis", parse_genesis, self._genesis)
+        return await self._read("genesis", parse_genesis, "/genesis")
 
     async def parameters(self) -> Read[ProtocolParameters]:
-        return await self._read("parameters", parse_parameters, self._epoch_parameters)
+        return await self._read("parameters", parse_parameters, "/epochs/latest/parameters")
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         _check(HASH, tx_id)
-        return await self._read("tx", lambda body: parse_tx(body, tx_id), self._transaction, tx_id)
+        return await self._read("tx", lambda body: parse_tx(body, tx_id), f"/txs/{tx_id}")
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         _check(HASH, block_hash)
-        return await self._read("block", lambda body: parse_block(body, block_hash), self._block, block_hash)
+        return await self._read("block", lambda body: parse_block(body, block_hash), f"/blocks/{block_hash}")
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """Return every unspent output. A single page is complete by itself; more pages are read in passes.
@@ -232,15 +226,14 @@ class Blockfrost:
         listed = await self._read(
             "movement",
             lambda body: parse_movements(body, tx_id, address),
-            self._transaction_utxos,
-            tx_id,
+            f"/txs/{tx_id}/utxos",
             max_bytes=ANSWER_MAX_BYTES,
         )
         if not isinstance(listed, Found):
             return listed
         if not listed.value.has_collateral:
             return Found(listed.value.plain)
-        is_valid = await self._read("movement", parse_validity, self._transaction, tx_id)
+        is_valid = await self._read("movement", parse_validity, f"/txs/{tx_id}")
         if not isinstance(is_valid, Found):
             return is_valid
         return Found(listed.value.plain if is_valid.value else listed.value.collateral)
@@ -270,14 +263,14 @@ class Blockfrost:
         self,
         what: str,
         parse: Callable[[Any], T],
-        function: Callable[..., RawAnswer],
-        *args: str,
+        path: str,
+        *,
         max_bytes: int = SHORT_MAX_BYTES,
         **page: int | str,
     ) -> Read[T]:
         """Ask and parse. Parsing runs on the call's thread too, because a page can be megabytes."""
         read = await self._transport.run(
-            partial(function, self._api, *args, **page),
+            partial(self._api.get, path, **page),
             lambda answer: understood(answer, parse),
             deadline_s=self._timeouts.call_s,
             read_timeout_s=self._timeouts.read_s,
@@ -290,7 +283,7 @@ class Blockfrost:
     async def _post(self, raw: bytes, timeout_s: float, then: Callable[[RawAnswer], T]) -> T | None:
         """Post a transaction. Returns None if the time ran out after the exchange had begun."""
         return await self._transport.run(
-            partial(self._submit_cbor, self._api, Body(raw)),
+            partial(self._api.transaction_submit_cbor, Body(raw)),
             then,
             deadline_s=timeout_s,
             read_timeout_s=timeout_s,
@@ -301,8 +294,7 @@ class Blockfrost:
         return await self._read(
             "utxos",
             lambda body: parse_utxos(body, address),
-            self._address_utxos,
-            address,
+            f"/addresses/{address}/utxos",
             max_bytes=ANSWER_MAX_BYTES,
             count=PAGE_ROWS,
             page=page,
@@ -347,8 +339,7 @@ class Blockfrost:
             page = await self._read(
                 "transactions",
                 parse_address_txs,
-                self._address_transactions,
-                address,
+                f"/addresses/{address}/transactions",
                 count=PAGE_ROWS,
                 page=pages.number,
                 order="desc",

@@ -165,7 +165,7 @@ class Body:
 
 
 class Transport:
-    """Replaces `requests` in the library: kept connections, no retry, answers as plain values."""
+    """Makes calls: kept connections, no retry, answers as plain values."""
 
     def __init__(self, name: str, connect_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s

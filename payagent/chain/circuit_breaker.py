@@ -1,20 +1,22 @@
-"""When a provider may be called: a token bucket for its rate limit, and a circuit breaker for failures.
+"""When a provider may be called: a circuit breaker for failures, and its rate limit.
 
-Only values and pure functions. In this module a breaker that is open lets calls pass; a closed one stops them.
-May import: chain.provider.
+Only values and pure functions. As in electricity, a breaker that is open stops calls; a closed one lets them pass.
+May import: core, chain.provider.
 Never: I/O, a clock (`now_ms` is given).
 """
 
 from dataclasses import dataclass, replace
 
 from payagent.chain.provider import Why
+from payagent.core.retry_schedule import backoff
+from payagent.core.token_bucket import Rate
 
 FAILURES_MAX = 5
-"""Failures in a row that close the breaker."""
+"""Failures in a row that open the breaker."""
 
 PAUSE_FIRST_MS = 5_000
 PAUSE_MAX_MS = 60_000
-"""How long the breaker stays closed: it doubles after each failed trial, up to the maximum."""
+"""How long the breaker stays open: it doubles after each failed trial, up to the maximum."""
 
 RATE_PAUSE_MS = 10_000
 QUOTA_PAUSE_MS = 60_000
@@ -30,48 +32,10 @@ Blocks empty a mempool soon.
 ASKED_PAUSE_MAX_MS = 86_400_000
 """The longest pause that a provider can ask for: quotas are per day."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A provider's rate limit: sustained calls per second, and a burst."""
-
-    calls_per_s: int
-    burst: int
-
-
 BLOCKFROST_RATE = Rate(10, 500)
 
 RESERVED_CALLS = 20
-"""Calls that reads leave in the bucket for submissions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The calls that may be made at a time, in thousandths."""
-
-    millicalls: int
-    at_ms: int
-
-
-def full(rate: Rate, now_ms: int) -> Bucket:
-    return Bucket(rate.burst * 1000, now_ms)
-
-
-def refill(bucket: Bucket, rate: Rate, now_ms: int) -> Bucket:
-    """Add the calls gained since. A clock that went back changes nothing."""
-    gained = max(now_ms - bucket.at_ms, 0) * rate.calls_per_s
-    return Bucket(min(bucket.millicalls + gained, rate.burst * 1000), now_ms)
-
-
-def take(bucket: Bucket, count: int) -> Bucket:
-    """Return the bucket after `count` calls. It may go below zero, because a submission is sent in any case."""
-    return Bucket(bucket.millicalls - count * 1000, bucket.at_ms)
-
-
-def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:
-    """How long until one call may be made that leaves `reserved` calls in the bucket; 0 for now."""
-    lacking = (min(reserved, rate.burst - 1) + 1) * 1000 - bucket.millicalls
-    return max(-(-lacking // rate.calls_per_s), 0)
+"""Calls that reads leave to submissions, out of those that may be made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,49 +56,48 @@ def full_pause(asked_s: int | None, now_ms: int) -> Span:
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    """The breaker's state: failures in a row, how often it closed, and until when and why it is closed."""
+    """The breaker's state: failures in a row, how often it opened, and until when and why it is open."""
 
     failures: int = 0
-    closings: int = 0
-    closed_at_ms: int = 0
-    closed_until_ms: int = 0
+    openings: int = 0
+    opened_at_ms: int = 0
+    open_until_ms: int = 0
     why: str = ""
 
     def is_open(self, now_ms: int) -> bool:
-        """Whether calls may pass.
+        """Whether calls are stopped.
 
-        It is also open before `closed_at_ms`. So a clock that was ahead and is corrected does not keep it closed.
+        Before `opened_at_ms` they are not. So a clock that was ahead and is corrected does not keep it open.
         """
-        return not self.closed_at_ms <= now_ms < self.closed_until_ms
+        return self.opened_at_ms <= now_ms < self.open_until_ms
 
     @property
     def is_on_trial(self) -> bool:
-        """Whether the next call decides if the breaker stays open. Calls are made one at a time then."""
-        return self.closings > 0
+        """Whether the next call decides if the breaker closes for good. Calls are made one at a time then."""
+        return self.openings > 0
+
+    def failed(self, reason: str, now_ms: int) -> "CircuitBreaker":
+        """Record a call without an answer or with a server error.
+
+        Enough of them in a row open the breaker. On trial, a single failure opens it.
+        """
+        failures = self.failures + 1
+        if failures < FAILURES_MAX and not self.is_on_trial:
+            return replace(self, failures=failures)
+        openings = self.openings + 1
+        until_ms = now_ms + backoff(PAUSE_FIRST_MS, PAUSE_MAX_MS, openings)
+        return CircuitBreaker(failures, openings, now_ms, until_ms, reason)
+
+    def refused(self, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> "CircuitBreaker":
+        """Record that the provider wants a pause (429, 402, 418), for as long as it says or for the default."""
+        pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
+        if retry_after_s is not None:
+            pause_ms = min(retry_after_s * 1000, ASKED_PAUSE_MAX_MS)
+        until_ms = now_ms + pause_ms
+        if self.is_open(now_ms):
+            until_ms = max(until_ms, self.open_until_ms)
+        return replace(self, opened_at_ms=now_ms, open_until_ms=until_ms, why=reason)
 
 
-OPEN = CircuitBreaker()
+CLOSED = CircuitBreaker()
 """The state after any answer, whatever happened before."""
-
-
-def failed(door: CircuitBreaker, reason: str, now_ms: int) -> CircuitBreaker:
-    """Record a call without an answer or with a server error.
-
-    Enough of them in a row close the breaker. On trial, a single failure closes it.
-    """
-    failures = door.failures + 1
-    if failures < FAILURES_MAX and not door.is_on_trial:
-        return replace(door, failures=failures)
-    pause_ms = min(PAUSE_FIRST_MS << min(door.closings, 10), PAUSE_MAX_MS)
-    return CircuitBreaker(failures, door.closings + 1, now_ms, now_ms + pause_ms, reason)
-
-
-def refused(door: CircuitBreaker, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> CircuitBreaker:
-    """Record that the provider wants a pause (429, 402, 418), for as long as it says or for the default."""
-    pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
-    if retry_after_s is not None:
-        pause_ms = min(retry_after_s * 1000, ASKED_PAUSE_MAX_MS)
-    until_ms = now_ms + pause_ms
-    if not door.is_open(now_ms):
-        until_ms = max(until_ms, door.closed_until_ms)
-    return replace(door, closed_at_ms=now_ms, closed_until_ms=until_ms, why=reason)

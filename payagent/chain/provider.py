@@ -146,7 +146,7 @@ class ProtocolParameters:
 
 
 class SubmitKind(StrEnum):
-    """What an answer to a submission means (docs/exactly-once.md). No kind means "failed"."""
+    """What an answer to a submission means (exactly-once.md). No kind means "failed"."""
 
     ACCEPTED = "accepted"  # in that node's mempool, which may still drop it
     LIAR = "liar"  # a success that names another transaction or none

@@ -1,7 +1,7 @@
 """Pure rules that combine several providers' answers to one question into one three-valued read.
 
 With two or more providers, two have to agree. A single provider is believed. An answer that a provider could not
-give, or cannot give yet, is missing, and another provider's answer never replaces it (docs/exactly-once.md R6).
+give, or cannot give yet, is missing, and another provider's answer never replaces it (exactly-once.md R6).
 May import: chain.provider.
 Never: I/O, a clock.
 """

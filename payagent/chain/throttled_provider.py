@@ -1,7 +1,7 @@
 """A chain provider behind a circuit breaker and a rate limit (chain.circuit_breaker).
 
 A read over the limit waits, or returns `Unknown` at once.
-May import: chain.provider, chain.circuit_breaker.
+May import: core, chain.provider, chain.circuit_breaker.
 Never: sends a submission twice; changes a provider's answer.
 """
 
@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from payagent.chain import circuit_breaker as quota
-from payagent.chain.circuit_breaker import Rate, Span
+from payagent.chain.circuit_breaker import CLOSED, RESERVED_CALLS, Span, full_pause
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -28,6 +27,7 @@ from payagent.chain.provider import (
     Unknown,
     Why,
 )
+from payagent.core.token_bucket import Rate, TokenBucket
 
 T = TypeVar("T")
 
@@ -52,9 +52,8 @@ class ThrottledProvider:
     def __init__(self, source: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
         self._source = source
         self._clock = clock
-        self._rate = rate
-        self._bucket = quota.full(rate, clock.now_ms()) if rate else None
-        self._door = quota.OPEN
+        self._bucket = TokenBucket(rate, clock.now_ms()) if rate else None
+        self._breaker = CLOSED
         self._is_tried = False
         self._full = Span()
         self.calls = 0
@@ -72,10 +71,10 @@ class ThrottledProvider:
 
     def trouble(self, now_ms: int) -> str | None:
         """Why it may not be called now; None when it may."""
-        return None if self._door.is_open(now_ms) else f"left alone for a while: {self._door.why}"
+        return f"left alone for a while: {self._breaker.why}" if self._breaker.is_open(now_ms) else None
 
     def takes_submissions(self, now_ms: int) -> bool:
-        return self._door.is_open(now_ms) and not self._full.holds(now_ms)
+        return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
 
     async def tip(self) -> Read[Tip]:
         return await self._read(self._source.tip)
@@ -109,11 +108,11 @@ class ThrottledProvider:
         self.failures += answer.kind in _TOLD_NOTHING
         now_ms = self._clock.now_ms()
         if (pause := _PAUSES.get(answer.kind)) is not None:
-            self._door = quota.refused(self._door, pause, answer.retry_after_s, answer.detail, now_ms)
+            self._breaker = self._breaker.refused(pause, answer.retry_after_s, answer.detail, now_ms)
         elif answer.kind in (SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS):
-            self._door = quota.failed(self._door, answer.detail, now_ms)
+            self._breaker = self._breaker.failed(answer.detail, now_ms)
         elif answer.kind is SubmitKind.FULL:
-            self._full = quota.full_pause(answer.retry_after_s, now_ms)
+            self._full = full_pause(answer.retry_after_s, now_ms)
         elif answer.kind is SubmitKind.LIAR:
             self.lied_at_ms = now_ms
         elif answer.kind is SubmitKind.NEVER:
@@ -128,8 +127,8 @@ class ThrottledProvider:
         now_ms = self._clock.now_ms()
         if (trouble := self.trouble(now_ms)) is not None:
             return Unknown(trouble)
-        if self._door.is_on_trial and self._is_tried:
-            return Unknown(f"on trial: {self._door.why}")
+        if self._breaker.is_on_trial and self._is_tried:
+            return Unknown(f"on trial: {self._breaker.why}")
         if not await self._turn(now_ms):
             return Unknown("out of calls")
         self._take(1)
@@ -144,11 +143,12 @@ class ThrottledProvider:
             self._learn(read)
 
     async def _further(self) -> bool:
-        """The turn of each further call of one read. The calls before it were answered, so the breaker opens."""
+        """The turn of each further call of one read. The calls before it were answered, so the breaker closes."""
         now_ms = self._clock.now_ms()
-        if self._door.is_open(now_ms):
-            self._door = quota.OPEN
-        if self.trouble(now_ms) is not None or not await self._turn(now_ms):
+        if self.trouble(now_ms) is not None:
+            return False
+        self._breaker = CLOSED
+        if not await self._turn(now_ms):
             return False
         self._take(1)
         self.calls += 1
@@ -158,31 +158,26 @@ class ThrottledProvider:
         now_ms = self._clock.now_ms()
         self.failures += isinstance(read, Unknown)
         if not isinstance(read, Unknown):
-            self._door = quota.OPEN if self._door.is_open(now_ms) else self._door
+            self._breaker = self._breaker if self._breaker.is_open(now_ms) else CLOSED
         elif read.why is Why.OUTAGE:
-            self._door = quota.failed(self._door, read.reason, now_ms)
+            self._breaker = self._breaker.failed(read.reason, now_ms)
         elif read.why is not Why.UNCLEAR:
-            self._door = quota.refused(self._door, read.why, read.retry_after_s, read.reason, now_ms)
+            self._breaker = self._breaker.refused(read.why, read.retry_after_s, read.reason, now_ms)
 
     async def _turn(self, now_ms: int) -> bool:
         """Wait until a read may be made; False if that takes too long."""
-        if self._rate is None or self._bucket is None:
-            return True
         waited_ms = 0
-        while True:
-            self._bucket = quota.refill(self._bucket, self._rate, now_ms)
-            wait_ms = quota.wait_ms(self._bucket, self._rate, quota.RESERVED_CALLS)
-            if wait_ms == 0:
-                return True
+        while self._bucket is not None and (wait_ms := self._bucket.wait_ms(RESERVED_CALLS + 1, now_ms)):
             waited_ms += wait_ms
             if waited_ms > WAIT_MAX_S * 1000:
                 return False
             await asyncio.sleep(wait_ms / 1000)
             now_ms = self._clock.now_ms()
+        return True
 
     def _take(self, count: int) -> None:
         if self._bucket is not None:
-            self._bucket = quota.take(self._bucket, count)
+            self._bucket.take(count)
 
     def _counted(self, read: Read[tuple[T, ...]]) -> Read[tuple[T, ...]]:
         """Count the further calls that a long list took."""

@@ -162,7 +162,7 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            lost = "if it is lost, docs/operators.md (Let a program pay) says how to get a new one"
+            lost = "if it is lost, docs/how-to/replace-the-operator-token.md says how to get a new one"
             raise Refused("config_invalid", f"the token file {self._token_file} is missing; {lost}") from None
         except OSError:
             return  # reading it gives the reason

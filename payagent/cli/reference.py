@@ -1,4 +1,4 @@
-"""Generates docs/cli.md from the command's own help, so that page and program agree.
+"""Generates docs/reference/cli.md from the command's own help, so that page and program agree.
 
 May import: click, cli.
 Never: imports anything slow.
@@ -41,7 +41,7 @@ def help_of(path: str, command: click.Command) -> str:
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts = [HEAD, "".join(f"- [{path}](#{path.replace(' ', '-')})\n" for path, _ in walk())]
     for path, command in walk():
         parts.append(f"## {path}\n\n```text\n{help_of(path, command)}\n```\n")
     return "\n".join(parts)

@@ -14,7 +14,7 @@ from payagent.core.problems import PROBLEMS
 class PayAgentError(httpx.RequestError):
     """A request failed for a reason that has to do with paying.
 
-    `code` is stable (docs/problems.md). `detail` says what happened, `money` what it means for the money, and
+    `code` is stable (problems.md). `detail` says what happened, `money` what it means for the money, and
     `fix` what to do. `retryable` says that the same request may work later. `payment` is the payment's id, if
     there is one. `problem` holds everything that the daemon said.
     """

@@ -1,6 +1,6 @@
 """Read a merchant's answers, without headers that only payagent may set, in the form for the daemon.
 
-May import: httpx's values, client.effects.
+May import: httpx's values, core.cost_headers, client.effects.
 Never: I/O; decompresses without a limit.
 """
 
@@ -9,8 +9,7 @@ import base64
 import httpx
 
 from payagent.client.effects import Json
-
-_OWN_PREFIX = b"x-payagent-"
+from payagent.core.cost_headers import OWN_PREFIX
 
 ANSWER_MAX_BYTES = 128 * 1024
 """The most bytes read of an answer that may say something about paying."""
@@ -20,7 +19,7 @@ _UNPACKED_AT_ONCE = 256
 
 
 def is_own(name: bytes) -> bool:
-    return name.lower().startswith(_OWN_PREFIX)
+    return name.lower().startswith(OWN_PREFIX)
 
 
 def plain(answer: httpx.Response) -> httpx.Response:

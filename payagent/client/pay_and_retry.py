@@ -29,8 +29,9 @@ from payagent.client.merchant_answers import decoded, plain, readable
 from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
 from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
+from payagent.core.retry_schedule import backoff
 
-_BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
+_BATCH_FIRST_S, _BATCH_MAX_S = 1, 5
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
 
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
@@ -206,7 +207,7 @@ class BatchWait:
 
     patience_s: float
     deadline_s: float | None = None
-    pause_s: float = _BATCH_FIRST_S
+    tries: int = 0
 
     def after_s(self, reply: DaemonReply) -> float | None:
         """Seconds until the next try; None if there is no batch to wait for or no time left."""
@@ -214,8 +215,8 @@ class BatchWait:
             return None
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self.patience_s
-        after_s = max(self.pause_s, reply.after_s)
-        self.pause_s = min(self.pause_s * 2, _BATCH_MAX_S)
+        self.tries += 1
+        after_s = max(backoff(_BATCH_FIRST_S, _BATCH_MAX_S, self.tries), reply.after_s)
         return after_s if after_s < self.deadline_s - time.monotonic() else None
 
 

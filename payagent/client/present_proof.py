@@ -25,10 +25,11 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded, plain, readable, told
 from payagent.client.request import ClientRequest
 from payagent.core import strict_json
+from payagent.core.cost_headers import cost_text
 from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import again_after_s, cost_text
+from payagent.core.retry_schedule import again_after_s
 
 WAIT_S = 25
 _STATUS_MAX = 599

@@ -17,15 +17,13 @@ from payagent.client.errors import own_error
 from payagent.client.merchant_answers import is_own, told
 from payagent.client.streams import Replay
 from payagent.core import strict_json
-from payagent.core.money import parse_bound
+from payagent.core.cost_headers import read_cost_headers
 from payagent.core.problems import Refused
 
 Headers = Sequence[tuple[bytes, bytes]]
 PAID_READ_TIMEOUT_S = 180.0
 """The least read timeout of a paid request: a merchant that settles before it serves may wait for blocks."""
 
-_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
-_SWITCHES = {None: False, "false": False, "true": True}
 WALLET = b"x-wallet-address"
 _BUYER = frozenset((b"x-partner", WALLET))
 
@@ -126,20 +124,11 @@ def read_call(
 ) -> ClientRequest:
     """Parse a client's request and remove the X-Payagent headers. Their limit applies besides the transport's."""
     headers = request.headers.raw
-    own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if is_own(name)]
-    ours = dict(own)
-    for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
-        raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
-    if len(ours) < len(own):
-        raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
-    said = ours.get(_DRY_RUN)
-    if said not in _SWITCHES:
-        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
-    if (text := ours.get(_MAX_COST)) is not None:
-        try:
-            asked, asset = parse_bound(text, "X-Payagent-Max-Cost")
-        except Refused as refused:
-            raise own_error("bad_request", refused.detail) from None
+    try:
+        asked, asset, dry_run = read_cost_headers((name.lower(), value) for name, value in headers)
+    except Refused as refused:
+        raise own_error("bad_request", refused.detail) from None
+    if asked is not None:
         if None not in (asset, max_cost_asset) and asset != max_cost_asset:
             raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
         max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
@@ -151,5 +140,5 @@ def read_call(
         key=request.headers.get("idempotency-key"),
         max_cost_units=max_cost_units,
         max_cost_asset=max_cost_asset,
-        dry_run=_SWITCHES[said],
+        dry_run=dry_run,
     )

@@ -168,7 +168,7 @@ def is_served(http_status: int) -> bool:
 def delivery_event(http_status: int, state: State, invoice_over: bool) -> DeliveryEvent:
     """Return the delivery event that a retry's HTTP status stands for.
 
-    A 402 soon after paying is normal (docs/exactly-once.md): the client presents the same proof again. Once the
+    A 402 soon after paying is normal (exactly-once.md): the client presents the same proof again. Once the
     payment is confirmed and the invoice has expired, an operator must decide.
     """
     if is_served(http_status):

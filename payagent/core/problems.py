@@ -1,7 +1,7 @@
 """The table of all refusals: stable code, what it means for the money, what to do next.
 
 The API renders a row as RFC 9457 problem+json. The CLI prints it as text and exits with the row's exit code.
-docs/problems.md is generated from it.
+docs/reference/problems.md is generated from it.
 
 May import: the standard library.
 Never: raises for control flow inside core. A `Refused` always reaches the person or program that asked.
@@ -306,9 +306,9 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "Coins of the wallet were spent elsewhere",
-        "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see operators.md if "
-        "the data folder was rolled back. Then run `payagent wallet thaw`. If the words are stolen, send "
-        "everything to a new wallet at once.",
+        "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see "
+        "docs/how-to/recover-an-older-ledger.md if the data folder was rolled back. Then run "
+        "`payagent wallet thaw`. If the words are stolen, send everything to a new wallet at once.",
     ),
     "foreign_spend_unseen": Problem(
         409,
@@ -437,8 +437,8 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The ledger is not as payagent left it",
         "Keep the file as it is: `payagent doctor` names what is wrong. Find out what or who changed it, "
-        "then put a backup back in another folder with `payagent restore FILE` (docs/operators.md, Backups, says "
-        "what that forgets).",
+        "then put a backup back in another folder with `payagent restore FILE` (docs/how-to/restore-a-backup.md "
+        "says what that forgets).",
         money="What it says of payments cannot be relied on. What was sent before may land all the same.",
     ),
     "ledger_missing": Problem(
@@ -456,7 +456,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         2,
         "A newer payagent has changed the ledger",
-        "Start that one, or one newer still. docs/operators.md (A newer payagent) says what going back takes.",
+        "Start that one, or one newer still. docs/how-to/upgrade.md says what going back takes.",
         money="The ledger is as it was, and what is under way goes on when the right payagent runs.",
     ),
     "limit_exceeded": Problem(

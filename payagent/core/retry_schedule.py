@@ -1,22 +1,18 @@
-"""When to present a proof to a merchant, when to present it again, and how to state what a paid call cost.
+"""How long to wait before a retry, and when to present a proof to a merchant.
 
-The proxy, the top-ups and the transports of `client` all use these functions.
-
-May import: core.money, core.payment.
+May import: core.payment.
 Never: reads a clock.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.core.money import LOVELACE
 from payagent.core.payment import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
 """A merchant's `ready` setting: the stage at which to send the retry with the proof."""
 
-_FIRST_S, _MAX_S = 0.5, 10.0
+_FIRST_MS, _MAX_MS = 500, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +69,11 @@ def may_be_shown(
     return ready == "signed" or was_sent or depth > 0
 
 
+def backoff(first: int, longest: int, failures: int) -> int:
+    """Return the wait after some failures in a row: `first`, doubled after each further one, up to `longest`."""
+    return min(first << min(max(failures - 1, 0), 32), longest)
+
+
 def again_after_s(count: int) -> float:
     """Seconds until a proof that was presented `count` times without success is presented again."""
-    return min(_FIRST_S * 2.0 ** min(count - 1, 10), _MAX_S)
-
-
-def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:
-    """Format the cost of outputs, given as (asset, units), in the invoice's asset. If that is ADA, add the fee."""
-    asset = outputs[0][0]
-    units = sum(units for name, units in outputs if name == asset)
-    return f"{units + fee_lovelace if asset == LOVELACE else units} {asset}"
+    return backoff(_FIRST_MS, _MAX_MS, count) / 1000

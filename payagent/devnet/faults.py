@@ -2,7 +2,7 @@
 
 Start at `KINDS` and `read_fault`. A fault has two independent parts: what happens to a submitted transaction
 (`accept`: now, later, never) and how the answer looks (`answer`). The kinds are combinations seen in practice
-(docs/exactly-once.md). `accept` can be overridden, for example for a 500 after acceptance.
+(exactly-once.md). `accept` can be overridden, for example for a 500 after acceptance.
 
 Pure, so the same switches serve HTTP and the simulator.
 

@@ -1,6 +1,6 @@
 """Suggests safer settings. The current ones work, so every suggestion is a warning.
 
-May import: core, settings, store.
+May import: core, unix_peer, settings, store.
 Never: reports something broken (`files` does).
 """
 
@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from payagent.settings.paths import LEDGER_FILE
 from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.rows import apps
 from payagent.store.rows import limit_counters as spending
+from payagent.unix_peer import peer_pid_and_uid
 
 
 def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
@@ -142,8 +142,7 @@ def _signer(path: Path) -> Iterator[Choice]:
     with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as unix:
         unix.settimeout(1)
         unix.connect(str(path))
-        peer = unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        daemon: int = struct.unpack("3i", peer)[0]
+        daemon, _ = peer_pid_and_uid(unix)
         (launcher,) = _children(daemon)
         (signer,) = _children(launcher)
         if re.search(r"^VmLck:\s+0 kB$", Path(f"/proc/{signer}/status").read_text(), re.MULTILINE):
@@ -167,7 +166,7 @@ def _few_providers(settings: Settings) -> Iterator[Choice]:
 
 
 def _shallow_depths(settings: Settings) -> Iterator[Choice]:
-    """Depths below those that docs/exactly-once.md assumes."""
+    """Depths below those that exactly-once.md assumes."""
     for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
         if getattr(settings.payments, key) < depth:
             yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; remove it"

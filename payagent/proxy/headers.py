@@ -1,15 +1,16 @@
 """Pure functions that decide which raw headers are forwarded. Header names are in lower case.
 
-May import: the standard library.
+May import: core.cost_headers.
 Never: decodes a value that it forwards.
 """
 
 from collections.abc import Collection, Sequence
 
+from payagent.core.cost_headers import OWN_PREFIX
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 TOKEN_HEADER = b"x-payagent-token"
-OWN_PREFIX = b"x-payagent-"
 
 PARTNER, WALLET = b"x-partner", b"x-wallet-address"
 BUYER = (PARTNER, WALLET)

@@ -2,15 +2,12 @@
 
 It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
 merchant that answers and hangs up while 25 MB are still being sent.
-May import: asyncio, h11, core, outbound.egress.
+May import: asyncio, h11, core, unix_peer, outbound.egress.
 Never: follows a redirect, decodes a body, repeats a request that might have been carried out.
 """
 
 import asyncio
-import os
-import socket
 import ssl
-import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +22,7 @@ from payagent.core.origin import DEFAULT_PORTS
 from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress, trusted
 from payagent.proxy.headers import Headers, has_body, passing
+from payagent.unix_peer import is_strangers
 
 CONNECT_TIMEOUT_S = 10.0
 ADDRESS_TIMEOUT_S = 4.0
@@ -200,7 +198,9 @@ class Upstream:
                     transport, line = await loop.create_unix_connection(
                         lambda: _Line(target, self.timeout_s), str(target.path)
                     )
-                    _require_ours(transport.get_extra_info("socket"))
+                    if is_strangers(transport.get_extra_info("socket")):  # it would get the token
+                        detail = "api.socket is another user's: the token is not sent there"
+                        raise Refused("config_invalid", detail)
                 else:
                     line = await self._reach()
         except TimeoutError:
@@ -228,15 +228,6 @@ class Upstream:
             except OSError as error:
                 failed = error
         raise failed
-
-
-def _require_ours(daemon: socket.socket) -> None:
-    """Refuse a socket of another user, who would otherwise get the token."""
-    _, uid, _ = struct.unpack(
-        "3i", daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    )
-    if uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", "api.socket is another user's: the token is not sent there")
 
 
 class AnswerBrokenError(Exception):

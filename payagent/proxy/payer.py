@@ -19,9 +19,10 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Advice
 from payagent.api.models.render import prepaid_quote_view, quote_view
+from payagent.core.cost_headers import cost_text
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import again_after_s, cost_text
+from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryVerdict
 from payagent.proxy.client_reply import BufferedAnswer
 from payagent.proxy.exchange import Exchange

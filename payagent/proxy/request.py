@@ -15,10 +15,9 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.tokens import PREFIX
 from payagent.api.models.parse import read_key
 from payagent.api.routes.auth import PAY
-from payagent.core.money import parse_bound
+from payagent.core.cost_headers import read_cost_headers
 from payagent.core.problems import Refused
 from payagent.proxy.headers import (
-    OWN_PREFIX,
     TOKEN_HEADER,
     Headers,
     has_body,
@@ -33,9 +32,6 @@ ROOT = b"/proxy/"
 
 _PATH_TOKEN = (b"~", b"%7E", b"%7e")
 _BEARER = re.compile(rb"bearer +([!-~]+) *", re.IGNORECASE)
-_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
-_KNOWN = frozenset((TOKEN_HEADER, _MAX_COST, _DRY_RUN))
-_SWITCHES = {None: False, "false": False, "true": True}
 _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 
 FindApp = Callable[[str], AppRow | None]
@@ -87,11 +83,10 @@ def read_errand(
         raise Refused("merchant_not_allowed", "the path after /proxy/ names no merchant of [merchants]")
     # checked even without a payment, because the request may draw on a prepaid balance
     app.require_may_call(merchants[name].origin)
-    for key, _ in headers:
-        if key.startswith(OWN_PREFIX) and key not in _KNOWN:
-            raise Refused("bad_request", f"the header {key.decode('latin-1')[:60]!a} is not known")
+    max_cost_units, max_cost_asset, dry_run = read_cost_headers(
+        pair for pair in headers if pair[0] != TOKEN_HEADER
+    )
     merchant = merchants[name]
-    max_cost_units, max_cost_asset = _max_cost(headers)
     return ProxyRequest(
         app_id=app.id,
         merchant=merchant,
@@ -102,7 +97,7 @@ def read_errand(
         keys=tuple(values(headers, b"idempotency-key")),
         max_cost_units=max_cost_units,
         max_cost_asset=max_cost_asset,
-        dry_run=_dry_run(headers),
+        dry_run=dry_run,
         find_app=partial(find_app, token),
     )
 
@@ -170,20 +165,3 @@ def single(headers: Headers, name: bytes) -> str | None:
     if len(set(found)) > 1:
         raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
     return found[0].decode("latin-1") if found else None
-
-
-def _max_cost(headers: Headers) -> tuple[int | None, str | None]:
-    text = single(headers, _MAX_COST)
-    if text is None:
-        return None, None
-    try:
-        return parse_bound(text, "X-Payagent-Max-Cost")
-    except Refused as refused:
-        raise Refused("bad_request", refused.detail, key="X-Payagent-Max-Cost") from None
-
-
-def _dry_run(headers: Headers) -> bool:
-    text = single(headers, _DRY_RUN)
-    if text not in _SWITCHES:
-        raise Refused("bad_request", "X-Payagent-Dry-Run is true or false", key="X-Payagent-Dry-Run")
-    return _SWITCHES[text]

@@ -1,6 +1,6 @@
 """What was allowed: payments, questions, cancels, forks and jumps of time at random, beside the rules as told.
 
-The model is the text of docs/operators.md ("Say what may be spent") over what the transactions' bytes take, and
+The model is the text of docs/how-to/limit-spending.md over what the transactions' bytes take, and
 when blocks had them. It knows nothing of spans, holds or the ledger: of a window it tells the least that must
 count and the most that may, and each answer of the agent has to lie between the two. A quote says what the payment
 does.
@@ -21,8 +21,7 @@ from agent.test_agent_approvals import is_sound
 from agent_kit import ADA, APP, Clock, Run, World
 
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.orders import Approver
-from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import Approver, MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window, limits_of

@@ -13,7 +13,7 @@ import pytest
 from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
-from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Approver
 from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits

@@ -7,7 +7,7 @@ import pytest
 from agent.test_agent_edges import somebody_else
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent.utxos.emptying import told_of
+from payagent.agent.utxos.transfers import told_of
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify

@@ -12,8 +12,8 @@ from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_wit
 
 from payagent.agent.base.requests import MerchantRequest
 from payagent.agent.operator.pause import pause
-from payagent.agent.payments import floods
-from payagent.agent.payments.floods import AT_ONCE, EVERY_S, RefusalThrottle
+from payagent.agent.payments import intake
+from payagent.agent.payments.intake import REFUSAL_EVERY_S, REFUSALS_AT_ONCE, RefusalThrottle
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
@@ -27,7 +27,7 @@ OTHER = "app_other"
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with world_with_clock(tmp_path) as world, patch.object(floods, "AT_ONCE", 3):
+    with world_with_clock(tmp_path) as world, patch.object(intake, "REFUSALS_AT_ONCE", 3):
         world.fund(*[50 * ADA] * 4)
         yield world
 
@@ -180,16 +180,16 @@ async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_mor
 
 def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() -> None:
     kept = RefusalThrottle()
-    for _ in range(AT_ONCE):
+    for _ in range(REFUSALS_AT_ONCE):
         assert kept.has_room(APP, 0.0)
-        kept.note(APP, 0.0)
-    assert not kept.has_room(APP, EVERY_S - 1)
-    assert kept.has_room(APP, EVERY_S)
-    kept.note(APP, EVERY_S)
-    assert not kept.has_room(APP, EVERY_S)
-    assert kept.has_room("app_another", EVERY_S)
-    much_later_s = 10 * AT_ONCE * EVERY_S
-    for _ in range(AT_ONCE):
+        kept.note(APP)
+    assert not kept.has_room(APP, REFUSAL_EVERY_S - 1)
+    assert kept.has_room(APP, REFUSAL_EVERY_S)
+    kept.note(APP)
+    assert not kept.has_room(APP, REFUSAL_EVERY_S)
+    assert kept.has_room("app_another", REFUSAL_EVERY_S)
+    much_later_s = 10 * REFUSALS_AT_ONCE * REFUSAL_EVERY_S
+    for _ in range(REFUSALS_AT_ONCE):
         assert kept.has_room(APP, much_later_s)
-        kept.note(APP, much_later_s)
+        kept.note(APP)
     assert not kept.has_room(APP, much_later_s)

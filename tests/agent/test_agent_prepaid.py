@@ -10,9 +10,8 @@ import pytest
 from agent.test_agent_edges import BadSigner
 from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
-from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
-from payagent.agent.base.requests import MerchantRequest
+from payagent.agent.base.requests import Approver, MerchantRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner

@@ -15,9 +15,8 @@ from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
 
 from payagent.agent.base.config import AutoTopup, TopupSource
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
-from payagent.agent.base.requests import PrepaidQuote
+from payagent.agent.base.requests import Approver, PrepaidQuote
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits

@@ -18,10 +18,9 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.orders import Approver
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import MerchantRequest, PaymentRequest
-from payagent.agent.operator import merchants
+from payagent.agent.base.requests import Approver, MerchantRequest, PaymentRequest
+from payagent.agent.operator.merchants import pin, reopen, unpin
 from payagent.core.address import encode_address
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment import Delivery, State
@@ -31,7 +30,7 @@ from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
-from payagent.store.rows import alerts, approvals, events, payments, trust
+from payagent.store.rows import alerts, approvals, events, merchants, payments
 from payagent.store.rows.payments import PaymentRow
 
 PINNED = MerchantRules(first_use=True)
@@ -96,7 +95,7 @@ class TestAddresses:
                 ("split", pay_to("creator")),
                 ("split", pay_to("platform")),
             ]
-            assert sorted(trust.pins(run.context.conn, world.origin)) == known
+            assert sorted(merchants.pins(run.context.conn, world.origin)) == known
             pinned = events_of(run, "address_pinned")
             assert sorted((told["role"], told["address"]) for _, told in pinned) == known
             assert {told["payment"] for _, told in pinned} == {first.id}
@@ -165,14 +164,14 @@ class TestAddresses:
             await run.agent.sending.drain(10)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
-            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
+            assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
             await run.look()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
-            assert trust.pins(run.context.conn, world.origin) == frozenset()
+            assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_an_operator_changes_what_is_known(self, world: World) -> None:
         """Each change is in the events, with who made it."""
@@ -181,12 +180,12 @@ class TestAddresses:
             world.settings(splits=[])
             await run.pay("first")
             world.settings(pay_to=pay_to("new"))
-            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
-            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await pin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert (await run.pay("second")).state is State.IN_FLIGHT
-            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             with pytest.raises(Refused, match="not_found"):
-                await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
+                await unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert await question(run, "third") == ["address_not_pinned"]
             told = [
                 (event, one["address"], one.get("why"), one.get("by"))
@@ -202,7 +201,7 @@ class TestAddresses:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
             with pytest.raises(Refused, match="bad_request: address_wrong_network"):
-                await merchants.pin(run.context, APP, "t", "pay_to", mainnet)
+                await pin(run.context, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
@@ -211,7 +210,7 @@ class TestAddresses:
             assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
             await run.pay("without")
-            assert trust.pins(run.context.conn, world.origin) == frozenset()
+            assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_a_quote_tells_of_it(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -259,18 +258,18 @@ class TestAddresses:
             await run.pay_in_block("first")
             world.settings(pay_to=pay_to("thief"))
             with pytest.raises(Refused, match="last_address"):
-                await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
+                await unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
             assert await question(run, "second") == ["address_not_pinned"]
-            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
-            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
+            await pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
+            assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
 
     async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
-            await merchants.pin(run.context, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.context, APP, "t", "pay_to", pay_to("new"))
-            assert trust.pins(run.context.conn, world.origin) == frozenset()
+            await pin(run.context, APP, "t", "pay_to", pay_to("new"))
+            await unpin(run.context, APP, "t", "pay_to", pay_to("new"))
+            assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
@@ -287,7 +286,7 @@ class TestAddresses:
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
                 await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
-            assert trust.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
+            assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
     async def test_a_reason_that_is_new_is_asked_about_once_the_question_is_over(self, world: World) -> None:
         """What was refused for it says so: to say yes again and again does not help."""
@@ -496,7 +495,7 @@ class TestUnservedStreak:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
             await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
             assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
@@ -509,8 +508,8 @@ class TestUnservedStreak:
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
             assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
-            await merchants.reopen(run.context, APP, "t")
-            await merchants.reopen(run.context, APP, "t")
+            await reopen(run.context, APP, "t")
+            await reopen(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
             told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
             assert told_of == ["merchant_stopped", "merchant_reopened"]
@@ -529,7 +528,7 @@ class TestUnservedStreak:
                 row, advice = await run.agent.deliveries.take_answer(row.id, unpaid)
                 assert (row.delivery, advice.again_after_s is None) == (Delivery.PRESENTED, False)
                 world.clock.ahead_ms = 0
-                assert trust.unserved_streak(run.context.conn, world.origin).count == 0
+                assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
                 assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
     async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
@@ -538,7 +537,7 @@ class TestUnservedStreak:
             served = await run.pay_in_block("second")
             await run.agent.deliveries.record_delivery(served.id, 200)
             await leave_unserved(world, run, "third")
-            assert trust.unserved_streak(run.context.conn, world.origin).stopped_at_ms is None
+            assert merchants.unserved_streak(run.context.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
 
     async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
@@ -556,7 +555,7 @@ class TestUnservedStreak:
             with pytest.raises(Refused, match="merchant_stopped"):
                 await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) is State.AWAITING_APPROVAL
-            await merchants.reopen(run.context, APP, "t")
+            await reopen(run.context, APP, "t")
             await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
@@ -622,7 +621,7 @@ class TestNobodyAsksAgain:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 1
 
     async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
@@ -635,16 +634,16 @@ class TestNobodyAsksAgain:
             assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
 
     async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 1
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 1
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
 
     async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
         """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
@@ -669,7 +668,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run)
             assert run.context.payment(silent.id).delivery is Delivery.NOT_PRESENTED
             assert run.context.payment(cut.id).delivery is Delivery.PRESENTED
-            assert trust.unserved_streak(run.context.conn, world.origin).count == 0
+            assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
@@ -692,7 +691,7 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
         assert alerts.raised(run.context.conn, "terms_changed") == [f"terms:{world.origin}"]
         await run.agent.sending.drain(10)
         assert len(world.waiting()) == 2
-        await merchants.reopen(run.context, APP, "t")
+        await reopen(run.context, APP, "t")
         assert alerts.raised(run.context.conn, "terms_changed") == []
 
 

@@ -16,8 +16,7 @@ from agent.test_agent_handover import pass_ttl, wait_for_void
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from commitments import commitment_to
 
-from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.configured import merchant_terms
+from payagent.agent.base.config import AgentConfig, merchant_terms
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice, MerchantRequest, PaymentRequest
 from payagent.agent.commits.tx_planner import Planner

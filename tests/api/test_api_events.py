@@ -20,7 +20,7 @@ from payagent.api.routes import events as events_room
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, events
 from payagent.store.rows import writes as records
-from payagent.store.rows.following import PAGE_ROWS
+from payagent.store.rows.events import PAGE_ROWS
 
 PATIENCE_S = 20
 

@@ -10,7 +10,7 @@ from api_kit import Api, served
 from hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
 from hostile_x402 import hostile_x402s
 
-from payagent.agent.payments import floods
+from payagent.agent.payments import intake
 
 PAY_TO = address(DEVNET, 0, 0x50)
 
@@ -50,7 +50,7 @@ def _rows(world: World) -> list[Hostile]:
 
 
 async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floods, "AT_ONCE", 10_000)  # one app shows them all
+    monkeypatch.setattr(intake, "REFUSALS_AT_ONCE", 10_000)  # one app shows them all
     limits = daily(1_000_000_000, 100_000_000_000) + daily(10**12, 10**15, TOKEN)
     terms = with_terms(limits=limits, decimals={"lovelace": 6, TOKEN: TOKEN_DECIMALS})
     world.fund(41_000_000_000_000_000)  # so that no row is refused for want of money

@@ -199,7 +199,7 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
 
 
 async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(api: Api) -> None:
-    """docs/security.md says so; a change that ends it changes that page."""
+    """docs/explanation/security.md says so; a change that ends it changes that page."""
     free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     payable, too_much = 10_000_000, 900_000_000
     while too_much - payable > 1_000_000:

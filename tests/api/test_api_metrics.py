@@ -106,7 +106,7 @@ async def test_numbers_are_for_those_who_may_read(api: Api, world: World) -> Non
 
 
 async def test_the_page_for_operators_has_every_number(api: Api) -> None:
-    page = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
     text = (await api.as_("reader").get("/metrics")).text
     told = set(re.findall(r"^# TYPE (payagent_[a-z_]+)", text, re.MULTILINE))
     assert told == set(re.findall(r"^\| `(payagent_[a-z_]+)", page, re.MULTILINE))

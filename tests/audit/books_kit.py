@@ -12,8 +12,8 @@ import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 
-from payagent.agent.base.orders import Approver
 from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.requests import Approver
 from payagent.agent.operator.apps import NewApp, add_app, renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.audit.finding import AuditFinding, Head

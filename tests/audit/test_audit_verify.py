@@ -49,7 +49,7 @@ def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
 def test_a_program_by_the_auditors_page_alone_finds_the_head_and_what_was_changed(
     lived: Past, tmp_path: Path
 ) -> None:
-    (program,) = blocks("With a program of your own", "docs/auditors.md", "python")
+    (program,) = blocks("Compute the head without payagent", "docs/how-to/compute-the-head.md", "python")
 
     def run(path: Path) -> tuple[int, str]:
         command = [sys.executable, "-I", "-c", program, str(path)]
@@ -194,7 +194,7 @@ FOLLOWS_FROM_NOTHING = {
 
 
 def test_the_auditors_page_says_what_is_not_judged() -> None:
-    judged = (Path(__file__).parents[2] / "docs/auditors.md").read_text().partition("## Do the books agree")[0]
+    judged = (Path(__file__).parents[2] / "docs/reference/ledger-checks.md").read_text()
     for table, column in FOLLOWS_FROM_NOTHING:
         assert f"`{table}`" in judged
         assert f"`{column}`" in judged

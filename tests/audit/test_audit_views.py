@@ -20,7 +20,7 @@ from payagent.store.rows import journal, payments
 from payagent.store.rows.journal import EVERYTHING
 
 SQLITE_UTILS = Path(sys.executable).with_name("sqlite-utils")
-PAGE = Path(__file__).parents[2] / "docs/auditors.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/ledger-views.md"
 MOST = 2**63 - 1
 
 

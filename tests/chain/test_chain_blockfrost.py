@@ -8,6 +8,8 @@ import logging
 import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -907,6 +909,38 @@ async def test_other_users_of_the_libraries_notice_nothing(provider: FaultyProvi
     assert blockfrost.api.requests is requests
     other = blockfrost.BlockFrostApi(project_id="other", base_url=provider.origin, api_version="x/y")
     assert (await asyncio.to_thread(other.block_latest, return_type="json"))["hash"] == BLOCK
+
+
+async def test_each_request_is_the_one_that_the_library_itself_sends(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    names = ("project_id", "user-agent", "content-type")
+
+    def sent() -> set[tuple[object, ...]]:
+        requested = {(seen.method, seen.path, *map(seen.headers.get, names)) for seen in provider.seen}
+        provider.seen.clear()
+        return requested
+
+    for read in (source.tip(), source.genesis(), source.parameters(), source.tx(TX), source.block(BLOCK)):
+        await read
+    for read in (source.utxos(ADDRESS), source.transactions(ADDRESS, 0), source.movement(TX, ADDRESS)):
+        await read
+    await source.clock_off_s(lambda: 0)
+    await source.submit(b"\x84", TX)
+    ours = sent()
+    library = blockfrost.BlockFrostApi(project_id=SECRET, base_url=provider.origin, api_version="x/y")
+    paged = {"count": 100, "page": 1}
+    for call in (
+        *(library.block_latest, library.clock, library.genesis, library.epoch_latest_parameters),
+        *(partial(library.transaction, TX), partial(library.transaction_utxos, TX), partial(library.block, BLOCK)),
+        partial(library.address_utxos, ADDRESS, **paged),
+        partial(library.address_transactions, ADDRESS, order="desc", **paged),
+        partial(library.transaction_submit_cbor, b"\x84"),
+    ):
+        with suppress(blockfrost.ApiError):  # nothing is found
+            await asyncio.to_thread(call)
+    assert len(ours) == 10
+    assert ours == sent()
 
 
 async def test_the_exact_bytes_are_submitted(provider: FaultyProvider, source: Blockfrost) -> None:

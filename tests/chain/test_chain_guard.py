@@ -1,4 +1,4 @@
-"""A provider's limits: the bucket and the door as values, and the guard that keeps them."""
+"""A provider's limits: the circuit breaker as a value, and the provider that keeps them."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from payagent.chain import circuit_breaker as quota
-from payagent.chain.circuit_breaker import Bucket, CircuitBreaker, Rate
+from payagent.chain.circuit_breaker import CircuitBreaker
 from payagent.chain.provider import (
     AddressTx,
     Found,
@@ -20,54 +20,32 @@ from payagent.chain.provider import (
     Why,
 )
 from payagent.chain.throttled_provider import ThrottledProvider
+from payagent.core.token_bucket import Rate
 
 RATE = Rate(10, 500)
 TIP = Found(Tip(1, 1, "aa" * 32, 1))
 
 
-class TestBucket:
-    def test_it_fills_by_the_second_up_to_the_burst(self) -> None:
-        bucket = quota.take(quota.full(RATE, 0), 500)
-        for at_ms, calls in ((0, 0), (99, 0), (100, 1), (1000, 10), (50_000, 500), (999_999, 500)):
-            assert quota.refill(bucket, RATE, at_ms).millicalls // 1000 == calls
-
-    def test_a_clock_that_goes_back_brings_nothing(self) -> None:
-        bucket = Bucket(0, 100_000)
-        back = quota.refill(bucket, RATE, 0)
-        assert back.millicalls == 0
-        assert quota.refill(back, RATE, 100).millicalls == 1000
-
-    @pytest.mark.parametrize(
-        ("calls", "reserved", "wait_ms"), [(500, 20, 0), (21, 20, 0), (20, 20, 100), (0, 20, 2100), (1, 0, 0)]
-    )
-    def test_reads_leave_the_last_calls(self, calls: int, reserved: int, wait_ms: int) -> None:
-        assert quota.wait_ms(Bucket(calls * 1000, 0), RATE, reserved) == wait_ms
-
-    def test_a_small_burst_is_not_all_reserved(self) -> None:
-        small = Rate(1, 5)
-        assert quota.wait_ms(quota.full(small, 0), small, 20) == 0
-
-
-class TestDoor:
-    def test_it_closes_after_failures_in_a_row_and_longer_each_time(self) -> None:
-        door, now_ms, pauses = CircuitBreaker(), 0, []
+class TestCircuitBreaker:
+    def test_it_opens_after_failures_in_a_row_and_longer_each_time(self) -> None:
+        breaker, now_ms, pauses = CircuitBreaker(), 0, []
         for _ in range(quota.FAILURES_MAX - 1):
-            door = quota.failed(door, "time-out", now_ms)
-            assert door.is_open(now_ms)
+            breaker = breaker.failed("time-out", now_ms)
+            assert not breaker.is_open(now_ms)
         for _ in range(6):
-            door = quota.failed(door, "time-out", now_ms)
-            pauses.append(door.closed_until_ms - now_ms)
-            assert not door.is_open(door.closed_until_ms - 1)
-            now_ms = door.closed_until_ms
-            assert door.is_open(now_ms)
+            breaker = breaker.failed("time-out", now_ms)
+            pauses.append(breaker.open_until_ms - now_ms)
+            assert breaker.is_open(breaker.open_until_ms - 1)
+            now_ms = breaker.open_until_ms
+            assert not breaker.is_open(now_ms)
         assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
 
     def test_an_answer_between_failures_starts_them_anew(self) -> None:
-        door = CircuitBreaker()
+        breaker = CircuitBreaker()
         for _ in range(quota.FAILURES_MAX - 1):
-            door = quota.failed(door, "time-out", 0)
-        door = quota.failed(quota.OPEN, "time-out", 0)
-        assert door.is_open(0)
+            breaker = breaker.failed("time-out", 0)
+        breaker = quota.CLOSED.failed("time-out", 0)
+        assert not breaker.is_open(0)
 
     @pytest.mark.parametrize(
         ("why", "asked_s", "pause_ms"),
@@ -80,13 +58,13 @@ class TestDoor:
         ],
     )
     def test_who_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
-        door = quota.refused(CircuitBreaker(), why, asked_s, "http 429", 1000)
-        assert door.is_open(999)  # the clock was ahead when it closed
-        assert door.closed_until_ms == 1000 + pause_ms
+        breaker = CircuitBreaker().refused(why, asked_s, "http 429", 1000)
+        assert not breaker.is_open(999)  # the clock was ahead when it opened
+        assert breaker.open_until_ms == 1000 + pause_ms
 
     def test_a_longer_pause_is_not_shortened(self) -> None:
-        door = quota.refused(CircuitBreaker(), Why.QUOTA, 600, "x", 0)
-        assert quota.refused(door, Why.RATE, 1, "x", 0).closed_until_ms == 600_000
+        breaker = CircuitBreaker().refused(Why.QUOTA, 600, "x", 0)
+        assert breaker.refused(Why.RATE, 1, "x", 0).open_until_ms == 600_000
 
 
 class Clock:

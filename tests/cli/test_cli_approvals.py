@@ -74,7 +74,7 @@ def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
 
 def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
     """Else it asks as fast as it can, for ever."""
-    (program,) = blocks("The API", "docs/clients.md", "python")
+    (program,) = blocks("Pay through the API", "docs/how-to/pay-through-the-api.md", "python")
     log = (asking.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
     run = [sys.executable, "-c", program.replace(":8402", port)]

@@ -1,4 +1,4 @@
-"""docs/auditors.md by its own words, on the books of a wallet that paid."""
+"""The pages for auditors by their own words, on the books of a wallet that paid."""
 
 import io
 import os
@@ -27,15 +27,17 @@ def paid(shop: Shop) -> Shop:
     return shop
 
 
-def test_each_command_of_the_auditors_page_works(paid: Shop, tmp_path: Path) -> None:
-    headings = (
-        "Are the books whole",
-        "Do the books agree with the chain",
-        "One payment",
-        "What was spent",
-        "In accounting programs",
-    )
-    script = "set -e\n" + "".join(block for heading in headings for block in blocks(heading, "docs/auditors.md"))
+def test_each_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -> None:
+    pages = {
+        "verify-the-ledger": "Verify the ledger",
+        "reconcile-with-the-chain": "Compare the ledger with the chain",
+        "check-a-receipt": "Check one payment's receipt",
+        "report-spending": "Report what was spent",
+        "export-to-accounting": "Export to an accounting program",
+    }
+    parts = [blocks(title, f"docs/how-to/{name}.md") for name, title in pages.items()]
+    assert [len(part) for part in parts] == [2, 1, 1, 2, 1]
+    script = "set -e\n" + "".join(block for part in parts for block in part)
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path

@@ -118,8 +118,9 @@ def test_nothing_is_overwritten(shop: Shop, again: Again) -> None:
     assert (refused.code, refused.error["code"]) == (2, "keystore_exists")
 
 
-def test_the_commands_of_the_operators_page_work(shop: Shop, tmp_path: Path) -> None:
-    (take, put_back) = blocks("Backups", "docs/operators.md")
+def test_the_commands_of_the_pages_on_backups_work(shop: Shop, tmp_path: Path) -> None:
+    (take,) = blocks("Back up the wallet", "docs/how-to/back-up.md")
+    (put_back,) = blocks("Restore a backup", "docs/how-to/restore-a-backup.md")
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}
     run = subprocess.run(

@@ -196,7 +196,7 @@ ALERTS = '[alerts]\nwebhook_url = "http://127.0.0.1:9/"\nwebhook_secret_file = "
 REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"'
 
 
-PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text().partition("\n## Fund the wallet")[0]
+PAGE = (Path(__file__).parents[2] / "docs/how-to/check-the-installation.md").read_text()
 """Where operators read of what doctor tells."""
 
 

@@ -43,7 +43,7 @@ def test_help_is_given(path: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_is_what_the_program_says() -> None:
-    assert (ROOT / "docs/cli.md").read_text() == reference(), "run scripts/docs"
+    assert (ROOT / "docs/reference/cli.md").read_text() == reference(), "run scripts/docs"
 
 
 def test_help_is_quick() -> None:

@@ -1,4 +1,4 @@
-"""The README's walk and docs/clients.md, by their own words: what they say is run, on other ports and folders."""
+"""The README's walk, the tutorial and the clients' pages: what they say is run, on other ports and folders."""
 
 import os
 import re
@@ -30,37 +30,54 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
     parts = [blocks(heading) for heading in ("Quickstart", "Clients", "By hand")]
     assert [len(part) for part in parts] == [6, 1, 6]
     walk = [block for part in parts for block in part]
+    out = walked(walk, tmp_path, ":8402")
+    assert "data: [DONE]\n" in out
+    assert "402\n" in out
+    assert "\n200\n" in out
+    assert '"delivery":"accepted"' in out.replace(" ", "")
+    assert '"state": "confirmed"' in out
+
+
+@needs_curl
+def test_the_tutorial_ends_with_a_paid_call(tmp_path: Path) -> None:
+    (*walk, _stop) = blocks("Your first paid call", "docs/tutorial/first-paid-call.md")
+    out = walked(walk, tmp_path, ":8402", ":8490")
+    assert "\n402\n" in out
+    assert "HTTP/1.1 200 OK" in out
+    assert "x-payagent-cost: " in out
+    assert "\nclean: " in out
+
+
+def walked(walk: list[str], tmp_path: Path, *ports: str) -> str:
+    """What the blocks of a page print, in another folder and on other ports."""
     script = "set -e\ntrap 'kill $(jobs -p); wait' EXIT\n" + "".join(walk)
     for said, here in {
         "/tmp/payagent-walk": str(tmp_path / "walk"),
         ". .venv/bin/activate": f"export PATH={Path(sys.executable).parent}:$PATH",
-        ":8402": f":{free_port()}",
+        **{port: f":{free_port()}" for port in ports},
     }.items():
         assert said in script
         script = script.replace(said, here)
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 0, result.stderr
-    assert "data: [DONE]\n" in result.stdout
-    assert "402\n" in result.stdout
-    assert "\n200\n" in result.stdout
-    assert '"delivery":"accepted"' in result.stdout.replace(" ", "")
-    assert '"state": "confirmed"' in result.stdout
+    return result.stdout
 
 
 @pytest.mark.parametrize(
-    ("heading", "language", "said"),
+    ("title", "language", "said"),
     [
-        pytest.param("The proxy", "sh", "data: [DONE]", marks=needs_curl),
-        ("Python", "python", " lovelace\n"),
-        ("The official x402 SDK", "python", "This answer was paid for."),
-        ("The shell", "sh", '"within_limits": true'),
-        ("The API", "python", "200 served accepted\n"),
+        pytest.param("Pay through the proxy", "sh", "data: [DONE]", marks=needs_curl),
+        ("Pay from Python", "python", " lovelace\n"),
+        ("Pay with the official x402 SDK", "python", "This answer was paid for."),
+        ("Pay from the shell", "sh", '"within_limits": true'),
+        ("Pay through the API", "python", "200 served accepted\n"),
     ],
 )
-def test_each_way_of_the_clients_page_is_served(
-    shop: Shop, tmp_path: Path, heading: str, language: str, said: str
+def test_each_way_to_pay_from_a_program_is_served(
+    shop: Shop, tmp_path: Path, title: str, language: str, said: str
 ) -> None:
-    (block,) = blocks(heading, "docs/clients.md", language)
+    name = title.lower().replace("official ", "").replace(" ", "-")
+    (block,) = blocks(title, f"docs/how-to/{name}.md", language)
     assert block.count("\n") <= 22
     log = (shop.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)

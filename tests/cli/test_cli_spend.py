@@ -109,7 +109,7 @@ def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -
 
 
 def test_the_auditors_page_reads_a_snapshot(paid: Shop, tmp_path: Path) -> None:
-    script = "set -e\n" + "".join(blocks("With SQL", "docs/auditors.md"))
+    script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/query-with-sql.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path

@@ -26,7 +26,7 @@ from payagent.core.payment import (
 )
 from payagent.core.problems import Refused
 
-PAGE = (Path(__file__).parents[2] / "docs/payment-machine.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/reference/payment-machine.md").read_text()
 SIGNED_ONCE = set(State) - NEVER_SIGNED - {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
 

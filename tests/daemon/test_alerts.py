@@ -42,7 +42,7 @@ plant("the webhook's key", KEY.decode())
 plant("the webhook's key in base64", SECRET.removeprefix("whsec_"))
 MARK = 20 * ADA
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
-PAGE = Path(__file__).parents[2] / "docs/operators.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/receive-alerts.md"
 ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
 
 
@@ -138,7 +138,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
 
 
 def is_genuine(call: Call, secret: str = SECRET) -> bool:
-    """By the example of the operators' page."""
+    """By the example of the page on alerts."""
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     names: dict[str, object] = {}
     exec(example, names)

@@ -207,7 +207,7 @@ def older(resource: object = DESCRIBED, **change: Any) -> dict[str, Any]:
 
 
 def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_network_in_the_proof() -> None:
-    """@odatano/x402 0.1 to 0.4 (docs/protocol.md there): a 402 in the body, a resource and a transfer method in
+    """@odatano/x402 0.1 to 0.4 (protocol.md of its docs): a 402 in the body, a resource and a transfer method in
     each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
     terms = older()
     (invoice,) = offers(make_response(402, JSON, terms), url=URL)

@@ -1,12 +1,15 @@
 """The documents hold: links lead somewhere, rooms are named, numbers are the code's, no workplace shows."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from payagent.cli.main import payagent
 from payagent.core.money import LOVELACE, format_ada
 from payagent.settings.loading import load_settings
 
@@ -25,10 +28,64 @@ def texts() -> Iterator[Path]:
             yield path
 
 
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^##* (.*)$", re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_to_a_file(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
-        assert "://" in target or (path.parent / target).exists(), target
+def test_every_link_leads_to_a_file_and_a_heading_of_it(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            there = path.parent / name if name else path
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+def test_every_page_that_is_named_by_its_path_exists() -> None:
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for path in texts()
+        for name in re.findall(r"\bdocs/[a-z0-9/-]+\.md\b", path.read_bytes().decode(errors="ignore"))
+    }
+    assert {name for name in named if not (ROOT / name[1]).exists()} == set()
+
+
+def test_the_index_has_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index.read_text())}
+    linked |= set((ROOT / "docs/decisions").glob("0*.md"))
+    assert [path for path in DOCUMENTS if index.parent in path.parents and path not in {index, *linked}] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_long_page_has_a_table_of_contents(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300 or len(re.findall(r"^- \[.*\]\(#", text, re.MULTILINE)) >= 4
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_on_a_page_is_one_of_payagent(path: Path) -> None:
+    """By names and options; tests of `cli` run what a page shows."""
+    text = path.read_text().replace("\\\n", " ")
+    shell = "\n".join(re.findall(r"^ *```(?:sh|console)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL))
+    lines = re.findall(r"(?:^ *|/bin/|&& |\$\()payagent (.*)", shell, re.MULTILINE)
+    inline = re.findall(
+        r"`payagent ([^`]*)`", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
+    for line in (*lines, *inline):
+        command: click.Command = payagent
+        for word in shlex.split(re.split(r" (?:[>|&;]|\|\||&&)|\)$", line)[0], comments=True):
+            if word.startswith("-"):
+                options = {"--help", *(name for one in command.params for name in one.opts)}
+                assert word.partition("=")[0] in options, line
+            elif isinstance(command, click.Group):
+                assert word in command.commands, line
+                command = command.commands[word]
 
 
 def test_no_file_names_a_registry_or_somebodys_machine() -> None:

@@ -84,7 +84,7 @@ def test_every_pin_is_exact_and_hashed_and_no_address_stands_in_the_lock(name: s
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_package_of_the_runtime_lock_has_its_licence_told(python: str) -> None:
-    page = (ROOT / "docs/licences.md").read_text()
+    page = (ROOT / "docs/reference/licences.md").read_text()
     told = re.findall(r"^\| (\S+) \| (\S+) \| [^|]+ \|$", page, re.MULTILINE)
     rows = {name: version for name, version in told if name not in ("package", "---")}
     assert rows == pinned(read_lock("requirements.txt")[1], python)

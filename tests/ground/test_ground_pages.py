@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PLOTS = sorted((ROOT / "docs/evidence").glob("*.svg"))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PLOTS = sorted((DOCS / "evidence").glob("*.svg"))
 
 
 def load_script() -> dict[str, object]:
-    loader = importlib.machinery.SourceFileLoader("payagent_docs", str(ROOT / "scripts/docs"))
+    loader = importlib.machinery.SourceFileLoader("payagent_docs", str(DOCS.parent / "scripts/docs"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,7 +22,7 @@ def load_script() -> dict[str, object]:
 
 @pytest.mark.parametrize("name", sorted(load_script()))
 def test_a_made_page_is_what_the_code_says(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == load_script()[name](), "run scripts/docs"
+    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == load_script()[name](), "run scripts/docs"
 
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: str(plot.name))

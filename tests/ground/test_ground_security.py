@@ -1,4 +1,4 @@
-"""docs/security.md holds: a row for each line of the threat list, and a test that is there, or a reason."""
+"""docs/explanation/security.md: a row for each line of the threat list, and a test that is there, or a reason."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/security.md").read_text()
+PAGE = (ROOT / "docs/explanation/security.md").read_text()
 ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 8, "F": 5, "G": 7, "H": 7, "I": 9, "J": 11, "K": 6}
 """How many lines the threat list has in each part."""
 

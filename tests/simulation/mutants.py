@@ -20,7 +20,7 @@ import structlog
 
 from payagent.agent import context
 from payagent.agent.agent import Agent
-from payagent.agent.base import orders
+from payagent.agent.base import requests
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync import recovery as scan
@@ -574,9 +574,9 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 def _silence_is_consent(stack: ExitStack) -> None:
     def consent(
         self: questions.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
-    ) -> orders.DecidedPayment | None:
+    ) -> requests.DecidedPayment | None:
         with suppress(Refused), patch.object(questions.ApprovalRules, "over", lambda *_: []):
-            return self.approve(unit, payment_id, orders.Approver("clock"), min_window_s, now_ms)
+            return self.approve(unit, payment_id, requests.Approver("clock"), min_window_s, now_ms)
         return None
 
     put(stack, questions.ApprovalRules, "over", _all_that_wait)

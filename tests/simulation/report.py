@@ -102,11 +102,11 @@ def _last(lines: Sequence[Line], stage: str) -> Line | None:
 
 def as_page(told: dict[str, Any]) -> str:
     parts = (_head, _verdict, _speed, _counters, _again, _mutants, _mix)
-    return (
-        "\n".join(text for part in parts for text in (*part(told), ""))
-        + "\n## What the mix leaves out\n\n"
-        + LEFT_OUT
-    )
+    lines = [text for part in parts for text in (*part(told), "")] + ["## What the mix leaves out", "", LEFT_OUT]
+    titles = [text.removeprefix("## ") for text in lines if text.startswith("## ")]
+    first = lines.index(f"## {titles[0]}")
+    contents = [f"- [{title}](#{title.lower().replace(' ', '-')})" for title in titles]
+    return "\n".join([*lines[:first], *contents, "", *lines[first:]])
 
 
 def _head(told: dict[str, Any]) -> list[str]:

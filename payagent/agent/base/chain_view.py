@@ -217,7 +217,7 @@ class ChainView:
 
         `from_block`: the time left is counted from the newest block (dialects.TIMED_BY_BLOCK).
         Refused: `invoice_expired` with fewer than `min_window_s` seconds left, because a transaction signed that
-        late too often lands after the invoice expired (docs/exactly-once.md R3).
+        late too often lands after the invoice expired (exactly-once.md R3).
         """
         if self.slots is None or self.tip is None:
             raise Refused("chain_not_ready", "the chain's genesis and its newest block were not read yet")

@@ -1,21 +1,29 @@
-"""`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on.
+"""`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on, and how they are built.
 
-May import: core, chain.circuit_breaker, store.rows. Never: reads a file (the daemon does); shows a secret in a
-repr.
+They come from the config file and from the merchants added at run time.
+May import: core, chain.circuit_breaker, settings, store. Never: reads a file (the daemon does); shows a secret in
+a repr; decides who may be paid.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from payagent.chain.circuit_breaker import Rate
+from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.core.address import Address
 from payagent.core.hard_caps import Caps
-from payagent.core.invoice import Proof, SplitMode
-from payagent.core.merchant_rules import MerchantRules
-from payagent.core.network import Network
-from payagent.core.policy import Limit
+from payagent.core.invoice import Proof, Role, SplitMode
+from payagent.core.merchant_rules import MerchantRules, Pin
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS, Network
+from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
+from payagent.core.token_bucket import Rate
+from payagent.settings.loading import read_merchant
+from payagent.settings.schema import MerchantSettings, Settings
+from payagent.store.db.unit import Connection
+from payagent.store.rows import merchants
+from payagent.store.rows.merchants import MerchantRow
 from payagent.store.rows.payments import PaymentRow
 
 
@@ -118,3 +126,99 @@ class AgentConfig:
         if origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])
         return self.merchants[origin]
+
+
+def rules_of(merchant: MerchantSettings) -> MerchantRules:
+    """The merchant rules that a merchant's settings define."""
+    by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
+    return MerchantRules(
+        first_use=merchant.pin == "first_use",
+        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
+        drift_percent=merchant.drift_percent,
+        stop_after=merchant.stop_after,
+        in_flight_max=merchant.in_flight_max,
+    )
+
+
+def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -> MerchantConfig:
+    topup = merchant.topup
+    unit, below = topup.below
+    return MerchantConfig(
+        name=name,
+        origin=merchant.origin,
+        known_as=frozenset(merchant.known_as),
+        partner=merchant.partner,
+        split_mode=merchant.split_mode,
+        ready=merchant.ready,
+        timeout_s=merchant.timeout_s,
+        proof=merchant.proof,
+        request_commitment=merchant.request_commitment,
+        api_key=api_key,
+        alert_below=merchant.alert_below,
+        rules=rules_of(merchant),
+        topup_request=TopupSource(topup.method, topup.path, topup.body) if topup.path else None,
+        topup_per_day_lovelace=topup.per_day_lovelace,
+        auto_topup=AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
+    )
+
+
+def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> AgentConfig:
+    """The config of the file, for the wallet `own`. `keys`: the merchants' API keys by merchant name."""
+    return AgentConfig(
+        network=NETWORKS[settings.network],
+        own=own,
+        merchants={
+            merchant.origin: merchant_terms(name, merchant, keys[name])
+            for name, merchant in settings.merchants.items()
+        },
+        limits=tuple(_filed_limits(settings)),
+        decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
+        confirm_depth=settings.payments.confirm_depth,
+        void_depth=settings.payments.void_depth,
+        unconfirmed_ancestors=settings.payments.chain_depth,
+        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
+        caps=settings.limits.caps,
+        settle_depth=settings.payments.settle_depth,
+        min_window_s=settings.payments.min_window_s,
+        wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
+        approval_above=_approval_above(settings),
+        approval_timeout_s=settings.approvals.timeout_s,
+        call_rate=None if settings.is_devnet else BLOCKFROST_RATE,
+    )
+
+
+def _approval_above(settings: Settings) -> dict[str, int]:
+    """Units per asset above which a payment needs an approval. Assets left out never need one."""
+    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
+    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
+    return {asset: units for asset, units in most.items() if units is not None}
+
+
+def _filed_limits(settings: Settings) -> Iterator[Limit]:
+    """The config file's limits for the wallet and for merchants."""
+    yield from limits_of(LOVELACE, settings.limits.most_lovelace)
+    for token in settings.limits.assets:
+        yield from limits_of(token.asset, token.most_units)
+    for merchant in settings.merchants.values():
+        yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
+
+
+def overlaid(filed: AgentConfig, conn: Connection) -> AgentConfig:
+    """The config in force: the file's, with the merchants added at run time.
+
+    An added merchant replaces one of the file that has the same name or origin.
+    """
+    rows = merchants.everybody(conn)
+    names, origins = {row.name for row in rows}, {row.origin for row in rows}
+    known: Mapping[str, MerchantConfig] = {
+        origin: merchant
+        for origin, merchant in filed.merchants.items()
+        if merchant.name not in names and origin not in origins
+    }
+    added = {row.origin: _of_row(row, filed.network) for row in rows}
+    return replace(filed, merchants={**known, **added})
+
+
+def _of_row(row: MerchantRow, network: Network) -> MerchantConfig:
+    merchant = read_merchant(row.name, row.settings, network.name)
+    return replace(merchant_terms(row.name, merchant, None), is_filed=False)

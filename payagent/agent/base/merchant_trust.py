@@ -25,10 +25,10 @@ from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, events, intents, topups, trust
+from payagent.store.rows import approvals, events, intents, merchants, topups
 from payagent.store.rows import writes as records
+from payagent.store.rows.merchants import AgreedPriceRow, UnservedStreak
 from payagent.store.rows.payments import PaymentRow
-from payagent.store.rows.trust import AgreedPriceRow, UnservedStreak
 
 RulesOf = Callable[[str | None], MerchantRules]
 """The merchant rules of an origin."""
@@ -51,12 +51,12 @@ def known_of(
     """The facts that the merchant rules need. `request`: as in the intent; None skips the price check."""
     agreed: tuple[Agreed, ...] = ()
     if rules.drift_percent is not None and request is not None and is_measured:
-        agreed = trust.agreed(conn, origin, *priced_call(request))
+        agreed = merchants.agreed(conn, origin, *priced_call(request))
     return MerchantFacts(
-        trust.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
+        merchants.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
         agreed,
-        rules.stop_after is not None and trust.unserved_streak(conn, origin).stopped_at_ms is not None,
-        0 if rules.in_flight_max is None else trust.in_flight(conn, origin),
+        rules.stop_after is not None and merchants.unserved_streak(conn, origin).stopped_at_ms is not None,
+        0 if rules.in_flight_max is None else merchants.in_flight(conn, origin),
     )
 
 
@@ -71,7 +71,7 @@ def learn_addresses(
 ) -> None:
     """Pin the addresses of the first payment to a merchant."""
     if rules.first_use:
-        new = first_pins(claim, rules, MerchantFacts(trust.pins(unit.conn, origin)))
+        new = first_pins(claim, rules, MerchantFacts(merchants.pins(unit.conn, origin)))
         _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
 
 
@@ -83,7 +83,7 @@ def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) 
     price = None if rules.drift_percent is None else _price_of(unit, row)
     if price is None or row.origin is None:
         return
-    if not trust.agreed(unit.conn, row.origin, price.method, price.path):
+    if not merchants.agreed(unit.conn, row.origin, price.method, price.path):
         _agree(unit, row.origin, price, {"payment": row.id}, now_ms)
 
 
@@ -97,13 +97,13 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
         return
     told = {"payment": row.id, **by}
     if rules.first_use or rules.filed:
-        known = rules.filed | trust.pins(unit.conn, row.origin)
+        known = rules.filed | merchants.pins(unit.conn, row.origin)
         new = [one for one in claim_of_payment(row).pins if one not in known]
         _pin(unit, row.origin, new, {"why": "allowed", **told}, now_ms)
     price = None if rules.drift_percent is None else _price_of(unit, row)
     if price is None:
         return
-    agreed = trust.agreed(unit.conn, row.origin, price.method, price.path)
+    agreed = merchants.agreed(unit.conn, row.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
     if not agreed or (_was_told_of_drift(unit, row.id) and price.units > max(same, default=0)):
         _agree(unit, row.origin, price, told, now_ms)
@@ -131,12 +131,12 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
     """
     if rules.stop_after is None or row.origin is None or now is row.delivery:
         return
-    had = trust.unserved_streak(unit.conn, row.origin)
+    had = merchants.unserved_streak(unit.conn, row.origin)
     count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
     if count == had.count:
         return
     stops = had.stopped_at_ms is None and must_stop(rules, count)
-    trust.set_unserved_streak(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
+    merchants.set_unserved_streak(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
     facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
     records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
     if stops:
@@ -148,10 +148,10 @@ def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None
     """The merchant accepted a proof at this depth: present the next one first at that depth."""
     if row.origin is None:
         return
-    known = trust.readiness(unit.conn, row.origin)
+    known = merchants.readiness(unit.conn, row.origin)
     now = known.after_accepted(depth, events.last_pending_depth(unit.conn, row.id))
     if now != known:
-        trust.set_readiness(unit, row.origin, now)
+        merchants.set_readiness(unit, row.origin, now)
         told = {"merchant": row.origin, "payment": row.id, "depth": now.accepted_depth}
         records.note(unit, None, "accepted_depth_learned", None, now_ms, told)
 
@@ -160,20 +160,20 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
     """The merchant refused a proof before `confirm_depth`: present none to it earlier from now on."""
     if row.origin is None:
         return
-    known = trust.readiness(unit.conn, row.origin)
+    known = merchants.readiness(unit.conn, row.origin)
     if not known.refused_early:
-        trust.set_readiness(unit, row.origin, replace(known, refused_early=True))
+        merchants.set_readiness(unit, row.origin, replace(known, refused_early=True))
         told = {"merchant": row.origin, "payment": row.id, "depth": depth, "why": why}
         records.note(unit, None, "proof_refused_early", None, now_ms, told)
 
 
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
-    if trust.unserved_streak(unit.conn, origin) != UnservedStreak():
-        trust.set_unserved_streak(unit, origin, UnservedStreak())
+    if merchants.unserved_streak(unit.conn, origin) != UnservedStreak():
+        merchants.set_unserved_streak(unit, origin, UnservedStreak())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
-    if trust.readiness(unit.conn, origin) != MerchantReadiness():
-        trust.set_readiness(unit, origin, MerchantReadiness())
+    if merchants.readiness(unit.conn, origin) != MerchantReadiness():
+        merchants.set_readiness(unit, origin, MerchantReadiness())
         records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
     facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
     for subject in (_subject(origin), _terms_subject(origin)):
@@ -188,15 +188,15 @@ def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
 
 def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
     """Pin an address at which a merchant may be paid."""
-    if wanted not in trust.pins(unit.conn, origin):
+    if wanted not in merchants.pins(unit.conn, origin):
         _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
 
 
 def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
     """Unpin an address. Refused: `not_found`; `last_address`, since the next payment would pin any address."""
-    if rules.first_use and not rules.filed and trust.pins(unit.conn, origin) == {unwanted}:
+    if rules.first_use and not rules.filed and merchants.pins(unit.conn, origin) == {unwanted}:
         raise Refused("last_address", f"{origin} may be paid at {unwanted.address} and at no other address")
-    if not trust.drop_pin(unit, origin, unwanted):
+    if not merchants.drop_pin(unit, origin, unwanted):
         raise Refused("not_found", f"{unwanted.address} is no {unwanted.role} address that was learnt or pinned")
     told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
     records.note(unit, None, "address_unpinned", None, now_ms, told)
@@ -204,13 +204,13 @@ def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: 
 
 def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
     for one in pins:
-        trust.add_pins(unit, origin, (one,))
+        merchants.add_pins(unit, origin, (one,))
         told = {"merchant": origin, "role": one.role, "address": one.address, **why}
         records.note(unit, None, "address_pinned", None, now_ms, told)
 
 
 def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, object], now_ms: int) -> None:
-    trust.agree(unit, origin, price)
+    merchants.agree(unit, origin, price)
     told = {
         "merchant": origin,
         "call": f"{price.method} {price.path}",

@@ -2,7 +2,7 @@
 
 A payment without a verdict is asked for again in the next pass: silence decides nothing.
 May import: core.payment, chain.provider, chain.quorum_view, store.rows, agent.context, agent.chain_sync,
-agent.commits. Never: submits, signs or builds; ends a payment without positive evidence (docs/exactly-once.md R8).
+agent.commits. Never: submits, signs or builds; ends a payment without positive evidence (exactly-once.md R8).
 """
 
 from functools import partial

@@ -37,6 +37,7 @@ from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain, payments
 from payagent.store.rows import writes as records
@@ -160,8 +161,8 @@ class ExternalSpends:
         self._suspects, self._searched_ms = suspects, now_ms
 
     def _is_search_due(self, now_ms: int) -> bool:
-        every_ms = SEARCH_EVERY_MS << min(max(self._fruitless - SEARCHES_BEFORE_THAT, 0), 10)
-        return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
+        failures = self._fruitless - SEARCHES_BEFORE_THAT + 1
+        return not 0 <= now_ms - self._searched_ms < backoff(SEARCH_EVERY_MS, SEARCH_EVERY_MAX_MS, failures)
 
     async def _since_s(self, source: QuorumView, suspects: set[str]) -> int:
         """The time of the block that made the first suspect, by the chain's clock: ours may have been ahead."""

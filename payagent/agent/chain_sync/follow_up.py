@@ -1,8 +1,8 @@
 """Follows up on payments after each pass: submits, resubmits, replaces, cancels, and signs what is admitted.
 
-A resubmission sends the very same bytes (docs/exactly-once.md R5); an error in reply is expected. Start with
+A resubmission sends the very same bytes (exactly-once.md R5); an error in reply is expected. Start with
 `FollowUp.carry_on`.
-May import: core.payment, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
+May import: core, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
 Never: reads the chain; builds a transaction.
 """
 
@@ -17,6 +17,7 @@ from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
 from payagent.core.payment import UNSIGNED, State
+from payagent.core.retry_schedule import backoff
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from payagent.store.rows.payments import OpenPayment, PaymentRow
@@ -42,7 +43,7 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
     """
     if is_hopeless:
         return last_sent_ms + RESUBMIT_MAX_MS
-    return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
+    return last_sent_ms + backoff(RESUBMIT_FIRST_MS, RESUBMIT_MAX_MS, sent_count)
 
 
 class FollowUp:

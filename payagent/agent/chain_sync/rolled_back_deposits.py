@@ -3,7 +3,7 @@
 A transaction that the chain does not know now may come back: anyone who has it can submit it again. So the ledger
 follows the chain, an alert is raised, and the payment waits with its hold. Proof is a block past the TTL of
 everything signed for the payment, too deep for any rollback. Then none of it can land any more
-(docs/exactly-once.md, "A deposit that vanishes").
+(exactly-once.md, "A deposit that vanishes").
 
 May import: core, chain.provider, chain.quorum_view, store, the rest of agent. Never: takes an outage for a denial;
 signs.

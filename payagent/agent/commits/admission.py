@@ -14,8 +14,8 @@ from enum import IntEnum
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.orders import AdmittedPayment, PaymentIntent, TransferRequest
 from payagent.agent.base.prepaid import require_may_buy
+from payagent.agent.base.requests import AdmittedPayment, PaymentIntent, TransferRequest
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
 from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost, next_invoice, same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.orders import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
+from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import as_told, require_may_have

@@ -201,7 +201,7 @@ def record_answer(
     """Record a provider's answer to a submission, for the operator and for `ready`. It changes no state.
 
     An answer that the bytes can never be valid means our bug or the provider's lie, and raises an alert
-    (docs/exactly-once.md R10). So does an unclassified refusal, unless the provider accepted these bytes before.
+    (exactly-once.md R10). So does an unclassified refusal, unless the provider accepted these bytes before.
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"

@@ -1,7 +1,7 @@
 """Replaces a lost attempt: the outputs and inputs of the next one, and the commit that decides it.
 
 Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once no attempt
-can land before its TTL any more (docs/exactly-once.md R7). Runs on the writer's thread; start at
+can land before its TTL any more (exactly-once.md R7). Runs on the writer's thread; start at
 `Replacement.start`.
 May import: core, dialects, chain.provider, wallet, store, agent.base. Never: signs; pays more than the hold, or
 with another nonce UTxO.

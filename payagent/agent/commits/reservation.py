@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.free_utxos import make_unavailable, utxo_of
-from payagent.agent.base.orders import PaymentIntent
+from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core import ledger, policy
@@ -125,7 +125,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     """The nonce UTxO for a payment whose intent has cancelled payments; None without any.
 
     It descends from every cancel, so no two payments of the intent can land, even if a rollback removes a cancel
-    (docs/exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
+    (exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
     """
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.agent.base.orders import PaymentIntent
 from payagent.agent.base.prepaid import require_may_buy
+from payagent.agent.base.requests import PaymentIntent
 from payagent.core import merchant_rules as guards
 from payagent.core import policy
 from payagent.core.findings import Finding, Reasons, above, judge

@@ -19,11 +19,10 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
+from payagent.store.rows import merchants
 from payagent.store.rows import merchants as added
-from payagent.store.rows import trust
 from payagent.store.rows import writes as records
-from payagent.store.rows.merchants import MerchantRow
-from payagent.store.rows.trust import AgreedPriceRow, UnservedStreak
+from payagent.store.rows.merchants import AgreedPriceRow, MerchantRow, UnservedStreak
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,11 @@ def standing(context: AgentContext, name: str) -> MerchantStatus:
     origin = origin_of(context, name)
     return MerchantStatus(
         context.terms.merchants[origin],
-        tuple(sorted(trust.pins(context.conn, origin))),
-        tuple(trust.prices(context.conn, origin)),
-        trust.unserved_streak(context.conn, origin),
-        trust.readiness(context.conn, origin),
-        trust.in_flight(context.conn, origin),
+        tuple(sorted(merchants.pins(context.conn, origin))),
+        tuple(merchants.prices(context.conn, origin)),
+        merchants.unserved_streak(context.conn, origin),
+        merchants.readiness(context.conn, origin),
+        merchants.in_flight(context.conn, origin),
     )
 
 

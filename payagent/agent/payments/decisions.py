@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import structlog
 
-from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Approver
 from payagent.agent.commits.approvals import note_refused
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner

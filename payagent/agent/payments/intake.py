@@ -1,7 +1,7 @@
 """Reads a 402 that an app forwards, under the current config, into a `PaymentIntent` to decide on.
 
-Start with `Intake.offers` and `Intake.purchase`. A refusal before there is a payment is recorded, within the
-bounds of agent.payments.floods.
+Start with `Intake.offers` and `Intake.purchase`. A refusal before there is a payment is recorded, within
+the bounds of `RefusalThrottle`.
 May import: core, dialects, store, agent.base, agent.context, agent.payments, agent.commits. Never: decides;
 reserves.
 """
@@ -10,17 +10,46 @@ import asyncio
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.orders import PaymentIntent
 from payagent.agent.base.prepaid import Buyer, TopupPart, fitting
-from payagent.agent.base.requests import MerchantRequest, PaymentRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentIntent, PaymentRequest
 from payagent.agent.commits.reservation import is_priced, note_price
 from payagent.agent.context import AgentContext
-from payagent.agent.payments.floods import RefusalThrottle
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
+from payagent.core.token_bucket import Rate, TokenBucket
 from payagent.dialects import Reading, read_offers
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes as records
+
+REFUSALS_AT_ONCE = 1_000
+"""Refusals recorded in a row for an app that had none recently."""
+
+REFUSAL_EVERY_S = 60
+"""After that, seconds per recorded refusal. With the longest 402 this is about 400 MB a day."""
+
+
+class RefusalThrottle:
+    """Limits how many refusals of one app are recorded, because a record stays for good.
+
+    A program that asks in a loop must not fill the disk. Every refusal is still returned, and counted in the
+    metrics. A recorded refusal takes `REFUSAL_EVERY_S` tokens of a bucket that gains one per second. `now_s` comes
+    from a monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def has_room(self, app_id: str, now_s: float) -> bool:
+        """Whether another refusal of the app may be recorded."""
+        now_ms = int(now_s * 1000)
+        if app_id not in self._buckets:
+            self._buckets[app_id] = TokenBucket(Rate(1, REFUSALS_AT_ONCE * REFUSAL_EVERY_S), now_ms)
+        return self._buckets[app_id].wait_ms(REFUSAL_EVERY_S, now_ms) == 0
+
+    def note(self, app_id: str) -> None:
+        """Count one recorded refusal of the app, for which there was room."""
+        self._buckets[app_id].take(REFUSAL_EVERY_S)
+
 
 RECEIVED_MAX_CHARS = 4000
 """Characters of a refused 402 that are recorded."""
@@ -31,7 +60,7 @@ class Intake:
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
-        self._floods = RefusalThrottle()
+        self._throttle = RefusalThrottle()
 
     def offers(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> tuple[Invoice, ...]:
         """The 402's offers, for a top-up only those that fit it. Refuses whatever is not understood in full."""
@@ -122,9 +151,9 @@ class Intake:
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app is to be recorded. Refusals of a top-up always are, because they end it."""
-        return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
+        return topup is not None or self._throttle.has_room(app_id, asyncio.get_running_loop().time())
 
     def note_on_record(self, app_id: str, topup: TopupPart | None = None) -> None:
         """Count one more recorded refusal of the app."""
         if topup is None:
-            self._floods.note(app_id, asyncio.get_running_loop().time())
+            self._throttle.note(app_id)

@@ -7,7 +7,7 @@ Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.orders import AdmittedPayment
+from payagent.agent.base.requests import AdmittedPayment
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,

@@ -1,24 +1,32 @@
-"""Counts and records requests that a prepaid balance may serve, so they need no payment of their own.
+"""Checks, counts and records requests that a prepaid balance may serve, so they need no payment of their own.
 
-Start with `PrepaidCalls.let_through`, which runs before the request, and `record_call`, which runs after it.
-May import: core.problems, store, agent.base, agent.context, agent.payments. Never: buys (agent.topups.runner
+Start with `PrepaidCalls.let_through`, which runs before the request, and `record_call`, which runs after it. Only
+the merchant's answer shows whether it served a request from a balance. So the cost counts against the app's own
+limits from the commit that lets the request through, and is removed if nothing was served. A request without an
+answer stays counted. The wallet's own limits counted all of it when it was bought (docs/decisions/0015).
+May import: core, store, agent.base, agent.commits, agent.context, agent.payments. Never: buys (agent.topups.runner
 does).
 """
 
 import asyncio
+from collections.abc import Iterable, Sequence
 
 from payagent.agent.base import prepaid
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest, PrepaidQuote
+from payagent.agent.commits.rules import in_force_for, when_it_frees
 from payagent.agent.context import AgentContext
-from payagent.agent.payments import uses
 from payagent.agent.payments.intake import Intake
+from payagent.core import policy
+from payagent.core.money import LOVELACE
+from payagent.core.policy import Limit
 from payagent.core.problems import Refused
-from payagent.store.db.unit import Unit
-from payagent.store.rows import apps
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import apps, prepaid_uses
+from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows import prepaid_uses as store_uses
 from payagent.store.rows import writes as records
+from payagent.store.rows.prepaid import Pool
 
 BATCH_LOOK_S = 5.0
 """Longest time in seconds between checks whether a batch is still under way: its invoice may end unnoticed."""
@@ -48,7 +56,7 @@ class PrepaidCalls:
             return None
         clock_ms, drawn = self._context.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
         try:
-            uses.require_room(conn, pool, call, drawn, self._context.terms.limits, clock_ms)
+            require_room(conn, pool, call, drawn, self._context.terms.limits, clock_ms)
         except Refused as refused:
             return PrepaidQuote(call.origin, *serving, refused)
         return PrepaidQuote(call.origin, *serving, None)
@@ -59,14 +67,14 @@ class PrepaidCalls:
         Returns the number of the use, for `record_call` or `give_back`; None if nothing counts beforehand.
         `is_costly`: the merchant showed that the request costs something, but not how much.
         """
-        if not uses.is_bound(self._context.conn, call) or not (
+        if not is_bound(self._context.conn, call) or not (
             is_costly or prepaid.is_counted(self._context.conn, call)
         ):
             return None
         now_ms = self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
-            return uses.let_through(
+            return count_use(
                 unit, call, self._context.terms.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
             )
 
@@ -84,7 +92,7 @@ class PrepaidCalls:
 
     def is_price_wanted(self, call: ServedRequest) -> bool:
         """Whether a balance may serve the request, its app has own limits, and its price is unknown."""
-        return uses.is_bound(self._context.conn, call) and not prepaid.is_counted(self._context.conn, call)
+        return is_bound(self._context.conn, call) and not prepaid.is_counted(self._context.conn, call)
 
     async def learn_price(self, call: ServedRequest, ask: PaymentRequest) -> None:
         """Record the price from a request's 402, if the 402 is understood."""
@@ -99,7 +107,7 @@ class PrepaidCalls:
     async def give_back(self, use: int | None) -> None:
         """Remove the use of a request that was let through and used nothing."""
         if use is not None:
-            await self._context.write("give_back", lambda unit: store_uses.take_back(unit, use))
+            await self._context.write("give_back", lambda unit: prepaid_uses.take_back(unit, use))
 
     async def record_call(self, call: ServedRequest, use: int | None = None) -> None:
         """Record what a request that was served without a payment uses of a prepaid balance, if anything."""
@@ -121,3 +129,70 @@ class PrepaidCalls:
             if other is None:
                 return
             await self._context.changes.wait(other, min(left_s, BATCH_LOOK_S))
+
+
+def is_bound(conn: Connection, call: ServedRequest) -> bool:
+    """Whether the app has own limits or assets there, and a balance is left that the request could use.
+
+    The balance counts as left by our own count or by the merchant's.
+    """
+    pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if pool is None:
+        return False
+    told = pools.last_observation(conn, pool.id)
+    if not pools.has_any(conn, pool.id) and not (told is not None and told.remaining):
+        return False
+    own = _own_limits(conn, call, ())
+    return bool(own) or apps.require(conn, call.app_id).assets is not None
+
+
+def count_use(unit: Unit, call: ServedRequest, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
+    """Count what the request would use. Returns the number of the use; None if it would cost nothing.
+
+    Refused, with nothing counted: `unauthorized` if the app's token has ended; `asset_not_allowed`;
+    `limit_exceeded` by the tightest of the app's own limits.
+    """
+    apps.require_let_in(unit.conn, call.app_id, now_ms)
+    pool = pools.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if pool is None:
+        return None
+    drawn = prepaid.drawn(unit.conn, pool, call)
+    cost = require_room(unit.conn, pool, call, drawn, filed, clock_ms)
+    return prepaid_uses.add(unit, pool.id, call.app_id, drawn, cost, clock_ms)
+
+
+def require_room(
+    conn: Connection,
+    pool: Pool,
+    call: ServedRequest,
+    drawn: tuple[str, int],
+    filed: Sequence[Limit],
+    clock_ms: int,
+) -> dict[str, int]:
+    """The cost of using `drawn` from the pool, within the app's own limits. Refused as in `let_through`."""
+    cost = prepaid.cost_of(conn, pool, drawn)
+    asker = apps.require(conn, call.app_id)
+    for asset in _paid_in(cost):
+        asker.require_may_pay(call.origin, asset)
+    counted = prepaid_uses.counting(conn, pool.id, call.app_id, cost)
+    asked = {
+        policy.ask(limit, spending.counted(conn, limit, clock_ms), counted): limit
+        for limit in _own_limits(conn, call, filed)
+        if counted.get(limit.asset)
+    }
+    tight = policy.tightest(asked)
+    if tight is not None:
+        frees_at_ms = when_it_frees(conn, asked[tight], tight, clock_ms)
+        raise policy.refusal(tight, frees_at_ms, asker.name, "call takes {} of what was prepaid")
+    return cost
+
+
+def _own_limits(conn: Connection, call: ServedRequest, filed: Sequence[Limit]) -> list[Limit]:
+    found = in_force_for(conn, filed, call.app_id, call.origin)
+    return [limit for limit in found if limit.scope.app == call.app_id]
+
+
+def _paid_in(cost: Iterable[str]) -> list[str]:
+    """The assets of a cost, without the ADA that came along with a token."""
+    tokens = [asset for asset in cost if asset != LOVELACE]
+    return tokens or list(cost)

@@ -98,7 +98,7 @@ class TxSubmitter:
         """Commit C4, then submit, once the parents' bytes were sent to this provider.
 
         No provider waits for another. A provider that by then asks for a pause, or is no longer believed, gets
-        nothing. Its answer is recorded and decides nothing (docs/exactly-once.md R4).
+        nothing. Its answer is recorded and decides nothing (exactly-once.md R4).
         """
         over = self._sending[payment_id].get(source.name)
         try:

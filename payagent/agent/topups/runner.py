@@ -30,12 +30,13 @@ from payagent.agent.topups.orders import (
     gained_by,
     load_request,
     open_order,
+    order_where_low,
     request_of,
     stop,
 )
-from payagent.agent.topups.topup_auto import order_where_low
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
+from payagent.core.retry_schedule import backoff
 from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.outbound.merchant_client import MerchantClient, MerchantReply
 from payagent.store.db.unit import Unit
@@ -414,9 +415,10 @@ class TopupRunner:
 
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
-        delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
+        failures = wait.failures + 1
+        delay_ms = backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, failures)
         now_ms, trouble = self._context.ports.clock.now_ms(), f"{why.code}: {why.detail}"
-        self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
+        self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
     def _wait_of(self, order: TopupRow) -> _Wait:

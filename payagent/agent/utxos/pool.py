@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from payagent.agent.base.orders import AdmittedPayment, PaymentIntent
+from payagent.agent.base.requests import AdmittedPayment, PaymentIntent
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from payagent.agent.base.orders import AdmittedPayment
+from payagent.agent.base.requests import AdmittedPayment
 from payagent.core.problems import Refused
 
 PATIENCE_S = 30.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.orders import AdmittedPayment, Ids, TransferRequest
+from payagent.agent.base.requests import AdmittedPayment, Ids, TransferRequest
 from payagent.agent.commits.admission import Admission
 from payagent.core import utxo_upkeep as upkeep
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State

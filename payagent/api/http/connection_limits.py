@@ -8,12 +8,11 @@ for its ledger, socket and log.
 The port and the Unix socket are counted separately, so a client that fills the port does not lock out the owner.
 The Unix socket answers only its owner and root, whatever its file mode is.
 
-May import: core, h11_patch, api.http, Starlette's types, uvicorn, h11.
+May import: core, h11_patch, unix_peer, api.http, Starlette's types, uvicorn, h11.
 Never: knows a route; closes a connection while its client reads the answer.
 """
 
 import asyncio
-import os
 import re
 import resource
 import socket
@@ -30,6 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from payagent import h11_patch as heads
 from payagent.api.http.problems import MEDIA_TYPE, JsonResponse, problem_of
 from payagent.core.problems import Refused
+from payagent.unix_peer import is_strangers
 
 heads.patch_h11()
 
@@ -161,7 +161,10 @@ class _Connection(H11Protocol):
         self.app = droppable
         alike = sum(_is_tcp(other) == _is_tcp(self) for other in self.connections)
         is_full = alike > (self.bounds.tcp if _is_tcp(self) else self.bounds.unix)
-        if is_full or _is_strangers(transport.get_extra_info("socket")):
+        connection = transport.get_extra_info("socket")
+        # another user can connect only if someone changed the socket's mode 0600
+        is_unix = connection is not None and connection.family == socket.AF_UNIX
+        if is_full or (is_unix and is_strangers(connection)):
             transport.abort()
         else:
             self._expect_head()
@@ -258,14 +261,3 @@ def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:
 
 def _is_tcp(connection: Any) -> bool:
     return connection.server is not None and connection.server[1] is not None
-
-
-def _is_strangers(connection: Any) -> bool:
-    """Whether another user connected to the Unix socket, as happens only if someone changed its mode 0600.
-
-    Root is allowed; nothing could stop it.
-    """
-    if connection is None or connection.family != socket.AF_UNIX:
-        return False
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return struct.unpack("3i", peer)[1] not in (0, os.geteuid())

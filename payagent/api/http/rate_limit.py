@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
+from payagent.core.token_bucket import Rate, TokenBucket
 
 BURST_S = 10
 """An idle app may make this many seconds' worth of requests at once."""
@@ -30,10 +31,9 @@ class Rates:
 
 @dataclass(slots=True)
 class _Tally:
-    """One app: the requests it had left at `at_s`, and those in progress."""
+    """One app: the requests it has left, and those in progress."""
 
-    left: float
-    at_s: float
+    left: TokenBucket
     inside: int = 0
 
 
@@ -46,24 +46,25 @@ class RateLimiter:
 
     def __init__(self, rates: Rates, now_s: Callable[[], float]) -> None:
         self._rates = rates
+        self._rate = Rate(rates.calls_per_s, rates.calls_per_s * BURST_S)
         self._now_s = now_s
         self._tallies: dict[str, _Tally] = {}
 
     @contextmanager
     def admit(self, app_id: str) -> Generator[None]:
         """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
-        tally = self._tally(app_id)
+        tally, now_ms = self._tally(app_id)
         if tally.inside >= self._rates.calls_at_once:
             raise Refused(
                 "rate_limited", f"{tally.inside} calls of this app are not answered yet, as many as may be"
             )
-        if tally.left < 1:
+        if wait_ms := tally.left.wait_ms(1, now_ms):
             raise Refused(
                 "rate_limited",
                 f"this app makes more than {self._rates.calls_per_s} calls in a second",
-                retry_after_s=math.ceil((1 - tally.left) / self._rates.calls_per_s),
+                retry_after_s=math.ceil(wait_ms / 1000),
             )
-        tally.left -= 1
+        tally.left.take(1)
         tally.inside += 1
         try:
             yield
@@ -75,25 +76,22 @@ class RateLimiter:
 
         A body that counts as more than a full burst is accepted at a full burst, and later requests wait longer.
         """
-        tally, weight = self._tally(app_id), body_bytes // BODY_BYTES
-        missing = min(weight, self._most - 1) - tally.left  # `admit` has already counted the request itself
-        if weight and missing > 0:
+        (tally, now_ms), weight = self._tally(app_id), body_bytes // BODY_BYTES
+        needed = min(weight, self._rate.burst - 1)  # `admit` has already counted the request itself
+        if weight and tally.left.wait_ms(needed, now_ms):
             raise Refused(
                 "rate_limited",
                 f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
                 " second",
-                retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next request counts too
+                # the next request counts too
+                retry_after_s=math.ceil(tally.left.wait_ms(needed + 1, now_ms) / 1000),
             )
-        tally.left -= weight
+        tally.left.take(weight)
 
-    @property
-    def _most(self) -> float:
-        return float(self._rates.calls_per_s * BURST_S)
-
-    def _tally(self, app_id: str) -> _Tally:
-        """The app's tally as of now. The table stays small, because only the operator adds apps."""
-        most, now_s = self._most, self._now_s()
-        tally = self._tallies.setdefault(app_id, _Tally(most, now_s))
-        tally.left = min(most, tally.left + (now_s - tally.at_s) * self._rates.calls_per_s)
-        tally.at_s = now_s
-        return tally
+    def _tally(self, app_id: str) -> tuple[_Tally, int]:
+        """The app's tally, and the time. The table stays small, because only the operator adds apps."""
+        now_ms = int(self._now_s() * 1000)
+        tally = self._tallies.get(app_id)
+        if tally is None:
+            tally = self._tallies[app_id] = _Tally(TokenBucket(self._rate, now_ms))
+        return tally, now_ms

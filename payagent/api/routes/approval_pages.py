@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from payagent.agent.agent import Agent
-from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import PREFIX, ApprovalLinks
 from payagent.agent.operator.limits import names_of

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from payagent.agent.base.orders import Approver
+from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import Json, JsonResponse

@@ -27,8 +27,7 @@ from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import QueryParams, first_of, single_header
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-from payagent.store.rows.events import last_event
-from payagent.store.rows.following import PAGE_ROWS, StreamedEvent, events_after
+from payagent.store.rows.events import PAGE_ROWS, StreamedEvent, events_after, last_event
 
 STREAMS_MAX = 64
 STREAMS_OF_APP_MAX = 8

@@ -15,7 +15,7 @@ from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_new_merchant, read_pin
 from payagent.api.models.render import merchant_view, standing_view
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.store.rows import trust
+from payagent.store.rows.merchants import readiness
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
@@ -95,7 +95,7 @@ def _listed(caller: Caller, status: int = 200) -> JsonResponse:
     terms, allowed = caller.context.terms, caller.app.merchants
     named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    told = [merchant_view(row, trust.readiness(caller.context.conn, row.origin), terms) for row in rows]
+    told = [merchant_view(row, readiness(caller.context.conn, row.origin), terms) for row in rows]
     return JsonResponse({"merchants": told}, status)
 
 

@@ -21,7 +21,7 @@ from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
-from payagent.store.rows import alerts, events, journal, payments, topups, trust
+from payagent.store.rows import alerts, events, journal, merchants, payments, topups
 from payagent.store.rows import attempts_and_utxos as queries
 
 Checks = Callable[[], Mapping[str, str | None]]
@@ -95,7 +95,7 @@ def _wallet(context: AgentContext) -> Iterator[Family]:
 
 def _merchants(context: AgentContext) -> Iterator[Family]:
     names = {merchant.name: origin for origin, merchant in sorted(context.terms.merchants.items())}
-    unserved_streak = {name: trust.unserved_streak(context.conn, origin) for name, origin in names.items()}
+    unserved_streak = {name: merchants.unserved_streak(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_unserved_streak",
         "gauge",
@@ -108,7 +108,7 @@ def _merchants(context: AgentContext) -> Iterator[Family]:
         "1 if payments to the merchant are stopped.",
         by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in unserved_streak.items()}),
     )
-    in_flight = {name: trust.in_flight(context.conn, origin) for name, origin in names.items()}
+    in_flight = {name: merchants.in_flight(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_payments_in_flight",
         "gauge",

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from payagent.agent.chain_sync.external_spends import unfreeze
-from payagent.agent.utxos import emptying
+from payagent.agent.utxos import transfers
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.parse import read_key, read_split, read_transfer, read_unfreeze
@@ -85,7 +85,7 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
         row, is_new = await agent.transfers.sweep(caller.app.id, order.to, key)
     else:
         row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
-    behind = emptying.told_of(agent.context.conn, row.id)
+    behind = transfers.told_of(agent.context.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
     return JsonResponse(agent.context.view(row) | told, 201 if is_new else 200)
 

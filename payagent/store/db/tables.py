@@ -545,7 +545,7 @@ def _iso_time(ms: str) -> str:
     return f"strftime('%Y-%m-%dT%H:%M:%S', {ms} / 1000, 'unixepoch') || printf('.%03dZ', {ms} % 1000)"
 
 
-# For people who read the file (docs/auditors.md explains each column); our code reads none of them. Output totals
+# For people who read the file (ledger-views.md explains each column); our code reads none of them. Output totals
 # are summed in halves, since those of a refused invoice are unbounded: NULL if no column can hold the sum.
 VIEWS = f"""
 CREATE VIEW v_payments AS

@@ -1,12 +1,14 @@
-"""Events in order: those of one payment, and all of them as a chain in which each event holds the hash before it.
+"""Events in order: those of one payment, all of them as a hash chain, and pages for clients that follow them.
 
-May import: store.db, sqlite3. Never: writes.
+Each event holds the hash of the one before it.
+May import: store.db, sqlite3. Never: writes; reads more than one page for a client, even if few events match.
 """
 
 import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from payagent.store.db.tables import GENESIS
@@ -125,3 +127,34 @@ def last_event(conn: sqlite3.Connection) -> tuple[int, str]:
     """(seq, hash) of the newest event; (0, GENESIS) before the first."""
     row = conn.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     return row or (0, GENESIS)
+
+
+PAGE_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedEvent:
+    """One event; without a payment it is the wallet's own. `detail` is JSON."""
+
+    seq: int
+    payment_id: str | None
+    event: str
+    state: str | None
+    detail: str
+    at_ms: int
+
+
+def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
+    """Events after `seq`, of one app's payments or (None) all; and the number of the last event read.
+
+    Nothing is left to read if that is the last event's number.
+    """
+    last_seq, _ = last_event(conn)
+    until = min(seq + PAGE_ROWS, last_seq)
+    rows = conn.execute(
+        "SELECT e.seq, e.payment_id, e.event, e.state, e.detail, e.at_ms FROM events e "
+        "LEFT JOIN payments p ON p.id = e.payment_id "
+        "WHERE e.seq > ? AND e.seq <= ? AND (? IS NULL OR p.app_id = ?) ORDER BY e.seq",
+        (seq, until, app_id, app_id),
+    )
+    return [StreamedEvent(*row) for row in rows], max(seq, until)

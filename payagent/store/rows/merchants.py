@@ -1,13 +1,17 @@
-"""Merchants that were added at run time. Events record each addition and removal too.
+"""Merchants added at run time, and facts about all: pinned addresses, agreed prices, unserved streaks, readiness.
 
-May import: the standard library, store.db. Never: judges a merchant's settings.
+Events in the same commits record each change (agent.base.merchant_trust); these rows hold the current state.
+May import: core, store.db, sqlite3. Never: commits; judges a merchant's settings; decides which to trust.
 """
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from payagent.core.merchant_rules import Agreed, Pin, Pins
+from payagent.core.payment import State
+from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Unit
 
 
@@ -35,3 +39,112 @@ def add(unit: Unit, row: MerchantRow) -> None:
 
 def remove(unit: Unit, name: str) -> None:
     unit.conn.execute("DELETE FROM merchants WHERE name = ?", (name,))
+
+
+_ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedPriceRow:
+    """The agreed price of a request: its method, its path without query, and the calls bought at once."""
+
+    method: str
+    path: str
+    asset: str
+    calls: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnservedStreak:
+    """Unserved payments in a row, and since when nothing is bought there; None if buying goes on."""
+
+    count: int = 0
+    stopped_at_ms: int | None = None
+
+
+def pins(conn: sqlite3.Connection, origin: str) -> Pins:
+    rows = conn.execute("SELECT role, address FROM pins WHERE origin = ?", (origin,))
+    return frozenset(Pin(role, address) for role, address in rows)
+
+
+def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
+    unit.conn.executemany(
+        "INSERT INTO pins(origin, role, address) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        [(origin, pin.role, pin.address) for pin in pins],
+    )
+
+
+def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
+    """Remove a pinned address; False if it was not pinned."""
+    cursor = unit.conn.execute(
+        "DELETE FROM pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+    )
+    return cursor.rowcount > 0
+
+
+def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
+    rows = conn.execute(
+        "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
+        "ORDER BY asset, calls",
+        (origin, method, path),
+    )
+    return tuple(map(Agreed._make, rows))
+
+
+def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
+    """Record the agreed price; later prices of the request are compared with it."""
+    unit.conn.execute(
+        "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET units = excluded.units",
+        (origin, price.method, price.path, price.asset, price.calls, price.units),
+    )
+
+
+def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
+    rows = conn.execute(
+        "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
+        "ORDER BY path, method, asset, calls",
+        (origin,),
+    )
+    return [AgreedPriceRow(*row) for row in rows]
+
+
+def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
+    row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
+    return UnservedStreak() if row is None else UnservedStreak(*row)
+
+
+def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
+    unit.conn.execute(
+        "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
+        (origin, now.count, now.stopped_at_ms),
+    )
+
+
+def readiness(conn: sqlite3.Connection, origin: str) -> MerchantReadiness:
+    row = conn.execute(
+        "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
+    ).fetchone()
+    return MerchantReadiness() if row is None else MerchantReadiness(row[0], bool(row[1]))
+
+
+def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
+    unit.conn.execute(
+        "INSERT INTO readiness(origin, accepted_depth, refused_early) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET accepted_depth = excluded.accepted_depth, "
+        "refused_early = excluded.refused_early",
+        (origin, now.accepted_depth, int(now.refused_early)),
+    )
+
+
+def in_flight(conn: sqlite3.Connection, origin: str) -> int:
+    """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
+    marks = ",".join("?" * len(_ON_THE_WAY))
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice "  # noqa: S608  marks
+        f"WHERE p.state IN ({marks}) AND v.origin = ?",
+        (*_ON_THE_WAY, origin),
+    ).fetchone()
+    return int(count)

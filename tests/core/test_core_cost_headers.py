@@ -1,0 +1,47 @@
+"""What a client's headers say about the cost of a call, and what a paid answer says that it cost."""
+
+import pytest
+
+from payagent.core.cost_headers import cost_text, read_cost_headers
+from payagent.core.problems import Refused
+
+TOKEN = "ab" * 28 + "cd"
+MAX_COST, DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+
+
+@pytest.mark.parametrize(
+    ("headers", "limits"),
+    [
+        ([], (None, None, False)),
+        ([(b"accept", b"*/*"), (DRY_RUN, b"false")], (None, None, False)),
+        ([(MAX_COST, b"120"), (DRY_RUN, b"true")], (120, None, True)),
+        ([(MAX_COST, b"5000000 lovelace"), (MAX_COST, b"5000000 lovelace")], (5_000_000, "lovelace", False)),
+    ],
+)
+def test_the_limits_of_a_call_are_read(
+    headers: list[tuple[bytes, bytes]], limits: tuple[int | None, str | None, bool]
+) -> None:
+    assert read_cost_headers(headers) == limits
+
+
+@pytest.mark.parametrize(
+    ("headers", "why"),
+    [
+        ([(b"x-payagent-max-costs", b"1")], "'x-payagent-max-costs' is not known"),
+        ([(MAX_COST, b"1"), (MAX_COST, b"2")], "x-payagent-max-cost is given twice"),
+        ([(MAX_COST, b"1.5")], "X-Payagent-Max-Cost"),
+        ([(DRY_RUN, b"yes")], "X-Payagent-Dry-Run is true or false"),
+    ],
+)
+def test_a_header_of_ours_that_is_not_understood_is_refused(headers: list[tuple[bytes, bytes]], why: str) -> None:
+    with pytest.raises(Refused, match=why) as refused:
+        read_cost_headers(headers)
+    assert refused.value.code == "bad_request"
+
+
+def test_the_fee_is_part_of_what_ada_costs() -> None:
+    assert cost_text([("lovelace", 10_000_000), ("lovelace", 2_000_000)], 171_000) == "12171000 lovelace"
+
+
+def test_what_a_token_costs_has_neither_the_fee_nor_the_ada_that_rides_along() -> None:
+    assert cost_text([(TOKEN, 5), ("lovelace", 1_200_000), (TOKEN, 7)], 171_000) == f"12 {TOKEN}"
