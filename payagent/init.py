@@ -1,4 +1,4 @@
-"""Create everything for a first start: data folder, config, keystore, ledger with its first app, token.
+"""Creates everything for a first start: data folder, config, keystore, ledger with its first app, token.
 
 It also changes a keystore's passphrase. Start with `initialise`.
 May import: core, settings, wallet, store, agent.base, api.http.
@@ -130,7 +130,7 @@ def _require_own(path: Path) -> None:
     if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
         raise Refused(
             "config_invalid",
-            f"{path} is of another user (uid {owner}), who could not open what you would write: "
+            f"{path} belongs to another user (uid {owner}), who could not open the new file: "
             "run this as that user, with `runuser -u USER --`",
         )
 
@@ -138,17 +138,17 @@ def _require_own(path: Path) -> None:
 def config_text(choices: Choices) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
     lines = [
-        "# payagent's configuration, made by `payagent init`. config/payagent.example.toml explains every key.",
+        "# Created by `payagent init`. config/payagent.example.toml explains every key.",
         "",
         f"network = {_quote(choices.network)}",
     ]
     if choices.data_dir is not None:
         lines += [
             "",
-            "# Where ledger.db, keystore.json and operator.token lie.",
+            "# Holds ledger.db, keystore.json and operator.token.",
             _path("data_dir", choices.data_dir),
         ]
-    lines += ["", "[[chain.providers]]", 'kind = "blockfrost"', "# Complete: nothing is appended to it."]
+    lines += ["", "[[chain.providers]]", 'kind = "blockfrost"', "# The complete base URL: nothing is appended."]
     lines.append(f"base_url = {_quote(choices.chain_url)}")
     if choices.project_id_file is not None:
         lines.append(_path("project_id_file", choices.project_id_file))
@@ -158,15 +158,15 @@ def config_text(choices: Choices) -> str:
             lines += ["# Sent as X-Partner.", f"partner = {_quote(choices.partners[name])}"]
         if is_t_backend(origin):
             lines += [
-                "# A revenue share in a 402 that states no mode is paid on top of the amount, not out of it.",
+                "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
                 'split_mode = "additional"',
             ]
         lines += [
-            f"# If you add [merchants.{_key(name)}.topup] with `auto_below`, the first top-up can be paid as soon",
-            "# as the daemon reads it: a balance that was never bought counts as 0 left.",
+            f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a balance",
+            "# that was never bought counts as 0.",
         ]
     if choices.passphrase_file is not None:
-        lines += ["", "[keystore]", "# Read when the daemon starts; for its owner alone (chmod 600)."]
+        lines += ["", "[keystore]", "# Read when the daemon starts. Only its owner may read it (chmod 600)."]
         lines.append(_path("passphrase_file", choices.passphrase_file))
     return "\n".join(lines) + "\n"
 
@@ -183,7 +183,7 @@ def _key(name: str) -> str:
 def _quote(text: str) -> str:
     """Return a TOML basic string. Refused `config_invalid` for a file name that is not UTF-8."""
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise Refused("config_invalid", f"{text} is not UTF-8, as all is in a config file: choose another name")
+        raise Refused("config_invalid", f"{text} is not UTF-8, but the config file is: choose another name")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
@@ -191,9 +191,9 @@ def _quote(text: str) -> str:
 def _require_same(settings: Settings, choices: Choices) -> None:
     """Refuse an environment that overrides the choices: it would create another wallet than asked for."""
     if settings.network != choices.network:
-        raise Refused("config_invalid", "environment PAYAGENT_NETWORK names another network; unset it")
+        raise Refused("config_invalid", "the environment's PAYAGENT_NETWORK names another network; unset it")
     if choices.data_dir is not None and settings.data_dir != choices.data_dir:
-        raise Refused("config_invalid", "environment PAYAGENT_DATA_DIR names another folder; unset it")
+        raise Refused("config_invalid", "the environment's PAYAGENT_DATA_DIR names another folder; unset it")
 
 
 def _make_keystore(
@@ -237,7 +237,7 @@ def require_none(data_dir: Path) -> None:
         (f"{LEDGER_FILE}-shm", "file_exists"),
     ):
         if (data_dir / name).exists():
-            raise Refused(code, f"{data_dir / name} is there already")
+            raise Refused(code, f"{data_dir / name} already exists")
 
 
 def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> None:
@@ -248,7 +248,7 @@ def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> N
     if not folder.exists():
         _make_folders(folder, undo)
     elif not folder.is_dir():
-        raise Refused("file_exists", f"{folder} is there already, and is not a folder")
+        raise Refused("file_exists", f"{folder} exists and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(there != ours for there in folder.iterdir()):
         raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
@@ -269,7 +269,7 @@ def write_new(path: Path, text: str, undo: Undo) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Refused("file_exists", f"{path} is there already") from None
+        raise Refused("file_exists", f"{path} already exists") from None
     undo.append(path.unlink)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)

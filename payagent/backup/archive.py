@@ -81,7 +81,7 @@ def unpack(source: Path, folder: Path) -> Manifest:
     with _open(source) as file:
         manifest = _read_manifest(_read(file, MANIFEST, _MANIFEST_BYTES_MAX))
         if manifest.keystore.size > KEYSTORE_BYTES_MAX:
-            raise invalid(f"its {KEYSTORE} is bigger than a keystore")
+            raise invalid(f"its {KEYSTORE} is too large for a keystore")
         for name, member in ((KEYSTORE, manifest.keystore), (LEDGER, manifest.ledger)):
             _copy(file, name, member, folder / name)
         _require_end(file)
@@ -109,23 +109,23 @@ def _size_of(file: BinaryIO, name: str) -> int:
     try:
         info = tarfile.TarInfo.frombuf(file.read(_BLOCK_BYTES), "ascii", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise invalid(f"no {name} where it is to be: the file is no backup, or was cut off") from None
+        raise invalid(f"{name} is not in its place: the file is not a backup, or is truncated") from None
     if info.name != name or info.type != tarfile.REGTYPE:
-        raise invalid(f"something else is there where {name} is to be")
+        raise invalid(f"another member is in the place of {name}")
     if not 0 <= info.size <= os.fstat(file.fileno()).st_size - file.tell():
-        raise invalid(f"{name} was cut off")
+        raise invalid(f"{name} is truncated")
     return info.size
 
 
 def _skip_padding(file: BinaryIO, size: int) -> None:
     if any(file.read(-size % _BLOCK_BYTES)):
-        raise invalid("it holds more than its members")
+        raise invalid("it has data beside its members")
 
 
 def _read(file: BinaryIO, name: str, bytes_max: int) -> bytes:
     size = _size_of(file, name)
     if size > bytes_max:
-        raise invalid(f"{name} is too big")
+        raise invalid(f"{name} is too large")
     content = file.read(size)
     _skip_padding(file, size)
     return content
@@ -143,7 +143,7 @@ def _copy(file: BinaryIO, name: str, member: Member, target: Path) -> None:
         made.flush()
         os.fsync(made.fileno())
     if left or digest.hexdigest() != member.sha256:
-        raise invalid(f"{name} is not what the manifest has the SHA-256 of")
+        raise invalid(f"{name} does not match its SHA-256 in the manifest")
     _skip_padding(file, size)
 
 
@@ -151,9 +151,9 @@ def _require_end(file: BinaryIO) -> None:
     """Require two blocks of zeros, and zeros up to a whole record, as a tar ends."""
     rest = file.read(2 * tarfile.RECORDSIZE)
     if len(rest) < 2 * _BLOCK_BYTES:
-        raise invalid("its end was cut off")
+        raise invalid("its end is missing: it is truncated")
     if any(rest) or file.read(1):
-        raise invalid("it holds more than its members")
+        raise invalid("it has data beside its members")
 
 
 def _read_manifest(raw: bytes) -> Manifest:
@@ -162,10 +162,10 @@ def _read_manifest(raw: bytes) -> Manifest:
     except Refused as refused:
         raise invalid(f"{MANIFEST}: {refused.detail}") from None
     if not isinstance(values, dict) or values.get("version") != VERSION:
-        raise invalid(f"{MANIFEST} is not of version {VERSION}")
+        raise invalid(f"{MANIFEST} does not have version {VERSION}")
     manifest = Manifest(**_typed(values, Manifest))
     if not 0 <= manifest.made_at_ms < 2**48:
-        raise invalid(f"{MANIFEST}: it was made at no time")
+        raise invalid(f"{MANIFEST}: made_at_ms is out of range")
     return manifest
 
 
@@ -173,13 +173,13 @@ def _typed(values: Mapping[str, object], form: type) -> dict[str, Any]:
     """The values for a dataclass: exactly its fields, each of its type."""
     fields: Mapping[str, type] = form.__annotations__
     if set(values) != set(fields):
-        raise invalid(f"{MANIFEST} does not have the fields that it is to have")
+        raise invalid(f"{MANIFEST} has missing or unknown fields")
     typed: dict[str, Any] = {}
     for name, wanted in fields.items():
         value = values[name]
         if wanted is Member and isinstance(value, dict):
             value = Member(**_typed(value, Member))
         if type(value) is not wanted:
-            raise invalid(f"{MANIFEST}: {name} is not understood")
+            raise invalid(f"{MANIFEST}: {name} has the wrong type")
         typed[name] = value
     return typed

@@ -88,7 +88,7 @@ async def _utxos_by(
         off_s = await source.clock_off_s(now_ms)
         require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
         view.require_in_step(now_ms())
-        return _found("coins", await source.utxos(address))
+        return _found("UTxOs", await source.utxos(address))
     finally:
         await source.aclose()
 
@@ -96,5 +96,5 @@ async def _utxos_by(
 def _found(what: str, read: Read[T]) -> T:
     if isinstance(read, Found):
         return read.value
-    reason = read.reason if isinstance(read, Unknown) else "not there"
-    raise Refused("chain_not_ready", f"its {what} could not be read: {reason}")
+    reason = read.reason if isinstance(read, Unknown) else "not found"
+    raise Refused("chain_not_ready", f"cannot read its {what}: {reason}")

@@ -108,15 +108,15 @@ def _bring_up_to_date(folder: Path) -> None:
 def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:
     """Check that the manifest describes these members, and that they belong to the configured wallet."""
     found = (header.network.name, header.address, str(head), held.payments, held.open_payments)
-    told = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
-    if found != told:
-        raise invalid("its manifest is of another ledger or keystore")
+    stated = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
+    if found != stated:
+        raise invalid("its manifest belongs to another ledger or keystore")
     for key, of_backup, of_config in (
         ("network", header.network.name, settings.network),
         ("keystore.account", header.account, settings.keystore.account),
     ):
         if of_backup != of_config:
-            raise Refused("config_invalid", f"the backup's {key} is {of_backup}, the configuration's {of_config}")
+            raise Refused("config_invalid", f"the backup's {key} is {of_backup}, the config's is {of_config}")
 
 
 def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
@@ -126,7 +126,7 @@ def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
         return False
     with closing(open_read_only(folder / LEDGER)) as conn:
         if apps.by_token(conn, hash_token(read_secret_file(path)), now_ms) is None:
-            raise Refused("file_exists", f"{path} is there already, and the backup does not know its token")
+            raise Refused("file_exists", f"{path} exists, and the backup does not know its token")
     return True
 
 

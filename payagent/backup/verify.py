@@ -36,7 +36,7 @@ def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
         with closing(open_read_only(folder / LEDGER)) as conn:
             held = contents(conn)
             if held.network not in (None, header.network.name) or held.address not in (None, header.address):
-                raise invalid("ledger and keystore are of two wallets")
+                raise invalid("ledger and keystore belong to different wallets")
             owner = Owner(parse_address(header.address, header.network), header.network)
             head = _verified(conn, owner, tell)
     except DatabaseError as error:
@@ -46,15 +46,15 @@ def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
 
 def _verified(conn: Connection, owner: Owner, tell: Tell) -> Head:
     found, head = [], Head(0, GENESIS)
-    for told in verify(conn, owner):
-        match told:
+    for part in verify(conn, owner):
+        match part:
             case AuditFinding():
-                found.append(told)
+                found.append(part)
             case Progress():
-                tell(f"checked {told.rows} {told.table}")
+                tell(f"checked {part.rows} {part.table}")
             case Head():
-                head = told
+                head = part
     if found:
         first = found[0]
-        raise invalid(f"{len(found)} findings in its books, the first in {first.table} {first.row}: {first.what}")
+        raise invalid(f"{len(found)} findings in its ledger, the first in {first.table} {first.row}: {first.what}")
     return head

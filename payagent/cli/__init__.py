@@ -29,7 +29,7 @@ from payagent.cli.terminal import (
 from payagent.core.problems import PROBLEMS, Refused
 
 USAGE, INTERRUPTED, READER_GONE = 2, 130, 141
-COMPLETE = "_PAYAGENT_COMPLETE"  # click's: a shell asks what may come next
+COMPLETE = "_PAYAGENT_COMPLETE"  # click's variable: a shell asks for completions
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
-    """Run the command; every way in which it can end becomes one message and one exit code.
+    """Run the command. Every error becomes one message and one exit code.
 
-    But one: `BrokenPipeError` when nobody reads the output any more, to whom nothing can be said.
+    Only `BrokenPipeError` is passed on: nobody reads the output any more.
     """
     try:
         return _exit_code(_invoke(arguments, terminal))
@@ -66,17 +66,17 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001  the last one who can tell the user
+    except Exception as error:  # noqa: BLE001  nobody above tells the user
         terminal.complain(_bug(error))
         return 1
 
 
 def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
-    """What click's own `main` does, which would make an exit with 1 of a reader that went away."""
+    """Do what click's own `main` does. That one would exit with 1 when stdout is closed early."""
     from payagent.cli.main import payagent
 
     if os.environ.get(COMPLETE):
-        payagent.main(prog_name="payagent")  # it answers the shell and exits
+        payagent.main(prog_name="payagent")  # answers the shell and exits
     try:
         with payagent.make_context("payagent", list(arguments), obj=terminal) as context:
             return payagent.invoke(context)
@@ -84,12 +84,12 @@ def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
         return ended.exit_code
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):
-            raise ended.__context__ from None  # rich makes that of it
+            raise ended.__context__ from None  # rich turns one into the other
         raise
 
 
 def _silence() -> None:
-    """Python flushes both streams once more when it ends; what is left goes nowhere."""
+    """Send what is left in both streams to /dev/null: Python flushes them once more when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
@@ -108,8 +108,8 @@ def _complain_of_usage(terminal: Terminal, error: click.ClickException) -> None:
     elif terminal.is_json:
         problem: Json = {
             "code": "usage",
-            "title": "The command is not understood",
-            "detail": "no command is given" if is_bare else error.format_message(),
+            "title": "Invalid usage",
+            "detail": "no command given" if is_bare else error.format_message(),
             "fix": f"See `{path} --help`.",
             "exit_code": USAGE,
         }
@@ -119,7 +119,7 @@ def _complain_of_usage(terminal: Terminal, error: click.ClickException) -> None:
 
 
 def _bug(error: Exception) -> Json:
-    """Where it happened, never with what: an exception's text may hold a secret."""
+    """Where it happened, never the exception's text: that may hold a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""  # noqa: PTH119
     return describe(Refused("internal_error", f"{type(error).__name__}{where}")) | {

@@ -19,14 +19,11 @@ from payagent.core.money import LOVELACE, parse_asset
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])", re.ASCII)
 _HOURS = {"h": 1, "d": 24}
 
-_EXPIRES = (
-    "When the token ends: a time such as 2026-12-31T00:00:00Z, by UTC where it names no zone, or 90d or 12h from "
-    "now. Default: never."
-)
+_EXPIRES = "When the token expires: 90d, 12h or a UTC time such as 2026-12-31T00:00:00Z. Default: never."
 
 
 def _moment(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
-    """A time as RFC 3339, of one that was written so or as a span from now."""
+    """Parse a time, or a duration from now, to RFC 3339. A time without a zone is UTC."""
     if text is None:
         return None
     if span := _SPAN.fullmatch(text):
@@ -46,13 +43,13 @@ def _moment(_context: click.Context, _parameter: click.Parameter, text: str | No
     alone="list",
 )
 def app() -> None:
-    """Programs that may ask for payments, each with a token and limits of its own. Alone: the list."""
+    """Manage the apps that may pay. Without a subcommand: list them."""
 
 
 @app.command("list", epilog=example("payagent app list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """Every app that there ever was, oldest first."""
+    """List all apps, revoked ones too, oldest first."""
     with connect() as link:
         answer = link.get("/v1/apps")
 
@@ -65,7 +62,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
                     " ".join(row["scopes"]),
                     "any" if row["merchants"] is None else " ".join(row["merchants"]),
                     "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
-                    _stands(row),
+                    _token_state(row),
                     row["expires_at"] or "",
                 )
                 for row in answer["apps"]
@@ -75,9 +72,9 @@ def list_(terminal: Terminal, connect: Connect) -> None:
     terminal.give(answer, human)
 
 
-def _stands(row: dict[str, Any]) -> str:
+def _token_state(row: dict[str, Any]) -> str:
     if row["active"]:
-        return "good"
+        return "valid"
     if row["token_made_at"] is None:
         return "none"
     return "expired" if row["revoked_at"] is None else "revoked"
@@ -96,10 +93,12 @@ def _stands(row: dict[str, Any]) -> str:
     "scopes",
     multiple=True,
     type=click.Choice(SCOPES),
-    help="What it may do; may be given again. Default: pay.",
+    help="What the app may do. Repeatable. Default: pay.",
 )
-@click.option("--merchant", "merchants", multiple=True, metavar="NAME", help="May pay this one only, or these.")
-@click.option("--asset", "assets", multiple=True, metavar="ASSET", help="May pay in this one only, or these.")
+@click.option(
+    "--merchant", "merchants", multiple=True, metavar="NAME", help="Allow only this merchant. Repeatable."
+)
+@click.option("--asset", "assets", multiple=True, metavar="ASSET", help="Allow only this asset. Repeatable.")
 @limit_options
 @click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
 @talks_to_daemon
@@ -113,51 +112,51 @@ def add(
     expires_at: str | None,
     **given: str | None,
 ) -> None:
-    """Add an app and show its token, this once.
+    """Add an app and show its token once.
 
-    AMOUNTs are of the one --asset, else of ADA: "5 ADA", or a token's units as digits. The limits are the app's
-    own, within those of the wallet as a whole and of the merchants. An ASSET is ADA, or policy id and asset name
-    in hex.
+    AMOUNTs are ADA, such as "5 ADA". If the only --asset is a token, they are its units as digits. The app's
+    limits apply in addition to those of the wallet and of the merchants. An ASSET is ADA, or policy id and asset
+    name in hex.
 
-    Each payment in a token takes ADA too: what the chain wants beside it in each output, and the fee. That is
-    bounded by the wallet's limits of ADA, and by the app's own: payagent limits set --app NAME --per-day "2 ADA".
+    A payment in a token also spends ADA: the min-ADA of each output, and the fee. The wallet's ADA limits cover
+    it. `payagent limits set --app NAME` gives the app its own ADA limit.
     """
     with typed():
         names = [parse_asset(asset) for asset in assets]
-    wanted = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
+    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
     body = {
         "scopes": list(scopes),
         "merchants": list(merchants),
         "assets": names,
-        "limits": wanted,
+        "limits": limits,
         "expires_at": expires_at,
     }
     with connect() as link:
         answer = link.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
     _show_token(terminal, answer)
     if names and LOVELACE not in names:
-        bounded = f'payagent limits set --app {name} --per-day "2 ADA"'
-        terminal.say(f"The ADA that goes with its tokens is bounded by the wallet's limits alone: {bounded}")
+        fix = f'payagent limits set --app {name} --per-day "2 ADA"'
+        terminal.say(f"Only the wallet's limits apply to the ADA that its payments spend. To limit it: {fix}")
 
 
-@app.command(epilog=example("payagent app token bot", "payagent app token bot --expires 90d"))
+@app.command(epilog=example("payagent app rotate-token bot", "payagent app rotate-token bot --expires 90d"))
 @click.argument("name", metavar="NAME")
 @click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
 @talks_to_daemon
-def token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
-    """Give an app a new token and show it, this once. The one before is no good from then on.
+def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
+    """Issue a new token and revoke the old one.
 
-    An app that was revoked is let in again by it. Of the app whose token this command uses the new one is put into
-    the same file, operator.token if no other is named. If it is cut off, give the same command again.
+    The token is shown once. A revoked app gets access again. If the app is the one whose token this command uses,
+    the new token replaces the old one in the token file. If the command is interrupted, run it again.
     """
-    path = f"/v1/apps/{_quoted(name)}/token"
-    order: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
+    path = f"/v1/apps/{_quoted(name)}/rotate-token"
+    body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     with connect() as link:
         link.finish_renewal()
-        known = link.get("/v1/apps")
-        (own,) = (row for row in known["apps"] if row["id"] == known["caller"])
+        apps = link.get("/v1/apps")
+        (own,) = (row for row in apps["apps"] if row["id"] == apps["caller"])
         renew = link.renew_own_token if name in (own["name"], own["id"]) else link.post
-        answer = renew(path, order)
+        answer = renew(path, body)
     _show_token(terminal, answer)
 
 
@@ -165,7 +164,7 @@ def token(terminal: Terminal, connect: Connect, name: str, expires_at: str | Non
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
 def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
-    """End an app's token, at once. What it has paid goes on to its end, and its history stays."""
+    """Revoke an app's token at once. Its open payments continue."""
     with connect() as link:
         answer = link.post(f"/v1/apps/{_quoted(name)}/revoke", {})
     terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
@@ -174,7 +173,7 @@ def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
 def _show_token(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", answer["token"])]))
     if not terminal.is_json:
-        terminal.say("Keep it: it is shown this once, and only its hash is kept.")
+        terminal.say("Save the token now: payagent stores only its hash and cannot show it again.")
 
 
 def _quoted(name: str) -> str:

@@ -30,10 +30,10 @@ _FILE = click.Path(path_type=Path)
 @output_options
 @pass_terminal
 def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
-    """Write ledger and keystore into one new FILE.
+    """Write ledger and keystore to one new FILE.
 
-    The daemon may run and pay meanwhile. The books are checked, as `payagent ledger verify` does. The keystore in
-    FILE is encrypted; its passphrase, the config file and operator.token are not in FILE: keep them elsewhere.
+    The daemon may run and pay meanwhile. The ledger is checked as by `payagent ledger verify`. The keystore in
+    FILE stays encrypted. FILE does not hold the passphrase, the config file and operator.token: save them too.
     """
     from payagent.backup.create import back_up
     from payagent.settings.loading import load_settings
@@ -43,9 +43,9 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     with terminal.waiting() as tell:
         made = back_up(settings, path, time.time_ns() // 1_000_000, tell)
     data: Json = {"file": str(path), **_facts(made)}
-    called = {"made_at": "made at", "open_payments": "not final yet"}
+    called = {"made_at": "made at", "open_payments": "not settled"}
     terminal.give(data, lambda: terminal.pairs([(called.get(name, name), str(data[name])) for name in data]))
-    terminal.say("Not in it: the keystore's passphrase, the config file, operator.token.")
+    terminal.say("Not in the backup: the keystore's passphrase, the config file, operator.token.")
 
 
 @click.command(epilog=example("payagent restore payagent-20261101-120000.tar --config ~/payagent/config.toml"))
@@ -54,11 +54,11 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
 @output_options
 @pass_terminal
 def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
-    """Make a wallet of a backup again, in the config's data_dir, which must hold none.
+    """Restore a wallet from a backup.
 
-    The file and its books are checked, and its coins compared with the chain. First stop the payagent that the
-    backup was made of, for good. What it signed after the backup is unknown to the restored ledger: the daemon
-    signs nothing for 37 minutes, until all of that has landed or run out.
+    The config's data_dir must not hold a wallet. First stop the original daemon for good. The ledger is checked
+    and compared with the chain. It does not know what was signed after the backup, so the daemon signs nothing for
+    37 minutes. By then all of that is on the chain or expired.
     """
     import asyncio
 
@@ -100,44 +100,44 @@ def _as_json(restored: "Restored") -> Json:
 
 
 def _utxos(utxos: "UtxoTotals") -> Json:
-    return {"coins": utxos.count, "units": {asset: str(units) for asset, units in utxos.units.items()}}
+    return {"utxos": utxos.count, "units": {asset: str(units) for asset, units in utxos.units.items()}}
 
 
 def _show(terminal: Terminal, restored: "Restored") -> None:
     made = restored.manifest
-    terminal.line(f"{restored.data_dir} is the wallet of {iso_time(made.made_at_ms)} again: {made.address}")
-    terminal.line(f"{made.payments} payments, {made.open_payments} of them not final yet.")
+    terminal.line(f"Restored the wallet {made.address} of {iso_time(made.made_at_ms)} into {restored.data_dir}.")
+    terminal.line(f"{made.payments} payments, {made.open_payments} of them not settled.")
     if restored.app is not None:
-        terminal.line(f"operator.token is new, of the app {restored.app!r}. Earlier tokens are good as before.")
+        terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
     for line in _compared(restored.differences):
         terminal.line(line)
-    quiet = "for 37 minutes after the daemon has seen that this machine's clock agrees with the chain's"
+    wait = "for 37 minutes after the daemon has checked this machine's clock against the chain"
     if restored.signs_at_ms is not None:
-        quiet = f"before {iso_time(restored.signs_at_ms)}"
+        wait = f"before {iso_time(restored.signs_at_ms)}"
     terminal.line(
-        f"Nothing is signed {quiet}. Find out until then what was bought since the backup: who asks for it again "
-        "would pay again."
+        f"The daemon signs nothing {wait}. Meanwhile find out what was bought since the backup: an app that "
+        "requests it again pays again."
     )
 
 
 def _compared(found: "Differences | str") -> Iterator[str]:
     if isinstance(found, str):
-        yield f"It was not compared with the chain; the daemon does that when it starts. {found}"
+        yield f"Not compared with the chain: {found}. The daemon compares when it starts."
         return
     if found.gone.count:
         yield (
-            f"{found.gone.count} coins of the ledger are not on the chain any more: {_said(found.gone)}. They "
-            "were spent after the backup, by payments that are not in the books, and are not spent again."
+            f"{found.gone.count} UTxOs of the ledger are not on the chain: {_amounts(found.gone)}. They "
+            "were spent after the backup, by payments that the ledger does not know. They are not spent again."
         )
     if found.unknown.count:
         yield (
-            f"{found.unknown.count} coins on the chain are not in the ledger: {_said(found.unknown)}. They are "
-            "change of such payments, or came in since; the daemon books them as deposits."
+            f"{found.unknown.count} UTxOs on the chain are not in the ledger: {_amounts(found.unknown)}. They are "
+            "change of such payments, or new deposits. The daemon records them as deposits."
         )
     if not found.gone.count and not found.unknown.count:
-        yield "The chain has the coins that the ledger has: none was spent since, and none has come."
+        yield "The chain and the ledger have the same UTxOs."
 
 
-def _said(utxos: "UtxoTotals") -> str:
+def _amounts(utxos: "UtxoTotals") -> str:
     """Amounts for people, a token with its name."""
     return ", ".join(show_amount(asset, units) for asset, units in utxos.units.items())

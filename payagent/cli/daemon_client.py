@@ -31,7 +31,7 @@ _MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
 
 
 class OperatorClient:
-    """Calls to the daemon. `ProblemError` for its refusals; `daemon_not_running` when there is none."""
+    """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
 
     def __init__(self, settings: Settings, token_file: Path | None) -> None:
         self.settings = settings
@@ -40,7 +40,7 @@ class OperatorClient:
         self._client: httpx.Client | None = None
 
     def __repr__(self) -> str:
-        return "Link()"
+        return "OperatorClient()"
 
     def __enter__(self) -> Self:
         return self
@@ -52,18 +52,18 @@ class OperatorClient:
             self._client.close()
 
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
-        """A GET; query values that are None are left out."""
+        """GET an object. Query values that are None are left out."""
         given = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=given)
 
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
-        """A GET whose answer is text, in pieces as they come; a part of it is not taken for the whole."""
+        """GET text in pieces, as they arrive. A truncated answer raises an error."""
         given = {name: value for name, value in query.items() if value is not None}
         with self._streaming(path, given, _TIMEOUT) as answer:
             yield from answer.iter_text()
 
     def stream_bytes(self, path: str) -> Iterator[bytes]:
-        """As `stream`, of a file that the daemon makes before its first byte comes."""
+        """GET a file in pieces. The daemon builds it first, so the first byte may take minutes."""
         with self._streaming(path, {}, _MAKING) as answer:
             yield from answer.iter_bytes()
 
@@ -80,29 +80,31 @@ class OperatorClient:
             yield answer
 
     def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
-        """A POST of JSON, with the idempotency key that names what is wanted."""
+        """POST an object as JSON, with an optional idempotency key."""
         return self.post_text(path, json.dumps(body), key)
 
     def post_text(self, path: str, body: str, key: str | None = None) -> dict[str, Any]:
-        """A POST of JSON that is there as text, byte by byte as it stands."""
+        """POST JSON text unchanged."""
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise Refused("idempotency_key_invalid", "the key has characters that a header cannot hold")
+            raise Refused("idempotency_key_invalid", "the key has characters that are not printable ASCII")
         named = {} if key is None else {"idempotency-key": key}
         return self._ask("POST", path, content=body.encode(), headers={"content-type": "application/json"} | named)
 
-    def renew_own_token(self, path: str, order: dict[str, object]) -> dict[str, Any]:
-        """Have the token in this very file replaced. The new one lies beside it before the daemon hears of it:
-        who is killed here has the old one that is good, or the new one, which `finish_renewal` finds.
+    def renew_own_token(self, path: str, body: dict[str, object]) -> dict[str, Any]:
+        """Replace the token in this client's file.
+
+        The new token is on disk before the daemon gets it. After a crash either the old one is still valid, or
+        `finish_renewal` finds the new one.
         """
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         self._beside.unlink(missing_ok=True)
         make_secret_file(self._beside, token)
-        answer = self.post(path, order | {"token": token})
+        answer = self.post(path, body | {"token": token})
         self._take_new_token()
         return answer
 
     def finish_renewal(self) -> None:
-        """Go on where one was cut off: its token is the good one when that in the file is not."""
+        """Finish an interrupted renewal: if the token in the file is no longer valid, take the new one."""
         if not self._beside.exists():
             return
         try:
@@ -123,19 +125,19 @@ class OperatorClient:
         self._token = None
 
     def readiness(self) -> dict[str, Any]:
-        """What /readyz says, ready or not; needs no token."""
+        """The answer of /readyz, ready or not. Needs no token."""
         answer = self._send("GET", "/readyz", {})
         return _object(answer)
 
     def unsigned_because(self) -> list[str]:
-        """Why nothing is signed, as /readyz tells it now. Empty: payagent signs.
+        """The reasons why the daemon signs nothing, from /readyz. Empty if it signs.
 
-        Asked after an order that is done: so its own failure is told here, and is none of the order's.
+        Called after a command succeeded, so an error here is a reason and does not fail the command.
         """
         try:
             checks = self.readiness().get("checks", {})
         except (ProblemError, Refused):
-            return ["whether it signs was not told: payagent did not answer any more"]
+            return ["unknown: the daemon did not answer"]
         return [reason for reason in checks.values() if reason != "ok"]
 
     def _ask(
@@ -145,8 +147,8 @@ class OperatorClient:
         body = _object(answer)
         if answer.status_code >= 400:
             if body.get("code") == "unauthorized" and self._beside.exists():
-                left = f"{self._beside} is left of a renewal that was cut off: payagent app token NAME goes on"
-                body["detail"] = f"{body.get('detail')}; {left}"
+                fix = f"a renewal was interrupted ({self._beside}): run payagent app rotate-token NAME again"
+                body["detail"] = f"{body.get('detail')}; {fix}"
             raise ProblemError(body)
         return body
 
@@ -160,10 +162,10 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            lost = "where it is lost, docs/how-to/replace-the-operator-token.md says how to come by a new one"
-            raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}") from None
+            lost = "if it is lost, docs/how-to/replace-the-operator-token.md says how to get a new one"
+            raise Refused("config_invalid", f"the token file {self._token_file} is missing; {lost}") from None
         except OSError:
-            return  # who reads it says why it cannot be read
+            return  # reading it gives the reason
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
         client = self._opened()
@@ -185,7 +187,7 @@ class OperatorClient:
         except (httpx.HTTPError, OSError) as error:
             raise Refused(
                 "daemon_silent",
-                f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
+                f"no answer to {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
 
@@ -198,7 +200,7 @@ def _client(socket: Path) -> httpx.Client:
 
 
 def _require_ours(settings: Settings) -> None:
-    """The daemon's socket: one that somebody else listens on is told nothing."""
+    """Refuse a socket of another user, who would receive the token."""
     path = settings.api.socket
     try:
         status = path.stat()
@@ -207,22 +209,21 @@ def _require_ours(settings: Settings) -> None:
     if not stat.S_ISSOCK(status.st_mode):
         raise _not_running(settings)
     if status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"api.socket {path} belongs to another user: the token is not sent there")
+        raise Refused("config_invalid", f"api.socket {path} belongs to another user; the token was not sent")
 
 
 def _not_running(settings: Settings) -> Refused:
-    return Refused(
-        "daemon_not_running",
-        f"nobody answers on {settings.api.socket}",
-    )
+    return Refused("daemon_not_running", f"nothing listens on {settings.api.socket}")
 
 
 def _object(answer: httpx.Response) -> dict[str, Any]:
-    """The answer's JSON object; anything else is not from payagent."""
+    """The answer's JSON object. Any other answer is not from payagent."""
     try:
         body = answer.json()
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused("daemon_silent", f"what answers at {answer.url.host} is not payagent ({answer.status_code})")
+        raise Refused(
+            "daemon_silent", f"the server at {answer.url.host} is not payagent (status {answer.status_code})"
+        )
     return body

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @output_options
 @pass_terminal
 def doctor(terminal: Terminal, config: Path | None) -> int:
-    """Look at everything that a payment needs.
+    """Check everything that a payment needs.
 
-    Config, files, keystore, ledger, clock, providers and daemon: exit code 0 only when all is well, else the first
-    problem's. Every line that is not well ends with what to do. A warning is of what works, and could be safer.
-    Nothing is changed.
+    It checks config, files, keystore, ledger, clock, providers and daemon, and changes nothing. A failed check
+    says what to do. A warning means: it works, but could be safer. Exit code 0 if no check failed, else that of
+    the first failure.
     """
     from payagent.settings.loading import config_places, find_config, load_settings
 
@@ -46,23 +46,23 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[C
     import asyncio
 
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.doctor.advice import look_at_choices
-    from payagent.doctor.chain import look_at_chain
+    from payagent.doctor.advice import check_choices
+    from payagent.doctor.chain import check_chain
     from payagent.doctor.check_result import finding
-    from payagent.doctor.files import look_at_files
+    from payagent.doctor.files import check_files
 
     def daemon() -> str:
         with OperatorClient(settings, None) as link:
-            said = link.readiness()
-        wrong = {name: reason for name, reason in said.get("checks", {}).items() if reason != "ok"}
-        if wrong or not said.get("ready"):
-            code = said.get("code") or "chain_not_ready"
-            told = (f"{name}: {reason}" for name, reason in wrong.items())
-            raise Refused(code, "it is not ready: " + "; ".join(told))
-        return "it runs and is ready"
+            answer = link.readiness()
+        wrong = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
+        if wrong or not answer.get("ready"):
+            code = answer.get("code") or "chain_not_ready"
+            reasons = (f"{name}: {reason}" for name, reason in wrong.items())
+            raise Refused(code, "not ready: " + "; ".join(reasons))
+        return "running and ready"
 
-    findings = look_at_files(settings, config, os.environ, looked_for) + look_at_choices(settings, config)
-    findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
+    findings = check_files(settings, config, os.environ, looked_for) + check_choices(settings, config)
+    findings += asyncio.run(check_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 
 
@@ -80,6 +80,6 @@ def _as_json(item: "CheckResult") -> Json:
 def _show(terminal: Terminal, data: list[Json]) -> None:
     width = max(len(str(row["name"])) for row in data)
     for row in data:
-        mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "BAD "
+        mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "FAIL"
         line = f"{mark} {str(row['name']).ljust(width)}  {row['detail']}"
         terminal.line(line if row["ok"] else f"{line}. {row['fix']}")

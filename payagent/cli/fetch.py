@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 NOT_SERVED = 4
 _AGAIN = frozenset((408, 425, 429, *range(500, 600)))
-"""Answers of a merchant to which the same proof is shown again."""
+"""Statuses after which the same proof is presented again."""
 
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
@@ -60,19 +60,19 @@ _FRAMING = ("content-length", "transfer-encoding", "connection", "host")
     )
 )
 @click.argument("url", metavar="URL")
-@click.option("-X", "--request", "method", metavar="METHOD", help="Default: GET, or POST when there is data.")
-@click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="May be given often.")
-@click.option("-d", "--data", metavar="TEXT", help="What to send, as it stands. JSON is declared as JSON.")
-@click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="A file with what to send.")
+@click.option("-X", "--request", "method", metavar="METHOD", help="Method. Default: GET, or POST with a body.")
+@click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="Header. Repeatable.")
+@click.option("-d", "--data", metavar="TEXT", help="Body to send unchanged. JSON is sent as application/json.")
+@click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="File with the body to send.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     metavar="FILE",
-    help="Write the body here.",
+    help="Write the response body to this file.",
 )
-@click.option("--max", "most", metavar="AMOUNT", help='Pay at most this: "5 ADA", or "120 units" of a token.')
-@click.option("--dry-run", is_flag=True, help="Say what the call would cost, without paying. Exit code 10.")
+@click.option("--max", "most", metavar="AMOUNT", help='The most to pay: "5 ADA", or "120 units" of a token.')
+@click.option("--dry-run", is_flag=True, help="Show the price without paying. Exit code 10 if it may be paid.")
 @talks_to_daemon
 def fetch(
     terminal: Terminal,
@@ -86,16 +86,16 @@ def fetch(
     most: str | None,
     dry_run: bool,
 ) -> int:
-    """Make an HTTP call; when the merchant answers 402, pay and repeat it with the proof.
+    """Send an HTTP request, and pay if it costs money.
 
-    The body goes to stdout untouched. Exit code 0 means a 2xx answer. With any other the body is still given, and
-    the exit code says what it means: 8 when it was paid and is not served yet (the same command shows the same
-    proof again, and pays nothing), else 4. A 402 after the payment is not given: it ends as the error
-    `paid_not_served`, with exit code 8. A redirect is not followed.
+    When the merchant answers 402, it pays and retries with the proof. The response body goes to stdout unchanged.
+    The exit code is 0 for a 2xx answer, 8 if the request was paid but is not served yet, else 4. After exit code
+    8, the same command presents the same proof and pays nothing. A 402 after the payment ends as the error
+    `paid_not_served`, with exit code 8. Redirects are not followed.
     """
     call = _read_call(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
-        raise click.BadParameter(f"{output.parent} is no folder that can be written to", param_hint="-o")
+        raise click.BadParameter(f"{output.parent} is not a writable directory", param_hint="-o")
     bound = None if most is None else parse_most(most)
     with connect() as link:
         _require_merchant(link, call.origin)
@@ -105,7 +105,7 @@ def fetch(
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The call, as it was asked for."""
+    """The request, as the user asked for it."""
 
     method: str
     url: str
@@ -120,14 +120,14 @@ def _read_call(
     import httpx
 
     if data is not None and data_file is not None:
-        raise click.UsageError("give either -d or --data-file")
+        raise click.UsageError("use either -d or --data-file")
     if data is not None and data.startswith("@"):
-        raise click.UsageError(f"-d sends the text as it stands; a file is named by --data-file {data[1:]}")
+        raise click.UsageError(f"-d sends the text unchanged; to send a file, use --data-file {data[1:]}")
     if method is not None and not _TOKEN.fullmatch(method):
         raise click.BadParameter("an HTTP method is one word", param_hint="-X")
     content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
     named = [_read_header(header) for header in headers]
-    # the body is given as it comes, so it is asked for as it is
+    # the body is written as it arrives, so ask for no compression
     defaults = {"accept-encoding": "identity", "user-agent": USER_AGENT}
     if content is not None:
         defaults["content-type"] = _content_type(content)
@@ -149,9 +149,9 @@ def _read_call(
 def _read_header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not _TOKEN.fullmatch(name.strip()) or not (text.isascii() and text.isprintable()):
-        raise click.BadParameter("write it as 'Name: value', in ASCII", param_hint="-H")
+        raise click.BadParameter("write 'Name: value' in ASCII", param_hint="-H")
     if name.strip().lower() in _FRAMING:
-        raise click.BadParameter(f"{name.strip()} is set by how the body is sent", param_hint="-H")
+        raise click.BadParameter(f"{name.strip()} follows from the URL and the body", param_hint="-H")
     return name.strip(), value.strip()
 
 
@@ -164,14 +164,14 @@ def _content_type(content: bytes) -> str:
 
 
 def _require_merchant(link: "OperatorClient", origin: str) -> None:
-    """Refuse before anything is sent, as every other way of paying does."""
+    """Refuse an origin that is not configured, before anything is sent to it."""
     if origin not in {row["origin"] for row in link.get("/v1/merchants")["merchants"]}:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
 
 
 @dataclass(slots=True)
 class _Watcher:
-    """Asks the daemon over its socket for the client, and shows how the wait goes."""
+    """Forwards the client's calls to the daemon over its socket, and shows progress."""
 
     link: "OperatorClient"
     is_seen: bool
@@ -191,7 +191,7 @@ class _Watcher:
                 body = self.link.post(ask.path, ask.body, ask.key)
         except ProblemError as error:
             if error.problem["code"] == "batch_under_way":
-                self._show("another call buys the batch")
+                self._show("another request buys the batch")
             return DaemonReply(int(str(error.problem["status"])), error.problem)
         except Refused as refused:
             raise PayAgentError(describe(refused)) from None
@@ -204,12 +204,12 @@ class _Watcher:
         self.progress(f"{what}, {time.monotonic() - self.started_s:.0f} s")
 
     def close(self) -> None:
-        """The link is its owner's."""
+        """Do nothing: the caller owns the link."""
 
 
 @dataclass(slots=True)
 class _Fetcher:
-    """Makes the call, gives what came back, and says what it means."""
+    """Sends the request, writes the answer, and returns the exit code."""
 
     terminal: Terminal
     link: "OperatorClient"
@@ -217,12 +217,12 @@ class _Fetcher:
     output: Path | None
 
     def run(self, dry_run: bool) -> int:
-        """The call, without a bound of its own."""
+        """Send the request without --max."""
         with self._call({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
             return self._give(answer) if quote is None else self._give_quote(quote)
 
     def run_within(self, bound: tuple[bool, int], dry_run: bool) -> int:
-        """The call within a bound in ADA or in a token; a dry run says which of them the merchant asks for."""
+        """Send the request within --max. A dry run first shows whether the merchant asks for ADA or a token."""
         why: ProblemError | None = None
         most = FOUND_ALONE
         try:
@@ -249,8 +249,9 @@ class _Fetcher:
     def _call(
         self, options: Mapping[str, str], *, is_made: bool = False
     ) -> Iterator[tuple["httpx.Response", Json | None]]:
-        """(the answer with its body to come, the quote when it is a dry run's). `is_made`: also where the call is
-        served from a prepaid balance, it is made.
+        """Yield the answer, whose body is still to be read, and the quote of a dry run.
+
+        `is_made`: send the request even in a dry run if a prepaid balance serves it.
         """
         import httpx
 
@@ -281,11 +282,11 @@ class _Fetcher:
             raise _not_answered(error, watcher.payment_id) from None
         except KeyboardInterrupt:
             if watcher.payment_id is not None:
-                self.terminal.say(f"The payment {watcher.payment_id} goes on, and the same command finds it.")
+                self.terminal.say(f"Payment {watcher.payment_id} continues. Run the same command again.")
             raise
 
     def _give(self, answer: "httpx.Response") -> int:
-        """The body as it comes; then, on stderr, what was paid and what no success means."""
+        """Write the body as it arrives; then, on stderr, what was paid and any error status."""
         from payagent.client.pay_and_retry import REFUSAL_MARK
 
         self._write(answer)
@@ -299,7 +300,7 @@ class _Fetcher:
         if answer.is_success:
             return 0
         to = answer.headers.get("Location")
-        more = "" if to is None else f", to {to}, which is not followed"
+        more = "" if to is None else f"; the redirect to {to} was not followed"
         self.terminal.say(f"the merchant answered {answer.status_code}{more}")
         if state in WITHOUT_PROOF:
             return VOID
@@ -319,9 +320,9 @@ class _Fetcher:
         except OSError as error:
             paid = answer.headers.get("X-Payagent-Payment")
             context = {} if paid is None else {"payment": paid}
-            raise Refused("output_not_written", f"the body: {error.strerror}", **context) from None
+            raise Refused("output_not_written", f"response body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
-            self.terminal.say("")  # what is said next begins a line
+            self.terminal.say("")  # start the next message on its own line
 
     def _give_quote(self, quote: Json) -> int:
         show = show_prepaid if quote["prepaid"] else show_quote
@@ -335,12 +336,12 @@ class _Fetcher:
 
 
 def _not_answered(error: Exception, payment_id: str | None) -> Refused:
-    """The merchant's part went wrong. What was paid for is asked for again."""
+    """The refusal for a failed request to the merchant. If it was paid, a retry presents the same proof."""
     import httpx
 
     what = f"{type(error).__name__}: {error}"
     if payment_id is not None:
-        return Refused("not_served_yet", f"{payment_id} is on its way; {what}", payment=payment_id)
+        return Refused("not_served_yet", f"payment {payment_id} continues; {what}", payment=payment_id)
     if isinstance(error, httpx.ReadTimeout):
         return Refused("merchant_timeout", what)
     return Refused("merchant_unreachable", what)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _absolute(path: str) -> Path:
-    """A path from the root on: what is written in the config holds from every folder."""
+    """An absolute path, so that the config works from every folder."""
     return Path(path).expanduser().absolute()
 
 
@@ -32,36 +32,37 @@ def _absolute(path: str) -> Path:
         "  --config ~/payagent/config.toml --data-dir ~/payagent/data",
     )
 )
-@click.option("--network", type=click.Choice(list(NETWORKS)), help="The network. It has no default.")
-@click.option("--chain-url", metavar="URL", help="Complete base URL of a server with Blockfrost's API.")
-@click.option(
-    "--project-id-file", type=_absolute, metavar="FILE", help="A 0600 file with that server's project id."
-)
+@click.option("--network", type=click.Choice(list(NETWORKS)), help="Network. Has no default.")
+@click.option("--chain-url", metavar="URL", help="Complete base URL of a Blockfrost API.")
+@click.option("--project-id-file", type=_absolute, metavar="FILE", help="File (0600) with the project id for it.")
 @click.option(
     "--merchant",
     "merchants",
     multiple=True,
     metavar="NAME=ORIGIN",
-    help="A merchant that may be paid, such as t=https://api.example.com. May be repeated.",
+    help="Allow a merchant, such as t=https://api.example.com. Repeatable.",
 )
 @click.option(
-    "--partner", "partners", multiple=True, metavar="NAME=ID", help="What is sent to that merchant as X-Partner."
+    "--partner", "partners", multiple=True, metavar="NAME=ID", help="X-Partner for that merchant. Repeatable."
 )
 @click.option(
-    "--passphrase-file", type=_absolute, metavar="FILE", help="A 0600 file with the keystore's passphrase."
+    "--passphrase-file", type=_absolute, metavar="FILE", help="File (0600) with the keystore's passphrase."
 )
 @click.option(
-    "--config", type=_absolute, metavar="FILE", help="The config file to write. Default: the user's own."
+    "--config",
+    type=_absolute,
+    metavar="FILE",
+    help="Config file to write. Default: $PAYAGENT_CONFIG or ~/.config/payagent/config.toml.",
 )
 @click.option(
     "--data-dir",
     type=_absolute,
     envvar="PAYAGENT_DATA_DIR",
     metavar="DIR",
-    help="Where ledger, keystore and token go.",
+    help="Folder for ledger, keystore and token.",
 )
 @click.option(
-    "--restore", type=_absolute, metavar="FILE", help="A file with 24 recovery words, instead of new ones."
+    "--restore", type=_absolute, metavar="FILE", help="File with the 24 recovery words of an existing wallet."
 )
 @output_options
 @pass_terminal
@@ -77,11 +78,11 @@ def init(
     data_dir: Path | None,
     restore: Path | None,
 ) -> None:
-    """Make a wallet, a config and a first token.
+    """Create a wallet, a config and a first token.
 
-    On a terminal it asks for what no flag says. The 24 recovery words are shown once there; otherwise they go to
-    a 0600 file in the data dir, which is named on stderr: move it off this machine. The token may do everything;
-    it is kept in operator.token in the data dir, where this command line finds it. Nothing is overwritten.
+    On a terminal it asks for missing options and shows the 24 recovery words once. Otherwise it writes them to a
+    0600 file in the data dir and names it on stderr: move that file off this machine. The token has every scope
+    and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
@@ -92,7 +93,7 @@ def init(
         network, chain_url = network or _ask_network(), chain_url or _ask("Base URL of the Blockfrost API")
         named = named or _ask_merchant()
     elif missing := _missing(network, chain_url, passphrase_file):
-        raise click.UsageError(f"missing {', '.join(missing)}; on a terminal they would be asked for")
+        raise click.UsageError(f"missing {', '.join(missing)}; on a terminal payagent asks for them")
     choices = Choices(
         network=network or "",
         chain_url=chain_url or "",
@@ -113,10 +114,10 @@ def init(
 
 
 def _tell(terminal: Terminal, made: "Made") -> None:
-    """Words first, since they are shown this once."""
+    """Show the result, the recovery words first: they are shown only once."""
     if made.words_file is not None:
         terminal.say(
-            f"The 24 recovery words are in {made.words_file}: keep them off this machine, then delete it."
+            f"The 24 recovery words are in {made.words_file}: copy them off this machine, then delete the file."
         )
     elif made.new_words is not None:
         _show_words(terminal, made.new_words)
@@ -129,19 +130,21 @@ def _tell(terminal: Terminal, made: "Made") -> None:
 
     def human() -> None:
         terminal.pairs([(name.replace("_", " "), value) for name, value in data.items()])
-        terminal.say(f"Next: send ADA to the address, then `payagent serve --config {made.config}`.")
+        terminal.say(f"Next: send ADA to the address, then run `payagent serve --config {made.config}`.")
 
     terminal.give(data, human)
 
 
 def _show_words(terminal: Terminal, words: str) -> None:
-    terminal.say("\nThe recovery words of this wallet. Whoever has them has the money. Write them down; they are")
-    terminal.say("shown this once.\n")
+    terminal.say(
+        "\nThe recovery words of this wallet. Anyone who has them can take the money. Write them down now:"
+    )
+    terminal.say("they are not shown again.\n")
     listed = words.split()
     for start in range(0, len(listed), 4):
         line = "".join(f"{n + 1:>4} {listed[n]:<10}" for n in range(start, start + 4))
         terminal.say(line)
-    click.prompt("\nPress Enter when they are written down", default="", show_default=False, err=True)
+    click.prompt("\nPress Enter when you have written them down", default="", show_default=False, err=True)
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
@@ -149,7 +152,7 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     for value in values:
         name, separator, rest = value.partition("=")
         if not separator or not name or not rest or name in pairs:
-            raise click.BadParameter(f"{value}: write each as NAME=VALUE, once", param_hint=option)
+            raise click.BadParameter(f"{value}: write NAME=VALUE, each name once", param_hint=option)
         pairs[name] = rest
     return pairs
 
@@ -172,23 +175,23 @@ def _default_config() -> Path:
 
 
 def _read_passphrase(terminal: Terminal, path: Path, *, private: bool) -> str:
-    """That of new words on the devnet may be open to others, as the daemon takes it too (settings.paths)."""
+    """Read the passphrase. For new words on the devnet, others may read the file (as in settings.paths)."""
     from payagent.secret_file import read_secret_file
 
     passphrase = read_secret_file(path, private=private)
     if path.stat().st_mode & 0o077:
-        terminal.say(f"note: {path} can be read by others, which no network but the devnet takes")
+        terminal.say(f"note: {path} can be read by others; only the devnet allows that")
     return passphrase
 
 
 def _read_words(terminal: Terminal, path: Path) -> str:
     try:
         if path.stat().st_mode & 0o077:
-            terminal.say(f"note: {path} can be read by others; delete it when you are done")
+            terminal.say(f"note: {path} can be read by others; delete it afterwards")
         with path.open("rb") as file:
             return file.read(4096).decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "not text"
         raise Refused("mnemonic_invalid", f"{path} cannot be read: {reason}") from None
 
 
@@ -201,8 +204,8 @@ def _ask_network() -> str:
 
 
 def _ask_merchant() -> dict[str, str]:
-    """One merchant; more are added in the config."""
-    origin = click.prompt("Origin of a merchant that may be paid (empty: none yet)", default="", err=True)
+    """Ask for one merchant. Others are added in the config."""
+    origin = click.prompt("Origin of a merchant to pay (empty: none yet)", default="", err=True)
     if not origin:
         return {}
     return {str(click.prompt("A short name for it", default="t", err=True)): str(origin)}

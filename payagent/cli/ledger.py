@@ -36,34 +36,33 @@ _ROWS = {
     "prepaid_moves": "moves of prepaid balances",
     "payments": "payments with their entries",
 }
-"""What `verify` has looked at, where the table's name alone says too little."""
+"""What `verify` checked, where the table's name alone is unclear."""
 
 _BY = ("merchant", "app", "day", "month", "asset")
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
 _CHOSEN = (
-    ("--since", {"metavar": "TIME"}, "From this time on, such as 2026-11-01T00:00:00Z."),
-    ("--until", {"metavar": "TIME"}, "Before this time."),
-    ("--merchant", {"metavar": "NAME"}, "Of payments to this merchant: its name in the config, or its origin."),
-    ("--app", {"metavar": "NAME"}, "Of payments of this app: its name or id."),
-    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy and name in hex."),
+    ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01T00:00:00Z."),
+    ("--until", {"metavar": "TIME"}, "Only before this time."),
+    ("--merchant", {"metavar": "NAME"}, "Only payments to this merchant, by name or origin."),
+    ("--app", {"metavar": "NAME"}, "Only payments of this app, by name or id."),
+    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy id and name in hex."),
     ("--kind", {"type": click.Choice(get_args(Kind))}, "Only entries of this kind."),
     (
         "--state",
         {"type": click.Choice([str(state) for state in State])},
-        "Of payments that are in this state now.",
+        "Only payments in this state.",
     ),
     (
         "--text",
         {"metavar": "TEXT"},
-        "With this in a kind, ref or account, or in the payment's id, merchant, invoice id, request, transaction "
-        "id or reason.",
+        "Only entries that contain this in their kind, ref, account or payment.",
     ),
 )
 
 
 def selection_options(command: F) -> F:
-    """Which part of the books; handed on by their names."""
+    """The filters of entries, passed on by name."""
     for name, more, text in reversed(_CHOSEN):
         command = click.option(name, help=text, **more)(command)
     return command
@@ -71,7 +70,7 @@ def selection_options(command: F) -> F:
 
 @group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
 def ledger() -> None:
-    """Show the double-entry ledger. Alone: the balance of every account."""
+    """Show the double-entry ledger. Without a subcommand: balances."""
 
 
 @ledger.command(epilog=example("payagent ledger entries --payment pay_0123456789abcdef01234567"))
@@ -89,7 +88,7 @@ def entries(
     cursor: str | None,
     **chosen: str | None,
 ) -> None:
-    """Journal entries with their postings, newest first. Debits are positive."""
+    """List entries with their postings, newest first. Debits are positive."""
     with connect() as link:
         answer = link.get(
             "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **chosen
@@ -114,7 +113,7 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
 @selection_options
 @talks_to_daemon
 def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
-    """The balance of every account. Over all accounts each asset sums to zero."""
+    """Show the balance of every account. For each asset they sum to zero."""
     with connect() as link:
         answer = link.get("/v1/ledger/balance", **chosen)
 
@@ -134,18 +133,18 @@ def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
     metavar="LIST",
     default="merchant",
     show_default=True,
-    help="Some of merchant, app, day, month and asset, with commas. Days are UTC's.",
+    help="Group by merchant, app, day, month, asset: comma-separated. Days are UTC.",
 )
 @selection_options
 @talks_to_daemon
 def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -> None:
-    """What left the wallet, and where it went. Amounts of two assets are never added.
+    """Show what left the wallet, and where it went.
 
-    Paid went to merchants, also for what is prepaid; sent is what the operator sent. A payment counts when it is
-    confirmed, a cancelled one with its fee; what a rollback took back is taken off.
+    `paid` went to merchants, including for prepaid balances. `sent` is what the operator sent. A payment counts
+    once it is confirmed, and a cancelled one counts with its fee. What a rollback undid is subtracted.
     """
     if unknown := [name for name in by.split(",") if name not in _BY]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_BY)}", param_hint="--by")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(_BY)}", param_hint="--by")
     with connect() as link:
         answer = link.get("/v1/ledger/spend", by=by, **chosen)
     terminal.give(answer, lambda: _show_spend(terminal, answer, by))
@@ -167,16 +166,16 @@ def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:
 @click.argument("file", type=click.Path(path_type=Path))
 @talks_to_daemon
 def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
-    """Write a copy of the ledger as it is now into a new FILE, for sqlite-utils, Datasette and the like.
+    """Write a copy of the ledger to a new FILE.
 
-    So nobody need touch ledger.db. It needs a token with the scope operate. FILE holds no key and no token, but
-    all that was bought: only its owner can read it.
+    Use the copy with sqlite-utils, Datasette and other tools instead of opening ledger.db. It needs a token with
+    the scope operate. FILE holds every purchase but no key and no token. Only its owner can read it.
     """
     from payagent.backup.staging import put, workshop, writing
 
     target = file.absolute()
     if target.exists() or target.is_symlink():
-        raise Refused("file_exists", f"{target} is there already")
+        raise Refused("file_exists", f"{target} already exists")
     with connect() as link, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         made = folder / target.name
         made.touch(mode=0o600)
@@ -192,21 +191,21 @@ def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
 
 
 @ledger.command(epilog=example("payagent ledger verify", "payagent ledger verify --receipt receipt.json"))
-@click.option("--head", metavar="SEQ:HASH", help="A head that verify told before: nothing up to it was cut off.")
+@click.option("--head", metavar="SEQ:HASH", help="Head of an earlier verify: check that no row up to it is gone.")
 @click.option(
-    "--receipt", type=click.File("rb"), help="Check this receipt instead: needs no daemon and no config."
+    "--receipt", type=click.File("rb"), help="Check this receipt instead. Needs no daemon and no config."
 )
 @talks_to_daemon
 def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: BinaryIO | None) -> int:
-    """Check that the books are whole. Exit code 0 only when nothing was found.
+    """Check that the ledger is complete and unchanged.
 
-    Every row is looked at: its seal, the hashes of the events, the entries and their sums, the bytes of every
-    transaction against what was to be paid, and the coins against the balances. Each finding names its table and
-    row. The head that it ends with stands for every row up to it: note it, and give it to --head the next time.
+    It checks every row: seals, event hashes, entries and their sums, the bytes of every transaction against its
+    payment, and UTxOs against balances. Each finding names a table and row. Exit code 0 only without findings. The
+    head in the last line stands for all rows so far: save it, and pass it to --head the next time.
     """
     if receipt is not None:
         if head is not None:
-            raise click.UsageError("--head is of the whole ledger, --receipt of one payment: give one of them")
+            raise click.UsageError("use --head (whole ledger) or --receipt (one payment), not both")
         return _verify_receipt(terminal, receipt)
     with connect() as link:
         answer = link.get("/v1/ledger/verify", head=head)
@@ -240,7 +239,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
         for finding in findings:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         terminal.line(f"{_findings(len(findings)) if findings else 'clean'}: {answer['payment']}")
-        for heading, part in (("Checked:", "checked"), ("What the file alone cannot show:", "not_told")):
+        for heading, part in (("Checked:", "checked"), ("The file alone cannot show:", "not_told")):
             terminal.line(heading)
             for text in answer[part]:
                 terminal.line(f"  {text}")
@@ -254,15 +253,15 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     "--since-slot",
     type=click.IntRange(0),
     metavar="SLOT",
-    help="Only blocks from this slot on, and what is not booked yet.",
+    help="Only blocks from this slot on, and unconfirmed payments.",
 )
 @talks_to_daemon
 def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> int:
-    """Compare the books with the chain, to the unit. Exit code 0 only when they agree.
+    """Compare the ledger with the chain, to the unit.
 
-    Every transaction of the wallet's address is asked for: missing is what the books say is on the chain and is
-    not there, foreign is what is there and not of their making, differing has other amounts. What is in flight
-    between the two is shown apart. Exit code 1 when something was found, 4 when the chain was not read in full.
+    It reads every transaction of the wallet's address. `missing`: in the ledger but not on the chain. `foreign`:
+    on the chain but not from the ledger. `differing`: other amounts. Payments in flight are listed apart. Exit
+    code 0 if they agree, 1 if something was found, 4 if the chain was not read in full.
     """
     with connect() as link:
         answer = link.get("/v1/ledger/reconcile", since_slot=since_slot)
@@ -271,12 +270,12 @@ def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> i
 
 
 def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
-    """The answer for people."""
+    """Show a reconciliation for people."""
     for finding in answer["findings"]:
         place = f"{finding['table']} {finding['row']}"
         terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
-    for doubt in answer["could_not_tell"]:
-        terminal.line(f"could not tell: {doubt}")
+    for reason in answer["could_not_tell"]:
+        terminal.line(f"could not tell: {reason}")
     for moved in answer["in_flight"]:
         amounts = ", ".join(show_amount(asset, n) for asset, n in moved["units"].items())
         terminal.line(f"in flight: {moved['payment'] or 'deposit'}, transaction {moved['tx_hash']}: {amounts}")
@@ -300,28 +299,29 @@ def _findings(count: int) -> str:
 
 
 def _prepaid_line(pool: dict[str, Any]) -> str:
-    """A prepaid balance against its merchant's word."""
-    name, told = pool["merchant"] or pool["origin"], pool["merchant_says"]
-    ours = f"prepaid at {name}: {pool['left']} {pool['unit']} are left"
+    """A prepaid balance, as counted here and as reported by the merchant."""
+    name, report = pool["merchant"] or pool["origin"], pool["merchant_says"]
+    ours = f"prepaid at {name}: {pool['left']} {pool['unit']} left"
     if pool["difference"] is None:
-        why = "has said nothing" if told is None else "says something that cannot be compared"
-        return f"{ours}, the merchant {why}"
-    same = "the same" if pool["difference"] == "0" else told["remaining"]
-    return f"{ours}, the merchant says {same}"
+        why = "reported nothing" if report is None else "reported a balance that cannot be compared"
+        return f"{ours}; the merchant {why}"
+    same = "the same" if pool["difference"] == "0" else report["remaining"]
+    return f"{ours}; the merchant reports {same}"
 
 
 @ledger.command(
     epilog=example("payagent ledger export --format beancount --since 2026-11-01T00:00:00Z > november.beancount")
 )
 @click.option(
-    "--format", "form", type=click.Choice(_FORMATS), default="csv", show_default=True, help="How it is written."
+    "--format", "form", type=click.Choice(_FORMATS), default="csv", show_default=True, help="Output format."
 )
 @selection_options
 @talks_to_daemon
 def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None) -> None:
-    """Write the books of a period to stdout, oldest first, with their opening and closing balances.
+    """Export entries with opening and closing balances.
 
-    Amounts are whole units as digits, and ADA as decimals. A token is named by a hash in beancount and hledger.
+    They go to stdout, oldest first. Token amounts are whole units, ADA amounts are decimals. In beancount and
+    hledger a token is named by a hash.
     """
     with connect() as link:
         for piece in link.stream("/v1/ledger/export", format=form, **chosen):

@@ -17,27 +17,27 @@ from payagent.core.policy import Window
 F = TypeVar("F", bound=Callable[..., Any])
 
 OF_CONFIG = "config"
-"""Instead of an amount: what the config file says counts again."""
+"""Instead of an amount: revert to the config file."""
 
 _HELP = {
-    Window.PAYMENT: "That one payment may cost, with fee and riding ADA.",
-    Window.HOUR: "In the last hour.",
-    Window.DAY: "In the last 24 hours.",
-    Window.WEEK: "In the last 7 days.",
-    Window.MONTH: "In the last 30 days.",
-    Window.TOTAL: "Ever.",
+    Window.PAYMENT: "Per payment, including fee and min-ADA.",
+    Window.HOUR: "Per hour.",
+    Window.DAY: "Per 24 hours.",
+    Window.WEEK: "Per 7 days.",
+    Window.MONTH: "Per 30 days.",
+    Window.TOTAL: "In total, ever.",
 }
 
 
 def limit_options(command: F) -> F:
-    """--per-payment, --per-hour and so on; handed on by the names of the windows."""
+    """--per-payment, --per-hour and so on, passed on by the names of the windows."""
     for window in reversed(Window):
         command = click.option(_option(window), window.value, metavar="AMOUNT", help=_HELP[window])(command)
     return command
 
 
 def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str]:
-    """What was given, in units by the names of the windows."""
+    """The given amounts in units, by the names of the windows."""
     with typed():
         return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
 
@@ -52,15 +52,15 @@ def _option(window: str) -> str:
 
 @group_of("payagent limits", "payagent limits show --json", 'payagent limits set --per-day "50 ADA"', alone="show")
 def limits() -> None:
-    """Show and set what may be spent. Alone: show."""
+    """Show and set spending limits. Without a subcommand: show."""
 
 
 @limits.command(epilog=example("payagent limits show --json"))
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect) -> None:
-    """Each limit, what its window counts now, and what is left.
+    """Show each limit, what is spent, and what is left.
 
-    `frees` is when the oldest of what is counted counts no more.
+    `frees` is when the oldest payment in the window stops counting.
     """
     with connect() as link:
         answer = link.get("/v1/limits")
@@ -97,8 +97,8 @@ def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
         "payagent limits set --per-day config",
     ),
 )
-@click.option("--app", metavar="NAME", help="Of one app. Default: of all together.")
-@click.option("--merchant", metavar="NAME", help="At one merchant. Default: at all together.")
+@click.option("--app", metavar="NAME", help="Limit one app. Default: all apps together.")
+@click.option("--merchant", metavar="NAME", help="Limit one merchant. Default: all merchants together.")
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @limit_options
 @talks_to_daemon
@@ -110,29 +110,29 @@ def set_(
     asset: str | None,
     **given: str | None,
 ) -> None:
-    """Set limits while the daemon runs: at once, for good, and over what the config file says.
+    """Set limits at run time.
 
-    An AMOUNT is such as "5 ADA", or the units of a token as digits; 0 closes. `config` in its place gives back
-    what the config file says. A token is spent only when it has a limit over time, or in total, for all together,
-    and when the config file has a table for it in [[limits.assets]]. All limits that concern a payment hold, and
-    the tightest is named when it is refused.
+    They override the config file at once and survive restarts. An AMOUNT is such as "5 ADA", or a number of a
+    token's units; 0 stops spending. Pass `config` instead of an amount to revert to the config file. A token can
+    be spent only if [[limits.assets]] of the config has it, and if it has a limit over time or in total for all
+    apps together. Every limit that applies to a payment holds. A refusal names the tightest.
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)
     back = {window: None for window, text in given.items() if text == OF_CONFIG}
     amounts = {window: text for window, text in given.items() if window not in back}
-    wanted: dict[str, str | None] = read_amounts(name, amounts) | back
-    if not wanted:
+    limits: dict[str, str | None] = read_amounts(name, amounts) | back
+    if not limits:
         raise click.UsageError("name a limit, such as --per-day")
     body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}
     with connect() as link:
-        answer = link.post("/v1/limits", body | {"asset": name, "limits": wanted})
+        answer = link.post("/v1/limits", body | {"asset": name, "limits": limits})
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
-    for window, units in wanted.items():
+    for window, units in limits.items():
         less = None if units is None else link.settings.limits.signed_less(Window(window), name, int(units))
         if less is not None:
             key, most = less
             terminal.say(
-                f"{window} is above what the signer lets out: {key} is {show_units(name, most)}. "
-                "Raise that too, in the config file, and start the daemon again."
+                f"{window} is above the signer's limit: {key} is {show_units(name, most)}. "
+                "Raise that in the config file too, and restart the daemon."
             )

@@ -38,7 +38,7 @@ Exit codes:
   2 usage or configuration                8 still pending
   3 payment void, rejected or expired     10 dry run ok
   4 chain, merchant or daemon unreachable
-  5 locked or unauthorised                130 interrupted, 141 nobody reads the output"""
+  5 locked or unauthorised                130 interrupted, 141 stdout closed early"""
 
 
 @click.group(
@@ -47,31 +47,32 @@ Exit codes:
 )
 @click.version_option(package_name="cardano-payagent", prog_name="payagent")
 def payagent() -> None:
-    """The paying side of HTTP 402 on Cardano.
+    """Pay HTTP 402 on Cardano.
 
-    Data goes to stdout, talk to stderr. A terminal gets tables, a pipe gets JSON; --json and --human force it.
+    Data goes to stdout, messages to stderr. Output is a table on a terminal and JSON in a pipe; --json and --human
+    choose one.
 
     \b
     Example:
-      payagent init                       a wallet, a config, a first token
-      payagent serve                      the daemon, in the foreground
+      payagent init                       create a wallet, a config and a first token
+      payagent serve                      run the daemon in the foreground
       payagent pay invoice.json --merchant t
     """
 
 
 @payagent.command(epilog=example("payagent serve --config ~/.config/payagent/config.toml --listen 127.0.0.1:8402"))
 @config_option
-@click.option("--listen", metavar="HOST:PORT", help="Address to listen on instead of api.listen.")
-@click.option("--allow-remote", is_flag=True, help="That address may be one that other machines reach, by TLS.")
+@click.option("--listen", metavar="HOST:PORT", help="Listen here instead of on api.listen.")
+@click.option("--allow-remote", is_flag=True, help="Allow an address that other machines can reach, with TLS.")
 @pass_terminal
 def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_remote: bool) -> None:
     """Run the daemon in the foreground.
 
-    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr. A service
-    manager is told when it listens (config/payagent.service). SIGHUP has it read the config file again.
+    It runs until SIGTERM or Ctrl-C and is ready when /readyz answers 200. The log goes to stderr. SIGHUP makes it
+    read the config file again. It tells systemd when it listens (config/payagent.service).
     """
 
-    # one that comes before anybody heeds it waits, and the file is read again then; to import takes longest
+    # a SIGHUP during the slow imports waits until the daemon handles it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from payagent.cli.sd_notify import service_manager
     from payagent.daemon import serve as run_daemon
@@ -111,14 +112,14 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     default=1,
     show_default=True,
     metavar="SECONDS",
-    help="Seconds between blocks; 0 makes one only when POST /devnet/blocks says so.",
+    help="Seconds between blocks. 0: only POST /devnet/blocks makes one.",
 )
 @click.option(
     "--listen",
     default="127.0.0.1:0",
     show_default=True,
     metavar="HOST:PORT",
-    help="Loopback address of the chain's API; port 0 takes a free one. The merchant takes a free port.",
+    help="Loopback address of the chain's API; port 0 picks a free port, as the merchant does.",
 )
 @click.option(
     "--merchants",
@@ -126,19 +127,19 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     default=1,
     show_default=True,
     metavar="COUNT",
-    help="How many merchants, each on a port of its own.",
+    help="Number of merchants, each on its own port.",
 )
 @output_options
 @pass_terminal
 def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> None:
-    """Run a small Cardano network and a merchant on this machine.
+    """Run a small Cardano network and a merchant locally.
 
-    Its money is worth nothing and comes from a faucet. It runs until Ctrl-C; then everything is lost.
+    A faucet gives out its worthless money. It runs until Ctrl-C, and nothing is kept.
 
-    Its switches take JSON by POST: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
-    /devnet/rollback {"depth"} and /devnet/faults {"on", "kind", "count"} or {"clear": true}; /devnet/state tells
-    how things stand. The merchant's terms are changed by /merchant/settings {"price", "asset", "splits",
-    "split_mode", "batch", "timeout", "confirmations", "dialect"}; /merchant/state tells all of them.
+    Control it with POST and JSON: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
+    /devnet/rollback {"depth"}, /devnet/faults {"on", "kind", "count"} or {"clear": true}. GET /devnet/state shows
+    its state. Change the merchant with POST /merchant/settings {"price", "asset", "splits", "split_mode", "batch",
+    "timeout", "confirmations", "dialect"}. GET /merchant/state shows its state.
     """
 
     import asyncio
@@ -147,7 +148,7 @@ def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> 
 
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter("write a loopback address and a port, such as 127.0.0.1:0", param_hint="--listen")
+        raise click.BadParameter("write a loopback address and port, such as 127.0.0.1:0", param_hint="--listen")
 
     def announce(places: Mapping[str, object]) -> None:
         if terminal.is_json:
@@ -176,24 +177,24 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
             ("network", places["network"]),
             ("chain", places["chain"]),
             *(("merchant", url) for url in places["merchants"]),
-            ("switches", places["control"]),
+            ("control", places["control"]),
         ]
     )
     terminal.line()
-    terminal.line("Money from nothing, for the address of your wallet:")
+    terminal.line("Send money from the faucet to your wallet:")
     terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
     terminal.line('    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'')
-    terminal.line("An invoice:")
+    terminal.line("Get an invoice:")
     terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
 
 
 @payagent.command(epilog=example("payagent demo"))
 @pass_terminal
 def demo(terminal: Terminal) -> int:
-    """Show everything at work on a devnet, each step verified.
+    """Show payments on a devnet and verify every step.
 
-    A network, a merchant, the daemon and a client come up on free loopback ports, with real HTTP between them.
-    Takes about 15 seconds and leaves nothing behind. Exit code 0 only when every step was verified.
+    It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
+    It takes about 15 seconds and leaves nothing behind. Exit code 0 only if every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo
 

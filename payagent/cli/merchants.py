@@ -24,13 +24,13 @@ F = TypeVar("F", bound=Callable[..., Any])
     alone="list",
 )
 def merchants() -> None:
-    """Who may be paid, at which addresses, and at what prices. Alone: the list."""
+    """Manage the merchants that may be paid. Without a subcommand: list them."""
 
 
 @merchants.command("list", epilog=example("payagent merchants list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """Every merchant that may be paid, of the config file or added at run time."""
+    """List all merchants that may be paid."""
     with connect() as link:
         answer = link.get("/v1/merchants")
     _give_list(terminal, answer)
@@ -48,34 +48,34 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     epilog=example("payagent merchants add shop --origin https://api.example.com --partner me --ready submitted")
 )
 @click.argument("name", metavar="NAME")
-@click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port.")
+@click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port of the merchant.")
 @click.option(
     "resource_origins",
     "--resource-origin",
     multiple=True,
     metavar="ORIGIN",
-    help="A further origin that its x402 402s may name. Repeatable.",
+    help="Another origin that its x402 invoices name. Repeatable.",
 )
-@click.option("--partner", metavar="TEXT", help="X-Partner of the calls.")
-@click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="What the retry carries.")
+@click.option("--partner", metavar="TEXT", help="X-Partner header of requests.")
+@click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="Proof that the retry carries.")
 @click.option(
     "--ready",
     type=click.Choice(["auto", "signed", "submitted", "confirmed"]),
-    help="When the retry is worth sending. Default: auto.",
+    help="State in which to send the retry. Default: auto.",
 )
 @click.option(
     "--split-mode",
     type=click.Choice(["additional", "inclusive", "outputs"]),
-    help="How a split without a mode is read.",
+    help="How to read a split without a mode.",
 )
-@click.option("--timeout-s", type=click.IntRange(1, 600), metavar="SECONDS", help="For its answers.")
+@click.option("--timeout-s", type=click.IntRange(1, 600), metavar="SECONDS", help="Timeout for its answers.")
 @talks_to_daemon
 def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
-    """Let a merchant be paid: at once, and for good.
+    """Allow payments to a merchant.
 
-    What is not given is as in the config file's defaults. At the T Backend --split-mode is "additional".
-    Keys, top-ups and a private network take a table in the config file. One that is there already, by name or by
-    origin, is not added.
+    It applies at once and survives restarts. Missing options have the defaults of the config file; for the T
+    Backend --split-mode is "additional". API keys, top-ups and private networks need a table in the config file.
+    The name and the origin must be new.
     """
     body = {key: value for key, value in given.items() if value not in (None, ())} | {"name": name}
     is_mode_added = "split_mode" not in body and is_t_backend(given["origin"])
@@ -86,8 +86,8 @@ def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
     _give_list(terminal, answer)
     if is_mode_added:
         terminal.say(
-            'split_mode = "additional": a revenue share in a 402 that states no mode is paid on top of the '
-            "amount, not out of it. For another mode remove the merchant, and add it with --split-mode."
+            'split_mode = "additional": if a 402 states no mode, its revenue share is paid on top of the amount, '
+            "not out of it. To change that, remove the merchant and add it with --split-mode."
         )
 
 
@@ -95,7 +95,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
 def remove(terminal: Terminal, connect: Connect, name: str) -> None:
-    """Pay a merchant no more that was added at run time. What is under way goes on."""
+    """Remove a merchant that was added at run time. Open payments continue."""
     with connect() as link:
         answer = link.post(f"{_path(name)}/remove", {})
     _give_list(terminal, answer)
@@ -105,10 +105,7 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
-    """What is known of a merchant.
-
-    The addresses that it may be paid at, prices that were agreed to, how many payments in a row it did not serve.
-    """
+    """Show addresses, prices and unserved payments."""
     with connect() as link:
         answer = link.get(_path(name))
     terminal.give(answer, lambda: _show(terminal, answer))
@@ -116,9 +113,7 @@ def show(terminal: Terminal, connect: Connect, name: str) -> None:
 
 def _one_address(command: F) -> F:
     """NAME, ADDRESS and --split."""
-    command = click.option("--split", is_flag=True, help="It gets a share. Default: it is paid the price.")(
-        command
-    )
+    command = click.option("--split", is_flag=True, help="An address for shares. Default: for the price.")(command)
     command = click.argument("address", metavar="ADDRESS")(command)
     return click.argument("name", metavar="NAME")(command)
 
@@ -129,9 +124,9 @@ def _one_address(command: F) -> F:
 @_one_address
 @talks_to_daemon
 def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
-    """Let a merchant be paid at an address, from now on.
+    """Allow payments to an address of a merchant.
 
-    Ask the merchant first, by another way than its 402, whether the address is its own.
+    First confirm the address with the merchant, and not through its 402.
     """
     _change(terminal, connect, f"{_path(name)}/pins", _order(address, split))
 
@@ -140,16 +135,16 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 @_one_address
 @talks_to_daemon
 def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
-    """Forget an address of a merchant. Of several; the only one stays, until another one is pinned."""
+    """Remove an address of a merchant. The last one cannot be removed."""
     _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
 
 
-@merchants.command(epilog=example("payagent merchants reopen t"))
+@merchants.command(epilog=example("payagent merchants resume t"))
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
-def reopen(terminal: Terminal, connect: Connect, name: str) -> None:
-    """Let a merchant be paid again that was stopped because it did not serve."""
-    _change(terminal, connect, f"{_path(name)}/reopen", {})
+def resume(terminal: Terminal, connect: Connect, name: str) -> None:
+    """Resume payments to a merchant that did not serve."""
+    _change(terminal, connect, f"{_path(name)}/resume", {})
 
 
 def _path(name: str) -> str:
@@ -167,28 +162,33 @@ def _change(terminal: Terminal, connect: Connect, path: str, body: dict[str, str
 
 
 def _show(terminal: Terminal, row: dict[str, Any]) -> None:
-    percent = row["price_rise_percent_max"]
-    stopped = "" if row["stopped_at"] is None else f"; nothing is bought from it since {row['stopped_at']}"
+    stopped = "" if row["stopped_at"] is None else f"; payments stopped at {row['stopped_at']}"
     terminal.pairs(
         [
             ("merchant", row["name"]),
             ("origin", row["origin"]),
-            ("proof shown", _ready(row)),
+            ("ready", _ready(row)),
             ("not served", f"{row['strikes']} payments in a row{stopped}"),
-            ("on their way", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
-            ("price rise", "any" if percent is None else f"{percent} % at most"),
-            ("addresses", {"first_use": "as first used", "config": "of the config", "off": "any"}[row["pin"]]),
+            ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
+            (
+                "price rise",
+                "any" if row["price_rise_percent_max"] is None else f"{row['price_rise_percent_max']} % at most",
+            ),
+            (
+                "addresses",
+                {"first_use": "pinned at first use", "config": "from the config", "off": "any"}[row["pin"]],
+            ),
         ]
     )
     if row["addresses"]:
         terminal.line()
-        since = {"config": "config", "daemon": "learnt or pinned"}
-        rows = [(one["role"], one["address"], since[one["set_by"]]) for one in row["addresses"]]
-        terminal.table(("role", "address", "known from"), rows)
+        set_by = {"config": "config", "daemon": "first use or pin"}
+        rows = [(one["role"], one["address"], set_by[one["set_by"]]) for one in row["addresses"]]
+        terminal.table(("role", "address", "set by"), rows)
     if row["prices"]:
         terminal.line()
         terminal.table(
-            ("call", "asset", "calls", "agreed price"),
+            ("request", "asset", "calls", "agreed price"),
             [
                 (
                     f"{one['method']} {one['path']}",
@@ -203,7 +203,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
 
 
 def _ready(row: dict[str, Any]) -> str:
-    """When the merchant is shown a proof: its setting, and what "auto" learned."""
+    """When a proof is presented to the merchant: the setting, and what "auto" learned."""
     depth = row["accepted_depth"]
     if row["ready"] != "auto":
         return str(row["ready"])

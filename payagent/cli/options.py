@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Connect = Callable[[], "OperatorClient"]
-"""Opens the way to the daemon, with the settings of the config that was named."""
+"""Returns a client of the daemon, with the settings of the chosen config."""
 
 pass_terminal = click.make_pass_decorator(Terminal)
 
@@ -38,10 +38,10 @@ def _force(is_json: bool) -> Callable[[click.Context, click.Parameter, bool], No
 
 
 def output_options(command: F) -> F:
-    """--json and --human: for a program, or for people, whatever stdout is."""
+    """--json and --human: choose the output format, whatever stdout is."""
     for name, is_json, text in (
-        ("--human", False, "Show it for people, also in a pipe."),
-        ("--json", True, "Show it as JSON, also on a terminal."),
+        ("--human", False, "Human-readable output even when piped."),
+        ("--json", True, "JSON output even on a terminal."),
     ):
         option = click.option(
             name, is_flag=True, expose_value=False, is_eager=True, callback=_force(is_json), help=text
@@ -51,33 +51,32 @@ def output_options(command: F) -> F:
 
 
 def config_option(command: F) -> F:
-    """--config, handed on as `config`."""
+    """--config, passed on as `config`."""
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="The config file. Default: $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, "
-        "/etc/payagent/config.toml.",
+        help="Config file. Default: $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.",
     )(command)
 
 
 def token_file_option(command: F) -> F:
-    """--token-file, handed on as `token_file`."""
+    """--token-file, passed on as `token_file`."""
     return click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A 0600 file with the token to use. Default: operator.token in the data dir.",
+        help="Token file (mode 0600). Default: operator.token in the data dir.",
     )(command)
 
 
 def _daemon_options(command: F) -> F:
-    """What every command takes that talks to the daemon: --config, --token-file, --json, --human."""
+    """The options of every command that calls the daemon: --config, --token-file, --json, --human."""
     return output_options(config_option(token_file_option(command)))
 
 
 def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
-    """Makes a command take what leads to the daemon; it is called with the terminal and the way there."""
+    """Add these options to a command, and call it with the terminal and a way to connect."""
 
     @wraps(command)
     def with_link(config: Path | None, token_file: Path | None, **given: Any) -> R:
@@ -95,7 +94,7 @@ def _link(config: Path | None, token_file: Path | None) -> "OperatorClient":
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
-    """A group of commands that talk to the daemon. Called alone it runs one of them; its options hold for all."""
+    """A group of commands that call the daemon. Without a subcommand it runs `alone`. Its options hold for all."""
 
     def make(named: Callable[[], None]) -> click.Group:
         @wraps(named)
@@ -104,8 +103,8 @@ def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click
             if context.invoked_subcommand is None:
                 context.invoke(group.commands[alone], **given)
             else:
-                told = {name: value for name, value in given.items() if value is not None}
-                context.default_map = {context.invoked_subcommand: told}
+                defaults = {name: value for name, value in given.items() if value is not None}
+                context.default_map = {context.invoked_subcommand: defaults}
 
         settled = click.group(invoke_without_command=True, epilog=example(*examples))
         group: click.Group = settled(_daemon_options(pass_on))
@@ -115,14 +114,16 @@ def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click
 
 
 def page_options(command: F) -> F:
-    """--limit and --cursor, of every list that comes in pages."""
-    cursor = click.option("--cursor", metavar="TEXT", help="Where the page before ended.")
+    """--limit and --cursor of a paged list."""
+    cursor = click.option("--cursor", metavar="TEXT", help="Continue after the previous page.")
     bound = click.IntRange(1, LIST_LIMIT_MAX)
-    return click.option("--limit", type=bound, default=20, show_default=True, help="How many.")(cursor(command))
+    return click.option("--limit", type=bound, default=20, show_default=True, help="Rows per page.")(
+        cursor(command)
+    )
 
 
 def say_more(terminal: Terminal, answer: Mapping[str, Any]) -> None:
-    """How to see the next page, when there is one."""
+    """Say how to see the next page, if there is one."""
     if answer.get("cursor"):
         terminal.say(f"More: --cursor {answer['cursor']}")
 
@@ -134,7 +135,7 @@ def example(*lines: str) -> str:
 
 @contextmanager
 def typed() -> Iterator[None]:
-    """Within it, what a merchant would be told of its invoice was typed here: usage, and nobody else's fault."""
+    """Turn refusals of amounts and assets into usage errors: the user typed them, no merchant sent them."""
     try:
         yield
     except Refused as refused:
@@ -144,31 +145,29 @@ def typed() -> Iterator[None]:
 
 
 def show_units(asset: str, units: str | int | None) -> str:
-    """An amount for people: ADA in ADA, a token in its units."""
+    """An amount for people: lovelace as ADA, a token as units."""
     if units is None:
         return ""
     return format_ada(int(units)) if asset == LOVELACE else f"{units} units"
 
 
 def show_amount(asset: str, units: str | int) -> str:
-    """An amount outside a table of assets: a token with its name."""
+    """An amount with its asset's name, for text outside a table."""
     return show_units(asset, units) if asset == LOVELACE else f"{units} of {show_asset(asset)}"
 
 
 def show_asset(asset: str) -> str:
-    """An asset for people: ADA, or policy and name with a dot between."""
+    """An asset for people: ADA, or POLICY.NAME in hex."""
     return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"
 
 
 def ask_passphrase() -> str:
-    """A new passphrase, typed twice, and asked for again while it is too short."""
+    """Ask for a new passphrase, typed twice, until it is long enough."""
     from payagent.init import require_long
 
     while True:
         passphrase = str(
-            click.prompt(
-                "Passphrase for the keystore", hide_input=True, confirmation_prompt="The same again", err=True
-            )
+            click.prompt("Passphrase for the keystore", hide_input=True, confirmation_prompt="Repeat it", err=True)
         )
         try:
             require_long(passphrase)

@@ -11,31 +11,31 @@ from payagent.cli.terminal import Terminal
 
 
 @click.command(epilog=example('payagent pause --reason "the token of bot leaked"'))
-@click.option("--reason", default="", metavar="TEXT", help="Why: it is recorded, and told to who is refused.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, recorded and shown in refusals.")
 @talks_to_daemon
 def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
-    """Stop all signing, until `payagent resume`: no restart ends it.
+    """Stop all signing until `payagent resume`.
 
-    Once the command returns nothing is signed any more: no payment, no replacement, no cancel, no transfer. What
-    was signed before is sent and followed as ever, and may still come into a block. Where it was paused already,
-    the earlier pause stands with its reason, and that is said.
+    When the command returns, payagent signs no payment, replacement, cancel or transfer. What was signed before is
+    still submitted and may still get into a block. A restart does not end the pause. If payagent is already
+    paused, the earlier pause and its reason stay.
     """
     with connect() as link:
         answer = link.post("/v1/pause", {"reason": reason} if reason else {})
     why = f": {answer['reason']}" if answer["reason"] else ""
     terminal.give(answer, lambda: terminal.line(f"Paused since {answer['since']} by {answer['by']}{why}"))
     if answer.get("already"):
-        lost = "; the reason given now is in the daemon's log alone" if reason else ""
-        terminal.say(f"It was paused already, by {answer['by']}, and that pause stands{lost}.")
+        lost = "; the new reason is only in the daemon's log" if reason else ""
+        terminal.say(f"It was already paused by {answer['by']}, and that pause stays{lost}.")
 
 
 @click.command(epilog=example("payagent resume"))
 @talks_to_daemon
 def resume(terminal: Terminal, connect: Connect) -> None:
-    """Sign again. What was held before the pause and has time left is signed now."""
+    """Allow signing again. Payments that are held and have time left are signed now."""
     with connect() as link:
         answer = link.post("/v1/resume", {})
-        still = link.unsigned_because()
-    terminal.give(answer, lambda: terminal.line("The pause is over." if still else "payagent signs."))
-    for reason in still:
+        reasons = link.unsigned_because()
+    terminal.give(answer, lambda: terminal.line("The pause is over." if reasons else "payagent signs again."))
+    for reason in reasons:
         terminal.say(f"Still not signing: {reason}")

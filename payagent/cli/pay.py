@@ -29,14 +29,14 @@ _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
 UNSEEN_MAX_S = 30
-"""So long the command waits for a chain that nobody sees; the daemon goes on trying."""
+"""How long the command waits for a chain that the daemon cannot read. The daemon keeps trying."""
 
 FOUND_ALONE = 1, LOVELACE
-"""A bound that lets a payment be found which is there already, and pays nothing, in no asset."""
+"""A --max that pays nothing, in any asset, and still finds an existing payment."""
 
 _BARE_FIX = (
-    "FILE was taken for the body alone. Where the terms stand in the headers (x402), save it with `curl -i`, give "
-    '{"status", "headers", "body"}, or make the call with `payagent fetch`.'
+    "FILE was read as a body without headers. If the terms are in the headers (x402), save it with `curl -i`, "
+    'pass {"status", "headers", "body"}, or use `payagent fetch`.'
 )
 
 
@@ -49,12 +49,12 @@ _BARE_FIX = (
     )
 )
 @click.argument("file", type=click.File("rb"), metavar="FILE|-")
-@click.option("--merchant", metavar="NAME", help="Who sent the 402: a name from [merchants].")
-@click.option("--origin", metavar="ORIGIN", help="Who sent it, by scheme, host and port.")
-@click.option("--key", metavar="TEXT", help="Names the purchase; used again, it is the same payment for ever.")
-@click.option("--max", "most", metavar="AMOUNT", help='At most this: "5 ADA", or "120 units" of a token.')
-@click.option("--dry-run", is_flag=True, help="Only say what it would take; exit code 10 when it may be paid.")
-@click.option("--no-wait", is_flag=True, help="Do not wait until the merchant can accept it; exit code 8 then.")
+@click.option("--merchant", metavar="NAME", help="Sender of the 402: a name from [merchants].")
+@click.option("--origin", metavar="ORIGIN", help="Sender of the 402: scheme, host and port.")
+@click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same payment, for ever.")
+@click.option("--max", "most", metavar="AMOUNT", help='The most to pay: "5 ADA", or "120 units" of a token.')
+@click.option("--dry-run", is_flag=True, help="Show the price without paying. Exit code 10 if it may be paid.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the merchant can accept the proof. Exit code 8.")
 @talks_to_daemon
 def pay(
     terminal: Terminal,
@@ -69,13 +69,13 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402 as received, the answer as `curl -i` shows it, or an object {"status", "headers",
-    "body"}. Who sent it need not be said where only one merchant may be paid: it is taken for that one's. Where it
-    says in how many seconds it ends, they are counted from now: pay it soon.
+    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}. If
+    there is only one merchant, the 402 is taken for its. If the invoice expires after a number of seconds, they
+    count from now, so pay it soon.
 
-    The headers come as a JSON object, or as lines for people. It waits until the merchant can be expected to
-    accept the retry, as the merchant's `ready` setting says, and while the chain can be seen: else the exit code
-    is 8. Interrupted too, the payment goes on, and the same command finds it.
+    The headers are printed as a JSON object, or as lines with --human. The command waits until the merchant should
+    accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the
+    payment continues, and the same command finds it.
     """
     response, is_bare = read_saved(_read(file))
     bound = None if most is None else parse_most(most)
@@ -90,15 +90,15 @@ def pay(
 
 
 def _read(file: BinaryIO) -> bytes:
-    """The file, as far as a 402 can reach. Nothing at all is a slip of the caller's, not of the merchant's."""
+    """Read the file, up to the size of a 402. An empty file is a usage error and not the merchant's."""
     raw = file.read(FILE_BYTES_MAX)
     if not raw:
-        raise click.BadParameter("it is empty: no 402 was saved", param_hint="FILE")
+        raise click.BadParameter("empty: no 402 was saved", param_hint="FILE")
     return raw
 
 
 class _Request:
-    """The call's body as text. The 402 goes on as it came: a reader that repairs it would hide its faults."""
+    """The request body as text. The 402 is passed on unchanged, so that the daemon sees its faults."""
 
     def __init__(self, origin: str, response: str) -> None:
         self.origin = origin
@@ -110,28 +110,26 @@ class _Request:
 
 
 def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, origin: str | None) -> str:
-    """Whose 402 it is: as a flag says, else the only merchant there is, which is told. A file says it of itself
-    as it likes.
-    """
+    """The origin that sent the 402: from a flag, else the only merchant. What the file claims does not count."""
     if merchant is not None and origin is not None:
-        raise click.UsageError("give either --merchant or --origin")
+        raise click.UsageError("use either --merchant or --origin")
     if origin is not None:
         return origin
-    known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
+    origins = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
     if merchant is None:
-        if len(known) != 1:
-            raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
-        ((merchant, only),) = known.items()
-        terminal.say(f"The 402 is taken for one of {merchant} ({only}), the only merchant.")
-    if merchant not in known:
-        names = f"there is {', '.join(known)}" if known else "there is none yet"
+        if len(origins) != 1:
+            raise click.UsageError("name the sender of the 402: --merchant NAME or --origin ORIGIN")
+        ((merchant, only),) = origins.items()
+        terminal.say(f"Taking the 402 for one of the only merchant, {merchant} ({only}).")
+    if merchant not in origins:
+        names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
         raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
-    return known[merchant]
+    return origins[merchant]
 
 
 @contextmanager
 def _explaining(is_bare: bool) -> Iterator[None]:
-    """Within it, a body without its headers that is no invoice is not blamed on the merchant alone."""
+    """If a body without headers is not understood, say how to save the headers too."""
     try:
         yield
     except ProblemError as error:
@@ -141,7 +139,7 @@ def _explaining(is_bare: bool) -> Iterator[None]:
 
 
 def parse_most(text: str) -> tuple[bool, int]:
-    """A bound: (is it in ADA, its units)."""
+    """Parse --max to (is it in ADA, its units)."""
     if match := _TOKEN_TEXT.fullmatch(text):
         with typed():
             return False, parse_units(match[1], "--max")
@@ -151,9 +149,9 @@ def parse_most(text: str) -> tuple[bool, int]:
 def _order(
     link: "OperatorClient", asked: _Request, bound: tuple[bool, int] | None, key: str | None
 ) -> dict[str, Any]:
-    """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
+    """Pay within --max. A quote first tells the invoice's asset, in which --max must be.
 
-    What is paid already cannot be quoted, and can be found.
+    An invoice that is already paid cannot be quoted. Its payment is found all the same.
     """
     why: ProblemError | None = None
     most = None if bound is None else FOUND_ALONE
@@ -169,20 +167,20 @@ def _order(
 
 
 def rather(unpriced: ProblemError | None, refused: ProblemError) -> ProblemError:
-    """What kept a call from being priced, where nothing but the bound that it was made with is told of it."""
+    """The error to show: why there was no quote, if the payment was then refused only by the zero --max."""
     return unpriced if unpriced is not None and refused.problem.get("limit") == "max_total" else refused
 
 
 def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, str]:
-    """The bound's units and their asset, when it is one of the asset that a quote is in.
+    """The units and asset of --max, if it is in the quote's asset.
 
-    What is paid then may be another 402 than what was quoted, or another of its offers: so it is said of what.
+    The asset is passed on, because the 402 that is paid may differ from the quoted one.
     """
     in_ada, units = bound
     asset = str(quote["outputs"][0]["asset"])
     if in_ada != (asset == LOVELACE):
-        wanted = '"5 ADA"' if asset == LOVELACE else f'"120 units", which are of {show_asset(asset)}'
-        raise Refused("units_not_understood", f"this invoice takes a --max such as {wanted}")
+        form = '"5 ADA"' if asset == LOVELACE else f'"120 units", in units of {show_asset(asset)}'
+        raise Refused("units_not_understood", f"for this invoice, write --max as {form}")
     return units, asset
 
 
@@ -199,28 +197,28 @@ def _dry_run(terminal: Terminal, link: "OperatorClient", asked: _Request, bound:
 
 
 def show_quote(terminal: Terminal, quote: Json) -> None:
-    """Outputs, fee and total, for people."""
+    """Show outputs, fee and total for people."""
     show_outputs(terminal, quote)
     terminal.pairs([("fee", show_units(LOVELACE, str(quote["fee"])))])
     spend: Any = quote.get("spend", {})
     for asset, units in spend.items():
-        terminal.pairs([("in all", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
+        terminal.pairs([("total", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
     terminal.pairs(asks_first(quote))
 
 
 def show_prepaid(terminal: Terminal, quote: Json) -> None:
-    """What a call would use of a prepaid balance, for people."""
+    """Show for people what a request would use of a prepaid balance."""
     unit, units = str(quote["unit"]), quote["units"]
     if units is None:
-        used = "an unknown part, since the call never cost anything yet"
+        used = "an unknown part: this request has no known price yet"
     else:
         used = f"{units} prepaid call" if unit == CALLS else f"{show_amount(unit, str(units))} of the balance"
-    terminal.pairs([("prepaid", "the balance serves this call; nothing is paid"), ("uses", used)])
+    terminal.pairs([("prepaid", "the balance serves this request; nothing is paid"), ("uses", used)])
 
 
 def asks_first(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Why a person would be asked before it is paid; nothing where nobody would."""
-    return [("asks a person", str(reason["detail"])) for reason in quote.get("approval", ())]
+    """Why it would need an approval; empty if it would not."""
+    return [("needs approval", str(reason["detail"])) for reason in quote.get("approval", ())]
 
 
 def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
@@ -238,10 +236,10 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
 
 
 def _wait(terminal: Terminal, link: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:
-    """Until it is ready, or has ended, or a person must decide, or nobody can see the chain."""
+    """Wait until it is ready, has ended, needs an approval, or the chain cannot be read."""
     from payagent.cli.daemon_client import WAIT_S
 
-    goes_on = f"The payment goes on: `payagent payments show {payment['id']}`."
+    goes_on = f"The payment continues: `payagent payments show {payment['id']}`."
     started_s = seen_s = time.monotonic()
     patience_s = 1 if terminal.stderr.isatty() else WAIT_S
     with terminal.waiting() as progress:
@@ -252,7 +250,7 @@ def _wait(terminal: Terminal, link: "OperatorClient", payment: dict[str, Any]) -
                 if why is None:
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
-                    terminal.say(f"The chain cannot be seen: {why}. {goes_on}")
+                    terminal.say(f"The chain cannot be read: {why}. {goes_on}")
                     break
                 payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
             except KeyboardInterrupt:
@@ -262,11 +260,9 @@ def _wait(terminal: Terminal, link: "OperatorClient", payment: dict[str, Any]) -
 
 
 def _unseen_because(link: "OperatorClient") -> str | None:
-    """Why the daemon does not see the chain now, as /readyz tells it; None while it does, whatever else keeps it
-    from signing.
-    """
-    told = link.readiness()
-    return str(told["checks"]["chain"]) if told["code"] == "chain_not_ready" else None
+    """Why the daemon cannot read the chain, from /readyz; None if it can."""
+    answer = link.readiness()
+    return str(answer["checks"]["chain"]) if answer["code"] == "chain_not_ready" else None
 
 
 def in_words(state: object) -> str:
@@ -283,7 +279,7 @@ def _outcome(terminal: Terminal, payment: dict[str, Any]) -> int:
             terminal.complain(as_shown(reason))
         return VOID
     if payment["state"] == State.AWAITING_APPROVAL:
-        detail = f"{payment['id']} waits for a person's decision"
+        detail = f"{payment['id']} waits for an approval"
         terminal.complain(as_shown({"code": "awaiting_approval", "detail": detail, "payment": payment["id"]}))
         return PENDING
     headers = payment.get("headers") or {}

@@ -25,49 +25,49 @@ from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.timestamps import iso_time
 
 DELIVERIES_IN_WORDS = {
-    "not_presented": "the retry was not reported yet",
+    "not_presented": "no retry was reported yet",
     "presented": "the proof was presented and not accepted yet",
-    "accepted": "the call was served",
-    "paid_not_served": "paid, and the merchant did not serve: present the same proof again, or ask the merchant",
+    "accepted": "the request was served",
+    "paid_not_served": "paid, but not served: present the same proof again, or ask the merchant",
 }
 EVENTS_IN_WORDS = {
-    "hold": "within the limits: money held, coins reserved",
-    "ask": "a person is asked: it counts against the limits, and nothing is signed",
+    "hold": "admitted: money held, UTxOs reserved",
+    "ask": "approval requested: it counts against the limits, and nothing is signed",
     "deny": "denied",
     "reject": "rejected",
-    "sign": "signed, and durable",
-    "leave": "about to be sent for the first time",
-    "provider_accepted": "a provider took the transaction",
-    "provider_answered": "a provider answered, which decides nothing",
+    "sign": "signed and stored",
+    "leave": "about to be submitted for the first time",
+    "provider_accepted": "a provider accepted the transaction",
+    "provider_answered": "a provider answered",
     "seen_in_block": "in a block",
-    "block_lost": "the block was lost in a rollback: money held again, the same bytes go out again",
-    "replace": "no block took it in its time: another attempt on the same anchor",
-    "cancel": "being cancelled: its coins go back to the wallet",
-    "void": "void: what keeps it from ever landing is deep in the chain",
-    "anchor_gone": "a rollback took the deposit that it spends: it can neither land nor be cancelled without it",
-    "anchor_back": "the deposit that it spends is back",
-    "time_over": "a block is past all its time limits: once no rollback reaches that, it is void",
-    "confirm": "confirmed: the spend is posted",
-    "settle": "final",
-    "invoiced_again": "the merchant sent another invoice for it, which was not paid then",
-    "merchant_said": "the merchant says",
-    "decision_refused": "a person's decision could not be carried out",
-    "delivery_present": "the proof was presented and not accepted",
-    "delivery_accept": "the call was served",
-    "delivery_give_up": "paid, and the merchant does not serve",
+    "block_lost": "the block was rolled back: the money is held again, the same bytes are submitted again",
+    "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
+    "cancel": "being cancelled: its UTxOs return to the wallet",
+    "void": "void: it can never be on the chain",
+    "anchor_gone": "the deposit that it spends was rolled back: it cannot complete or be cancelled without it",
+    "anchor_back": "the deposit that it spends is on the chain again",
+    "time_over": "all its attempts expired: it is void once no rollback reaches that block",
+    "confirm": "confirmed and posted in the ledger",
+    "settle": "settled: final",
+    "invoiced_again": "the merchant sent another invoice for it, which was not paid",
+    "merchant_said": "the merchant answered",
+    "decision_refused": "the decision could not be carried out",
+    "delivery_present": "the proof was presented, not accepted",
+    "delivery_accept": "the request was served",
+    "delivery_give_up": "paid, but not served",
 }
 
 
 @group_of("payagent payments", "payagent payments list --state void", alone="list")
 def payments() -> None:
-    """List payments, show one, decide on one that waits for a person. Alone: the newest."""
+    """List, show, approve and cancel payments. Without a subcommand: list the newest."""
 
 
 @payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
-@click.option("--origin", metavar="ORIGIN", help="Only payments to this merchant's origin.")
-@click.option("--app", metavar="NAME", help="Only payments of this app: its name or id.")
-@click.option("--since", metavar="TIME", help="From this time on, such as 2026-11-01T00:00:00Z.")
+@click.option("--origin", metavar="ORIGIN", help="Only payments to this origin.")
+@click.option("--app", metavar="NAME", help="Only payments of this app, by name or id.")
+@click.option("--since", metavar="TIME", help="Only from this time on, such as 2026-11-01T00:00:00Z.")
 @page_options
 @talks_to_daemon
 def list_payments(
@@ -77,7 +77,7 @@ def list_payments(
     cursor: str | None,
     **chosen: str | None,
 ) -> None:
-    """Payments, newest first."""
+    """List payments, newest first."""
     with connect() as link:
         answer = link.get("/v1/payments", **chosen, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
@@ -101,13 +101,13 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
         count = answer["awaiting_approval"]
         waiting = "1 payment waits" if count == 1 else f"{count} payments wait"
         terminal.say(
-            f"{waiting} for a person: `payagent payments list --state awaiting_approval`, then show ID, "
+            f"{waiting} for approval: run `payagent payments list --state awaiting_approval`, then show ID, "
             "approve ID or deny ID."
         )
 
 
 def _sum_of(row: dict[str, Any]) -> str:
-    """What the outputs sum to, per asset."""
+    """The sum of the outputs, per asset."""
     sums: dict[str, int] = {}
     for output in row["outputs"]:
         sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
@@ -121,14 +121,12 @@ def _sum_of(row: dict[str, Any]) -> str:
     )
 )
 @click.argument("payment_id", metavar="ID")
-@click.option(
-    "--receipt", is_flag=True, help="Everything that is recorded of it, as one JSON file for an auditor."
-)
+@click.option("--receipt", is_flag=True, help="Print the full record as JSON, for an auditor.")
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -> None:
-    """One payment: outputs, proof, and its history in words.
+    """Show a payment: outputs, proof and history.
 
-    A receipt is checked by `payagent ledger verify --receipt`, without a daemon and without this wallet's files.
+    `payagent ledger verify --receipt` checks a receipt, without a daemon and without this wallet's files.
     """
     path = f"/v1/payments/{_in_path(payment_id)}"
     if receipt:
@@ -144,12 +142,12 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """Take a payment's coins back now, whatever it waits for.
+    """Cancel a payment, and return its UTxOs to the wallet.
 
-    What nothing was signed for is rejected. Else a transaction to the wallet itself competes for its anchor with
-    what was signed: at most one of them can ever be on the chain, and the payment's money stays held until the
-    chain shows which. Refused when the payment is in a block or has ended, and when the deposit that it spends is
-    on no chain any more.
+    If nothing was signed, the payment is rejected. Otherwise payagent signs a transaction to the wallet itself
+    that spends the same nonce UTxO. At most one of the two can ever be on the chain. The money stays held until
+    the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
+    rolled back.
     """
     with connect() as link:
         payment = link.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
@@ -160,15 +158,15 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """Let a payment go on that waits for a person.
+    """Approve a payment.
 
-    A terminal shows the transaction and asks once more. Everything is decided anew then: limits, funds and time.
-    What is refused stays open until its time is over.
+    On a terminal it shows the transaction and asks first. Limits, funds and expiry are checked again. If that
+    refuses the payment, it keeps waiting until its time is over.
     """
     with connect() as link:
         if terminal.can_ask:
             _show_one(terminal, link.get(f"/v1/payments/{_in_path(payment_id)}"))
-            click.confirm("Approve it?", abort=True, err=True)
+            click.confirm("Approve this payment?", abort=True, err=True)
         payment = link.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
     terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
 
@@ -177,9 +175,9 @@ def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """End a payment that waits for a person. Nothing was signed.
+    """Deny a payment. Nothing was signed.
 
-    For as long as it could have waited, the same call of the same app is refused without asking again.
+    Until the approval would have timed out, the same request of the same app is refused without asking again.
     """
     with connect() as link:
         payment = link.post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
@@ -222,29 +220,29 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     if approval := payment.get("approval"):
         _show_approval(terminal, approval)
     terminal.line("History (UTC):")
-    for happening in payment["history"]:
-        terminal.line(f"  {happening['at'][:19].replace('T', ' ')}  {_told(happening)}")
+    for event in payment["history"]:
+        terminal.line(f"  {event['at'][:19].replace('T', ' ')}  {_event(event)}")
 
 
 def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
-    """What is asked, for the person who decides."""
+    """Show the request to the person who decides."""
     plan, history = approval["transaction"], approval.get("history")
     rows = [
-        *(("asked because", reason["detail"]) for reason in approval["reasons"]),
+        *(("needs approval", reason["detail"]) for reason in approval["reasons"]),
         ("app", approval.get("app")),
-        ("call", approval.get("request")),
-        ("calls that it buys", approval["calls"]),
-        *(("takes at most", show_units(asset, units)) for asset, units in approval["at_most"].items()),
-        ("decided" if approval["decision"] else "ends", approval["decision"] or approval["ends_at"]),
+        ("request", approval.get("request")),
+        ("calls bought", approval["calls"]),
+        *(("costs at most", show_units(asset, units)) for asset, units in approval["at_most"].items()),
+        ("decided" if approval["decision"] else "expires", approval["decision"] or approval["ends_at"]),
         ("decided by", approval.get("by")),
-        ("merchant", history and f"{history['paid']} paid before, the last {history['last_at'] or 'never'}"),
+        ("merchant", history and f"{history['paid']} paid before, last {history['last_at'] or 'never'}"),
         *(
             (f"left {_limit_name(one)}", show_units(one["asset"], one["left"]))
             for one in approval.get("limits", [])
         ),
     ]
     terminal.pairs([(name, str(value)) for name, value in rows if value])
-    terminal.line("The transaction as it would have been when it was asked:")
+    terminal.line("The transaction as planned when the approval was requested:")
     outputs = [
         (output["role"], show_units(LOVELACE, output["lovelace"]), str(len(output["assets"])), output["address"])
         for output in plan["outputs"]
@@ -269,16 +267,15 @@ def _block(payment: dict[str, Any]) -> str | None:
     return f"{block['height']} ({block['hash']})" if block else None
 
 
-def _told(happening: dict[str, Any]) -> str:
-    """One line of the history: what happened, and what is known beside it."""
-    words = EVENTS_IN_WORDS.get(happening["event"], in_words(happening["event"]))
-    known = {key: value for key, value in happening["detail"].items() if value is not None}
-    beside = ", ".join(_fact(key, value) for key, value in known.items())
-    return f"{words} ({beside})" if beside else words
+def _event(event: dict[str, Any]) -> str:
+    """One line of the history: the event and its details."""
+    words = EVENTS_IN_WORDS.get(event["event"], in_words(event["event"]))
+    details = ", ".join(_fact(key, value) for key, value in event["detail"].items() if value is not None)
+    return f"{words} ({details})" if details else words
 
 
 def _fact(name: str, value: Any) -> str:
-    """What is known beside an event: moments as times, and of each limit what it left then."""
+    """One detail of an event. Times are readable; of a limit, what was left then."""
     if name == "counts_from_ms":
         return f"counts from {iso_time(value)}"
     if name == "limits":
@@ -287,7 +284,7 @@ def _fact(name: str, value: Any) -> str:
 
 
 def _left(limit: dict[str, Any]) -> str:
-    """What was asked, of what a limit left; an app is not told that of a limit which it shares."""
+    """The amount asked and what the limit left. An app does not see the latter for a limit that it shares."""
     asked, left = (show_units(limit["asset"], limit[part]) for part in ("asked", "left"))
     return f"{asked} of {left} left {_limit_name(limit)}" if left else f"{asked} {_limit_name(limit)}"
 

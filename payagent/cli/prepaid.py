@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 BODY_BYTES_MAX = 128 * 1024
 QUIET_S = 5
-"""How long a wait that shows nothing may miss that a person is asked."""
+"""How often a silent wait checks whether a payment needs an approval."""
 
 
 @group_of("payagent prepaid", "payagent prepaid list --json", alone="list")
 def prepaid() -> None:
-    """Show and raise what was bought ahead at merchants. Alone: the list."""
+    """Show and top up prepaid balances. Without a subcommand: list them."""
 
 
 @prepaid.command("list", epilog=example("payagent prepaid list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """What is bought, used and left, as we count it, and what the merchant says is left.
+    """List what is bought, used and left, per merchant.
 
-    A payment counts as bought when it is confirmed. Calls count as used when they go through payagent's proxy.
+    A payment counts as bought when it is confirmed. Requests through payagent's proxy count as used. The last
+    columns compare what is left with the merchant's report.
     """
     with connect() as link:
         answer = link.get("/v1/prepaid")
@@ -54,8 +55,8 @@ def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
     numbers = ("bought", "used", "left", "coming", "unexplained")
     rows = []
     for one in holdings:
-        told = one["merchant_says"]
-        says = "" if told is None else _says(told)
+        report = one["merchant_says"]
+        says = "" if report is None else _says(report)
         name = one["merchant"] or one["origin"]
         counts = (_number(one, one[part]) for part in numbers)
         rows.append((name, one["partner"] or "", *counts, says, one["difference"] or ""))
@@ -63,11 +64,11 @@ def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
     terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last))
 
 
-def _says(told: dict[str, Any]) -> str:
-    """In the merchant's own unit; a number without one is as it came."""
-    if not told["understood"]:
+def _says(report: dict[str, Any]) -> str:
+    """The reported balance in the merchant's unit, or as it came."""
+    if not report["understood"]:
         return "not understood"
-    return _number(told, told["remaining"]) if told["unit"] else str(told["remaining"] or "")
+    return _number(report, report["remaining"]) if report["unit"] else str(report["remaining"] or "")
 
 
 def _number(one: dict[str, Any], units: str | None) -> str:
@@ -80,20 +81,18 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     epilog=example(
         'payagent prepaid topup t --amount "50 ADA" --dry-run',
         'payagent prepaid topup t --amount "50 ADA" --key march',
-        'payagent prepaid topup t --amount "50 ADA" --path /chat --data call.json',
+        'payagent prepaid topup t --amount "50 ADA" --path /chat --data-file call.json',
     )
 )
 @click.argument("merchant", metavar="MERCHANT")
-@click.option("--amount", required=True, metavar="AMOUNT", help='"50 ADA", or the units of a token as digits.')
+@click.option("--amount", required=True, metavar="AMOUNT", help='"50 ADA", or a number of a token\'s units.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
-@click.option("--key", metavar="TEXT", help="Names the order: given again, it is the same one.")
-@click.option(
-    "--path", metavar="PATH", help="An ordinary call whose 402 sells a batch, in place of the configured one."
-)
-@click.option("--method", default="POST", show_default=True, metavar="NAME", help="The method of that call.")
-@click.option("--data", type=click.File("rb"), metavar="FILE|-", help="The body of that call, JSON as it is sent.")
-@click.option("--dry-run", is_flag=True, help="Only say what it would take; exit code 10 when it may be paid.")
-@click.option("--wait/--no-wait", default=True, help="Wait until it is done; exit code 8 without.")
+@click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same top-up.")
+@click.option("--path", metavar="PATH", help="Buy with a request to this path, instead of the configured one.")
+@click.option("--method", default="POST", show_default=True, metavar="NAME", help="Method of that request.")
+@click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="File with the body of that request.")
+@click.option("--dry-run", is_flag=True, help="Show the price without paying. Exit code 10 if it may be paid.")
+@click.option("--wait/--no-wait", default=True, help="Wait until it is done. Exit code 8 if not done.")
 @talks_to_daemon
 def topup(
     terminal: Terminal,
@@ -104,23 +103,23 @@ def topup(
     key: str | None,
     path: str | None,
     method: str,
-    data: BinaryIO | None,
+    data_file: BinaryIO | None,
     dry_run: bool,
     wait: bool,
 ) -> int:
-    """Raise the balance at a merchant: pay 402s of its top-up request until AMOUNT is paid, fees not counted.
+    """Top up a prepaid balance.
 
-    The last batch may reach beyond AMOUNT. The order is durable: it goes on without this command, and the limits
-    hold for it. MERCHANT is a name from [merchants], or its origin.
+    It pays the merchant's 402s until AMOUNT is reached, not counting fees. The last batch may exceed AMOUNT. The
+    top-up continues if this command ends. All limits apply. MERCHANT is a name from [merchants], or an origin.
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)
         units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
     body: dict[str, object] = {"merchant": merchant, "units": str(units), "asset": name}
     if path is not None:
-        body["request"] = {"method": method, "path": path, "body": _text(data)}
-    elif data is not None:
-        raise click.UsageError("--data is the body of a call: name it with --path")
+        body["request"] = {"method": method, "path": path, "body": _text(data_file)}
+    elif data_file is not None:
+        raise click.UsageError("--data-file is the body of a request: name its path with --path")
     with connect() as link:
         if dry_run:
             return _plan(terminal, link.post("/v1/prepaid/topups", body | {"dry_run": True}))
@@ -134,10 +133,10 @@ def topup(
 @click.argument("order", metavar="ORDER")
 @talks_to_daemon
 def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
-    """Buy nothing more for a top-up. What it bought stays.
+    """Cancel a top-up. What it bought stays.
 
-    A payment that is under way is still shown to the merchant: the top-up is `stopping` until it took that, and
-    the exit code is 8. ORDER is its id, as `payagent prepaid topups` has it.
+    The proof of an open payment is still presented. Until the merchant accepts it, the top-up is `stopping` and
+    the exit code is 8. ORDER is the id that `payagent prepaid topups` shows.
     """
     from urllib.parse import quote
 
@@ -151,7 +150,7 @@ def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
 @page_options
 @talks_to_daemon
 def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
-    """Top-ups, newest first: those that were ordered, and those of a balance that was low."""
+    """List manual and automatic top-ups, newest first."""
     with connect() as link:
         answer = link.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
 
@@ -175,19 +174,19 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
     terminal.give(answer, human)
 
 
-def _text(data: BinaryIO | None) -> str:
-    raw = b"" if data is None else data.read(BODY_BYTES_MAX + 1)
+def _text(file: BinaryIO | None) -> str:
+    raw = b"" if file is None else file.read(BODY_BYTES_MAX + 1)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise click.BadParameter("it is not UTF-8 text", param_hint="--data") from None
+        raise click.BadParameter("not UTF-8 text", param_hint="--data-file") from None
     if len(raw) > BODY_BYTES_MAX:
-        raise click.BadParameter(f"it has more than {BODY_BYTES_MAX} bytes", param_hint="--data")
+        raise click.BadParameter(f"larger than {BODY_BYTES_MAX} bytes", param_hint="--data-file")
     return text
 
 
 def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
-    """What it would take, and the limit that stands against it."""
+    """Show what it would cost, and the limit that refuses it."""
 
     def human() -> None:
         if plan["prepaid"]:
@@ -199,9 +198,9 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
             [
                 ("payments", f"{plan['count']} of {show_amount(asset, price['units'])}"),
                 ("total", show_amount(asset, plan["total"])),
-                ("calls", plan["calls"] or "not said"),
+                ("calls", plan["calls"] or "unknown"),
                 ("fees, about", show_units(LOVELACE, plan["fees"])),
-                ("in all, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
+                ("spend, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
                 *asks_first(plan),
                 *([("waits for", f"the top-up {plan['under_way']}")] if plan["under_way"] else []),
             ]
@@ -223,23 +222,23 @@ def _until_ended(terminal: Terminal, link: "OperatorClient", order: dict[str, An
             progress(f"{_number(order, order['bought'])} bought, {time.monotonic() - started_s:.0f} s")
             try:
                 order = link.get(f"/v1/prepaid/topups/{order['id']}", wait=patience_s)
-                _tell_of_questions(terminal, link, order, asked)
+                _report_approvals(terminal, link, order, asked)
             except KeyboardInterrupt:
-                terminal.say("The top-up goes on: `payagent prepaid topups`.")
+                terminal.say("The top-up continues: `payagent prepaid topups`.")
                 raise
     return order
 
 
-def _tell_of_questions(terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]) -> None:
-    """Once of each payment that waits for a person: the order waits too, and its limits and time run on."""
+def _report_approvals(terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]) -> None:
+    """Say once of each payment that waits for approval. The top-up waits too, and its time runs on."""
     for payment_id in order["payments"][-1:]:
         if payment_id not in asked and link.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":
             asked.add(payment_id)
-            terminal.say(f"{payment_id} waits for a person: payagent payments approve {payment_id}, or deny it.")
+            terminal.say(f"{payment_id} waits for approval: payagent payments approve {payment_id}, or deny it.")
 
 
 def _give(terminal: Terminal, order: dict[str, Any]) -> str:
-    """Show an order; what it paid, in words."""
+    """Show a top-up. Returns what it paid, as text."""
     paid = ", ".join(show_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
 
     def human() -> None:
@@ -257,7 +256,7 @@ def _give(terminal: Terminal, order: dict[str, Any]) -> str:
 
 
 def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
-    """How it stands, and why it ended before it was done."""
+    """Show the result, and why it ended early."""
     paid = _give(terminal, order)
     if order["state"] in ("open", "stopping"):
         return PENDING
@@ -265,6 +264,6 @@ def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
         if reason := order.get("reason"):
             terminal.say(f"It ended early: {reason['detail']} ({reason['code']}).")
         return 0
-    problem = as_shown(order["reason"]) | {"money": f"It paid {paid}; nothing more is paid for it."}
+    problem = as_shown(order["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
     terminal.complain(problem)
     return int(str(problem["exit_code"]))

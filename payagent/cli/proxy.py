@@ -19,23 +19,23 @@ from payagent.core.problems import Refused
 
 
 @click.command(epilog=example("payagent proxy --to https://api.example.com --listen 127.0.0.1:9000"))
-@click.option("--to", "url", required=True, metavar="URL", help="The merchant's origin, as in [merchants].")
+@click.option("--to", "url", required=True, metavar="URL", help="Origin of the merchant, as in [merchants].")
 @click.option(
     "--listen",
     default="127.0.0.1:0",
     show_default=True,
     metavar="HOST:PORT",
-    help="Loopback address to listen on; port 0 takes a free one.",
+    help="Loopback address to listen on; port 0 picks a free port.",
 )
 @config_option
 @token_file_option
 @output_options
 @pass_terminal
 def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_file: Path | None) -> None:
-    """Be a merchant's origin on this machine, and pay for its calls.
+    """Serve one merchant on a local port, and pay for it.
 
-    Its calls go through the daemon, which pays what the limits allow. A client needs no token here, so that every
-    program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
+    Requests go through the daemon, which pays within the limits. Clients need no token, so any program on this
+    machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
     """
     from payagent.api.http.server import listen_tcp
     from payagent.cli.daemon_client import OperatorClient
@@ -50,11 +50,11 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     settings = load_settings(config, os.environ)
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
-    if not names:  # it may have been added at run time
+    if not names:  # perhaps added at run time
         with OperatorClient(settings, token_file) as link:
             names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
-        raise Refused("merchant_not_allowed", f"{origin} is no merchant that may be paid", origin=origin)
+        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())
@@ -69,7 +69,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
             if terminal.is_json:
                 terminal.line(json.dumps({"proxy": place, "to": origin}))
             else:
-                terminal.say(f"{place} is {origin}, paid by payagent")
+                terminal.say(f"{place} serves {origin} and pays for its requests")
 
         serve_bare(app, listener, announce)
 

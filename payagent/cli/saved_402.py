@@ -19,9 +19,9 @@ _EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
 
 
 def read_saved(raw: bytes) -> tuple[str, bool]:
-    """The `response` of an order, as JSON text, and whether the file was taken for a bare body.
+    """The `response` for the daemon as JSON text, and whether the file was taken for a bare body.
 
-    What is none of the other forms is one, and the daemon says what is wrong with it.
+    Anything that has no other form is taken for a bare body. The daemon says what is wrong with it.
     """
     if _STATUS_LINE.match(raw):
         return json.dumps(_of_http(raw)), False
@@ -35,7 +35,7 @@ def read_saved(raw: bytes) -> tuple[str, bool]:
 
 
 def _of_http(raw: bytes) -> dict[str, object]:
-    """The 402 behind whatever came before it: a proxy's answer, 100 Continue, a redirect."""
+    """The 402 in `curl -i` output. Skips earlier answers: a proxy's, 100 Continue, a redirect."""
     while True:
         head, *rest = _EMPTY_LINE.split(raw, maxsplit=1)
         body = rest[0] if rest else b""

@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def service_manager(environ: Mapping[str, str]) -> Generator[Callable[[str], None]]:
-    """A function that tells READY=1, with a status, to the socket that $NOTIFY_SOCKET names, if it names one.
+    """Yield a function that sends READY=1 and a status to the socket in $NOTIFY_SOCKET, if that is set.
 
-    It tells once, and the socket is closed then. It is connected at once, since the daemon's fence lets none be
-    connected later. '@' stands for an abstract socket. A manager that does not listen starts the daemon anew after
-    its own time-out; the log says no more of it.
+    Call it once; it closes the socket. The socket is connected at once, because the daemon's sandbox allows no
+    later connection. '@' stands for an abstract socket. Errors are ignored: systemd restarts the daemon after its
+    timeout.
     """
-    address = environ.get("NOTIFY_SOCKET", "")  # of no name none is connected
+    address = environ.get("NOTIFY_SOCKET", "")  # "" fails to connect
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagram:
         try:
             datagram.connect(os.fsencode(address.replace("@", "\0", 1)))

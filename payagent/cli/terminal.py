@@ -1,6 +1,6 @@
 """Terminal output: data on stdout, messages on stderr; tables for people, JSON for programs.
 
-A `Terminal` has the three streams and knows whether a program reads the answer (stdout is no terminal, or --json).
+A `Terminal` has the three streams and knows whether a program reads stdout (no terminal, or --json).
 
 May import: core, click, and rich inside `table` alone, since most runs show no table.
 Never: prints a secret that it was not asked to show.
@@ -26,7 +26,7 @@ TABLE_WIDTH_MAX = 1_000
 
 
 class ProblemError(Exception):
-    """The daemon's answer was a problem (RFC 9457)."""
+    """The daemon answered with a problem (RFC 9457)."""
 
     def __init__(self, problem: Json) -> None:
         super().__init__(str(problem.get("code")))
@@ -35,7 +35,7 @@ class ProblemError(Exception):
 
 @dataclass(slots=True)
 class Terminal:
-    """The three streams; `forced_json` is what --json (True) or --human (False) said."""
+    """The three streams. `forced_json` is True for --json and False for --human."""
 
     stdin: TextIO
     stdout: TextIO
@@ -45,54 +45,54 @@ class Terminal:
 
     @property
     def is_json(self) -> bool:
-        """Whether data and errors are for a program."""
+        """Whether a program reads data and errors."""
         return not self.stdout.isatty() if self.forced_json is None else self.forced_json
 
     @property
     def is_one_screen(self) -> bool:
-        """Whether data and talk come one below the other."""
+        """Whether data and messages are on the same terminal."""
         return self.stdout.isatty() and self.stderr.isatty()
 
     @property
     def can_ask(self) -> bool:
-        """Whether somebody can be asked, and told what no file should hold."""
+        """Whether a person can be asked, and shown a secret."""
         return self.forced_json is not True and self.stdin.isatty() and self.stderr.isatty()
 
     def give(self, data: object, human: Callable[[], None]) -> None:
-        """Data on stdout: as JSON, or as `human` shows it."""
+        """Write data to stdout, as JSON or with `human`."""
         if self.is_json:
             self.line(json.dumps(data, indent=2 if self.stdout.isatty() else None))
         else:
             human()
 
     def line(self, text: str = "") -> None:
-        """One line of data."""
+        """Write one line of data."""
         self.write(harmless(text) + "\n")
 
     def write(self, text: str) -> None:
-        """Data as it is."""
+        """Write data unchanged."""
         with self._writing():
             self.stdout.write(text)
             self.stdout.flush()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Within it data goes out. Refused: `answer_not_written`, on a full disk; a reader that left is none."""
+        """Turn write errors, such as a full disk, into `answer_not_written`. `BrokenPipeError` is passed on."""
         try:
             yield
         except BrokenPipeError:
             raise
         except OSError as error:
-            # what is left goes nowhere: Python would try it once more when it ends
+            # discard the rest: Python would try to write it once more when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
             raise Refused("answer_not_written", error.strerror or type(error).__name__) from None
 
     def say(self, text: str) -> None:
-        """One line of talk."""
+        """Write one message to stderr."""
         print(harmless(text), file=self.stderr, flush=True)
 
     def table(self, columns: Columns, rows: Rows, *, right: Columns = ()) -> None:
-        """A table on stdout; columns named in `right` are numbers."""
+        """Write a table to stdout. Columns named in `right` are right-aligned."""
         if not rows:
             self.line("(none)")
             return
@@ -108,20 +108,20 @@ class Terminal:
             table.add_row(*(Text(harmless(cell)) for cell in row))
         # foreign text is shown as it is: no markup, no highlighting
         console = Console(file=self.stdout, highlight=False, markup=False, width=TABLE_WIDTH_MAX)
-        # as wide as it takes, whatever the terminal: ids and addresses stay whole, to be copied
+        # wider than the terminal if needed, so that ids and addresses can be copied
         console.width = console.measure(table).maximum
         with self._writing():
             console.print(table)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Names and values, one a line."""
+        """Write names and values, one per line."""
         width = max((len(name) for name, _ in pairs), default=0)
         for name, value in pairs:
             self.line(f"{name.ljust(width)}  {value}")
 
     @contextmanager
     def waiting(self) -> Iterator[Callable[[str], None]]:
-        """Shows how a wait goes, in one line that is rewritten and at last wiped. Not a terminal: silence."""
+        """Show progress in one line that is rewritten and finally erased. Silent if stderr is no terminal."""
         shown = 0
 
         def show(text: str) -> None:
@@ -154,21 +154,21 @@ class Terminal:
 
 
 def harmless(text: str) -> str:
-    """Foreign text that cannot steer a terminal: what is not printable is written as its escape."""
+    """Escape unprintable characters, so that foreign text cannot control the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def standard_terminal() -> Terminal:
-    """The process's own streams; one that was closed before it began (`>&-`) is empty and takes everything."""
+    """The process's own streams. A closed one (`>&-`) becomes /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # the least free number is the stream's own: no file of ours is taken for it later
+            # this takes the stream's own number, so that no other file gets it later
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     return Terminal(sys.stdin, sys.stdout, sys.stderr)
 
 
 def describe(refused: Refused) -> Json:
-    """A refusal as the object that programs get; `exit_code` is the command's."""
+    """A refusal as the object that programs read. `exit_code` is the command's."""
     row = refused.problem
     context: Mapping[str, object] = refused.context
     return {
@@ -184,11 +184,11 @@ def describe(refused: Refused) -> Json:
 
 
 def as_shown(problem: Mapping[str, object]) -> Json:
-    """A problem (RFC 9457) of the daemon's as the same object; a code that is unknown here exits with 1."""
+    """A problem (RFC 9457) of the daemon as the same object. An unknown code exits with 1."""
     code = str(problem.get("code", "internal_error"))
     row = PROBLEMS.get(code)
     known: Json = {"title": "Refused by payagent", "exit_code": 1}
     if row is not None:
         known = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
-    told = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
-    return {"code": code, "detail": ""} | known | told
+    given = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
+    return {"code": code, "detail": ""} | known | given

@@ -28,20 +28,18 @@ from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.problems import Refused, own_order
 
-key_option = click.option(
-    "--key", metavar="TEXT", help="Names the order: given again, it is the same transfer, and none is made anew."
-)
+key_option = click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same transfer.")
 
 
 @group_of("payagent wallet", "payagent wallet address", alone="show")
 def wallet() -> None:
-    """Show the wallet, split it, send from it, change its passphrase. Alone: the balances."""
+    """Show and manage the wallet. Without a subcommand: show balances."""
 
 
 @wallet.command(epilog=example("payagent wallet show --json"))
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect) -> None:
-    """Balances per asset: available, held for payments, and their sum."""
+    """Show balances: available, held and total."""
     with connect() as link:
         answer = link.get("/v1/wallet")
     terminal.give(answer, lambda: _show_wallet(terminal, answer))
@@ -50,12 +48,12 @@ def show(terminal: Terminal, connect: Connect) -> None:
 def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.pairs([("network", answer["network"]), ("address", answer["address"])])
     if answer["assets"] is None:
-        terminal.say("Balances are shown to a token for read or operate.")
+        terminal.say("To see balances, use a token with the scope read or operate.")
     else:
         terminal.line()
         _show_balances(terminal, answer["assets"])
     if (problem := answer["chain"]["problem"]) is not None:
-        terminal.say(f"None of it can be spent now: {problem}")
+        terminal.say(f"Nothing can be spent now: {problem}")
 
 
 def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
@@ -67,7 +65,7 @@ def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
 @wallet.command(epilog=example("payagent wallet address --human"))
 @talks_to_daemon
 def address(terminal: Terminal, connect: Connect) -> None:
-    """The wallet's one address, to send money to."""
+    """Show the wallet's address, to send money to."""
     with connect() as link:
         answer = link.get("/v1/wallet")
     terminal.give(
@@ -78,7 +76,7 @@ def address(terminal: Terminal, connect: Connect) -> None:
 @wallet.command(epilog=example("payagent wallet utxos"))
 @talks_to_daemon
 def utxos(terminal: Terminal, connect: Connect) -> None:
-    """The wallet's coins, one by one, and what each is reserved for."""
+    """List the UTxOs, and what each is reserved for."""
     with connect() as link:
         answer = link.get("/v1/wallet/utxos")
 
@@ -93,18 +91,18 @@ def utxos(terminal: Terminal, connect: Connect) -> None:
             )
             for row in answer["utxos"]
         ]
-        terminal.table(("coin", "ADA", "tokens", "state", "reserved for"), rows, right=("ADA", "tokens"))
+        terminal.table(("utxo", "ADA", "tokens", "state", "reserved for"), rows, right=("ADA", "tokens"))
 
     terminal.give(answer, human)
 
 
 @wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
-@click.option("--count", type=click.IntRange(1, SPLIT_COUNT_MAX), required=True, help="How many coins to make.")
+@click.option("--count", type=click.IntRange(1, SPLIT_COUNT_MAX), required=True, help="Number of UTxOs to make.")
 @key_option
-@click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
+@click.option("--each", required=True, metavar="AMOUNT", help='Amount of each, such as "10 ADA".')
 @talks_to_daemon
 def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str | None) -> None:
-    """Make so many coins of equal size, so that as many payments can be on their way at once."""
+    """Split funds into equal UTxOs, one per open payment."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
     with connect() as link:
         _ordered(terminal, link.post("/v1/wallet/split", body, key))
@@ -118,10 +116,10 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
     )
 )
 @click.argument("to", metavar="ADDRESS")
-@click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
+@click.option("--amount", metavar="AMOUNT", help='"25 ADA", or a number of a token\'s units.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
-@click.option("--all", "everything", is_flag=True, help="Everything that is free and may leave.")
-@click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and without a terminal.")
+@click.option("--all", "everything", is_flag=True, help="Send everything that is available and may leave.")
+@click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and in scripts.")
 @key_option
 @talks_to_daemon
 def send(
@@ -134,63 +132,64 @@ def send(
     yes: bool,
     key: str | None,
 ) -> None:
-    """Send out of the wallet, by your own order.
+    """Send funds to an address.
 
-    Of the limits only limits.per_transaction and limits.signed_per_day apply. A terminal asks once more, unless
-    --yes is given.
+    Only limits.per_transaction and limits.signed_per_day apply. On a terminal it asks first, unless --yes is
+    given.
 
-    Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
-    look at `payagent payments list` first.
+    Without --key each run is a new transfer. If an error leaves open whether the transfer was made, check
+    `payagent payments list` before you run it again.
     """
     body = _transfer(to, amount, asset, everything)
     if not yes:
         if everything or not terminal.can_ask:
-            what = "--all empties the wallet" if everything else "there is no terminal to ask"
-            raise click.UsageError(f"{what}: nothing was sent; add --yes if it is to be sent")
+            why = "--all empties the wallet" if everything else "there is no terminal to ask"
+            raise click.UsageError(f"{why}: nothing was sent; add --yes to send")
         click.confirm(f"Send {amount}{'' if asset is None else ' of ' + asset} to {to}?", abort=True, err=True)
     with connect() as link:
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
-@wallet.command("thaw", epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
-@click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at. May be repeated.")
+@wallet.command(epilog=example("payagent wallet unfreeze", "payagent wallet unfreeze --reviewed 0123...cdef"))
+@click.option("--reviewed", multiple=True, metavar="TX", help="A transaction that you reviewed. Repeatable.")
 @talks_to_daemon
-def unfreeze(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
-    """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it.
+def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) -> None:
+    """Allow signing again after an external spend.
 
-    The transactions that spent them are shown. It is refused where there are others than those, or than the ones
-    that --seen names: they may have come while you looked.
+    First find out who else has the wallet's recovery words, and stop them. The command shows the transactions that
+    froze the wallet. It is refused if there are others, which may have come meanwhile. In scripts, name the ones
+    that you reviewed with --reviewed.
     """
     with connect() as link:
         shown = link.get("/v1/wallet")["frozen_by"] or []
     for tx in shown:
-        terminal.say(f"Coins of this wallet were spent by {tx}")
+        terminal.say(f"Transaction {tx} spent UTxOs of this wallet.")
     if terminal.can_ask:
-        click.confirm("Is payagent the only one that signs with this wallet now?", abort=True, err=True)
+        click.confirm("Is payagent the only program that signs with this wallet now?", abort=True, err=True)
     with connect() as link:
-        answer = link.post("/v1/wallet/thaw", {"seen": list(seen or shown)})
-        still = link.unsigned_because()
-    text = f"Thawed{'' if still else ': payagent signs again'}. Frozen by {', '.join(answer['txs'])}."
+        answer = link.post("/v1/wallet/unfreeze", {"seen": list(reviewed or shown)})
+        reasons = link.unsigned_because()
+    text = f"Unfrozen{'' if reasons else ': payagent signs again'}. It was frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
-    for reason in still:
+    for reason in reasons:
         terminal.say(f"Still not signing: {reason}")
 
 
-@wallet.command(epilog=example("payagent wallet passphrase --new-passphrase-file ~/new-passphrase"))
+@wallet.command(epilog=example("payagent wallet change-passphrase --new-passphrase-file ~/new-passphrase"))
 @click.option(
     "--new-passphrase-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A 0600 file with the new passphrase. Without it a terminal is asked.",
+    help="File (0600) with the new passphrase. Default: ask on a terminal.",
 )
 @config_option
 @output_options
 @pass_terminal
-def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Path | None) -> None:
-    """Give the keystore another passphrase, while the daemon is stopped.
+def change_passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Path | None) -> None:
+    """Change the keystore's passphrase.
 
-    The words and the address stay. Backups that were made before open with the old passphrase for ever: whoever
-    has one, and knows it, has the wallet. The old one comes from where the daemon takes it.
+    Stop the daemon first. The recovery words and the address stay. The old passphrase is read from where the
+    daemon reads it. Older backups still open with the old passphrase: anyone who has both has the wallet.
     """
     from payagent.init import change_passphrase
     from payagent.secret_file import read_secret_file
@@ -199,10 +198,10 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
 
     settings = load_settings(config, os.environ)
     if new_passphrase_file is None and not terminal.can_ask:
-        raise click.UsageError("missing --new-passphrase-file; on a terminal it would be asked for")
+        raise click.UsageError("missing --new-passphrase-file; on a terminal payagent asks for it")
     source = passphrase_file(settings, os.environ, terminal.can_ask)
     old = (
-        str(click.prompt("Passphrase of the keystore", hide_input=True, err=True))
+        str(click.prompt("Old passphrase of the keystore", hide_input=True, err=True))
         if source is None
         else read_secret_file(source.path, private=source.private)
     )
@@ -214,12 +213,12 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
         lambda: terminal.pairs([("keystore", keystore), ("address", address)]),
     )
     if source is not None:
-        terminal.say(f"The daemon reads {source.path}: put the new passphrase there before you start it.")
+        terminal.say(f"The daemon reads {source.path}: write the new passphrase there before you start it.")
 
 
 def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:
     if everything == (amount is not None) or (everything and asset is not None):
-        raise click.UsageError("say how much: --amount AMOUNT (with --asset for a token), or --all")
+        raise click.UsageError("use --amount AMOUNT (for a token with --asset), or --all")
     if everything:
         return {"address": to, "all": True}
     with own_order():
@@ -231,7 +230,7 @@ def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) 
 
 
 def _ordered(terminal: Terminal, payment: dict[str, Any]) -> None:
-    """A transfer is durable and on its way: show it."""
+    """Show a transfer that is stored and will be submitted."""
 
     def human() -> None:
         terminal.pairs(
@@ -246,4 +245,4 @@ def _ordered(terminal: Terminal, payment: dict[str, Any]) -> None:
     terminal.give(payment, human)
     if "left_behind" in payment:
         terminal.say(f"Left behind: {payment['left_behind']['detail']}.")
-    terminal.say(f"On its way: `payagent payments show {payment['id']}`.")
+    terminal.say(f"Follow it with `payagent payments show {payment['id']}`.")

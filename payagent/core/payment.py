@@ -35,19 +35,19 @@ class State(StrEnum):
 
 
 STATES_IN_WORDS = {
-    State.RECEIVED: "received, and not decided yet",
-    State.AWAITING_APPROVAL: "waits for a person to approve it",
-    State.RESERVED: "within the limits; its money is held, nothing is signed yet",
-    State.SIGNED: "signed and durable; it is about to be sent",
-    State.IN_FLIGHT: "sent; nothing is known until a block shows it, so its money stays held",
-    State.IN_BLOCK: "in a block, not yet deep enough to count as confirmed",
+    State.RECEIVED: "received, not decided yet",
+    State.AWAITING_APPROVAL: "waits for approval",
+    State.RESERVED: "admitted: the money is held, nothing is signed yet",
+    State.SIGNED: "signed and stored, about to be submitted",
+    State.IN_FLIGHT: "submitted: the money stays held until a block shows the transaction",
+    State.IN_BLOCK: "in a block that is not deep enough yet",
     State.CONFIRMED: "confirmed on the chain and posted in the ledger",
     State.SETTLED: "final: no rollback reaches it any more",
-    State.REPLACING: "is being sent anew on the same anchor, so that only one can land",
-    State.CANCELLING: "is being cancelled: its anchor goes back to the wallet",
-    State.VOID: "void: nothing of it can land any more, the money is free again",
+    State.REPLACING: "being replaced by an attempt that spends the same nonce UTxO; only one can be on the chain",
+    State.CANCELLING: "being cancelled: its UTxOs return to the wallet",
+    State.VOID: "void: it can never be on the chain, the money is available again",
     State.REJECTED: "rejected; nothing was signed",
-    State.DENIED: "denied, or nobody decided in time; nothing was signed",
+    State.DENIED: "denied, or not approved in time; nothing was signed",
 }
 """What each state means for the money, for people to read."""
 

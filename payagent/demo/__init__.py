@@ -50,25 +50,25 @@ def _open(on: Stage, say: Say) -> None:
     say(f"   wallet    {on.wallet.address}")
     on.control("faucet", {"address": on.wallet.address, "lovelace": str(FUNDS_LOVELACE)})
     on.start_daemon()
-    say(f"   daemon    {on.daemon.url}, a process of its own, is ready")
+    say(f"   daemon    {on.daemon.url}, its own process, is ready")
     on.until("the faucet's money arrives", lambda: _available(on, LOVELACE) == FUNDS_LOVELACE)
-    say(f"   The faucet sent {format_ada(FUNDS_LOVELACE)}; the daemon saw it on the chain and booked it.")
+    say(f"   The faucet sent {format_ada(FUNDS_LOVELACE)}. The daemon saw it on the chain and recorded it.")
 
 
 def _pay_with_shares(on: Stage, say: Say) -> None:
     say("")
-    say("2. A paid call, with revenue shares")
+    say("2. A paid request, with revenue shares")
     call = _Call(on, "What is a proof of stake?")
     say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
-    say("   The client hands that 402 to payagent, which answers before it sends anything:")
+    say("   The client passes the 402 to payagent, which answers before it submits anything:")
     payment = call.pay()
     _tell_payment(payment, say)
     served = call.retry()
-    say(f"   In a block and confirmed. The client repeats its call with the proof and is served: {served}")
+    say(f"   In a block and confirmed. The client retries with the proof and is served: {served}")
     again = call.pay()
     require(again["id"] == payment["id"], "the same 402 made a second payment")
     verify.transactions(on, before=call.transactions_before, count=1)
-    say("   The same 402 handed in once more is the same payment; the chain shows one transaction.")
+    say("   The same 402 again is the same payment; the chain shows one transaction.")
 
 
 def _pay_with_tokens(on: Stage, say: Say) -> None:
@@ -84,7 +84,7 @@ def _pay_with_tokens(on: Stage, say: Say) -> None:
     call.retry()
     left = _available(on, TOKEN)
     require(left == TOKENS - 270, f"{left} tokens are left, not {TOKENS - 270}")
-    say(f"   Served. Of {TOKENS} tokens {left} are left; the ADA that must ride along counted against the limits.")
+    say(f"   Served. {left} of {TOKENS} tokens are left; the min-ADA counted against the limits.")
 
 
 def _pay_flux(on: Stage, say: Say) -> None:
@@ -111,17 +111,17 @@ def _survive_kill(on: Stage, say: Say) -> None:
     say(f"   Paying with transaction {payment['tx_hash']}.")
     on.until("the submission arrives", lambda: _was_submitted(on))
     process = on.daemon.kill()
-    say(f"   The network took it and stays silent. At that moment: kill -9 of process {process}.")
+    say(f"   The network accepted it but does not answer. Now: kill -9 of process {process}.")
     on.control("faults", {"clear": True})
     on.start_daemon()
     found = on.api("GET", f"/v1/payments/{payment['id']}")
     require(found["tx_hash"] == payment["tx_hash"], "the restarted daemon has another transaction")
-    say(f"   Started again, it finds payment {found['id']} and asks the chain.")
+    say(f"   After a restart it finds payment {found['id']} and reads the chain.")
     again = call.pay()
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
     verify.transactions(on, before=call.transactions_before, count=1)
-    say("   The same 402 again: the same payment, the same proof, and the call is served. The chain")
+    say("   The same 402 again: the same payment, the same proof, and the request is served. The chain")
     say("   shows one transaction.")
 
 
@@ -136,10 +136,10 @@ def _use_up_a_batch(on: Stage, say: Say) -> None:
         paid = answer.headers.get("x-payagent-payment")
         require((paid is not None) == (number == 0), f"call {number} of the batch has the payment {paid}")
         if paid is not None:
-            say(f"   One 402 sells {BATCH} calls. The proxy pays it, and the client sees only its answer.")
+            say(f"   One 402 sells {BATCH} calls. The proxy pays it, and the client sees only the answers.")
     _require_prepaid(on, bought=BATCH, used=BATCH)
     verify.transactions(on, before=before, count=1)
-    say(f"   {BATCH} calls, one transaction. Bought {BATCH}, used {BATCH}, left 0; the merchant says so too.")
+    say(f"   {BATCH} calls, one transaction. Bought {BATCH}, used {BATCH}, left 0; the merchant agrees.")
 
 
 def _top_up(on: Stage, say: Say) -> None:
@@ -152,11 +152,11 @@ def _top_up(on: Stage, say: Say) -> None:
     require(done["state"] == "done", f"the top-up ended as {done}")
     _require_prepaid(on, bought=3 * BATCH, used=BATCH)
     verify.transactions(on, before=before, count=2)
-    say(f"   12 ADA were ordered: two batches of 6 ADA. {2 * BATCH} calls are left; the merchant agrees.")
+    say(f"   A top-up of 12 ADA bought two batches of 6 ADA. {2 * BATCH} calls are left; the merchant agrees.")
     served = on.through_proxy(b'{"message": "And one call of the top-up"}')
     require(served.is_success and "x-payagent-payment" not in served.headers, "the top-up was not used")
     _require_prepaid(on, bought=3 * BATCH, used=BATCH + 1)
-    say("   A call is served from it, without a payment.")
+    say("   A request is served from the balance, without a payment.")
 
 
 def _topup(on: Stage, order: Json) -> Json:
@@ -176,15 +176,15 @@ def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
 
 def _close(on: Stage, say: Say) -> None:
     say("")
-    say("8. The books")
-    on.until("nothing is on its way", lambda: _held(on) == 0)
+    say("8. The ledger")
+    on.until("nothing is in flight", lambda: _held(on) == 0)
     balance = on.api("GET", "/v1/ledger/balance")
     for row in balance["balances"]:
         say(f"   {_amount(row['asset'], row['units']):>18}  {_account(on, row['account'])}")
     chain = verify.books(on, balance["balances"])
-    say("   All postings sum to zero, for each asset.")
-    told = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
-    say(f"   The chain shows {told} at the wallet's address. The ledger says the same, to the unit.")
+    say("   The postings of each asset sum to zero.")
+    amounts = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
+    say(f"   The chain shows {amounts} at the wallet's address. The ledger agrees, to the unit.")
 
 
 class _Call:
@@ -256,12 +256,12 @@ def _held(on: Stage) -> int:
 
 def _account(on: Stage, account: str) -> str:
     words = {
-        "wallet": "in the wallet, free",
+        "wallet": "in the wallet, available",
         "held": "in the wallet, held for payments",
         "fees": "paid as fees",
-        "external": "came from outside",
-        f"merchant:{on.devnet.merchant_url}": "paid to the merchant, and used",
-        f"prepaid:{on.devnet.merchant_url}": "paid to the merchant for calls to come",
+        "external": "received from outside",
+        f"merchant:{on.devnet.merchant_url}": "paid to the merchant and used",
+        f"prepaid:{on.devnet.merchant_url}": "prepaid at the merchant",
     }
     return words.get(account, account)
 

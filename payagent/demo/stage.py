@@ -43,7 +43,7 @@ per_payment = "1000"
 per_day = "5000"
 """
 _TOPUP = """
-# What is called to buy prepaid balance.
+# The request that buys prepaid balance.
 [merchants.t.topup]
 path = "/payments/topup"
 body = "{}"
@@ -104,14 +104,14 @@ class Daemon:
         code = self._running().poll()
         require(code is None, f"the daemon ended with exit code {code}")
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The last lines of its log."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join(text.splitlines()[-8:])
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise DemoFailed("the daemon does not run")
+            raise DemoFailed("the daemon is not running")
         return self._process
 
 
@@ -149,7 +149,7 @@ class Stage:
 
     def set_merchant(self, **settings: object) -> None:
         answer = self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=settings)
-        require(answer.is_success, f"the merchant did not take its settings: {answer.text[:300]}")
+        require(answer.is_success, f"the merchant refused its settings: {answer.text[:300]}")
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """A client's request to the merchant's /chat."""
@@ -167,7 +167,7 @@ class Stage:
         with self.waiting() as progress:
             while not reached():
                 waited_s = time.monotonic() - started_s
-                require(waited_s < PATIENCE_S, f"waited {PATIENCE_S:.0f} s in vain: {what}")
+                require(waited_s < PATIENCE_S, f"timed out after {PATIENCE_S:.0f} s: {what}")
                 progress(f"   waiting: {what} ({waited_s:.0f} s)")
                 time.sleep(POLL_S)
 
@@ -199,7 +199,7 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
         try:
             yield Stage(devnet, daemon, wallet, http, waiting)
         except DemoFailed as failed:
-            raise DemoFailed(f"{failed}\nThe daemon's last words:\n{daemon.last_words()}") from None
+            raise DemoFailed(f"{failed}\nThe daemon's last log lines:\n{daemon.last_lines()}") from None
         finally:
             daemon.stop()
 

@@ -17,18 +17,18 @@ PAGE_ROWS = 100
 def paid(on: Stage, payment: Json) -> None:
     """Check that the chain shows the exact fee and each output exactly once."""
     fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
-    require(fees == payment["fee"], f"the chain says that the fee was {fees}, the daemon says {payment['fee']}")
+    require(fees == payment["fee"], f"the fee is {fees} on the chain, {payment['fee']} in the daemon")
     shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
     there = [(out["address"], part["unit"], part["quantity"]) for out in shown for part in out["amount"]]
     for output in payment["outputs"]:
         wanted = (output["address"], output["asset"], output["units"])
-        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} once")
+        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} exactly once")
 
 
 def transactions(on: Stage, *, before: int, count: int) -> None:
     """Check that the wallet has `count` more transactions than `before`."""
     made = len(transactions_of(on)) - before
-    require(made == count, f"the chain shows {made} transactions for this call, not {count}")
+    require(made == count, f"the chain shows {made} transactions for this request, not {count}")
 
 
 def transactions_of(on: Stage) -> list[Any]:

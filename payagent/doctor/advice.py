@@ -25,19 +25,19 @@ from payagent.store.rows import limit_counters as spending
 from payagent.unix_peer import peer_pid_and_uid
 
 
-def look_at_choices(settings: Settings, config: Path) -> list[CheckResult]:
+def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
     """Settings that could be safer, by key, each with what to do. All are warnings.
 
     On the devnet no real money is at stake, so advice about real money is left out.
     """
-    told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings)]
-    told += [*_signed_less(settings), *_apps(settings)]
+    choices = [*_open_listeners(settings), *_open_files(settings, config), *_wide_limits(settings)]
+    choices += [*_signed_less(settings), *_apps(settings)]
     for name, merchant in settings.merchants.items():
-        told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
+        choices += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if not settings.is_devnet:
-        told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
-    told += _signer(settings.api.socket)
-    return [CheckResult(name, why, is_warning=True) for name, why in told]
+        choices += [*_few_providers(settings), *_shallow_depths(settings), *_no_webhook(settings)]
+    choices += _signer(settings.api.socket)
+    return [CheckResult(name, why, is_warning=True) for name, why in choices]
 
 
 Choice = tuple[str, str]
@@ -48,31 +48,31 @@ def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
     """Settings that allow a merchant new payees, any price, or payments without service."""
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:
-        yield "pin", 'off: a new address is paid unasked; write "first_use", or the addresses as pay_to'
+        yield "pin", 'off: new addresses are paid without approval; set "first_use", or list them in pay_to'
     if is_real and merchant.price_rise_percent_max is None:
-        yield "price_rise_percent_max", "off: any price within the limits is paid unasked; write 25"
+        yield "price_rise_percent_max", "off: any price within the limits is paid without approval; set 25"
     if is_real and merchant.payments_in_flight_max is None:
-        yield "payments_in_flight_max", "off: its invoices can hold the whole wallet; write 100"
+        yield "payments_in_flight_max", "off: its invoices can hold the whole wallet; set 100"
     if merchant.stop_after_unserved is None:
-        yield "stop_after_unserved", "off: it may take and not serve for as long as the limits last; write 3"
+        yield "stop_after_unserved", "off: it may take money without serving until a limit is reached; set 3"
     if merchant.allow_private_network:
         yield (
             "allow_private_network",
-            "true: its name may lead calls into your network; only where it is meant to be there",
+            "true: requests may reach your private network; set it only if the merchant is there",
         )
 
 
-def _open_doors(settings: Settings) -> Iterator[Choice]:
+def _open_listeners(settings: Settings) -> Iterator[Choice]:
     if settings.api.is_remote:
         yield (
             "api.listen",
-            "other machines reach it, and a stolen token works there; a tunnel to a loopback port does not",
+            "other machines can reach it and use a stolen token; prefer a tunnel to a loopback port",
         )
     if settings.api.allowed_hosts:
         names = ", ".join(sorted(settings.api.allowed_hosts))
         yield (
             "api.allowed_hosts",
-            f"calls to {names} are let in; keep only names that nobody else can point at this machine",
+            f"requests to {names} are accepted; keep only names that nobody else can point at this machine",
         )
     for index, provider in enumerate(settings.chain.providers):
         if (risk := provider.risk) is not None:
@@ -81,12 +81,12 @@ def _open_doors(settings: Settings) -> Iterator[Choice]:
 
 def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
     if config.stat().st_mode & stat.S_IROTH:
-        yield "config", f"every user can read whom you pay and what may be spent; run: chmod o-rwx {config}"
+        yield "config", f"every user can read your merchants and limits; run: chmod o-rwx {config}"
     passphrase = settings.keystore.passphrase_file
     if passphrase is not None and passphrase.parent.is_dir():
         folder = passphrase.parent.stat()
         if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
-            what = f"others can replace what lies in {passphrase.parent}; move it to a folder of its own (0700)"
+            what = f"others can replace files in {passphrase.parent}; move it to a folder of its own (0700)"
             yield "keystore.passphrase_file", what
 
 
@@ -100,25 +100,25 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
     days = {LOVELACE: limits.per_day_lovelace} | {token.asset: token.per_day_units for token in limits.assets}
     for asset, per_day in days.items():
         if limits.caps[asset] > per_day:
-            yield _key("per_transaction", asset), "above per_day; take it back once the large sum was moved"
+            yield _key("per_transaction", asset), "above per_day; lower it after the large transfer"
         if limits.day_caps[asset] > 2 * max(per_day, limits.caps[asset]):
-            yield _key("signed_per_day", asset), "above twice per_day; take it back once the large sum was moved"
+            yield _key("signed_per_day", asset), "above twice per_day; lower it after the large transfer"
 
 
 def _signed_less(settings: Settings) -> Iterator[Choice]:
     """Spending limits above what the signer allows, which therefore have no effect."""
     filed = settings.limits
-    told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
-    told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
+    rows = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
+    rows += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
-        told += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
-    for asset, window, units in dict.fromkeys(told):
+        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
+    for asset, window, units in dict.fromkeys(rows):
         less = None if units is None else filed.signed_less(Window(window), asset, units)
         if less is not None:
             yield (
                 _key(window, asset),
-                f"{units} is above {less[0]}, {less[1]}, which bounds first: raise that and start again, or lower "
-                "the limit",
+                f"{units} has no effect above {less[0]}, which is {less[1]}; raise that and restart the daemon, "
+                "or lower the limit",
             )
 
 
@@ -133,7 +133,7 @@ def _apps(settings: Settings) -> Iterator[Choice]:
                 fix = f'payagent limits set --app {app.name} --per-day "5 ADA"'
                 yield (
                     f"app {app.name}",
-                    f"it has no limits of its own: a stolen token spends all that you allow; {fix}",
+                    f"it has no limits of its own: a stolen token can spend up to the wallet's limits; run: {fix}",
                 )
 
 
@@ -146,10 +146,7 @@ def _signer(path: Path) -> Iterator[Choice]:
         (launcher,) = _children(daemon)
         (signer,) = _children(launcher)
         if re.search(r"^VmLck:\s+0 kB$", Path(f"/proc/{signer}/status").read_text(), re.MULTILINE):
-            yield (
-                "signer",
-                "its memory can be swapped out; give the daemon LimitMEMLOCK=64M, as config/payagent.service does",
-            )
+            yield "signer", "its memory can be swapped to disk; set LimitMEMLOCK=64M as in config/payagent.service"
 
 
 def _children(pid: int) -> list[int]:
@@ -157,24 +154,24 @@ def _children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-def _one_word(settings: Settings) -> Iterator[Choice]:
+def _few_providers(settings: Settings) -> Iterator[Choice]:
     providers = settings.chain.providers
     if len(providers) == 1:
-        yield "chain.providers", "one alone is taken at its word; name a second one, of another operator"
+        yield (
+            "chain.providers",
+            "payagent believes whatever the only one says; add a second one of another operator",
+        )
     elif len({urlsplit(provider.base_url).hostname for provider in providers}) == 1:
-        yield "chain.providers", "all are of one host: who lies there lies twice; name one of another operator"
+        yield "chain.providers", "all are on one host, which can lie for all of them; add one of another operator"
 
 
-def _soon(settings: Settings) -> Iterator[Choice]:
+def _shallow_depths(settings: Settings) -> Iterator[Choice]:
     """Depths below those that exactly-once.md assumes."""
     for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
         if getattr(settings.payments, key) < depth:
-            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; leave it out"
+            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; remove it"
 
 
-def _untold(settings: Settings) -> Iterator[Choice]:
+def _no_webhook(settings: Settings) -> Iterator[Choice]:
     if settings.alerts.webhook_url is None:
-        yield (
-            "alerts.webhook_url",
-            "nobody is told when something is wrong but who reads the log; name a server of yours",
-        )
+        yield "alerts.webhook_url", "not set: alerts are only in the log; set the URL of a server of yours"

@@ -19,7 +19,7 @@ from payagent.settings.schema import ProviderSettings, Settings
 T = TypeVar("T")
 
 
-async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
+async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
     """Check every provider: reachable, on our network, newest block and clock in step with ours."""
     findings = []
     for index, (called, provider) in enumerate(settings.chain.named.items()):
@@ -40,18 +40,15 @@ async def _provider(provider: ProviderSettings, name: str, network: str, now_ms:
         is_view_only = await source.lacks_submit()
     finally:
         await source.aclose()
-    beginning, told = _value("genesis", genesis), _value("parameters", parameters)
     newest = _value("newest block", tip)
     view = ChainView(NETWORKS[network])
-    view.learn_genesis(beginning)
-    view.learn_parameters(told)
+    view.learn_genesis(_value("genesis", genesis))
+    view.learn_parameters(_value("parameters", parameters))
     view.tip, view.problem = newest, None
     require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # a fast clock makes blocks look old
     slot = view.require_in_step(now_ms())
     if is_view_only:
-        raise Refused(
-            "chain_not_ready", "it has no /tx/submit: put cardano-submit-api there, behind the same address"
-        )
+        raise Refused("chain_not_ready", "it has no /tx/submit: serve cardano-submit-api at the same address")
     return (
         f"{provider.base_url}: {network}, block {newest.height}, newest block {max(slot - newest.slot, 0)} s old"
     )
@@ -60,4 +57,4 @@ async def _provider(provider: ProviderSettings, name: str, network: str, now_ms:
 def _value(what: str, read: Read[T]) -> T:
     if isinstance(read, Found):
         return read.value
-    raise Refused("chain_not_ready", f"its {what} could not be read: {getattr(read, 'reason', 'not there')}")
+    raise Refused("chain_not_ready", f"cannot read its {what}: {getattr(read, 'reason', 'not found')}")

@@ -44,7 +44,7 @@ from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keystore import read_header
 
 
-def look_at_files(
+def check_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
 ) -> list[CheckResult]:
     """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
@@ -75,7 +75,7 @@ def _files(
     if settings.api.tls_key_file is not None:
         yield finding("TLS", lambda: _tls(settings))
     if os.path.lexists(data_dir / WORDS_FILE):
-        yield _left(settings)
+        yield _words_on_disk(settings)
 
 
 def _config(settings: Settings, config: Path, looked_for: Iterable[Path], environ: Mapping[str, str]) -> str:
@@ -89,7 +89,7 @@ def _config(settings: Settings, config: Path, looked_for: Iterable[Path], enviro
 
 def _private(path: Path) -> str:
     if not path.exists():
-        raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
+        raise Refused("config_invalid", f"{path} is missing; create it with `payagent init`")
     return require_private(path)
 
 
@@ -102,15 +102,15 @@ def _data_folder(path: Path) -> str:
 
 
 def _socket_folder(folder: Path) -> str:
-    return require_own_folder(folder) if folder.exists() else f"{folder} is made when the daemon starts"
+    return require_own_folder(folder) if folder.exists() else f"{folder} is created when the daemon starts"
 
 
 def _keystore(settings: Settings) -> str:
     header = read_header(settings.data_dir / KEYSTORE_FILE)
     if header.network.name != settings.network:
-        raise Refused("keystore_invalid", f"it is of {header.network.name}, the config says {settings.network}")
+        raise Refused("keystore_invalid", f"it is for {header.network.name}, the config says {settings.network}")
     if header.account != settings.keystore.account:
-        raise Refused("keystore_invalid", f"it is of account {header.account}, see keystore.account")
+        raise Refused("keystore_invalid", f"it is for account {header.account}, see keystore.account")
     return f"{header.network.name}, account {header.account}, {header.address}"
 
 
@@ -124,8 +124,8 @@ def _ledger(settings: Settings) -> CheckResult:
     path = settings.data_dir / LEDGER_FILE
     with suppress(Refused), opened(path) as conn:
         if lacking := lacking_migrations(conn):
-            told = f"{path} is of an older payagent (it lacks {', '.join(lacking)})"
-            return CheckResult("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
+            what = f"{path} was written by an older payagent (it lacks {', '.join(lacking)})"
+            return CheckResult("ledger", f"{what}; the next start updates it", is_warning=True)
     return finding("ledger", lambda: _books(settings))
 
 
@@ -134,7 +134,7 @@ def _books(settings: Settings) -> str:
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
-        known = {key: about.meta(conn, key) for key in ("network", "address")}
+        recorded = {key: about.meta(conn, key) for key in ("network", "address")}
         sums: dict[str, int] = {}
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
@@ -143,12 +143,12 @@ def _books(settings: Settings) -> str:
     if any(sums.values()):
         raise Refused("ledger_changed", f"the postings in {path} do not sum to zero")
     if broken is not None:
-        raise Refused("ledger_changed", f"the events in {path} are changed from event {broken} on")
+        raise Refused("ledger_changed", f"the events in {path} were changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
-    for key, value in known.items():
+    for key, value in recorded.items():
         if None not in (value, ours[key]) and value != ours[key]:
-            raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
-    return "its triggers are there, its postings sum to zero, its events are one unbroken chain"
+            raise Refused("config_invalid", f"{path} is for {key} {value}, not {ours[key]}")
+    return "triggers are complete, postings sum to zero, the event chain is unbroken"
 
 
 def _set_at_run_time(settings: Settings) -> str:
@@ -157,12 +157,12 @@ def _set_at_run_time(settings: Settings) -> str:
         limits, added = spending.limits(conn), merchants.everybody(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
     hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
-    told = [f"{len(limits)} limits and {len(added)} merchants"]
-    told += [f"instead of merchants.{name} of the config file" for name in hidden]
+    parts = [f"{len(limits)} limits and {len(added)} merchants"]
+    parts += [f"overrides merchants.{name} of the config file" for name in hidden]
     payable = origins | {one.origin for name, one in settings.merchants.items() if name not in hidden} | {ANY}
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
-    told += [f"limits at {origin}, which is no merchant's origin now" for origin in gone]
-    return ", ".join(told)
+    parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
+    return ", ".join(parts)
 
 
 def _own_address(settings: Settings) -> str | None:
@@ -175,15 +175,15 @@ def _own_address(settings: Settings) -> str | None:
 
 def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
     read(path)
-    return f"{path} is there and private"
+    return f"{path} exists and is private"
 
 
-def _left(settings: Settings) -> CheckResult:
+def _words_on_disk(settings: Settings) -> CheckResult:
     """Recovery words still on disk. On the devnet they protect no money, so it is only a warning."""
-    told = f"{settings.data_dir / WORDS_FILE} holds them in clear: whoever reads it has the money"
+    what = f"{settings.data_dir / WORDS_FILE} holds them unencrypted: anyone who reads it can take the money"
     if settings.is_devnet:
-        return CheckResult("recovery words", told, is_warning=True)
-    return CheckResult("recovery words", told, Refused("words_left", told))
+        return CheckResult("recovery words", what, is_warning=True)
+    return CheckResult("recovery words", what, Refused("words_left", what))
 
 
 def _tls(settings: Settings) -> str:
@@ -195,18 +195,18 @@ def _tls(settings: Settings) -> str:
 
 def _signing_key(path: Path) -> str:
     signing_key(read_secret_file(path))
-    return f"{path} is there and private"
+    return f"{path} exists and is private"
 
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find the passphrase. The passphrase is not tried."""
     found = passphrase_file(settings, environ, can_ask=True)
     if found is None:
-        return f"asked on a terminal at the start, unless the service has the credential {CREDENTIAL_NAME}"
+        return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
     if found.path != settings.keystore.passphrase_file:
         return f"systemd credential {CREDENTIAL_NAME}"
     read_secret_file(found.path, private=found.private)
-    return f"{found.path} is there{' and private' if found.private else ''}"
+    return f"{found.path} exists{' and is private' if found.private else ''}"
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:
@@ -215,7 +215,7 @@ def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Chec
         passphrase = passphrase_file(settings, environ, can_ask=True)
         plan = sandbox_plan(settings, config, passphrase)
     except (OSError, Refused) as error:
-        return CheckResult("fence", f"it cannot be told: {error}", is_warning=True)
+        return CheckResult("fence", f"cannot be checked: {error}", is_warning=True)
     if plan.open:
         return CheckResult("fence", "; ".join(plan.open), is_warning=True)
     return CheckResult("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))

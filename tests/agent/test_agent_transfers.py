@@ -73,7 +73,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
         }
         behind = told_of(run.context.conn, row.id)
         assert behind is not None
-        assert (behind["coins"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
+        assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
 
 
 async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
@@ -96,7 +96,7 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
         assert (again.id, is_new, is_new_again) == (row.id, True, False)
         behind = told_of(run.context.conn, again.id)
         assert behind is not None
-        assert behind["coins"] == 1
+        assert behind["utxos"] == 1
 
 
 @pytest.mark.parametrize("pure", [(), (1_000_000,)], ids=["nothing else", "crumbs"])

@@ -80,7 +80,7 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
     """So that who is cut off before the answer came has it all the same."""
     before = await add(api)
     mine = plant("a token of the caller's making", "pa_" + "m" * 43)
-    renew = "/v1/apps/bot/token"
+    renew = "/v1/apps/bot/rotate-token"
     told = (await api.http.post(renew, json={"token": mine})).json()
     assert told["token"] == mine
     headers = {"authorization": f"Bearer {mine}"}
@@ -142,13 +142,13 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
         continue
 
 
-@pytest.mark.parametrize("end", ["revoke", "token"])
+@pytest.mark.parametrize("end", ["revoke", "rotate-token"])
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         (PAY, None),
         ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
-        ("/v1/apps/bot/token", {}),
+        ("/v1/apps/bot/rotate-token", {}),
         ("/v1/limits", {"limits": {"per_day": "5000000"}}),
         ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
     ],
@@ -166,7 +166,7 @@ async def test_a_call_whose_token_ends_before_its_body_came_does_nothing(
     assert (await api.http.get(PAY)).json()["payments"] == []
     told = (await api.http.get("/v1/apps")).json()["apps"]
     assert "made" not in {one["name"] for one in told}
-    assert [one["active"] for one in told if one["name"] == "bot"] == [end == "token"]
+    assert [one["active"] for one in told if one["name"] == "bot"] == [end == "rotate-token"]
     assert {one["set_by"] for one in (await api.http.get("/v1/limits")).json()["limits"]} == {"config"}
 
 
@@ -203,7 +203,7 @@ async def _with_late_body(
 async def test_a_new_token_ends_the_one_before(api: Api) -> None:
     await add(api)
     before = api.as_("bot")
-    renewed = (await api.http.post("/v1/apps/bot/token", json={})).json()
+    renewed = (await api.http.post("/v1/apps/bot/rotate-token", json={})).json()
     require_problem(await before.get("/v1/limits"), "unauthorized")
     headers = {"Authorization": f"Bearer {plant('the next token', renewed['token'])}"}
     async with httpx.AsyncClient(base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False) as after:
@@ -248,7 +248,7 @@ async def test_an_expiry_beyond_the_last_date_is_shown_as_the_last_date(api: Api
 async def test_an_app_cannot_grant_a_scope_that_it_lacks(api: Api) -> None:
     client = api.as_("operator")
     require_problem(await client.post("/v1/apps", json={"name": "x", "scopes": ["approve"]}), "forbidden")
-    require_problem(await client.post("/v1/apps/payer/token", json={}), "forbidden")
+    require_problem(await client.post("/v1/apps/payer/rotate-token", json={}), "forbidden")
     assert (await client.post("/v1/apps", json={"name": "y", "scopes": ["operate"]})).status_code == 201
     require_problem(await client.post("/v1/apps/operator/revoke"), "forbidden")
 

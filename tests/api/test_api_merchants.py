@@ -149,6 +149,6 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     assert (answer.status_code, problem["retryable"]) == (403, False)
     [rejected] = (await guarded.http.get("/v1/payments?state=rejected")).json()["payments"]
     assert rejected["reason"]["code"] == "merchant_stopped"
-    told = (await guarded.as_("operator").post("/v1/merchants/t/reopen")).json()
+    told = (await guarded.as_("operator").post("/v1/merchants/t/resume")).json()
     assert (told["strikes"], told["stopped_at"]) == (0, None)
     await guarded.pay("second")

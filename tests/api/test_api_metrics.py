@@ -38,19 +38,19 @@ async def test_numbers_follow_what_happens(api: Api) -> None:
     spent = 13_000_000 + int(str(row["fee"]))
     held = await numbers(api)
     assert held['payagent_payments{state="in_flight"}'] == 1
-    assert held['payagent_merchant_in_flight{merchant="t"}'] == 1
+    assert held['payagent_merchant_payments_in_flight{merchant="t"}'] == 1
     assert held['payagent_wallet_units{asset="lovelace",part="held"}'] == spent
-    left = 'payagent_limit_left_units{limit="per_day",asset="lovelace"}'
+    left = 'payagent_limit_remaining_units{limit="per_day",asset="lovelace"}'
     assert before[left] - held[left] == spent
     assert (
-        held['payagent_provider_calls_total{provider="devnet"}']
-        > (before['payagent_provider_calls_total{provider="devnet"}'])
+        held['payagent_provider_requests_total{provider="devnet"}']
+        > (before['payagent_provider_requests_total{provider="devnet"}'])
     )
     assert held["payagent_events_total"] > before["payagent_events_total"]
     await api.run.settle_down()
     after = await numbers(api)
     assert after['payagent_payments{state="confirmed"}'] == 1
-    assert after["payagent_chain_height"] == held["payagent_chain_height"] + 1
+    assert after["payagent_chain_tip_height"] == held["payagent_chain_tip_height"] + 1
     assert after['payagent_wallet_units{asset="lovelace",part="held"}'] == 0
 
 

@@ -60,10 +60,10 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "get /v1/wallet/utxos",
         "post /v1/apps",
         "post /v1/apps/{name}/revoke",
-        "post /v1/apps/{name}/token",
+        "post /v1/apps/{name}/rotate-token",
         "post /v1/limits",
         "post /v1/merchants/{name}/pins",
-        "post /v1/merchants/{name}/reopen",
+        "post /v1/merchants/{name}/resume",
         "post /v1/merchants/{name}/unpin",
         "post /v1/merchants",
         "post /v1/merchants/{name}/remove",
@@ -80,7 +80,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "post /v1/resume",
         "post /v1/wallet/send",
         "post /v1/wallet/split",
-        "post /v1/wallet/thaw",
+        "post /v1/wallet/unfreeze",
     }
     assert "http://" not in answer.text.replace("http://127.0.0.1", "")
     assert "https://" not in answer.text

@@ -24,7 +24,7 @@ async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
     assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two can ever be there"
-    assert (await api.http.get("/v1/wallet")).json()["coins"]["pending"] == 1
+    assert (await api.http.get("/v1/wallet")).json()["utxos"]["pending"] == 1
 
 
 async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api) -> None:

@@ -21,7 +21,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     held = {"available": "400000000", "held": str(spent), "total": "500000000"}
     assert await totals(api) == {"lovelace": held}
     wallet = (await api.http.get("/v1/wallet")).json()
-    assert wallet["coins"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
+    assert wallet["utxos"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
     assert wallet["chain"]["tip_height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
@@ -106,7 +106,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
             again = await api.http.post("/v1/wallet/send", json=order, headers=key)
             assert (sent.status_code, again.status_code) == (201, 200), sent.text
             behind = sent.json()["left_behind"]
-            assert (behind["coins"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
+            assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
             assert "[[limits.assets]]" in behind["detail"]
             assert again.json()["left_behind"] == behind
             await run.agent.sending.drain(10)
@@ -183,12 +183,12 @@ async def test_a_unfreeze_clears_what_its_caller_has_seen(api: Api) -> None:
     assert (await api.http.get("/v1/wallet")).json()["frozen_by"] == [first, second]
     assert (await api.as_("payer").get("/v1/wallet")).json()["frozen_by"] is None
     for seen in (None, first, [1], [first, "F" * 64]):
-        answer = await api.http.post("/v1/wallet/thaw", json={"seen": seen})
+        answer = await api.http.post("/v1/wallet/unfreeze", json={"seen": seen})
         assert (answer.status_code, answer.json()["code"], answer.json()["key"]) == (400, "bad_request", "seen")
-    answer = await api.http.post("/v1/wallet/thaw", json={"seen": [first]})
+    answer = await api.http.post("/v1/wallet/unfreeze", json={"seen": [first]})
     assert (answer.status_code, answer.json()["code"]) == (409, "foreign_spend_unseen")
     assert second in answer.json()["detail"]
-    answer = await api.http.post("/v1/wallet/thaw")
+    answer = await api.http.post("/v1/wallet/unfreeze")
     assert answer.json() == {"tx": second, "txs": [first, second]}
-    answer = await api.http.post("/v1/wallet/thaw", json={"seen": []})
+    answer = await api.http.post("/v1/wallet/unfreeze", json={"seen": []})
     assert answer.json() == {"tx": None, "txs": []}

@@ -201,7 +201,7 @@ async def test_one_that_lands_late_is_seen_before_anything_is_signed(world: Worl
 async def test_a_provider_that_does_not_answer_keeps_nobody_from_restoring(world: World) -> None:
     lost = await lost_payment(world)
     again, restored = await put_back(world, lost.backup, "http://127.0.0.1:1/api/v0")
-    assert "could not be read" in str(restored.differences)
+    assert "cannot read its genesis" in str(restored.differences)
     await pass_quiet(world)
     async with again.run() as run:
         await run.look()

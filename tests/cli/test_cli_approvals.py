@@ -31,10 +31,10 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     (payment,) = listed.json["payments"]
     assert (waits.error["code"], waits.error["payment"]) == ("awaiting_approval", payment["id"])
     assert "payments approve" in asking.payagent("pay", file, "--merchant", "t", "--human").err
-    assert "\n1 payment waits for a person: " in "\n" + asking.payagent("payments", "list", "--human").err
+    assert "\n1 payment waits for approval: " in "\n" + asking.payagent("payments", "list", "--human").err
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     reason = "ADA, more than 5 ADA"
-    for told in (reason, "takes at most", "calls that it buys", "pay_to", "6", "per payment", "operator"):
+    for told in (reason, "costs at most", "calls bought", "pay_to", "6", "per payment", "operator"):
         assert told in shown, shown
     approved = asking.payagent("payments", "approve", payment["id"])
     assert approved.code == 0, approved.err
@@ -51,12 +51,12 @@ def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
     assert reason["code"] == "above_threshold"
     told = asking.payagent(*dry, "--human")
     assert told.code == 10
-    assert "asks a person" in told.out
+    assert "needs approval" in told.out
     assert "more than 5 ADA" in told.out
     asking.settings(batch=4)
     file = asking.folder / "batch.json"
     file.write_text('{"message": "a batch"}')
-    topup = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data", file, "--dry-run")
+    topup = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data-file", file, "--dry-run")
     told = asking.payagent(*topup, "--human")
     asking.settings(batch=1)
     assert (told.code, "more than 5 ADA" in told.out) == (10, True), told.err
@@ -109,7 +109,7 @@ def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(a
 def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -> None:
     asking.settings(batch=10)
     (asking.folder / "call.json").write_text('{"message": "a batch, please"}')
-    order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data")
+    order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data-file")
     command = spawn(
         *(*order, asking.folder / "call.json", "--config", asking.config),
         stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -
     assert command.stderr is not None
     told = command.stderr.readline()
     (payment,) = asking.payagent("payments", "list", "--state", "awaiting_approval").json["payments"]
-    said = f"{payment['id']} waits for a person: payagent payments approve {payment['id']}, or deny it.\n"
+    said = f"{payment['id']} waits for approval: payagent payments approve {payment['id']}, or deny it.\n"
     assert told == said
     assert asking.payagent("payments", "deny", payment["id"]).code == 0
     shown = asking.payagent("payments", "show", payment["id"], "--human").out

@@ -56,7 +56,7 @@ def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
     result = shop.payagent("app", "add", "shown", "--human")
     token = plant("the token that people see", result.out.split()[-1])
     assert token.startswith("pa_")
-    assert "only its hash is kept" in result.err
+    assert "stores only its hash" in result.err
     assert token not in shop.payagent("app", "list").out
     again = shop.payagent("app", "add", "shown")
     assert (again.code, again.error["code"]) == (2, "app_exists")
@@ -72,7 +72,7 @@ def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balance
 
 def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     before = added(shop, "renewed")
-    result = shop.payagent("app", "token", "renewed", "--expires", "90d")
+    result = shop.payagent("app", "rotate-token", "renewed", "--expires", "90d")
     assert shop.payagent("limits", "--token-file", before).code == 5
     after = kept(shop, "renewed-again", result)
     assert shop.payagent("limits", "--token-file", after).code == 0
@@ -82,7 +82,7 @@ def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
 def test_the_operators_own_new_token_lies_where_the_command_finds_it(shop: Shop) -> None:
     file = shop.data_dir / "operator.token"
     before = file.read_text().strip()
-    result = shop.payagent("app", "token", "operator")
+    result = shop.payagent("app", "rotate-token", "operator")
     assert result.code == 0, result.err
     assert (file.read_text().strip(), stat.S_IMODE(file.stat().st_mode)) == (result.json["token"], 0o600)
     assert result.json["token"] != before
@@ -111,17 +111,17 @@ def step(frame, event, _):
 def code(*command):
     told = io.StringIO()
     code = run([*command, "--config", config], Terminal(io.StringIO(), io.StringIO(), told))
-    return code if code != 5 or "is left of a renewal that was cut off" in told.getvalue() else -5
+    return code if code != 5 or "a renewal was interrupted" in told.getvalue() else -5
 
 for count in range(1_000):
     child = os.fork()
     if child == 0:
         left = count
         sys.settrace(lambda frame, event, _: step(frame, event, _))
-        code("app", "token", "operator")
+        code("app", "rotate-token", "operator")
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(ended, code("limits"), code("app", "token", "operator"), code("limits"), flush=True)
+    print(ended, code("limits"), code("app", "rotate-token", "operator"), code("limits"), flush=True)
     if ended == 0:
         break
 """
@@ -159,7 +159,7 @@ def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
 def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> None:
     told = shop.payagent("limits", "set", "--per-day", "200001 ADA", "--per-month", "900000 ADA")
     assert told.code == 0
-    assert "per_day is above what the signer lets out: limits.signed_per_day is 200000 ADA" in told.err
+    assert "per_day is above the signer's limit: limits.signed_per_day is 200000 ADA" in told.err
     assert "per_month" not in told.err
     told = shop.payagent("limits", "set", "--per-day", "200000 ADA", "--per-month", "config")
     assert (told.code, told.err) == (0, "")
@@ -169,7 +169,7 @@ def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> Non
 def test_a_limit_of_a_token_that_cannot_leave_at_all_is_said_to_let_nothing_out(shop: Shop) -> None:
     told = shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "500")
     assert told.code == 0
-    assert "total is above what the signer lets out: limits.per_transaction is 0 units" in told.err
+    assert "total is above the signer's limit: limits.per_transaction is 0 units" in told.err
     assert shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "config").err == ""
 
 
@@ -203,7 +203,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
         ("app", "add", "x", "--expires", "2020-01-01"),
         ("app", "add", "x", "--scope", "all"),
         ("app", "revoke", "nobody"),
-        ("app", "token", "nobody"),
+        ("app", "rotate-token", "nobody"),
     ],
     ids=" ".join,
 )

@@ -35,7 +35,7 @@ def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
     folder = tmp_path_factory.mktemp("again")
     made = shop.payagent("backup", folder / "wallet.tar")
     assert (made.code, made.json["payments"]) == (0, 1), made.err
-    assert "Not in it: the keystore's passphrase" in made.err
+    assert "Not in the backup: the keystore's passphrase" in made.err
     assert shop.payagent("pay", shop.saved("lost"), "--merchant", "t").code == 0
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     data_dir = shop.folder / "again"
@@ -72,16 +72,16 @@ def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:
 def test_a_restore_says_what_the_books_do_not_know(again: Again) -> None:
     chain = again.said["chain"]
     assert isinstance(chain, dict)
-    assert (chain["checked"], chain["gone"]["coins"], chain["unknown"]["coins"]) == (True, 1, 1)
+    assert (chain["checked"], chain["gone"]["utxos"], chain["unknown"]["utxos"]) == (True, 1, 1)
 
 
 def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path) -> None:
     config = shop.config_of(shop.folder / "people")
     told = invoke("restore", again.backup, "--config", config, "--human").out
     shutil.rmtree(shop.folder / "people")
-    assert re.search(r"1 coins of the ledger are not on the chain any more: \d+\.\d+ ADA", told)
-    assert re.search(r"1 coins on the chain are not in the ledger: \d+\.\d+ ADA", told)
-    assert "Nothing is signed before " in told
+    assert re.search(r"1 UTxOs of the ledger are not on the chain: \d+\.\d+ ADA", told)
+    assert re.search(r"1 UTxOs on the chain are not in the ledger: \d+\.\d+ ADA", told)
+    assert "The daemon signs nothing before " in told
 
 
 def test_the_head_of_a_backup_is_one_that_the_living_ledger_still_has(shop: Shop, again: Again) -> None:

@@ -1,4 +1,4 @@
-"""`payagent wallet passphrase`: the same words under another passphrase, or the file as it was."""
+"""`payagent wallet change-passphrase`: the same words under another passphrase, or the file as it was."""
 
 import json
 import os
@@ -34,7 +34,8 @@ def made(tmp_path: Path) -> Path:
 
 
 def change(folder: Path) -> list[str | Path]:
-    return ["wallet", "passphrase", "--config", folder / "config.toml", "--new-passphrase-file", folder / "new"]
+    places = ("--config", folder / "config.toml", "--new-passphrase-file", folder / "new")
+    return ["wallet", "change-passphrase", *places]
 
 
 def words_of(folder: Path, passphrase: str) -> str | None:
@@ -119,8 +120,8 @@ def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
 
 
 def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
-    with at_terminal("wallet", "passphrase", "--config", made / "config.toml") as session:
-        for question, answer in (("Passphrase for the keystore", NEW), ("The same again", NEW)):
+    with at_terminal("wallet", "change-passphrase", "--config", made / "config.toml") as session:
+        for question, answer in (("Passphrase for the keystore", NEW), ("Repeat it", NEW)):
             session.expect(question)
             session.type(answer)
         assert session.end() == 0
@@ -129,7 +130,7 @@ def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
 
 
 def test_a_pipe_must_name_a_file(made: Path) -> None:
-    result = invoke("wallet", "passphrase", "--config", made / "config.toml")
+    result = invoke("wallet", "change-passphrase", "--config", made / "config.toml")
     assert (result.code, result.error["code"]) == (2, "usage")
 
 

@@ -144,7 +144,7 @@ def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
     file = shop.saved("from the only one")
     quote = shop.payagent("pay", file, "--dry-run")
     assert quote.json["origin"] == shop.devnet.merchant_url
-    assert f"taken for one of t ({shop.devnet.merchant_url})" in quote.err
+    assert f"the only merchant, t ({shop.devnet.merchant_url})" in quote.err
     added = shop.payagent("merchants", "add", "other", "--origin", "https://api.example.com")
     assert added.code == 0, added.err
     assert shop.payagent("pay", file, "--dry-run").code == 2
@@ -237,7 +237,7 @@ def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
     assert (refused.code, refused.error["code"]) == (5, "unauthorized")
     missing = shop.payagent("wallet", "--token-file", shop.folder / "none")
     assert (missing.code, missing.error["code"]) == (2, "config_invalid")
-    assert "how to come by a new one" in missing.error["detail"]
+    assert "how to get a new one" in missing.error["detail"]
     unseen = shop.payagent("wallet", "--token-file", shop.folder / ("x" * 300))
     assert (unseen.code, unseen.error["code"]) == (2, "config_invalid"), unseen.err
     assert "cannot be read" in unseen.error["detail"]
@@ -432,7 +432,7 @@ def test_doctor_finds_all_well_and_then_what_is_not(shop: Shop) -> None:
     finally:
         keystore.chmod(0o600)
     assert ill.code == 5
-    (line,) = [line for line in ill.out.splitlines() if line.startswith("BAD") and "keystore" in line]
+    (line,) = [line for line in ill.out.splitlines() if line.startswith("FAIL") and "keystore" in line]
     assert "0600" in line
     assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
 

@@ -366,7 +366,7 @@ def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> Non
     before = len(street.shop.payments())
     got = fetch(street.shop, f"{street.shop.devnet.merchant_url}/x402/moved")
     assert got.code == 4, got.err
-    assert "the merchant answered 307, to /x402/elsewhere, which is not followed" in got.err
+    assert "the merchant answered 307; the redirect to /x402/elsewhere was not followed" in got.err
     assert len(street.shop.payments()) == before + 1
     assert fetch(street.shop, f"{street.shop.devnet.merchant_url}/x402/moved").code == 0
     assert len(street.shop.payments()) == before + 1
@@ -374,7 +374,7 @@ def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> Non
 
 def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     for merchant in street.shop.payagent("merchants").json["merchants"]:
-        assert street.shop.payagent("merchants", "reopen", merchant["name"]).code == 0
+        assert street.shop.payagent("merchants", "resume", merchant["name"]).code == 0
     street.shop.settings(confirmations=8)
     words = (street.chat, "-d", '{"message": "later"}')
     ended = hurried(street, *words)
@@ -415,7 +415,7 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
     with at_terminal(*words) as session:
         session.expect("confirmed, ")
         session.interrupt()
-        session.expect("goes on, and the same command finds it")
+        session.expect("continues. Run the same command")
         assert session.end() == 130
     before = len(street.shop.payments())
     street.shop.settings(confirmations=1)

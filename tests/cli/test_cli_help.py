@@ -30,6 +30,7 @@ def test_every_command_explains_itself_with_an_example(path: str) -> None:
     text = help_of(path, command)
     assert "Example:" in text
     assert text.split("Example:")[1].split("\n")[1].strip().startswith(("payagent", "curl"))
+    assert not command.get_short_help_str(55).endswith("..."), "it does not fit one line of its group's help"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{path} {parameter.name}"
@@ -91,7 +92,7 @@ def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) 
 def test_the_command_alone_shows_its_help_and_that_is_no_error() -> None:
     shown = invoke()
     assert (shown.code, shown.out, shown.error["code"]) == (2, "", "usage")
-    assert shown.error["detail"] == "no command is given"
+    assert shown.error["detail"] == "no command given"
     out, err = io.StringIO(), io.StringIO()
     assert run([], Terminal(io.StringIO(), out, err, forced_json=False)) == 2
     assert err.getvalue().startswith("Usage: payagent ")
@@ -112,7 +113,7 @@ def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:
 
 def test_a_devnet_tells_people_how_to_get_money() -> None:
     process = spawn("devnet", "--human", stdout=subprocess.PIPE)
-    shown = "".join(iter(process.stdout.readline, "An invoice:\n"))
+    shown = "".join(iter(process.stdout.readline, "Get an invoice:\n"))
     process.terminate()
     process.communicate(timeout=60)
     assert "/devnet/faucet" in shown

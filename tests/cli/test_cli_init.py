@@ -66,7 +66,10 @@ def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
     assert settings.network == "devnet"
     assert settings.chain.providers[0].base_url == CHAIN
     assert (settings.merchants["t"].origin, settings.merchants["t"].partner) == (MERCHANT, "demo")
-    assert "`auto_below`, the first top-up can be paid as soon" in (tmp_path / "config.toml").read_text()
+    assert (
+        "`auto_below` in [merchants.t.topup], the first top-up may follow at once"
+        in (tmp_path / "config.toml").read_text()
+    )
     assert settings.data_dir == tmp_path / "data"
     assert settings.keystore.passphrase_file == tmp_path / "passphrase"
 

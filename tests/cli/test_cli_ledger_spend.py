@@ -48,7 +48,7 @@ def test_people_see_ada_and_a_total_and_programs_see_units(paid: Shop) -> None:
     assert paid.payagent("ledger", "spend", "--human", "--text", "nothing is so").out == "(none)\n"
     refused = paid.payagent("ledger", "spend", "--by", "week")
     assert (refused.code, refused.error["code"]) == (2, "usage")
-    assert "'week' is none of merchant, app, day, month, asset" in refused.error["detail"]
+    assert "'week' is not one of merchant, app, day, month, asset" in refused.error["detail"]
 
 
 def test_a_text_is_looked_for_in_all_that_names_a_payment(paid: Shop) -> None:

@@ -76,17 +76,17 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert (refused.code, refused.error["code"]) == (8, "awaiting_approval")
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
-    assert "proof shown   auto: 1 block deep, as accepted before" in shown
+    assert "ready       auto: 1 block deep, as accepted before" in shown
     assert "POST /chat   ADA         1         13 ADA" in shown
-    assert "price rise    25 % at most" in shown
+    assert "price rise  25 % at most" in shown
 
 
 def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:
     assert [row["name"] for row in guarded.payagent("merchants").json["merchants"]] == ["t"]
     assert guarded.payagent("merchants", "--human").out.split()[:3] == ["name", "origin", "ready"]
-    for command in (("show", "u"), ("reopen", "u"), ("pin", "u", NEW)):
+    for command in (("show", "u"), ("resume", "u"), ("pin", "u", NEW)):
         refused = guarded.payagent("merchants", *command)
         assert (refused.code, refused.error["code"]) == (2, "not_found")
     wrong = guarded.payagent("merchants", "pin", "t", "addr1nonsense")
     assert (wrong.code, wrong.error["code"]) == (2, "bad_request")
-    assert guarded.payagent("merchants", "reopen", "t").json["strikes"] == 0
+    assert guarded.payagent("merchants", "resume", "t").json["strikes"] == 0

@@ -15,7 +15,7 @@ def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(clo
         daemon.kill()
         assert (paused.code, paused.err, again.code) == (0, "", 0)
         assert (again.json["reason"], again.json["already"]) == ("the token leaked", True)
-        assert "paused already" in again.err
+        assert "already paused" in again.err
         assert "another one" in (shop.folder / "daemon.log").read_text()
         daemon.wait(20)
     (shop.folder / "s").unlink()  # the socket that a killed daemon leaves
@@ -31,7 +31,7 @@ def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(clo
         assert "the token leaked" in refused.error["detail"]
         assert shop.payments() == []
         until(lambda: "chain" not in checks(shop.config)["daemon"]["detail"], "the chain is not seen")
-        assert shop.payagent("resume", "--human").out == "payagent signs.\n"
+        assert shop.payagent("resume", "--human").out == "payagent signs again.\n"
         assert shop.payagent("pay", shop.saved("after it"), "--merchant", "t").code == 0
     finally:
         second.terminate()

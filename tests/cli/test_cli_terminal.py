@@ -77,10 +77,10 @@ def test_it_does_not_wait_on_and_on_for_a_chain_that_nobody_sees(monkeypatch: py
     monkeypatch.setattr(import_module("payagent.cli.pay"), "UNSEEN_MAX_S", 0)
     code, talk = waited(Waiting("chain_not_ready"))
     assert code == 8
-    assert "cannot be seen: no provider tells its tip. The payment goes on" in talk
+    assert "cannot be read: no provider tells its tip. The payment continues" in talk
     code, talk = waited(Waiting("foreign_spend"))
     assert code == 0, "what is signed lands while nothing more is signed"
-    assert "cannot be seen" not in talk
+    assert "cannot be read" not in talk
 
 
 def test_sending_asks_first(shop: Shop) -> None:
@@ -116,16 +116,16 @@ def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
             ("Origin of a merchant", "http://127.0.0.1:2"),
             ("short name", "shop"),
             ("Passphrase", "short"),
-            ("The same again", "short"),
+            ("Repeat it", "short"),
         ):
             session.expect(question)
             session.type(answer)
         session.expect("at least 8 characters")
-        for question in ("Passphrase", "The same again"):
+        for question in ("Passphrase", "Repeat it"):
             session.expect(question)
             session.type(PASSPHRASE)
         session.expect("Press Enter")
-        shown = session.seen.split("shown this once.")[1]
+        shown = session.seen.split("they are not shown again.")[1]
         session.type("")
         assert session.end() == 0
     words = [part for part in shown.split("Press Enter")[0].split() if not part.isdigit()]

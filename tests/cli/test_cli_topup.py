@@ -89,11 +89,11 @@ def test_without_waiting_it_is_pending_and_what_stops_it_is_told(shop: Shop) -> 
 def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -> None:
     data = shop.folder / "call.json"
     data.write_text('{"message": "hello"}')
-    topup = ("prepaid", "topup", "t", "--amount", "13 ADA", "--path", "/chat", "--data", data)
+    topup = ("prepaid", "topup", "t", "--amount", "13 ADA", "--path", "/chat", "--data-file", data)
     for _ in range(2):
         planned = shop.payagent(*topup, "--dry-run")
         assert (planned.code, planned.json["prepaid"], planned.json["unit"]) == (10, True, "calls")
-    assert "serves this call" in shop.payagent(*topup, "--dry-run", "--human").out
+    assert "serves this request" in shop.payagent(*topup, "--dry-run", "--human").out
     ended = shop.payagent(*topup)
     assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (0, "done", "merchant_sells_none")
     assert ended.json["payments"] == []
@@ -106,5 +106,5 @@ def test_usage_errors_are_reported_before_anything_is_ordered(shop: Shop) -> Non
         (("nobody", "--amount", "5 ADA"), "merchant_not_allowed"),
     ):
         assert shop.payagent("prepaid", "topup", *arguments).error["code"] == code
-    assert shop.payagent("prepaid", "topup", "t", "--amount", "5 ADA", "--data", "-").code == 2
+    assert shop.payagent("prepaid", "topup", "t", "--amount", "5 ADA", "--data-file", "-").code == 2
     assert shop.payagent("prepaid", "topups").json == before

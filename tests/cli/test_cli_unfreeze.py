@@ -1,4 +1,4 @@
-"""`payagent wallet thaw` at a terminal: it shows what froze the wallet, and clears no more than it has shown."""
+"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears no more."""
 
 from kit.cli import Shop, checks, running, until
 from kit.terminal import at_terminal
@@ -45,7 +45,7 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
     with running(shop):
         until(lambda: len(shop.payagent("wallet", "utxos").json["utxos"]) == 3, "no deposit")
         first = spend_elsewhere(shop)
-        with at_terminal("wallet", "thaw", "--config", shop.config) as session:
+        with at_terminal("wallet", "unfreeze", "--config", shop.config) as session:
             session.expect(first)
             session.expect("[y/N]")
             second = spend_elsewhere(shop)
@@ -53,12 +53,12 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
             session.expect(second)
             assert session.end() == 2
         assert frozen_by(shop) == [first, second]
-        refused = shop.payagent("wallet", "thaw", "--seen", first)
+        refused = shop.payagent("wallet", "unfreeze", "--reviewed", first)
         assert (refused.code, refused.error["code"]) == (2, "foreign_spend_unseen")
-        unfrozen = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
+        unfrozen = shop.payagent("wallet", "unfreeze", "--reviewed", first, "--reviewed", second)
         assert unfrozen.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []
-        assert shop.payagent("wallet", "thaw", "--human").out == "Nothing was frozen.\n"
+        assert shop.payagent("wallet", "unfreeze", "--human").out == "Nothing was frozen.\n"
 
 
 def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_that(closed_shop: Shop) -> None:
@@ -77,7 +77,7 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         assert resumed.out == "The pause is over.\n"
         assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
         shop.payagent("pause")
-        unfrozen = shop.payagent("wallet", "thaw", "--human")
-        assert unfrozen.out == f"Thawed. Frozen by {tx}.\n"
+        unfrozen = shop.payagent("wallet", "unfreeze", "--human")
+        assert unfrozen.out == f"Unfrozen. It was frozen by {tx}.\n"
         assert "Still not signing: an operator has paused signing" in unfrozen.err
-        assert shop.payagent("resume", "--human").out == "payagent signs.\n"
+        assert shop.payagent("resume", "--human").out == "payagent signs again.\n"

@@ -26,7 +26,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
-from payagent.doctor.files import look_at_files
+from payagent.doctor.files import check_files
 from payagent.log import Redactor, configure_logging
 from payagent.outbound.webhook import Webhook, signature, signing_key
 from payagent.settings.loading import load_settings
@@ -393,7 +393,7 @@ def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None
     settings = load_settings(config, {})
 
     def found() -> Refused | None:
-        (one,) = [one for one in look_at_files(settings, config, {}) if one.name == "webhook secret"]
+        (one,) = [one for one in check_files(settings, config, {}) if one.name == "webhook secret"]
         return one.problem
 
     assert found() is None

@@ -24,7 +24,7 @@ from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.doctor.advice import look_at_choices
+from payagent.doctor.advice import check_choices
 from payagent.settings.loading import load_settings
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
@@ -325,9 +325,9 @@ def test_doctor_tells_of_a_signer_whose_memory_can_be_swapped_out(
     config = folder / "config.toml"
     process, _ = start(folder, limits)
     try:
-        told = [one.detail for one in look_at_choices(load_settings(config, {}), config) if one.name == "signer"]
+        told = [one.detail for one in check_choices(load_settings(config, {}), config) if one.name == "signer"]
         assert bool(told) == is_told
         assert all("LimitMEMLOCK=64M" in detail for detail in told)
     finally:
         assert stop(process)[0] == 0
-    assert [one for one in look_at_choices(load_settings(config, {}), config) if one.name == "signer"] == []
+    assert [one for one in check_choices(load_settings(config, {}), config) if one.name == "signer"] == []

@@ -39,7 +39,7 @@ from payagent.agent.base.ports import SystemClock
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.doctor.chain import look_at_chain
+from payagent.doctor.chain import check_chain
 from payagent.secret_file import require_out_of_reach, require_unchanged_by_others
 from payagent.settings.loading import config_places, load_settings
 from payagent.store.db.lease import require_local
@@ -403,7 +403,7 @@ def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_wri
 async def test_a_clock_far_ahead_is_named_by_the_doctor_and_no_provider_blamed(folder: Path) -> None:
     """To such a clock the newest block is old."""
     settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
-    [found] = await look_at_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
+    [found] = await check_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
     assert re.search(r"the local clock is 3[56]\d\d s ahead", found.detail), found
 
 

@@ -56,7 +56,7 @@ A provider's list may lack a UTxO for days, and each search lists all transactio
 RECHECKS_MAX = 10
 """Most rechecks in one pass: a pass comes every 20 to 40 seconds, and providers count requests by the day."""
 
-log = structlog.get_logger("payagent.foreign")
+log = structlog.get_logger("payagent.agent")
 
 
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:

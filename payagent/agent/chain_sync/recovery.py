@@ -61,7 +61,7 @@ ALERT_SUBJECT = "foreign"
 Why = Literal["foreign_spend", "forgotten_spend"]
 """The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
 
-log = structlog.get_logger("payagent.scan")
+log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

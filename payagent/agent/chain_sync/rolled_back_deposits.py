@@ -29,7 +29,7 @@ from payagent.store.rows.payments import PaymentRow
 
 SUBJECT = "anchor:"
 
-log = structlog.get_logger("payagent.vanished")
+log = structlog.get_logger("payagent.agent")
 
 
 class RolledBackDeposits:

@@ -25,7 +25,7 @@ PATIENCE_S = 4.0
 TURN = 100
 """After this many steps in a row without waiting, other tasks may run."""
 
-log = structlog.get_logger("payagent.watch")
+log = structlog.get_logger("payagent.agent")
 
 
 class WorkerPool:

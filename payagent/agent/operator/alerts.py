@@ -34,7 +34,7 @@ RETRY_EVERY_MS = 21_600_000
 RETRY_FOR_MS = 259_200_000
 """How long delivery of an alert is retried: after three days it is no longer news."""
 
-log = structlog.get_logger("payagent.alerts")
+log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     """
     app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     if app.id == by.id:
-        told = f"the call has its token: give it a new one instead, payagent app token {app.name}"
+        told = f"the call has its token: give it a new one instead, payagent app rotate-token {app.name}"
         raise Refused("forbidden", told)
     _require_no_more(app.scopes, by)
 

@@ -27,7 +27,7 @@ _TAKEN = re.compile(
 )
 """Keys that a reload applies, except for the parts of them that `needing_a_start` names."""
 
-log = structlog.get_logger("payagent.config")
+log = structlog.get_logger("payagent.agent")
 
 
 class ConfigReload:

@@ -16,7 +16,7 @@ from payagent.store.rows.pauses import Pause
 
 _SUBJECT = "pause"
 
-log = structlog.get_logger("payagent.pause")
+log = structlog.get_logger("payagent.agent")
 
 
 async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:

@@ -194,7 +194,7 @@ DAY_MS = 86_400_000
 PAUSE_FIRST_MS = 3_600_000
 """Pause after an automatic top-up that failed. Each further failure doubles it, up to a day."""
 
-log = structlog.get_logger("payagent.topup")
+log = structlog.get_logger("payagent.agent")
 
 
 async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:

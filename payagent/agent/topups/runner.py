@@ -93,7 +93,7 @@ _ENDS_ORDER = {
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
-log = structlog.get_logger("payagent.topup")
+log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ TURNS_MAX = 3
 REST_S = 1.0
 """Seconds between checks while no payment waits and nothing was to be done."""
 
-log = structlog.get_logger("payagent.line")
+log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

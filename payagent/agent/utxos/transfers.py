@@ -126,7 +126,7 @@ class Leftovers:
     @property
     def view(self) -> dict[str, object]:
         """The form in the record and the API."""
-        told = {"coins": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
+        told = {"utxos": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
         return told | {"detail": self.detail}
 
 

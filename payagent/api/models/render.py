@@ -161,7 +161,7 @@ def address_view(terms: AgentConfig, chain: ChainView, now_ms: int) -> Json:
         "network": terms.network.name,
         "address": terms.own.text,
         "assets": None,
-        "coins": None,
+        "utxos": None,
         "frozen_by": None,
         "chain": _chain_view(chain, now_ms),
     }
@@ -183,7 +183,7 @@ def wallet_view(
             {"asset": asset, **{part: str(units) for part, units in parts.items()}}
             for asset, parts in wallet_units(utxos, balances).items()
         ],
-        "coins": {state: states.count(state) for state in UTXO_STATES},
+        "utxos": {state: states.count(state) for state in UTXO_STATES},
         "frozen_by": list(chain.foreign),
         "chain": _chain_view(chain, now_ms),
     }

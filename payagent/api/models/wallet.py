@@ -44,7 +44,7 @@ class LeftBehind(BaseModel):
     `assets` names the first eight of them; `detail` tells why, and how to come by the ADA.
     """
 
-    coins: int
+    utxos: int
     lovelace: Units
     assets: list[str]
     detail: str
@@ -63,7 +63,7 @@ class AssetBalance(BaseModel):
     total: Units
 
 
-class CoinCounts(BaseModel):
+class UtxoCounts(BaseModel):
     free: int
     reserved: int
     pending: int
@@ -80,12 +80,12 @@ class ChainStatus(BaseModel):
 
 
 class Wallet(BaseModel):
-    """`assets`, `coins` and `frozen_by` are null for a token that only pays: they tell what other apps do."""
+    """`assets`, `utxos` and `frozen_by` are null for a token that only pays: they tell what other apps do."""
 
     network: str
     address: str
     assets: list[AssetBalance] | None
-    coins: CoinCounts | None
+    utxos: UtxoCounts | None
     frozen_by: Annotated[list[Hex] | None, Field(description="What spent coins elsewhere, and nobody has thawed.")]
     chain: ChainStatus
 

@@ -49,12 +49,12 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 
 
 @router.post(
-    "/v1/apps/{name}/token",
+    "/v1/apps/{name}/rotate-token",
     summary="Give an app a new token",
     responses=gives(AppWithToken, 200),
     openapi_extra=takes(RotateToken),
 )
-async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
+async def rotate_token(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
     expires_at_ms, own = read_token_order(await caller.json_body(request))
     if own is not None and was_given(caller.context.conn, hash_token(own)):

@@ -83,9 +83,9 @@ async def drop_pin(name: str, request: Request, caller: Operator) -> JsonRespons
 
 
 @router.post(
-    "/v1/merchants/{name}/reopen", summary="Let a merchant be paid again", responses=gives(MerchantDetails, 200)
+    "/v1/merchants/{name}/resume", summary="Let a merchant be paid again", responses=gives(MerchantDetails, 200)
 )
-async def lift_stop(name: str, caller: Operator) -> JsonResponse:
+async def resume(name: str, caller: Operator) -> JsonResponse:
     """What it does not serve is counted anew from here on."""
     await reopen(caller.context, caller.app.id, name)
     return _known(caller, name)

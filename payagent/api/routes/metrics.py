@@ -1,10 +1,9 @@
-"""/metrics: how the daemon does, in numbers, for a monitoring system. A token for read is asked for.
+"""/metrics: the daemon's state as numbers for a monitoring system. Needs a token with the scope read or operate.
 
-What is in the ledger is counted there, so that it outlives the process; refusals and calls are counted since its
-start.
+Refusals and provider requests are counted since the process started. All other numbers are the current state.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: names an address, an app or a payment; tells an
-amount but those of the wallet as a whole.
+May import: core, agent, store, the rest of api, FastAPI.
+Never: names an address, an app or a payment; shows an amount other than the wallet's own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from payagent.store.rows import alerts, events, journal, merchants, payments, to
 from payagent.store.rows import attempts_and_utxos as queries
 
 Checks = Callable[[], Mapping[str, str | None]]
-"""What is wrong with each thing that is looked at; None: nothing."""
+"""The problem that each check found; None if it passed."""
 
 
 def metrics_router(checks: Checks) -> APIRouter:
@@ -34,7 +33,7 @@ def metrics_router(checks: Checks) -> APIRouter:
 
     @router.get("/metrics", summary="Numbers for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
-        """Prometheus text. Counters of refusals and calls begin anew with the process; all else is of now."""
+        """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
         context, found = caller.context, checks()
         refusals = dict(sorted(context.refusals.items()))
         text = await run_in_threadpool(lambda: write(families(context, found, refusals)))
@@ -46,10 +45,10 @@ def metrics_router(checks: Checks) -> APIRouter:
 def families(
     context: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
 ) -> Iterator[Family]:
-    """Every number, in the order in which it is told."""
-    well = {name: int(problem is None) for name, problem in checks.items()}
-    yield Family("payagent_up", "gauge", "1 while what is looked at is well.", by_label("check", well))
-    yield Family("payagent_refusals_total", "counter", "Refusals, by their code.", by_label("code", refusals))
+    """Every metric, in the order of the answer."""
+    passed = {name: int(problem is None) for name, problem in checks.items()}
+    yield Family("payagent_up", "gauge", "1 if the check passes.", by_label("check", passed))
+    yield Family("payagent_refusals_total", "counter", "Refusals, by code.", by_label("code", refusals))
     yield from _payments(context)
     yield from _wallet(context)
     yield from _merchants(context)
@@ -58,11 +57,11 @@ def families(
 
 def _payments(context: AgentContext) -> Iterator[Family]:
     states = {state.value: 0 for state in State} | payments.payments_by_state(context.conn)
-    yield Family("payagent_payments", "gauge", "Payments by their state.", by_label("state", states))
+    yield Family("payagent_payments", "gauge", "Payments, by state.", by_label("state", states))
     open_topups = alone(len(topups.all_open(context.conn)))
-    yield Family("payagent_topups_open", "gauge", "Top-ups that are under way.", open_topups)
+    yield Family("payagent_topups_open", "gauge", "Top-ups in progress.", open_topups)
     raised = by_label("kind", alerts.counts_raised(context.conn))
-    yield Family("payagent_alerts_raised", "gauge", "Alerts that are raised, by kind.", raised)
+    yield Family("payagent_alerts_raised", "gauge", "Raised alerts, by kind.", raised)
     last_seq, _ = events.last_event(context.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
@@ -72,7 +71,7 @@ def _wallet(context: AgentContext) -> Iterator[Family]:
     yield Family(
         "payagent_wallet_units",
         "gauge",
-        "What the wallet has of an asset, in its units: available, held for payments, in all.",
+        "Units of an asset in the wallet: available, held for payments, and in total.",
         tuple(
             ({"asset": asset, "part": part}, number)
             for asset, parts in units.items()
@@ -81,15 +80,15 @@ def _wallet(context: AgentContext) -> Iterator[Family]:
     )
     limits = [one for one in standing(context) if one.limit.scope == WALLET]
     yield Family(
-        "payagent_limit_left_units",
+        "payagent_limit_remaining_units",
         "gauge",
-        "What a limit of the wallet leaves.",
+        "Units left under a limit of the wallet.",
         tuple(({"limit": one.limit.window, "asset": one.limit.asset}, one.left_units or 0) for one in limits),
     )
     yield Family(
-        "payagent_limit_most_units",
+        "payagent_limit_units",
         "gauge",
-        "What a limit of the wallet is.",
+        "A limit of the wallet, in units.",
         tuple(({"limit": one.limit.window, "asset": one.limit.asset}, one.limit.most_units) for one in limits),
     )
 
@@ -98,41 +97,42 @@ def _merchants(context: AgentContext) -> Iterator[Family]:
     names = {merchant.name: origin for origin, merchant in sorted(context.terms.merchants.items())}
     unserved_streak = {name: merchants.unserved_streak(context.conn, origin) for name, origin in names.items()}
     yield Family(
-        "payagent_merchant_strikes",
+        "payagent_merchant_unserved_streak",
         "gauge",
-        "Payments in a row that a merchant took and did not serve.",
+        "Payments in a row that the merchant did not serve.",
         by_label("merchant", {name: one.count for name, one in unserved_streak.items()}),
     )
     yield Family(
         "payagent_merchant_stopped",
         "gauge",
-        "1 where nothing is bought any more.",
+        "1 if payments to the merchant are stopped.",
         by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in unserved_streak.items()}),
     )
-    on_way = {name: merchants.in_flight(context.conn, origin) for name, origin in names.items()}
+    in_flight = {name: merchants.in_flight(context.conn, origin) for name, origin in names.items()}
     yield Family(
-        "payagent_merchant_in_flight",
+        "payagent_merchant_payments_in_flight",
         "gauge",
-        "Payments to a merchant that are in no block yet.",
-        by_label("merchant", on_way),
+        "Payments to the merchant that are in no block yet.",
+        by_label("merchant", in_flight),
     )
 
 
 def _providers(context: AgentContext) -> Iterator[Family]:
     tip = context.chain.tip
     yield Family(
-        "payagent_provider_calls_total",
+        "payagent_provider_requests_total",
         "counter",
-        "Calls to a provider.",
+        "Requests to the provider since the start.",
         by_label("provider", {source.name: source.calls for source in context.sources}),
     )
     yield Family(
         "payagent_provider_failures_total",
         "counter",
-        "Calls to a provider that told nothing.",
+        "Failed requests to the provider since the start.",
         by_label("provider", {source.name: source.failures for source in context.sources}),
     )
-    heard = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
-    yield Family("payagent_provider_heard", "gauge", "1 while a provider is heard.", by_label("provider", heard))
+    healthy = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
+    is_healthy = by_label("provider", healthy)
+    yield Family("payagent_provider_healthy", "gauge", "1 if the provider is believed.", is_healthy)
     height = alone(None if tip is None else tip.height)
-    yield Family("payagent_chain_height", "gauge", "The height of the newest block that is known.", height)
+    yield Family("payagent_chain_tip_height", "gauge", "Height of the newest known block.", height)

@@ -91,8 +91,8 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 
 
 @router.post(
-    "/v1/wallet/thaw",
-    summary="Sign again after coins were spent elsewhere",
+    "/v1/wallet/unfreeze",
+    summary="Allow signing again after an external spend",
     responses=gives(UnfreezeResult, 200),
     openapi_extra=takes(UnfreezeWallet, may_be_absent=True),
 )
