@@ -232,7 +232,7 @@ def safe(data: Path, tmp_path: Path) -> Path:
         ('per_day = "10"', 'per_day = "10"\nper_transaction = "11"', "limits.per_transaction of", "lower it"),
         (
             'listen = "127.0.0.1:0"',
-            'listen = "127.0.0.1:0"\nhosts = ["pay.example"]',
+            'listen = "127.0.0.1:0"\nallowed_hosts = ["pay.example"]',
             "api.allowed_hosts",
             "pay.example",
         ),
