@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.tokens import PREFIX
-from payagent.api.models.parse import read_key
+from payagent.api.models.base import read_key
 from payagent.api.routes.auth import PAY
 from payagent.core.money import parse_bound
 from payagent.core.problems import Refused

@@ -15,7 +15,8 @@ from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_wit
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
-from payagent.api.models.render_receipt import receipt_view
+from payagent.api.models.payments import Payment
+from payagent.api.models.receipt import Receipt
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -90,7 +91,7 @@ def assert_sound(world: World, run: Run) -> None:
     with run.context.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(receipt_view(conn, row, run.context.terms)).encode())
+            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.terms).model_dump()).encode())
             assert list(check_receipt(receipt)) == []
 
 
@@ -209,8 +210,8 @@ class TestTheSameInvoice:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            shown = run.context.view(run.context.payment(row.id))
-            assert (shown["tx_hash"], shown["headers"], shown["ready"]) == (None, {}, False)
+            shown = Payment.of(run.context, run.context.payment(row.id))
+            assert (shown.tx_hash, shown.headers, shown.ready) == (None, {}, False)
             assert_sound(world, run)
         if late:
             world.clock.ahead_ms += LONG_S * 1000

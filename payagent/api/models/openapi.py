@@ -1,45 +1,21 @@
-"""How an operation names the shapes of its body and its answers in /openapi.json.
+"""How an operation names the models of its body and its answers in /openapi.json.
 
-May import: core, api.http, pydantic.
+May import: api.http, the rest of api.models, pydantic. Never: parses or writes a body.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from payagent.api.http.problems import MEDIA_TYPE
+from payagent.api.http.problems import MEDIA_TYPE, ProblemDetails
 from payagent.api.models.apps import CreateApp, RotateToken, SetLimits
 from payagent.api.models.merchants import CreateMerchant, CreatePin
 from payagent.api.models.payments import CreatePayment, ReportDelivery, StreamEvent
 from payagent.api.models.prepaid import CreateTopup, PrepaidQuestion
 from payagent.api.models.wallet import PauseWallet, SendFunds, SplitOrder, UnfreezeWallet
 
-
-class ErrorObject(BaseModel):
-    """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
-
-    message: str
-    code: str
-    type: Literal["payagent_error"]
-
-
-class ProblemDetails(BaseModel):
-    """RFC 9457, with what the refusal means for the money and what to do."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    retryable: bool
-    money: str
-    fix: str
-    error: ErrorObject
-
-
-# what no answer's model brings into the document by itself
+# FastAPI adds the models of answers to the document; these it does not know
 _REFERRED: tuple[type[BaseModel], ...] = (
     CreatePayment,
     ReportDelivery,
@@ -67,7 +43,7 @@ def takes(model: type[BaseModel], *, may_be_absent: bool = False) -> dict[str, A
 
 
 def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers of an operation: these with the model, any other as a problem."""
+    """The answers of an operation: `statuses` have the model, all others are problems."""
     problem = {"schema": {"$ref": _REF.format(model=ProblemDetails.__name__)}}
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses

@@ -21,15 +21,15 @@ from payagent.agent.base.orders import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import PREFIX, ApprovalLinks
 from payagent.agent.operator.limits import names_of
-from payagent.api.http.problems import Json
-from payagent.api.models.render import approval_view
-from payagent.api.routes.approvals import decider_view
+from payagent.api.models.apps import LimitStanding
+from payagent.api.models.payments import Approval
+from payagent.api.routes.approvals import approval_of
 from payagent.core.money import format_ada, format_amount
 from payagent.core.payment import STATES_IN_WORDS
 from payagent.core.policy import Window
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
-from payagent.store.rows import approvals, payments
+from payagent.store.rows import approvals
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -143,44 +143,37 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
-    at_most = payments.hold(context.conn, row.id, "ask")
-    told = approval_view(approval, row, at_most, None) | decider_view(context, row)
-    return [("network", context.terms.network.name), *_rows(row, told, approval)]
+    shown = approval_of(context, row, approval, sees_asked=True)
+    return [("network", context.terms.network.name), *_rows(row, shown)]
 
 
-def _rows(row: PaymentRow, told: Json, approval: ApprovalRow) -> Iterable[Row]:
+def _rows(row: PaymentRow, shown: Approval) -> Iterable[Row]:
     """What is shown for people, in order."""
-    yield from (("why it is asked", reason.detail) for reason in approval.reasons)
-    yield "app", str(told["app"])
+    yield from (("why it is asked", str(reason.detail)) for reason in shown.reasons)
+    yield "app", shown.app
     yield "merchant", str(row.origin)
-    yield "call", str(told["request"] or "not told")
-    yield "calls that it buys", str(told["calls"])
-    plan = approval.plan
-    outputs = plan["outputs"]
-    for output in outputs if isinstance(outputs, list) else []:
-        tokens = "".join(f", {format_amount(asset, int(units))}" for asset, units in output["assets"].items())
-        yield output["role"], f"{format_ada(int(output['lovelace']))}{tokens} to {output['address']}"
-    yield "fee", format_ada(int(str(plan["fee"])))
-    at_most = told["at_most"]
-    for asset, units in at_most.items() if isinstance(at_most, dict) else ():
-        yield "at most", format_amount(asset, int(units))
-    limits = told["limits"]
-    for limit in limits if isinstance(limits, list) else ():
-        yield _limit_name(limit), format_amount(limit["asset"], int(limit["left"]))
-    history = told["history"]
-    if isinstance(history, dict):
-        last_at = history["last_at"]
-        yield "paid there before", "never" if last_at is None else f"{history['paid']} times, last {last_at}"
-    yield "open until", str(told["ends_at"])
+    yield "call", shown.request or "not told"
+    yield "calls that it buys", str(shown.calls)
+    for output in shown.transaction.outputs:
+        tokens = "".join(f", {format_amount(asset, units)}" for asset, units in output.assets.items())
+        yield output.role, f"{format_ada(output.lovelace)}{tokens} to {output.address}"
+    yield "fee", format_ada(shown.transaction.fee)
+    for asset, units in shown.at_most.items():
+        yield "at most", format_amount(asset, units)
+    for limit in shown.limits:
+        yield _limit_name(limit), format_amount(limit.asset, limit.left or 0)
+    paid, last_ms = shown.history.paid, shown.history.last_at
+    yield "paid there before", "never" if last_ms is None else f"{paid} times, last {iso_time(last_ms)}"
+    yield "open until", iso_time(shown.ends_at)
     yield "payment", row.id
-    yield "terms", approval.terms_hash
+    yield "terms", shown.terms_hash
 
 
-def _limit_name(limit: Json) -> str:
+def _limit_name(limit: LimitStanding) -> str:
     """What waits counts already in all that a limit leaves over a time."""
-    of = " ".join(str(limit[part]) for part in ("app", "merchant") if limit[part])
-    name = f"{str(limit['limit']).replace('_', ' ')}{' of ' + of if of else ''}"
-    return f"most {name}" if limit["limit"] == Window.PAYMENT else f"left {name} once it is paid"
+    of = " ".join(part for part in (limit.app, limit.merchant) if part)
+    name = f"{limit.limit.replace('_', ' ')}{' of ' + of if of else ''}"
+    return f"most {name}" if limit.limit == Window.PAYMENT else f"left {name} once it is paid"
 
 
 def _unknown() -> HTMLResponse:

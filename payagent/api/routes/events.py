@@ -6,7 +6,6 @@ to stop.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -18,15 +17,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from payagent.agent.base.payment_view import detail_view
 from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
+from payagent.api.http.problems import to_json
 from payagent.api.models.openapi import streams
 from payagent.api.models.payments import StreamEvent
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import QueryParams, first_of, single_header
 from payagent.core.problems import Refused
-from payagent.core.timestamps import iso_time
 from payagent.store.rows.events import last_event
 from payagent.store.rows.following import PAGE_ROWS, StreamedEvent, events_after
 
@@ -124,12 +122,5 @@ def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[Str
 
 
 def _written(row: StreamedEvent, *, sees_all: bool) -> str:
-    data = {
-        "seq": row.seq,
-        "payment": row.payment_id,
-        "event": row.event,
-        "state": row.state,
-        "detail": detail_view(row.detail, sees_all=sees_all),
-        "at": iso_time(row.at_ms),
-    }
-    return f"id: {row.seq}\nevent: {row.event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+    data = to_json(StreamEvent.of(row, sees_all=sees_all))
+    return f"id: {row.seq}\nevent: {row.event}\ndata: {data}\n\n"

@@ -11,7 +11,7 @@ from payagent.agent.context import AgentContext
 from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
-from payagent.api.models.render import chain_problem, chain_refusal
+from payagent.api.models.wallet import ChainStatus, chain_refusal
 from payagent.core.timestamps import iso_time
 from payagent.store.rows import about, pauses
 
@@ -24,7 +24,7 @@ Check = Callable[[], str | None]
 def find(context: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
     return {
-        "chain": chain_problem(context.chain, context.ports.clock.now_ms()),
+        "chain": ChainStatus.of(context.chain, context.ports.clock.now_ms()).problem,
         "ledger": _ledger_problem(context),
         "sweeps": heartbeat(),
         "signer": signer(),
@@ -38,7 +38,7 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="The process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
-        return JsonResponse({"status": "ok"})
+        return JsonResponse(Health(status="ok"))
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
@@ -46,13 +46,13 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
         found = checks()
         ready = not any(found.values())
         return JsonResponse(
-            {
-                "ready": ready,
-                "code": _code(context, found),
-                "network": context.terms.network.name,
-                "checks": {name: problem or "ok" for name, problem in found.items()},
-                "providers": {name: problem or "ok" for name, problem in context.providers.items()},
-            },
+            Readiness(
+                ready=ready,
+                code=_code(context, found),
+                network=context.terms.network.name,
+                checks={name: problem or "ok" for name, problem in found.items()},
+                providers={name: problem or "ok" for name, problem in context.providers.items()},
+            ),
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},
         )

@@ -3,7 +3,6 @@
 May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes.
 """
 
-import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -18,11 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
-from payagent.api.http.problems import JsonResponse
-from payagent.api.models.ledger import Balances, Entries, Spending, VerifyReport
-from payagent.api.models.openapi import ProblemDetails, gives
-from payagent.api.models.parse import read_asset, time_ms
-from payagent.api.models.render import balance_view, entry_view, spend_view
+from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
+from payagent.api.models.base import GivenAsset, GivenTime
+from payagent.api.models.ledger import Balances, Entries, LedgerEntry, LedgerFinding, Spending, VerifyReport
+from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page, QueryParams
 from payagent.audit.export import Format, export
@@ -65,11 +63,11 @@ router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 class Chosen(QueryParams):
     """Which part of the books. Merchant, app and state are those of an entry's payment."""
 
-    since: Annotated[str | None, Field(description="RFC 3339, with its zone; from then on.")] = None
-    until: Annotated[str | None, Field(description="RFC 3339, with its zone; before then.")] = None
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with its zone; from then on.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with its zone; before then.")] = None
     merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    asset: Annotated[str | None, Field(description="lovelace, or policy and name in hex.")] = None
+    asset: Annotated[GivenAsset | None, Field(description="lovelace, or policy and name in hex.")] = None
     kind: Annotated[Kind | None, Field(description="Of entry.")] = None
     state: State | None = None
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
@@ -77,11 +75,11 @@ class Chosen(QueryParams):
     def selection(self, caller: Caller) -> Selection:
         terms = caller.context.terms
         return Selection(
-            since_ms=None if self.since is None else time_ms(self.since, "since"),
-            until_ms=None if self.until is None else time_ms(self.until, "until"),
+            since_ms=self.since,
+            until_ms=self.until,
             origin=None if self.merchant is None else _origin(self.merchant, terms),
             app=None if self.app is None else caller.app_named(self.app).id,
-            asset=None if self.asset is None else read_asset(self.asset, "asset"),
+            asset=self.asset,
             kind=self.kind,
             state=self.state,
             text=self.text,
@@ -141,7 +139,7 @@ async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonRes
     only = query.selection(caller)
     rows = await run_in_threadpool(_entries, caller.context, query, only)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
-    return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
+    return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
 
 
 def _entries(context: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
@@ -168,8 +166,8 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     """
     only = query.selection(caller)
     if only == journal.EVERYTHING:
-        return JsonResponse(balance_view(journal.balances(caller.context.conn)))
-    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.context, only)))
+        return JsonResponse(Balances.of(journal.balances(caller.context.conn)))
+    return JsonResponse(Balances.of(await run_in_threadpool(_balances, caller.context, only)))
 
 
 def _balances(context: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
@@ -186,7 +184,7 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     """
     context, keys = caller.context, query.keys
     rows = await run_in_threadpool(_spend, context, keys, query.selection(caller))
-    return JsonResponse(spend_view(keys, rows, context.terms))
+    return JsonResponse(Spending.of(keys, rows, context.terms))
 
 
 def _spend(context: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
@@ -259,15 +257,14 @@ def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
             if isinstance(told, AuditFinding):
                 found += 1
                 if found <= FINDINGS_MAX:
-                    row = {"table": told.table, "row": told.row, "what": told.what}
-                    yield ("," if found > 1 else "") + json.dumps(row)
+                    yield ("," if found > 1 else "") + to_json(LedgerFinding.model_validate(told))
             elif isinstance(told, Head):
                 head = told
             else:
                 checked[told.table] = told.rows
                 yield "\n"
-    end = {"clean": not found, "found": found, "head": str(head), "checked": dict(checked)}
-    yield "]," + json.dumps(end)[1:]
+    report = VerifyReport(findings=[], clean=not found, found=found, head=str(head), checked=checked)
+    yield to_json(report).removeprefix('{"findings":[')
 
 
 def _pages(pieces: Iterator[str]) -> Generator[str]:

@@ -12,8 +12,6 @@ from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import Limits, SetLimits
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_limits
-from payagent.api.models.render import limits_view
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
@@ -41,12 +39,12 @@ async def limits(caller: Viewer) -> JsonResponse:
 )
 async def change(request: Request, caller: Operator) -> JsonResponse:
     """At once, for good, and over what the config file says. null: what the config file says counts again."""
-    order = read_limits(await caller.json_body(request))
-    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
+    order = SetLimits.read(await caller.json_body(request))
+    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.limits)
     return _standing(caller)
 
 
 def _standing(caller: Caller) -> JsonResponse:
     context = caller.context
     only_app = None if caller.sees_all else caller.app.id
-    return JsonResponse(limits_view(standing(context, only_app), dict(names_of(context))))
+    return JsonResponse(Limits.of(standing(context, only_app), dict(names_of(context))))

@@ -10,10 +10,8 @@ from starlette.requests import Request
 
 from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant, reopen, standing, unpin
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.merchants import CreateMerchant, CreatePin, MerchantDetails, Merchants
+from payagent.api.models.merchants import CreateMerchant, CreatePin, Merchant, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_new_merchant, read_pin
-from payagent.api.models.render import merchant_view, standing_view
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.store.rows import trust
 
@@ -38,8 +36,8 @@ async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, A
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """At once, and for good. One that is there by name or origin, in the config file too, is refused with 409."""
-    name, settings = read_new_merchant(await caller.json_body(request))
-    await add_merchant(caller.context, caller.app.id, name, settings)
+    wanted = CreateMerchant.read(await caller.json_body(request))
+    await add_merchant(caller.context, caller.app.id, wanted.name, wanted.settings)
     return _listed(caller, 201)
 
 
@@ -65,7 +63,8 @@ async def merchant(name: str, caller: Reader) -> JsonResponse:
 )
 async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """At once, for good, and beside what the config file says."""
-    await pin(caller.context, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    wanted = CreatePin.read(await caller.json_body(request))
+    await pin(caller.context, caller.app.id, name, wanted.role, wanted.address)
     return _known(caller, name)
 
 
@@ -78,7 +77,8 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """One that was learnt or pinned; the config file's stay. 409 `last_address`: none would be left."""
-    await unpin(caller.context, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    wanted = CreatePin.read(await caller.json_body(request))
+    await unpin(caller.context, caller.app.id, name, wanted.role, wanted.address)
     return _known(caller, name)
 
 
@@ -95,9 +95,9 @@ def _listed(caller: Caller, status: int = 200) -> JsonResponse:
     terms, allowed = caller.context.terms, caller.app.merchants
     named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    told = [merchant_view(row, trust.readiness(caller.context.conn, row.origin), terms) for row in rows]
-    return JsonResponse({"merchants": told}, status)
+    told = [Merchant.of(row, trust.readiness(caller.context.conn, row.origin), terms) for row in rows]
+    return JsonResponse(Merchants(merchants=told), status)
 
 
 def _known(caller: Caller, name: str) -> JsonResponse:
-    return JsonResponse(standing_view(standing(caller.context, name), caller.context.terms))
+    return JsonResponse(MerchantDetails.of_status(standing(caller.context, name), caller.context.terms))

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
-from payagent.api.models.render import wallet_units
+from payagent.api.models.wallet import wallet_units
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET

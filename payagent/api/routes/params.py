@@ -13,7 +13,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from payagent.api.models.parse import BODY_MAX_BYTES
+from payagent.api.models.base import BODY_MAX_BYTES
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.problems import Refused
 

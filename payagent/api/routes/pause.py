@@ -11,8 +11,6 @@ from starlette.requests import Request
 from payagent.agent.operator.pause import pause, unpause
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_pause
-from payagent.api.models.render import pause_view
 from payagent.api.models.wallet import PauseStatus, PauseWallet
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.store.rows import apps, pauses
@@ -39,8 +37,8 @@ async def begin(request: Request, caller: Operator) -> JsonResponse:
     """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
     replacement, no cancel, no transfer. What was signed before is sent and followed, and may land. Paused already,
     the earlier pause stands with its reason, and `already` says so."""
-    reason = read_pause(await caller.json_body(request, may_be_absent=True))
-    found, is_new = await pause(caller.context, caller.app.id, reason)
+    order = PauseWallet.read(await caller.json_body(request, may_be_absent=True))
+    found, is_new = await pause(caller.context, caller.app.id, order.reason)
     return _told(caller, found, already=not is_new)
 
 
@@ -53,5 +51,7 @@ async def end(caller: Operator) -> JsonResponse:
 def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
     by = None if pause is None else apps.by_id(caller.context.conn, pause.by)
     name = None if pause is None else pause.by if by is None else by.name
-    more = {"already": True} if already else {}
-    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all) | more)
+    status = PauseStatus.of(pause, name, tells_all=caller.sees_all)
+    if already:
+        status.already = True
+    return JsonResponse(status)

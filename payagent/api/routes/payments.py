@@ -10,25 +10,25 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from payagent.agent.base.payment_view import attempts_view, history_view
 from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
-from payagent.api.http.problems import Json, JsonResponse
+from payagent.api.http.problems import JsonResponse
+from payagent.api.models.base import GivenTime
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_ask, read_delivery, time_ms
 from payagent.api.models.payments import (
+    Attempt,
     CreatePayment,
+    MerchantAnswer,
     Payment,
+    PaymentEvent,
     Payments,
     PaymentWithAnswer,
     PaymentWithHistory,
     Quote,
-    Receipt,
     ReportDelivery,
 )
-from payagent.api.models.render import advice_view, quote_view
-from payagent.api.models.render_receipt import receipt_view
-from payagent.api.routes.approvals import asked_view
+from payagent.api.models.receipt import Receipt
+from payagent.api.routes.approvals import asked
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
 from payagent.core.origin import parse_origin
@@ -62,7 +62,7 @@ class PaymentFilter(Page):
     state: State | None = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    since: Annotated[str | None, Field(description="RFC 3339, with its zone.")] = None
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with its zone.")] = None
 
 
 @router.post(
@@ -76,11 +76,12 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     """Answers once the signed attempt is durable and before it is sent: 201 when new, 200 when there was one. 202,
     with `approval`, while a person has to decide: nothing is signed, and it counts against the limits. Ask for it
     with `wait`, or repeat the call."""
-    ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
+    raw = await caller.json_body(request)
+    ask = CreatePayment.ask(caller.app.id, raw, single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
     if row.state is State.AWAITING_APPROVAL:
-        return JsonResponse(caller.context.view(row) | asked_view(caller, row), 202)
-    return JsonResponse(caller.context.view(row), 201 if is_new else 200)
+        return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)), 202)
+    return JsonResponse(Payment.of(caller.context, row), 201 if is_new else 200)
 
 
 async def pay_at_once(request: Request) -> JsonResponse:
@@ -97,8 +98,8 @@ async def pay_at_once(request: Request) -> JsonResponse:
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
     that paying would find is `invoice_paid_already`."""
-    ask = read_ask(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.context.terms))
+    ask = CreatePayment.ask(caller.app.id, await caller.json_body(request), None)
+    return JsonResponse(Quote.of(await caller.agent.quote(ask), caller.context.terms))
 
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
@@ -109,14 +110,13 @@ async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> 
     if query.app is not None:
         app_id = caller.app_named(query.app).id
     origin = None if query.origin is None else _origin(query.origin)
-    since_ms = None if query.since is None else time_ms(query.since, "since")
     only_app = None if caller.sees_asked else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.context.conn, only_app))
     asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
-    rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin, since_ms)
+    rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [caller.context.view(row) for row in rows]
-    return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
+    shown = [Payment.of(caller.context, row) for row in rows]
+    return JsonResponse(Payments(payments=shown, cursor=cursor, awaiting_approval=awaiting))
 
 
 def _page(
@@ -125,7 +125,6 @@ def _page(
     app_id: str | None,
     asked_or_of: str | None,
     origin: str | None,
-    since_ms: int | None,
 ) -> list[PaymentRow]:
     rows = stored.payments_page(
         context.conn,
@@ -133,7 +132,7 @@ def _page(
         asked_or_of=asked_or_of,
         state=query.state,
         origin=origin,
-        since_ms=since_ms,
+        since_ms=query.since,
         before_seq=query.before,
         limit=query.limit,
     )
@@ -152,10 +151,15 @@ async def payment(
         await first_of(context.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
         row = context.payment(row.id)
-    history = history_view(events.events(context.conn, row.id), sees_all=caller.sees_all)
-    attempts = attempts_view(queries.attempts(context.conn, row.id))
-    more = {"depth": context.depth(row) or None, "attempts": attempts, "history": history}
-    return JsonResponse(context.view(row) | asked_view(caller, row) | more)
+    shown = PaymentWithHistory.of(
+        context,
+        row,
+        **asked(caller, row),
+        depth=context.depth(row) or None,
+        attempts=[Attempt.of(attempt) for attempt in queries.attempts(context.conn, row.id)],
+        history=PaymentEvent.history(events.events(context.conn, row.id), sees_all=caller.sees_all),
+    )
+    return JsonResponse(shown)
 
 
 @router.get(
@@ -170,12 +174,12 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     return JsonResponse(await run_in_threadpool(_receipt, caller.context, row.id))
 
 
-def _receipt(context: AgentContext, payment_id: str) -> Json:
+def _receipt(context: AgentContext, payment_id: str) -> Receipt:
     with context.snapshot() as conn:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return receipt_view(conn, context.require_noted(row), context.terms)
+        return Receipt.of(conn, context.require_noted(row), context.terms)
 
 
 @router.post(
@@ -190,18 +194,19 @@ async def delivery(
     """A 2xx or a 304 means that the call was served, unless a 202 says otherwise. Of a 202 and of any other, tell
     its headers and body too: what is to be done next stands in `answer`. A 402 soon after paying is normal, and
     the same proof is shown again."""
-    told, depth = read_delivery(await caller.json_body(request))
+    told = ReportDelivery.read(await caller.json_body(request))
+    answer = told.answer
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
     deliveries = caller.agent.deliveries
-    if isinstance(told, str):
-        row, advice = await deliveries.take_silence(row.id, told)
+    if isinstance(answer, str):
+        row, advice = await deliveries.take_silence(row.id, answer)
     else:
-        row, advice = await deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
-    return JsonResponse(caller.context.view(row) | {"answer": advice_view(advice)})
+        row, advice = await deliveries.take_answer(row.id, answer, shown_depth=told.depth, is_delivered=True)
+    return JsonResponse(PaymentWithAnswer.of(caller.context, row, answer=MerchantAnswer.of(advice)))
 
 
 @router.post(
@@ -214,7 +219,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
     when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
     row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
-    return JsonResponse(caller.context.view(row))
+    return JsonResponse(Payment.of(caller.context, row))
 
 
 def _origin(text: str) -> str:

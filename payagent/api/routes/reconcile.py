@@ -5,7 +5,6 @@ writes; takes silence for agreement.
 """
 
 import asyncio
-import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -20,12 +19,14 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
 from payagent.agent.context import AgentContext
-from payagent.api.models.ledger import Reconciliation
+from payagent.api.http.problems import to_json
+from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives
+from payagent.api.models.prepaid import PrepaidPool
 from payagent.api.routes.auth import Caller
 from payagent.api.routes.ledger import FINDINGS_MAX, Auditor
 from payagent.api.routes.params import QueryParams
-from payagent.api.routes.prepaid import holdings_view
+from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
 from payagent.chain.address_history import History, read_history
 from payagent.chain.provider import ChainProvider, NotFound, Read, Tip, TxSeen
@@ -81,7 +82,9 @@ class _Answer:
         """What of it goes out at once."""
         if isinstance(told, Difference):
             self.found += 1
-            return ("," if self.found > 1 else "") + json.dumps(_difference(told)) if self._has_room else ""
+            if self.found > FINDINGS_MAX:
+                return ""
+            return ("," if self.found > 1 else "") + to_json(ReconcileDifference.model_validate(told))
         if isinstance(told, InFlight):
             self.in_flight.append(told)
         elif isinstance(told, Doubt):
@@ -92,24 +95,24 @@ class _Answer:
             self.checked[told.table] = told.rows
         return "\n"
 
-    @property
-    def _has_room(self) -> bool:
-        return self.found <= FINDINGS_MAX
-
-    def end(self, since_slot: int) -> dict[str, object]:
-        tip = self.tip
-        return {
-            "clean": not self.found and not self.doubts,
-            "complete": not self.doubts,
-            "found": self.found,
-            "could_not_tell": self.doubts[:FINDINGS_MAX],
-            "in_flight": [_in_flight(told) for told in self.in_flight[:FINDINGS_MAX]],
-            "balances": [_standing(told) for told in self.standings],
-            "checked": dict(self.checked),
-            "since_slot": since_slot,
-            "provider": self.provider,
-            "tip": None if tip is None else {"height": tip.height, "slot": tip.slot, "hash": tip.hash},
-        }
+    def result(self, since_slot: int, prepaid: list[PrepaidPool]) -> Reconciliation:
+        """Everything but the differences, which were sent as they were found."""
+        return Reconciliation.model_validate(
+            {
+                "findings": [],
+                "clean": not self.found and not self.doubts,
+                "complete": not self.doubts,
+                "found": self.found,
+                "could_not_tell": self.doubts[:FINDINGS_MAX],
+                "in_flight": self.in_flight[:FINDINGS_MAX],
+                "balances": self.standings,
+                "checked": self.checked,
+                "since_slot": since_slot,
+                "provider": self.provider,
+                "tip": self.tip,
+                "prepaid": prepaid,
+            }
+        )
 
 
 @router.get(
@@ -142,8 +145,8 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     async for told in _breathing(_compared(context, bounds, answer)):
         caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
-    prepaid = {"prepaid": holdings_view(context.conn, context.terms)}
-    yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
+    result = answer.result(bounds.since_slot, all_pools(context.conn, context.terms))
+    yield to_json(result).removeprefix('{"findings":[')
 
 
 async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
@@ -237,21 +240,3 @@ async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
         await task
     finally:
         task.cancel()
-
-
-def _difference(told: Difference) -> dict[str, object]:
-    return {"kind": told.kind, "table": told.table, "row": told.row, "tx_hash": told.tx_id, "what": told.what}
-
-
-def _in_flight(told: InFlight) -> dict[str, object]:
-    units = {asset: str(n) for asset, n in told.units.items()}
-    return {"tx_hash": told.tx_id, "payment": told.payment_id, "what": told.what, "units": units}
-
-
-def _standing(told: AssetReconciliation) -> dict[str, str]:
-    return {
-        "asset": told.asset,
-        "books": str(told.books_units),
-        "chain": str(told.chain_units),
-        "in_flight": str(told.in_flight_units),
-    }

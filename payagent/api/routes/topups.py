@@ -3,7 +3,6 @@
 May import: core, agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
 """
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -11,26 +10,26 @@ from starlette.requests import Request
 
 from payagent.agent.base.requests import PrepaidQuote
 from payagent.agent.context import AgentContext
-from payagent.agent.topups.orders import bought, gained_by
-from payagent.agent.topups.runner import TopupPlan, TopupRunner
+from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import JsonResponse
+from payagent.api.models.base import read_key
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_key, read_topup
-from payagent.api.models.prepaid import CreateTopup, PrepaidQuoteAnswer, Topup, TopupQuote, TopupsPage
-from payagent.api.models.render import prepaid_quote_view, verdict_view
+from payagent.api.models.prepaid import (
+    CreateTopup,
+    PrepaidQuoteAnswer,
+    Topup,
+    TopupQuote,
+    TopupsPage,
+)
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page, Waiting, first_of, single_header
-from payagent.core.payment import ENDED_WITHOUT_PAYING
-from payagent.core.prepaid_balance import CALLS
-from payagent.core.timestamps import iso_time
 from payagent.store.rows import payments, prepaid, topups
 from payagent.store.rows.topups import TopupRow
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 TopupId = Annotated[str, Path(description="As /v1/prepaid/topups gave it.")]
-Json = dict[str, object]
 
 _PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
     200: {
@@ -71,11 +70,14 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     balance would serve is not made.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wish, is_dry = read_topup(await caller.json_body(request), caller.context.terms)
-    if is_dry:
-        return JsonResponse(_plan_view(caller.context, await orders.plan(caller.app.id, wish)))
-    row, is_new = await orders.order(caller.app.id, key, wish)
-    return JsonResponse(_view(caller.context, row), 201 if is_new else 200)
+    wanted = CreateTopup.read(await caller.json_body(request), caller.context.terms)
+    if not wanted.dry_run:
+        row, is_new = await orders.order(caller.app.id, key, wanted.goal)
+        return JsonResponse(_topup(caller.context, row), 201 if is_new else 200)
+    plan = await orders.plan(caller.app.id, wanted.goal)
+    if isinstance(plan, PrepaidQuote):
+        return JsonResponse(PrepaidQuoteAnswer.of(plan, caller.context.terms))
+    return JsonResponse(TopupQuote.of(plan, caller.context.terms))
 
 
 @router.get("/v1/prepaid/topups", summary="Top-ups, newest first", responses=gives(TopupsPage, 200))
@@ -83,7 +85,7 @@ async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that were ordered, and those of a balance that was low."""
     rows = topups.page(caller.context.conn, query.before, query.limit)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse({"topups": [_view(caller.context, row) for row in rows], "cursor": cursor})
+    return JsonResponse(TopupsPage(topups=[_topup(caller.context, row) for row in rows], cursor=cursor))
 
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
@@ -96,7 +98,7 @@ async def one(
         await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
         row = orders.find(row.id)
-    return JsonResponse(_view(caller.context, row))
+    return JsonResponse(_topup(caller.context, row))
 
 
 @router.post(
@@ -108,58 +110,9 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
     """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
     `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
     caller.require_let_in()  # since `orders` was fetched in another thread
-    return JsonResponse(_view(caller.context, await orders.cancel(topup_id, caller.app.id)))
+    return JsonResponse(_topup(caller.context, await orders.cancel(topup_id, caller.app.id)))
 
 
-def _view(context: AgentContext, row: TopupRow) -> Json:
+def _topup(context: AgentContext, row: TopupRow) -> Topup:
     made = payments.payments_of_topup(context.conn, row.id)
-    pool = prepaid.pool(context.conn, row.pool)
-    merchant, request = context.terms.merchants.get(pool.origin), json.loads(row.request)
-    paid: dict[str, int] = {}
-    for payment in made:
-        for output in payment.outputs if payment.state not in ENDED_WITHOUT_PAYING else ():
-            paid[output.asset] = paid.get(output.asset, 0) + output.units
-    view: Json = {
-        "id": row.id,
-        "merchant": None if merchant is None else merchant.name,
-        "origin": pool.origin,
-        "partner": pool.partner or None,
-        "wallet": pool.wallet,
-        "cause": row.cause,
-        "state": row.state,
-        "unit": row.unit,
-        "units": str(row.units),
-        "bought": str(bought(row, made)),
-        "paid": {asset: str(units) for asset, units in paid.items()},
-        "request": {"method": request["method"], "path": request["path"]},
-        "payments": [payment.id for payment in made],
-        "created_at": iso_time(row.created_at_ms),
-        "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
-    }
-    if (code := row.reason_code or row.stop_code) is not None:
-        view["reason"] = {"code": code, "detail": row.reason if row.reason_code else row.stop_reason}
-    return view
-
-
-def _plan_view(context: AgentContext, plan: TopupPlan | PrepaidQuote) -> Json:
-    """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
-    if isinstance(plan, PrepaidQuote):
-        return prepaid_quote_view(plan, context.terms)
-    invoice, spend = plan.quote.invoice, plan.quote.plan.spend
-    calls = gained_by(CALLS, invoice) * plan.count
-    view: Json = {
-        "prepaid": False,
-        "merchant": context.terms.merchant(plan.wish.origin).name,
-        "origin": plan.wish.origin,
-        "unit": plan.wish.unit,
-        "units": str(plan.wish.units),
-        "count": plan.count,
-        "price": {"asset": invoice.asset, "units": str(invoice.total_units)},
-        "total": str(invoice.total_units * plan.count),
-        "calls": str(calls) if calls else None,
-        "fees": str(plan.quote.plan.fee_lovelace * plan.count),
-        "spend": {asset: str(units * plan.count) for asset, units in spend.items()},
-        "under_way": plan.under_way,
-        "within_limits": plan.quote.refusal is None,
-    }
-    return view | verdict_view(plan.quote)
+    return Topup.of(row, prepaid.pool(context.conn, row.pool), made, context.terms)

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.utxos import emptying
 from payagent.api.http.problems import JsonResponse
+from payagent.api.models.base import read_key
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_key, read_split, read_transfer, read_unfreeze
 from payagent.api.models.payments import Payment
-from payagent.api.models.render import address_view, utxo_view, wallet_view
 from payagent.api.models.wallet import (
     SendFunds,
     SplitOrder,
@@ -44,15 +43,15 @@ async def wallet(caller: Viewer) -> JsonResponse:
     A token that only pays is shown the address, and no balances."""
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(address_view(context.terms, context.chain, now_ms))
+        return JsonResponse(Wallet.of(context.terms, context.chain, now_ms))
     utxos, balances = queries.utxos(context.conn), journal.balances(context.conn)
-    return JsonResponse(wallet_view(context.terms, context.chain, utxos, balances, now_ms))
+    return JsonResponse(Wallet.of(context.terms, context.chain, now_ms, utxos, balances))
 
 
 @router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
 async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for` names the payment that a coin is kept for."""
-    return JsonResponse({"utxos": [utxo_view(utxo) for utxo in queries.utxos(caller.context.conn)]})
+    return JsonResponse(Utxos.of(queries.utxos(caller.context.conn)))
 
 
 @router.post(
@@ -65,9 +64,9 @@ async def utxos(caller: Reader) -> JsonResponse:
 async def split(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    count, lovelace = read_split(await caller.json_body(request))
-    row, is_new = await agent.transfers.split(caller.app.id, count, lovelace, key)
-    return JsonResponse(agent.context.view(row), 201 if is_new else 200)
+    order = SplitOrder.read(await caller.json_body(request))
+    row, is_new = await agent.transfers.split(caller.app.id, order.count, order.lovelace, key)
+    return JsonResponse(Payment.of(agent.context, row), 201 if is_new else 200)
 
 
 @router.post(
@@ -80,14 +79,15 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    order = read_transfer(await caller.json_body(request), agent.context.terms.network)
-    if order.units is None:
-        row, is_new = await agent.transfers.sweep(caller.app.id, order.to, key)
+    order = SendFunds.read(await caller.json_body(request), agent.context.terms.network)
+    order.require_one_amount()
+    if order.all:
+        row, is_new = await agent.transfers.sweep(caller.app.id, order.address, key)
     else:
-        row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
+        row, is_new = await agent.transfers.send(caller.app.id, order.address, order.asset, order.units, key)
     behind = emptying.told_of(agent.context.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
-    return JsonResponse(agent.context.view(row) | told, 201 if is_new else 200)
+    return JsonResponse(Transfer.of(agent.context, row, **told), 201 if is_new else 200)
 
 
 @router.post(
@@ -99,6 +99,6 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 async def unfreeze_wallet(request: Request, caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of
     them, null when nothing had. Refused as `foreign_spend_unseen` when `seen` is given and lacks one of them."""
-    seen = read_unfreeze(await caller.json_body(request, may_be_absent=True))
-    txs = await unfreeze(caller.context, caller.app.id, seen)
-    return JsonResponse({"tx": txs[-1] if txs else None, "txs": txs})
+    order = UnfreezeWallet.read(await caller.json_body(request, may_be_absent=True))
+    txs = await unfreeze(caller.context, caller.app.id, order.seen)
+    return JsonResponse(UnfreezeResult(tx=txs[-1] if txs else None, txs=txs))
