@@ -140,8 +140,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     code = _BY_STATUS.get(error.status_code, "bad_request")
-    details = {"not_found": "there is no such path", "method_not_allowed": "the path takes other methods"}
-    refused = Refused(code, details.get(code, "the call is not understood"))
+    details = {"not_found": "there is no such path", "method_not_allowed": "the path does not take this method"}
+    refused = Refused(code, details.get(code, "the request is not understood"))
     headers, route = dict(error.headers or {}), request.scope.get("route")
     if code == "method_not_allowed" and isinstance(route, APIRoute):
         # FastAPI lists the methods of the path's first route only

@@ -67,10 +67,10 @@ class Limits(BaseModel):
 
 
 class SetLimits(RequestBody):
-    """Limits of an app, of a merchant (both by name), of an app at a merchant, or of the whole wallet."""
+    """Limits of an app, a merchant, an app at a merchant, or (without both) of the whole wallet."""
 
-    app: str = absent("Default: any.")
-    merchant: str = absent("Default: any.")
+    app: str = absent("By name. Default: any.")
+    merchant: str = absent("By name. Default: any.")
     asset: GivenAsset = Field(default=LOVELACE)
     limits: Annotated[
         dict[LimitName, Annotated[GivenCount, InSupply] | None],

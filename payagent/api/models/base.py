@@ -225,6 +225,12 @@ def read_key(key: str | None) -> str | None:
     return key
 
 
-class Reason(BaseModel):
+class Shown(BaseModel):
+    """A part of a response that `model_validate` reads from a domain value with the same attributes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Reason(Shown):
     code: str
     detail: str | None

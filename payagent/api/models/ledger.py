@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from payagent.agent.base.config import AgentConfig
-from payagent.api.models.base import Hex, SignedUnits, Time, absent
+from payagent.api.models.base import Hex, Shown, SignedUnits, Time, absent
 from payagent.api.models.prepaid import PrepaidPool
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
@@ -114,10 +114,8 @@ class Spending(BaseModel):
         return cls(spend=groups, totals=totals)
 
 
-class LedgerFinding(BaseModel):
+class LedgerFinding(Shown):
     """A fault, and the table and row where it shows."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     table: str
     row: str
@@ -138,10 +136,8 @@ class VerifyReport(BaseModel):
     checked: dict[str, int]
 
 
-class ReconcileDifference(BaseModel):
+class ReconcileDifference(Shown):
     """A disagreement between the chain and the ledger, and the table and row where it shows."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     kind: Literal["missing", "foreign", "differing"]
     table: str
@@ -150,10 +146,8 @@ class ReconcileDifference(BaseModel):
     what: str
 
 
-class ReconcileInFlight(BaseModel):
+class ReconcileInFlight(Shown):
     """A transaction that one side has and the other will have soon. `units`: chain minus ledger."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     tx_hash: str = Field(validation_alias="tx_id")
     payment: str | None = Field(validation_alias="payment_id")
@@ -161,10 +155,8 @@ class ReconcileInFlight(BaseModel):
     units: dict[str, SignedUnits]
 
 
-class ReconcileAsset(BaseModel):
+class ReconcileAsset(Shown):
     """One asset: wallet + held, the unspent total at the address, and how much of the difference is in flight."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     asset: str
     books: SignedUnits = Field(validation_alias="books_units")
@@ -172,9 +164,7 @@ class ReconcileAsset(BaseModel):
     in_flight: SignedUnits = Field(validation_alias="in_flight_units")
 
 
-class ChainTip(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class ChainTip(Shown):
     height: int
     slot: int
     hash: Hex

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.operator.merchants import MerchantStatus
-from payagent.api.models.base import RequestBody, Time, Units, absent
+from payagent.api.models.base import RequestBody, Shown, Time, Units, absent
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.retry_schedule import MerchantReadiness, Ready
 
@@ -80,10 +80,8 @@ class PinnedAddress(BaseModel):
     set_by: Literal["config", "daemon"]
 
 
-class AgreedPrice(BaseModel):
+class AgreedPrice(Shown):
     """The agreed price of `calls` requests. `path` has no query."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     method: str
     path: str

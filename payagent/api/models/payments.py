@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.payment_view import retry_headers
@@ -26,6 +26,7 @@ from payagent.api.models.base import (
     Pairs,
     Reason,
     RequestBody,
+    Shown,
     Time,
     Units,
     absent,
@@ -41,7 +42,6 @@ from payagent.core.payment import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
-from payagent.store.rows.attempts_and_utxos import AttemptRow
 from payagent.store.rows.following import StreamedEvent
 from payagent.store.rows.payments import PaymentRow
 
@@ -183,9 +183,7 @@ class ReportDelivery(_ForwardedAnswer):
         return HttpResponse(self.status, {name.lower(): value for name, value in self.headers}, self.body)
 
 
-class PaymentOutput(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class PaymentOutput(Shown):
     role: Role
     address: str
     asset: str
@@ -371,17 +369,13 @@ class StreamEvent(BaseModel):
         )
 
 
-class Attempt(BaseModel):
+class Attempt(Shown):
     """A signed transaction: it pays the merchant, or cancels the payment."""
 
     kind: Literal["pay", "cancel"]
-    tx_hash: Hex
-    fee: Units
+    tx_hash: Hex = Field(validation_alias="tx_id")
+    fee: Units = Field(validation_alias="fee_lovelace")
     ttl_slot: int
-
-    @classmethod
-    def of(cls, row: AttemptRow) -> Self:
-        return cls(kind=row.kind, tx_hash=row.tx_id, fee=row.fee_lovelace, ttl_slot=row.ttl_slot)
 
 
 class PaymentWithHistory(Payment):
@@ -475,15 +469,11 @@ class Quote(BaseModel):
         )
 
 
-def reasons_of(findings: Reasons) -> list[Reason]:
-    return [Reason(code=one.code, detail=one.detail) for one in findings]
-
-
 def quote_verdict(refusal: Refused | None, reasons: Reasons = ()) -> Mapping[str, Any]:
     """The last fields of a quote: what would stop the payment, if anything."""
     verdict: dict[str, Any] = {"within_limits": refusal is None}
     if reasons:
-        verdict["approval"] = reasons_of(reasons)
+        verdict["approval"] = reasons
     if refusal is not None:
-        verdict["refusal"] = Reason(code=refusal.code, detail=refusal.detail)
+        verdict["refusal"] = refusal
     return verdict

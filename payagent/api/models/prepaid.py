@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from payagent.agent.base.config import AgentConfig, TopupSource
 from payagent.agent.base.requests import PrepaidQuote
@@ -19,6 +19,7 @@ from payagent.api.models.base import (
     Origin,
     Reason,
     RequestBody,
+    Shown,
     Time,
     Units,
     absent,
@@ -71,10 +72,8 @@ class CreateTopup(RequestBody):
         return TopupGoal(self.merchant, self.asset, self.units, request)
 
 
-class PrepaidCost(BaseModel):
+class PrepaidCost(Shown):
     """What was paid for a balance in one asset, and how much of that is used."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     asset: str
     bought: Units

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig
@@ -18,6 +18,7 @@ from payagent.api.models.base import (
     InSupply,
     Line,
     RequestBody,
+    Shown,
     Time,
     Units,
     absent,
@@ -203,9 +204,7 @@ def utxo_state(utxo: UtxoRow) -> str:
     return "reserved" if utxo.reserved_for is not None else utxo.state
 
 
-class UtxoDetails(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class UtxoDetails(Shown):
     ref: str
     lovelace: Units
     assets: Amounts

@@ -1,4 +1,4 @@
-"""Approve and deny a payment that waits for a person; and what that person is shown.
+"""/v1/payments/{id}/approve and /deny: decides on payments that need an approval.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: decides whether a payment may be made.
 """
@@ -12,8 +12,9 @@ from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import LimitStanding
+from payagent.api.models.base import Reason
 from payagent.api.models.openapi import gives
-from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction, reasons_of
+from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction
 from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
 from payagent.core.invoice import calls_of
@@ -30,30 +31,28 @@ Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
 router = APIRouter(tags=["payments"])
 
 
-@router.post(
-    "/v1/payments/{payment_id}/approve", summary="Let a payment go on that waits", responses=gives(Payment, 200)
-)
+@router.post("/v1/payments/{payment_id}/approve", summary="Approve a payment", responses=gives(Payment, 200))
 async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
-    """All is decided anew, limits and funds too, and then it is signed. What is refused now stays open until its
-    time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
-    payment."""
+    """Limits and funds are checked again, and then the payment is signed. If that is refused, the request for
+    approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
+    the operate scope may decide on its own payment."""
     row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
     return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)))
 
 
-@router.post("/v1/payments/{payment_id}/deny", summary="End a payment that waits", responses=gives(Payment, 200))
+@router.post("/v1/payments/{payment_id}/deny", summary="Deny a payment", responses=gives(Payment, 200))
 async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
-    """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
-    refused without asking again."""
+    """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
+    is refused without a new approval."""
     row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
     return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)))
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:
-    """A payment that the caller may decide on."""
+    """The id of a payment that the caller may decide on. Refused: `forbidden`, `not_found`."""
     row = caller.payment(payment_id)
     if row.app_id == caller.app.id and OPERATE not in caller.app.scopes:
-        raise Refused("forbidden", "an app does not decide on its own payment", needs=OPERATE)
+        raise Refused("forbidden", "an app may not decide on its own payment", needs=OPERATE)
     return row.id
 
 
@@ -73,7 +72,7 @@ def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, s
     decided, at_most = approvals.decided(conn, row.id), payments.hold(conn, row.id, "ask")
     approval = Approval(
         calls=calls_of(row.batch_target),
-        reasons=reasons_of(found.reasons),
+        reasons=[Reason.model_validate(one) for one in found.reasons],
         terms_hash=found.terms_hash,
         transaction=Transaction.model_validate(found.plan),
         at_most=at_most,

@@ -1,4 +1,4 @@
-"""/v1/apps: the clients of payagent, and their tokens.
+"""/v1/apps: lists and adds apps, and issues and revokes their tokens.
 
 May import: core, agent, store.rows, the rest of api, FastAPI. Never: shows a token twice.
 """
@@ -23,9 +23,9 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["apps"])
 
 
-@router.get("/v1/apps", summary="Who may ask for what", responses=gives(AppsPage, 200))
+@router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
-    """All that there ever were, oldest first; of each its last token, without the token itself."""
+    """All apps that ever existed, oldest first, each with the dates of its last token."""
     rows = [_shown(caller.context, app, token) for app, token in everybody(caller.context)]
     return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))
 
@@ -38,7 +38,7 @@ async def every_app(caller: Operator) -> JsonResponse:
     status_code=201,
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
-    """`token` is shown this once; only its hash is kept. No app gets a scope that the caller's token lacks."""
+    """`token` is shown only now; payagent stores its hash. No app gets a scope that the caller lacks."""
     token = new_token(caller.context.ports.randomness)
     wanted = CreateApp.read(await caller.json_body(request)).new_app
     app = await add_app(caller.context, caller.app, wanted, hash_token(token))
@@ -47,23 +47,23 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 
 @router.post(
     "/v1/apps/{name}/token",
-    summary="Give an app a new token",
+    summary="Issue a new token for an app",
     responses=gives(AppWithToken, 200),
     openapi_extra=takes(RotateToken),
 )
 async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
+    """The previous token is revoked at once. `token` is shown only now; payagent stores its hash."""
     order = RotateToken.read(await caller.json_body(request))
     if order.token is not None and was_given(caller.context.conn, hash_token(order.token)):
-        raise Refused("bad_request", "that token was given before; make a new one", key="token")
+        raise Refused("bad_request", "that token was issued before; make a new one", key="token")
     token = order.token or new_token(caller.context.ports.randomness)
     app = await renew_token(caller.context, caller.app, name, hash_token(token), order.expires_at)
     return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id), token=token))
 
 
-@router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(App, 200))
+@router.post("/v1/apps/{name}/revoke", summary="Revoke an app's token", responses=gives(App, 200))
 async def end(name: str, caller: Operator) -> JsonResponse:
-    """At once. What the app has under way is carried on to its end; nobody can ask for anything new."""
+    """Applies at once. The app's open payments go on; it can make no new requests."""
     app = await revoke(caller.context, caller.app, name)
     return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id)))
 

@@ -1,4 +1,4 @@
-"""/v1/merchants: who may be paid, what calls to them should carry; what is known of each, and how that is changed.
+"""/v1/merchants: lists, adds and removes merchants, shows what is known of each, and changes pins.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: shows a merchant's key.
 """
@@ -21,48 +21,48 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["merchants"])
 
 
-@router.get("/v1/merchants", summary="The merchants that the app may pay", responses=gives(Merchants, 200))
+@router.get("/v1/merchants", summary="List the merchants that the app may pay", responses=gives(Merchants, 200))
 async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
-    """`call_headers` belong in every call to the merchant, the first one too: its invoices are bound to them."""
+    """Send `call_headers` with every request to the merchant, because its invoices are bound to them."""
     return _listed(caller)
 
 
 @router.post(
     "/v1/merchants",
-    summary="Let a merchant be paid",
+    summary="Add a merchant",
     responses=gives(Merchants, 201),
     openapi_extra=takes(CreateMerchant),
     status_code=201,
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
-    """At once, and for good. One that is there by name or origin, in the config file too, is refused with 409."""
+    """Applies at once and survives restarts. A name or origin that is already in use is refused with 409."""
     wanted = CreateMerchant.read(await caller.json_body(request))
     await add_merchant(caller.context, caller.app.id, wanted.name, wanted.settings)
     return _listed(caller, 201)
 
 
-@router.post("/v1/merchants/{name}/remove", summary="Pay a merchant no more", responses=gives(Merchants, 200))
+@router.post("/v1/merchants/{name}/remove", summary="Remove a merchant", responses=gives(Merchants, 200))
 async def remove(name: str, caller: Operator) -> JsonResponse:
-    """One that was added at run time. What is under way goes on."""
+    """Only a merchant that was added at run time. Its open payments go on."""
     await remove_merchant(caller.context, caller.app.id, name)
     return _listed(caller)
 
 
-@router.get("/v1/merchants/{name}", summary="What is known of a merchant", responses=gives(MerchantDetails, 200))
+@router.get("/v1/merchants/{name}", summary="Show a merchant", responses=gives(MerchantDetails, 200))
 async def merchant(name: str, caller: Reader) -> JsonResponse:
-    """The addresses that it may be paid at, the prices that were agreed to, whether it served what was paid."""
+    """The addresses that it may be paid at, the agreed prices, and whether it served what was paid."""
     return _known(caller, name)
 
 
 @router.post(
     "/v1/merchants/{name}/pins",
-    summary="Let a merchant be paid at an address",
+    summary="Allow a merchant to be paid at an address",
     responses=gives(MerchantDetails, 200),
     openapi_extra=takes(CreatePin),
     status_code=200,
 )
 async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """At once, for good, and beside what the config file says."""
+    """Applies at once, survives restarts, and adds to the addresses of the config file."""
     wanted = CreatePin.read(await caller.json_body(request))
     await pin(caller.context, caller.app.id, name, wanted.role, wanted.address)
     return _known(caller, name)
@@ -76,17 +76,17 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
     status_code=200,
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """One that was learnt or pinned; the config file's stay. 409 `last_address`: none would be left."""
+    """Only an address that was learned or pinned at run time. Refused as `last_address` if none would be left."""
     wanted = CreatePin.read(await caller.json_body(request))
     await unpin(caller.context, caller.app.id, name, wanted.role, wanted.address)
     return _known(caller, name)
 
 
 @router.post(
-    "/v1/merchants/{name}/reopen", summary="Let a merchant be paid again", responses=gives(MerchantDetails, 200)
+    "/v1/merchants/{name}/reopen", summary="Resume payments to a merchant", responses=gives(MerchantDetails, 200)
 )
 async def lift_stop(name: str, caller: Operator) -> JsonResponse:
-    """What it does not serve is counted anew from here on."""
+    """The count of unserved payments starts again at zero."""
     await reopen(caller.context, caller.app.id, name)
     return _known(caller, name)
 

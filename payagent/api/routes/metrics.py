@@ -1,10 +1,9 @@
-"""/metrics: how the daemon does, in numbers, for a monitoring system. A token for read is asked for.
+"""/metrics: the state of the daemon in numbers, for a monitoring system.
 
-What is in the ledger is counted there, so that it outlives the process; refusals and calls are counted since its
-start.
+Numbers from the ledger outlive the process. Refusals and requests are counted since its start.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: names an address, an app or a payment; tells an
-amount but those of the wallet as a whole.
+May import: core, agent, store, the rest of api, FastAPI. Never: shows an address, an app or a payment, or any
+amount but the wallet's own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +25,15 @@ from payagent.store.rows import alerts, events, journal, payments, topups, trust
 from payagent.store.rows import attempts_and_utxos as queries
 
 Checks = Callable[[], Mapping[str, str | None]]
-"""What is wrong with each thing that is looked at; None: nothing."""
+"""What is wrong, by check. None: the check passes."""
 
 
 def metrics_router(checks: Checks) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/metrics", summary="Numbers for a monitoring system", responses=gives_text(MEDIA_TYPE))
+    @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
-        """Prometheus text. Counters of refusals and calls begin anew with the process; all else is of now."""
+        """Prometheus text. Counters of refusals and requests start at zero with the process."""
         context, found = caller.context, checks()
         refusals = dict(sorted(context.refusals.items()))
         text = await run_in_threadpool(lambda: write(families(context, found, refusals)))
@@ -46,7 +45,7 @@ def metrics_router(checks: Checks) -> APIRouter:
 def families(
     context: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
 ) -> Iterator[Family]:
-    """Every number, in the order in which it is told."""
+    """All metrics, in their order."""
     well = {name: int(problem is None) for name, problem in checks.items()}
     yield Family("payagent_up", "gauge", "1 while what is looked at is well.", by_label("check", well))
     yield Family("payagent_refusals_total", "counter", "Refusals, by their code.", by_label("code", refusals))

@@ -1,6 +1,6 @@
-"""/v1/prepaid: what was bought ahead at merchants, as we count it and as they say, and which calls it would serve.
+"""/v1/prepaid: prepaid balances, by our count and by merchants' reports, and which requests they would serve.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: takes a merchant's word for a count.
+May import: core, agent, store, the rest of api, FastAPI. Never: counts by a merchant's report.
 """
 
 from typing import Annotated
@@ -22,21 +22,21 @@ Payer = Annotated[Caller, Depends(need(PAY))]
 router = APIRouter(tags=["prepaid"])
 
 
-@router.get("/v1/prepaid", summary="What is bought, used and left at each merchant", responses=gives(Prepaid, 200))
+@router.get("/v1/prepaid", summary="List prepaid balances", responses=gives(Prepaid, 200))
 async def holdings(caller: Viewer) -> JsonResponse:
-    """In calls, or in units of an asset. `difference` is what the merchant says is left less what we count."""
+    """What was bought, used and is left at each merchant, in calls or in units of an asset."""
     return JsonResponse(Prepaid(prepaid=all_pools(caller.context.conn, caller.context.terms)))
 
 
 @router.post(
     "/v1/prepaid/quotes",
-    summary="Whether a prepaid balance would serve a call",
+    summary="Ask whether a prepaid balance would serve a request",
     responses=gives(PrepaidQuoteAnswer, 200),
     openapi_extra=takes(PrepaidQuestion),
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
-    """A dry run asks this before it makes the call, which would be served and use up what is prepaid. Nothing is
-    called, counted or reserved. The answer goes by our count, and by the merchant's word as it was last heard."""
+    """Ask this before a dry run makes the request: the merchant would serve it and use up prepaid balance.
+    Nothing is requested, counted or reserved. The answer uses our count and the merchant's last report."""
     question = PrepaidQuestion.read(await caller.json_body(request))
     calls = caller.agent.prepaid_calls
     found = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))

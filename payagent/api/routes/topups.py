@@ -1,6 +1,6 @@
-"""/v1/prepaid/topups: order a top-up, see what it would take, and how the orders stand.
+"""/v1/prepaid/topups: starts, quotes, lists and cancels top-ups.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
+May import: core, agent, store, the rest of api, FastAPI. Never: pays (the scheduler's jobs do).
 """
 
 from typing import Annotated, Any
@@ -29,19 +29,19 @@ from payagent.store.rows.topups import TopupRow
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
-TopupId = Annotated[str, Path(description="As /v1/prepaid/topups gave it.")]
+TopupId = Annotated[str, Path(description="As returned by /v1/prepaid/topups.")]
 
 _PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Topup | TopupQuote | PrepaidQuoteAnswer,
-        "description": "What it would take, or that the call would be served; or the order of this key.",
+        "description": "The quote of a dry run, or the top-up that this key already has.",
     }
 }
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Names the order, for ever. Without it each call is an order of its own.",
+    "description": "Identifies the top-up, forever. Without it, each request starts a new one.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 
@@ -58,16 +58,16 @@ Orders = Annotated[TopupRunner, Depends(_topups)]
 
 @router.post(
     "/v1/prepaid/topups",
-    summary="Raise a prepaid balance, or see what that would take",
+    summary="Raise a prepaid balance, or quote what that would cost",
     responses=gives(Topup, 201) | _PLAN_OR_FOUND,
     openapi_extra=takes(CreateTopup) | {"parameters": [_KEY_PARAMETER]},
     status_code=201,
 )
 async def order(request: Request, caller: Operator, orders: Orders) -> JsonResponse:
-    """Answers once the order is durable; it is carried out from then on, whatever becomes of the caller.
+    """Answers once the top-up is durable. payagent then carries it out, even if the caller disconnects.
 
-    A dry run makes the merchant's request and reads its 402. Nothing is paid. An ordinary call that a prepaid
-    balance would serve is not made.
+    A dry run makes the request to the merchant and reads its 402, and pays nothing. It makes no ordinary request
+    that a prepaid balance would serve.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
     wanted = CreateTopup.read(await caller.json_body(request), caller.context.terms)
@@ -80,19 +80,19 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     return JsonResponse(TopupQuote.of(plan, caller.context.terms))
 
 
-@router.get("/v1/prepaid/topups", summary="Top-ups, newest first", responses=gives(TopupsPage, 200))
+@router.get("/v1/prepaid/topups", summary="List top-ups, newest first", responses=gives(TopupsPage, 200))
 async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
-    """Those that were ordered, and those of a balance that was low."""
+    """Those that an operator requested, and automatic ones."""
     rows = topups.page(caller.context.conn, query.before, query.limit)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
     return JsonResponse(TopupsPage(topups=[_topup(caller.context, row) for row in rows], cursor=cursor))
 
 
-@router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
+@router.get("/v1/prepaid/topups/{topup_id}", summary="Show a top-up", responses=gives(Topup, 200))
 async def one(
     request: Request, caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
-    """With `wait` (seconds) it answers when something has happened to it, time is up, or payagent stops."""
+    """With `wait` (seconds) it answers when the top-up changes, time is up, or payagent stops."""
     row = orders.find(topup_id)
     if query.wait:
         await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
@@ -103,13 +103,13 @@ async def one(
 
 @router.post(
     "/v1/prepaid/topups/{topup_id}/cancel",
-    summary="Buy nothing more for a top-up",
+    summary="Cancel a top-up",
     responses=gives(Topup, 200),
 )
 async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonResponse:
-    """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
-    `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
-    caller.require_let_in()  # since `orders` was fetched in another thread
+    """It ends at once. If one of its payments is open, it is `stopping` until the merchant has accepted the proof.
+    What it bought stays. Refused with 409 if it has ended."""
+    caller.require_let_in()  # `orders` was fetched in another thread
     return JsonResponse(_topup(caller.context, await orders.cancel(topup_id, caller.app.id)))
 
 
