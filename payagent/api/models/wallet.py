@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig
@@ -64,6 +64,13 @@ def _own_asset(value: object) -> str:
         return parse_asset(value)
 
 
+def _true(value: object) -> object:
+    """Literal[True] alone would also accept 1."""
+    if value is not True:
+        raise ValueError("all can only be true")
+    return value
+
+
 class SendFunds(RequestBody):
     """Send `units` of `asset`, or all available funds."""
 
@@ -72,7 +79,7 @@ class SendFunds(RequestBody):
     address: Annotated[Address, PlainValidator(_destination), WithJsonSchema({"type": "string"})]
     asset: Annotated[str, PlainValidator(_own_asset), WithJsonSchema({"type": "string"})] = LOVELACE
     units: Annotated[GivenUnits, InSupply] = absent("How much to send.")
-    all: Literal[True] = absent("Send everything.")
+    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
 
     def require_one_amount(self) -> None:
         if ("all" in self.model_fields_set) == ("units" in self.model_fields_set):
