@@ -61,14 +61,14 @@ def _call_headers(value: object) -> dict[str, str]:
     return headers
 
 
-class MerchantCall(RequestBody):
-    """A request to a merchant."""
+class RequestLine(RequestBody):
+    """Method and path of a request to a merchant."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
     path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
 
 
-class MerchantCallWithHeaders(MerchantCall):
+class RequestWithHeaders(RequestLine):
     headers: Annotated[
         dict[str, str], PlainValidator(_call_headers, json_schema_input_type=dict[str, str] | Pairs)
     ] = Field(default={}, description="Those that the merchant may bind the payment to, such as X-Partner.")
@@ -77,7 +77,7 @@ class MerchantCallWithHeaders(MerchantCall):
         return MerchantRequest(self.method, self.path, body_sha256, self.headers)
 
 
-class BoughtRequest(MerchantCallWithHeaders):
+class BoughtRequest(RequestWithHeaders):
     """The request to buy. With the origin it identifies the purchase."""
 
     body_sha256: Hex
@@ -92,7 +92,7 @@ class _ForwardedAnswer(RequestBody):
 
     status: Annotated[int, Field(ge=100, le=599)]
     headers: Headers = Field(default=[])
-    body: Any = Field(default="", description="A JSON value, or the text as received.")
+    body: Any = absent("A JSON value, or the text as received.")
     body_base64: Base64 = absent("The bytes as received, instead of `body`.")
 
 
@@ -177,10 +177,11 @@ class ReportDelivery(_ForwardedAnswer):
             return self.unanswered
         if {"body", "body_base64"} <= given:
             raise Refused("bad_request", "give either body or body_base64", key="body")
-        if self.body_base64 is not None or isinstance(self.body, str):
-            raw = self.body.encode() if self.body_base64 is None else self.body_base64
+        body = self.body if "body" in given else self.body_base64 or b""
+        if isinstance(body, str | bytes):
+            raw = body.encode() if isinstance(body, str) else body
             return parse_answer(self.status, self.headers, raw)
-        return HttpResponse(self.status, {name.lower(): value for name, value in self.headers}, self.body)
+        return HttpResponse(self.status, {name.lower(): value for name, value in self.headers}, body)
 
 
 class PaymentOutput(Shown):

@@ -24,7 +24,7 @@ from payagent.api.models.base import (
     Units,
     absent,
 )
-from payagent.api.models.payments import MerchantCall, MerchantCallWithHeaders, quote_verdict
+from payagent.api.models.payments import RequestLine, RequestWithHeaders, quote_verdict
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.origin import parse_origin
@@ -36,7 +36,7 @@ from payagent.store.rows.prepaid import Holding, Observation, Pool
 from payagent.store.rows.topups import TopupRow
 
 
-class TopupRequest(MerchantCall):
+class TopupRequest(RequestLine):
     """An ordinary request that costs money and whose 402 sells a batch. `body` is sent as JSON, unchanged."""
 
     body: str = Field(default="", description="The text of the body.")
@@ -169,7 +169,7 @@ class PrepaidQuestion(RequestBody):
     """Whether a prepaid balance would serve a request."""
 
     origin: Annotated[Origin, Field(description="Scheme, host and port of the merchant.")]
-    request: MerchantCallWithHeaders
+    request: RequestWithHeaders
 
 
 class PrepaidQuoteAnswer(BaseModel):

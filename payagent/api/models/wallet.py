@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig
@@ -53,12 +53,6 @@ class UnfreezeWallet(RequestBody):
     )
 
 
-def _destination(value: object, info: ValidationInfo[Network]) -> Address:
-    """`info.context` is the network."""
-    with own_order(key="address"):
-        return parse_address(value, info.context)
-
-
 def _own_asset(value: object) -> str:
     with own_order(key="asset"):
         return parse_asset(value)
@@ -76,16 +70,19 @@ class SendFunds(RequestBody):
 
     model_config = closed("units", "all")
 
-    address: Annotated[Address, PlainValidator(_destination), WithJsonSchema({"type": "string"})]
-    asset: Annotated[str, PlainValidator(_own_asset), WithJsonSchema({"type": "string"})] = LOVELACE
+    address: Annotated[object, WithJsonSchema({"type": "string"})]
+    asset: Annotated[str, PlainValidator(_own_asset, json_schema_input_type=str)] = LOVELACE
     units: Annotated[GivenUnits, InSupply] = absent("How much to send.")
     all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
 
-    def require_one_amount(self) -> None:
+    def destination(self, network: Network) -> Address:
+        """Refused: `self_transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
         if ("all" in self.model_fields_set) == ("units" in self.model_fields_set):
             raise Refused("bad_request", "give either units or all", key="units")
         if {"all", "asset"} <= self.model_fields_set:
             raise Refused("bad_request", "all goes with no asset", key="all")
+        with own_order(key="address"):
+            return parse_address(self.address, network)
 
 
 class LeftBehind(BaseModel):

@@ -79,12 +79,12 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    order = SendFunds.read(await caller.json_body(request), agent.context.terms.network)
-    order.require_one_amount()
+    order = SendFunds.read(await caller.json_body(request))
+    to = order.destination(agent.context.terms.network)
     if order.all:
-        row, is_new = await agent.transfers.sweep(caller.app.id, order.address, key)
+        row, is_new = await agent.transfers.sweep(caller.app.id, to, key)
     else:
-        row, is_new = await agent.transfers.send(caller.app.id, order.address, order.asset, order.units, key)
+        row, is_new = await agent.transfers.send(caller.app.id, to, order.asset, order.units, key)
     behind = emptying.told_of(agent.context.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
     return JsonResponse(Transfer.of(agent.context, row, **told), 201 if is_new else 200)
