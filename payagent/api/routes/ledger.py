@@ -4,10 +4,11 @@ May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: wri
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
-from typing import Annotated, AnyStr, get_args
+from typing import Annotated, AnyStr, TypeVar, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
@@ -32,8 +33,11 @@ from payagent.core.ledger import Kind
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection
 from payagent.store.rows import journal
-from payagent.store.rows.journal import EntryRow, Selection, SpendKey, SpendRow
+from payagent.store.rows.journal import Selection, SpendKey
+
+T = TypeVar("T")
 
 FINDINGS_MAX = 1_000
 """Further findings are only counted: any row shows that a whole table was changed."""
@@ -139,22 +143,27 @@ def _origin(text: str, terms: AgentConfig) -> str:
 @router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
-    only = query.selection(caller)
-    rows = await run_in_threadpool(_entries, caller.context, query, only)
+    page = partial(
+        journal.entries_page,
+        payment_id=query.payment,
+        account=query.account,
+        before_id=query.before,
+        limit=query.limit,
+        only=query.selection(caller),
+    )
+    rows = await _read(caller.context, page)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
 
 
-def _entries(context: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
-    with context.snapshot() as conn:
-        return journal.entries_page(
-            conn,
-            payment_id=query.payment,
-            account=query.account,
-            before_id=query.before,
-            limit=query.limit,
-            only=only,
-        )
+async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
+    """Run a long read of the ledger in another thread, on one consistent state."""
+
+    def work() -> T:
+        with context.snapshot() as conn:
+            return read(conn)
+
+    return await run_in_threadpool(work)
 
 
 @router.get(
@@ -170,12 +179,7 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     only = query.selection(caller)
     if only == journal.EVERYTHING:
         return JsonResponse(Balances.of(journal.balances(caller.context.conn)))
-    return JsonResponse(Balances.of(await run_in_threadpool(_balances, caller.context, only)))
-
-
-def _balances(context: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
-    with context.snapshot() as conn:
-        return journal.balances(conn, only)
+    return JsonResponse(Balances.of(await _read(caller.context, partial(journal.balances, only=only))))
 
 
 @router.get("/spend", summary="Show what left the wallet", responses=gives(Spending, 200))
@@ -186,13 +190,8 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     subtracted. `paid` went to merchants, including for prepaid balances; `sent` are the operator's transfers.
     """
     context, keys = caller.context, query.keys
-    rows = await run_in_threadpool(_spend, context, keys, query.selection(caller))
+    rows = await _read(context, partial(journal.spend, by=keys, only=query.selection(caller)))
     return JsonResponse(Spending.of(keys, rows, context.terms))
-
-
-def _spend(context: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
-    with context.snapshot() as conn:
-        return journal.spend(conn, keys, only)
 
 
 @router.get(
