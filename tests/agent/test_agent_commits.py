@@ -12,6 +12,7 @@ import pytest
 from kit.agent import ADA, APP, Clock, World, daily, with_terms, world_with_clock
 from kit.payments import BadSigner, somebody_else
 
+from payagent.api.models.payments import Payment
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
@@ -358,7 +359,7 @@ class TestTheCaller:
             with pytest.raises(Refused, match="not_signed_yet") as refused:
                 await run.agent.pay(ask)
             assert refused.value.context["payment"] == row.id
-            assert run.context.view(row)["headers"] == {}
+            assert Payment.of(run.context, row).headers == {}
 
     @pytest.mark.parametrize("batch", [1, 100])
     async def test_paid_and_not_served_when_the_invoice_is_over(self, on_clock: World, batch: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from kit.agent import ADA, Run, World, daily, with_terms
 
 from payagent.agent.chain_sync.sync import ChainSync
+from payagent.api.models.payments import Payment
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -20,10 +21,8 @@ TOKEN = "ab" * 28 + "55534454"
 
 def served(world: World, run: Run, payment_id: str, message: str) -> int:
     """Present the proof: the status that the merchant answers."""
-    view = run.context.view(run.context.payment(payment_id))
-    headers = view["headers"]
-    assert isinstance(headers, dict)
-    return world.call(message, headers).status_code
+    shown = Payment.of(run.context, run.context.payment(payment_id))
+    return world.call(message, shown.headers).status_code
 
 
 @pytest.mark.parametrize("dialect", ["t-backend", "flux"])
@@ -252,8 +251,7 @@ async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(w
     async with world.run() as run:
         await run.look()
         row = await run.pay("hello")
-        view = run.context.view(row)
-        pending = world.call("hello", view["headers"])  # type: ignore[arg-type]
+        pending = world.call("hello", Payment.of(run.context, row).headers)
         assert pending.json() == {"detail": {"status": "pending"}}
         again, is_new = await run.agent.pay(world.ask_of(pending))
         assert (again.id, is_new) == (row.id, False)

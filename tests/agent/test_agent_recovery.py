@@ -15,6 +15,7 @@ from kit.providers import FAKE, providers, raised, tip_of
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.api.models.payments import Payment
 from payagent.chain.provider import AddressTx, Read
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
@@ -412,19 +413,19 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
                     await run.agent.pay(ask)
             rows = payments.payments_in(run.context.conn, (State.IN_FLIGHT,))
             row = run.context.payment(rows[-1].id)
-            view = run.context.view(row)
+            shown = Payment.of(run.context, row)
             assert row.cbor is not None
-            assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
-            assert run.context.view(run.context.payment(first.id))["headers"] != {}
+            assert (shown.headers, shown.ready, shown.tx_hash) == ({}, False, None)
+            assert Payment.of(run.context, run.context.payment(first.id)).headers != {}
             with pytest.raises(Refused, match="store_failed"):
                 run.context.require_noted(row)
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
         async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
-            assert run.context.view(run.context.payment(row.id))["headers"] == {}
+            assert Payment.of(run.context, run.context.payment(row.id)).headers == {}
     async with world.run(record=record, terms=with_handover) as run:
-        assert run.context.view(run.context.payment(row.id))["headers"] != {}
+        assert Payment.of(run.context, run.context.payment(row.id)).headers != {}
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
 
 

@@ -26,6 +26,7 @@ from kit.payments import (
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
+from payagent.api.models.payments import Payment
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
@@ -149,8 +150,8 @@ class TestTheSameInvoice:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            shown = run.context.view(run.context.payment(row.id))
-            assert (shown["tx_hash"], shown["headers"], shown["ready"]) == (None, {}, False)
+            shown = Payment.of(run.context, run.context.payment(row.id))
+            assert (shown.tx_hash, shown.headers, shown.ready) == (None, {}, False)
             assert_sound(world, run)
         if late:
             world.clock.ahead_ms += LONG_S * 1000

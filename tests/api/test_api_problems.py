@@ -63,6 +63,7 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
+        (SEND, {"address": api.world.address, "all": 1}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "all": True, "asset": "lovelace"}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "units": "45000000000000001"}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5"}, "self_transfer_invalid", None),

@@ -20,7 +20,7 @@ from kit.x402 import get as get_x402
 from kit.x402 import show as show_x402
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.api.models.render_receipt import receipt_view
+from payagent.api.models.receipt import Receipt as PaymentReceipt
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt, untold
 from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
@@ -81,7 +81,7 @@ def receipts(path: Path, terms: AgentConfig) -> list[Receipt]:
         rows = payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
-        return [json.loads(json.dumps(receipt_view(conn, row, terms))) for row in reversed(rows)]
+        return [json.loads(json.dumps(PaymentReceipt.of(conn, row, terms).model_dump())) for row in reversed(rows)]
 
 
 def judge(receipt: Receipt) -> list[AuditFinding]:

@@ -81,7 +81,7 @@ class OuterMiddleware:
                     log.info("api.broken_off", why="payagent stops")
                     await break_off(scope, receive)
                 else:
-                    silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                    silent = Refused("daemon_silent", "payagent stops, and the request was still waiting")
                     await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -94,7 +94,7 @@ class OuterMiddleware:
                     log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
-                bug = Refused("internal_error", "the call could not be carried out; the log says why")
+                bug = Refused("internal_error", "the request failed; the log says why")
                 await self._tell(refused or bug, request_id)(scope, receive, answer)
 
     def _tell(self, refused: Refused, request_id: str) -> JsonResponse:

@@ -1,18 +1,20 @@
-"""Renders a payment's receipt as JSON, in the form that `payagent.audit.receipt` checks.
+"""A payment's receipt, in the form that `payagent.audit.receipt` checks.
 
-May import: core, agent, audit's form, store.
-Never: does I/O beyond the ledger connection it is given; judges the payment.
+May import: core, agent, audit's form, store, pydantic.
+Never: I/O beyond the ledger connection it is given; judges the payment.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, Self
+
+from pydantic import BaseModel
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.payment_view import retry_headers
 from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
-from payagent.audit.receipt_form import FORMAT
 from payagent.core.payment import State
 from payagent.core.timestamps import iso_time
 from payagent.store.audit.receipts import Recorded, Row, recorded
@@ -23,30 +25,54 @@ from payagent.store.rows.payments import PaymentRow
 Json = dict[str, object]
 
 
-def receipt_view(conn: Connection, row: PaymentRow, terms: AgentConfig) -> Json:
-    """Everything that the ledger records about a payment. `conn` must be in one read transaction."""
-    known = recorded(conn, row.id)
-    event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
-    return {
-        "format": FORMAT,
-        "network": terms.network.name,
-        "wallet": terms.own.text,
-        "payment": _payment(known),
-        "intent": _intent(known.intent),
-        "invoice": None if known.invoice is None else _invoice(known.invoice),
-        "other_invoices": [_invoice(invoice) for invoice in known.other_invoices],
-        "decisions": _told(known.events, DECISIONS),
-        "holds": [_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
-        "attempts": [_attempt(attempt, row, known, terms) for attempt in known.attempts],
-        "sightings": [_block_observation(seen) for seen in known.block_observations],
-        "answers": _told(known.events, ANSWERS),
-        "entries": [_entry(entry) for entry in known.entries],
-        "events": [_only(event, *event_names) for event in known.events],
-        "ledger": {
-            "last_event": dict(zip(("seq", "hash"), known.last_event, strict=True)),
-            "head": str(Head(*known.last_seal)),
-        },
-    }
+class Receipt(BaseModel):
+    """Everything that is recorded about a payment. `payagent ledger verify --receipt` checks it without a daemon.
+
+    Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people.
+    In `events`, `detail` is the text that the hash covers.
+    """
+
+    format: Literal["payagent-receipt/1"]
+    network: str
+    wallet: str
+    payment: dict[str, object]
+    intent: dict[str, object]
+    invoice: dict[str, object] | None
+    other_invoices: list[dict[str, object]]
+    decisions: list[dict[str, object]]
+    holds: list[dict[str, object]]
+    attempts: list[dict[str, object]]
+    sightings: list[dict[str, object]]
+    answers: list[dict[str, object]]
+    entries: list[dict[str, object]]
+    events: list[dict[str, object]]
+    ledger: dict[str, object]
+
+    @classmethod
+    def of(cls, conn: Connection, row: PaymentRow, terms: AgentConfig) -> Self:
+        """`conn` must be in one read transaction."""
+        known = recorded(conn, row.id)
+        event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
+        return cls(
+            format="payagent-receipt/1",
+            network=terms.network.name,
+            wallet=terms.own.text,
+            payment=_payment(known),
+            intent=_intent(known.intent),
+            invoice=None if known.invoice is None else _invoice(known.invoice),
+            other_invoices=[_invoice(invoice) for invoice in known.other_invoices],
+            decisions=_told(known.events, DECISIONS),
+            holds=[_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
+            attempts=[_attempt(attempt, row, known, terms) for attempt in known.attempts],
+            sightings=[_block_observation(seen) for seen in known.block_observations],
+            answers=_told(known.events, ANSWERS),
+            entries=[_entry(entry) for entry in known.entries],
+            events=[_only(event, *event_names) for event in known.events],
+            ledger={
+                "last_event": dict(zip(("seq", "hash"), known.last_event, strict=True)),
+                "head": str(Head(*known.last_seal)),
+            },
+        )
 
 
 def _only(row: Row, *names: str) -> Json:
