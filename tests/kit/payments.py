@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kit.agent import DEVNET, Run, World
-from payagent.api.models.render_receipt import receipt_view
+from payagent.api.models.receipt import Receipt
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -74,7 +74,7 @@ def assert_sound(world: World, run: Run) -> None:
     with run.context.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(receipt_view(conn, row, run.context.terms)).encode())
+            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.terms).model_dump()).encode())
             assert list(check_receipt(receipt)) == []
 
 
