@@ -29,10 +29,10 @@ _SIMPLE = {
     "merchant_refused": "a merchant refuses a proof for good",
     "accepted_depth_learned": "the depth is learned at which a merchant accepts",
     "proof_refused_early": "a merchant is shown no early proof any more",
-    "foreign_lost": "what was spent elsewhere loses its block",
+    "external_spend_lost": "what was spent elsewhere loses its block",
     "foreign_again": "what was spent elsewhere is in another block",
     "anchor_gone": "a payment spends a deposit that a fork took away",
-    "anchor_back": "a payment's deposit comes back",
+    "deposit_restored": "a payment's deposit comes back",
 }
 _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
 _IN_TOKENS = "a purchase for a token is in a block"
@@ -42,7 +42,7 @@ _IN_DIALECTS = {
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
-    "admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace",
+    "admit", "deposit", "sign", "submit", "answer", "observe", "confirm", "settle", "void", "cancel", "replace",
     "use",
 )  # fmt: skip
 LISTED = (
@@ -142,7 +142,7 @@ class Coverage:
                 self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
             elif event == "delivery_give_up":  # rare: clients here retry until they are served
                 self._story.reach("a merchant is given up: paid, and not served in time")
-            elif event == "hold" and app_id == UPKEEP_APP:
+            elif event == "reserve" and app_id == UPKEEP_APP:
                 self._story.reach(_KEPT[kind])
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
@@ -164,7 +164,7 @@ class Coverage:
     def _of_payment(self, conn: Connection, payment_id: str, event: str, told: Mapping[str, Any]) -> None:
         before = self._states.get(payment_id)
         match event:
-            case "hold":
+            case "reserve":
                 self.payments[payment_id] = None
                 self._story.reach("a payment is admitted")
             case "replace":

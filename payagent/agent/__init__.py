@@ -26,7 +26,7 @@ Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every r
      deny     `Decisions.deny` runs `ApprovalRules.deny`; `Decisions.deny_what_is_over` does so after the timeout.
      reject   `PaymentLifecycle.resume` runs `reject_unsigned`. Legal only while nothing was ever signed.
   2. sign     `PaymentSigner.sign` runs `record_attempt`. Legal after admit, approve or replace. Next: submit.
-  3. submit   `TxSubmitter.send_off` runs `record_submit` (job `leave`), then sends. Legal after sign, and may be
+  3. submit   `TxSubmitter.send_off` runs `record_submit` (job `submit`), then sends. Legal after sign, and may be
               repeated with the same bytes. If the merchant submits, C3 is C4 too, and payagent submits only after
               the transaction was seen in a block.
   4. observe  `chain_sync.confirmations.Confirmations` runs `record_seen`. Legal as soon as an attempt is signed.

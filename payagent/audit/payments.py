@@ -42,10 +42,10 @@ _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed
 _OF_A_NEW_ONE = dict.fromkeys(STANDING)
 
 # looking up an enum member costs more than most checks below
-_HOLD, _REJECT, _CANCEL, _LEAVE = Event.HOLD, Event.REJECT, Event.CANCEL, Event.LEAVE
+_RESERVE, _REJECT, _CANCEL, _SUBMIT = Event.RESERVE, Event.REJECT, Event.CANCEL, Event.SUBMIT
 _CONFIRM, _VOID, _BLOCK_LOST = Event.CONFIRM, Event.VOID, Event.BLOCK_LOST
 _SIGNED = frozenset({Event.SIGN, Event.CANCEL})
-_BOOKED = frozenset({_HOLD, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
+_BOOKED = frozenset({_RESERVE, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
 """Events that may write an entry."""
 
 _SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
@@ -130,7 +130,7 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
         elif (answered := _delivery_event(row.event, told)) is not None:
             delivery = deliver(delivery, answered)
             standing["changed_at_ms"] = row.at_ms
-        elif row.event == "merchant_said":
+        elif row.event == "retry_answered":
             standing |= {"merchant_status": told.get("status"), "changed_at_ms": row.at_ms}
         state = _STATES.get(row.state or "", after or state)
     standing["state"], standing["delivery"] = state, delivery
@@ -279,7 +279,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Check that each submit event has a submission, and that every provider that answered was sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
-        if step.event is _LEAVE and not step.told.get("to") and step.row.at_ms not in times:
+        if step.event is _SUBMIT and not step.told.get("to") and step.row.at_ms not in times:
             yield AuditFinding(
                 "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
             )
@@ -304,7 +304,7 @@ def _check_holds(
 
     No later attempt may cost more than the hold.
     """
-    held = next((step for step in steps if step.event is _HOLD), None)
+    held = next((step for step in steps if step.event is _RESERVE), None)
     if (held is None) != (not case.holds):
         yield AuditFinding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
     given_back = [s for s in steps if s.event is _VOID or (s.event is _REJECT and held is not None)]
@@ -371,7 +371,7 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
         if step.event not in _BOOKED:
             continue
         fee_lovelace = fees.get(step.tx_id or "", 0)
-        if step.event is _HOLD:
+        if step.event is _RESERVE:
             yield step, _reserved(tuple(hold.items())), None
         elif step.event is _REJECT and step.before is State.RESERVED:
             yield step, ledger.release(hold), None

@@ -36,11 +36,11 @@ from payagent.dialects import (
 from payagent.store.rows.events import event_hash
 from payagent.store.rows.upkeep import UPKEEP_APP
 
-DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
+DECISIONS = frozenset(("reserve", "request_approval", "deny", "reject", "cancel"))
 """Events that explain why there is a payment, or none."""
 ANSWERS = frozenset(
     (
-        "merchant_answered", "merchant_refused", "merchant_said", "invoiced_again",
+        "merchant_answered", "merchant_refused", "retry_answered", "invoiced_again",
         "delivery_present", "delivery_accept", "delivery_give_up",
     )
 )  # fmt: skip
@@ -111,7 +111,7 @@ def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
     held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
     for event in receipt["events"]:
         told = json.loads(event["detail"])
-        limits = told.get("limits") if event["event"] == "hold" else None
+        limits = told.get("limits") if event["event"] == "reserve" else None
         for limit in limits if isinstance(limits, list) else ():
             try:
                 asked, left = read_units(limit["asked"], ""), read_units(limit["left"], "")

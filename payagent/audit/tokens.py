@@ -29,11 +29,11 @@ def check_tokens(conn: Connection) -> Iterator[AuditFinding]:
 def _ends(count: int, events: list[tuple[str, int]]) -> list[int | None]:
     """When each of an app's tokens ended. The first may have been issued with the app, which no event records."""
     ends: list[int | None] = [None] * count
-    current = count - 1 - sum(event == "token_given" for event, _ in events)
+    current = count - 1 - sum(event == "token_issued" for event, _ in events)
     is_good = current >= 0
     for event, at_ms in events:
         if is_good and 0 <= current < count:
             ends[current] = at_ms
-        is_good = event == "token_given"
+        is_good = event == "token_issued"
         current += is_good
     return ends

@@ -55,12 +55,12 @@ STATES_IN_WORDS = {
 class Event(StrEnum):
     """An event of the payment machine. Only positive evidence is an event; a missing answer is not (rule 4)."""
 
-    HOLD = "hold"  # the policy allows it; hold, nonce UTxO and reserved UTxOs are durable
-    ASK = "ask"  # the policy requires an approval
+    RESERVE = "reserve"  # the policy allows it; hold, nonce UTxO and reserved UTxOs are durable
+    REQUEST_APPROVAL = "request_approval"  # the policy requires an approval
     DENY = "deny"
     REJECT = "reject"  # refused, and nothing was ever signed
     SIGN = "sign"  # a signed attempt is durable
-    LEAVE = "leave"  # its bytes are about to leave the process for the first time
+    SUBMIT = "submit"  # its bytes are about to be sent for the first time
     SEEN_IN_BLOCK = "seen_in_block"
     BLOCK_LOST = "block_lost"  # rolled back: the block is no longer on the provider's chain
     CONFIRM = "confirm"  # confirm_depth reached
@@ -71,15 +71,15 @@ class Event(StrEnum):
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.RECEIVED, Event.HOLD): State.RESERVED,
-    (State.RECEIVED, Event.ASK): State.AWAITING_APPROVAL,
+    (State.RECEIVED, Event.RESERVE): State.RESERVED,
+    (State.RECEIVED, Event.REQUEST_APPROVAL): State.AWAITING_APPROVAL,
     (State.RECEIVED, Event.REJECT): State.REJECTED,
-    (State.AWAITING_APPROVAL, Event.HOLD): State.RESERVED,
+    (State.AWAITING_APPROVAL, Event.RESERVE): State.RESERVED,
     (State.AWAITING_APPROVAL, Event.DENY): State.DENIED,
     (State.AWAITING_APPROVAL, Event.REJECT): State.REJECTED,
     (State.RESERVED, Event.SIGN): State.SIGNED,
     (State.RESERVED, Event.REJECT): State.REJECTED,
-    (State.SIGNED, Event.LEAVE): State.IN_FLIGHT,
+    (State.SIGNED, Event.SUBMIT): State.IN_FLIGHT,
     (State.SIGNED, Event.SEEN_IN_BLOCK): State.IN_BLOCK,
     (State.SIGNED, Event.REPLACE): State.REPLACING,
     (State.SIGNED, Event.CANCEL): State.CANCELLING,

@@ -180,7 +180,7 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         await run.agent.decisions.deny(row.id, SOMEBODY)
         with pytest.raises(Refused, match="already_decided"):
             await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert run.events(row.id) == ["ask", "decision_refused", "deny", "decision_refused"]
+        assert run.events(row.id) == ["request_approval", "decision_refused", "deny", "decision_refused"]
         assert is_sound(run)
 
 

@@ -78,7 +78,7 @@ class TestCommitPoints:
 
     async def test_an_attempt_that_could_not_be_recorded_is_not_sent(self, world: World) -> None:
         world.fund(50 * ADA)
-        switch = Switch("before leave")
+        switch = Switch("before submit")
         async with world.run(checkpoint=switch) as run:
             await run.look()
             row = await run.pay()
@@ -91,7 +91,7 @@ class TestCommitPoints:
     async def test_signed_and_never_sent_is_held_when_its_ttl_has_passed(self, world: World) -> None:
         """It may have reached somebody all the same; once it is in a block, it goes on."""
         world.fund(50 * ADA)
-        async with world.run(checkpoint=Switch("before leave")) as run:
+        async with world.run(checkpoint=Switch("before submit")) as run:
             await run.look()
             row = await run.pay()
         world.clock.ahead_ms += 290_000

@@ -485,8 +485,8 @@ class TestUnservedStreak:
             await reopen(run.context, APP, "t")
             await reopen(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
-            told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
-            assert told_of == ["merchant_stopped", "merchant_reopened"]
+            told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_resumed")]
+            assert told_of == ["merchant_stopped", "merchant_resumed"]
             assert alerts.raised(run.context.conn, "merchant_stopped") == []
 
     async def test_a_clock_that_is_put_forward_blames_no_merchant(self, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on
         await run.pass_time(2, 201)
         assert run.state(row.id) is State.CONFIRMED
         assert last_alert(run, row) == "cleared"
-        assert run.events(row.id).count("anchor_back") == 1
+        assert run.events(row.id).count("deposit_restored") == 1
         assert_at_rest(world, run)
         await require_whole(run)
 
@@ -342,4 +342,4 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
 
 
 def test_show_tells_it_in_words() -> None:
-    assert {"anchor_gone", "anchor_back", "time_over"} <= EVENTS_IN_WORDS.keys()
+    assert {"anchor_gone", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()

@@ -520,7 +520,7 @@ class Killed:
                 raise sqlite3.OperationalError("the process is gone")
 
 
-COMMITS = ("topup_end", "admit", "sign", "leave", "answer", "observe", "confirm", "delivery")
+COMMITS = ("topup_end", "admit", "sign", "submit", "answer", "observe", "confirm", "delivery")
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])

@@ -97,7 +97,7 @@ async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> N
     assert payer["state"] == "confirmed"
     assert "by" not in payer["approval"]
     events = [one["event"] for one in payer["history"]]
-    assert events[:4] == ["ask", "hold", "sign", "leave"]
+    assert events[:4] == ["request_approval", "reserve", "sign", "submit"]
     for path in ("approve", "deny"):
         late = await approver.post(f"/v1/payments/{asked['id']}/{path}", json={})
         told = late.json()

@@ -28,7 +28,7 @@ async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Ap
         found = await stream.until("provider_accepted")
         await api.run.settle_down()
         found += await stream.until("confirm")
-    assert [event["event"] for event in found[:3]] == ["hold", "sign", "leave"]
+    assert [event["event"] for event in found[:3]] == ["reserve", "sign", "submit"]
     assert [int(event["id"]) for event in found] == [event["data"]["seq"] for event in found]
     assert [event["data"]["seq"] for event in found] == list(range(1, len(found) + 1))
     assert {event["data"]["payment"] for event in found} == {paid["id"]}

@@ -67,7 +67,7 @@ def test_a_past_with_all_of_it_is_clean(known: Past) -> None:
         events = {event for (event,) in conn.execute("SELECT event FROM events WHERE payment_id IS NULL")}
         (pins,) = conn.execute("SELECT COUNT(*) FROM pins").fetchone()
     assert (count, stopped_at_ms is not None, prices, pins) == (0, True, [(1, 5 * ADA), (4, 20 * ADA)], 4)
-    assert events >= {"address_unpinned", "strikes_counted", "merchant_stopped", "merchant_reopened"}
+    assert events >= {"address_unpinned", "unserved_counted", "merchant_stopped", "merchant_resumed"}
     assert findings(known.path, known.owner) == []
 
 

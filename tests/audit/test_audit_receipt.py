@@ -330,16 +330,16 @@ def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]
     assert any("none of its attempts" in found.what for found in judge(rehashed(forged)))
 
 
-@pytest.mark.parametrize("name", ["leave", "confirm", "settle"])
+@pytest.mark.parametrize("name", ["submit", "confirm", "settle"])
 def test_an_event_that_names_another_transaction_than_was_seen_is_found(
     all_receipts: list[Receipt], name: str
 ) -> None:
     """What was signed came into no block, and what the receipt goes by is there for everybody to see."""
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, name)
-    if name == "leave":
+    if name == "submit":
         forged["payment"]["state"] = "in_flight"
-        number = [event["event"] for event in forged["events"]].index("leave") + 1
+        number = [event["event"] for event in forged["events"]].index("submit") + 1
         forged["events"] = forged["events"][:number]
         forged["sightings"], forged["answers"] = [], []
         forged["entries"] = [entry for entry in forged["entries"] if entry["kind"] == "reserve"]

@@ -80,7 +80,7 @@ def test_a_lost_block_reopens_confirmed_and_void_but_not_settled() -> None:
 def test_nothing_is_signed_before_a_hold() -> None:
     before_sign = {state for (state, event) in TRANSITIONS if event is Event.SIGN}
     assert before_sign == {State.RESERVED, State.REPLACING}
-    assert State.SIGNED not in reachable(State.RECEIVED, without=frozenset({Event.HOLD}))
+    assert State.SIGNED not in reachable(State.RECEIVED, without=frozenset({Event.RESERVE}))
 
 
 @pytest.mark.parametrize(("delivery", "event"), list(itertools.product(Delivery, DeliveryEvent)))

@@ -17,7 +17,7 @@ from kit.crash import UTXOS, CrashWorld, Dead, Disk, Script, assert_done, crash_
 from kit.effort import pick
 
 EVERY = pick(18, 6)
-COMMITS = {"admit", "sign", "leave", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}
+COMMITS = {"admit", "sign", "submit", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}
 SELECTED = os.environ.get("CRASH_SITES", "")
 
 
@@ -82,7 +82,7 @@ async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
     assert not failures
 
 
-@pytest.mark.parametrize("name", ["before sign", "after cancel", "after leave"])
+@pytest.mark.parametrize("name", ["before sign", "after cancel", "after submit"])
 async def test_five_payments_end_alike_after_a_real_kill(tmp_path: Path, name: str) -> None:
     """The same, with a process of its own that kills itself where the last of these commits is made."""
     sites = await sites_of(tmp_path / "whole")

@@ -19,7 +19,7 @@ from pathlib import Path
 from killchecks import at_death, at_peace
 from killworld import SHOPPERS, Lane, World, running_world
 
-POINTS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
+POINTS = ("admit", "sign", "submit", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
 """The commit points that a running daemon passes again and again (agent/__init__, contract of daemon.serve)."""
 
 RARE_POINTS = ("bind", "reject")

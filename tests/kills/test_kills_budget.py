@@ -26,7 +26,7 @@ CLIENTS = 10
 DAY_LOVELACE, PRICE_LOVELACE = 20_000_000, 1_000_000
 FIT = 17
 KILLS = (
-    *(("after admit", 2), ("before sign", 2), ("after sign", 3), ("before admit", 3), ("after leave", 2)),
+    *(("after admit", 2), ("before sign", 2), ("after sign", 3), ("before admit", 3), ("after submit", 2)),
     *(("before answer", 1), ("after admit", 5), ("before admit", 20), ("after admit", 40), ("before admit", 60)),
 )
 RANDOM_KILLS = 6

@@ -67,7 +67,7 @@ async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> N
 
 async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=7, lanes=1) as made:
-        await run(made, at_points(["after leave"], [1]))
+        await run(made, at_points(["after submit"], [1]))
         assert made.violations == []
         with closing(sqlite3.connect(made.lanes[0].dir / "ledger.db")) as conn, conn:
             for account, units in (("fees", 1), ("wallet", -1)):

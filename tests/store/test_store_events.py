@@ -23,7 +23,7 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     conn.execute("PRAGMA foreign_keys = OFF")
     unit = Unit(conn)
     for n in range(5):
-        records.note(unit, f"pay{n % 2}", "hold", State.RESERVED, 10 + n, {"n": n, "of": "Zürich ₳"})
+        records.note(unit, f"pay{n % 2}", "reserve", State.RESERVED, 10 + n, {"n": n, "of": "Zürich ₳"})
     yield conn
     conn.close()
 
@@ -31,22 +31,22 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def test_the_chain_holds_and_events_read_as_before(conn: sqlite3.Connection) -> None:
     assert events.broken_event(conn) is None
     detail = '{"n":1,"of":"Z\\u00fcrich \\u20b3"}'
-    assert events.events(conn, "pay1")[0] == (2, "hold", "reserved", detail, 11)
+    assert events.events(conn, "pay1")[0] == (2, "reserve", "reserved", detail, 11)
     assert [row[0] for row in events.events(conn, "pay0")] == [1, 3, 5]
 
 
 def test_the_hash_is_of_the_form_that_is_written_down() -> None:
-    form = '["' + GENESIS + '",1,"pay_1","hold","reserved","{\\"a\\":\\"\\u00fc\\"}",7]'
+    form = '["' + GENESIS + '",1,"pay_1","reserve","reserved","{\\"a\\":\\"\\u00fc\\"}",7]'
     expected = hashlib.sha256(form.encode("ascii")).hexdigest()
-    assert events.event_hash(GENESIS, 1, "pay_1", "hold", "reserved", '{"a":"ü"}', 7) == expected
+    assert events.event_hash(GENESIS, 1, "pay_1", "reserve", "reserved", '{"a":"ü"}', 7) == expected
 
 
 def test_a_job_that_is_rolled_back_leaves_no_gap(conn: sqlite3.Connection) -> None:
     conn.execute("SAVEPOINT job")
-    records.note(Unit(conn), "pay0", "hold", State.RESERVED, 20)
+    records.note(Unit(conn), "pay0", "reserve", State.RESERVED, 20)
     conn.execute("ROLLBACK TO job")
     conn.execute("RELEASE job")
-    records.note(Unit(conn), "pay0", "hold", State.RESERVED, 21)
+    records.note(Unit(conn), "pay0", "reserve", State.RESERVED, 21)
     assert events.broken_event(conn) is None
     assert events.last_event(conn)[0] == 6
 
@@ -68,7 +68,7 @@ OTHER = "b" * 64
         ("DELETE FROM events WHERE seq = 3", 4),
         ("UPDATE events SET seq = 9 WHERE seq = 5", 9),
         ("UPDATE events SET seq = -seq", -5),
-        (f"INSERT INTO events VALUES (6, 'pay0', 'hold', 'reserved', '{{}}', 1, '{OTHER}', '{OTHER}')", 6),
+        (f"INSERT INTO events VALUES (6, 'pay0', 'reserve', 'reserved', '{{}}', 1, '{OTHER}', '{OTHER}')", 6),
     ],
 )
 def test_what_was_changed_from_outside_is_the_first_broken_link(

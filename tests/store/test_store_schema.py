@@ -45,7 +45,7 @@ INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('cc', 'p', 1);
 INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms)
   VALUES ('cc', 'h', 1, 1, 'p', 1);
 INSERT INTO foreign_sightings VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1);
-INSERT INTO events VALUES (1, 'pay1', 'hold', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
+INSERT INTO events VALUES (1, 'pay1', 'reserve', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
 INSERT INTO postings(entry, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
 INSERT INTO journal(id, kind, ref, at_ms) VALUES (1, 'deposit', 'aa#0', 1);
@@ -91,7 +91,7 @@ def plain(conn: sqlite3.Connection, tmp_path: Path) -> Iterator[sqlite3.Connecti
     plain.close()
 
 
-NEW_EVENT = "INSERT INTO events VALUES ({}, 'pay1', 'hold', 'reserved', '{{}}', 1, '{}', '" + "b" * 64 + "')"
+NEW_EVENT = "INSERT INTO events VALUES ({}, 'pay1', 'reserve', 'reserved', '{{}}', 1, '{}', '" + "b" * 64 + "')"
 NEW_ATTEMPT = (
     "REPLACE INTO attempts(rowid, tx_id, payment_id, kind, anchor, inputs, cbor, fee_lovelace, ttl_slot, "
     "signed_at_ms) "

@@ -139,7 +139,7 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
     stops = had.stopped_at_ms is None and must_stop(rules, count)
     merchants.set_unserved_streak(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
     facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
-    records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
+    records.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
     if stops:
         detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
         raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
@@ -172,7 +172,7 @@ def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
     if merchants.unserved_streak(unit.conn, origin) != UnservedStreak():
         merchants.set_unserved_streak(unit, origin, UnservedStreak())
-        records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
+        records.note(unit, None, "merchant_resumed", None, now_ms, {"merchant": origin, "by": by_app})
     if merchants.readiness(unit.conn, origin) != MerchantReadiness():
         merchants.set_readiness(unit, origin, MerchantReadiness())
         records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})

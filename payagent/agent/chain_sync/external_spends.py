@@ -78,7 +78,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
             )
         if frozen_by:
             last = frozen_by[-1]
-            records.note(unit, None, "thawed", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
+            records.note(unit, None, "unfrozen", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
         return frozen_by
 

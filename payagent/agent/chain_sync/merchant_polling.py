@@ -88,7 +88,7 @@ class MerchantPolling:
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
             records.set_merchant_status(unit, row.id, said, now_ms)
-            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
+            records.note(unit, row.id, "retry_answered", state, now_ms, {"status": said})
 
         await context.write("merchant", job, row.id)
 

@@ -242,7 +242,7 @@ def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
 
 def settle(unit: Unit, height: int, now_ms: int) -> None:
     """Record that all external spends up to this block height are final."""
-    records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
+    records.note(unit, None, "external_spend_settled", None, now_ms, {"height": height})
 
 
 def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> UtxoRow:

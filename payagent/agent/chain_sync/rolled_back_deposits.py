@@ -154,4 +154,4 @@ def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:
     what = "it is void" if state is State.VOID else "the deposit is back"
     is_news = clear_alert(unit, f"{SUBJECT}{payment_id}", {"detail": what, "payment": payment_id}, now_ms)
     if is_news and state is not State.VOID:
-        records.note(unit, payment_id, "anchor_back", state, now_ms)
+        records.note(unit, payment_id, "deposit_restored", state, now_ms)

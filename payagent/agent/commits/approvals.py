@@ -69,7 +69,7 @@ class ApprovalRules:
         )
         records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
         told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
-        records.move_payment(unit, payment_id, Event.ASK, now_ms, told)
+        records.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
         facts = {
             "detail": f"{payment_id} to {purchase.invoice.origin} waits for a person: {reasons[0].detail}",
             **{"payment": payment_id, "app": purchase.app_id, "merchant": purchase.invoice.origin},

@@ -59,7 +59,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
     if row.handed_over:
-        records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
+        records.move_payment(unit, payment_id, Event.SUBMIT, now_ms, {"to": "merchant"})
 
 
 def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
@@ -191,7 +191,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
         return False
     records.add_submission(unit, tx_id, provider, now_ms)
     if row.state is State.SIGNED:
-        records.move_payment(unit, payment_id, Event.LEAVE, now_ms)
+        records.move_payment(unit, payment_id, Event.SUBMIT, now_ms)
     return True
 
 
@@ -348,7 +348,7 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
     for ref in row.inputs:
         if onchain.is_spent_by(unit.conn, ref, row.tx_id):
             records.set_utxo_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
-    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
+    records.note(unit, None, "external_spend_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:

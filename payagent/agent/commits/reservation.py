@@ -84,7 +84,7 @@ class Reservation:
         records.move_payment(
             unit,
             payment_id,
-            Event.HOLD,
+            Event.RESERVE,
             now_ms,
             ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
             anchor=plan.nonce_utxo.ref,

@@ -107,7 +107,7 @@ def everybody(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
 def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:
     apps.give_token(unit, app_id, token_hash, expires_at_ms, now_ms)
     told = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
-    records.note(unit, None, "token_given", None, now_ms, told)
+    records.note(unit, None, "token_issued", None, now_ms, told)
 
 
 def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:

@@ -109,7 +109,7 @@ class TxSubmitter:
             if source not in self._context.senders or not source.takes_submissions(now_ms):
                 return
             may_leave = await self._context.write(
-                "leave",
+                "submit",
                 lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, source.name, now_ms),
                 payment_id,
             )

@@ -139,7 +139,7 @@ def left_behind(utxos: UtxoIndex, caps: Caps) -> Leftovers | None:
 
 def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
     """What a payment that emptied the wallet left behind, from its record; None if nothing."""
-    held = events.last_note(conn, payment_id, Event.HOLD)
+    held = events.last_note(conn, payment_id, Event.RESERVE)
     return None if held is None else held.get("left_behind")
 
 

@@ -153,7 +153,7 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
     return conn.execute(
         "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
         "WHERE payment_id IS NULL "
-        "AND event IN ('token_given', 'app_revoked') ORDER BY seq"
+        "AND event IN ('token_issued', 'app_revoked') ORDER BY seq"
     )
 
 

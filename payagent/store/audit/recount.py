@@ -26,7 +26,7 @@ def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of approval holds that were not released at the time of the decision."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT "
-        "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') "
+        "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('reserve', 'deny') "
         "ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
     )
 

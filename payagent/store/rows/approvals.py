@@ -56,14 +56,14 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
     """The decision on a payment that needed approval; None while it is pending."""
     row = conn.execute(
         "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
-        "WHERE payment_id = ? AND event IN ('hold', 'deny') ORDER BY seq LIMIT 1",
+        "WHERE payment_id = ? AND event IN ('reserve', 'deny') ORDER BY seq LIMIT 1",
         (payment_id,),
     ).fetchone()
     if row is None:
         return None
     event, via, by_app, at_ms = row
     no: Decision = "timed_out" if via == "clock" else "denied"
-    return DecisionRow("approved" if event == "hold" else no, via, by_app, at_ms)
+    return DecisionRow("approved" if event == "reserve" else no, via, by_app, at_ms)
 
 
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:

@@ -93,7 +93,7 @@ def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[Fore
 
 def foreign_settled(conn: sqlite3.Connection) -> int:
     """The height up to which external spends were read in blocks beyond any rollback; -1 if none was yet."""
-    _, detail, _ = last_of_wallet(conn, "foreign_settled")
+    _, detail, _ = last_of_wallet(conn, "external_spend_settled")
     return int(json.loads(detail).get("height", -1))
 
 
@@ -172,7 +172,7 @@ def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
     """External spends since an operator last unfroze the wallet, oldest first."""
     rows = conn.execute(
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'foreign_spend' AND seq > ? ORDER BY seq",
-        (last_of_wallet(conn, "thawed")[0],),
+        (last_of_wallet(conn, "unfrozen")[0],),
     )
     return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)
 
