@@ -136,7 +136,7 @@ class AgentContext:
 
         If the merchant submits the transaction, the payment is ready as soon as it has a proof.
         """
-        if row.handed_over or not has_proof(row):
+        if row.merchant_submits or not has_proof(row):
             return has_proof(row)
         merchant = self.terms.merchants.get(row.origin or "")
         return may_be_shown(
@@ -152,7 +152,7 @@ class AgentContext:
     def is_by_auto(self, row: PaymentRow) -> bool:
         """Whether `ready = "auto"` decides when to present the proof."""
         merchant = self.terms.merchants.get(row.origin or "")
-        return merchant is not None and merchant.ready == "auto" and not row.handed_over
+        return merchant is not None and merchant.ready == "auto" and not row.merchant_submits
 
     def depth(self, row: PaymentRow) -> int:
         """Depth of the payment's block, which counts as 1; 0 while it is in no block."""

@@ -259,11 +259,9 @@ class ProxyPayer:
         """Wait until the merchant can be expected to accept the proof."""
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
-                raise Refused(
-                    row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
-                )
-            if row.state is State.CANCELLING and row.reason_code is not None:
-                raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+                raise Refused(row.code or "payment_ended", row.detail or "it ended without paying", payment=row.id)
+            if row.state is State.CANCELLING and row.code is not None:
+                raise Refused(row.code, row.detail or "its coins are taken back", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
@@ -328,7 +326,7 @@ def _paid_not_served(proof: Proof) -> Refused:
     code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
         ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
-        code, detail = row.reason_code or ended, row.reason or "it ended without paying"
+        code, detail = row.code or ended, row.detail or "it ended without paying"
     return Refused(code, detail, payment=row.id, merchant_answer=told)
 
 

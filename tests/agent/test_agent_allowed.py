@@ -334,7 +334,7 @@ class Day:
         self.asked[row.id] = ask
         if row.state is State.AWAITING_APPROVAL:
             self.seen["asked"] += 1
-            least = payments.hold(self.run.context.conn, row.id, "ask")
+            least = payments.hold(self.run.context.conn, row.id, "approval")
             self._counts(row.id, ask.app_id, ask.origin, least)
             assert any(units > ABOVE.get(asset, units) for asset, units in least.items())
             return

@@ -128,7 +128,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
+        assert (denied.state, denied.code) == (State.DENIED, "approval_denied")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
@@ -254,7 +254,7 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
+        assert (denied.state, denied.code) == (State.DENIED, "approval_timed_out")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -285,9 +285,9 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
         row = await ask(run)
         approval = approvals.of_payment(run.context.conn, row.id)
         assert approval is not None
-        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
+        assert approval.expires_at_ms == (row.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).code == "approval_timed_out"
 
 
 async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
@@ -306,7 +306,7 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         assert code_of(refused) == "approval_timed_out"
         assert run.context.refusals["approval_timed_out"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).code == "approval_timed_out"
         await run.agent.decisions.deny_what_is_over()
         assert run.context.refusals["approval_timed_out"] == 1
         assert spent(run) == 0
@@ -422,7 +422,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        asked = payments.hold(run.context.conn, row.id, "ask")["lovelace"]
+        asked = payments.hold(run.context.conn, row.id, "approval")["lovelace"]
         assert payments.hold(run.context.conn, row.id)["lovelace"] <= asked
 
 

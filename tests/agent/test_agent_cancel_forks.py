@@ -297,10 +297,10 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
 ) -> None:
     """While a fork is looked at, the last cancel may not descend from the one before."""
     payment = (
-        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, tx_id, "
-        "created_at_ms, changed_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
+        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, tx_id, "
+        "created_at_ms, updated_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
     )
-    utxo = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
+    utxo = "INSERT INTO utxos VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
 
     def two_voids(unit: Unit) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
@@ -310,11 +310,11 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
             unit.conn.execute(utxo, (nonce_utxo, name * 2, 5, "spent", cancel))
             unit.conn.execute(payment, (f"pay_{name}", nonce_utxo, cancel))
             unit.conn.execute("INSERT INTO reservations VALUES (?, ?)", (nonce_utxo, f"pay_{name}"))
-            unit.conn.execute(utxo, (f"{cancel}#0", cancel, 4, "free", None))
+            unit.conn.execute(utxo, (f"{cancel}#0", cancel, 4, "available", None))
 
     def join(unit: Unit) -> None:
-        unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
-        unit.conn.execute(utxo, ("both#0", "both", 3, "free", None))
+        unit.conn.execute("UPDATE utxos SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
+        unit.conn.execute(utxo, ("both#0", "both", 3, "available", None))
 
     writer = Writer(tmp_path / "ledger.db")
     await writer.run("put", two_voids)

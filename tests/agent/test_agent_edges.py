@@ -253,7 +253,7 @@ class TestLimits:
             world.clock.ahead_ms += 240_000
             await run.settle_down()
             [late] = payments.payments_in(run.context.conn, list(State))
-            assert late.reason_code == "invoice_expired"
+            assert late.code == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
 

@@ -122,7 +122,12 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
         assert run.context.payment(row.id).state is State.CONFIRMED
         assert run.books() == confirmed
         assert world.transactions() == [row.tx_id]
-        assert [kind.kind for kind in reversed(entries(run, row.id))] == ["reserve", "post", "reverse", "post"]
+        assert [kind.kind for kind in reversed(entries(run, row.id))] == [
+            "reserve",
+            "post",
+            "post_reversed",
+            "post",
+        ]
 
 
 async def test_a_transaction_that_moves_to_another_block_is_followed(world: World) -> None:
@@ -278,7 +283,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         world.block()
         await run.look()
         row = run.context.payment(reserved.id)
-        assert (row.state, row.reason_code) == (State.REJECTED, "invoice_expired")
+        assert (row.state, row.code) == (State.REJECTED, "invoice_expired")
         assert "held" not in run.books()
         assert len(run.context.utxos) == 1
 

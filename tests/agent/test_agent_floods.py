@@ -98,7 +98,7 @@ async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(wo
         for n in range(6):
             request = MerchantRequest("POST", f"/chat/{n}", "0" * 64)
             assert await code_of(run, replace(heard, request=request, idempotency_key=str(n))) == code
-        (count,) = run.context.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
+        (count,) = run.context.conn.execute("SELECT COUNT(*) FROM request_prices").fetchone()
         assert count == 3
 
 

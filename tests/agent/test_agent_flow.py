@@ -292,7 +292,7 @@ async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert payments.payments_in(run.context.conn, list(State))[0].reason_code == "invoice_expired"
+        assert payments.payments_in(run.context.conn, list(State))[0].code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -395,6 +395,6 @@ async def test_the_database_balances_by_plain_sql(world: World) -> None:
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
         assert sums == [("lovelace", 0)]
-        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM journal"):
+        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM entries"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 conn.execute(statement)

@@ -28,7 +28,7 @@ def assert_calm(world: World, run: Run) -> None:
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    known = {utxo.ref for utxo in queries.utxos(run.context.conn) if utxo.state in ("free", "locked")}
+    known = {utxo.ref for utxo in queries.utxos(run.context.conn) if utxo.state in ("available", "locked")}
     assert known == world.unspent()
     assert run.selectable() == known
     assert_memory(run)
@@ -114,7 +114,9 @@ class TestOnePayment:
             await run.look()
             utxos = {utxo.ref: utxo for utxo in queries.utxos(run.context.conn)}
             assert (
-                {ref for ref, utxo in utxos.items() if utxo.state == "free"} == world.unspent() == {row.nonce_utxo}
+                {ref for ref, utxo in utxos.items() if utxo.state == "available"}
+                == world.unspent()
+                == {row.nonce_utxo}
             )
             assert utxos[row.nonce_utxo or ""].reserved_for == row.id
             assert {utxo.state for ref, utxo in utxos.items() if ref != row.nonce_utxo} == {"pending"}

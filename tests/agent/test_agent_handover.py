@@ -71,7 +71,7 @@ class TestHandedOver:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            assert (row.state, row.handed_over, row.proof) == (State.IN_FLIGHT, True, "signed_cbor")
+            assert (row.state, row.merchant_submits, row.proof) == (State.IN_FLIGHT, True, "signed_cbor")
             assert run.context.is_ready(row)
             for _ in range(4):
                 world.clock.ahead_ms += 60_000
@@ -148,7 +148,7 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.context.payment(row.id).reason_code == "handed_over_expired"
+            assert run.context.payment(row.id).code == "handed_over_expired"
             await wait_for_void(world, run)
             ended = run.context.payment(row.id)
             assert ended.state is State.VOID

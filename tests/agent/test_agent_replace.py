@@ -115,7 +115,11 @@ class TestTheSameInvoice:
             row = run.context.payment(first.id)
             assert (row.state, len(attempts(run, row))) == (State.IN_FLIGHT, 2)
             assert row.tx_id != first.tx_id
-            assert (row.nonce_utxo, row.outputs, row.invoice) == (first.nonce_utxo, first.outputs, first.invoice)
+            assert (row.nonce_utxo, row.outputs, row.invoice_seq) == (
+                first.nonce_utxo,
+                first.outputs,
+                first.invoice_seq,
+            )
             assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
             merchant = run.context.terms.merchants[world.origin]
             assert retry_headers(row, merchant, world.address)["X-Payment"] == row.tx_id
@@ -290,7 +294,7 @@ class TestTheSameInvoice:
             await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
-            assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
+            assert (row.state, row.code) == (State.CANCELLING, "attempt_expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -321,7 +325,7 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.context.payment(row.id).reason_code) == (
+            assert (run.state(row.id), run.context.payment(row.id).code) == (
                 State.CANCELLING,
                 "attempt_expired",
             )
@@ -504,7 +508,7 @@ class TestTheNextInvoice:
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
             row = run.context.payment(first.id)
-            assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
+            assert (row.state, row.tx_id, row.invoice_seq) == (State.CONFIRMED, first.tx_id, first.invoice_seq)
             assert_at_rest(world, run)
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
@@ -552,7 +556,7 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             await run.context.take_terms(filed, lambda _unit: None)
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
+            assert (row.id, row.invoice_id, row.merchant_submits) == (paid.id, paid.invoice_id, False)
 
     async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -700,7 +704,7 @@ class TestResolve:
             world.control("faults", clear=True)
             resolved = await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
-            assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
+            assert (resolved.state, resolved.code) == (State.CANCELLING, "resolved")
             assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
@@ -738,7 +742,7 @@ class TestResolve:
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
-            assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
+            assert (resolved.state, resolved.code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 

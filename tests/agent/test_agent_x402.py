@@ -71,7 +71,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        assert (row.dialect, row.handed_over, row.state) == ("x402-v2", True, State.IN_FLIGHT)
+        assert (row.dialect, row.merchant_submits, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
         answer, row, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
@@ -162,7 +162,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
         assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
-        assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
+        assert (row.state, row.code) == (State.CANCELLING, "merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.sending.drain(10)
         await run.settle_down()
@@ -241,7 +241,7 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
         await run.look()
         row, _ = await run.agent.pay(ask(world))
         await run.agent.sending.drain(10)
-        assert (row.handed_over, row.proof) == (False, "signed_cbor")
+        assert (row.merchant_submits, row.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.tx_id]
         assert not run.context.is_ready(run.context.payment(row.id))
         await run.settle_down()
@@ -390,7 +390,7 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
     async with world.run(terms=knowing) as run:
         await run.look()
         row, _ = await run.agent.pay(asked)
-        assert (row.origin, row.handed_over) == (world.origin, True)
+        assert (row.origin, row.merchant_submits) == (world.origin, True)
 
 
 async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> None:

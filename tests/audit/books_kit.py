@@ -209,7 +209,7 @@ def of_an_older_payagent(path: Path) -> None:
     """Make the ledger what it was before the last migration of a view."""
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DROP VIEW v_prepaid")
-        conn.execute("CREATE VIEW v_prepaid AS SELECT remaining AS merchant_says FROM prepaid_observations")
+        conn.execute("CREATE VIEW v_prepaid AS SELECT remaining AS merchant_says FROM merchant_reports")
         conn.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (VIEWS_MIGRATION,))
 
 

@@ -96,7 +96,7 @@ async def test_the_sdks_client_pays_the_sdks_server(
         (payment,) = at.payments
         assert at.merchant.payments == {payment.tx_id: 1}
         assert payment.delivery is Delivery.ACCEPTED
-        assert payment.handed_over
+        assert payment.merchant_submits
 
 
 async def test_a_path_that_its_framework_decodes_is_paid_and_served(world: World) -> None:

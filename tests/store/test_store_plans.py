@@ -28,5 +28,5 @@ def test_no_question_about_utxos_looks_at_every_utxo(tmp_path: Path, name: str) 
         steps = writer.submit("plan", plan).result(10)
     finally:
         writer.close()
-    assert any(step.startswith("SEARCH c USING INDEX coins_by_state") for step in steps), steps
+    assert any(step.startswith("SEARCH c USING INDEX utxos_by_state") for step in steps), steps
     assert not [step for step in steps if step.startswith("SCAN") or "AUTOMATIC" in step], steps

@@ -129,7 +129,7 @@ async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -
     def defer_a_failure(unit: Unit) -> None:
         memory.append("taken")
         unit.undo(memory.clear)
-        unit.conn.execute("INSERT INTO postings(entry, account, asset, units) VALUES (7, 'a', 'b', 1)")
+        unit.conn.execute("INSERT INTO postings(entry_id, account, asset, units) VALUES (7, 'a', 'b', 1)")
 
     with pytest.raises(Refused, match="store_failed"):
         await writer.run("orphan", defer_a_failure)
@@ -446,7 +446,7 @@ def test_a_ledger_of_the_indexes_before_gets_those_of_now(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn, conn:
         new = conn.execute(indexes).fetchall()
         conn.execute("DROP INDEX payments_paying")
-        conn.execute("CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL")
+        conn.execute("CREATE INDEX payments_by_pool ON payments(pool_id, seq) WHERE pool_id IS NOT NULL")
         conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm004_%'")
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
@@ -527,8 +527,9 @@ def payment(path: Path) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
         unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
         unit.conn.execute(
-            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, created_at_ms, "
-            "changed_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
+            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, "
+            "created_at_ms, "
+            "updated_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
         )
 
     writer.submit("setup", job).result(10)

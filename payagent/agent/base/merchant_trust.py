@@ -116,9 +116,9 @@ def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
 
 def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
     """The price of a payment's request; None without a request, or for a top-up that an operator ordered."""
-    order = None if row.topup is None else topups.find(unit.conn, row.topup)
+    order = None if row.topup_id is None else topups.find(unit.conn, row.topup_id)
     request = intents.request_of(unit.conn, row.intent_id)
-    if request is None or (order is not None and order.cause != "auto"):
+    if request is None or (order is not None and order.trigger != "auto"):
         return None
     claim = claim_of_payment(row)
     return AgreedPriceRow(*priced_call(request), claim.asset, claim.calls, claim.units)

@@ -68,9 +68,9 @@ def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
         "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
         "tx_hash": row.tx_id if row.is_noted else None,
         "ttl_slot": row.ttl_slot,
-        "anchor": row.nonce_utxo,
+        "nonce_utxo": row.nonce_utxo,
         "proof": row.proof,
-        "handed_over": row.handed_over,
+        "merchant_submits": row.merchant_submits,
         "headers": retry_headers(row, merchant, terms.own.text),
         "ready": ready,
         "request_id": row.request_id,
@@ -80,10 +80,10 @@ def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
         "batch_target": row.batch_target,
         "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
         "created_at": iso_time(row.created_at_ms),
-        "changed_at": iso_time(row.changed_at_ms),
+        "changed_at": iso_time(row.updated_at_ms),
     }
-    if row.reason_code is not None:
-        view["reason"] = {"code": row.reason_code, "detail": row.reason}
+    if row.code is not None:
+        view["reason"] = {"code": row.code, "detail": row.detail}
     return view
 
 

@@ -183,7 +183,7 @@ class Confirmations:
 
     def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the provider would show the payment's block by now, if it existed."""
-        is_past = tip.height >= (row.block_height or 0) or self._context.chain.is_after(row.changed_at_ms, tip)
+        is_past = tip.height >= (row.block_height or 0) or self._context.chain.is_after(row.updated_at_ms, tip)
         return is_past and source.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:

@@ -64,10 +64,10 @@ class ApprovalRules:
             reasons=reasons,
             plan=_plan_view(plan),
             max_total_units=purchase.max_total_units,
-            ends_at_ms=ends_at_ms,
+            expires_at_ms=ends_at_ms,
             now_ms=now_ms,
         )
-        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
+        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
         told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         records.move_payment(unit, payment_id, Event.ASK, now_ms, told)
         facts = {
@@ -90,8 +90,8 @@ class ApprovalRules:
         self.holding.planner.chain.require_ready(now_ms)
         purchase = self._purchase_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
-        worst = payments.hold(unit.conn, payment_id, "ask")
-        records.release_hold(unit, payment_id, now_ms, stage="ask")
+        worst = payments.hold(unit.conn, payment_id, "approval")
+        records.release_hold(unit, payment_id, now_ms, stage="approval")
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent_id)
             plan, asked = self.holding.decide(unit, purchase, nonce_utxo, row.expires_at_ms, now_ms)
@@ -192,7 +192,7 @@ class ApprovalRules:
             expires_at_ms=row.expires_at_ms,
             batch_target=row.batch_target,
             proof=row.proof,
-            handed_over=row.handed_over,
+            merchant_submits=row.merchant_submits,
             echo=row.echo,
             commitment=row.commitment,
         )
@@ -200,8 +200,8 @@ class ApprovalRules:
         return PaymentIntent(
             ids=Ids(row.intent_id, row.id, row.request_id),
             app_id=row.app_id,
-            key=intent.key,
-            derived=intent.derived,
+            key=intent.idempotency_key,
+            derived=intent.is_key_derived,
             fingerprint=intent.fingerprint,
             request=intents.request_of(unit.conn, row.intent_id),
             invoice=invoice,
@@ -223,9 +223,9 @@ def approval_subject(payment_id: str) -> str:
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    records.release_hold(unit, payment_id, now_ms, stage="ask")
+    records.release_hold(unit, payment_id, now_ms, stage="approval")
     told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, code=why.code, detail=why.detail)
     _clear_question(unit, payment_id, why.detail, now_ms)
 
 
@@ -259,7 +259,7 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
 
 
 def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantConfig) -> TopupPart | None:
-    order = None if row.topup is None else topups.find(conn, row.topup)
+    order = None if row.topup_id is None else topups.find(conn, row.topup_id)
     if order is None:
         return None
     return part_of(order, 1, merchant.topup_per_day_lovelace)

@@ -84,7 +84,7 @@ def record_answer_to_retry(
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
         records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
+        if row.merchant_submits and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
             records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is RetryVerdict.SERVED:
         trust.learn_accepted(unit, row, presented.depth, now_ms)
@@ -100,7 +100,7 @@ def record_answer_to_retry(
 
 def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
     """Seconds until the proof is presented again after this answer, the last of `said`; None: never."""
-    may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
+    may_settle = row.merchant_submits and row.delivery is not Delivery.ACCEPTED
     is_settling = (
         answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
     )

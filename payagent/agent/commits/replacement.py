@@ -65,7 +65,7 @@ def same_again(row: PaymentRow, network: Network) -> Wanted:
         Output(one.role, parse_address(one.address, network), one.asset, one.units) for one in row.outputs
     )
     parameters = parameters_of(row.proof, row.echo)
-    return Wanted(row.kind, outputs, row.invoice, row.expires_at_ms, row.commitment, parameters)
+    return Wanted(row.kind, outputs, row.invoice_seq, row.expires_at_ms, row.commitment, parameters)
 
 
 def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
@@ -97,7 +97,7 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
 
     Always False if the merchant submits.
     """
-    if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.handed_over:
+    if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.merchant_submits:
         return False
     return last_ttl_slot(conn, row) <= slot
 
@@ -204,7 +204,7 @@ class Replacement:
             {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
             tx_id=None,
             ttl_slot=ttl_slot,
-            **({} if wanted.invoice == row.invoice else {"invoice": wanted.invoice}),
+            **({} if wanted.invoice == row.invoice_seq else {"invoice_seq": wanted.invoice}),
         )
         return plan
 
@@ -221,7 +221,7 @@ class Replacement:
             if len(same) == len(last.inputs):
                 return rebuilt(same, nonce_utxo, wanted, ttl_slot, self.own, network)
         except Refused:
-            if wanted.invoice == row.invoice:
+            if wanted.invoice == row.invoice_seq:
                 raise
         if wanted.kind == "sweep":
             raise Refused("not_enough_funds", "a coin that it was to send is not there any more")

@@ -141,7 +141,7 @@ class PaymentRules:
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
     """Check that the payment's app may still pay. Refused: `forbidden`; for a top-up as `require_may_buy`."""
-    if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
+    if row.topup_id is not None and (order := topups.find(conn, row.topup_id)) is not None:
         require_may_buy(conn, order, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name

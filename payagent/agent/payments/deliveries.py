@@ -117,7 +117,7 @@ class Deliveries:
 
         after_s = await self._context.write("delivery", job, payment_id)
         row = self._context.payment(payment_id)
-        if row.handed_over and answer.said is RetryVerdict.REFUSED:
+        if row.merchant_submits and answer.said is RetryVerdict.REFUSED:
             try:
                 await self._carrying.cancel_refused(row)
             except Refused as refusal:

@@ -62,11 +62,11 @@ class PaymentLifecycle:
 
         Refused: `not_signed_yet` when the wait is over; `invoice_expired`, or why else it was rejected.
         """
-        if row.state is State.RESERVED and row.handed_over:
+        if row.state is State.RESERVED and row.merchant_submits:
             await self.resume(row, asked=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
-                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
+                raise Refused(row.code or "invoice_expired", row.detail or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
             row = self._context.payment(row.id)
@@ -106,7 +106,7 @@ class PaymentLifecycle:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
         stopped = self._context.admission.rulebook.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
-            if asked or not (row.handed_over or self._context.is_paused):
+            if asked or not (row.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
                 self._sending.send_off(row.id)
         elif row.state is State.RESERVED:
@@ -233,7 +233,7 @@ class PaymentLifecycle:
         """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
         attempt = queries.attempts(self._context.conn, row.id)[-1]
         utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
-        return all(utxo is not None and utxo.state == "free" for utxo in utxos)
+        return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
     def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""

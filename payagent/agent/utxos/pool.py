@@ -58,7 +58,7 @@ class UtxoPool:
             return await self._context.write("admit", job)
 
         is_kept = self._context.terms.upkeep_lovelace > 0 and self._context.terms.unconfirmed_ancestors > 0
-        if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
+        if not is_kept or any(one.asset != LOVELACE or one.merchant_submits for one in purchase.offers):
             return await admit(False)
         return await self._line.admit(
             purchase.ids.payment,

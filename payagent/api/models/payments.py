@@ -129,9 +129,9 @@ class Payment(BaseModel):
     fee: Units | None
     tx_hash: Hex | None
     ttl_slot: int | None
-    anchor: str | None
+    nonce_utxo: str | None
     proof: Proof
-    handed_over: bool
+    merchant_submits: bool
     headers: dict[str, str]
     ready: bool
     request_id: str
@@ -183,7 +183,7 @@ class Receipt(BaseModel):
     decisions: list[dict[str, object]]
     holds: list[dict[str, object]]
     attempts: list[dict[str, object]]
-    sightings: list[dict[str, object]]
+    block_observations: list[dict[str, object]]
     answers: list[dict[str, object]]
     entries: list[dict[str, object]]
     events: list[dict[str, object]]

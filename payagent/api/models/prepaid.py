@@ -118,7 +118,7 @@ class Topup(BaseModel):
     origin: str
     partner: str | None
     wallet: str
-    cause: Literal["order", "auto"]
+    trigger: Literal["manual", "auto"]
     state: Literal["open", "stopping", "done", "stopped"]
     unit: str
     units: Units

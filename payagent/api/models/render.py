@@ -29,7 +29,7 @@ from payagent.store.rows.payments import PaymentRow
 
 Json = dict[str, object]
 Balance = tuple[str, str, int]
-UTXO_STATES = ("free", "reserved", "pending", "locked", "missing")
+UTXO_STATES = ("available", "reserved", "pending", "locked", "missing")
 
 
 def quote_view(quote: PaymentQuote, terms: AgentConfig) -> Json:
@@ -99,7 +99,7 @@ def approval_view(
         "transaction": approval.plan,
         "at_most": {asset: str(units) for asset, units in at_most.items()},
         "asked_at": iso_time(approval.asked_at_ms),
-        "ends_at": iso_time(approval.ends_at_ms),
+        "ends_at": iso_time(approval.expires_at_ms),
         "decision": None if decided is None else decided.decision,
         "via": None if decided is None else decided.via,
         "decided_at": None if decided is None else iso_time(decided.at_ms),
@@ -191,7 +191,7 @@ def wallet_view(
 
 def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
     """Available, held and total units by asset, for `wallet_view`."""
-    free = [utxo for utxo in utxos if utxo_state(utxo) == "free"]
+    free = [utxo for utxo in utxos if utxo_state(utxo) == "available"]
     available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
     owned: dict[str, int] = {}
     held: dict[str, int] = {}

@@ -94,7 +94,7 @@ class UtxoDetails(BaseModel):
     ref: str
     lovelace: Units
     assets: Amounts
-    state: Literal["free", "reserved", "pending", "locked", "missing"]
+    state: Literal["available", "reserved", "pending", "locked", "missing"]
     reserved_for: str | None
 
 

@@ -104,15 +104,15 @@ def _refused(context: AgentContext, refused: Refused, approval: ApprovalRow) -> 
     yield "why", refused.detail
     yield "money", refused.money
     yield "what to do", refused.problem.fix
-    yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link may be opened again"
+    yield "open until", f"{iso_time(approval.expires_at_ms)}: until then the link may be opened again"
 
 
 def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
     """What was decided, and what has become of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
-    if row.reason is not None:
-        yield "why", row.reason
+    if row.detail is not None:
+        yield "why", row.detail
     yield "money", STATES_IN_WORDS[row.state]
     yield "payment", row.id
 
@@ -143,7 +143,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
-    at_most = payments.hold(context.conn, row.id, "ask")
+    at_most = payments.hold(context.conn, row.id, "approval")
     told = approval_view(approval, row, at_most, None) | decider_view(context, row)
     return [("network", context.terms.network.name), *_rows(row, told, approval)]
 

@@ -62,7 +62,7 @@ def asked_view(caller: Caller, row: PaymentRow) -> Json:
     if approval is None:
         return {}
     at_most, decided = (
-        payments.hold(caller.context.conn, row.id, "ask"),
+        payments.hold(caller.context.conn, row.id, "approval"),
         approvals.decided(caller.context.conn, row.id),
     )
     view = approval_view(approval, row, at_most, decided)
@@ -74,7 +74,7 @@ def decider_view(context: AgentContext, row: PaymentRow) -> Json:
     conn, origin, names = context.conn, row.origin or "", dict(names_of(context))
     decided = approvals.decided(conn, row.id)
     by = None if decided is None else decided.by_app
-    assets, scopes = payments.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
+    assets, scopes = payments.hold(conn, row.id, "approval").keys(), scopes_of(row.app_id, origin)
     bind = [one for one in standing(context) if one.limit.scope in scopes and one.limit.asset in assets]
     return {
         "app": apps.require(conn, row.app_id).name,

@@ -113,7 +113,7 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
 
 def _view(context: AgentContext, row: TopupRow) -> Json:
     made = payments.payments_of_topup(context.conn, row.id)
-    pool = prepaid.pool(context.conn, row.pool)
+    pool = prepaid.pool(context.conn, row.pool_id)
     merchant, request = context.terms.merchants.get(pool.origin), json.loads(row.request)
     paid: dict[str, int] = {}
     for payment in made:
@@ -125,7 +125,7 @@ def _view(context: AgentContext, row: TopupRow) -> Json:
         "origin": pool.origin,
         "partner": pool.partner or None,
         "wallet": pool.wallet,
-        "cause": row.cause,
+        "trigger": row.trigger,
         "state": row.state,
         "unit": row.unit,
         "units": str(row.units),
@@ -136,8 +136,8 @@ def _view(context: AgentContext, row: TopupRow) -> Json:
         "created_at": iso_time(row.created_at_ms),
         "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
     }
-    if (code := row.reason_code or row.stop_code) is not None:
-        view["reason"] = {"code": code, "detail": row.reason if row.reason_code else row.stop_reason}
+    if (code := row.code or row.stop_code) is not None:
+        view["reason"] = {"code": code, "detail": row.detail if row.code else row.stop_detail}
     return view
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
 
-Stage = Literal["ask", "pay"]
-"""The stage of a hold: `ask` while a decision is pending, `pay` from the decision on."""
+Stage = Literal["approval", "payment"]
+"""The stage of a hold: `approval` while a decision is pending, `payment` from the decision on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class PaymentRow:
     `seen_in_block` (ever) are that attempt's.
     `refused`: the merchant refused it before broadcasting anything. `is_first`: nothing was signed for the intent
     before.
-    `void_by`: the transaction of another payment that rules out this one's nonce UTxO.
+    `void_tx_id`: the transaction of another payment that rules out this one's nonce UTxO.
     `partner`: the owner of the prepaid balance that it raises ('' if none was named); None if it raises none.
     `attempt`: the number of the attempt among all. `is_noted`: False while the signer's own record lacks the
     attempt; its proof must not leave yet.
@@ -48,7 +48,7 @@ class PaymentRow:
     origin: str | None
     dialect: str | None
     invoice_id: str | None
-    invoice: int | None
+    invoice_seq: int | None
     terms_hash: str | None
     batch_target: int | None
     expires_at_ms: int | None
@@ -64,31 +64,32 @@ class PaymentRow:
     block_height: int | None
     block_slot: int | None
     merchant_status: str | None
-    reason_code: str | None
+    code: str | None
     reason: str | None
+    detail: str | None
     accepted_by_provider: bool
     proof: Proof
-    handed_over: bool
+    merchant_submits: bool
     echo: str | None
     commitment: str | None
     refused: bool
     is_first: bool
     cbor: bytes | None = field(repr=False)
     seen_in_block: bool
-    pool: int | None
+    pool_id: int | None
     partner: str | None
     wallet: str | None
-    topup: str | None
-    void_by: str | None
+    topup_id: str | None
+    void_tx_id: str | None
     created_at_ms: int
-    changed_at_ms: int
+    updated_at_ms: int
     attempt: int | None
     is_noted: bool = True
 
     @property
     def shown_by(self) -> str:
         """The transaction whose block the payment's state rests on: its own, or the one that rules it out."""
-        return self.void_by or self.tx_id or ""
+        return self.void_tx_id or self.tx_id or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class OpenPayment:
     attempt: int | None
     is_cancel: bool
     block_height: int | None
-    handed_over: bool
+    merchant_submits: bool
     created_at_ms: int
 
 
@@ -114,24 +115,24 @@ FEW_MAX = 1_000
 """Up to this many payments since a time are sorted; more are found by scanning back from the newest."""
 
 _PAYMENT_BY = """
-SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
+SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice_seq, v.terms_hash,
        v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
-       p.delivery, p.anchor,
+       p.delivery, p.nonce_utxo,
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
-       p.merchant_status, p.reason_code, p.reason,
+       p.merchant_status, p.code, p.reason, p.detail,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'
                AND e.detail ->> '$.tx_id' = p.tx_id),
-       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,
+       COALESCE(v.proof, 'tx_hash'), COALESCE(v.merchant_submits, 0), v.echo, v.commitment,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_refused'),
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
-       EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, o.partner, o.wallet, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
+       EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = p.tx_id),
+       p.pool_id, o.partner, o.wallet, p.topup_id, p.void_tx_id, p.created_at_ms, p.updated_at_ms, a.rowid
 FROM payments p {}
 JOIN intents i ON i.id = p.intent_id
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
-LEFT JOIN prepaid_pools o ON o.id = p.pool
+LEFT JOIN prepaid_pools o ON o.id = p.pool_id
 """
 _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
 
@@ -140,7 +141,7 @@ def _payment(row: tuple[object, ...]) -> PaymentRow:
     values = list(row)
     values[13] = load_outputs(str(values[13]))
     values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
-    for flag in (26, 28, 31, 32, 34):
+    for flag in (27, 29, 32, 33, 35):
         values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
@@ -176,7 +177,7 @@ def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[Payme
 
 def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
     """Payments of a top-up, oldest first."""
-    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]
+    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup_id = ? ORDER BY p.seq", (topup_id,))]
 
 
 def payments_page(
@@ -242,23 +243,23 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
     none.
     """
     row = conn.execute(
-        "SELECT id FROM payments WHERE invoice = ?1 AND state NOT IN ('rejected', 'denied') "
-        "UNION SELECT payment_id FROM attempts WHERE invoice = ?1",
+        "SELECT id FROM payments WHERE invoice_seq = ?1 AND state NOT IN ('rejected', 'denied') "
+        "UNION SELECT payment_id FROM attempts WHERE invoice_seq = ?1",
         (invoice_seq,),
     ).fetchone()
     return row[0] if row else None
 
 
-def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "pay") -> dict[str, int]:
+def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") -> dict[str, int]:
     rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage))
     return dict(rows.fetchall())
 
 
 _OPEN = """
 SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
-       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
+       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
 FROM payments p
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
 _IS_OPEN = """
@@ -279,7 +280,7 @@ def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | Non
 
 
 def _open(row: tuple[Any, ...]) -> OpenPayment:
-    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
+    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, merchant_submits, created_at_ms = row
     return OpenPayment(
         seq,
         payment_id,
@@ -289,7 +290,7 @@ def _open(row: tuple[Any, ...]) -> OpenPayment:
         attempt,
         bool(is_cancel),
         height,
-        bool(handed_over),
+        bool(merchant_submits),
         created_at_ms,
     )
 
@@ -306,7 +307,7 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
     """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
     rows = conn.execute(
-        "SELECT DISTINCT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "SELECT DISTINCT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
         (intent_id,),
     )
@@ -334,7 +335,7 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
     """
     # INDEXED BY: nearly all payments are settled, and few of them stay presented
     rows = conn.execute(
-        "SELECT p.id FROM payments p INDEXED BY payments_shown "
+        "SELECT p.id FROM payments p INDEXED BY payments_presented "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
         "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
         "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
