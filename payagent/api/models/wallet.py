@@ -64,7 +64,7 @@ class AssetBalance(BaseModel):
 
 
 class CoinCounts(BaseModel):
-    free: int
+    available: int
     reserved: int
     pending: int
     locked: int
