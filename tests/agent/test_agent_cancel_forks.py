@@ -73,7 +73,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
 
 def fork_before(world: World, row: PaymentRow) -> int:
     """Take the payment's block away, and what waits with it; returns how many blocks went."""
-    depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block_height or 0) + 1
+    depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block.height or 0) + 1
     world.control("rollback", depth=depth)
     world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
     return depth
@@ -93,20 +93,20 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         if policy == "client":
             await run.settle_down()
         depth = fork_before(world, run.context.payment(first.id))
-        assert broadcast(world, first.cbor or b"") == 200
+        assert broadcast(world, first.attempt.cbor or b"") == 200
         world.block(depth + 2)
         await run.look()
         await run.settle_down(2)
         booked = run.context.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
-        assert booked.tx_id == first.tx_id
+        assert booked.attempt.tx_id == first.attempt.tx_id
         assert "reason" not in run.context.view(booked)
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
         assert run.state(first.id) is State.SETTLED
         assert run.state(second.id) is not State.CONFIRMED
-        assert world.transactions() == [first.tx_id]
+        assert world.transactions() == [first.attempt.tx_id]
 
 
 async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
@@ -161,7 +161,7 @@ class TestRefusalsThatDoNotCount:
         async with world.run() as run:
             await run.look()
             row, _ = await run.agent.pay(ask(world))
-            broadcast(world, row.cbor or b"")
+            broadcast(world, row.attempt.cbor or b"")
             await run.settle_down()
             row = await say(run, row, REFUSAL)
             world.control("rollback", depth=1)
@@ -172,7 +172,7 @@ class TestRefusalsThatDoNotCount:
             world.control("faults", clear=True)
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
-            assert world.transactions() == [row.tx_id]
+            assert world.transactions() == [row.attempt.tx_id]
 
 
 async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
@@ -339,14 +339,16 @@ async def test_the_very_same_cancel_once_more_is_no_new_attempt(world: World) ->
         await run.agent.sending.drain(10)
         world.block()
         await run.look()
-        assert run.context.payment(row.id).tx_id == row.tx_id, "the payment was there before its cancel"
+        assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id, (
+            "the payment was there before its cancel"
+        )
         depth = fork_before(world, run.context.payment(row.id))
         world.block(depth + 1)
         for _ in range(4):
             await run.look()
         assert run.state(row.id) is State.IN_FLIGHT
         again = await run.agent.carrying.resolve(row.id, APP)
-        assert (again.state, again.tx_id) == (State.CANCELLING, cancelled.tx_id)
+        assert (again.state, again.attempt.tx_id) == (State.CANCELLING, cancelled.attempt.tx_id)
         await run.settle_down(2)
-        assert world.transactions() in ([row.tx_id], [cancelled.tx_id])
+        assert world.transactions() in ([row.attempt.tx_id], [cancelled.attempt.tx_id])
         assert run.owned() == world.on_chain()

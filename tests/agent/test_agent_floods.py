@@ -152,7 +152,7 @@ async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_
                 await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
                 row, _ = await run.agent.pay(world.ask())
         assert (row.id, row.nonce_utxo) == (first.id, first.nonce_utxo)
-        assert row.invoice_id != first.invoice_id, "it pays the new one"
+        assert row.invoice.id != first.invoice_id, "it pays the new one"
 
 
 async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_more(world: World) -> None:
@@ -164,7 +164,7 @@ async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_mor
         first = world.ask(key="one")
         row, _ = await run.agent.pay(first)
         await run.agent.sending.drain(10)
-        body, (id_,) = json.dumps(first.response.body), [row.invoice_id]
+        body, (id_,) = json.dumps(first.response.body), [row.invoice.id]
         others = [
             replace(first, response=make_response(402, {}, json.loads(body.replace(str(id_), f"{id_}-{n}"))))
             for n in range(6)

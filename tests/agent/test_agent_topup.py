@@ -111,7 +111,9 @@ class TestAnOrder:
             assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
             assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
-            assert run.owned() == {"lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in made)}
+            assert run.owned() == {
+                "lovelace": 600 * ADA - 4 * COST - sum(one.attempt.fee_lovelace or 0 for one in made)
+            }
             require_whole(run)
 
     async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
@@ -404,7 +406,7 @@ class TestTheEndOfAnOrder:
             row = run.topups.find(row.id)
             assert (row.state, row.code) == ("stopped", why)
             ended = run.context.payment(asked.id)
-            assert (ended.state, ended.code) == (State.DENIED, why)
+            assert (ended.state, ended.problem.code) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
@@ -426,7 +428,7 @@ class TestTheEndOfAnOrder:
             await run.settle_down()
             await run.topups.beat()
             assert run.topups.find(row.id).code == "topup_out_of_time"
-            assert run.context.payment(asked.id).code == "topup_out_of_time"
+            assert run.context.payment(asked.id).problem.code == "topup_out_of_time"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -638,7 +640,7 @@ class TestTrouble:
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
             assert (row.state, row.code) == ("stopped", "topup_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
-            assert {one.code for one in made} == {"invoice_expired"}
+            assert {one.problem.code for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
@@ -659,7 +661,7 @@ class TestTrouble:
                         break
                     world.clock.ahead_ms += 10_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert sum(one.code == "invoice_expired" for one in made) >= EXPIRED_MAX
+            assert sum(one.problem.code == "invoice_expired" for one in made) >= EXPIRED_MAX
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -694,7 +696,7 @@ class TestTrouble:
             row = await order(run, COST)
             await go_round(run)
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-            headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
+            headers = {"X-Invoice-Id": payment.invoice.id or "", "X-Payment": payment.attempt.tx_id or ""}
             headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
             assert (
                 world.http.post(f"{world.origin}/payments/topup", content="{}", headers=headers).status_code == 200
@@ -1114,7 +1116,7 @@ class TestOddMerchants:
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-                assert (ended.code, payment.commitment is not None) == (None, True)
+                assert (ended.code, payment.invoice.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:

@@ -356,7 +356,7 @@ async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it
         await chain.bury(world, run)
         await chain.bury(world, run)
         void = run.context.payment(child.id)
-        assert void.void_tx_id == run.context.payment(parent.id).tx_id
+        assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
         ((number,),) = run.context.conn.execute(
             "SELECT seq FROM events WHERE payment_id = ? AND event = 'void'", (child.id,)
         ).fetchall()

@@ -46,7 +46,7 @@ async def test_a_hundred_first_calls_at_once_buy_one_batch(shop: Place) -> None:
     shop.run.world.settings(batch=100)
     statuses = await asyncio.gather(*(call(shop, number) for number in range(100)))
     assert set(statuses) == {200}
-    assert [is_batch(row.batch_target) for row in shop.payments] == [True]
+    assert [is_batch(row.invoice.batch_target) for row in shop.payments] == [True]
     assert len(shop.run.world.transactions()) == 1
     await shop.until(lambda: left(shop) == (100, 100, 0), "not all are counted")
 

@@ -127,7 +127,7 @@ def _record_after_submit(stack: ExitStack) -> None:
 
     async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
         raw = await self.sign_and_check(payment_id, plan)
-        if not self._context.payment(payment_id).merchant_submits:
+        if not self._context.payment(payment_id).invoice.merchant_submits:
             await self._context.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
@@ -156,7 +156,8 @@ def _answered_before_commit(stack: ExitStack) -> None:
         task = asyncio.create_task(write())
         self._sending._tasks.add(task)
         row = self._context.payment(admitted.payment_id)
-        return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
+        attempt = replace(row.attempt, tx_id=admitted.plan.tx_id, cbor=raw)
+        return replace(row, attempt=attempt, state=State.IN_FLIGHT), True
 
     real = PaymentLifecycle.carry_out
     put(stack, PaymentLifecycle, "carry_out", carry_out)
@@ -209,7 +210,7 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
         context = self._context
         tip, now_ms = context.chain.tip, context.ports.clock.now_ms()
         for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
-            if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
+            if tip is not None and tip.slot >= (row.attempt.ttl_slot or 0) + 20 * blocks:
                 await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
@@ -237,8 +238,8 @@ def _not_found_is_void(stack: ExitStack) -> None:
     async def look_for(self: Confirmations, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
         context = self._context
-        if context.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
-            read = await source.tx(row.tx_id)
+        if context.payment(row.id).state is State.IN_FLIGHT and row.attempt.tx_id is not None:
+            read = await source.tx(row.attempt.tx_id)
             now_ms = context.ports.clock.now_ms()
             if not isinstance(read, Found):
                 await context.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
@@ -304,7 +305,7 @@ def _never_taken_back(stack: ExitStack) -> None:
     real = steps.reason_to_cancel
 
     def reason_to_cancel(conn: Any, row: Any, slot: int) -> Any:
-        return None if row.merchant_submits and row.state is State.IN_FLIGHT else real(conn, row, slot)
+        return None if row.invoice.merchant_submits and row.state is State.IN_FLIGHT else real(conn, row, slot)
 
     put(stack, steps, "reason_to_cancel", reason_to_cancel)
 
@@ -318,7 +319,7 @@ def _given_up_pending(stack: ExitStack) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
-            if row.merchant_submits and now_ms > row.updated_at_ms + 120_000:
+            if row.invoice.merchant_submits and now_ms > row.updated_at_ms + 120_000:
                 await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 

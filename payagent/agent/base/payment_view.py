@@ -19,7 +19,7 @@ Json = dict[str, object]
 
 def has_proof(row: PaymentRow) -> bool:
     """Whether the payment has a proof that may be presented to the merchant."""
-    return row.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
+    return row.attempt.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
 
 
 def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_address: str) -> dict[str, str]:
@@ -29,29 +29,29 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
     request had none, and a merchant takes a key that only the retry has for a new purchase. A payment for a
     prepaid balance names that balance's partner and wallet, even if the config changed since.
     """
-    if row.tx_id is None or not has_proof(row) or row.dialect is None or row.invoice_id is None:
+    if row.attempt.tx_id is None or not has_proof(row) or row.invoice.dialect is None or row.invoice.id is None:
         return {}
     configured = merchant.partner if merchant else None
     headers = proof_headers(
-        row.dialect,
-        invoice_id=row.invoice_id,
-        shown=_shown(row, row.tx_id),
-        echo=row.echo,
-        partner=configured if row.partner is None else row.partner or None,
-        wallet=row.wallet or wallet_address,
+        row.invoice.dialect,
+        invoice_id=row.invoice.id,
+        shown=_shown(row, row.attempt.tx_id),
+        echo=row.invoice.echo,
+        partner=configured if row.prepaid.partner is None else row.prepaid.partner or None,
+        wallet=row.prepaid.wallet or wallet_address,
     )
-    return headers | {"X-Request-Id": row.request_id}
+    return headers | {"X-Request-Id": row.intent.request_id}
 
 
 def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
     """The parts of a proof. Its identifier names one payment: one that follows a void payment has its own."""
-    cbor = row.cbor if row.proof == "signed_cbor" else None
-    return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent_id if row.is_first else row.id)
+    cbor = row.attempt.cbor if row.invoice.proof == "signed_cbor" else None
+    return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent.id if row.intent.is_first else row.id)
 
 
 def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
     """The payment object of the API. Amounts are strings of digits. `AgentContext.view` fills in `ready`."""
-    merchant = terms.merchants.get(row.origin or "")
+    merchant = terms.merchants.get(row.invoice.origin or "")
     view: Json = {
         "id": row.id,
         "kind": row.kind,
@@ -59,38 +59,38 @@ def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
         "state": row.state,
         "delivery": row.delivery,
         "network": terms.network.name,
-        "dialect": row.dialect,
-        "origin": row.origin,
-        "invoice_id": row.invoice_id,
+        "dialect": row.invoice.dialect,
+        "origin": row.invoice.origin,
+        "invoice_id": row.invoice.id,
         "outputs": [
             {"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in row.outputs
         ],
-        "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
-        "tx_hash": row.tx_id if row.is_noted else None,
-        "ttl_slot": row.ttl_slot,
+        "fee": None if row.attempt.fee_lovelace is None else str(row.attempt.fee_lovelace),
+        "tx_hash": row.attempt.tx_id if row.is_noted else None,
+        "ttl_slot": row.attempt.ttl_slot,
         "nonce_utxo": row.nonce_utxo,
-        "proof": row.proof,
-        "merchant_submits": row.merchant_submits,
+        "proof": row.invoice.proof,
+        "merchant_submits": row.invoice.merchant_submits,
         "headers": retry_headers(row, merchant, terms.own.text),
         "ready": ready,
-        "request_id": row.request_id,
-        "idempotency_key": row.intent_id,
+        "request_id": row.intent.request_id,
+        "idempotency_key": row.intent.id,
         "merchant_status": row.merchant_status,
         "block": _block(row),
-        "batch_target": row.batch_target,
-        "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
+        "batch_target": row.invoice.batch_target,
+        "expires_at": None if row.invoice.expires_at_ms is None else iso_time(row.invoice.expires_at_ms),
         "created_at": iso_time(row.created_at_ms),
         "changed_at": iso_time(row.updated_at_ms),
     }
-    if row.code is not None:
-        view["reason"] = {"code": row.code, "detail": row.detail}
+    if row.problem.code is not None:
+        view["reason"] = {"code": row.problem.code, "detail": row.problem.detail}
     return view
 
 
 def _block(row: PaymentRow) -> Json | None:
-    if row.block_hash is None or row.state not in ON_CHAIN:
+    if row.block.hash is None or row.state not in ON_CHAIN:
         return None
-    return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
+    return {"hash": row.block.hash, "height": row.block.height, "slot": row.block.slot}
 
 
 def attempts_view(attempts: Iterable[AttemptRow]) -> list[Json]:

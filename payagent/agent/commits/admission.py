@@ -234,8 +234,10 @@ class Admission:
         try:
             pauses.require_running(unit.conn)
             slot = self.planner.chain.require_ready(now_ms)
-            by_block = row.dialect in TIMED_BY_BLOCK
-            if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s, from_block=by_block):
+            by_block = row.invoice.dialect in TIMED_BY_BLOCK
+            if self.planner.chain.has_time(
+                slot, row.invoice.expires_at_ms, purchase.min_window_s, from_block=by_block
+            ):
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # the approval was for other terms
                 return False
@@ -263,7 +265,7 @@ class Admission:
             return None
         if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
-        if is_hopeless(unit.conn, row.id, row.tx_id):
+        if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
@@ -364,10 +366,10 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
     """Whether an invoice, as first read, is paid like the payment's own and buys at least as many calls."""
     return (
         invoice.asset == row.outputs[0].asset
-        and shown.proof == row.proof
-        and shown.merchant_submits == row.merchant_submits
-        and is_batch(invoice.batch_target) == is_batch(row.batch_target)
-        and invoice.calls >= calls_of(row.batch_target)
+        and shown.proof == row.invoice.proof
+        and shown.merchant_submits == row.invoice.merchant_submits
+        and is_batch(invoice.batch_target) == is_batch(row.invoice.batch_target)
+        and invoice.calls >= calls_of(row.invoice.batch_target)
     )
 
 

@@ -58,7 +58,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
-    if row.merchant_submits:
+    if row.invoice.merchant_submits:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
 
 
@@ -70,7 +70,7 @@ def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
         chosen = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, row.id)}
     asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
     return (
-        (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.ttl_slot)
+        (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.attempt.ttl_slot)
         and {utxo.ref for utxo in plan.inputs} == chosen
         and (asked == row.outputs or row.kind == "sweep")
     )
@@ -93,7 +93,7 @@ def record_cancel(
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
-    if (row.tx_id, row.invoice_seq) != (decided.tx_id, decided.invoice_seq):
+    if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
         raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
@@ -119,7 +119,7 @@ def _add_attempt(
         payment_id=row.id,
         kind=kind,
         nonce_utxo=plan.nonce_utxo.ref,
-        invoice_seq=row.invoice_seq,
+        invoice_seq=row.invoice.seq,
         inputs=[utxo.ref for utxo in plan.inputs],
         cbor=cbor,
         fee_lovelace=plan.fee_lovelace,
@@ -185,7 +185,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     Returns False if another attempt is current by now: then do not send.
     """
     row = row_of(unit, payment_id)
-    if row.tx_id != tx_id:
+    if row.attempt.tx_id != tx_id:
         return False
     records.add_submission(unit, tx_id, provider, now_ms)
     if row.state is State.SIGNED:
@@ -223,7 +223,7 @@ def record_answer(
 
 def may_broadcast(row: PaymentRow) -> bool:
     """Whether payagent may submit: if the merchant submits, only after the transaction was in a block."""
-    return not row.merchant_submits or row.seen_in_block or row.state is State.CANCELLING
+    return not row.invoice.merchant_submits or row.attempt.seen_in_block or row.state is State.CANCELLING
 
 
 def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
@@ -234,12 +234,12 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     one of its inputs can never exist. An attempt that payagent submitted is replaced if possible
     (`Admission.replace`).
     """
-    is_over = slot >= (row.ttl_slot or 0)
+    is_over = slot >= (row.attempt.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
-        return Refused(row.code or "handed_over_expired", row.detail or "")
-    if row.state is not State.IN_FLIGHT or not row.merchant_submits:
+        return Refused(row.problem.code or "handed_over_expired", row.problem.detail or "")
+    if row.state is not State.IN_FLIGHT or not row.invoice.merchant_submits:
         return None
-    if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
+    if row.refused and not row.attempt.seen_in_block and row.delivery is not Delivery.ACCEPTED:
         return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
     if is_over:
         return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
@@ -255,7 +255,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
         unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
     )
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
-    invoice = {} if attempt.invoice_seq == row.invoice_seq else {"invoice_seq": attempt.invoice_seq}
+    invoice = {} if attempt.invoice_seq == row.invoice.seq else {"invoice_seq": attempt.invoice_seq}
     records.move_payment(
         unit,
         payment_id,
@@ -384,16 +384,16 @@ def record_block_lost(
         records.renew_hold(unit, payment_id)
     # another payment's transaction may have made it void: then no attempt of this one was in that block
     attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
-    lost = attempts.get(row.tx_id or "")
+    lost = attempts.get(row.attempt.tx_id or "")
     back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
     if row.void_tx_id is not None:
         back["void_tx_id"] = None
-    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
+    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **back)
     if denied_by is not None:
         _tell_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
         records.set_utxo_state(unit, ref, "available" if queries.is_made(unit.conn, ref) else "pending")
-    for utxo in queries.utxos_of_tx(unit.conn, row.tx_id or ""):
+    for utxo in queries.utxos_of_tx(unit.conn, row.attempt.tx_id or ""):
         if utxo.state != "spent" and utxo.source == "change":
             if utxo.ref in utxos:
                 make_unavailable(unit, utxos, utxo.ref)
@@ -402,7 +402,7 @@ def record_block_lost(
 
 def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
     told = (
-        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is "
+        f"{row.id} was shown in block {row.block.hash}, and {denied_by} denies that it is there. Its money is "
         "held again and the same transaction is sent again"
     )
     facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
@@ -420,17 +420,17 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
     """
     row = row_of(unit, payment_id)
     hold = payments.hold(unit.conn, payment_id)
-    fee_lovelace = row.fee_lovelace or 0
-    spent = _spent(unit, _attempt(unit, payment_id, row.tx_id))
-    account = ledger.spending_account(row.origin, row.pool_id is not None)
+    fee_lovelace = row.attempt.fee_lovelace or 0
+    spent = _spent(unit, _attempt(unit, payment_id, row.attempt.tx_id))
+    account = ledger.spending_account(row.invoice.origin, row.prepaid.pool_id is not None)
     records.write_entry(
-        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
+        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.attempt.tx_id
     )
     from_ms = spending.clock_ms(unit.conn, landed_ms)
     records.post_hold(unit, payment_id, from_ms)
     records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
     prepaid.bought(unit, row, spent, now_ms)
-    trust.learn_price(unit, rules(row.origin), row, now_ms)
+    trust.learn_price(unit, rules(row.invoice.origin), row, now_ms)
 
 
 def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
@@ -463,7 +463,7 @@ def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, no
     for ref in orphans:
         records.forget_utxo(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
-        if attempt.tx_id != row.tx_id:
+        if attempt.tx_id != row.attempt.tx_id:
             _forget_change(unit, attempt.tx_id)
 
 

@@ -254,7 +254,7 @@ def _coming(unit: Unit, slot: int) -> list[Utxo]:
         for utxo in queries.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
-        if lovelace > 0 and (row.ttl_slot or 0) > slot:
+        if lovelace > 0 and (row.attempt.ttl_slot or 0) > slot:
             coming.append(
                 Utxo(
                     f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)

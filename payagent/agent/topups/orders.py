@@ -57,7 +57,7 @@ def gained_by(unit: str, invoice: Invoice) -> int:
 def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
     """What the top-up's payments add up to, those still under way included."""
     return sum(
-        gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
+        gained(order.unit, row.invoice.batch_target, [(output.asset, output.units) for output in row.outputs])
         for row in made
         if row.state not in ENDED_WITHOUT_PAYING
     )

@@ -263,7 +263,7 @@ class TopupRunner:
         Until then nobody knows what the top-up adds up to.
         """
         last = next(reversed(payments.payments_of_topup(self._context.conn, order.id)), None)
-        return last is not None and last.state is State.RESERVED and not last.merchant_submits
+        return last is not None and last.state is State.RESERVED and not last.invoice.merchant_submits
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""
@@ -274,10 +274,12 @@ class TopupRunner:
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
             code, detail = _ENDS_ORDER[last.state]
-            await self._break_off(order, Refused(last.code or code, last.detail or detail))
+            await self._break_off(order, Refused(last.problem.code or code, last.problem.detail or detail))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
-            if not (last.state is State.RESERVED and last.merchant_submits):  # `_buy` pays again, which signs it
+            if not (
+                last.state is State.RESERVED and last.invoice.merchant_submits
+            ):  # `_buy` pays again, which signs it
                 await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
                 return
             if order.stop_code is not None:  # no request will come, so it is never signed, and then rejected
@@ -289,7 +291,7 @@ class TopupRunner:
             raise Refused(order.stop_code, order.stop_reason or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
-        expired = takewhile(lambda row: row.code == "invoice_expired", reversed(made))
+        expired = takewhile(lambda row: row.problem.code == "invoice_expired", reversed(made))
         if sum(1 for _ in expired) >= EXPIRED_MAX:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
@@ -334,7 +336,7 @@ class TopupRunner:
         )  # first: a clock that is ahead would end the app's token, and so the top-up
         require_may_buy(context.conn, order, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
-        if under_way is not None and context.payment(under_way).topup_id != order.id:
+        if under_way is not None and context.payment(under_way).prepaid.topup_id != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
         request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
@@ -350,7 +352,7 @@ class TopupRunner:
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Present the proof of the last payment, once it is ready, until the merchant accepts it."""
         context = self._context
-        merchant = self._merchant_for(pools.pool(context.conn, row.pool_id or order.pool_id))
+        merchant = self._merchant_for(pools.pool(context.conn, row.prepaid.pool_id or order.pool_id))
         if not context.is_ready(row):
             return
         depth = context.depth(row)

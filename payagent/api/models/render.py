@@ -93,7 +93,7 @@ def approval_view(
 ) -> Json:
     """An approval of a payment, as the payment's own app may see it."""
     return {
-        "calls": calls_of(row.batch_target),
+        "calls": calls_of(row.invoice.batch_target),
         "reasons": [_reason_view(reason) for reason in approval.reasons],
         "terms_hash": approval.terms_hash,
         "transaction": approval.plan,

@@ -95,12 +95,13 @@ def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig)
     """An attempt with its retry headers. A finished attempt has them too, because they may have been presented."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
-        shown = replace(payment, tx_id=row["tx_id"], cbor=row["cbor"], state=State.SIGNED)
-        invoice = next((one for one in known.other_invoices if one["seq"] == row["invoice_seq"]), known.invoice)
-        if invoice is not None:
-            names = ("dialect", "invoice_id", "proof", "echo")
-            shown = replace(shown, **{name: invoice[name] for name in names})
-        headers = retry_headers(shown, terms.merchants.get(payment.origin or ""), terms.own.text)
+        attempt = replace(payment.attempt, tx_id=row["tx_id"], cbor=row["cbor"])
+        shown = replace(payment, attempt=attempt, state=State.SIGNED)
+        told = next((one for one in known.other_invoices if one["seq"] == row["invoice_seq"]), known.invoice)
+        if told is not None:
+            names = {name: told[name] for name in ("dialect", "proof", "echo")}
+            shown = replace(shown, invoice=replace(payment.invoice, id=told["invoice_id"], **names))
+        headers = retry_headers(shown, terms.merchants.get(payment.invoice.origin or ""), terms.own.text)
     return {
         **_only(row, "kind", "nonce_utxo", "invoice_seq", "ttl_slot", "signed_at_ms"),
         "tx_hash": row["tx_id"],

@@ -111,8 +111,8 @@ def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> It
     """What was decided, and what has become of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
-    if row.detail is not None:
-        yield "why", row.detail
+    if row.problem.detail is not None:
+        yield "why", row.problem.detail
     yield "money", STATES_IN_WORDS[row.state]
     yield "payment", row.id
 
@@ -152,7 +152,7 @@ def _rows(row: PaymentRow, told: Json, approval: ApprovalRow) -> Iterable[Row]:
     """What is shown for people, in order."""
     yield from (("why it is asked", reason.detail) for reason in approval.reasons)
     yield "app", str(told["app"])
-    yield "merchant", str(row.origin)
+    yield "merchant", str(row.invoice.origin)
     yield "call", str(told["request"] or "not told")
     yield "calls that it buys", str(told["calls"])
     plan = approval.plan

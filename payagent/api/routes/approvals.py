@@ -71,14 +71,14 @@ def asked_view(caller: Caller, row: PaymentRow) -> Json:
 
 def decider_view(context: AgentContext, row: PaymentRow) -> Json:
     """What only those see who decide: who wants it, what limits leave, and what there was with the merchant."""
-    conn, origin, names = context.conn, row.origin or "", dict(names_of(context))
+    conn, origin, names = context.conn, row.invoice.origin or "", dict(names_of(context))
     decided = approvals.decided(conn, row.id)
     by = None if decided is None else decided.by_app
     assets, scopes = payments.hold(conn, row.id, "approval").keys(), scopes_of(row.app_id, origin)
     bind = [one for one in standing(context) if one.limit.scope in scopes and one.limit.asset in assets]
     return {
         "app": apps.require(conn, row.app_id).name,
-        "request": intents.request_of(conn, row.intent_id),
+        "request": intents.request_of(conn, row.intent.id),
         "by": None if by is None else names.get(by, by),
         "limits": [limit_view(one, names) for one in bind],
         "history": _history(context, row.id, origin),

@@ -219,7 +219,7 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether a transaction is an attempt of a payment that is void because its deposit was rolled back."""
     maker = payment_of_attempt(conn, tx_id)
-    return maker is not None and maker.state is State.VOID and maker.code == "anchor_gone"
+    return maker is not None and maker.state is State.VOID and maker.problem.code == "anchor_gone"
 
 
 def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
@@ -301,7 +301,7 @@ def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str,
 def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
     """The payment whose block (`shown_by`) rules out a UTxO: a transaction other than its maker won."""
     maker = None if (row := utxo(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
-    if row is None or maker is None or maker.tx_id == row.tx_id:
+    if row is None or maker is None or maker.attempt.tx_id == row.tx_id:
         return None
     if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
         return None
