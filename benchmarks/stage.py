@@ -120,7 +120,7 @@ def stage(
             )
             until(lambda: is_open(port), "the daemon listens")
             until(lambda: http.get(f"{up.api}/readyz").is_success, "the daemon is ready")
-            until(lambda: up.get("/v1/wallet")["utxos"]["free"] >= len(utxos_lovelace), "the coins are there")
+            until(lambda: up.get("/v1/wallet")["utxos"]["available"] >= len(utxos_lovelace), "the coins are there")
             yield up
 
 

@@ -109,7 +109,7 @@ class Payer:
             apps.add_with_token(unit, APP, "bot", "0" * 64, ("pay", "read"), 1)
         own = ACCOUNT.address.text
         listed = [ChainUtxo(f"{n:064x}", 0, own, UTXO_LOVELACE, {}, None, False, False) for n in range(utxos)]
-        known = [row for row in queries.utxos(unit.conn) if row.state == "free"]
+        known = [row for row in queries.utxos(unit.conn) if row.state == "available"]
         there = [
             ChainUtxo(c.tx_id, c.output_index, own, c.lovelace, dict(c.assets), None, False, False) for c in known
         ]

@@ -145,7 +145,7 @@ class BuyerTask:
                 if town.draw() < 0.3:
                     return False  # gives up waiting: the next try begins with a new request
                 continue
-            merchant = life.agent.context.terms.merchants.get(row.origin or "")
+            merchant = life.agent.context.terms.merchants.get(row.invoice.origin or "")
             proof = retry_headers(row, merchant, town.wallet)
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:

@@ -16,12 +16,13 @@ from sim.providers import LIES, MISPLACES
 from sim.trace import Trace
 
 _EVENTS = """
-SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind, v.dialect
-FROM events e LEFT JOIN payments p ON p.id = e.payment_id LEFT JOIN invoices v ON v.seq = p.invoice
+SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice_seq, p.void_tx_id, p.app_id, p.kind,
+       v.dialect
+FROM events e LEFT JOIN payments p ON p.id = e.payment_id LEFT JOIN invoices v ON v.seq = p.invoice_seq
 WHERE e.seq > ? ORDER BY e.seq
 """
 _MOVES = "SELECT seq, kind, payment_id, unexplained FROM prepaid_moves WHERE seq > ? ORDER BY seq"
-_ATTEMPTS = "SELECT tx_id, kind, invoice, inputs FROM attempts WHERE payment_id = ? ORDER BY rowid"
+_ATTEMPTS = "SELECT tx_id, kind, invoice_seq, inputs FROM attempts WHERE payment_id = ? ORDER BY rowid"
 _SIMPLE = {
     "confirm": "a payment is confirmed",
     "settle": "a payment is settled",
@@ -129,7 +130,7 @@ class Coverage:
         self._last_event, self._last_move = min(self._last_event, event), min(self._last_move, move)
 
     def committed(self, conn: Connection) -> None:
-        for seq, payment_id, event, state, detail, first_invoice, void_by, app_id, kind, dialect in conn.execute(
+        for seq, payment_id, event, state, detail, first, void_tx_id, app_id, kind, dialect in conn.execute(
             _EVENTS, (self._last_event,)
         ).fetchall():
             self._last_event = seq
@@ -147,7 +148,7 @@ class Coverage:
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:
-                told |= {"first": first_invoice, "void_by": void_by, "dialect": dialect}
+                told |= {"first": first, "void_tx_id": void_tx_id, "dialect": dialect}
                 self._of_payment(conn, payment_id, event, told)
                 self._states[payment_id] = state
         for seq, kind, payment_id, unexplained in conn.execute(_MOVES, (self._last_move,)).fetchall():
@@ -168,7 +169,7 @@ class Coverage:
                 self.payments[payment_id] = None
                 self._story.reach("a payment is admitted")
             case "replace":
-                again = "for its next invoice" if "invoice" in told else "for the same invoice"
+                again = "for its next invoice" if "invoice_seq" in told else "for the same invoice"
                 self._story.reach(f"an attempt is replaced {again}")
             case "sign":
                 self._signed(conn, payment_id)
@@ -226,7 +227,7 @@ class Coverage:
             self._story.reach("a payment is void: its anchor was spent elsewhere")
         elif told.get("time_over"):
             self._story.reach("a payment is void: its deposit vanished, and its time is over")
-        elif told["void_by"] is not None:
+        elif told["void_tx_id"] is not None:
             self._story.reach("a payment is void: its parent went by another transaction")
         else:
             self._story.reach("a payment is void: its cancel won")

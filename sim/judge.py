@@ -70,10 +70,10 @@ class Market(Protocol):
 
 
 _ATTEMPTS = """
-SELECT a.rowid, a.tx_id, a.payment_id, a.kind, a.anchor, a.cbor, i.key, i.request, COALESCE(v.origin, ''),
-       v.invoice_id, p.topup
+SELECT a.rowid, a.tx_id, a.payment_id, a.kind, a.nonce_utxo, a.cbor, i.idempotency_key, i.request,
+       COALESCE(v.origin, ''), v.invoice_id, p.topup_id
 FROM attempts a JOIN payments p ON p.id = a.payment_id JOIN intents i ON i.id = p.intent_id
-LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
+LEFT JOIN invoices v ON v.seq = a.invoice_seq WHERE a.rowid > ? ORDER BY a.rowid
 """
 
 

@@ -14,8 +14,8 @@ from sim.trace import Trace
 _COUNTS = """
 SELECT o.id, o.origin, o.partner, o.wallet, c.bought, c.used, c.unexplained,
        SUM(m.bought), SUM(m.used), SUM(m.unexplained)
-FROM prepaid_counts c JOIN prepaid_pools o ON o.id = c.pool
-JOIN prepaid_moves m ON m.pool = c.pool AND m.unit = c.unit WHERE c.unit = ? GROUP BY o.id
+FROM prepaid_totals c JOIN prepaid_pools o ON o.id = c.pool_id
+JOIN prepaid_moves m ON m.pool_id = c.pool_id AND m.unit = c.unit WHERE c.unit = ? GROUP BY o.id
 """
 _TWICE = """
 SELECT app_id || ' ' || call_key FROM prepaid_moves WHERE call_key IS NOT NULL
@@ -82,7 +82,7 @@ class PrepaidJudge:
 
 def _bought(conn: Connection) -> Mapping[str, int]:
     rows = conn.execute(
-        "SELECT o.origin, SUM(c.bought) FROM prepaid_counts c JOIN prepaid_pools o ON o.id = c.pool "
+        "SELECT o.origin, SUM(c.bought) FROM prepaid_totals c JOIN prepaid_pools o ON o.id = c.pool_id "
         "WHERE c.unit = ? GROUP BY o.origin",
         (CALLS,),
     )

@@ -19,11 +19,11 @@ Lines = dict[tuple[str, str], int]
 """Units by account and asset."""
 
 _BOOKED = """
-SELECT j.payment_id, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+SELECT j.payment_id, p.asset, SUM(p.units) FROM entries j JOIN postings p ON p.entry_id = j.id
 WHERE j.payment_id IS NOT NULL AND p.account NOT IN (?, ?) GROUP BY j.payment_id, p.asset
 """
 _LINES = """
-SELECT p.account, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+SELECT p.account, p.asset, SUM(p.units) FROM entries j JOIN postings p ON p.entry_id = j.id
 WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
 """
 _STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"

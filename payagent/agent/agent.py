@@ -104,7 +104,7 @@ class Agent:
         if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
             return None
         told = (offer.origin, offer.invoice_id, offer.terms_hash)
-        if told != (row.origin, row.invoice_id, row.terms_hash):
+        if told != (row.invoice.origin, row.invoice.id, row.invoice.terms_hash):
             known = intents.invoice(conn, offer.origin, offer.invoice_id)
             if known is None or known.terms_hash != offer.terms_hash:
                 return None

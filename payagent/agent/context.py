@@ -122,7 +122,7 @@ class AgentContext:
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's own record has its attempt: show no proof before."""
-        return row if self._writer.is_noted(row.attempt) else replace(row, is_noted=False)
+        return row if self._writer.is_noted(row.attempt.number) else replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""
@@ -136,29 +136,29 @@ class AgentContext:
 
         If the merchant submits the transaction, the payment is ready as soon as it has a proof.
         """
-        if row.handed_over or not has_proof(row):
+        if row.invoice.merchant_submits or not has_proof(row):
             return has_proof(row)
-        merchant = self.terms.merchants.get(row.origin or "")
+        merchant = self.terms.merchants.get(row.invoice.origin or "")
         return may_be_shown(
             merchant.ready if merchant else "confirmed",
-            merchants.readiness(self.conn, row.origin or ""),
+            merchants.readiness(self.conn, row.invoice.origin or ""),
             row.state,
             self.depth(row),
-            was_sent=row.accepted_by_provider,
+            was_sent=row.attempt.accepted_by_provider,
             status_confirmed=row.merchant_status == "confirmed",
             was_pending=row.id in self._pending,
         )
 
     def is_by_auto(self, row: PaymentRow) -> bool:
         """Whether `ready = "auto"` decides when to present the proof."""
-        merchant = self.terms.merchants.get(row.origin or "")
-        return merchant is not None and merchant.ready == "auto" and not row.handed_over
+        merchant = self.terms.merchants.get(row.invoice.origin or "")
+        return merchant is not None and merchant.ready == "auto" and not row.invoice.merchant_submits
 
     def depth(self, row: PaymentRow) -> int:
         """Depth of the payment's block, which counts as 1; 0 while it is in no block."""
-        if row.block_height is None or row.state not in ON_CHAIN:
+        if row.block.height is None or row.state not in ON_CHAIN:
             return 0
-        seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block_height + 1
+        seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
         return max(seen, self.terms.confirm_depth if row.state in POSTED else 1)
 
     def take_tip(self, tip: Tip) -> None:
@@ -171,7 +171,7 @@ class AgentContext:
         """Note that the merchant answered "pending": the proof is presented again after the next block."""
         if self.depth(row) <= shown_depth:
             tip_height = 0 if self.chain.tip is None else self.chain.tip.height
-            self._pending[row.id] = max(tip_height, row.block_height or 0)
+            self._pending[row.id] = max(tip_height, row.block.height or 0)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
         """The payment once its state or readiness changes, or after `timeout_s`.

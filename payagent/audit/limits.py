@@ -30,7 +30,7 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
         )
     for app, merchant, asset, span_ms, start_ms in counted.misspent(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
-        yield AuditFinding("spent", row, "what is kept as spent is not what the holds count")
+        yield AuditFinding("limit_counters", row, "it is not what the holds count")
     for payment_id, asset in counted.unlike_asked(conn):
         yield AuditFinding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
     for pool, app, asset in counted.misshared(conn):

@@ -24,9 +24,11 @@ def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each table about merchants follows from its events."""
     kept: dict[str, Rows] = {
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
-        "pins": dict.fromkeys(books.pins(conn)),
+        "address_pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
-        "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.unserved_streak(conn)},
+        "unserved_streaks": {
+            (origin,): (count, since_ms) for origin, count, since_ms in books.unserved_streak(conn)
+        },
         "readiness": {(origin,): (depth, refused) for origin, depth, refused in books.readiness(conn)},
     }
     told: dict[str, Rows] = {table: {} for table in kept}
@@ -99,12 +101,12 @@ def _readiness_reset(rows: Rows, event: Detail, _at_ms: int) -> None:
 _FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "merchant_added": ("merchants", _added),
     "merchant_removed": ("merchants", _removed),
-    "address_pinned": ("pins", _pinned),
-    "address_unpinned": ("pins", _unpinned),
+    "address_pinned": ("address_pins", _pinned),
+    "address_unpinned": ("address_pins", _unpinned),
     "price_agreed": ("agreed_prices", _agreed),
-    "unserved_counted": ("strikes", _counted),
-    "merchant_stopped": ("strikes", _stopped),
-    "merchant_resumed": ("strikes", _reopened),
+    "unserved_counted": ("unserved_streaks", _counted),
+    "merchant_stopped": ("unserved_streaks", _stopped),
+    "merchant_resumed": ("unserved_streaks", _reopened),
     "accepted_depth_learned": ("readiness", _accepted),
     "proof_refused_early": ("readiness", _refused_early),
     "readiness_reset": ("readiness", _readiness_reset),

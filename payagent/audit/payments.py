@@ -36,7 +36,7 @@ _EVENTS = {str(event): event for event in Event}
 _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
 _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
-_MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed_at_ms"}
+_MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "updated_at_ms"}
 """Columns that change with a state transition; its event records them."""
 
 _OF_A_NEW_ONE = dict.fromkeys(STANDING)
@@ -110,8 +110,8 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
     standing: dict[str, object] = {
         **_OF_A_NEW_ONE,
-        "changed_at_ms": case.created_at_ms,
-        "invoice": case.first_invoice,
+        "updated_at_ms": case.created_at_ms,
+        "invoice_seq": case.first_invoice_seq,
     }
     steps: list[Step] = []
     for row in case.events:
@@ -123,15 +123,15 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
                 "events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}"
             )
         if event is not None:
-            standing["changed_at_ms"] = row.at_ms
+            standing["updated_at_ms"] = row.at_ms
             if event not in _DEEPER:
                 standing |= {name: value for name, value in told.items() if name in _MOVED}
-            steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice"]))
+            steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice_seq"]))
         elif (answered := _delivery_event(row.event, told)) is not None:
             delivery = deliver(delivery, answered)
-            standing["changed_at_ms"] = row.at_ms
+            standing["updated_at_ms"] = row.at_ms
         elif row.event == "retry_answered":
-            standing |= {"merchant_status": told.get("status"), "changed_at_ms": row.at_ms}
+            standing |= {"merchant_status": told.get("status"), "updated_at_ms": row.at_ms}
         state = _STATES.get(row.state or "", after or state)
     standing["state"], standing["delivery"] = state, delivery
     if case.standing != standing:
@@ -173,9 +173,11 @@ def _read_attempts(
             attempt.kind,
         ):
             yield AuditFinding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
-        if attempt.nonce_utxo != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
-            yield AuditFinding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
-        terms = None if attempt.invoice is None else case.invoices.get(attempt.invoice)
+        if attempt.nonce_utxo != case.standing["nonce_utxo"] or (
+            step is not None and attempt.invoice_seq != step.invoice
+        ):
+            yield AuditFinding("attempts", attempt.tx_id, "its nonce UTxO or invoice is not its payment's")
+        terms = None if attempt.invoice_seq is None else case.invoices.get(attempt.invoice_seq)
         if (terms is not None) != (case.kind == "invoice"):
             yield AuditFinding(
                 "attempts", attempt.tx_id, "the invoice that it is for is not there, or there is none"
@@ -213,7 +215,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
         )
         if made != invoice.terms_hash:
             yield AuditFinding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
-    first = None if case.first_invoice is None else case.invoices.get(case.first_invoice)
+    first = None if case.first_invoice_seq is None else case.invoices.get(case.first_invoice_seq)
     if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
         yield AuditFinding("payments", case.id, "its outputs are not those of its invoice")
 
@@ -221,7 +223,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
 def _check_intent(case: Case) -> Iterator[AuditFinding]:
     """A derived intent ends when its request is first served; other intents never end."""
     intent = case.intent
-    if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.derived else None):
+    if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.is_key_derived else None):
         what = f"it ended at {intent.ended_at_ms}, its call was first served at {intent.served_at_ms}"
         yield AuditFinding("intents", str(intent.number), what)
 
@@ -245,21 +247,25 @@ def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFi
         wanted = told("tx_id"), told("block_hash"), told("block_height"), told("block_slot"), step.row.at_ms
         if block_observation[1:] != wanted:
             yield AuditFinding(
-                "sightings", str(block_observation.seq), f"event {step.row.seq} tells of another block or time"
+                "block_observations",
+                str(block_observation.seq),
+                f"event {step.row.seq} tells of another block or time",
             )
     if len(shown) > len(case.block_observations):
         yield AuditFinding(
-            "sightings", "-", f"event {shown[len(case.block_observations)].row.seq} has no sighting"
+            "block_observations",
+            "-",
+            f"event {shown[len(case.block_observations)].row.seq} has no block observation",
         )
     for block_observation in case.block_observations[len(shown) :]:
-        yield AuditFinding("sightings", str(block_observation.seq), "no event tells of it")
+        yield AuditFinding("block_observations", str(block_observation.seq), "no event tells of it")
 
 
 def _is_void_from_outside(step: Step) -> bool:
     """Whether an external transaction or another payment's (observed separately, see audit.verify) or time limits
     made the payment void.
     """
-    return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_by", "time_over"))
+    return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_tx_id", "time_over"))
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
@@ -338,13 +344,13 @@ def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> 
         same = lines == sorted(expected.postings)
         if (entry.kind, entry.ref, entry.at_ms) != (expected.kind, ref, step.row.at_ms) or not same:
             yield AuditFinding(
-                "journal", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books"
+                "entries", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books"
             )
     for step, expected, _ in wanted[len(case.entries) :]:
         what = f"event {step.row.seq} of {case.id} books a {expected.kind}, and there is no entry"
-        yield AuditFinding("journal", "-", what)
+        yield AuditFinding("entries", "-", what)
     for entry in case.entries[len(wanted) :]:
-        yield AuditFinding("journal", str(entry.id), f"no event of {case.id} books it")
+        yield AuditFinding("entries", str(entry.id), f"no event of {case.id} books it")
 
 
 @lru_cache(maxsize=1000)
@@ -383,9 +389,9 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             yield step, last, step.tx_id
         elif step.event is _VOID:
             last = ledger.release(hold, fee_lovelace)
-            yield step, last, step.tx_id or _text(step.told.get("void_by"))
+            yield step, last, step.tx_id or _text(step.told.get("void_tx_id"))
         elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
-            yield step, ledger.reverse(last), None
+            yield step, ledger.post_reversed(last), None
             last = None
 
 
@@ -404,13 +410,13 @@ def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
         maker = utxo.ref.partition("#")[0]
         if made.pop(utxo.ref, None) != utxo.value and maker in readings:
             yield AuditFinding(
-                "coins", utxo.ref, f"it holds {dict(utxo.value)}, the bytes that made it say otherwise"
+                "utxos", utxo.ref, f"it holds {dict(utxo.value)}, the bytes that made it say otherwise"
             )
         if (utxo.state == "pending") is (is_there and maker == stands) and utxo.state != "spent":
-            yield AuditFinding("coins", utxo.ref, f"it is {utxo.state}, and its payment is {state}")
+            yield AuditFinding("utxos", utxo.ref, f"it is {utxo.state}, and its payment is {state}")
     for ref in made:
         if ref.partition("#")[0] == stands or state not in _NEED_NO_UTXOS:
-            yield AuditFinding("coins", ref, "the bytes make it for us, and it is not there")
+            yield AuditFinding("utxos", ref, "the bytes make it for us, and it is not there")
 
 
 def _chosen(steps: list[Step]) -> frozenset[str]:
@@ -428,6 +434,6 @@ def _check_reservations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]
     elif state == State.VOID:
         is_sound = not case.reserved or case.reserved == spent
     else:
-        is_sound = case.reserved == spent if spent else case.standing["anchor"] in case.reserved
+        is_sound = case.reserved == spent if spent else case.standing["nonce_utxo"] in case.reserved
     if not is_sound:
         yield AuditFinding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")

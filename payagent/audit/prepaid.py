@@ -25,15 +25,15 @@ def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
     origins = {pool.id: pool.origin for pool in prepaid.all_pools(conn)}
     count = 0
     for row in books.prepaid_moves(conn):
-        before = balances.get((row.pool, row.unit), PrepaidBalance())
-        after = _follow(conn, row, before, origins.get(row.pool, ""))
+        before = balances.get((row.pool_id, row.unit), PrepaidBalance())
+        after = _follow(conn, row, before, origins.get(row.pool_id, ""))
         if after is None:
             yield AuditFinding(
                 "prepaid_moves", str(row.seq), f"a {row.kind} of payment {row.payment_id}, which is none"
             )
             continue
-        yield from _check_move(conn, row, before, after, origins.get(row.pool, ""))
-        balances[row.pool, row.unit] = after
+        yield from _check_move(conn, row, before, after, origins.get(row.pool_id, ""))
+        balances[row.pool_id, row.unit] = after
         count += 1
     yield from _check_counts(conn, balances, origins)
     yield from _check_topups(conn)
@@ -75,19 +75,19 @@ def _check_move(
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     wanted = ledger.use(origin, spent)
     lines = sorted(wanted.postings) if wanted else []
-    if lines != sorted(journal.postings(conn, row.entry)) or (wanted is None) != (row.entry is None):
-        yield AuditFinding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
+    if lines != sorted(journal.postings(conn, row.entry_id)) or (wanted is None) != (row.entry_id is None):
+        yield AuditFinding("prepaid_moves", str(row.seq), f"entry {row.entry_id} is not what it uses up")
 
 
 def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, str]) -> Iterator[AuditFinding]:
     for (pool, name), (bought, used, unexplained) in prepaid.counted(conn).items():
         made = balances.pop((pool, name), PrepaidBalance())
         if (bought, used, unexplained) != (made.bought, made.used, made.unexplained):
-            yield AuditFinding("prepaid_counts", f"{pool} {name}", "it is not what the moves come to")
+            yield AuditFinding("prepaid_totals", f"{pool} {name}", "it is not what the moves come to")
         if dict(prepaid.balance(conn, pool, name).costs) != dict(made.costs):
             yield AuditFinding("prepaid_costs", f"{pool} {name}", "they are not what the moves come to")
     for pool, name in balances:
-        yield AuditFinding("prepaid_counts", f"{pool} {name}", "missing: there are moves of it")
+        yield AuditFinding("prepaid_totals", f"{pool} {name}", "missing: there are moves of it")
     left = {(prepaid_account(origin), asset): units for (origin, asset), units in prepaid.costs_left(conn).items()}
     booked = {
         (account, asset): units

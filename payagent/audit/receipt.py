@@ -86,7 +86,7 @@ def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
             yield AuditFinding("events", str(after["seq"]), "its hash does not follow from the event before")
     for before, after in pairwise(receipt["entries"]):
         if after["id"] <= before["id"]:
-            yield AuditFinding("journal", str(after["id"]), f"it stands behind entry {before['id']}")
+            yield AuditFinding("entries", str(after["id"]), f"it stands behind entry {before['id']}")
 
 
 def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
@@ -155,8 +155,8 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def _is_its_key(receipt: Receipt) -> bool:
-    intent, invoice, key = receipt["intent"], receipt["invoice"], receipt["intent"]["key"]
-    if not intent["derived"]:
+    intent, invoice, key = receipt["intent"], receipt["invoice"], receipt["intent"]["idempotency_key"]
+    if not intent["is_key_derived"]:
         return bool(key.startswith(("key:", "topup:")))
     if invoice is None:
         return bool(key == f"order:{intent['id']}")
@@ -183,7 +183,7 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
     modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
     for mode in modes:
         try:
-            offers = read_offers(_response(invoice["response"]), _reading(receipt, invoice, owner, mode))
+            offers = read_offers(_response(invoice["response_402"]), _reading(receipt, invoice, owner, mode))
         except Refused as refused:
             whys.append(f"the 402 as received cannot be read again: {refused.detail}")
             continue
@@ -254,7 +254,7 @@ def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
     outputs = [
         {"role": o.role, "address": o.address.text, "asset": o.asset, "units": o.units} for o in offer.outputs
     ]
-    names = ("dialect", "batch_target", "proof", "handed_over", "expires_at_ms")
+    names = ("dialect", "batch_target", "proof", "merchant_submits", "expires_at_ms")
     return (
         outputs == invoice["outputs"]
         and offer.invoice_id == (invoice["invoice_id"] if offer.has_own_id else own_id)
@@ -271,7 +271,7 @@ def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
     for invoice in told:
         if times[invoice["number"]] > 1:
             yield AuditFinding("invoices", invoice["invoice_id"], "another one has its number")
-    signed_for = {attempt["invoice"] for attempt in receipt["attempts"]}
+    signed_for = {attempt["invoice_seq"] for attempt in receipt["attempts"]}
     for invoice in receipt["other_invoices"]:
         if invoice["number"] not in signed_for:
             yield AuditFinding("invoices", invoice["invoice_id"], "nothing was signed for it")
@@ -285,7 +285,7 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
     for attempt in receipt["attempts"]:
         headers = attempt["headers"]
         made: list[dict[str, str]] = [{}]
-        invoice = invoices.get(attempt["invoice"])
+        invoice = invoices.get(attempt["invoice_seq"])
         if invoice is not None and attempt["kind"] == "pay":
             cbor = attempt["cbor"] if invoice["proof"] == "signed_cbor" else None
             try:
@@ -293,7 +293,7 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
                     proof_headers(
                         invoice["dialect"],
                         invoice_id=invoice["invoice_id"],
-                        shown=ProofMaterial(attempt["tx_hash"], cbor, attempt["anchor"], name),
+                        shown=ProofMaterial(attempt["tx_hash"], cbor, attempt["nonce_utxo"], name),
                         echo=invoice["echo"],
                         partner=headers.get("X-Partner"),
                         # the prepaid balance may be another wallet's, named by the request
@@ -326,7 +326,7 @@ def untold(receipt: Receipt) -> list[str]:
     """The facts that the file alone cannot show, each with the party that can show it."""
     told, payment = [], receipt["payment"]
     if (block := payment["block"]) is not None:
-        tx_id = payment["tx_hash"] or payment["void_by"]
+        tx_id = payment["tx_hash"] or payment["void_tx_id"]
         what = "is there" if tx_id is None else f"has the transaction {tx_id}"
         told.append(f"the chain: whether block {block['height']} ({block['hash']}) {what}")
     if receipt["attempts"]:

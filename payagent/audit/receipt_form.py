@@ -144,14 +144,14 @@ _OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=_row_unit
 _BLOCK = _record(hash=_text, height=_number, slot=_number)
 _TOLD = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
 _INVOICE = _record(
-    **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response"), _text),
+    **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response_402"), _text),
     number=_number,
     echo=_maybe(_text),
     commitment=_maybe(_bytes),
     outputs=_OUTPUTS,
     batch_target=_maybe(_number),
     proof=_proof,
-    handed_over=_flag,
+    merchant_submits=_flag,
     received_at_ms=_time,
     expires_at_ms=_maybe(_time),
 )
@@ -162,20 +162,20 @@ _FORM = _record(
     payment=_record(
         **dict.fromkeys(("id", "kind", "state", "delivery"), _text),
         **dict.fromkeys(
-            ("anchor", "tx_hash", "void_by", "merchant_status", "reason_code", "reason"), _maybe(_text)
+            ("nonce_utxo", "tx_hash", "void_tx_id", "merchant_status", "code", "reason", "detail"), _maybe(_text)
         ),
-        **dict.fromkeys(("created_at_ms", "changed_at_ms"), _time),
+        **dict.fromkeys(("created_at_ms", "updated_at_ms"), _time),
         app=_record(id=_text, name=_text),
         outputs=_OUTPUTS,
         is_prepaid=_flag,
         ttl_slot=_maybe(_number),
-        first_invoice=_maybe(_number),
+        first_invoice_seq=_maybe(_number),
         block=_maybe(_BLOCK),
     ),
     intent=_record(
-        **dict.fromkeys(("id", "app_id", "key", "fingerprint", "origin", "request_id"), _text),
+        **dict.fromkeys(("id", "app_id", "idempotency_key", "fingerprint", "origin", "request_id"), _text),
         request=_maybe(_text),
-        derived=_flag,
+        is_key_derived=_flag,
     ),
     invoice=_maybe(_INVOICE),
     other_invoices=_list(_INVOICE),
@@ -183,9 +183,9 @@ _FORM = _record(
     holds=_list(_record(asset=_text, units=_row_units, at_ms=_time, released_at_ms=_maybe(_time))),
     attempts=_list(
         _record(
-            **dict.fromkeys(("kind", "anchor", "tx_hash"), _text),
+            **dict.fromkeys(("kind", "nonce_utxo", "tx_hash"), _text),
             ttl_slot=_number,
-            invoice=_maybe(_number),
+            invoice_seq=_maybe(_number),
             signed_at_ms=_time,
             inputs=_list(_text),
             fee=_row_units,
@@ -193,7 +193,7 @@ _FORM = _record(
             headers=_texts,
         )
     ),
-    sightings=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
+    block_observations=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
     answers=_TOLD,
     entries=_list(
         _record(
@@ -255,17 +255,18 @@ def case_of(receipt: Receipt) -> Case:
     names = (
         "state",
         "delivery",
-        "anchor",
+        "nonce_utxo",
         "ttl_slot",
-        "void_by",
+        "void_tx_id",
         "merchant_status",
-        "reason_code",
+        "code",
         "reason",
-        "changed_at_ms",
+        "detail",
+        "updated_at_ms",
     )
     block = payment["block"] or {}
     standing = {name: payment[name] for name in names} | {"tx_id": payment["tx_hash"]}
-    standing["invoice"] = None if receipt["invoice"] is None else receipt["invoice"]["number"]
+    standing["invoice_seq"] = None if receipt["invoice"] is None else receipt["invoice"]["number"]
     standing |= {f"block_{name}": block.get(name) for name in ("hash", "height", "slot")}
     return Case(
         id=payment["id"],
@@ -275,8 +276,8 @@ def case_of(receipt: Receipt) -> Case:
         is_prepaid=payment["is_prepaid"],
         created_at_ms=payment["created_at_ms"],
         standing=standing,
-        intent=IntentFacts(0, intent["app_id"], intent["origin"], intent["derived"], None, None),
-        first_invoice=payment["first_invoice"],
+        intent=IntentFacts(0, intent["app_id"], intent["origin"], intent["is_key_derived"], None, None),
+        first_invoice_seq=payment["first_invoice_seq"],
         invoices={number: _terms(invoice) for number, invoice in invoices.items()},
         attempts=tuple(_signed(attempt) for attempt in receipt["attempts"]),
         events=tuple(
@@ -288,7 +289,7 @@ def case_of(receipt: Receipt) -> Case:
         ),
         entries=tuple(_entry(entry, payment["id"]) for entry in receipt["entries"]),
         block_observations=tuple(
-            _block_observation(place, seen) for place, seen in enumerate(receipt["sightings"], 1)
+            _block_observation(place, seen) for place, seen in enumerate(receipt["block_observations"], 1)
         ),
         submissions=(),
         utxos=(),
@@ -330,8 +331,8 @@ def _signed(attempt: dict[str, Any]) -> SignedRow:
     return SignedRow(
         tx_id=attempt["tx_hash"],
         kind=attempt["kind"],
-        nonce_utxo=attempt["anchor"],
-        invoice=attempt["invoice"],
+        nonce_utxo=attempt["nonce_utxo"],
+        invoice_seq=attempt["invoice_seq"],
         inputs=tuple(attempt["inputs"]),
         cbor=attempt["cbor"],
         fee_lovelace=attempt["fee"],

@@ -156,16 +156,16 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int
     if moved.spent and net != booked:
         refs = ", ".join(moved.spent)
         what = f"no attempt, and it spends what is ours: {refs}. It moved {_text(net)}"
-        return Difference("foreign", "coins", next(iter(moved.spent)), tx.tx_id, what)
+        return Difference("foreign", "utxos", next(iter(moved.spent)), tx.tx_id, what)
     if net == booked:
         return None
     ref = next(iter(moved.made), tx.tx_id)
     if booked:
         what = f"the chain brought {_text(net)}, the books say {_text(booked)}"
-        return Difference("differing", "coins", ref, tx.tx_id, what)
+        return Difference("differing", "utxos", ref, tx.tx_id, what)
     if tx.block_height >= booked_height:
         return InFlight(tx.tx_id, None, "a deposit that is booked once every provider has listed it", net)
-    return Difference("foreign", "coins", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
+    return Difference("foreign", "utxos", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
 
 
 def _of_claim(

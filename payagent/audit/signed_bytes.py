@@ -65,7 +65,7 @@ def misread(
     if sorted(inputs) != sorted(row.inputs) or len(set(inputs)) != len(inputs):
         yield "its bytes spend other inputs"
     if row.nonce_utxo not in inputs:
-        yield "its bytes do not spend the anchor"
+        yield "its bytes do not spend the nonce UTxO"
     for name, found, told in (
         ("fee", reading.fee_lovelace, row.fee_lovelace),
         ("TTL", reading.ttl_slot, row.ttl_slot),

@@ -18,12 +18,19 @@ from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store.audit import books
-from payagent.store.db.schema import changed_views, lacking_migrations, missing_guards
+from payagent.store.db.schema import VERSION, changed_views, missing_guards, version
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal
 from payagent.store.rows.journal import EntryRow
 
-_OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
+_OF_NO_PAYMENT = (
+    "deposit",
+    "deposit_reversed",
+    "use",
+    "use_reversed",
+    "external_spend",
+    "external_spend_reversed",
+)
 
 Told = AuditFinding | Progress | Head
 
@@ -38,11 +45,11 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
         for table, check in (
             ("seals", check_seals(conn, noted)),
             ("sqlite_master", _references(conn)),
-            ("journal", _entries(conn)),
+            ("entries", _entries(conn)),
             ("balances", _balances(conn)),
             ("prepaid_moves", check_prepaid(conn)),
-            ("coins", _utxos(conn)),
-            ("journal", _foreign(conn)),
+            ("utxos", _utxos(conn)),
+            ("entries", _foreign(conn)),
             ("limits", check_limits(conn)),
             ("merchants", check_merchants(conn)),
             ("tokens", check_tokens(conn)),
@@ -52,9 +59,9 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 
 
 def _guards(conn: Connection) -> Iterator[AuditFinding]:
-    if lacking := lacking_migrations(conn):
+    if (found := version(conn)) < VERSION:
         told = "it is of an older payagent: use that one, or start this one on it, which brings it up to date"
-        yield AuditFinding("_sqlite_migrations", ", ".join(lacking), told)
+        yield AuditFinding("sqlite_master", f"version {found}", told)
     for name in missing_guards(conn):
         yield AuditFinding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):
@@ -80,24 +87,24 @@ def _entries(conn: Connection) -> Iterator[Told]:
         yield from _entry(conn, entry)
         count += 1
         if count % TOLD_EVERY == 0:
-            yield Progress("journal", count)
+            yield Progress("entries", count)
     for number in books.unposted(conn):
-        yield AuditFinding("journal", str(number), "it has no postings")
+        yield AuditFinding("entries", str(number), "it has no postings")
     for number, moves in books.unmoved(conn):
-        yield AuditFinding("journal", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
+        yield AuditFinding("entries", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
     for number in books.unpaid_ends(conn):
         yield AuditFinding("intents", str(number), "it ended, and it has no payment")
-    yield Progress("journal", count)
+    yield Progress("entries", count)
 
 
 def _entry(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     sums = ledger.add({asset: units} for _, asset, units in entry.postings)
     for asset, units in sums.items():
         if units:
-            yield AuditFinding("journal", str(entry.id), f"{asset} is out of balance by {units}")
+            yield AuditFinding("entries", str(entry.id), f"{asset} is out of balance by {units}")
     if entry.kind not in _OF_NO_PAYMENT:
-        yield AuditFinding("journal", str(entry.id), f"a {entry.kind} of no payment")
-    elif entry.kind in ("deposit", "undeposit"):
+        yield AuditFinding("entries", str(entry.id), f"a {entry.kind} of no payment")
+    elif entry.kind in ("deposit", "deposit_reversed"):
         yield from _deposit(conn, entry)
 
 
@@ -107,12 +114,12 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     arrived = {asset: units for (account, asset), units in lines.items() if account == WALLET}
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
     if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
-        yield AuditFinding("journal", str(entry.id), f"a {entry.kind} moves units between wallet and external")
+        yield AuditFinding("entries", str(entry.id), f"a {entry.kind} moves units between wallet and external")
     utxo, was_taken_back = books.deposited(conn, entry.ref or "")
     if utxo is not None and utxo != arrived:
-        yield AuditFinding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {utxo}")
+        yield AuditFinding("entries", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {utxo}")
     if utxo is None and not was_taken_back:
-        yield AuditFinding("coins", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
+        yield AuditFinding("utxos", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
 
 
 def _balances(conn: Connection) -> Iterator[AuditFinding]:
@@ -133,14 +140,14 @@ def _utxos(conn: Connection) -> Iterator[Told]:
         for asset, units in utxo.value.items():
             ours[asset] = ours.get(asset, 0) + utxo.times * units
         if utxo.is_unbooked:
-            yield AuditFinding("coins", utxo.ref, "a deposit that the journal does not tell of")
+            yield AuditFinding("utxos", utxo.ref, "a deposit without an entry")
         if utxo.is_spent_by_nothing:
-            yield AuditFinding("coins", utxo.ref, "it is spent by a transaction that does not spend it")
+            yield AuditFinding("utxos", utxo.ref, "it is spent by a transaction that does not spend it")
         if utxo.is_made_by_nothing:
-            yield AuditFinding("coins", utxo.ref, "it is no deposit, and no transaction of ours makes it as this")
+            yield AuditFinding("utxos", utxo.ref, "it is no deposit, and no transaction of ours makes it as this")
         count += 1
         if count % TOLD_EVERY == 0:
-            yield Progress("coins", count)
+            yield Progress("utxos", count)
     booked: dict[str, int] = {}
     for account, asset, units in journal.balances(conn):
         if account in (WALLET, HELD):
@@ -148,8 +155,8 @@ def _utxos(conn: Connection) -> Iterator[Told]:
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
             what = f"the books say {booked.get(asset, 0)} are ours, the coins come to {ours.get(asset, 0)}"
-            yield AuditFinding("coins", asset, what)
-    yield Progress("coins", count)
+            yield AuditFinding("utxos", asset, what)
+    yield Progress("utxos", count)
 
 
 def _foreign(conn: Connection) -> Iterator[AuditFinding]:
@@ -159,16 +166,16 @@ def _foreign(conn: Connection) -> Iterator[AuditFinding]:
     entries = list(books.foreign_entries(conn))
     block_observations = list(books.foreign_sums(conn))
     for (number, tx_id, there, held), (entry, kind, ref) in zip(block_observations, entries, strict=False):
-        wanted = ledger.foreign(held) if there else ledger.unforeign(held)
+        wanted = ledger.external_spend(held) if there else ledger.external_spend_reversed(held)
         lines = sorted(journal.postings(conn, entry))
         if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in wanted.postings
         ):
-            yield AuditFinding("journal", str(entry), f"it is not what foreign sighting {number} books")
+            yield AuditFinding("entries", str(entry), f"it is not the entry of external spend {number}")
     for number, tx_id, *_ in block_observations[len(entries) :]:
-        yield AuditFinding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
+        yield AuditFinding("external_spends", str(number), f"nothing is booked for {tx_id}")
     for entry, *_ in entries[len(block_observations) :]:
-        yield AuditFinding("journal", str(entry), "no sighting of a foreign transaction books it")
+        yield AuditFinding("entries", str(entry), "no external spend was recorded for it")
     for number in books.unseen_voids(conn):
         yield AuditFinding(
             "events", str(number), "no transaction was seen in that block that makes the payment void"

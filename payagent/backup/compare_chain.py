@@ -65,7 +65,9 @@ def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     UTxOs reserved for a payment are left to the daemon, which resolves the payment.
     """
     utxos = {utxo.ref: utxo for utxo in listed}
-    ready = [row for row in queries.utxos(conn) if row.state in ("free", "locked") and row.reserved_for is None]
+    ready = [
+        row for row in queries.utxos(conn) if row.state in ("available", "locked") and row.reserved_for is None
+    ]
     gone = [row for row in ready if row.ref not in utxos]
     unknown = [utxo for ref, utxo in utxos.items() if queries.utxo(conn, ref) is None]
     return Differences(_sum(gone), _sum(unknown))

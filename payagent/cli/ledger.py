@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CHAIN_UNREAD = 4
 
 _ROWS = {
-    "journal": "entries of no payment",
+    "entries": "entries of no payment",
     "prepaid_moves": "moves of prepaid balances",
     "payments": "payments with their entries",
 }

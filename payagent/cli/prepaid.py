@@ -159,7 +159,7 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
             (
                 one["id"],
                 one["merchant"] or one["origin"],
-                one["cause"],
+                one["trigger"],
                 one["state"],
                 _number(one, one["units"]),
                 _number(one, one["bought"]),
@@ -167,7 +167,7 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
             )
             for one in answer["topups"]
         ]
-        columns = ("top-up", "merchant", "cause", "state", "ordered", "bought", "reason")
+        columns = ("top-up", "merchant", "trigger", "state", "ordered", "bought", "reason")
         terminal.table(columns, rows, right=("ordered", "bought"))
         say_more(terminal, answer)
 

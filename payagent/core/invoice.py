@@ -40,7 +40,7 @@ class Invoice:
     `outputs`: in the order of the transaction's outputs, pay_to first.
     `expires_at_ms`: absolute, computed from the time of receipt. None if the dialect states no expiry.
     `batch_target`: how many requests the payment buys, if the merchant says so.
-    `proof`: what the retry carries. `handed_over`: the merchant submits the transaction.
+    `proof`: what the retry carries. `merchant_submits`: the merchant submits the transaction.
     `echo`: JSON of the 402 that the proof repeats. `commitment`: hex, the transaction commits to it.
     `has_own_id`: the 402 named `invoice_id`; False if the dialect derived it from the terms.
     """
@@ -54,7 +54,7 @@ class Invoice:
     decimals: int | None = None
     batch_target: int | None = None
     proof: Proof = "tx_hash"
-    handed_over: bool = False
+    merchant_submits: bool = False
     echo: str | None = None
     commitment: str | None = None
     has_own_id: bool = True
@@ -77,8 +77,8 @@ class Invoice:
         """SHA-256 in hex of dialect, origin, invoice id, network, outputs and number of calls.
 
         It excludes values that may change between two receipts of the same invoice: the expiry (from a relative
-        timeout), the commitment (from a fresh salt), and the operator's settings (`proof`, `handed_over`). In x402
-        the 402 itself sets the last two, and there the invoice id is a hash of all its terms.
+        timeout), the commitment (from a fresh salt), and the operator's settings (`proof`, `merchant_submits`).
+        In x402 the 402 itself sets the last two, and there the invoice id is a hash of all its terms.
         """
         outputs = [(o.role, o.address.text, o.asset, o.units) for o in self.outputs]
         return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs, self.calls)

@@ -5,7 +5,8 @@ Debits are positive. The accounts:
 - `held`: ours and held for payments.
 - `fees`: network fees.
 - `merchant:ORIGIN`: spent at a merchant.
-- `prepaid:ORIGIN`: paid to a merchant for later use. A `use` moves units to `merchant:ORIGIN`, an `unuse` back.
+- `prepaid:ORIGIN`: paid to a merchant for later use. A `use` moves units to
+  `merchant:ORIGIN`, a `use_reversed` back.
 - `external`: the source of deposits and the target of the operator's transfers.
 
 Entries are append-only; a rollback adds the reverse entry. When nothing is in flight, wallet + held equals the
@@ -22,7 +23,16 @@ from typing import Literal, NamedTuple
 from payagent.core.money import LOVELACE, MAX_UNITS
 
 Kind = Literal[
-    "deposit", "undeposit", "foreign", "unforeign", "reserve", "post", "reverse", "release", "use", "unuse"
+    "deposit",
+    "deposit_reversed",
+    "external_spend",
+    "external_spend_reversed",
+    "reserve",
+    "post",
+    "post_reversed",
+    "release",
+    "use",
+    "use_reversed",
 ]
 Units = Mapping[str, int]
 
@@ -70,19 +80,19 @@ def deposit(units: Units) -> Entry:
     return _transfer("deposit", EXTERNAL, WALLET, units)
 
 
-def undeposit(units: Units) -> Entry:
+def deposit_reversed(units: Units) -> Entry:
     """A deposit was rolled back."""
-    return _transfer("undeposit", WALLET, EXTERNAL, units)
+    return _transfer("deposit_reversed", WALLET, EXTERNAL, units)
 
 
-def foreign(units: Units) -> Entry:
+def external_spend(units: Units) -> Entry:
     """An external spend took UTxOs of ours. Outputs of it that pay us are a deposit."""
-    return _transfer("foreign", WALLET, EXTERNAL, units)
+    return _transfer("external_spend", WALLET, EXTERNAL, units)
 
 
-def unforeign(units: Units) -> Entry:
+def external_spend_reversed(units: Units) -> Entry:
     """An external spend was rolled back: its UTxOs are ours again."""
-    return _transfer("unforeign", EXTERNAL, WALLET, units)
+    return _transfer("external_spend_reversed", EXTERNAL, WALLET, units)
 
 
 def reserve(hold: Units) -> Entry:
@@ -107,13 +117,13 @@ def use(origin: str, units: Units) -> Entry | None:
     moved = {asset: n for asset, n in units.items() if n}
     if not moved:
         return None
-    kind: Kind = "use" if all(n > 0 for n in moved.values()) else "unuse"
+    kind: Kind = "use" if all(n > 0 for n in moved.values()) else "use_reversed"
     return _transfer(kind, prepaid_account(origin), merchant_account(origin), moved)
 
 
-def reverse(entry: Entry) -> Entry:
+def post_reversed(entry: Entry) -> Entry:
     """Reverse an entry whose block was rolled back, which restores its hold."""
-    return Entry("reverse", tuple(Posting(p.account, p.asset, -p.units) for p in entry.postings))
+    return Entry("post_reversed", tuple(Posting(p.account, p.asset, -p.units) for p in entry.postings))
 
 
 def add(values: Iterable[Units]) -> dict[str, int]:

@@ -77,24 +77,25 @@ class RecentPayment:
     """A payment that was requested recently.
 
     `lovelace`: what it took, with its fee. None if it was refused because no UTxO was available.
-    `handed_over`: it can spend only UTxOs that are in a block.
+    `merchant_submits`: it can spend only UTxOs that are in a block.
     """
 
     at_ms: int
     lovelace: int | None
-    handed_over: bool = False
+    merchant_submits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """How many payments come at once or wait now, and the lovelace of a typical and the largest one.
 
-    `handed_over`: how many handed-over payments came at once; 0 unless one was refused for lack of a UTxO.
+    `merchant_submits_at_once`: how many payments that the merchant submits came at once; 0 unless one was refused
+    for lack of a UTxO.
     `is_quiet`: dust may be gathered.
     """
 
     at_once: int = 0
-    handed_over: int = 0
+    merchant_submits_at_once: int = 0
     waiting: int = 0
     typical_lovelace: int = 0
     largest_lovelace: int = 0
@@ -141,12 +142,12 @@ class Gather:
 def demand_of(begun: Sequence[RecentPayment], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
     """Compute the demand from recent payments, in any order, and the lovelace of each waiting payment."""
     paid = [one.lovelace for one in begun if one.lovelace is not None]
-    handed_over = [one for one in begun if one.handed_over]
+    handed_over = [one for one in begun if one.merchant_submits]
     had_none = any(one.lovelace is None for one in handed_over)
     amounts = list(waiting) or paid
     return Demand(
         at_once=_most_at_once(one.at_ms for one in begun),
-        handed_over=_most_at_once(one.at_ms for one in handed_over) if had_none else 0,
+        merchant_submits_at_once=_most_at_once(one.at_ms for one in handed_over) if had_none else 0,
         waiting=len(waiting),
         typical_lovelace=sorted(amounts)[(len(amounts) - 1) // 2] if amounts else 0,
         largest_lovelace=max((*waiting, *paid), default=0),
@@ -187,7 +188,7 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     """Return the split that gains most, if the UTxOs can make fewer payments than are needed."""
     if not demand.typical_lovelace:
         return None
-    lacks_utxos = _suited(demand, stock) < demand.handed_over
+    lacks_utxos = _suited(demand, stock) < demand.merchant_submits_at_once
     if not lacks_utxos and not _is_low(demand, stock):
         return None
     best, best_gain = None, 0

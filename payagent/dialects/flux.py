@@ -49,7 +49,7 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
         expires_at_ms=expires_at_ms,
         decimals=decimals,
         proof=reading.proof,
-        handed_over=reading.proof == "signed_cbor",
+        merchant_submits=reading.proof == "signed_cbor",
     )
 
 

@@ -58,7 +58,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         decimals=decimals,
         batch_target=None if batch is None else _read_batch(batch),
         proof=reading.proof,
-        handed_over=reading.proof == "signed_cbor",
+        merchant_submits=reading.proof == "signed_cbor",
     )
 
 

@@ -57,5 +57,5 @@ def read(required: Terms, body: object, reading: Reading) -> Invoice:
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=reading.check_decimals(asset, required.get("decimals")),
         proof=reading.proof,
-        handed_over=reading.proof == "signed_cbor",
+        merchant_submits=reading.proof == "signed_cbor",
     )

@@ -91,7 +91,7 @@ def _read_entry(entry: Terms, reading: Reading) -> Invoice:
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=reading.check_decimals(asset, extra.get("decimals")),
         proof="signed_cbor",
-        handed_over=True,
+        merchant_submits=True,
         echo=strict_json.dumps({"x402Version": VERSION, "scheme": x402.SCHEME, "network": network}),
         has_own_id=False,
     )

@@ -155,7 +155,7 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=decimals,
         proof="signed_cbor",
-        handed_over=submission != "client",
+        merchant_submits=submission != "client",
         echo=_write_echo(entry, shared),
         commitment=shared.commitment,
         has_own_id=False,

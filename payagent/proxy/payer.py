@@ -189,7 +189,7 @@ class ProxyPayer:
             if refused.code == "not_served_yet":
                 return False
             raise
-        if row.tx_id != proof.row.tx_id:
+        if row.attempt.tx_id != proof.row.attempt.tx_id:
             proof.headers, proof.poll = self._proof_headers(trip.errand, row), None
         proof.row, proof.depth = row, self._context.depth(row)
         return True
@@ -262,10 +262,12 @@ class ProxyPayer:
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
-                    row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
+                    row.problem.code or "payment_ended",
+                    row.problem.detail or "it ended without paying",
+                    payment=row.id,
                 )
-            if row.state is State.CANCELLING and row.reason_code is not None:
-                raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if row.state is State.CANCELLING and row.problem.code is not None:
+                raise Refused(row.problem.code, row.problem.detail or "its coins are taken back", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
@@ -292,7 +294,9 @@ class ProxyPayer:
         """
         said = retry_headers(row, errand.merchant, self._context.terms.own.text)
         proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
-        if row.partner is not None and self._first.buyer(errand) != Buyer(row.partner, row.wallet or ""):
+        if row.prepaid.partner is not None and self._first.buyer(errand) != Buyer(
+            row.prepaid.partner, row.prepaid.wallet or ""
+        ):
             return replaced([pair for pair in errand.headers if pair[0] not in BUYER], proof)
         first = {key for key, _ in errand.headers}
         proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first]
@@ -301,7 +305,7 @@ class ProxyPayer:
 
 def _marks(row: PaymentRow) -> Headers:
     """The X-Payagent headers of a paid answer."""
-    cost = cost_text([(output.asset, output.units) for output in row.outputs], row.fee_lovelace or 0)
+    cost = cost_text([(output.asset, output.units) for output in row.outputs], row.attempt.fee_lovelace or 0)
     marks = {"payment": row.id, "cost": cost, "state": str(row.state)}
     return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
@@ -330,7 +334,7 @@ def _paid_not_served(proof: Proof) -> Refused:
     code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
         ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
-        code, detail = row.reason_code or ended, row.reason or "it ended without paying"
+        code, detail = row.problem.code or ended, row.problem.detail or "it ended without paying"
     return Refused(code, detail, payment=row.id, merchant_answer=told)
 
 

@@ -76,7 +76,7 @@ async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: Worl
         await run.look()
         free = run.selectable()
         row = await ask(run)
-        assert (row.nonce_utxo, row.tx_id) == (None, None)
+        assert (row.nonce_utxo, row.attempt.tx_id) == (None, None)
         assert PRICE < spent(run) < PRICE + ADA
         assert run.selectable() == free
         assert run.books().get("held", {}) == {}
@@ -101,12 +101,12 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         await add_somebody(run)
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
-        assert approved.tx_id is not None
+        assert approved.attempt.tx_id is not None
         await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
-        assert world.transactions() == [approved.tx_id]
-        assert spent(run) == PRICE + (approved.fee_lovelace or 0)
+        assert world.transactions() == [approved.attempt.tx_id]
+        assert spent(run) == PRICE + (approved.attempt.fee_lovelace or 0)
         assert alerts.raised(run.context.conn, "approval_needed") == []
         assert run.owned() == world.on_chain()
         assert is_sound(run)
@@ -121,7 +121,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
+        assert (denied.state, denied.problem.code) == (State.DENIED, "approval_denied")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
@@ -230,7 +230,7 @@ async def test_a_second_approval_leaves_the_payment_being_signed_alone(
             await run.agent.carrying.resolve(row.id, "app_somebody")
         assert code_of(refused) == "not_signed_yet"
         release.set()
-        assert (await first).tx_id is not None
+        assert (await first).attempt.tx_id is not None
 
 
 async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> None:
@@ -247,7 +247,7 @@ async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> 
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
+        assert (denied.state, denied.problem.code) == (State.DENIED, "approval_timed_out")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -278,9 +278,9 @@ async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None
         row = await ask(run)
         approval = approvals.of_payment(run.context.conn, row.id)
         assert approval is not None
-        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
+        assert approval.expires_at_ms == (row.invoice.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).problem.code == "approval_timed_out"
 
 
 async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(world: World) -> None:
@@ -299,7 +299,7 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
         assert code_of(refused) == "approval_timed_out"
         assert run.context.refusals["approval_timed_out"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).problem.code == "approval_timed_out"
         await run.agent.decisions.deny_what_is_over()
         assert run.context.refusals["approval_timed_out"] == 1
         assert spent(run) == 0
@@ -337,7 +337,7 @@ async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World
         await add_somebody(run)
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
-        assert (approved.state, approved.tx_id) == (State.RESERVED, None)
+        assert (approved.state, approved.attempt.tx_id) == (State.RESERVED, None)
     async with world.run(terms=ASKING) as run:
         await run.look()
         await run.settle_down(2)
@@ -415,7 +415,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        asked = payments.hold(run.context.conn, row.id, "ask")["lovelace"]
+        asked = payments.hold(run.context.conn, row.id, "approval")["lovelace"]
         assert payments.hold(run.context.conn, row.id)["lovelace"] <= asked
 
 
@@ -483,11 +483,11 @@ async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
         row = await ask(run)
         world.settings(price=str(2 * PRICE))
         again, is_new = await run.agent.pay(world.ask())
-        assert (again.id, is_new, again.invoice_id) == (row.id, False, row.invoice_id)
+        assert (again.id, is_new, again.invoice.id) == (row.id, False, row.invoice.id)
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
         assert code_of(refused) == "terms_changed"
-        approved = await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
+        approved = await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash=row.invoice.terms_hash))
         assert sum(output.units for output in approved.outputs) == PRICE
 
 
@@ -505,7 +505,7 @@ async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: W
         world.clock.ahead_ms += 620_000
         await run.settle_down()
         again, _ = await run.agent.pay(world.ask())
-        assert (again.id, again.invoice_id) == (row.id, row.invoice_id)
+        assert (again.id, again.invoice.id) == (row.id, row.invoice.id)
         assert [one.kind for one in queries.attempts(run.context.conn, row.id)] == ["pay"]
 
 
@@ -519,7 +519,7 @@ async def test_a_handed_over_payment_is_signed_at_the_first_request_after_its_ap
         await run.settle_down(2)
         assert run.state(row.id) is State.RESERVED
         again, is_new = await run.agent.pay(world.ask())
-        assert (again.id, is_new, again.tx_id is not None) == (row.id, False, True)
+        assert (again.id, is_new, again.attempt.tx_id is not None) == (row.id, False, True)
 
 
 def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:

@@ -74,7 +74,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
 
 def fork_before(world: World, row: PaymentRow) -> int:
     """Take the payment's block away, and what waits with it; returns how many blocks went."""
-    depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block_height or 0) + 1
+    depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block.height or 0) + 1
     world.control("rollback", depth=depth)
     world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
     return depth
@@ -94,20 +94,20 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         if policy == "client":
             await run.settle_down()
         depth = fork_before(world, run.context.payment(first.id))
-        assert broadcast(world, first.cbor or b"") == 200
+        assert broadcast(world, first.attempt.cbor or b"") == 200
         world.block(depth + 2)
         await run.look()
         await run.settle_down(2)
         booked = run.context.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
-        assert booked.tx_id == first.tx_id
+        assert booked.attempt.tx_id == first.attempt.tx_id
         assert "reason" not in Payment.of(run.context, booked).model_fields_set
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
         assert run.state(first.id) is State.SETTLED
         assert run.state(second.id) is not State.CONFIRMED
-        assert world.transactions() == [first.tx_id]
+        assert world.transactions() == [first.attempt.tx_id]
 
 
 async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
@@ -162,7 +162,7 @@ class TestRefusalsThatDoNotCount:
         async with world.run() as run:
             await run.look()
             row, _ = await run.agent.pay(ask(world))
-            broadcast(world, row.cbor or b"")
+            broadcast(world, row.attempt.cbor or b"")
             await run.settle_down()
             row = await say(run, row, REFUSAL)
             world.control("rollback", depth=1)
@@ -173,7 +173,7 @@ class TestRefusalsThatDoNotCount:
             world.control("faults", clear=True)
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
-            assert world.transactions() == [row.tx_id]
+            assert world.transactions() == [row.attempt.tx_id]
 
 
 async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
@@ -298,10 +298,10 @@ async def test_the_next_payment_spends_an_output_that_needs_every_cancel_before_
 ) -> None:
     """While a fork is looked at, the last cancel may not descend from the one before."""
     payment = (
-        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, tx_id, "
-        "created_at_ms, changed_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
+        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, tx_id, "
+        "created_at_ms, updated_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
     )
-    utxo = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
+    utxo = "INSERT INTO utxos VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
 
     def two_voids(unit: Unit) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
@@ -311,11 +311,11 @@ async def test_the_next_payment_spends_an_output_that_needs_every_cancel_before_
             unit.conn.execute(utxo, (nonce_utxo, name * 2, 5, "spent", cancel))
             unit.conn.execute(payment, (f"pay_{name}", nonce_utxo, cancel))
             unit.conn.execute("INSERT INTO reservations VALUES (?, ?)", (nonce_utxo, f"pay_{name}"))
-            unit.conn.execute(utxo, (f"{cancel}#0", cancel, 4, "free", None))
+            unit.conn.execute(utxo, (f"{cancel}#0", cancel, 4, "available", None))
 
     def join(unit: Unit) -> None:
-        unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
-        unit.conn.execute(utxo, ("both#0", "both", 3, "free", None))
+        unit.conn.execute("UPDATE utxos SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
+        unit.conn.execute(utxo, ("both#0", "both", 3, "available", None))
 
     writer = Writer(tmp_path / "ledger.db")
     await writer.run("put", two_voids)
@@ -340,14 +340,16 @@ async def test_an_identical_cancel_is_no_new_attempt(world: World) -> None:
         await run.agent.sending.drain(10)
         world.block()
         await run.look()
-        assert run.context.payment(row.id).tx_id == row.tx_id, "the payment was there before its cancel"
+        assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id, (
+            "the payment was there before its cancel"
+        )
         depth = fork_before(world, run.context.payment(row.id))
         world.block(depth + 1)
         for _ in range(4):
             await run.look()
         assert run.state(row.id) is State.IN_FLIGHT
         again = await run.agent.carrying.resolve(row.id, APP)
-        assert (again.state, again.tx_id) == (State.CANCELLING, cancelled.tx_id)
+        assert (again.state, again.attempt.tx_id) == (State.CANCELLING, cancelled.attempt.tx_id)
         await run.settle_down(2)
-        assert world.transactions() in ([row.tx_id], [cancelled.tx_id])
+        assert world.transactions() in ([row.attempt.tx_id], [cancelled.attempt.tx_id])
         assert run.owned() == world.on_chain()

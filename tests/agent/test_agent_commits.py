@@ -100,7 +100,7 @@ class TestCommitPoints:
             run.agent.sending.send_off(row.id)
             await run.agent.sending.drain(10)
             assert run.state(row.id) is State.SIGNED
-            assert queries.submissions(run.context.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)
             assert run.books()["held"]
             assert not run.selectable()
             sent = world.http.post(
@@ -108,7 +108,7 @@ class TestCommitPoints:
                 content=queries.attempts(run.context.conn, row.id)[-1].cbor,
                 headers={"Content-Type": "application/cbor"},
             )
-            assert sent.json() == row.tx_id
+            assert sent.json() == row.attempt.tx_id
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == world.on_chain()
@@ -167,10 +167,10 @@ class TestOneThatRaises:
             signer.trouble = "mended"
             world.clock.ahead_ms += 400_000
             for _ in range(3):
-                before, _ = queries.submissions(run.context.conn, row.tx_id or "")
+                before, _ = queries.submissions(run.context.conn, row.attempt.tx_id or "")
                 world.clock.ahead_ms += 60_000
                 await run.look()
-                after, _ = queries.submissions(run.context.conn, row.tx_id or "")
+                after, _ = queries.submissions(run.context.conn, row.attempt.tx_id or "")
                 assert after == before + 1
             assert len(payments.payments_in(run.context.conn, [State.RESERVED])) == 1
 
@@ -226,7 +226,7 @@ class TestLimits:
             world.clock.ahead_ms += 240_000
             await run.settle_down()
             [late] = payments.payments_in(run.context.conn, list(State))
-            assert late.reason_code == "invoice_expired"
+            assert late.problem.code == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
 
@@ -270,7 +270,7 @@ class TestLimits:
             slots = run.context.chain.slots
             assert is_new
             assert slots is not None
-            assert 0 <= (slots.slot_at(ends_ms) - 20) - (row.ttl_slot or 0) + 1 <= 3
+            assert 0 <= (slots.slot_at(ends_ms) - 20) - (row.attempt.ttl_slot or 0) + 1 <= 3
 
 
 class TestReady:
@@ -379,7 +379,7 @@ class TestTheCaller:
             row, _ = await run.agent.transfers.send("app_test", somebody_else(on_clock), "lovelace", 5 * ADA)
             await run.agent.sending.drain(10)
             await run.settle_down()
-            assert row.expires_at_ms is None
+            assert row.invoice.expires_at_ms is None
             await run.pass_time(1, 3_580)
             assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
             await run.pass_time(1, 30)

@@ -419,7 +419,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
         world.block(8)
         await run.look()
         assert run.state(row.id) is State.CANCELLING
-        assert run.context.payment(row.id).tx_id == row.tx_id
+        assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id
         await unfreeze(run.context, APP)
         await run.pass_time(3, 10)
         assert run.state(row.id) in (State.CANCELLING, State.IN_BLOCK, State.CONFIRMED)
@@ -439,10 +439,10 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         )
         await run.look()
         assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
-        fork_with(world, low, row.cbor or b"")
+        fork_with(world, low, row.attempt.cbor or b"")
         await run.look()
         await run.pass_time(4, 61)
-        assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+        assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
         assert nonce_utxo.ref not in {utxo.ref for utxo in queries.utxos(run.context.conn)}, "it is spent"
         await require_whole(run)
 
@@ -485,7 +485,7 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             )
             await run.look()
             assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
-            fork_with(world, low, row.cbor or b"")
+            fork_with(world, low, row.attempt.cbor or b"")
             relay.tell("/addresses/", 500, {})
             await run.look()
             assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
@@ -494,7 +494,7 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
         relay.unfreeze()
         async with world.run(providers={"relay": relay.url}) as run:
             await run.pass_time(4, 61)
-            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
             await require_whole(run)
 
 
@@ -549,7 +549,7 @@ async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
             )
             world.control("rollback", depth=1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
-            relay.tell(f"/txs/{row.tx_id}", 200, {})
+            relay.tell(f"/txs/{row.attempt.tx_id}", 200, {})
             both = [utxo_of(nonce_utxo), next(utxo for utxo in run.context.utxos if utxo.ref in world.unspent())]
             slot = run.context.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
             out = Output("pay_to", SOMEBODY, "lovelace", 3 * ADA)

@@ -26,10 +26,10 @@ def assert_calm(world: World, run: Run) -> None:
     """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
     rows = [row for row in payments.payments_in(run.context.conn, list(State)) if row.state is not State.REJECTED]
     assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
-    assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+    assert sorted(world.transactions()) == sorted(row.attempt.tx_id or "" for row in rows)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    known = {utxo.ref for utxo in queries.utxos(run.context.conn) if utxo.state in ("free", "locked")}
+    known = {utxo.ref for utxo in queries.utxos(run.context.conn) if utxo.state in ("available", "locked")}
     assert known == world.unspent()
     assert run.selectable() == known
     assert_memory(run)
@@ -110,7 +110,9 @@ class TestOnePayment:
             await run.look()
             utxos = {utxo.ref: utxo for utxo in queries.utxos(run.context.conn)}
             assert (
-                {ref for ref, utxo in utxos.items() if utxo.state == "free"} == world.unspent() == {row.nonce_utxo}
+                {ref for ref, utxo in utxos.items() if utxo.state == "available"}
+                == world.unspent()
+                == {row.nonce_utxo}
             )
             assert utxos[row.nonce_utxo or ""].reserved_for == row.id
             assert {utxo.state for ref, utxo in utxos.items() if ref != row.nonce_utxo} == {"pending"}
@@ -124,13 +126,13 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.context.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.context.payment(row.id).block.hash}")
                 world.control("rollback", depth=1, readd=True)
                 world.block(3)
                 await run.look()
                 seen = run.context.payment(row.id)
-                block = world.http.get(f"{world.devnet.chain_url}/txs/{row.tx_id}").json()["block"]
-                assert seen.block_hash == block
+                block = world.http.get(f"{world.devnet.chain_url}/txs/{row.attempt.tx_id}").json()["block"]
+                assert seen.block.hash == block
                 await run.settle_down()
                 assert run.context.payment(row.id).state is State.CONFIRMED
                 assert_calm(world, run)
@@ -140,7 +142,7 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.context.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.context.payment(row.id).block.hash}")
                 world.control("rollback", depth=1)
                 world.block(4)
                 await run.look()
@@ -157,7 +159,7 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/txs/{row.tx_id}")
+                relay.freeze(f"/txs/{row.attempt.tx_id}")
                 world.control("rollback", depth=1)
                 world.block(2)
                 await run.look()
@@ -180,7 +182,7 @@ class TestParentAndChild:
         parent = await run.pay_in_block("parent")
         child = await run.pay("child")
         await run.settle_down()
-        assert (child.nonce_utxo or "").partition("#")[0] == parent.tx_id
+        assert (child.nonce_utxo or "").partition("#")[0] == parent.attempt.tx_id
         return parent.id, child.id
 
     @pytest.mark.parametrize("unanswered", [None, "parent", "child"])
@@ -194,7 +196,7 @@ class TestParentAndChild:
             world.control("rollback", depth=2, readd=readd)
             world.block(3)
             if unanswered is not None:
-                world.fault(f"/txs/{run.context.payment(names[unanswered]).tx_id}", "server", count=1)
+                world.fault(f"/txs/{run.context.payment(names[unanswered]).attempt.tx_id}", "server", count=1)
             await run.look()
             assert_memory(run)
             await run.pass_time(10)
@@ -212,9 +214,9 @@ class TestParentAndChild:
             await run.settle_down()
             world.control("rollback", depth=1)
             world.block()
-            world.fault(f"/txs/{parent.tx_id}", "not_found", count=1)
+            world.fault(f"/txs/{parent.attempt.tx_id}", "not_found", count=1)
             if denied == "tx and block":
-                world.fault(f"/blocks/{parent.block_hash}", "not_found", count=1)
+                world.fault(f"/blocks/{parent.block.hash}", "not_found", count=1)
             await run.look()
             assert ("block_lost" in run.events(parent.id)) is (denied == "tx and block")
             assert child.nonce_utxo not in run.selectable()

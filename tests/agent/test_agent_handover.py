@@ -44,13 +44,17 @@ class TestHandedOver:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            assert (row.state, row.handed_over, row.proof) == (State.IN_FLIGHT, True, "signed_cbor")
+            assert (row.state, row.invoice.merchant_submits, row.invoice.proof) == (
+                State.IN_FLIGHT,
+                True,
+                "signed_cbor",
+            )
             assert run.context.is_ready(row)
             for _ in range(4):
                 world.clock.ahead_ms += 60_000
                 await run.settle_down()
             assert world.transactions() == []
-            assert queries.submissions(run.context.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)
             assert run.state(row.id) is State.IN_FLIGHT
 
     async def test_what_the_merchant_broadcasts_is_followed_to_the_end(self, world: World) -> None:
@@ -58,7 +62,7 @@ class TestHandedOver:
         async with world.run(terms=with_terms(settle_depth=4)) as run:
             await run.look()
             row = await run.pay()
-            assert broadcast(world, row.cbor or b"") == 200
+            assert broadcast(world, row.attempt.cbor or b"") == 200
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             await run.settle_down(4)
@@ -71,7 +75,7 @@ class TestHandedOver:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            broadcast(world, row.cbor or b"")
+            broadcast(world, row.attempt.cbor or b"")
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             world.control("rollback", depth=1)
@@ -79,7 +83,7 @@ class TestHandedOver:
             await run.pass_time(4)
             assert run.events(row.id).count("block_lost") == 1
             assert run.state(row.id) is State.CONFIRMED
-            assert world.transactions() == [row.tx_id]
+            assert world.transactions() == [row.attempt.tx_id]
 
     async def test_a_restart_broadcasts_nothing_either(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -91,7 +95,7 @@ class TestHandedOver:
             assert world.transactions() == []
             assert run.state(row.id) is State.IN_FLIGHT
             again, is_new = await run.agent.pay(world.ask())
-            assert (again.id, again.cbor, is_new) == (row.id, row.cbor, False)
+            assert (again.id, again.attempt.cbor, is_new) == (row.id, row.attempt.cbor, False)
 
     async def test_a_transaction_too_big_for_a_header_has_its_own_code(self, world: World) -> None:
         for _ in range(5):
@@ -121,11 +125,11 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.context.payment(row.id).reason_code == "handed_over_expired"
+            assert run.context.payment(row.id).problem.code == "handed_over_expired"
             await wait_for_void(world, run)
             ended = run.context.payment(row.id)
             assert ended.state is State.VOID
-            fee = ended.fee_lovelace or 0
+            fee = ended.attempt.fee_lovelace or 0
             assert run.owned() == world.on_chain() == {"lovelace": before["lovelace"] - fee}
             assert run.books()["fees"] == {"lovelace": fee}
             assert "held" not in run.books()
@@ -161,8 +165,8 @@ class TestCancel:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            world.fault("/txs/" + (row.tx_id or ""), "server")
-            broadcast(world, row.cbor or b"")
+            world.fault("/txs/" + (row.attempt.tx_id or ""), "server")
+            broadcast(world, row.attempt.cbor or b"")
             world.block()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
@@ -170,7 +174,7 @@ class TestCancel:
             await run.settle_down(2)
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == world.on_chain()
-            assert world.transactions() == [row.tx_id]
+            assert world.transactions() == [row.attempt.tx_id]
 
     async def test_a_cancel_whose_block_is_lost_is_on_its_way_again(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -181,7 +185,7 @@ class TestCancel:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             depth = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (
-                run.context.payment(row.id).block_height or 0
+                run.context.payment(row.id).block.height or 0
             )
             world.control("rollback", depth=depth + 1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
@@ -204,13 +208,13 @@ class TestCancel:
             row = await run.pay()
             world.fault("submit", "drop")
             await pass_ttl(world, run)
-            first = run.context.payment(row.id).tx_id
+            first = run.context.payment(row.id).attempt.tx_id
             world.clock.ahead_ms += 1000 * (CANCEL_TTL_S + 60)
             world.block()
             world.control("faults", clear=True)
             await run.settle_down(2)
             await run.settle_down(2)
-            second = run.context.payment(row.id).tx_id
+            second = run.context.payment(row.id).attempt.tx_id
             assert first != second
             assert world.transactions() == [second]
             assert all(row.nonce_utxo in attempt.inputs for attempt in queries.attempts(run.context.conn, row.id))
@@ -275,7 +279,7 @@ class TestTheNextPaymentOfTheIntent:
             same, is_new = await run.agent.pay(world.ask())
             assert (same.id, is_new) == (row.id, False), "while it is cancelled it is the intent's one payment"
             await wait_for_void(world, run)
-            cancel = run.context.payment(row.id).tx_id
+            cancel = run.context.payment(row.id).attempt.tx_id
             await past_the_invoice(world, run)
             again = await run.pay()
             assert again.id != row.id
@@ -294,10 +298,10 @@ class TestTheNextPaymentOfTheIntent:
             other, _ = await run.agent.pay(world.ask("another"))
             with pytest.raises(Refused, match="intent_settling"):
                 await run.agent.pay(world.ask())
-            broadcast(world, other.cbor or b"")
+            broadcast(world, other.attempt.cbor or b"")
             await run.settle_down()
             again = await run.pay()
-            assert (again.nonce_utxo or "").startswith(f"{other.tx_id}#"), (
+            assert (again.nonce_utxo or "").startswith(f"{other.attempt.tx_id}#"), (
                 "what descends from the cancel is as good"
             )
 

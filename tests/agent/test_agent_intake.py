@@ -98,7 +98,7 @@ async def test_prices_of_refused_requests_are_recorded_only_so_often(world: Worl
         for n in range(6):
             request = MerchantRequest("POST", f"/chat/{n}", "0" * 64)
             assert await code_of(run, replace(heard, request=request, idempotency_key=str(n))) == code
-        (count,) = run.context.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
+        (count,) = run.context.conn.execute("SELECT COUNT(*) FROM request_prices").fetchone()
         assert count == 3
 
 
@@ -152,7 +152,7 @@ async def test_repeated_answers_do_not_hide_the_next_invoice_of_a_lost_payment(
                 await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
                 row, _ = await run.agent.pay(world.ask())
         assert (row.id, row.nonce_utxo) == (first.id, first.nonce_utxo)
-        assert row.invoice_id != first.invoice_id, "it pays the new one"
+        assert row.invoice.id != first.invoice_id, "it pays the new one"
 
 
 async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: World) -> None:
@@ -164,7 +164,7 @@ async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: 
         first = world.ask(key="one")
         row, _ = await run.agent.pay(first)
         await run.agent.sending.drain(10)
-        body, (id_,) = json.dumps(first.response.body), [row.invoice_id]
+        body, (id_,) = json.dumps(first.response.body), [row.invoice.id]
         others = [
             replace(first, response=make_response(402, {}, json.loads(body.replace(str(id_), f"{id_}-{n}"))))
             for n in range(6)

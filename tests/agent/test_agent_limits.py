@@ -47,7 +47,7 @@ async def test_every_window_binds_and_says_what_is_left(world: World, window: Wi
     limits = (*world.terms.limits, *limits_of("lovelace", {window: 20 * ADA}))
     async with world.run(terms=with_terms(limits=limits)) as run:
         paid = await run.pay_in_block("first")
-        spent = COST + (paid.fee_lovelace or 0)
+        spent = COST + (paid.attempt.fee_lovelace or 0)
         told = await refusal(run, "second")
         assert (told.code, told.context["limit"]) == ("limit_exceeded", window)
         assert told.context["left"] == str(20 * ADA - spent)
@@ -147,7 +147,7 @@ async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> Non
         paid = await run.pay_in_block("first")
         totals = spending.totals(run.context.conn, WALLET)
         assert totals[TOKEN] == 250
-        assert totals["lovelace"] > ADA + (paid.fee_lovelace or 0)
+        assert totals["lovelace"] > ADA + (paid.attempt.fee_lovelace or 0)
         await run.pay("second")
         told = await refusal(run, "third")
         assert (told.context["limit"], told.context["asset"]) == ("per_day", "lovelace")
@@ -172,9 +172,9 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
             await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: 3 * ADA})
         asks = [replace(world.ask(f"call {n}", key=f"k{n}"), app_id="app_two") for n in range(4)]
         row, _ = await run.agent.pay(asks[0])
-        least = 160 + decode_tx(row.cbor or b"").output_sizes_bytes[0]
+        least = 160 + decode_tx(row.attempt.cbor or b"").output_sizes_bytes[0]
         held = payments.hold(run.context.conn, row.id)
-        assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.fee_lovelace or 0)}
+        assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.attempt.fee_lovelace or 0)}
         answers = [await asyncio.gather(run.agent.pay(ask), return_exceptions=True) for ask in asks[1:]]
         told = next(one for (one,) in answers if isinstance(one, Refused)).context
         assert (told["asset"], told["limit"], told.get("app")) == (

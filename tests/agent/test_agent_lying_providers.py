@@ -64,7 +64,7 @@ async def settles(world: World, run: Run, row: PaymentRow) -> None:
     """By the chain, once everybody shows it."""
     await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
     assert run.state(row.id) is State.SETTLED
-    assert world.transactions() == [row.tx_id]
+    assert world.transactions() == [row.attempt.tx_id]
     assert run.owned() == world.on_chain()
 
 
@@ -221,7 +221,7 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
         row = await run.pay()
         took_s = await pass_s(run, IN_TIME_S, lambda: run.state(row.id) is State.CONFIRMED)
         assert took_s <= IN_TIME_S
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         liar.unfreeze()
         await pass_s(run, 60)
         assert run.owned() == world.on_chain()
@@ -238,7 +238,7 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
         liar.swallows = True
         row = await run.pay()
         world.block()
-        invent_tx(liar, row.tx_id or "", tip_of(liar))
+        invent_tx(liar, row.attempt.tx_id or "", tip_of(liar))
         await run.look()
         assert run.state(row.id) is (State.CONFIRMED if depth == 1 else State.IN_BLOCK)
         liar.unfreeze()
@@ -248,7 +248,7 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
         (told_of,) = alerts.after(run.context.conn, 0)
         assert (told_of.kind, told_of.subject) == ("payment_reopened", f"reopened:{row.id}")
         assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 120
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
 
 
@@ -270,7 +270,7 @@ async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provide
                     await asyncio.sleep(0.05)
         finally:
             over.set()
-        assert world.waiting() == [row.tx_id for row in rows]
+        assert world.waiting() == [row.attempt.tx_id for row in rows]
         assert liar.submissions() == 1
 
 
@@ -315,7 +315,7 @@ async def test_an_attempt_that_one_provider_calls_invalid_is_still_sent_again_an
         await pass_s(run, TTL_CAP_S)
         honest.unfreeze()
         assert await pass_s(run, 600, lambda: run.state(row.id) is State.CONFIRMED) < 600
-        assert world.transactions() == [run.context.payment(row.id).tx_id] != [row.tx_id]
+        assert world.transactions() == [run.context.payment(row.id).attempt.tx_id] != [row.attempt.tx_id]
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
@@ -452,7 +452,7 @@ async def test_after_a_restart_beside_a_dead_one_known_utxos_are_paid_with_at_on
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.look()
         row = await run.pay()
-        assert world.waiting() == [row.tx_id]
+        assert world.waiting() == [row.attempt.tx_id]
         assert await pass_s(run, 200, lambda: run.state(row.id) is State.CONFIRMED) <= 130
         assert run.owned() == world.on_chain()
 
@@ -466,7 +466,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE})
+            invent_tx(liar, row.attempt.tx_id or "", tip_of(liar) | {"hash": FAKE})
             await pass_s(run, 260, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
             honest.swallows = False
@@ -481,12 +481,12 @@ class TestInvented:
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
             row = await run.pay()
-            invent_block(liar, row.tx_id or "")
+            invent_block(liar, row.attempt.tx_id or "")
             sent = honest.submissions()
             await pass_s(run, 240)
             assert run.state(row.id) is State.IN_FLIGHT
             assert honest.submissions() > sent
-            assert world.transactions() == [row.tx_id]
+            assert world.transactions() == [row.attempt.tx_id]
             assert raised(run) == {"providers"}
             liar.unfreeze()
             await pass_s(run, 20)
@@ -502,7 +502,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            invent_block(liar, row.tx_id or "")
+            invent_block(liar, row.attempt.tx_id or "")
             is_dead(honest)
             await pass_s(run, 100, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
@@ -517,7 +517,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            invent_block(liar, row.tx_id or "")
+            invent_block(liar, row.attempt.tx_id or "")
             for _ in range(3):
                 await be_missed(world, run, honest, looks=24)
             assert "settle" not in run.events(row.id)
@@ -535,7 +535,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            invent_block(liar, row.tx_id or "")
+            invent_block(liar, row.attempt.tx_id or "")
             honest.tell("/txs/", 500, DOWN)
             await pass_s(run, 400)
             assert "settle" not in run.events(row.id)
@@ -553,7 +553,7 @@ class TestInvented:
             liar.swallows = honest.swallows = True
             row = await run.pay()
             cancel = await run.agent.carrying.resolve(row.id, APP)
-            invent_block(liar, cancel.tx_id or "")
+            invent_block(liar, cancel.attempt.tx_id or "")
             for _ in range(4):
                 await be_missed(world, run, honest, looks=14)
                 assert run.state(row.id) is State.CANCELLING
@@ -631,7 +631,7 @@ class TestInvented:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             row = await run.pay_in_block()
-            block_hash = run.context.payment(row.id).block_hash
+            block_hash = run.context.payment(row.id).block.hash
             world.block(3)
             liar.tell("/txs/", 404, NO_SUCH)
             liar.tell(f"/blocks/{block_hash}", 404, NO_SUCH)
@@ -651,13 +651,13 @@ async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(
         await run.look()
         liar.swallows = True
         row = await run.pay()
-        invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
+        invent_tx(liar, row.attempt.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
         await pass_s(run, 20)
         assert run.state(row.id) is State.IN_BLOCK
     liar.unfreeze()
     async with world.run(providers={"liar": liar.url}) as run:
         assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 200
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
 
 
@@ -699,7 +699,7 @@ async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
         assert await pass_s(run, 900, lambda: "block_lost" in run.events(row.id)) <= 900
         await pass_s(run, 60)
         assert run.state(row.id) is State.CONFIRMED
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
 
 
 def is_low_and_denies(relay: Relay) -> None:
@@ -730,7 +730,7 @@ async def test_a_provider_with_low_tips_stalls_nothing_without_an_alert(
             lie(liar)
             await pass_s(run, 10)
             world.block()
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         assert raised(run) & {"providers", "provider:liar"}
         liar.unfreeze()
         await pass_s(run, 800, lambda: run.state(row.id) is State.CONFIRMED and not raised(run))
@@ -746,7 +746,7 @@ async def test_a_lagging_index_excludes_no_provider_and_ends_no_payment(
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.look()
         row = await run.pay()
-        honest.tell(f"/txs/{row.tx_id}", 404, NO_SUCH)
+        honest.tell(f"/txs/{row.attempt.tx_id}", 404, NO_SUCH)
         await pass_s(run, 170)
         assert run.context.providers["honest"] is None
         honest.unfreeze()
@@ -765,7 +765,7 @@ async def test_a_provider_that_lies_for_ever_keeps_no_payment_from_ending(
         await run.look()
         row = await run.pay()
         for _ in range(250):
-            invent_block(liar, row.tx_id or "")
+            invent_block(liar, row.attempt.tx_id or "")
             await pass_s(run, 10)
             world.block()
             if run.state(row.id) is State.SETTLED:

@@ -52,7 +52,7 @@ async def question(run: Run, message: str) -> list[str]:
     """Why a person is asked about a payment: it waits, with nothing signed and no coin taken."""
     free = run.selectable()
     row = await run.pay(message)
-    assert (row.state, row.nonce_utxo, row.tx_id) == (State.AWAITING_APPROVAL, None, None)
+    assert (row.state, row.nonce_utxo, row.attempt.tx_id) == (State.AWAITING_APPROVAL, None, None)
     assert run.selectable() == free
     asked = approvals.of_payment(run.context.conn, row.id)
     assert asked is not None
@@ -288,10 +288,10 @@ class TestAddresses:
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()
-            assert run.context.payment(rows[1].id).reason_code == "approval_timed_out"
+            assert run.context.payment(rows[1].id).problem.code == "approval_timed_out"
             assert await question(run, "for 20") == ["price_drifted", "above_threshold"]
             again = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1]
-            assert (await run.agent.decisions.approve(again.id, SOMEBODY)).tx_id is not None
+            assert (await run.agent.decisions.approve(again.id, SOMEBODY)).attempt.tx_id is not None
 
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRequest:
@@ -546,7 +546,7 @@ class TestUnservedStreak:
             signer.trouble = "mended"
             await run.settle_down()
             [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
-            assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
+            assert (row.state, row.problem.code) == (State.REJECTED, "merchant_stopped")
             assert run.context.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
 
@@ -561,7 +561,7 @@ class TestUnservedStreak:
             assert (await refusal(run, "another")).code == "merchant_stopped"
             await pass_time_of(world, run, TTL_S + 1)
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-            assert run.context.payment(row.id).reason_code == "merchant_stopped"
+            assert run.context.payment(row.id).problem.code == "merchant_stopped"
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()

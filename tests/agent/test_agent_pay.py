@@ -32,7 +32,7 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
     async with world.run() as run:
         await run.look()
         row = await run.pay("hello")
-        assert (row.state, row.dialect) == (State.IN_FLIGHT, dialect)
+        assert (row.state, row.invoice.dialect) == (State.IN_FLIGHT, dialect)
         assert served(world, run, row.id, "hello") == 402
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
@@ -41,9 +41,9 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         assert run.context.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
-        assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
-        assert run.owned() == world.on_chain() == {"lovelace": 100 * ADA - paid - (row.fee_lovelace or 0)}
-        assert world.transactions() == [row.tx_id]
+        assert run.books()["fees"] == {"lovelace": row.attempt.fee_lovelace}
+        assert run.owned() == world.on_chain() == {"lovelace": 100 * ADA - paid - (row.attempt.fee_lovelace or 0)}
+        assert world.transactions() == [row.attempt.tx_id]
 
 
 class CountingNet(httpx.AsyncHTTPTransport):
@@ -139,9 +139,9 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
         await run.look()
         ask = world.ask(key="one")
         answers = await asyncio.gather(*(run.agent.pay(ask) for _ in range(50)))
-        assert len({row.id for row, _ in answers}) == len({row.tx_id for row, _ in answers}) == 1
+        assert len({row.id for row, _ in answers}) == len({row.attempt.tx_id for row, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
-        assert all(row.tx_id is not None for row, _ in answers)
+        assert all(row.attempt.tx_id is not None for row, _ in answers)
         await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 1
@@ -158,7 +158,7 @@ async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
         rows = [run.context.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
         assert len({row.nonce_utxo for row in rows}) == 50
-        assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+        assert sorted(world.transactions()) == sorted(row.attempt.tx_id or "" for row in rows)
         assert run.owned() == world.on_chain()
         assert "held" not in run.books()
 
@@ -227,9 +227,9 @@ async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: Worl
         row = await run.pay("hello", key="k")
         world.settings(price="20000000")
         again, is_new = await run.agent.pay(world.ask("hello", key="k"))
-        assert (again.id, again.tx_id, is_new) == (row.id, row.tx_id, False)
+        assert (again.id, again.attempt.tx_id, is_new) == (row.id, row.attempt.tx_id, False)
         await run.settle_down()
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
 
 
 async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world: World) -> None:
@@ -290,7 +290,7 @@ async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert payments.payments_in(run.context.conn, list(State))[0].reason_code == "invoice_expired"
+        assert payments.payments_in(run.context.conn, list(State))[0].problem.code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -393,6 +393,6 @@ async def test_the_database_balances_by_plain_sql(world: World) -> None:
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
         assert sums == [("lovelace", 0)]
-        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM journal"):
+        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM entries"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 conn.execute(statement)

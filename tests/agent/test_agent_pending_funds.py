@@ -20,7 +20,7 @@ async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_cha
     async with world.run() as run:
         await run.look()
         first = await run.pay("first")
-        change = 50 * ADA - paid(sum(o.units for o in first.outputs), first.fee_lovelace)
+        change = 50 * ADA - paid(sum(o.units for o in first.outputs), first.attempt.fee_lovelace)
         ask = world.ask("second")
         with pytest.raises(Refused) as caught:
             await run.agent.pay(ask)

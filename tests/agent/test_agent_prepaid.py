@@ -353,7 +353,7 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             row = await run.pay_in_block("first")
             world.clock.ahead_ms = 86_400_000
             await run.watch.inquiries.observe_prepaid()
-            pool = row.pool or 0
+            pool = row.prepaid.pool_id or 0
             before = prepaid.last_observation(run.context.conn, pool)
             assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
             world.clock.ahead_ms = 0

@@ -54,7 +54,7 @@ async def test_whatever_a_submission_answers_it_is_one_transaction(world: World,
         row = await run.pay()
         assert row.state is State.IN_FLIGHT
         await until_confirmed(world, run, row.id)
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
         assert "held" not in run.books()
         reached = world.http.get(f"{world.devnet.origin}/devnet/state").json()["faults"]["triggered"]
@@ -69,7 +69,7 @@ async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World)
         row = await run.pay()
         assert row.state is State.IN_FLIGHT
         await until_confirmed(world, run, row.id)
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
 
 
 @pytest.mark.parametrize(
@@ -115,26 +115,31 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
         world.block(2)
         await run.look()
         reopened = run.context.payment(row.id)
-        assert (reopened.state, reopened.tx_id) == (State.IN_FLIGHT, row.tx_id)
+        assert (reopened.state, reopened.attempt.tx_id) == (State.IN_FLIGHT, row.attempt.tx_id)
         assert set(run.books()) == {"external", "held", "wallet"}
         assert run.owned() == world.on_chain()
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
         assert run.books() == confirmed
-        assert world.transactions() == [row.tx_id]
-        assert [kind.kind for kind in reversed(entries(run, row.id))] == ["reserve", "post", "reverse", "post"]
+        assert world.transactions() == [row.attempt.tx_id]
+        assert [kind.kind for kind in reversed(entries(run, row.id))] == [
+            "reserve",
+            "post",
+            "post_reversed",
+            "post",
+        ]
 
 
 async def test_a_transaction_that_moves_to_another_block_is_followed(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         row = await run.pay_in_block()
-        first = run.context.payment(row.id).block_hash
+        first = run.context.payment(row.id).block.hash
         world.control("rollback", depth=1, readd=True)
         await run.settle_down(2)
         moved = run.context.payment(row.id)
         assert moved.state is State.CONFIRMED
-        assert moved.block_hash != first
+        assert moved.block.hash != first
         assert run.owned() == world.on_chain()
 
 
@@ -177,9 +182,9 @@ async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(wor
         world.fault("submit", "drop")
         row = await run.pay()
         world.clock.ahead_ms += 290_000
-        sent = queries.submissions(run.context.conn, row.tx_id or "")
+        sent = queries.submissions(run.context.conn, row.attempt.tx_id or "")
         await run.look()
-        assert queries.submissions(run.context.conn, row.tx_id or "") == sent
+        assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == sent
         assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
 
@@ -250,10 +255,10 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
     async with world.run() as run:
         await run.look()
         row = run.context.payment(reserved.id)
-        assert (row.state, row.nonce_utxo, row.ttl_slot) == (
+        assert (row.state, row.nonce_utxo, row.attempt.ttl_slot) == (
             State.IN_FLIGHT,
             reserved.nonce_utxo,
-            reserved.ttl_slot,
+            reserved.attempt.ttl_slot,
         )
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
@@ -278,7 +283,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         world.block()
         await run.look()
         row = run.context.payment(reserved.id)
-        assert (row.state, row.reason_code) == (State.REJECTED, "invoice_expired")
+        assert (row.state, row.problem.code) == (State.REJECTED, "invoice_expired")
         assert "held" not in run.books()
         assert len(run.context.utxos) == 1
 
@@ -390,5 +395,5 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
             sent.append(run.agent.sending.count)
             await run.agent.sending.drain(10)
         assert max(sent) == 2
-        counts = [queries.submissions(run.context.conn, row.tx_id or "")[0] for row in paid]
+        counts = [queries.submissions(run.context.conn, row.attempt.tx_id or "")[0] for row in paid]
         assert min(counts) >= 2, "each once more"

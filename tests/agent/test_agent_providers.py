@@ -117,7 +117,7 @@ async def test_a_submission_refused_without_a_class_is_told_once_until_that_prov
         await run.pay("two")
         (told_of,) = alerts.after(run.context.conn, 0)
         assert (told_of.kind, told_of.subject) == ("submission_refused", "refused:first")
-        assert told_of.facts["tx_hash"] == row.tx_id
+        assert told_of.facts["tx_hash"] == row.attempt.tx_id
         assert "Invalid transaction CBOR." in told_of.facts["detail"]
         first.untell("/tx/submit")
         world.clock.ahead_ms += 6_000
@@ -461,7 +461,7 @@ class TestEvidence:
             await run.look()
             row = await run.pay()
             world.block()
-            path = f"/txs/{row.tx_id}"
+            path = f"/txs/{row.attempt.tx_id}"
             second.tell(path, 200, told(second, path) | lie)
             await run.look()
             assert run.state(row.id) is State.IN_BLOCK

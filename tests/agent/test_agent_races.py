@@ -65,7 +65,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         row, _ = await run.agent.pay(ask)
         await run.agent.sending.drain(10)
         await run.settle_down(2)
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
 
 
@@ -95,7 +95,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         await run.agent.sending.drain(10)
         row = run.context.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
-        assert row.invoice_id != first.invoice_id
+        assert row.invoice.id != first.invoice_id
         await run.settle_down()
         assert run.state(first.id) is State.CONFIRMED
 
@@ -123,7 +123,9 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         assert len(plan.inputs) == 2
         unsigned.clear()
         if stale == "ttl":
-            old = run.agent.carrying._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
+            old = run.agent.carrying._rebuild(
+                replace(row, attempt=replace(row.attempt, ttl_slot=(row.attempt.ttl_slot or 0) - 1))
+            )
         elif stale == "coins":
             old = plan._replace(inputs=(plan.nonce_utxo,))
         elif stale == "anchor":

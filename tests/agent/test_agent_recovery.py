@@ -68,7 +68,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
         assert record.read() is None
         rows = [await run.pay("one"), await run.pay("two")]
         assert record.read() == last_signed(run.context.conn)
-        assert (record.read() or LastSigned(0, "", 0)).tx_id == rows[-1].tx_id
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == rows[-1].attempt.tx_id
         assert (record.read() or LastSigned(0, "", 0)).attempts == 2
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
 
@@ -85,10 +85,10 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
             await run.look()
             pass_quiet(world)
             await run.look()
-            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.tx_id]
-            asked = relay.calls.count(("GET", f"/txs/{row.tx_id}"))
+            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.attempt.tx_id]
+            asked = relay.calls.count(("GET", f"/txs/{row.attempt.tx_id}"))
             await run.pass_time(3, 61)
-            assert relay.calls.count(("GET", f"/txs/{row.tx_id}")) == asked > 0
+            assert relay.calls.count(("GET", f"/txs/{row.attempt.tx_id}")) == asked > 0
             await require_whole(run)
 
 
@@ -137,7 +137,9 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
                 await run.look()
                 told.append(behind.rpartition(": ")[2])
             assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
-            assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {row.tx_id for row in rows}
+            assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {
+                row.attempt.tx_id for row in rows
+            }
             assert len(listed_since) > 2
             assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
             assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
@@ -170,7 +172,7 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         assert run.context.chain.behind is None
         assert run.context.chain.foreign == ()
         found = {row.tx_id for row in onchain.foreign_there(run.context.conn)}
-        assert found == {row.tx_id for row in forgotten}
+        assert found == {row.attempt.tx_id for row in forgotten}
         await run.look()
         await require_whole(run)
         row = await run.pay("after it")
@@ -204,7 +206,7 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
             world.block()
             await run.look()
             assert (run.context.chain.behind is not None) is is_behind, passed_s
-        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.tx_id}
+        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.attempt.tx_id}
 
 
 async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
@@ -263,11 +265,11 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         pass_quiet(world)
         await run.look()
         (before,) = onchain.foreign_there(run.context.conn)
-        assert (before.tx_id, run.context.chain.behind) == (row.tx_id, None)
-        fork_with(world, low, row.cbor or b"")
+        assert (before.tx_id, run.context.chain.behind) == (row.attempt.tx_id, None)
+        fork_with(world, low, row.attempt.cbor or b"")
         await run.pass_time(3, 61)
         (moved,) = onchain.foreign_there(run.context.conn)
-        assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
+        assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.attempt.tx_id, False)
         assert run.context.chain.foreign == ()
         assert count_of(run.context.conn, "foreign_spend") == 0
         await require_whole(run)
@@ -397,8 +399,8 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
             assert world.waiting() == []
             (row,) = payments.payments_in(run.context.conn, (State.SIGNED,))
         await run.look()
-        assert world.waiting() == [row.tx_id]
-        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
+        assert world.waiting() == [row.attempt.tx_id]
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.attempt.tx_id
 
 
 async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
@@ -414,7 +416,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             rows = payments.payments_in(run.context.conn, (State.IN_FLIGHT,))
             row = run.context.payment(rows[-1].id)
             shown = Payment.of(run.context, row)
-            assert row.cbor is not None
+            assert row.attempt.cbor is not None
             assert (shown.headers, shown.ready, shown.tx_hash) == ({}, False, None)
             assert Payment.of(run.context, run.context.payment(first.id)).headers != {}
             with pytest.raises(Refused, match="store_failed"):
@@ -426,7 +428,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             assert Payment.of(run.context, run.context.payment(row.id)).headers == {}
     async with world.run(record=record, terms=with_handover) as run:
         assert Payment.of(run.context, run.context.payment(row.id)).headers != {}
-        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.attempt.tx_id
 
 
 @contextmanager
@@ -466,7 +468,7 @@ class TestTheWholeFolderRolledBack:
         world.fund(50 * ADA)
         put(world, ledger)
         (world.folder / SIGNER_FILE).write_bytes(signed)
-        return str(forgotten.tx_id)
+        return str(forgotten.attempt.tx_id)
 
     async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
         self, world: World, record: SignerFile

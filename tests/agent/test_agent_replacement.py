@@ -55,14 +55,18 @@ class TestTheSameInvoice:
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
             assert (row.state, len(attempts(run, row))) == (State.IN_FLIGHT, 2)
-            assert row.tx_id != first.tx_id
-            assert (row.nonce_utxo, row.outputs, row.invoice) == (first.nonce_utxo, first.outputs, first.invoice)
+            assert row.attempt.tx_id != first.attempt.tx_id
+            assert (row.nonce_utxo, row.outputs, row.invoice.seq) == (
+                first.nonce_utxo,
+                first.outputs,
+                first.invoice.seq,
+            )
             assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
             merchant = run.context.terms.merchants[world.origin]
-            assert retry_headers(row, merchant, world.address)["X-Payment"] == row.tx_id
+            assert retry_headers(row, merchant, world.address)["X-Payment"] == row.attempt.tx_id
             assert_sound(world, run)
             await run.settle_down()
-            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
             assert_at_rest(world, run)
             await run.settle_down(4)
             assert run.state(row.id) is State.SETTLED
@@ -79,7 +83,7 @@ class TestTheSameInvoice:
             world.clock.ahead_ms += 250_000
             await run.look()
             assert len(attempts(run, row)) == 1, "by the local clock alone it may still be in the next block"
-            world.fault(f"/txs/{row.tx_id}", "rate", count=1)
+            world.fault(f"/txs/{row.attempt.tx_id}", "rate", count=1)
             await run.settle_down()
             assert len(attempts(run, row)) == 1, "nobody could tell whether it is in a block"
             world.clock.ahead_ms += 61_000
@@ -96,11 +100,11 @@ class TestTheSameInvoice:
             await run.settle_down()
             second = run.context.payment(first.id)
             assert second.state is State.CONFIRMED
-            fork_with(world, low, first.cbor or b"")
+            fork_with(world, low, first.attempt.cbor or b"")
             await run.settle_down(2)
             row = run.context.payment(first.id)
-            assert (row.state, row.tx_id) == (State.CONFIRMED, first.tx_id)
-            assert world.transactions() == [first.tx_id]
+            assert (row.state, row.attempt.tx_id) == (State.CONFIRMED, first.attempt.tx_id)
+            assert world.transactions() == [first.attempt.tx_id]
             assert_at_rest(world, run)
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
@@ -183,9 +187,12 @@ class TestTheSameInvoice:
             low = height(world)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            fork_with(world, low, row.cbor or b"")
+            fork_with(world, low, row.attempt.cbor or b"")
             await run.look()
-            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.context.payment(row.id).attempt.tx_id) == (
+                State.CONFIRMED,
+                row.attempt.tx_id,
+            )
             assert_at_rest(world, run)
 
     async def test_a_utxo_that_is_gone_is_replaced_by_another_one_but_never_the_nonce_utxo(
@@ -231,7 +238,7 @@ class TestTheSameInvoice:
             await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
-            assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
+            assert (row.state, row.problem.code) == (State.CANCELLING, "attempt_expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -262,7 +269,7 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.context.payment(row.id).reason_code) == (
+            assert (run.state(row.id), run.context.payment(row.id).problem.code) == (
                 State.CANCELLING,
                 "attempt_expired",
             )
@@ -271,10 +278,10 @@ class TestTakenBack:
             void = run.context.payment(row.id)
             assert void.state is State.VOID
             assert_at_rest(world, run)
-            assert spending.totals(run.context.conn, WALLET) == {"lovelace": void.fee_lovelace}
+            assert spending.totals(run.context.conn, WALLET) == {"lovelace": void.attempt.fee_lovelace}
             again = await run.pay()
             assert again.id != row.id
-            assert (again.nonce_utxo or "").startswith(void.tx_id or "-")
+            assert (again.nonce_utxo or "").startswith(void.attempt.tx_id or "-")
             await run.settle_down()
             assert run.state(again.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -290,12 +297,12 @@ class TestTakenBack:
             cancel = run.context.payment(row.id)
             assert cancel.state is State.VOID
             if which == "old attempt":
-                fork_with(world, low, row.cbor or b"")
+                fork_with(world, low, row.attempt.cbor or b"")
                 await run.settle_down(2)
-                assert run.context.payment(row.id).tx_id == row.tx_id
+                assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id
                 assert run.state(row.id) is State.CONFIRMED
             else:
-                depth = height(world) - (cancel.block_height or 0) + 1
+                depth = height(world) - (cancel.block.height or 0) + 1
                 world.control("rollback", depth=depth)
                 world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
                 world.block(depth + 1)
@@ -315,7 +322,7 @@ class TestTakenBack:
             row = await run.pay_in_block()
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            world.control("rollback", depth=height(world) - (run.context.payment(row.id).block_height or 0) + 1)
+            world.control("rollback", depth=height(world) - (run.context.payment(row.id).block.height or 0) + 1)
             world.block(4)
             await run.look()
             await run.settle_down()
@@ -387,14 +394,14 @@ class TestTheNextInvoice:
         async with world.run() as run:
             first, row = await self.next_one(world, run)
             assert (row.nonce_utxo, len(attempts(run, row))) == (first.nonce_utxo, 2)
-            assert row.invoice_id != first.invoice_id
+            assert row.invoice.id != first.invoice.id
             merchant = run.context.terms.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
-            assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
+            assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice.id, row.attempt.tx_id)
             assert payments.hold(run.context.conn, row.id) == spending.totals(run.context.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
-            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
             assert (
                 world.call(
                     "hello", retry_headers(run.context.payment(row.id), merchant, world.address)
@@ -415,7 +422,7 @@ class TestTheNextInvoice:
             await run.agent.pay(world.ask())
             await run.agent.sending.drain(10)
             await run.settle_down()
-            assert run.context.payment(first.id).invoice_id != first.invoice_id
+            assert run.context.payment(first.id).invoice.id != first.invoice.id
             world.clock.ahead_ms -= 310_000
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
                 await run.agent.pay(world.ask_of(answer, key="another"))
@@ -441,11 +448,15 @@ class TestTheNextInvoice:
             await run.settle_down()
             second = run.context.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
-            assert second.invoice_id != first.invoice_id
-            fork_with(world, low, first.cbor or b"")
+            assert second.invoice.id != first.invoice.id
+            fork_with(world, low, first.attempt.cbor or b"")
             await run.settle_down(2)
             row = run.context.payment(first.id)
-            assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
+            assert (row.state, row.attempt.tx_id, row.invoice.seq) == (
+                State.CONFIRMED,
+                first.attempt.tx_id,
+                first.invoice.seq,
+            )
             assert_at_rest(world, run)
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
@@ -471,7 +482,7 @@ class TestTheNextInvoice:
             row = run.context.payment(row.id)
             assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
             assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
-            assert row.invoice_id != paid.invoice_id
+            assert row.invoice.id != paid.invoice.id
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
@@ -493,7 +504,7 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             await run.context.take_terms(filed, lambda _unit: None)
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
+            assert (row.id, row.invoice.id, row.invoice.merchant_submits) == (paid.id, paid.invoice.id, False)
 
     async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -501,10 +512,10 @@ class TestTheNextInvoice:
             _, row = await self.next_one(world, run, price="1500000", splits=[])
             assert sum(output.units for output in row.outputs) == 1_500_000
             hold = payments.hold(run.context.conn, row.id)
-            assert hold["lovelace"] > 1_500_000 + (row.fee_lovelace or 0)
+            assert hold["lovelace"] > 1_500_000 + (row.attempt.fee_lovelace or 0)
             await run.settle_down()
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000}
-            assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
+            assert run.books()["fees"] == {"lovelace": row.attempt.fee_lovelace}
             assert_at_rest(world, run)
 
     async def test_the_old_attempt_lands_on_a_fork_after_all(self, world: World) -> None:
@@ -516,16 +527,16 @@ class TestTheNextInvoice:
             first, row = await self.next_one(world, run, price="1500000", splits=[])
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
-            fork_with(world, low, first.cbor or b"")
+            fork_with(world, low, first.attempt.cbor or b"")
             await run.settle_down(2)
             landed = run.context.payment(row.id)
-            assert (landed.state, landed.tx_id) == (State.CONFIRMED, first.tx_id)
-            assert (landed.invoice_id, landed.outputs) == (first.invoice_id, first.outputs)
-            assert world.transactions() == [first.tx_id]
+            assert (landed.state, landed.attempt.tx_id) == (State.CONFIRMED, first.attempt.tx_id)
+            assert (landed.invoice.id, landed.outputs) == (first.invoice.id, first.outputs)
+            assert world.transactions() == [first.attempt.tx_id]
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
             merchant = run.context.terms.merchants[world.origin]
-            assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice_id
+            assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice.id
             assert_at_rest(world, run)
 
     async def test_the_calls_of_a_batch_cost_what_the_attempt_took_that_is_there(self, world: World) -> None:
@@ -539,9 +550,9 @@ class TestTheNextInvoice:
             await run.settle_down()
             await run.agent.deliveries.record_delivery(row.id, 200)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
-            fork_with(world, low, first.cbor or b"")
+            fork_with(world, low, first.attempt.cbor or b"")
             await run.settle_down(2)
-            assert run.context.payment(row.id).tx_id == first.tx_id
+            assert run.context.payment(row.id).attempt.tx_id == first.attempt.tx_id
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
             assert_at_rest(world, run)
@@ -551,14 +562,22 @@ class TestTheNextInvoice:
         world.settings(batch=4)
         async with world.run() as run:
             first, row = await self.next_one(world, run, batch=2)
-            assert (row.tx_id, row.invoice_id, len(attempts(run, row))) == (first.tx_id, first.invoice_id, 1)
+            assert (row.attempt.tx_id, row.invoice.id, len(attempts(run, row))) == (
+                first.attempt.tx_id,
+                first.invoice.id,
+                1,
+            )
             assert "invoiced_again" in run.events(row.id)
 
     async def test_a_higher_price_is_not_paid(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             first, row = await self.next_one(world, run, price="40000000")
-            assert (row.tx_id, row.invoice_id, len(attempts(run, row))) == (first.tx_id, first.invoice_id, 1)
+            assert (row.attempt.tx_id, row.invoice.id, len(attempts(run, row))) == (
+                first.attempt.tx_id,
+                first.invoice.id,
+                1,
+            )
             assert "invoiced_again" in run.events(row.id)
             await pass_time_of(world, run, 400)
             assert run.state(row.id) is State.CANCELLING
@@ -572,7 +591,9 @@ class TestTheNextInvoice:
             first = await lose(world, run)
             world.clock.ahead_ms += 310_000
             row, _ = await run.agent.pay(world.ask())
-            assert (row.id, row.tx_id, len(attempts(run, row))) == (first.id, first.tx_id, 1), "no block yet"
+            assert (row.id, row.attempt.tx_id, len(attempts(run, row))) == (first.id, first.attempt.tx_id, 1), (
+                "no block yet"
+            )
             assert "invoiced_again" in run.events(row.id)
 
     async def test_an_invoice_that_came_too_early_is_paid_when_it_comes_again(self, world: World) -> None:
@@ -586,7 +607,7 @@ class TestTheNextInvoice:
             await run.settle_down()
             row, _ = await run.agent.pay(again)
             assert (row.id, len(attempts(run, row))) == (first.id, 2)
-            assert row.invoice_id != first.invoice_id
+            assert row.invoice.id != first.invoice.id
             await run.agent.sending.drain(10)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -598,10 +619,10 @@ class TestTheNextInvoice:
             first = await lose(world, run)
             await pass_time_of(world, run, 310)
             row, _ = await run.agent.pay(world.ask(max_total_units=1))
-            assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
+            assert (row.attempt.tx_id, len(attempts(run, row))) == (first.attempt.tx_id, 1)
             ask = replace(world.ask(max_total_units=1000 * ADA), max_total_asset="ab" * 28)
             row, _ = await run.agent.pay(ask)
-            assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
+            assert (row.attempt.tx_id, len(attempts(run, row))) == (first.attempt.tx_id, 1)
 
 
 class TestNeverValid:
@@ -641,8 +662,8 @@ class TestResolve:
             world.control("faults", clear=True)
             resolved = await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
-            assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
-            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
+            assert (resolved.state, resolved.problem.code) == (State.CANCELLING, "resolved")
+            assert (await run.agent.carrying.resolve(row.id, APP)).attempt.tx_id == resolved.attempt.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
             ]
@@ -661,7 +682,10 @@ class TestResolve:
             await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
             await run.settle_down()
-            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.context.payment(row.id).attempt.tx_id) == (
+                State.CONFIRMED,
+                row.attempt.tx_id,
+            )
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
                 await run.agent.carrying.resolve(row.id, APP)
@@ -679,7 +703,7 @@ class TestResolve:
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
-            assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
+            assert (resolved.state, resolved.problem.code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 
@@ -750,9 +774,9 @@ class TestAnOrderThatComesAgain:
             assert (void.state, again.id == first.id) == (State.VOID, False)
             await run.settle_down(2)
             assert run.state(again.id) is State.CONFIRMED
-            fork_with(world, low, first.cbor or b"")
-            assert broadcast(world, run.context.payment(again.id).cbor or b"") == 400
+            fork_with(world, low, first.attempt.cbor or b"")
+            assert broadcast(world, run.context.payment(again.id).attempt.cbor or b"") == 400
             await run.settle_down(3)
-            assert {first.tx_id, again.tx_id} & set(world.transactions()) == {first.tx_id}
+            assert {first.attempt.tx_id, again.attempt.tx_id} & set(world.transactions()) == {first.attempt.tx_id}
             assert run.state(first.id) is State.CONFIRMED
-            assert (again.nonce_utxo or "").startswith(f"{void.tx_id}#")
+            assert (again.nonce_utxo or "").startswith(f"{void.attempt.tx_id}#")

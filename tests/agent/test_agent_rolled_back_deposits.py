@@ -88,7 +88,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert run.state(row.id) is State.IN_FLIGHT
         await run.pass_time(4, 61)
         ended = run.context.payment(row.id)
-        assert (ended.state, ended.reason_code, ended.tx_id) == (State.VOID, "anchor_gone", None)
+        assert (ended.state, ended.problem.code, ended.attempt.tx_id) == (State.VOID, "anchor_gone", None)
         assert last_alert(run, row) == "cleared"
         assert_at_rest(world, run)
         await require_whole(run)
@@ -140,7 +140,7 @@ async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(w
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
         assert run.owned() == {}
-        fork_with(world, height(world) - 1, deposit, row.cbor or b"")
+        fork_with(world, height(world) - 1, deposit, row.attempt.cbor or b"")
         await run.pass_time(1)
         assert run.state(row.id) is State.CONFIRMED
         assert last_alert(run, row) == "cleared"
@@ -202,7 +202,7 @@ async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> No
         world.fund(50 * ADA)
         parent = await run.pay_in_block("parent")
         child = await run.pay_in_block("child")
-        assert (child.nonce_utxo or "").startswith(parent.tx_id or "?")
+        assert (child.nonce_utxo or "").startswith(parent.attempt.tx_id or "?")
         fork_with(world, before)
         await run.look()
         await denied(run)
@@ -319,7 +319,7 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
-        block = TxSeen("", "ab" * 32, height(world), (row.ttl_slot or 0) - 1)
+        block = TxSeen("", "ab" * 32, height(world), (row.attempt.ttl_slot or 0) - 1)
         utxos, now_ms = run.context.utxos, world.clock.now_ms()
 
         def job(unit: Unit) -> None:

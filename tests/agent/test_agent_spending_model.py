@@ -215,17 +215,20 @@ class Day:
                 one.least, one.most = {}, {}
             elif row.state in (State.VOID, State.CONFIRMED, State.SETTLED):
                 if row.state is State.VOID:
-                    one.least = one.most = {"lovelace": row.fee_lovelace or 0}
+                    one.least = one.most = {"lovelace": row.attempt.fee_lovelace or 0}
                 else:
                     one.least = self._takes(row)
                 if not was_over:
-                    one.landed_s, one.posted_s = self._block_times().get(row.tx_id or "", 0), self.allowed.now_s
+                    one.landed_s, one.posted_s = (
+                        self._block_times().get(row.attempt.tx_id or "", 0),
+                        self.allowed.now_s,
+                    )
                     self.seen[str(row.state)] += 1
             elif row.state is not State.AWAITING_APPROVAL:
                 if was_over:
                     self.seen["reopened"] += 1
                 one.least, one.most, one.landed_s, one.posted_s = one.first, one.first, OPEN, OPEN
-                if row.cbor and row.state is not State.CANCELLING:
+                if row.attempt.cbor and row.state is not State.CANCELLING:
                     one.least = self._takes(row)
                     self.seen["turned"] += one.least != one.first
 
@@ -322,7 +325,7 @@ class Day:
 
     def _takes(self, row: PaymentRow) -> dict[str, int]:
         """What the bytes take out of the wallet."""
-        tx = decode_tx(row.cbor or b"")
+        tx = decode_tx(row.attempt.cbor or b"")
         takes = {"lovelace": tx.fee_lovelace}
         for output in tx.outputs:
             if output.address != self.world.account.address.raw:
@@ -334,7 +337,7 @@ class Day:
         self.asked[row.id] = ask
         if row.state is State.AWAITING_APPROVAL:
             self.seen["asked"] += 1
-            least = payments.hold(self.run.context.conn, row.id, "ask")
+            least = payments.hold(self.run.context.conn, row.id, "approval")
             self._counts(row.id, ask.app_id, ask.origin, least)
             assert any(units > ABOVE.get(asset, units) for asset, units in least.items())
             return

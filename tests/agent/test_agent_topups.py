@@ -106,12 +106,14 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("done", None)
+            assert (row.state, row.code) == ("done", None)
             made = payments.payments_of_topup(run.context.conn, row.id)
             assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
             assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
-            assert run.owned() == {"lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in made)}
+            assert run.owned() == {
+                "lovelace": 600 * ADA - 4 * COST - sum(one.attempt.fee_lovelace or 0 for one in made)
+            }
             require_whole(run)
 
     async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
@@ -135,7 +137,7 @@ class TestAnOrder:
             called = await order(run, COST, CHAT, key="a call")
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, key="a call")
-            assert (await carry_out(run, called.id)).reason_code == "merchant_sells_none"
+            assert (await carry_out(run, called.id)).code == "merchant_sells_none"
 
     async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
         async with world.run() as run:
@@ -148,7 +150,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
-            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert (row.state, row.code) == ("done", "merchant_sells_none")
             assert len(world.transactions()) == 1
             assert (balance(run).bought, balance(run).used) == (BATCH, 2)
             assert wallet_balance(world)["remaining"] == balance(run).left
@@ -159,11 +161,11 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
-            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert (row.state, row.code) == ("done", "merchant_sells_none")
             assert not payments.payments_in(run.context.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
-            assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
-            assert "409" in (refused.reason or "")
+            assert (refused.state, refused.code) == ("stopped", "topup_refused")
+            assert "409" in (refused.detail or "")
 
     async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
@@ -179,7 +181,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id)
-            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.code) == ("stopped", "topup_other_asset")
             assert world.transactions() == []
 
     async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
@@ -199,8 +201,8 @@ class TestLimits:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
-            assert "per_day" in (row.reason or "")
+            assert (row.state, row.code) == ("stopped", "limit_exceeded")
+            assert "per_day" in (row.detail or "")
             assert len(world.transactions()) == 2
 
     async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
@@ -208,8 +210,8 @@ class TestLimits:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
-            assert "topup_per_day" in (row.reason or "")
+            assert (row.state, row.code) == ("stopped", "limit_exceeded")
+            assert "topup_per_day" in (row.detail or "")
             assert len(world.transactions()) == 1
             for _ in range(BATCH):
                 assert world.call("from the batch").status_code == 200
@@ -226,8 +228,8 @@ class TestLimits:
             row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
             await run.topups.beat()
             row = run.topups.find(row.id)
-            assert row.reason_code == "limit_exceeded"
-            assert "topup_per_day" in (row.reason or "")
+            assert row.code == "limit_exceeded"
+            assert "topup_per_day" in (row.detail or "")
 
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
         async with world.run() as run:
@@ -318,7 +320,7 @@ class TestTheEndOfAnOrder:
         async with world.run() as run:
             await run.look()
             row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.code) == ("stopped", "topup_cancelled")
             for _ in range(3):
                 await go_round(run)
             assert not world.transactions()
@@ -333,12 +335,12 @@ class TestTheEndOfAnOrder:
             row = await order(run, 50 * ADA)
             await run.topups.beat()
             row = await run.topups.cancel(row.id, APP)
-            assert (row.state, row.reason_code) == ("stopping", None)
+            assert (row.state, row.code) == ("stopping", None)
             assert await run.topups.cancel(row.id, APP) == row
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.code) == ("stopped", "topup_cancelled")
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -402,9 +404,9 @@ class TestTheEndOfAnOrder:
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
-            assert (row.state, row.reason_code) == ("stopped", why)
+            assert (row.state, row.code) == ("stopped", why)
             ended = run.context.payment(asked.id)
-            assert (ended.state, ended.reason_code) == (State.DENIED, why)
+            assert (ended.state, ended.problem.code) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
@@ -425,8 +427,8 @@ class TestTheEndOfAnOrder:
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
-            assert run.topups.find(row.id).reason_code == "topup_out_of_time"
-            assert run.context.payment(asked.id).reason_code == "topup_out_of_time"
+            assert run.topups.find(row.id).code == "topup_out_of_time"
+            assert run.context.payment(asked.id).problem.code == "topup_out_of_time"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -452,7 +454,7 @@ class TestTheEndOfAnOrder:
             await revoke_ops(run)
             assert run.topups.find(row.id).state == "stopping"
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.code, len(world.transactions())) == ("stopped", "app_ended", 1)
             await go_round(run)
             assert len(world.transactions()) == 1
 
@@ -464,7 +466,7 @@ class TestTheEndOfAnOrder:
             await run.topups.beat()
             world.clock.ahead_ms += 60_000
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.code, len(world.transactions())) == ("stopped", "app_ended", 1)
 
     async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
         async with world.run() as run:
@@ -602,8 +604,8 @@ class TestTrouble:
             world.clock.ahead_ms += PATIENCE_MS
             await run.settle_down()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
-            assert "merchant_unreachable" in (ended.reason or "")
+            assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
+            assert "merchant_unreachable" in (ended.detail or "")
 
     async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
         async with Peer().running() as peer:
@@ -636,9 +638,9 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
-            assert (row.state, row.reason_code) == ("stopped", "topup_refused")
+            assert (row.state, row.code) == ("stopped", "topup_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
-            assert {one.reason_code for one in made} == {"invoice_expired"}
+            assert {one.problem.code for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
@@ -659,7 +661,7 @@ class TestTrouble:
                         break
                     world.clock.ahead_ms += 10_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert sum(one.reason_code == "invoice_expired" for one in made) >= EXPIRED_MAX
+            assert sum(one.problem.code == "invoice_expired" for one in made) >= EXPIRED_MAX
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -694,7 +696,7 @@ class TestTrouble:
             row = await order(run, COST)
             await go_round(run)
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-            headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
+            headers = {"X-Invoice-Id": payment.invoice.id or "", "X-Payment": payment.attempt.tx_id or ""}
             headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
             assert (
                 world.http.post(f"{world.origin}/payments/topup", content="{}", headers=headers).status_code == 200
@@ -710,7 +712,7 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
-            assert (row.state, row.reason_code) == ("done", None)
+            assert (row.state, row.code) == ("done", None)
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
@@ -726,7 +728,7 @@ class TestTrouble:
             world.clock.ahead_ms += 120_000
             await run.topups.beat()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             assert len(world.transactions()) == 1
             require_whole(run)
@@ -747,7 +749,7 @@ class TestTrouble:
             assert run.state(paid.id) is State.VOID
             await run.topups.beat()
             ended = run.topups.find(row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
+            assert (ended.state, ended.code) == ("stopped", "foreign_spend")
             await unfreeze(run.context, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
@@ -757,8 +759,8 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
+            assert (row.state, row.code) == ("stopped", "not_enough_funds")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "who ordered it sees that"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -841,7 +843,7 @@ class TestByItself:
             await run.look()
             await know_price(run)
             (row,) = await autos(run, 12)
-            assert (row.cause, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
+            assert (row.trigger, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
             assert balance(run).left == 8
             for n in range(5):
                 await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
@@ -929,7 +931,7 @@ class TestByItself:
             said = prepaid.Observation(
                 *("balance", 200, "{}", 1, None, None, "lovelace", None, None, world.clock.now_ms())
             )
-            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, row.pool, said))
+            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, row.pool_id, said))
             assert await autos(run) == [row]
 
     async def test_a_word_from_before_the_proof_was_shown_orders_nothing(self, world: World) -> None:
@@ -973,8 +975,8 @@ class TestByItself:
             (row,) = topups.all_open(run.context.conn)
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
+            assert (row.state, row.code) == ("stopped", "topup_cancelled")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_max=99)
@@ -994,8 +996,8 @@ class TestByItself:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             (row,) = await autos(run)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
-            subject = f"topup:{row.pool}"
+            assert (row.state, row.code) == ("stopped", "limit_exceeded")
+            subject = f"topup:{row.pool_id}"
             assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
@@ -1061,7 +1063,7 @@ class TestOddMerchants:
             await go_round(run)
             world.settings(price=str(60 * ADA))
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_too_small")
+            assert (ended.state, ended.code) == ("stopped", "topup_too_small")
             assert len(world.transactions()) == 1
 
     async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
@@ -1070,7 +1072,7 @@ class TestOddMerchants:
         async with world.run() as run:
             await run.look()
             (row,) = await autos(run, 12)
-            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.code) == ("stopped", "topup_other_asset")
             assert not world.transactions()
 
     async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
@@ -1099,7 +1101,7 @@ class TestOddMerchants:
                     await go_round(run)
                 assert refusals == 2, "not at each beat"
                 ended = await carry_out(run, row.id, seconds=30)
-                assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
+                assert (ended.state, ended.code, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
 
     async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
@@ -1114,7 +1116,7 @@ class TestOddMerchants:
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-                assert (ended.reason_code, payment.commitment is not None) == (None, True)
+                assert (ended.code, payment.invoice.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:
@@ -1134,8 +1136,8 @@ class TestOddMerchants:
                     await run.settle_down()
                     await go_round(run)
                 ended = run.topups.find(row.id)
-                assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
-                assert "not_served_yet" in (ended.reason or "")
+                assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
+                assert "not_served_yet" in (ended.detail or "")
                 assert len(world.transactions()) == 1
 
     @pytest.mark.parametrize("nth", [1, 2])

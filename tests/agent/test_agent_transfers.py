@@ -68,7 +68,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
         row = await emptied(run)
         assert world.on_chain() == {"lovelace": 3_500_000, DUST: 1, CLOSED: 7, KNOWN: 1}
         assert {(one.asset, one.units) for one in row.outputs} == {
-            ("lovelace", 55 * ADA - (row.fee_lovelace or 0)),
+            ("lovelace", 55 * ADA - (row.attempt.fee_lovelace or 0)),
             (KNOWN, 50),
         }
         behind = told_of(run.context.conn, row.id)
@@ -142,7 +142,7 @@ async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
         await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(run.context.utxos) == 1
-        assert run.owned() == {"lovelace": 24_500_000 - (row.fee_lovelace or 0), DUST: 1}
+        assert run.owned() == {"lovelace": 24_500_000 - (row.attempt.fee_lovelace or 0), DUST: 1}
         assert told_of(run.context.conn, row.id) is None
 
 

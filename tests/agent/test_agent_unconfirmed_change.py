@@ -53,17 +53,17 @@ async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
     async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=4)) as run:
         await run.look()
         rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
-        assert [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows] == list(
+        assert [queries.unconfirmed_ancestors(run.context.conn, row.attempt.tx_id or "") for row in rows] == list(
             range(DEPTH + 1)
         )
         with pytest.raises(Refused, match="funds_in_flight"):
             await run.pay("one too many")
         assert_sound(world, run)
         await run.settle_down()
-        blocks = {run.context.payment(row.id).block_hash for row in rows}
+        blocks = {run.context.payment(row.id).block.hash for row in rows}
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
         assert len(blocks) == 1
-        assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+        assert sorted(world.transactions()) == sorted(row.attempt.tx_id or "" for row in rows)
         assert_at_rest(world, run)
         await run.settle_down(4)
         assert {run.state(row.id) for row in rows} == {State.SETTLED}
@@ -169,8 +169,8 @@ async def test_a_confirmed_utxo_is_the_nonce_utxo_when_there_is_one(world: World
         world.settings(price="15000000", splits=[])
         second = await run.pay("second")
         inputs = attempts(run, second)[0].inputs
-        assert {ref.partition("#")[0] == first.tx_id for ref in inputs} == {True, False}
-        assert not (second.nonce_utxo or "").startswith(first.tx_id or "-")
+        assert {ref.partition("#")[0] == first.attempt.tx_id for ref in inputs} == {True, False}
+        assert not (second.nonce_utxo or "").startswith(first.attempt.tx_id or "-")
         await run.settle_down()
         assert {run.state(row.id) for row in (first, second)} == {State.CONFIRMED}
         assert_at_rest(world, run)
@@ -184,7 +184,7 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
         world.control("faults", clear=True)
         run.agent.sending.send_off(rows[2].id)
         await run.agent.sending.drain(10)
-        assert world.waiting() == [row.tx_id for row in rows]
+        assert world.waiting() == [row.attempt.tx_id for row in rows]
         await run.settle_down()
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
         assert_at_rest(world, run)
@@ -235,15 +235,15 @@ class TestAChildWithoutItsParent:
             await wait_for_void(world, run)
             for row in (child, grandchild):
                 void = run.context.payment(row.id)
-                assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
-                assert void.void_by == run.context.payment(parent.id).tx_id
+                assert (void.state, void.problem.code, void.attempt.tx_id) == (State.VOID, "parent_lost", None)
+                assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.context.conn, WALLET)
             assert spent == payments.hold(run.context.conn, parent.id), "what never was counts against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id
-            assert (again.nonce_utxo or "").startswith(run.context.payment(parent.id).tx_id or "-")
+            assert (again.nonce_utxo or "").startswith(run.context.payment(parent.id).attempt.tx_id or "-")
             await run.settle_down()
             assert run.state(again.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -262,12 +262,12 @@ class TestAChildWithoutItsParent:
             await wait_for_void(world, run)
             await wait_for_void(world, run)
             assert run.state(child.id) is State.VOID
-            fork_with(world, low, *((row.cbor or b"") for row in (parent, child, grandchild)))
+            fork_with(world, low, *((row.attempt.cbor or b"") for row in (parent, child, grandchild)))
             for _ in range(3):
                 await run.settle_down()
             for row in (parent, child, grandchild):
                 assert run.state(row.id) is State.CONFIRMED
-                assert run.context.payment(row.id).tx_id == row.tx_id
+                assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id
             assert_at_rest(world, run)
 
     async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
@@ -289,7 +289,7 @@ class TestAChildWithoutItsParent:
             parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is State.VOID
             void = run.context.payment(child.id)
-            assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
+            assert (void.state, void.problem.code) == (State.VOID, "parent_lost")
             assert_at_rest(world, run)
 
     async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:
@@ -321,7 +321,7 @@ class TestAChildWithoutItsParent:
             parent = await run.pay("parent")
             world.settings(price="15000000", splits=[], timeout=LONG_S)
             child = await run.pay("child")
-            assert not (child.nonce_utxo or "").startswith(parent.tx_id or "-")
+            assert not (child.nonce_utxo or "").startswith(parent.attempt.tx_id or "-")
             world.fund(60 * ADA)
             await run.look()
             await pass_time_of(world, run, TTL_S + 60)
@@ -344,7 +344,7 @@ class TestACancelOfWhatIsNotThere:
             parent = await run.pay("parent")
             world.settings(price="15000000", splits=[], timeout=900)
             child = await run.pay("child")
-            assert any(ref.startswith(parent.tx_id or "-") for ref in attempts(run, child)[0].inputs)
+            assert any(ref.startswith(parent.attempt.tx_id or "-") for ref in attempts(run, child)[0].inputs)
             world.fund(60 * ADA)
             await run.look()
             await pass_time_of(world, run, 900)

@@ -91,7 +91,7 @@ class TestABurst:
             before = world.transactions()
             rows = await burst(world, run, 100)
             assert world.transactions() == before, "no block came"
-            assert len({row.tx_id for row in rows}) == 100
+            assert len({row.attempt.tx_id for row in rows}) == 100
             (split,) = own_orders(run)
             assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 99)
             await land(run, *rows)
@@ -105,7 +105,7 @@ class TestABurst:
         ) as run:
             await run.look()
             rows = await burst(world, run, 60)
-            depths = [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows]
+            depths = [queries.unconfirmed_ancestors(run.context.conn, row.attempt.tx_id or "") for row in rows]
             assert max(depths) <= 3
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -229,7 +229,7 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
-            assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
+            assert [row.problem.code for row in rejected] == codes == ["funds_in_flight"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
         world.fund(10_000 * ADA)
@@ -281,7 +281,7 @@ class TestWhatIsRefusedAsBefore:
             while len(payments.payments_in(run.context.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
-            assert (await first).tx_id
+            assert (await first).attempt.tx_id
             assert await others == ["funds_in_flight"] * 5
             assert own_orders(run) == []
 
@@ -380,10 +380,10 @@ class TestUtxosKeptReady:
             (split,) = own_orders(run)
             posted = [entry for entry in run.entries() if (entry.payment_id, entry.kind) == (split.id, "post")]
             assert [(account, units) for account, _, units in posted[0].postings if units > 0] == [
-                ("fees", split.fee_lovelace)
+                ("fees", split.attempt.fee_lovelace)
             ]
             (told,) = upkeep.orders(run.context.conn, 24)
-            assert told.fee_lovelace == split.fee_lovelace
+            assert told.fee_lovelace == split.attempt.fee_lovelace
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
         world.fund(10_000 * ADA)
@@ -396,7 +396,7 @@ class TestUtxosKeptReady:
             await keep(run)
             (split,) = own_orders(run)
             assert len(split.outputs) < 30
-            assert (split.fee_lovelace or 0) <= 250_000
+            assert (split.attempt.fee_lovelace or 0) <= 250_000
             await land(run)
             await refused(world, run, 80, "b")
             await land(run)
@@ -493,7 +493,7 @@ class TestGathering:
             after = run.owned()
             assert after == world.on_chain()
             assert before | {"lovelace": 0} == after | {"lovelace": 0}
-            assert before["lovelace"] - after["lovelace"] == gathered.fee_lovelace
+            assert before["lovelace"] - after["lovelace"] == gathered.attempt.fee_lovelace
 
     async def test_tokens_that_payments_are_made_of_stay_apart(self, world: World) -> None:
         token = f"{JUNK}01"

@@ -45,11 +45,11 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        assert (row.dialect, row.handed_over, row.state) == ("x402-v2", True, State.IN_FLIGHT)
+        assert (row.invoice.dialect, row.invoice.merchant_submits, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
         answer, row, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
-        assert world.waiting() == [row.tx_id]
+        assert world.waiting() == [row.attempt.tx_id]
         await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
         row = run.context.payment(row.id)
@@ -79,7 +79,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
         await run.look()
         first, _ = await run.agent.pay(ask(world))
         again, is_new = await run.agent.pay(ask(world))
-        assert (again.id, again.cbor, is_new) == (first.id, first.cbor, False)
+        assert (again.id, again.attempt.cbor, is_new) == (first.id, first.attempt.cbor, False)
         with pytest.raises(Refused, match="invoice_paid_already") as paid:
             await run.agent.quote(ask(world))
         assert paid.value.context["payment"] == first.id
@@ -89,7 +89,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
         second, is_new = await run.agent.pay(ask(world))
         assert is_new
         assert second.id != first.id
-        assert second.invoice_id != first.invoice_id
+        assert second.invoice.id != first.invoice.id
 
 
 async def test_pending_means_the_identical_header_again(world: World) -> None:
@@ -119,13 +119,13 @@ async def test_where_version_1_names_no_transaction_the_chain_tells_whether_ther
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        assert row.dialect == "x402-v1"
+        assert row.invoice.dialect == "x402-v1"
         row, advice = await run.agent.deliveries.take_answer(row.id, unsent)
         assert (advice.answer.poll_query, advice.again_after_s is None) == (None, False)
         await show(world, run, row)
         await run.settle_down()
         _, advice = await run.agent.deliveries.take_answer(row.id, unsent)
-        assert (advice.answer.poll_query, advice.again_after_s is None) == (f"tx={row.tx_id}", False)
+        assert (advice.answer.poll_query, advice.again_after_s is None) == (f"tx={row.attempt.tx_id}", False)
 
 
 async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) -> None:
@@ -136,7 +136,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
         assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
-        assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
+        assert (row.state, row.problem.code) == (State.CANCELLING, "merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.sending.drain(10)
         await run.settle_down()
@@ -191,7 +191,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
         assert answer.status_code == 200
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
-        assert world.transactions() == [row.tx_id]
+        assert world.transactions() == [row.attempt.tx_id]
 
 
 async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: World) -> None:
@@ -215,8 +215,8 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
         await run.look()
         row, _ = await run.agent.pay(ask(world))
         await run.agent.sending.drain(10)
-        assert (row.handed_over, row.proof) == (False, "signed_cbor")
-        assert world.waiting() == [row.tx_id]
+        assert (row.invoice.merchant_submits, row.invoice.proof) == (False, "signed_cbor")
+        assert world.waiting() == [row.attempt.tx_id]
         assert not run.context.is_ready(run.context.payment(row.id))
         await run.settle_down()
         row = run.context.payment(row.id)
@@ -368,7 +368,7 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
     async with world.run(terms=knowing) as run:
         await run.look()
         row, _ = await run.agent.pay(asked)
-        assert (row.origin, row.handed_over) == (world.origin, True)
+        assert (row.invoice.origin, row.invoice.merchant_submits) == (world.origin, True)
 
 
 async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> None:
@@ -391,16 +391,16 @@ async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> No
     async with world.run(terms=committing) as run:
         await run.look()
         row, _ = await run.agent.pay(asked)
-        auxiliary = cbor2.loads(row.cbor or b"")[3]
-        assert auxiliary == {402: {"p": "http:1", "h": bytes.fromhex(row.commitment or "")}}
+        auxiliary = cbor2.loads(row.attempt.cbor or b"")[3]
+        assert auxiliary == {402: {"p": "http:1", "h": bytes.fromhex(row.invoice.commitment or "")}}
         again, _ = await run.agent.pay(asked)
-        assert again.cbor == row.cbor
+        assert again.attempt.cbor == row.attempt.cbor
         submitted = world.http.post(
             f"{world.devnet.chain_url}/tx/submit",
-            content=row.cbor,
+            content=row.attempt.cbor,
             headers={"Content-Type": "application/cbor"},
         )
-        assert submitted.json() == row.tx_id
+        assert submitted.json() == row.attempt.tx_id
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
 

@@ -213,7 +213,7 @@ async def test_who_hangs_up_while_the_books_are_compared_leaves_the_thread_its_c
     def compare(conn: sqlite3.Connection, *_: object, **__: object) -> Iterator[Never]:
         reading.set()
         gone.wait(20)
-        conn.execute("SELECT COUNT(*) FROM journal").fetchone()
+        conn.execute("SELECT COUNT(*) FROM entries").fetchone()
         read.set()
         yield from ()
 

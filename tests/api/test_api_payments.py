@@ -323,7 +323,7 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
             body = api.body()
             paid = (await api.http.post("/v1/payments", json=body)).json()
             kept = run.context.conn.execute(
-                "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
+                "SELECT response_402 FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
             ).fetchone()[0]
             assert json.loads(kept) == body["response"]
 
@@ -378,7 +378,7 @@ async def test_a_merchants_notes_are_paid_past_and_kept_in_the_receipt(api: Api)
     paid = await api.http.post("/v1/payments", json=body)
     assert paid.status_code == 201, paid.text
     receipt = (await api.http.get(f"/v1/payments/{paid.json()['id']}/receipt")).json()
-    assert notes.items() <= json.loads(receipt["invoice"]["response"])["body"].items(), receipt
+    assert notes.items() <= json.loads(receipt["invoice"]["response_402"])["body"].items(), receipt
     response["body"] = dict(response["body"]) | {"customFields": {"platformFee": "1000000"}}
     refused = await api.http.post("/v1/payments", json=body)
     assert (refused.status_code, refused.json()["code"]) == (422, "terms_not_understood"), refused.text

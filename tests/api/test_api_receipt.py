@@ -32,14 +32,14 @@ async def test_a_receipt_tells_the_whole_payment_from_the_402_to_what_the_retry_
     await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
     receipt = await receipt_of(api, paid["id"])
     assert judge(receipt) == []
-    assert json.loads(receipt["invoice"]["response"]) == body["response"]
+    assert json.loads(receipt["invoice"]["response_402"]) == body["response"]
     assert receipt["payment"]["app"] == {"id": "app_first", "name": "first"}
     assert receipt["intent"]["request"] == f"POST /chat?fast=1 {'ab' * 32}"
     (attempt,) = receipt["attempts"]
     assert (attempt["tx_hash"], attempt["headers"]) == (paid["tx_hash"], paid["headers"])
     on_chain = api.world.http.get(f"{api.world.devnet.chain_url}/txs/{paid['tx_hash']}/cbor").json()["cbor"]
     assert attempt["cbor"] == on_chain
-    assert receipt["sightings"][0]["block"] == receipt["payment"]["block"]
+    assert receipt["block_observations"][0]["block"] == receipt["payment"]["block"]
     block = api.world.http.get(f"{api.world.devnet.chain_url}/txs/{paid['tx_hash']}").json()
     assert receipt["payment"]["block"]["hash"] == block["block"]
     (decision,) = receipt["decisions"]
@@ -69,7 +69,7 @@ async def test_a_402_with_a_fraction_in_it_is_read_again_as_it_was_written(api: 
     assert paid.status_code == 201, paid.text
     receipt = await receipt_of(api, paid.json()["id"])
     assert receipt["invoice"]["dialect"] == "x402-v1"
-    assert json.loads(receipt["invoice"]["response"]) == response
+    assert json.loads(receipt["invoice"]["response_402"]) == response
     assert judge(receipt) == []
 
 
@@ -95,5 +95,5 @@ async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(worl
             receipt = await receipt_of(api, row["id"])
     assert judge(receipt) == []
     assert (receipt["attempts"], receipt["holds"], receipt["entries"]) == ([], [], [])
-    assert receipt["payment"]["reason_code"] == "limit_exceeded"
+    assert receipt["payment"]["code"] == "limit_exceeded"
     assert receipt["decisions"][0]["event"] == "reject"

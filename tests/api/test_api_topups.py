@@ -46,7 +46,7 @@ async def test_an_order_is_durable_and_carried_out(api: Api) -> None:
     made = await order(api)
     assert made.status_code == 201, made.text
     told = made.json()
-    assert (told["state"], told["cause"], told["bought"], told["payments"]) == ("open", "order", "0", [])
+    assert (told["state"], told["trigger"], told["bought"], told["payments"]) == ("open", "manual", "0", [])
     assert (told["merchant"], told["unit"], told["units"]) == ("t", "lovelace", str(20 * ADA))
     again = await order(api)
     assert (again.status_code, again.json()["id"]) == (200, told["id"])

@@ -21,7 +21,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     held = {"available": "400000000", "held": str(spent), "total": "500000000"}
     assert await totals(api) == {"lovelace": held}
     wallet = (await api.http.get("/v1/wallet")).json()
-    assert wallet["utxos"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
+    assert wallet["utxos"] == {"available": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
     assert wallet["chain"]["tip_height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
@@ -37,8 +37,8 @@ async def test_utxos_add_up_and_name_the_payment_that_they_are_kept_for(api: Api
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     reserved = [utxo for utxo in utxos if utxo["state"] == "reserved"]
     assert [utxo["reserved_for"] for utxo in reserved] == [paid["id"]]
-    assert reserved[0]["ref"] == paid["anchor"]
-    assert sum(int(utxo["lovelace"]) for utxo in utxos if utxo["state"] == "free") == 400_000_000
+    assert reserved[0]["ref"] == paid["nonce_utxo"]
+    assert sum(int(utxo["lovelace"]) for utxo in utxos if utxo["state"] == "available") == 400_000_000
 
 
 async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Api) -> None:

@@ -64,7 +64,7 @@ def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
     """Its id is in no answer that who only reads is given."""
     with Readers(lived.path).snapshot() as conn:
         wanted = conn.execute(
-            "SELECT j.id, a.id, a.name FROM journal j JOIN payments p ON p.id = j.payment_id "
+            "SELECT j.id, a.id, a.name FROM entries j JOIN payments p ON p.id = j.payment_id "
             "JOIN apps a ON a.id = p.app_id ORDER BY j.id"
         ).fetchall()
         assert all(name != app_id for _, app_id, name in wanted)

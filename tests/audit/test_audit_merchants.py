@@ -62,10 +62,10 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
 
 def test_a_past_with_all_of_it_is_clean(known: Past) -> None:
     with closing(sqlite3.connect(known.path)) as conn:
-        [(count, stopped_at_ms)] = conn.execute("SELECT count, stopped_at_ms FROM strikes").fetchall()
+        [(count, stopped_at_ms)] = conn.execute("SELECT count, stopped_at_ms FROM unserved_streaks").fetchall()
         prices = conn.execute("SELECT calls, units FROM agreed_prices ORDER BY calls").fetchall()
         events = {event for (event,) in conn.execute("SELECT event FROM events WHERE payment_id IS NULL")}
-        (pins,) = conn.execute("SELECT COUNT(*) FROM pins").fetchone()
+        (pins,) = conn.execute("SELECT COUNT(*) FROM address_pins").fetchone()
     assert (count, stopped_at_ms is not None, prices, pins) == (0, True, [(1, 5 * ADA), (4, 20 * ADA)], 4)
     assert events >= {"address_unpinned", "unserved_counted", "merchant_stopped", "merchant_resumed"}
     assert findings(known.path, known.owner) == []
@@ -74,11 +74,23 @@ def test_a_past_with_all_of_it_is_clean(known: Past) -> None:
 THIEF = pay_to("thief")
 A_PRICE = "(origin, method, path, asset, calls, units)"
 CASES = [
-    ("pins", f"INSERT INTO pins SELECT origin, 'pay_to', '{THIEF}' FROM pins LIMIT 1", f"pay_to {THIEF}"),
-    ("pins", f"UPDATE pins SET address = '{THIEF}' WHERE role = 'pay_to'", f"pay_to {THIEF}"),
-    ("pins", "UPDATE pins SET role = 'pay_to' WHERE role = 'split'", f"pay_to {pay_to('another')}"),
-    ("pins", "UPDATE pins SET origin = 'https://other' WHERE role = 'pay_to'", f"pay_to {pay_to('new')}"),
-    ("pins", "DELETE FROM pins WHERE role = 'pay_to'", f"pay_to {pay_to('new')}"),
+    (
+        "address_pins",
+        f"INSERT INTO address_pins SELECT origin, 'pay_to', '{THIEF}' FROM address_pins LIMIT 1",
+        f"pay_to {THIEF}",
+    ),
+    ("address_pins", f"UPDATE address_pins SET address = '{THIEF}' WHERE role = 'pay_to'", f"pay_to {THIEF}"),
+    (
+        "address_pins",
+        "UPDATE address_pins SET role = 'pay_to' WHERE role = 'split'",
+        f"pay_to {pay_to('another')}",
+    ),
+    (
+        "address_pins",
+        "UPDATE address_pins SET origin = 'https://other' WHERE role = 'pay_to'",
+        f"pay_to {pay_to('new')}",
+    ),
+    ("address_pins", "DELETE FROM address_pins WHERE role = 'pay_to'", f"pay_to {pay_to('new')}"),
     ("agreed_prices", "UPDATE agreed_prices SET units = 999999999 WHERE calls = 1", "POST /chat lovelace 1"),
     ("agreed_prices", "UPDATE agreed_prices SET calls = 5 WHERE calls = 4", "POST /chat lovelace 4"),
     ("agreed_prices", "UPDATE agreed_prices SET asset = 'x' WHERE calls = 4", "POST /chat x 4"),
@@ -87,14 +99,14 @@ CASES = [
     ("agreed_prices", "DELETE FROM agreed_prices WHERE calls = 1", "POST /chat lovelace 1"),
     (
         "agreed_prices",
-        f"INSERT INTO agreed_prices{A_PRICE} SELECT origin, 'GET', '/x', 'y', 1, 5 FROM pins LIMIT 1",
+        f"INSERT INTO agreed_prices{A_PRICE} SELECT origin, 'GET', '/x', 'y', 1, 5 FROM address_pins LIMIT 1",
         "GET /x y 1",
     ),
-    ("strikes", "UPDATE strikes SET count = 1", ""),
-    ("strikes", "UPDATE strikes SET stopped_at_ms = NULL", ""),
-    ("strikes", "UPDATE strikes SET stopped_at_ms = stopped_at_ms + 1", ""),
-    ("strikes", "DELETE FROM strikes", ""),
-    ("strikes", "INSERT INTO strikes VALUES ('https://other', 9, 1)", "https://other"),
+    ("unserved_streaks", "UPDATE unserved_streaks SET count = 1", ""),
+    ("unserved_streaks", "UPDATE unserved_streaks SET stopped_at_ms = NULL", ""),
+    ("unserved_streaks", "UPDATE unserved_streaks SET stopped_at_ms = stopped_at_ms + 1", ""),
+    ("unserved_streaks", "DELETE FROM unserved_streaks", ""),
+    ("unserved_streaks", "INSERT INTO unserved_streaks VALUES ('https://other', 9, 1)", "https://other"),
     ("readiness", "UPDATE readiness SET accepted_depth = 9", ""),
     ("readiness", "UPDATE readiness SET refused_early = 0", ""),
     ("readiness", "DELETE FROM readiness", ""),
@@ -120,6 +132,10 @@ def test_an_event_of_another_form_is_named_and_hides_no_other_finding(
     tamper(
         path,
         f"UPDATE events SET detail = json_set(detail, '$.{name}', json('{value}')) WHERE event = 'price_agreed'",
-        "UPDATE strikes SET count = 1",
+        "UPDATE unserved_streaks SET count = 1",
     )
-    assert {finding.table for finding in findings(path, known.owner)} == {"events", "agreed_prices", "strikes"}
+    assert {finding.table for finding in findings(path, known.owner)} == {
+        "events",
+        "agreed_prices",
+        "unserved_streaks",
+    }

@@ -170,8 +170,8 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert [answer["event"] for answer in first["answers"]] == ["delivery_accept"]
     assert first["attempts"][0]["headers"]["X-Payment"] == first["payment"]["tx_hash"]
     refused = next(receipt for receipt in all_receipts if receipt["payment"]["state"] == "rejected")
-    assert (refused["attempts"], refused["payment"]["reason_code"]) == ([], "limit_exceeded")
-    assert "402" in refused["invoice"]["response"]
+    assert (refused["attempts"], refused["payment"]["code"]) == ([], "limit_exceeded")
+    assert "402" in refused["invoice"]["response_402"]
 
 
 def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
@@ -224,7 +224,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
             await run.agent.pay(replace(asked, received=received(sold)))
         (receipt,) = receipts(tmp_path / "ledger.db", world.terms)
     assert judge(receipt) == []
-    assert judge(changed(receipt, ("invoice", "response"), received("/another")))
+    assert judge(changed(receipt, ("invoice", "response_402"), received("/another")))
 
 
 async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -> None:
@@ -251,22 +251,22 @@ def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers
     all_receipts: list[Receipt],
 ) -> None:
     receipt = all_receipts[0]
-    received = json.loads(receipt["invoice"]["response"])
+    received = json.loads(receipt["invoice"]["response_402"])
     terms = json.loads(received["body"])
     unnoticed = []
     for at in leaves(terms):
         for value in others(value_at(terms, at)):
             other = received | {"body": json.dumps(changed(terms, at, value))}
-            if not judge(changed(receipt, ("invoice", "response"), json.dumps(other))):
+            if not judge(changed(receipt, ("invoice", "response_402"), json.dumps(other))):
                 unnoticed.append(".".join(map(str, at)))
     # what is said for people, and whose call it was
     assert set(unnoticed) <= {"detail.extra.partner", *(f"detail.extra.split.outputs.{n}.role" for n in (0, 1))}
-    assert judge(changed(receipt, ("invoice", "response"), json.dumps(received | {"status": 200})))
+    assert judge(changed(receipt, ("invoice", "response_402"), json.dumps(received | {"status": 200})))
 
 
 def test_what_is_left_out_is_found(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
-    for part in ("events", "entries", "holds", "attempts", "sightings", "decisions", "answers"):
+    for part in ("events", "entries", "holds", "attempts", "block_observations", "decisions", "answers"):
         for place in range(len(receipt[part])):
             rest = [item for number, item in enumerate(receipt[part]) if number != place]
             # that a provider answered leads to nothing: only the ledger tells that it did
@@ -293,7 +293,7 @@ def test_a_transaction_in_a_block_that_is_none_of_its_attempts_is_found(all_rece
     for event in forged["events"]:
         if event["event"] == "seen_in_block":
             event["detail"] = event["detail"].replace(own, "f" * 64)
-    for row in (*forged["sightings"], forged["payment"]):
+    for row in (*forged["block_observations"], forged["payment"]):
         row["tx_hash"] = "f" * 64
     (post,) = (entry for entry in forged["entries"] if entry["kind"] == "post")
     post["ref"] = "f" * 64
@@ -319,7 +319,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
 def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
-    forged["sightings"] = []
+    forged["block_observations"] = []
     fee = int(forged["attempts"][0]["fee"])
     (post,) = (entry for entry in forged["entries"] if entry["kind"] == "post")
     post["ref"] = FOREIGN
@@ -341,9 +341,9 @@ def test_an_event_that_names_another_transaction_than_was_seen_is_found(
         forged["payment"]["state"] = "in_flight"
         number = [event["event"] for event in forged["events"]].index("submit") + 1
         forged["events"] = forged["events"][:number]
-        forged["sightings"], forged["answers"] = [], []
+        forged["block_observations"], forged["answers"] = [], []
         forged["entries"] = [entry for entry in forged["entries"] if entry["kind"] == "reserve"]
-        forged["payment"] |= {"changed_at_ms": forged["events"][-1]["at_ms"], "delivery": "not_presented"}
+        forged["payment"] |= {"updated_at_ms": forged["events"][-1]["at_ms"], "delivery": "not_presented"}
     assert {found.table for found in judge(rehashed(forged))} == {"payments"}
 
 
@@ -353,15 +353,15 @@ def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
 ) -> None:
     """A transaction that pays anybody anything is no payment of the 402 that was put beside it."""
     forged = copy.deepcopy(all_receipts[0])
-    number = forged["payment"]["first_invoice"]
-    forged["payment"]["first_invoice"] = first
+    number = forged["payment"]["first_invoice_seq"]
+    forged["payment"]["first_invoice_seq"] = first
     for attempt in forged["attempts"]:
-        attempt["invoice"] = first
+        attempt["invoice_seq"] = first
         if first is None:
             attempt["headers"] = {}
     for event in forged["events"]:
         if event["event"] == "seen_in_block":
-            event["detail"] = json.dumps(json.loads(event["detail"]) | {"invoice": number})
+            event["detail"] = json.dumps(json.loads(event["detail"]) | {"invoice_seq": number})
     assert any(found.table == "attempts" and "invoice" in found.what for found in judge(rehashed(forged)))
 
 
@@ -369,7 +369,11 @@ def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_r
     """What people read first is the made-up one, and all that is checked is the other."""
     forged = copy.deepcopy(all_receipts[0])
     forged["other_invoices"].append(forged["invoice"])
-    forged["invoice"] = forged["invoice"] | {"origin": "https://other.example", "outputs": [], "response": "{}"}
+    forged["invoice"] = forged["invoice"] | {
+        "origin": "https://other.example",
+        "outputs": [],
+        "response_402": "{}",
+    }
     assert any("its number" in found.what for found in judge(forged))
 
 
@@ -384,7 +388,7 @@ def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Rece
     assert "invoices" in {found.table for found in judge(forged)}
 
 
-@pytest.mark.parametrize("part", ["attempts", "sightings", "entries", "holds", "events"])
+@pytest.mark.parametrize("part", ["attempts", "block_observations", "entries", "holds", "events"])
 def test_what_stands_twice_is_found(all_receipts: list[Receipt], part: str) -> None:
     """Else one of the two may say anything."""
     forged = copy.deepcopy(all_receipts[0])

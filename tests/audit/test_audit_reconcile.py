@@ -155,7 +155,7 @@ async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_fligh
             await run.settle_down()
             answer = await reconciled(run)
             assert (answer["in_flight"], answer["clean"]) == ([], True)
-            tamper(path_of(world), "DELETE FROM journal WHERE id = (SELECT MAX(id) FROM journal)")
+            tamper(path_of(world), "DELETE FROM entries WHERE id = (SELECT MAX(id) FROM entries)")
             assert {told["kind"] for told in (await reconciled(run))["findings"]} >= {"foreign"}
 
 
@@ -229,7 +229,7 @@ async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
         answer = await reconciled(run)
         assert not answer["clean"]
         (finding,) = answer["findings"]
-        assert (finding["kind"], finding["table"], finding["tx_hash"]) == ("foreign", "coins", tx_id)
+        assert (finding["kind"], finding["table"], finding["tx_hash"]) == ("foreign", "utxos", tx_id)
         assert finding["row"] in finding["what"]
         raw = world.account.address.raw
 
@@ -251,8 +251,8 @@ async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(worl
         (row,) = [entry for entry in run.entries() if entry.kind == "post"]
         tamper(
             path_of(world),
-            f"UPDATE postings SET units = units - 5 WHERE entry = {row.id} AND account LIKE 'merchant:%'",
-            f"UPDATE postings SET units = units + 5 WHERE entry = {row.id} AND account = 'held'",
+            f"UPDATE postings SET units = units - 5 WHERE entry_id = {row.id} AND account LIKE 'merchant:%'",
+            f"UPDATE postings SET units = units + 5 WHERE entry_id = {row.id} AND account = 'held'",
         )
         answer = await reconciled(run)
         told = {(finding["kind"], finding["table"], finding["row"]) for finding in answer["findings"]}
@@ -266,11 +266,11 @@ async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
         (entry,) = [e for e in run.entries() if ("wallet", "lovelace", 9 * ADA) in e.postings]
         tamper(
             path_of(world),
-            f"DELETE FROM journal WHERE id = {entry.id}",
-            f"DELETE FROM postings WHERE entry = {entry.id}",
+            f"DELETE FROM entries WHERE id = {entry.id}",
+            f"DELETE FROM postings WHERE entry_id = {entry.id}",
         )
         answer = await reconciled(run)
-        foreign = [finding for finding in answer["findings"] if finding["table"] == "coins"]
+        foreign = [finding for finding in answer["findings"] if finding["table"] == "utxos"]
         assert [(f["kind"], f["row"]) for f in foreign] == [("foreign", entry.ref)]
         assert f"{9 * ADA} lovelace" in foreign[0]["what"]
 
@@ -311,9 +311,11 @@ async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
             path_of(world),
             "UPDATE payments SET state = 'confirmed', block_slot = 1, block_height = 1, "
             f"block_hash = '{'b' * 64}' WHERE id = '{lost.id}'",
-            f"INSERT INTO postings(entry, account, asset, units) VALUES (1000, 'wallet', 'lovelace', {9 * ADA})",
-            f"INSERT INTO journal(id, kind, ref, at_ms) VALUES (1000, 'deposit', '{'c' * 64}#0', 1)",
-            f"UPDATE balances SET low = low + {9 * ADA} WHERE account = 'wallet' AND asset = 'lovelace'",
+            "INSERT INTO postings(entry_id, account, asset, units) VALUES (1000, 'wallet', 'lovelace', "
+            f"{9 * ADA})",
+            f"INSERT INTO entries(id, kind, ref, at_ms) VALUES (1000, 'deposit', '{'c' * 64}#0', 1)",
+            f"UPDATE balances SET units_low = units_low + {9 * ADA} WHERE account = 'wallet' AND asset = "
+            "'lovelace'",
         )
         answer = await reconciled(run)
         assert [(f["kind"], f["row"], f["tx_hash"]) for f in answer["findings"]] == [

@@ -72,8 +72,8 @@ def test_what_left_is_what_the_chain_lacks_of_the_deposits(ended: World, by: tup
 def test_a_payment_counts_once_whatever_a_rollback_did_in_between(ended: World) -> None:
     path = ended.folder / "ledger.db"
     with closing(sqlite3.connect(path)) as conn:
-        (posts,) = conn.execute("SELECT COUNT(*) FROM journal WHERE kind = 'post'").fetchone()
-        (reverses,) = conn.execute("SELECT COUNT(*) FROM journal WHERE kind = 'reverse'").fetchone()
+        (posts,) = conn.execute("SELECT COUNT(*) FROM entries WHERE kind = 'post'").fetchone()
+        (reverses,) = conn.execute("SELECT COUNT(*) FROM entries WHERE kind = 'post_reversed'").fetchone()
         (cancels,) = conn.execute("SELECT COUNT(*) FROM payments WHERE state = 'void'").fetchone()
     assert reverses
     counted = {row.asset: row.payments for row in spent(path)}
@@ -99,7 +99,8 @@ def test_days_are_in_utc_and_a_part_is_a_part(ended: World) -> None:
 def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         payment, tx_id, origin, invoice = conn.execute(
-            "SELECT p.id, p.tx_id, v.origin, v.invoice_id FROM payments p JOIN invoices v ON v.seq = p.invoice "
+            "SELECT p.id, p.tx_id, v.origin, v.invoice_id FROM payments p JOIN invoices v ON v.seq = "
+            "p.invoice_seq "
             "WHERE p.state = 'settled'"
         ).fetchone()
 
@@ -119,7 +120,7 @@ def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None
         for text in ("%", "_______", "chat\nhttp", "nothing is named so"):
             assert found(text) == set(), text
         of_payment = conn.execute(
-            "SELECT q.account, q.asset, SUM(q.units) FROM postings q JOIN journal j ON j.id = q.entry "
+            "SELECT q.account, q.asset, SUM(q.units) FROM postings q JOIN entries j ON j.id = q.entry_id "
             "WHERE j.payment_id = ? GROUP BY 1, 2 HAVING SUM(q.units) ORDER BY 1, 2",
             (payment,),
         ).fetchall()
@@ -127,8 +128,11 @@ def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None
 
 
 CHANGES = [
-    ("UPDATE balances SET low = low + 1 WHERE account = 'wallet' AND asset = 'lovelace'", "wallet lovelace"),
-    ("UPDATE balances SET high = high - 1 WHERE account = 'fees'", "fees lovelace"),
+    (
+        "UPDATE balances SET units_low = units_low + 1 WHERE account = 'wallet' AND asset = 'lovelace'",
+        "wallet lovelace",
+    ),
+    ("UPDATE balances SET units_high = units_high - 1 WHERE account = 'fees'", "fees lovelace"),
     (f"DELETE FROM balances WHERE account = 'external' AND asset = '{TOKEN}'", f"external {TOKEN}"),
     ("INSERT INTO balances VALUES ('somewhere', 'lovelace', 0, 0)", "somewhere lovelace"),
 ]

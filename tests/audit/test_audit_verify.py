@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, DEVNET, World, with_terms, world_with_clock
 from kit.audit import (
-    VIEWS_MIGRATION,
     Past,
     append,
     copy_of,
@@ -33,16 +32,16 @@ from payagent.store.db.opening import migrate
 from payagent.store.db.seals import SEALED
 from payagent.store.db.triggers import GUARDS, KEPT
 
-A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
+A_POST = "(SELECT MIN(id) FROM entries WHERE kind = 'post')"
 OTHER = "b" * 64
 
 
 def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         states = {state for (state,) in conn.execute("SELECT state FROM payments")}
-        kinds = {kind for (kind,) in conn.execute("SELECT kind FROM journal")}
+        kinds = {kind for (kind,) in conn.execute("SELECT kind FROM entries")}
     assert states >= {"settled", "rejected", "void", "in_flight"}
-    assert kinds == {"deposit", "reserve", "post", "reverse", "release", "use"}
+    assert kinds == {"deposit", "reserve", "post", "post_reversed", "release", "use"}
     assert findings(lived.path, lived.owner) == []
 
 
@@ -72,19 +71,19 @@ CASES = [
     ("events", "DELETE FROM events WHERE seq = 4", "4"),
     ("events", "UPDATE events SET seq = seq + 1000 WHERE seq > 6", None),
     ("events", "DELETE FROM events WHERE seq = (SELECT MAX(seq) FROM events WHERE event = 'confirm')", None),
-    ("journal", f"UPDATE journal SET kind = 'release' WHERE id = {A_POST}", None),
-    ("journal", f"UPDATE journal SET ref = NULL WHERE id = {A_POST}", None),
-    ("journal", "UPDATE journal SET at_ms = at_ms + 1 WHERE id = 7", "7"),
-    ("journal", "DELETE FROM journal WHERE id = 7", "7"),
-    ("journal", "UPDATE journal SET id = -id", None),
-    ("journal", "UPDATE postings SET units = units + 1 WHERE seq = 1", "1"),
-    ("journal", "UPDATE postings SET units = units * 2 WHERE entry = 1", "1"),
-    ("journal", "UPDATE postings SET units = units * 2 WHERE entry = 7", "7"),
-    ("journal", "UPDATE postings SET account = 'merchant:http://other' WHERE account LIKE 'merchant:%'", None),
-    ("journal", "UPDATE postings SET asset = 'lovelace' WHERE asset <> 'lovelace'", None),
-    ("postings", "DELETE FROM postings WHERE entry = 7", None),
-    ("postings", "UPDATE postings SET seq = -seq WHERE entry = 7", None),
-    ("postings", "INSERT INTO postings(entry, account, asset, units) VALUES (7, 'fees', 'lovelace', 1)", None),
+    ("entries", f"UPDATE entries SET kind = 'release' WHERE id = {A_POST}", None),
+    ("entries", f"UPDATE entries SET ref = NULL WHERE id = {A_POST}", None),
+    ("entries", "UPDATE entries SET at_ms = at_ms + 1 WHERE id = 7", "7"),
+    ("entries", "DELETE FROM entries WHERE id = 7", "7"),
+    ("entries", "UPDATE entries SET id = -id", None),
+    ("entries", "UPDATE postings SET units = units + 1 WHERE seq = 1", "1"),
+    ("entries", "UPDATE postings SET units = units * 2 WHERE entry_id = 1", "1"),
+    ("entries", "UPDATE postings SET units = units * 2 WHERE entry_id = 7", "7"),
+    ("entries", "UPDATE postings SET account = 'merchant:http://other' WHERE account LIKE 'merchant:%'", None),
+    ("entries", "UPDATE postings SET asset = 'lovelace' WHERE asset <> 'lovelace'", None),
+    ("postings", "DELETE FROM postings WHERE entry_id = 7", None),
+    ("postings", "UPDATE postings SET seq = -seq WHERE entry_id = 7", None),
+    ("postings", "INSERT INTO postings(entry_id, account, asset, units) VALUES (7, 'fees', 'lovelace', 1)", None),
     ("attempts", "UPDATE attempts SET cbor = substr(cbor, 1, length(cbor) - 1)", None),
     ("attempts", "UPDATE attempts SET fee_lovelace = fee_lovelace + 1 WHERE rowid = 1", None),
     ("attempts", "UPDATE attempts SET ttl_slot = ttl_slot + 1 WHERE rowid = 2", None),
@@ -119,25 +118,47 @@ CASES = [
     ("holds", "UPDATE holds SET counted_units = counted_units - 1 WHERE rowid = 1", None),
     ("holds", "UPDATE holds SET counted_units = 5 WHERE counted_units IS NULL", None),
     ("holds", "UPDATE holds SET counted_at_ms = 1 WHERE rowid = 2", "2"),
-    ("holds", "UPDATE holds SET released_at_ms = 5, counted_units = 0 WHERE stage = 'ask'", None),
-    ("spent", "UPDATE spent SET low = low - 1 WHERE app = '' AND merchant = '' AND span_ms = 0", None),
-    ("spent", "UPDATE spent SET high = high + 1 WHERE app <> '' AND merchant = '' AND span_ms = 21600000", None),
-    ("spent", "UPDATE spent SET low = low + 1 WHERE app <> '' AND merchant <> '' AND span_ms = 300000", None),
-    ("spent", "UPDATE spent SET start_ms = start_ms + 300000000 WHERE app = '' AND merchant <> ''", None),
-    ("spent", "DELETE FROM spent WHERE asset <> 'lovelace' AND app <> ''", None),
+    ("holds", "UPDATE holds SET released_at_ms = 5, counted_units = 0 WHERE stage = 'approval'", None),
     (
-        "spent",
-        "INSERT INTO spent VALUES ('', '', 'lovelace', 300000, 0, 'paid', 0, 5)",
+        "limit_counters",
+        "UPDATE limit_counters SET units_low = units_low - 1 WHERE app = '' AND merchant = '' AND span_ms = 0",
+        None,
+    ),
+    (
+        "limit_counters",
+        "UPDATE limit_counters SET units_high = units_high + 1 WHERE app <> '' AND merchant = '' AND span_ms "
+        "= 21600000",
+        None,
+    ),
+    (
+        "limit_counters",
+        "UPDATE limit_counters SET units_low = units_low + 1 WHERE app <> '' AND merchant <> '' AND span_ms "
+        "= 300000",
+        None,
+    ),
+    (
+        "limit_counters",
+        "UPDATE limit_counters SET start_ms = start_ms + 300000000 WHERE app = '' AND merchant <> ''",
+        None,
+    ),
+    ("limit_counters", "DELETE FROM limit_counters WHERE asset <> 'lovelace' AND app <> ''", None),
+    (
+        "limit_counters",
+        "INSERT INTO limit_counters VALUES ('', '', 'lovelace', 300000, 0, 'paid', 0, 5)",
         "any any lovelace 300000 0",
     ),
-    ("spent", "UPDATE spent SET what = 'used' WHERE app <> '' AND merchant <> ''", None),
-    ("spent", "UPDATE spent SET low = low - 1 WHERE what = 'used' AND span_ms = 0", None),
+    ("limit_counters", "UPDATE limit_counters SET kind = 'used' WHERE app <> '' AND merchant <> ''", None),
+    (
+        "limit_counters",
+        "UPDATE limit_counters SET units_low = units_low - 1 WHERE kind = 'used' AND span_ms = 0",
+        None,
+    ),
     ("prepaid_shares", "UPDATE prepaid_shares SET used = used - 1 WHERE used > 0", None),
     ("prepaid_shares", "UPDATE prepaid_shares SET paid = paid + 1", None),
     ("prepaid_shares", "UPDATE prepaid_shares SET counted = counted + 1", None),
     ("prepaid_shares", "DELETE FROM prepaid_shares", None),
-    ("uses", "UPDATE uses SET counted_units = 0 WHERE counted_units > 0", None),
-    ("uses", "DELETE FROM uses", None),
+    ("prepaid_uses", "UPDATE prepaid_uses SET counted_units = 0 WHERE counted_units > 0", None),
+    ("prepaid_uses", "DELETE FROM prepaid_uses", None),
     ("limits", "UPDATE limits SET most_units = most_units + 1", "any any lovelace per_week"),
     ("limits", "DELETE FROM limits", "any any lovelace per_week"),
     ("limits", "INSERT INTO limits VALUES ('', '', 'lovelace', 'total', 5)", "any any lovelace total"),
@@ -146,20 +167,24 @@ CASES = [
     ("tokens", "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL", None),
     ("intents", "UPDATE intents SET origin = 'http://other' WHERE rowid = 1", None),
     ("intents", "DELETE FROM intents WHERE rowid = 1", "1"),
-    ("sightings", f"UPDATE sightings SET block_hash = '{OTHER}' WHERE seq = 1", "1"),
-    ("sightings", "UPDATE sightings SET at_ms = at_ms + 1 WHERE seq = 1", "1"),
-    ("sightings", "UPDATE sightings SET seq = -seq WHERE seq <= 2", None),
-    ("sightings", "DELETE FROM sightings WHERE seq = 2", "2"),
+    ("block_observations", f"UPDATE block_observations SET block_hash = '{OTHER}' WHERE seq = 1", "1"),
+    ("block_observations", "UPDATE block_observations SET at_ms = at_ms + 1 WHERE seq = 1", "1"),
+    ("block_observations", "UPDATE block_observations SET seq = -seq WHERE seq <= 2", None),
+    ("block_observations", "DELETE FROM block_observations WHERE seq = 2", "2"),
     ("submissions", "UPDATE submissions SET at_ms = at_ms - 1 WHERE seq = 1", None),
     ("submissions", "UPDATE submissions SET provider = 'another' WHERE seq = 1", None),
     ("submissions", "DELETE FROM submissions WHERE seq = 1", "1"),
     ("apps", "DELETE FROM apps", None),
-    ("coins", "UPDATE coins SET lovelace = lovelace + 1 WHERE source = 'change' AND rowid % 2 = 0", None),
-    ("coins", "DELETE FROM coins WHERE source = 'deposit' AND state = 'spent'", None),
-    ("coins", "UPDATE coins SET state = 'free', spent_by = NULL WHERE state = 'spent'", None),
-    ("coins", f"UPDATE coins SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
-    ("coins", f"INSERT INTO coins VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'free', NULL)", None),
-    ("coins", "UPDATE coins SET output_index = output_index + 1 WHERE source = 'deposit'", None),
+    ("utxos", "UPDATE utxos SET lovelace = lovelace + 1 WHERE source = 'change' AND rowid % 2 = 0", None),
+    ("utxos", "DELETE FROM utxos WHERE source = 'deposit' AND state = 'spent'", None),
+    ("utxos", "UPDATE utxos SET state = 'available', spent_by = NULL WHERE state = 'spent'", None),
+    ("utxos", f"UPDATE utxos SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
+    (
+        "utxos",
+        f"INSERT INTO utxos VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'available', NULL)",
+        None,
+    ),
+    ("utxos", "UPDATE utxos SET output_index = output_index + 1 WHERE source = 'deposit'", None),
 ]
 MAY_REFER = {"apps": "payments", "intents": "payments"}
 
@@ -331,13 +356,13 @@ async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it
         await wait_for_void(world, run)
         await wait_for_void(world, run)
         void = run.context.payment(child.id)
-        assert void.void_by == run.context.payment(parent.id).tx_id
+        assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
         ((number,),) = run.context.conn.execute(
             "SELECT seq FROM events WHERE payment_id = ? AND event = 'void'", (child.id,)
         ).fetchall()
     path, owner = world.folder / "ledger.db", Owner(world.account.address, DEVNET)
     assert findings(path, owner) == []
-    tamper(path, f"UPDATE sightings SET block_hash = '{OTHER}' WHERE tx_id = '{void.void_by}'")
+    tamper(path, f"UPDATE block_observations SET block_hash = '{OTHER}' WHERE tx_id = '{void.void_tx_id}'")
     assert ("events", str(number)) in {(one.table, one.row) for one in findings(path, owner)}
 
 
@@ -365,12 +390,12 @@ def test_an_event_that_cannot_be_read_is_named_and_hides_no_other_finding(
 
 UNREADABLE = [
     ("merchants", "INSERT INTO merchants VALUES ('x', 'https://x.example', '{')"),
-    ("limits", "UPDATE limits SET kind = 'per_year'"),
+    ("limits", "UPDATE limits SET window = 'per_year'"),
     ("limits", "UPDATE limits SET most_units = 'much'"),
-    ("balances", "UPDATE balances SET high = 0.5 WHERE account = 'fees'"),
-    ("coins", "UPDATE coins SET lovelace = x'00' WHERE state = 'free'"),
+    ("balances", "UPDATE balances SET units_high = 0.5 WHERE account = 'fees'"),
+    ("utxos", "UPDATE utxos SET lovelace = x'00' WHERE state = 'available'"),
     ("payments", "UPDATE holds SET units = 'much' WHERE rowid = 1"),
-    ("payments", "UPDATE payments SET reason = CAST(x'41ff' AS TEXT) WHERE seq = 1"),
+    ("payments", "UPDATE payments SET detail = CAST(x'41ff' AS TEXT) WHERE seq = 1"),
     ("seals", "UPDATE seals SET marks = 5 WHERE seq = 2"),
 ]
 
@@ -408,7 +433,7 @@ def test_of_a_payment_that_cannot_be_read_at_all_only_its_own_findings_are_misse
     tamper(
         path,
         "UPDATE payments SET merchant_status = 'x' WHERE seq <> 3",
-        "UPDATE payments SET reason = CAST(x'41ff' AS TEXT) WHERE seq = 3",
+        "UPDATE payments SET detail = CAST(x'41ff' AS TEXT) WHERE seq = 3",
     )
     named = [one.row for one in findings(path, lived.owner) if one.table == "payments"]
     assert sorted(named) == sorted([*others, "3"])
@@ -416,7 +441,7 @@ def test_of_a_payment_that_cannot_be_read_at_all_only_its_own_findings_are_misse
 
 TOO_DEEP = "[" * 100_000 + "]" * 100_000
 DEEP = [
-    ("coins", f"UPDATE coins SET assets = '{TOO_DEEP}' WHERE state = 'free'"),
+    ("utxos", f"UPDATE utxos SET assets = '{TOO_DEEP}' WHERE state = 'available'"),
     ("seals", f"UPDATE seals SET what = '{TOO_DEEP}' WHERE seq = 3"),
     ("payments", f"UPDATE payments SET outputs = '{TOO_DEEP}' WHERE seq = 1"),
     ("invoices", f"UPDATE invoices SET outputs = '{TOO_DEEP}' WHERE seq = 2"),
@@ -449,33 +474,36 @@ def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) 
 
 
 def test_a_ledger_of_an_older_payagent_is_said_to_be_one(lived: Past, tmp_path: Path) -> None:
-    """Nobody has changed its views who should not have: the first start of this one does."""
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
-    first, *rest = findings(path, lived.owner)
-    assert (first.row, "of an older payagent" in first.what) == (VIEWS_MIGRATION, True)
-    assert [one.row for one in rest] == ["v_prepaid"]
+    (only,) = findings(path, lived.owner)
+    assert (only.row, "of an older payagent" in only.what) == ("version 0", True)
 
 
 OF_NOTHING = [
     (
         "attempts",
-        f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, anchor, invoice, inputs, cbor, fee_lovelace, "
+        f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, nonce_utxo, invoice_seq, inputs, cbor, "
+        "fee_lovelace, "
         "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
     ),
-    ("holds", "INSERT INTO holds VALUES ('pay_x', 'pay', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
-    ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM coins WHERE state = 'free' LIMIT 1"),
-    ("uses", "INSERT INTO uses SELECT 99, 99, pool, 'app_x', unit, 1, asset, 5, 5, 1 FROM uses LIMIT 1"),
-    ("sightings", f"INSERT INTO sightings VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
+    ("holds", "INSERT INTO holds VALUES ('pay_x', 'payment', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
+    ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM utxos WHERE state = 'available' LIMIT 1"),
+    (
+        "prepaid_uses",
+        "INSERT INTO prepaid_uses SELECT 99, 99, pool_id, 'app_x', unit, 1, asset, 5, 5, 1 FROM prepaid_uses "
+        "LIMIT 1",
+    ),
+    ("block_observations", f"INSERT INTO block_observations VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
     ("submissions", f"INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('{OTHER}', 'p', 1)"),
     (
         "postings",
-        "INSERT INTO postings(entry, account, asset, units) VALUES (999, 'wallet', 'lovelace', -5), "
+        "INSERT INTO postings(entry_id, account, asset, units) VALUES (999, 'wallet', 'lovelace', -5), "
         "(999, 'fees', 'lovelace', 5)",
     ),
     (
-        "prepaid_observations",
-        "INSERT INTO prepaid_observations(pool, source, http_status, body, at_ms) "
+        "merchant_reports",
+        "INSERT INTO merchant_reports(pool_id, source, http_status, body, at_ms) "
         "VALUES (9, 'balance', 200, '', 1)",
     ),
 ]
@@ -492,11 +520,11 @@ def test_a_use_that_no_move_books_is_named(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     append(
         path,
-        "INSERT INTO postings(entry, account, asset, units) VALUES (1000, 'external', 'lovelace', -5), "
+        "INSERT INTO postings(entry_id, account, asset, units) VALUES (1000, 'external', 'lovelace', -5), "
         "(1000, 'fees', 'lovelace', 5)",
-        "INSERT INTO journal(id, kind, at_ms) VALUES (1000, 'use', 5)",
+        "INSERT INTO entries(id, kind, at_ms) VALUES (1000, 'use', 5)",
     )
-    assert ("journal", "1000") in {(finding.table, finding.row) for finding in findings(path, lived.owner)}
+    assert ("entries", "1000") in {(finding.table, finding.row) for finding in findings(path, lived.owner)}
 
 
 def test_another_wallets_books_are_not_these(lived: Past) -> None:

@@ -58,25 +58,26 @@ def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
             "kind": row.kind,
             "state": row.state,
             "delivery": row.delivery,
-            "merchant": row.origin or "",
+            "merchant": row.invoice.origin or "",
             "app": "test",
-            "invoice_id": row.invoice_id or "",
+            "invoice_id": row.invoice.id or "",
             "asset": asset,
             "units": str(units),
             "ada": format_units(units, 6) if asset == LOVELACE else "",
-            "fee_lovelace": str(row.fee_lovelace or ""),
-            "tx_id": row.tx_id or "",
-            "block_height": str(row.block_height or ""),
+            "fee_lovelace": str(row.attempt.fee_lovelace or ""),
+            "tx_id": row.attempt.tx_id or "",
+            "block_height": str(row.block.height or ""),
             "created_at": iso_time(row.created_at_ms),
-            "changed_at": iso_time(row.changed_at_ms),
-            "reason_code": row.reason_code or "",
+            "updated_at": iso_time(row.updated_at_ms),
+            "code": row.problem.code or "",
+            "reason": row.problem.reason or "",
         }
     assert {row["asset"] for row in told} == {LOVELACE, TOKEN}
 
 
 def test_spend_is_the_postings_that_left_and_adds_up(lived: Past) -> None:
     told = rows(lived.path, "v_spend")
-    assert {row["kind"] for row in told} == {"post", "reverse", "release"}
+    assert {row["kind"] for row in told} == {"post", "post_reversed", "release"}
     assert any(row["units"].startswith("-") for row in told)
     sums: dict[str, int] = {}
     for row in told:
@@ -93,14 +94,14 @@ def test_ada_is_exact_below_zero_too(empty: sqlite3.Connection) -> None:
     many = [1, -1, 999_999, -999_999, 1_000_000, -1_000_001, 45 * 10**15, -45 * 10**15, MOST, -MOST, -(2**63)]
     empty.execute(
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
-        "changed_at_ms) VALUES ('pay', 'send', 'app', 'int', '[]', 'received', 'not_presented', 0, 0)"
+        "updated_at_ms) VALUES ('pay', 'send', 'app', 'int', '[]', 'received', 'not_presented', 0, 0)"
     )
-    empty.execute("DROP TRIGGER journal_balances")
+    empty.execute("DROP TRIGGER entries_balance")
     empty.executemany(
-        "INSERT INTO postings(entry, account, asset, units) VALUES (1, 'fees', 'lovelace', ?)",
+        "INSERT INTO postings(entry_id, account, asset, units) VALUES (1, 'fees', 'lovelace', ?)",
         [(units,) for units in many],
     )
-    empty.execute("INSERT INTO journal(id, kind, payment_id, at_ms) VALUES (1, 'post', 'pay', 1795527498003)")
+    empty.execute("INSERT INTO entries(id, kind, payment_id, at_ms) VALUES (1, 'post', 'pay', 1795527498003)")
     told = empty.execute("SELECT units, ada, at, day FROM v_spend").fetchall()
     assert {(units, ada) for units, ada, *_ in told} == {(units, format_units(units, 6)) for units in many}
     assert {(at, day) for *_, at, day in told} == {("2026-11-24T13:38:18.003Z", "2026-11-24")}
@@ -113,7 +114,7 @@ def test_amounts_that_no_column_holds_hide_no_other_row(empty: sqlite3.Connectio
         outputs = ",".join(output.format("split", n) for n in units)
         empty.execute(
             "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
-            "changed_at_ms) VALUES (?, 'send', 'app', ?, ?, 'rejected', 'not_presented', 0, 0)",
+            "updated_at_ms) VALUES (?, 'send', 'app', ?, ?, 'rejected', 'not_presented', 0, 0)",
             (name, name, f"[{outputs}]"),
         )
     told = empty.execute("SELECT payment, units FROM v_payments").fetchall()
@@ -124,10 +125,10 @@ def test_what_a_merchant_says_stands_beside_a_balance_of_its_unit_alone(empty: s
     """Without a unit it means calls: so it is compared everywhere."""
     empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1)")
     for unit in ("calls", LOVELACE):
-        empty.execute("INSERT INTO prepaid_counts VALUES (1, ?, 9, 0, 0)", (unit,))
+        empty.execute("INSERT INTO prepaid_totals VALUES (1, ?, 9, 0, 0)", (unit,))
     for unit, told in ((None, (7, None)), ("calls", (7, None)), (LOVELACE, (None, 7))):
         empty.execute(
-            "INSERT INTO prepaid_observations(pool, source, http_status, body, remaining, unit, at_ms) "
+            "INSERT INTO merchant_reports(pool_id, source, http_status, body, remaining, unit, at_ms) "
             "VALUES (1, 'balance', 200, '', 7, ?, 1)",
             (unit,),
         )

@@ -3,18 +3,15 @@
 import sqlite3
 import stat
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.agent import ADA, DEVNET, Clock, Relay, World
-from kit.audit import findings, of_an_older_payagent
+from kit.agent import ADA, Clock, Relay, World
 from kit.backup import NOBODY, listing, put_back, settings_of, taken
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness
-from payagent.audit.signed_bytes import Owner
-from payagent.backup.archive import LEDGER, measure, pack, unpack
 from payagent.backup.compare_chain import Differences
 from payagent.backup.restore import restore
 from payagent.core.payment import State
@@ -63,33 +60,6 @@ async def test_a_backup_is_taken_beside_the_payments_and_has_all_that_was_before
     async with again.run() as run:
         assert run.state(known.id) is State.CONFIRMED
         assert run.entries() == head[-len(run.entries()) :]
-
-
-async def test_a_backup_of_an_older_payagent_is_put_back_too(world: World, tmp_path: Path) -> None:
-    """The daemon would open that ledger, and bring it up to date."""
-    await lost_payment(world)
-    of_then = tmp_path / "then"
-    of_then.mkdir()
-    manifest = unpack(world.folder.with_name("backup.tar"), of_then)
-    with closing(sqlite3.connect(of_then / LEDGER)) as conn, conn:
-        conn.execute("DROP TRIGGER payments_invoice_follows")
-        conn.execute(
-            "CREATE TRIGGER payments_invoice_follows BEFORE UPDATE ON payments WHEN 0 BEGIN SELECT 1; END"
-        )
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm002_%'")
-    pack(of_then, replace(manifest, ledger=measure(of_then / LEDGER)), tmp_path / "then.tar")
-    again, restored = await put_back(world, tmp_path / "then.tar")
-    assert (restored.manifest.head, restored.manifest.payments) == (manifest.head, 1)
-    assert findings(again.folder / LEDGER, Owner(world.account.address, DEVNET)) == []
-
-
-async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world: World) -> None:
-    """One by the new payagent would be none that the older one takes."""
-    await lost_payment(world)
-    of_an_older_payagent(world.folder / LEDGER)
-    with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
-        taken(world, "second.tar")
-    assert caught.value.code == "backup_invalid"
 
 
 async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:

@@ -97,17 +97,17 @@ def test_what_is_in_flight_between_books_and_chain_is_told_with_each_asset_once(
 
 def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: Shop) -> None:
     with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
-        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'journal_no_update'").fetchone()
-        conn.execute("DROP TRIGGER journal_no_update")
-        (ref,) = conn.execute("SELECT ref FROM journal WHERE kind = 'deposit' ORDER BY id").fetchone()
-        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (OTHER, ref))
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_no_update'").fetchone()
+        conn.execute("DROP TRIGGER entries_no_update")
+        (ref,) = conn.execute("SELECT ref FROM entries WHERE kind = 'deposit' ORDER BY id").fetchone()
+        conn.execute("UPDATE entries SET ref = ? WHERE ref = ?", (OTHER, ref))
         told = paid.payagent("ledger", "reconcile", "--human")
-        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (ref, OTHER))
+        conn.execute("UPDATE entries SET ref = ? WHERE ref = ?", (ref, OTHER))
         conn.execute(guard)
     assert told.code == 1
     lines = told.out.splitlines()
-    assert any(line.startswith(f"foreign: coins {ref}, transaction {ref[:64]}: a deposit of ") for line in lines)
-    assert any(line.startswith(f"missing: journal 1, transaction {OTHER[:64]}: ") for line in lines)
+    assert any(line.startswith(f"foreign: utxos {ref}, transaction {ref[:64]}: a deposit of ") for line in lines)
+    assert any(line.startswith(f"missing: entries 1, transaction {OTHER[:64]}: ") for line in lines)
     assert lines[-1].startswith("2 findings: ")
 
 

@@ -126,4 +126,4 @@ def test_the_copy_of_a_ledger_in_use_is_whole(shop: Shop, tmp_path: Path) -> Non
     with tarfile.open(copy) as archive:
         archive.extract("ledger.db", tmp_path, filter="data")
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as conn:
-        assert conn.execute("SELECT max(id) FROM journal").fetchone() == (newest["id"],)
+        assert conn.execute("SELECT max(id) FROM entries").fetchone() == (newest["id"],)

@@ -20,7 +20,7 @@ def test_a_low_balance_is_raised_without_an_order(closed_shop: Shop) -> None:
     with running(closed_shop):
         until(lambda: _states(closed_shop) == ["done"], "nothing was topped up")
         (row,) = closed_shop.payagent("prepaid", "topups").json["topups"]
-        assert (row["cause"], row["unit"], row["units"], row["bought"]) == ("auto", "calls", "15", "20")
+        assert (row["trigger"], row["unit"], row["units"], row["bought"]) == ("auto", "calls", "15", "20")
         until(lambda: _merchant_says(closed_shop) == "20", "the merchant was not asked again")
         spend = closed_shop.payagent("ledger", "spend", "--by", "app").json["spend"]
         assert [one["app"] for one in spend] == ["auto top-up"]

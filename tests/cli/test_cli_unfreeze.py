@@ -22,7 +22,7 @@ def spend_elsewhere(shop: Shop) -> str:
     utxos = UtxoIndex(
         Utxo(row["ref"].partition("#")[0], int(row["ref"].partition("#")[2]), int(row["lovelace"]), ())
         for row in rows
-        if row["state"] == "free"
+        if row["state"] == "available"
     )
     plan = select(utxos, (OUT,), change=account.address, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     sent = shop.http.post(

@@ -203,7 +203,7 @@ async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each
     async with place(world, ready="auto") as at:
         wall = at.peer.answers["/chat"] = Paywall(pending=1)
         call = asyncio.create_task(Program(at, way).call(f"{at.peer.url}/chat"))
-        await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
+        await at.until(lambda: at.payments and at.payments[0].attempt.accepted_by_provider, "not sent")
         assert wall.retries == []
         for shown in (1, 2):
             await at.run.settle_down()
@@ -429,7 +429,7 @@ async def test_the_payment_is_named_when_patience_ends_on_a_lost_answer_after_a_
         at.peer.answers["/chat"] = wait_then_hang_up
         end_patience(monkeypatch, lambda: len(lost) > 1)
         call = asyncio.create_task(refusal(Program(at, way).call(f"{at.peer.url}/chat")))
-        await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
+        await at.until(lambda: at.payments and at.payments[0].attempt.accepted_by_provider, "not sent")
         await at.run.settle_down()
         await at.until(lambda: len(wall.retries) == 1, "not shown once")
         await at.run.settle_down()

@@ -94,9 +94,9 @@ async def test_the_sdks_client_pays_the_sdks_server(
         answer = await at.call(path, method, **({"json": BODY} if method == "POST" else {}))
         assert answer.status_code == 200, answer.text
         (payment,) = at.payments
-        assert at.merchant.payments == {payment.tx_id: 1}
+        assert at.merchant.payments == {payment.attempt.tx_id: 1}
         assert payment.delivery is Delivery.ACCEPTED
-        assert payment.handed_over
+        assert payment.invoice.merchant_submits
 
 
 async def test_a_path_that_its_framework_decodes_is_paid_and_served(world: World) -> None:
@@ -150,7 +150,7 @@ async def test_a_settlement_that_takes_longer_is_shown_the_same_payload(world: W
         world.block(2)
         assert (await at.call("/premium")).status_code == 200
         (payment,) = at.payments
-        assert at.merchant.payments == {payment.tx_id: 1}
+        assert at.merchant.payments == {payment.attempt.tx_id: 1}
         assert payment.delivery is Delivery.ACCEPTED
 
 
@@ -158,7 +158,7 @@ async def test_a_pending_settlement_is_waited_for(world: World) -> None:
     async with market(world, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 200
         (payment,) = at.payments
-        assert at.merchant.payments == {payment.tx_id: 1}
+        assert at.merchant.payments == {payment.attempt.tx_id: 1}
         assert at.merchant.handled.total() == 2
 
 
@@ -202,7 +202,7 @@ async def test_our_transport_pays_the_sdks_server(world: World) -> None:
             answer = await http.post(f"{at.merchant.url}/chat", json=BODY)
         assert (answer.status_code, answer.json()) == (200, {"reply": "hello"})
         (payment,) = at.payments
-        assert (at.merchant.payments, payment.delivery) == ({payment.tx_id: 1}, Delivery.ACCEPTED)
+        assert (at.merchant.payments, payment.delivery) == ({payment.attempt.tx_id: 1}, Delivery.ACCEPTED)
 
 
 async def test_a_refusal_of_the_daemon_reaches_the_program(world: World) -> None:

@@ -36,12 +36,12 @@ def test_a_hold_that_is_released_leaves_no_trace(hold: dict[str, int]) -> None:
 
 @given(UNITS)
 def test_a_deposit_whose_block_is_lost_leaves_no_trace(units: dict[str, int]) -> None:
-    assert balances(ledger.deposit(units), ledger.undeposit(units)) == {}
+    assert balances(ledger.deposit(units), ledger.deposit_reversed(units)) == {}
 
 
 @pytest.mark.parametrize("units", [1, 2**63 - 1, 2**63, 3 * (2**63 - 1), 2**65])
 def test_what_several_utxos_held_of_a_token_is_posted_in_parts_that_one_column_holds(units: int) -> None:
-    spent, back = ledger.foreign({"aa" * 28: units}), ledger.unforeign({"aa" * 28: units})
+    spent, back = ledger.external_spend({"aa" * 28: units}), ledger.external_spend_reversed({"aa" * 28: units})
     assert balances(spent) == {("wallet", "aa" * 28): -units, ("external", "aa" * 28): units}
     assert balances(spent, back) == {}
     assert all(0 < abs(posting.units) < 2**63 for posting in (*spent.postings, *back.postings))
@@ -64,14 +64,14 @@ def test_a_confirmed_payment_takes_exactly_what_it_spent(spent: dict[str, int], 
 def test_a_lost_block_brings_the_hold_back(spent: dict[str, int], fee: int) -> None:
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee}
     posted = ledger.post(hold, spent, fee, "merchant:m")
-    assert balances(ledger.reserve(hold), posted, ledger.reverse(posted)) == balances(ledger.reserve(hold))
+    assert balances(ledger.reserve(hold), posted, ledger.post_reversed(posted)) == balances(ledger.reserve(hold))
 
 
 @given(UNITS)
 def test_utxos_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict[str, int]) -> None:
-    gone = ledger.foreign(units)
+    gone = ledger.external_spend(units)
     assert balances(gone)["wallet", next(iter(units))] < 0
-    assert balances(gone, ledger.unforeign(units)) == {}
+    assert balances(gone, ledger.external_spend_reversed(units)) == {}
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
     assert entry.kind == "use"
     back = book("https://m.example", {"lovelace": -7})
     assert back is not None
-    assert back.kind == "unuse"
+    assert back.kind == "use_reversed"
 
 
 def test_a_use_costs_the_average_of_what_is_left_and_of_nothing_left_that_of_all() -> None:

@@ -51,14 +51,19 @@ class TestDemand:
         assert demand_of(begun, [], is_quiet=False).at_once == 3
 
     def test_what_was_refused_for_lack_of_a_utxo_counts_and_has_no_price(self) -> None:
-        begun = [RecentPayment(0, 3 * ADA), RecentPayment(1, None), RecentPayment(2, None, handed_over=True)]
+        begun = [RecentPayment(0, 3 * ADA), RecentPayment(1, None), RecentPayment(2, None, merchant_submits=True)]
         demand = demand_of(begun, [], is_quiet=False)
-        assert (demand.at_once, demand.handed_over, demand.typical_lovelace) == (3, 1, 3 * ADA)
+        assert (demand.at_once, demand.merchant_submits_at_once, demand.typical_lovelace) == (3, 1, 3 * ADA)
 
     def test_what_is_handed_over_and_found_utxos_wants_no_more(self) -> None:
-        begun = [RecentPayment(0, ADA, handed_over=True), RecentPayment(1, ADA, handed_over=True)]
-        assert demand_of(begun, [], is_quiet=False).handed_over == 0
-        assert demand_of([*begun, RecentPayment(2, None, handed_over=True)], [], is_quiet=False).handed_over == 3
+        begun = [RecentPayment(0, ADA, merchant_submits=True), RecentPayment(1, ADA, merchant_submits=True)]
+        assert demand_of(begun, [], is_quiet=False).merchant_submits_at_once == 0
+        assert (
+            demand_of(
+                [*begun, RecentPayment(2, None, merchant_submits=True)], [], is_quiet=False
+            ).merchant_submits_at_once
+            == 3
+        )
 
     def test_the_typical_one_is_the_lower_median(self) -> None:
         begun = [RecentPayment(0, lovelace) for lovelace in (9, 1, 4, 2)]
@@ -148,7 +153,7 @@ class TestASplitForLater:
         assert isinstance(decide(replace(TWO_ADA, at_once=900), [*stock[1:40], large], [], BUDGET), Split)
 
     def test_what_is_handed_over_takes_a_utxo_each(self) -> None:
-        demand = replace(TWO_ADA, at_once=2, handed_over=2)
+        demand = replace(TWO_ADA, at_once=2, merchant_submits_at_once=2)
         split = decide(demand, [utxo(9_998 * ADA)], [], BUDGET)
         assert isinstance(split, Split)
         assert split.count == 2

@@ -82,7 +82,7 @@ async def assert_recovered(world: CrashWorld, run: Run) -> None:
     rows = all_payments(run)
     assert {row.state for row in rows} <= set(ENDED), [(row.id, row.state) for row in rows]
     assert run.state(after.id) is State.CONFIRMED
-    paid = [row.tx_id or "" for row in rows if row.state is State.CONFIRMED]
+    paid = [row.attempt.tx_id or "" for row in rows if row.state is State.CONFIRMED]
     assert sorted(world.transactions()) == sorted(paid)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()

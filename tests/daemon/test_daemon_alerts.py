@@ -173,7 +173,7 @@ async def test_a_utxo_that_somebody_else_spent_is_no_money(world: World, receive
         await run.look()
         utxo = next(one for one in queries.utxos(run.context.conn) if one.lovelace == 16 * ADA)
         await run.context.write(
-            "test", lambda unit: unit.conn.execute("UPDATE coins SET state = 'missing' WHERE ref = ?", (utxo.ref,))
+            "test", lambda unit: unit.conn.execute("UPDATE utxos SET state = 'missing' WHERE ref = ?", (utxo.ref,))
         )
         await alerting.beat()
         assert [call.said["left"] for call in receiver.calls] == [str(15 * ADA)]

@@ -151,7 +151,7 @@ def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
         _, talk = process.communicate(timeout=60)
         assert process.returncode == 1, talk
         assert "lease_lost" in talk
-        assert conn.execute("SELECT COUNT(*) FROM journal").fetchone() == (0,)
+        assert conn.execute("SELECT COUNT(*) FROM entries").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def _deposits(day: Day, asset: str) -> int:
     return sum(
         int(line["units"])
         for row in rows
-        if row.get("kind") in ("deposit", "undeposit")
+        if row.get("kind") in ("deposit", "deposit_reversed")
         for line in row["postings"]
         if line["account"] == "wallet" and line["asset"] == asset
     )

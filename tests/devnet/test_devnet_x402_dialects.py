@@ -100,7 +100,7 @@ def test_every_form_is_read_paid_and_served(reader: Reader, form: str, asset: st
     reader.settings(asset=asset, price=str(price), x402=FORMS[form])
     invoice = reader.invoice()
     assert [(out.asset, out.units) for out in invoice.outputs] == [(asset, price)]
-    assert (invoice.proof, invoice.handed_over) == ("signed_cbor", True)
+    assert (invoice.proof, invoice.merchant_submits) == ("signed_cbor", True)
     shown, headers = reader.proof(invoice)
     assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.PENDING
     assert reader.state()["mempool"] == [shown.tx_id]
@@ -113,7 +113,7 @@ def test_every_form_is_read_paid_and_served(reader: Reader, form: str, asset: st
 def test_the_payers_own_submission_is_asked_for_and_served(reader: Reader) -> None:
     reader.settings(x402={"submission_policy": "client"})
     invoice = reader.invoice()
-    assert not invoice.handed_over
+    assert not invoice.merchant_submits
     shown, headers = reader.proof(invoice)
     assert reader.said(invoice, shown, reader.call(headers)) is RetryVerdict.PENDING
     assert reader.state()["mempool"] == []

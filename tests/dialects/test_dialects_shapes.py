@@ -26,7 +26,7 @@ class Paid:
     units: tuple[int, ...]
     asset: str
     carrier: str
-    handed_over: bool = False
+    merchant_submits: bool = False
 
 
 FLUX_HEADERS = JSON | {
@@ -119,19 +119,19 @@ ROWS: dict[str, Row] = {
         402,
         JSON | {"PAYMENT-REQUIRED": pack(SOLD_V2)},
         {},
-        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, handed_over=True),
+        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, merchant_submits=True),
     ),
     "x402-v2-token": (
         402,
         JSON | {"PAYMENT-REQUIRED": pack(SOLD_V2 | {"accepts": [entry(asset=DOTTED)]})},
         {},
-        Paid("x402-v2", (2_000_000,), TOKEN, SIGNATURE, handed_over=True),
+        Paid("x402-v2", (2_000_000,), TOKEN, SIGNATURE, merchant_submits=True),
     ),
     "x402-v2-in-body": (
         402,
         JSON,
         SOLD_V2 | {"accepts": [entry(extra={})]},
-        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, handed_over=True),
+        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, merchant_submits=True),
     ),
     "x402-v2-client-broadcasts": (
         402,
@@ -155,10 +155,10 @@ ROWS: dict[str, Row] = {
         402,
         {"Payment-Required": pack(MORGAN)},
         "",
-        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, handed_over=True),
+        Paid("x402-v2", (2_000_000,), "lovelace", SIGNATURE, merchant_submits=True),
     ),
-    "masumi-json": (402, JSON, MASUMI, Paid("x402-v1", (2_000_000,), TOKEN, PAYMENT, handed_over=True)),
-    "masumi-page": (402, HTML, page(MASUMI), Paid("x402-v1", (2_000_000,), TOKEN, PAYMENT, handed_over=True)),
+    "masumi-json": (402, JSON, MASUMI, Paid("x402-v1", (2_000_000,), TOKEN, PAYMENT, merchant_submits=True)),
+    "masumi-page": (402, HTML, page(MASUMI), Paid("x402-v1", (2_000_000,), TOKEN, PAYMENT, merchant_submits=True)),
     "masumi-escrow": (
         402,
         JSON,
@@ -195,5 +195,5 @@ def test_every_402_that_was_seen(status: int, headers: dict[str, str], body: obj
         partner=None,
         wallet=ANNA,
     )
-    assert expected == Paid(invoice.dialect, units, invoice.asset, next(iter(proof)), invoice.handed_over)
+    assert expected == Paid(invoice.dialect, units, invoice.asset, next(iter(proof)), invoice.merchant_submits)
     assert invoice.outputs[0].address.text == PAY_TO

@@ -145,7 +145,7 @@ def test_who_broadcasts_is_the_operators_setting_in_the_dialects_that_do_not_say
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS, proof=proof)
     for response in (make_response(402, {}, plain_body()), make_response(402, {}, FLUX)):
         invoice = read_one(response, now)
-        assert (invoice.proof, invoice.handed_over) == (proof, proof == "signed_cbor")
+        assert (invoice.proof, invoice.merchant_submits) == (proof, proof == "signed_cbor")
 
 
 def test_a_partners_name_may_be_anything() -> None:

@@ -55,7 +55,7 @@ def test_the_example_servers_402(answer: Any) -> None:
     assert (invoice.dialect, invoice.network, invoice.asset) == ("x402-v1", "preprod", TOKEN)
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
     assert (invoice.expires_at_ms, invoice.decimals) == (NOW_MS + 600_000, 0)
-    assert (invoice.proof, invoice.handed_over, invoice.has_own_id) == ("signed_cbor", True, False)
+    assert (invoice.proof, invoice.merchant_submits, invoice.has_own_id) == ("signed_cbor", True, False)
     assert invoice == offer(in_json(v1_required()), url=HOME)
 
 

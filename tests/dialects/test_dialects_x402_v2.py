@@ -33,7 +33,7 @@ def test_the_official_402() -> None:
     assert (invoice.dialect, invoice.network, invoice.origin) == ("x402-v2", "preprod", "https://api.example.com")
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
     assert invoice.expires_at_ms == NOW_MS + 600_000
-    assert (invoice.proof, invoice.handed_over, invoice.has_own_id) == ("signed_cbor", True, False)
+    assert (invoice.proof, invoice.merchant_submits, invoice.has_own_id) == ("signed_cbor", True, False)
 
 
 def test_a_token_is_named_with_a_dot_and_read_without() -> None:
@@ -109,7 +109,7 @@ def test_the_two_spellings_of_a_network(network: str) -> None:
 )
 def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
     terms = required(entry() | {"extra": extra})
-    assert offer(answer_402(terms)).handed_over
+    assert offer(answer_402(terms)).merchant_submits
     assert prove(terms)["accepted"]["extra"] == extra
 
 
@@ -190,7 +190,7 @@ def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
         "accepts": [entry() | {"extra": None}],
     }
     invoice = offer(answer_402(terms, body="", headers=NO_JSON))
-    assert invoice.handed_over
+    assert invoice.merchant_submits
     said = prove(terms)
     assert said["payload"]["payer"] == ANNA
     assert said["accepted"]["extra"] is None
@@ -211,7 +211,7 @@ def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_net
     each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
     terms = older()
     (invoice,) = offers(make_response(402, JSON, terms), url=URL)
-    assert (paid(invoice), invoice.handed_over) == ([("pay_to", PAY_TO, 2_000_000)], True)
+    assert (paid(invoice), invoice.merchant_submits) == ([("pay_to", PAY_TO, 2_000_000)], True)
     said = prove(terms)
     assert (said["scheme"], said["network"]) == ("exact", "cardano:preprod")
     assert said["accepted"] == terms["accepts"][0]
@@ -247,12 +247,12 @@ def test_a_transfer_method_of_an_entry_is_the_plain_one(method: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "handed_over", "mode"),
+    ("policy", "merchant_submits", "mode"),
     [("server", True, None), ("either", True, None), ("client", False, "client")],
 )
-def test_who_broadcasts(policy: str, handed_over: bool, mode: str | None) -> None:
+def test_who_broadcasts(policy: str, merchant_submits: bool, mode: str | None) -> None:
     terms = required(entry(extra={"submissionPolicy": policy}))
-    assert offer(answer_402(terms)).handed_over is handed_over
+    assert offer(answer_402(terms)).merchant_submits is merchant_submits
     assert offer(answer_402(terms)).proof == "signed_cbor"
     assert prove(terms)["payload"].get("submissionMode") == mode
 

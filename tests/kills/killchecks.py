@@ -41,18 +41,18 @@ def read_books(path: Path) -> Books:
         ask = conn.execute
         attempts = {
             r[0]: tuple(r[1:])
-            for r in ask("SELECT tx_id, payment_id, anchor, inputs, cbor, fee_lovelace FROM attempts")
+            for r in ask("SELECT tx_id, payment_id, nonce_utxo, inputs, cbor, fee_lovelace FROM attempts")
         }
         payments = {r[0]: tuple(r[1:]) for r in ask("SELECT id, state, tx_id, kind FROM payments")}
         accounts = {
             (r[0], r[1]): r[2] for r in ask("SELECT account, asset, SUM(units) FROM postings GROUP BY 1, 2")
         }
-        utxos = frozenset(r[0] for r in ask("SELECT ref FROM coins WHERE state = 'free'"))
+        utxos = frozenset(r[0] for r in ask("SELECT ref FROM utxos WHERE state = 'available'"))
         faults = [f"integrity {r}" for r in ask("PRAGMA integrity_check") if r != ("ok",)]
         faults += [f"foreign key {r}" for r in ask("PRAGMA foreign_key_check")]
-        unbalanced = "SELECT entry, asset, SUM(units) FROM postings GROUP BY 1, 2 HAVING SUM(units) <> 0"
+        unbalanced = "SELECT entry_id, asset, SUM(units) FROM postings GROUP BY 1, 2 HAVING SUM(units) <> 0"
         faults += [f"unbalanced entry {r}" for r in ask(unbalanced)]
-        orphans = "SELECT p.entry FROM postings p LEFT JOIN journal j ON j.id = p.entry WHERE j.id IS NULL"
+        orphans = "SELECT p.entry_id FROM postings p LEFT JOIN entries j ON j.id = p.entry_id WHERE j.id IS NULL"
         faults += [f"postings without entry {r}" for r in ask(orphans)]
         return Books(attempts, payments, accounts, utxos, tuple(faults))
     finally:

@@ -79,18 +79,18 @@ class Goods:
     asset: str
     pay_to_units: int
     settings: Json
-    handed_over: bool
+    merchant_submits: bool
 
     @classmethod
     def numbered(cls, number: int) -> "Goods":
         """Varied by its number: asset, shares, how they count, dialect; some are handed over to the merchant."""
-        handed_over = number % 7 == 4
+        merchant_submits = number % 7 == 4
         asset = TOKEN if number % 6 == 5 else "lovelace"
         least = 1_000_000 if asset == "lovelace" else 100
         pay_to = 2 * least + number
         shares = [
             {"role": role, "units": str(least + index)}
-            for index, role in enumerate(("platform", "creator")[: 0 if handed_over else number % 3])
+            for index, role in enumerate(("platform", "creator")[: 0 if merchant_submits else number % 3])
         ]
         mode = "inclusive" if number % 4 == 1 else "additional"
         taken = sum(int(share["units"]) for share in shares) if mode == "inclusive" else 0
@@ -98,12 +98,12 @@ class Goods:
         settings |= {"timeout": 7200, "dialect": "flux" if number % 5 == 3 else "t-backend"}
         # deeper than any rollback: a merchant that serves earlier may lose the money, and nobody sends it again
         settings["x402"] = {"max_timeout_s": 7200, "confirmations": 2}
-        return cls(number, asset, pay_to, settings, handed_over)
+        return cls(number, asset, pay_to, settings, merchant_submits)
 
     @property
     def call(self) -> tuple[str, str, bytes]:
         """Method, path and body of the call that is bought."""
-        if self.handed_over:
+        if self.merchant_submits:
             return "GET", f"/x402/goods/{self.number}", b""
         return "POST", "/chat", b'{"message": "purchase %d"}' % self.number
 
@@ -322,8 +322,10 @@ class Lane:
         elif told != (purchase.payment_id, purchase.tx_hash, purchase.headers):
             known = (purchase.payment_id, purchase.tx_hash)
             self.world.violate("answer changed", f"{purchase.key}: {told[:2]} {view['state']} after {known}")
-        proof = view["headers"].get("PAYMENT-SIGNATURE" if purchase.goods.handed_over else "X-Payment")
-        if proof is None or view["tx_hash"] != (proof if not purchase.goods.handed_over else tx_hash_of(proof)):
+        proof = view["headers"].get("PAYMENT-SIGNATURE" if purchase.goods.merchant_submits else "X-Payment")
+        if proof is None or view["tx_hash"] != (
+            proof if not purchase.goods.merchant_submits else tx_hash_of(proof)
+        ):
             self.world.violate("proof missing", f"{purchase.key}: {view['state']} {view['headers']}")
 
     async def aclose(self) -> None:

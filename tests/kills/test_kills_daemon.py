@@ -72,10 +72,10 @@ async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> Non
         with closing(sqlite3.connect(made.lanes[0].dir / "ledger.db")) as conn, conn:
             for account, units in (("fees", 1), ("wallet", -1)):
                 conn.execute(
-                    "INSERT INTO postings(entry, account, asset, units) VALUES (1000000, ?, 'lovelace', ?)",
+                    "INSERT INTO postings(entry_id, account, asset, units) VALUES (1000000, ?, 'lovelace', ?)",
                     (account, units),
                 )
-            conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (1000000, 'post', 1)")
+            conn.execute("INSERT INTO entries(id, kind, at_ms) VALUES (1000000, 'post', 1)")
         await at_peace(made)
         assert kinds(made) == {"ledger differs"}
 

@@ -203,15 +203,10 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
         return [one for one in verify(conn, owner, noted) if isinstance(one, AuditFinding)]
 
 
-VIEWS_MIGRATION = "m003_a_merchants_word_stands_beside_its_own_unit_alone"
-
-
 def of_an_older_payagent(path: Path) -> None:
-    """Make the ledger what it was before the last migration of a view."""
-    with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DROP VIEW v_prepaid")
-        conn.execute("CREATE VIEW v_prepaid AS SELECT remaining AS merchant_says FROM prepaid_observations")
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (VIEWS_MIGRATION,))
+    """Make the ledger one of an earlier version."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA user_version = 0")
 
 
 def head_of(path: Path, owner: Owner) -> Head:

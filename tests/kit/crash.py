@@ -329,7 +329,7 @@ def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     everything = payments.payments_in(run.context.conn, list(State))
     ended = [row for row in everything if row.state is not State.REJECTED]
     assert sorted(row.id for row in ended) == sorted(script.ids.values())
-    assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in ended)
+    assert sorted(world.transactions()) == sorted(row.attempt.tx_id or "" for row in ended)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
     assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)} == world.unspent()

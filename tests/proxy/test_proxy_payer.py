@@ -44,10 +44,10 @@ async def test_a_call_is_paid_and_served(shop: Place) -> None:
     await shop.until_delivered()
     (payment,) = shop.payments
     assert got.values("x-payagent-payment") == [payment.id]
-    cost = sum(output.units for output in payment.outputs) + (payment.fee_lovelace or 0)
+    cost = sum(output.units for output in payment.outputs) + (payment.attempt.fee_lovelace or 0)
     assert got.values("x-payagent-cost") == [f"{cost} lovelace"]
     assert got.values("x-payagent-state") == ["confirmed"]
-    assert shop.run.world.transactions() == [payment.tx_id]
+    assert shop.run.world.transactions() == [payment.attempt.tx_id]
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
@@ -106,8 +106,8 @@ async def test_the_body_is_sent_again_with_the_proof(shop: Place, size: int) -> 
     assert first.line == retry.line
     assert first.body == retry.body == body
     (payment,) = shop.payments
-    assert (retry.header("x-payment"), retry.header("x-invoice-id")) == (payment.tx_id, "inv-1")
-    assert retry.header("x-request-id") == payment.request_id
+    assert (retry.header("x-payment"), retry.header("x-invoice-id")) == (payment.attempt.tx_id, "inv-1")
+    assert retry.header("x-request-id") == payment.intent.request_id
 
 
 async def test_a_chunked_body_is_sent_again(shop: Place) -> None:
@@ -156,7 +156,7 @@ async def test_pending_is_asked_again_with_the_same_proof(shop: Place) -> None:
 async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
     """A call, with a block each time the merchant has seen the proof so often; the last leads to the answer."""
     call = asyncio.create_task(at.ask())
-    await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
+    await at.until(lambda: at.payments and at.payments[0].attempt.accepted_by_provider, "not sent")
     assert wall.retries == []
     for shown in until:
         await at.run.settle_down()
@@ -294,7 +294,7 @@ async def test_a_call_that_waits_when_payagent_stops_is_told_so(
         at.peer.answers["/chat"] = Paywall()
         async with at.wire() as wire:
             await wire.say(at.call())
-            await at.until(lambda: any(row.tx_id for row in at.payments), "nothing was paid")
+            await at.until(lambda: any(row.attempt.tx_id for row in at.payments), "nothing was paid")
             await life.aclose()
             got = await wire.answer()
     told = problem(got)

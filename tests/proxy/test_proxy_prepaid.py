@@ -46,7 +46,7 @@ async def test_a_hundred_first_calls_at_once_buy_one_batch(shop: Place) -> None:
     shop.run.world.settings(batch=100)
     statuses = await asyncio.gather(*(call(shop, number) for number in range(100)))
     assert set(statuses) == {200}
-    assert [is_batch(row.batch_target) for row in shop.payments] == [True]
+    assert [is_batch(row.invoice.batch_target) for row in shop.payments] == [True]
     assert len(shop.run.world.transactions()) == 1
     await shop.until(lambda: left(shop) == (100, 100, 0), "not all are counted")
 
@@ -153,7 +153,7 @@ async def spent(shop: Place, app: str) -> int:
 
 def counted(shop: Place) -> int:
     """What uses of the balance count against own limits, in lovelace."""
-    (units,) = shop.run.context.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM uses").fetchone()
+    (units,) = shop.run.context.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM prepaid_uses").fetchone()
     return int(units)
 
 
@@ -321,7 +321,7 @@ class TestWhatOthersBought:
 
     async def test_a_call_whose_price_nobody_knows_is_asked_first_what_it_costs(self, shop: Place) -> None:
         """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
-        await shop.run.context.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
+        await shop.run.context.write("forget", lambda unit: unit.conn.execute("DELETE FROM request_prices"))
         await bind(shop, "payer", total=EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
         assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)

@@ -70,7 +70,7 @@ async def test_headers_beside_the_terms_spoil_no_receipt(shop: Place) -> None:
 async def test_a_402_takes_no_more_room_than_is_told(shop: Place) -> None:
     shop.peer.answers["/chat"] = x402_with(body=b"\x01" * (512 * 1024))
     assert (await shop.ask()).body == b"served"
-    ((room,),) = shop.run.context.conn.execute("SELECT LENGTH(response) FROM invoices")
+    ((room,),) = shop.run.context.conn.execute("SELECT LENGTH(response_402) FROM invoices")
     assert room < 800_000
 
 

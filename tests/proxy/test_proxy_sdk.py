@@ -27,7 +27,7 @@ async def test_it_is_paid_and_serves(shop: tuple[Place, SdkMerchant]) -> None:
     got = await at.ask("/chat", "Content-Type: application/json", method="POST", body=b'{"message": "hello"}')
     assert (got.status, json.loads(got.body or b"")) == (200, {"reply": "hello"})
     await at.until_delivered(2)
-    assert merchant.payments == {payment.tx_id: 1 for payment in at.payments}
+    assert merchant.payments == {payment.attempt.tx_id: 1 for payment in at.payments}
 
 
 async def test_identical_calls_at_once(shop: tuple[Place, SdkMerchant], request: pytest.FixtureRequest) -> None:

@@ -59,9 +59,11 @@ async def test_every_form_is_paid_once_and_served(shop: Place, method: str, form
     assert got.status == 200, got.body
     await shop.until_delivered()
     (payment,) = shop.payments
-    assert json.loads(got.body or b"")["txHash"] == payment.tx_id
-    assert got.values("x-payagent-cost") == [f"{payment.outputs[0].units + (payment.fee_lovelace or 0)} lovelace"]
-    await shop.until(lambda: shop.run.world.transactions() == [payment.tx_id], "it is not on the chain")
+    assert json.loads(got.body or b"")["txHash"] == payment.attempt.tx_id
+    assert got.values("x-payagent-cost") == [
+        f"{payment.outputs[0].units + (payment.attempt.fee_lovelace or 0)} lovelace"
+    ]
+    await shop.until(lambda: shop.run.world.transactions() == [payment.attempt.tx_id], "it is not on the chain")
 
 
 async def test_a_paid_stream_streams(shop: Place) -> None:
@@ -118,7 +120,7 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(
         got = await shop.ask("/chat?a=1", *headers, method="POST", body=BODY)
         assert (got.status, got.body) == (200, b"served"), got
         (payment,) = shop.payments
-        assert payment.commitment is not None
+        assert payment.invoice.commitment is not None
         answer = await shop.api.http.get(f"/v1/payments/{payment.id}/receipt")
         assert [one.what for one in check_receipt(read_receipt(answer.content))] == []
 

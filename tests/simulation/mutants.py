@@ -100,12 +100,12 @@ def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
     text = schema.TABLES
     live = "WHERE state NOT IN ('rejected', 'denied')"
-    freed = "AND reason_code IS NOT 'anchor_gone'"
+    freed = "AND code IS NOT 'anchor_gone'"
     for rule in (
-        "CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)",
-        "FOREIGN KEY (payment_id, anchor) REFERENCES payments(id, anchor),",
-        f"CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) {live};",
-        f"CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)\n  {live} {freed};",
+        "CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)",
+        "FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),",
+        f"CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice_seq) {live};",
+        f"CREATE UNIQUE INDEX payments_one_per_nonce_utxo ON payments(nonce_utxo)\n  {live} {freed};",
     ):
         assert rule in text, rule
         text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK (instr") else "")
@@ -127,7 +127,7 @@ def _record_after_submit(stack: ExitStack) -> None:
 
     async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
         raw = await self.sign_and_check(payment_id, plan)
-        if not self._context.payment(payment_id).handed_over:
+        if not self._context.payment(payment_id).invoice.merchant_submits:
             await self._context.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
@@ -156,7 +156,8 @@ def _answered_before_commit(stack: ExitStack) -> None:
         task = asyncio.create_task(write())
         self._sending._tasks.add(task)
         row = self._context.payment(admitted.payment_id)
-        return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
+        attempt = replace(row.attempt, tx_id=admitted.plan.tx_id, cbor=raw)
+        return replace(row, attempt=attempt, state=State.IN_FLIGHT), True
 
     real = PaymentLifecycle.carry_out
     put(stack, PaymentLifecycle, "carry_out", carry_out)
@@ -209,7 +210,7 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
         context = self._context
         tip, now_ms = context.chain.tip, context.ports.clock.now_ms()
         for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
-            if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
+            if tip is not None and tip.slot >= (row.attempt.ttl_slot or 0) + 20 * blocks:
                 await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
@@ -237,8 +238,8 @@ def _not_found_is_void(stack: ExitStack) -> None:
     async def look_for(self: Confirmations, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
         context = self._context
-        if context.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
-            read = await source.tx(row.tx_id)
+        if context.payment(row.id).state is State.IN_FLIGHT and row.attempt.tx_id is not None:
+            read = await source.tx(row.attempt.tx_id)
             now_ms = context.ports.clock.now_ms()
             if not isinstance(read, Found):
                 await context.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
@@ -304,7 +305,7 @@ def _never_taken_back(stack: ExitStack) -> None:
     real = steps.reason_to_cancel
 
     def reason_to_cancel(conn: Any, row: Any, slot: int) -> Any:
-        return None if row.handed_over and row.state is State.IN_FLIGHT else real(conn, row, slot)
+        return None if row.invoice.merchant_submits and row.state is State.IN_FLIGHT else real(conn, row, slot)
 
     put(stack, steps, "reason_to_cancel", reason_to_cancel)
 
@@ -318,7 +319,7 @@ def _given_up_pending(stack: ExitStack) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         for row in payments.payments_in(context.conn, (State.IN_FLIGHT,)):
-            if row.handed_over and now_ms > row.changed_at_ms + 120_000:
+            if row.invoice.merchant_submits and now_ms > row.updated_at_ms + 120_000:
                 await context.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
@@ -342,7 +343,7 @@ def _nonce_utxo_dropped(stack: ExitStack) -> None:
             network_id=self.chain.network.network_id,
             params=wanted.parameters,
         )
-        unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.nonce_utxo.ref, row.id))
+        unit.conn.execute("UPDATE payments SET nonce_utxo = ? WHERE id = ?", (made.nonce_utxo.ref, row.id))
         return made
 
     put(stack, replacement.Replacement, "_plan", plan)
@@ -398,7 +399,7 @@ def _key_outside(stack: ExitStack) -> None:
     """Who has the key is asked when a call comes, and acted upon a moment later, when others have opened it."""
     pay, admit, live = Agent.pay, admission.Admission.admit, intents.live_intent
     seen: dict[str, Any] = {}
-    rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
+    rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, idempotency_key) WHERE ended_at_ms IS NULL;"
     without_guards(stack)
     assert rule in schema.TABLES
     put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))

@@ -118,8 +118,8 @@ class Watched(World):
         for row in payments.payments_in(conn, tuple(State)):
             if row.kind == "invoice":
                 pays = [one.tx_id for one in queries.attempts(conn, row.id) if one.kind == "pay"]
-                in_time |= {row.intent_id for tx_id in pays if self._is_in_time(tx_id, row)}
-                taken |= {row.intent_id for tx_id in pays if self._is_taken(tx_id)}
+                in_time |= {row.intent.id for tx_id in pays if self._is_in_time(tx_id, row)}
+                taken |= {row.intent.id for tx_id in pays if self._is_taken(tx_id)}
         self.tally.in_time += len(in_time)
         self.tally.taken += len(taken)
 
@@ -127,7 +127,7 @@ class Watched(World):
         found = self.net.chain.tx(tx_id)
         if found is None or found[1] is None:
             return False
-        return self.net.node.time_s(found[1].slot) * 1000 < (row.expires_at_ms or 0)
+        return self.net.node.time_s(found[1].slot) * 1000 < (row.invoice.expires_at_ms or 0)
 
     def _is_taken(self, tx_id: str) -> bool:
         """By the merchants' own books: whether the client told the daemon of it is another question."""

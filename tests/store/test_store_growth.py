@@ -162,10 +162,10 @@ def with_topups(unit: Unit, count: int) -> int:
         topups.add(
             unit,
             topup_id=name,
-            pool=pool.id,
+            pool_id=pool.id,
             app_id=APP,
             key=name,
-            cause="order",
+            trigger="manual",
             unit_name=CALLS,
             units=10,
             request="{}",

@@ -41,8 +41,8 @@ def place(
         unit,
         intent_id=f"int_{name}",
         app_id=app,
-        key=name,
-        derived=False,
+        idempotency_key=name,
+        is_key_derived=False,
         fingerprint="f",
         origin=origin,
         request=None,
@@ -314,6 +314,7 @@ def test_no_question_about_limits_looks_at_every_row(tmp_path: Path) -> None:
     steps = [row[3] for sql in asked for row in conn.execute(f"EXPLAIN QUERY PLAN {sql}")]
     assert len(steps) >= len(Window) + 1
     assert all(
-        step.startswith(("SEARCH spent USING PRIMARY KEY", "SEARCH limits USING PRIMARY")) for step in steps
+        step.startswith(("SEARCH limit_counters USING PRIMARY KEY", "SEARCH limits USING PRIMARY"))
+        for step in steps
     )
     conn.close()

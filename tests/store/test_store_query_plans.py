@@ -1,11 +1,13 @@
 """What the writer asks in its transaction it finds by an index: a long past costs nothing."""
 
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
 from payagent.store.db.writer import Writer
 from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
 
 ASKED_OF_UTXOS = {
     "free": queries.free_utxos,
@@ -28,5 +30,24 @@ def test_no_question_about_utxos_looks_at_every_utxo(tmp_path: Path, name: str) 
         steps = writer.submit("plan", plan).result(10)
     finally:
         writer.close()
-    assert any(step.startswith("SEARCH c USING INDEX coins_by_state") for step in steps), steps
+    assert any(step.startswith("SEARCH c USING INDEX utxos_by_state") for step in steps), steps
     assert not [step for step in steps if step.startswith("SCAN") or "AUTOMATIC" in step], steps
+
+
+def test_the_columns_of_a_payment_have_the_names_of_its_fields(tmp_path: Path) -> None:
+    def names(unit):  # type: ignore[no-untyped-def]
+        asked: list[str] = []
+        unit.conn.set_trace_callback(asked.append)
+        payments.payment(unit.conn, "pay")
+        unit.conn.set_trace_callback(None)
+        return [column[0] for column in unit.conn.execute(asked[0]).description]
+
+    writer = Writer(tmp_path / "ledger.db")
+    try:
+        columns = writer.submit("names", names).result(10)
+    finally:
+        writer.close()
+    row = payments.PaymentRow
+    parts = (row, *(one.type for one in fields(row) if str(one.type).endswith("Part'>")))
+    kept = [one.name for part in parts for one in fields(part) if one.type not in parts and one.default is MISSING]
+    assert columns == kept

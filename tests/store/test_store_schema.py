@@ -1,16 +1,17 @@
 """What SQL itself holds, whatever the Python above it does: each row of the tables breaks one rule."""
 
-import hashlib
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from payagent.core.problems import Refused
 from payagent.store.db.opening import migrate, open_database
-from payagent.store.db.schema import missing_guards
+from payagent.store.db.schema import MIGRATIONS, VERSION, bring_up_to_date, missing_guards, version
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.triggers import GUARDS, KEPT, Guard
 
@@ -28,44 +29,46 @@ INSERT INTO intents VALUES ('int2', 'app', 'k2', 0, 'f', 'o', NULL, 'r', 1, NULL
 INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', {INVOICE});
 INSERT INTO invoices VALUES (2, 'o', 'inv2', 'int2', 'flux', 't', {INVOICE});
 INSERT INTO intents VALUES ('int3', 'app', 'k3', 1, 'f', 'o', NULL, 'r', 1, 2);
-INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery, anchor,
-  created_at_ms, changed_at_ms)
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, state,
+delivery, nonce_utxo,
+  created_at_ms, updated_at_ms)
   VALUES ('pay1', 'invoice', 'app', 'int1', 1, 1, 'o', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
-INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery,
-  created_at_ms, changed_at_ms)
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, state, delivery,
+  created_at_ms, updated_at_ms)
   VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, 'o', '[]', 'rejected', 'not_presented', 1, 1);
 INSERT INTO approvals VALUES ('pay0', 't', '[]', '{{}}', NULL, 1, 2);
-INSERT INTO holds VALUES ('pay1', 'pay', 'lovelace', 5, 1, NULL, 5, 1, NULL);
-INSERT INTO holds VALUES ('pay1', 'pay', 'token', 5, 1, 2, 0, 1, 1);
-INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
-INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
+INSERT INTO holds VALUES ('pay1', 'payment', 'lovelace', 5, 1, NULL, 5, 1, NULL);
+INSERT INTO holds VALUES ('pay1', 'payment', 'token', 5, 1, 2, 0, 1, 1);
+INSERT INTO utxos VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'available', NULL);
+INSERT INTO utxos VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'available', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
 INSERT INTO attempts VALUES ('cc', 'pay1', 'pay', 'aa#0', 1, 'bb#1 aa#0', x'84', 170000, 9, 1);
 INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('cc', 'p', 1);
-INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms)
+INSERT INTO block_observations(tx_id, block_hash, block_height, block_slot, provider, at_ms)
   VALUES ('cc', 'h', 1, 1, 'p', 1);
-INSERT INTO foreign_sightings VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1);
+INSERT INTO external_spends VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1);
 INSERT INTO events VALUES (1, 'pay1', 'reserve', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
-INSERT INTO postings(entry, account, asset, units)
+INSERT INTO postings(entry_id, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
-INSERT INTO journal(id, kind, ref, at_ms) VALUES (1, 'deposit', 'aa#0', 1);
+INSERT INTO entries(id, kind, ref, at_ms) VALUES (1, 'deposit', 'aa#0', 1);
 INSERT INTO meta VALUES ('network', 'devnet');
 INSERT INTO seals VALUES (1, '{{}}', x'00', '{HASH}');
 INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1);
 INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
-INSERT INTO uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
+INSERT INTO prepaid_uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
-INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
-INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, 1,
-  NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO merchant_reports VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
+INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'manual', 'lovelace', 5, '{{}}', 0, 1, 1,
+  NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
-  'c', 'r', 2, 2, 'not_found', 'r');
+  'c', 'r', 'd', 2, 2, 'not_found', 'r', 'd');
 INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
 PAYMENT = (
-    "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery, "
-    "anchor, created_at_ms, changed_at_ms) VALUES "
+    "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, "
+    "state, delivery, "
+    "nonce_utxo, created_at_ms, updated_at_ms) VALUES "
 )
 PAY2 = PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', "
 PAY3 = PAYMENT + "('pay3', "
@@ -93,36 +96,37 @@ def plain(conn: sqlite3.Connection, tmp_path: Path) -> Iterator[sqlite3.Connecti
 
 NEW_EVENT = "INSERT INTO events VALUES ({}, 'pay1', 'reserve', 'reserved', '{{}}', 1, '{}', '" + "b" * 64 + "')"
 NEW_ATTEMPT = (
-    "REPLACE INTO attempts(rowid, tx_id, payment_id, kind, anchor, inputs, cbor, fee_lovelace, ttl_slot, "
+    "REPLACE INTO attempts(rowid, tx_id, payment_id, kind, nonce_utxo, inputs, cbor, fee_lovelace, ttl_slot, "
     "signed_at_ms) "
 )
 NEW_APP = "REPLACE INTO apps(rowid, id, name, scopes, created_at_ms) VALUES "
 NEW_TOKEN = "REPLACE INTO tokens VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
-NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 6 + ")"
+NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 8 + ")"
 NEW_VALUES = {
-    "holds.stage": "'ask'",
+    "holds.stage": "'approval'",
     "alerts.kind": "'other'",
     "app_id": "'app2'",
     "asset": "asset || 'x'",
     "at_ms": "9",
-    "cause": "'auto'",
     "counted_at_ms": "9",
     "clock_ms": "9",
     "created_at_ms": "9",
     "expires_at_ms": "9",
-    "derived": "1 - derived",
+    "is_key_derived": "1 - is_key_derived",
     "id": "id || 'x'",
     "intent_id": "intent_id || 'x'",
-    "invoice": "2",
+    "invoice_seq": "2",
     "is_call": "1 - is_call",
     "key": "key || 'x'",
-    "kind": "'send', invoice = NULL, first_invoice = NULL",
-    "first_invoice": "2",
+    "idempotency_key": "idempotency_key || 'x'",
+    "trigger": "'auto'",
+    "kind": "'send', invoice_seq = NULL, first_invoice_seq = NULL",
+    "first_invoice_seq": "2",
     "hash": "hash || 'x'",
     "payment_id": "payment_id || 'x'",
-    "pool": "2",
+    "pool_id": "2",
     "units": "units + 1",
 }
 
@@ -165,7 +169,7 @@ BREACHES = [
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
     ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
     ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
-    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'pay', 'lovelace', 1, 1, NULL, 1, 1, NULL)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'payment', 'lovelace', 1, 1, NULL, 1, 1, NULL)"),
     (
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
@@ -183,7 +187,7 @@ BREACHES = [
         PAYMENT + "('p', 'send', 'app', 'int2', NULL, NULL, 'o', '[]', 'signed', 'n', 'bb#1', 1, 1)",
     ),
     ("approvals_no_replace", "REPLACE INTO approvals VALUES ('pay0', 'u', '[]', '{}', NULL, 1, 9)"),
-    ("payments_asked", "UPDATE payments SET state = 'awaiting_approval', anchor = NULL WHERE id = 'pay1'"),
+    ("payments_asked", "UPDATE payments SET state = 'awaiting_approval', nonce_utxo = NULL WHERE id = 'pay1'"),
     ("payments_refused_for_good", "UPDATE payments SET state = 'denied' WHERE id = 'pay0'"),
     (
         "payments_no_replace",
@@ -193,11 +197,17 @@ BREACHES = [
         "payments_no_replace",
         NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'signed', 'n', 'aa#0', 1, 1)",
     ),
-    ("payments_no_overwrite", "UPDATE OR REPLACE payments SET state = 'void', anchor = 'bb#1' WHERE id = 'pay0'"),
-    ("payments_anchor_once", "UPDATE payments SET anchor = 'bb#1' WHERE id = 'pay1'"),
-    ("payments_anchor_once", "UPDATE payments SET anchor = NULL, state = 'rejected' WHERE id = 'pay1'"),
-    ("postings_sealed", "INSERT INTO postings(entry, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)"),
-    ("journal_balances", "INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)"),
+    (
+        "payments_no_overwrite",
+        "UPDATE OR REPLACE payments SET state = 'void', nonce_utxo = 'bb#1' WHERE id = 'pay0'",
+    ),
+    ("payments_nonce_utxo_once", "UPDATE payments SET nonce_utxo = 'bb#1' WHERE id = 'pay1'"),
+    ("payments_nonce_utxo_once", "UPDATE payments SET nonce_utxo = NULL, state = 'rejected' WHERE id = 'pay1'"),
+    (
+        "postings_sealed",
+        "INSERT INTO postings(entry_id, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)",
+    ),
+    ("entries_balance", "INSERT INTO entries(id, kind, at_ms) VALUES (2, 'deposit', 1)"),
     ("events_chained", NEW_EVENT.format(2, GENESIS)),
     ("events_chained", NEW_EVENT.format(3, HASH)),
     ("events_chained", NEW_EVENT.format(0, HASH)),
@@ -206,11 +216,13 @@ BREACHES = [
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
     ("topups_stop_code_once", "UPDATE topups SET stop_code = NULL WHERE id = 'top2'"),
     ("topups_stop_reason_once", "UPDATE topups SET stop_reason = NULL WHERE id = 'top2'"),
+    ("topups_stop_detail_once", "UPDATE topups SET stop_detail = NULL WHERE id = 'top2'"),
     ("topups_ended_clock_ms_once", "UPDATE topups SET ended_clock_ms = NULL WHERE id = 'top2'"),
-    ("topups_end_once", "UPDATE topups SET reason_code = NULL WHERE id = 'top2'"),
+    ("topups_end_once", "UPDATE topups SET code = NULL WHERE id = 'top2'"),
     ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
-    ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
+    ("topups_code_once", "UPDATE topups SET code = 'other' WHERE id = 'top2'"),
     ("topups_reason_once", "UPDATE topups SET reason = NULL WHERE id = 'top2'"),
+    ("topups_detail_once", "UPDATE topups SET detail = NULL WHERE id = 'top2'"),
     ("alerts_delivered_at_ms_once", "UPDATE alerts SET delivered_at_ms = NULL"),
     ("meta_no_replace", "REPLACE INTO meta VALUES ('network', 'mainnet')"),
     ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
@@ -225,9 +237,9 @@ TURNED_BREACHES = [
         "payments_invoice_unsigned",
         PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)",
     ),
-    ("payments_invoice_not_signed", "UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay2'"),
-    ("payments_invoice_follows", "UPDATE payments SET invoice = 4 WHERE id = 'pay1'"),
-    ("payments_invoice_follows", "UPDATE payments SET invoice = 1, state = 'in_flight' WHERE id = 'pay1'"),
+    ("payments_invoice_not_signed", "UPDATE payments SET invoice_seq = 1, state = 'in_block' WHERE id = 'pay2'"),
+    ("payments_invoice_follows", "UPDATE payments SET invoice_seq = 4 WHERE id = 'pay1'"),
+    ("payments_invoice_follows", "UPDATE payments SET invoice_seq = 1, state = 'in_flight' WHERE id = 'pay1'"),
     ("attempts_of_the_invoice", ATTEMPT.format(1)),
     ("attempts_of_the_invoice", ATTEMPT.format(2)),
     ("attempts_of_the_invoice", ATTEMPT.format("NULL")),
@@ -259,23 +271,26 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
     may_change = {
         "intents": {"ended_at_ms"},
         "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
-        "topups": {"seq", "stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"},
+        "topups": {
+            *("seq", "stop_code", "stop_reason", "stop_detail", "ended_at_ms", "ended_clock_ms"),
+            *("code", "reason", "detail"),
+        },
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
             *(
                 "seq",
                 "state",
                 "delivery",
-                "anchor",
+                "nonce_utxo",
                 "ttl_slot",
                 "tx_id",
                 "block_hash",
                 "block_height",
                 "block_slot",
-                "invoice",
-                "void_by",
+                "invoice_seq",
+                "void_tx_id",
             ),
-            *("merchant_status", "reason_code", "reason", "changed_at_ms"),
+            *("merchant_status", "code", "reason", "detail", "updated_at_ms"),
         },
     }
     for table, columns in may_change.items():
@@ -297,7 +312,7 @@ def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
     """pay1 was signed for invoice 1 and goes by another one of its intent now. Invoice 4 is of another origin."""
     plain.execute(f"INSERT INTO invoices VALUES (3, 'o', 'inv3', 'int1', 'flux', 't', {INVOICE})")
     plain.execute(f"INSERT INTO invoices VALUES (4, 'elsewhere', 'inv4', 'int1', 'flux', 't', {INVOICE})")
-    plain.execute("UPDATE payments SET invoice = 3, state = 'replacing' WHERE id = 'pay1'")
+    plain.execute("UPDATE payments SET invoice_seq = 3, state = 'replacing' WHERE id = 'pay1'")
     return plain
 
 
@@ -319,17 +334,17 @@ def test_an_invoice_that_was_signed_for_stays_its_payments(
 
 def test_a_payment_goes_back_to_an_invoice_that_it_was_signed_for(turned: sqlite3.Connection) -> None:
     turned.execute(ATTEMPT.format(3))
-    turned.execute("UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay1'")
+    turned.execute("UPDATE payments SET invoice_seq = 1, state = 'in_block' WHERE id = 'pay1'")
 
 
 def test_a_payment_goes_by_an_invoice_that_first_came_for_another_intent(turned: sqlite3.Connection) -> None:
-    turned.execute("UPDATE payments SET invoice = 2 WHERE id = 'pay1'")
+    turned.execute("UPDATE payments SET invoice_seq = 2 WHERE id = 'pay1'")
 
 
 def test_what_may_change_does(plain: sqlite3.Connection) -> None:
     plain.execute("UPDATE intents SET ended_at_ms = 5 WHERE id = 'int1'")
     plain.execute("UPDATE holds SET released_at_ms = 5 WHERE asset = 'lovelace'")
-    plain.execute("UPDATE payments SET state = 'void', reason = 'r' WHERE id = 'pay1'")
+    plain.execute("UPDATE payments SET state = 'void', detail = 'r' WHERE id = 'pay1'")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +364,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
             PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, NULL, NULL, '[]', 'received', 'n', NULL, 1, 1)",
             "CHECK",
         ),
-        ("UPDATE payments SET anchor = 'bb#1'", "anchor of payments is set once"),
+        ("UPDATE payments SET nonce_utxo = 'bb#1'", "nonce_utxo of payments is set once"),
         ("UPDATE payments SET outputs = '[1]'", "never changes"),
         ("DELETE FROM payments", "never deleted"),
         ("UPDATE invoices SET terms_hash = 'other'", "invoices is append-only"),
@@ -362,14 +377,14 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'bb#1', x'84', 1, 9, 1)", "CHECK"),
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'aa#01', x'84', 1, 9, 1)", "CHECK"),
         ("INSERT INTO reservations VALUES ('aa#0', 'pay1')", "UNIQUE"),
-        ("INSERT INTO postings(entry, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)", "sealed"),
-        ("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)", "does not balance"),
+        ("INSERT INTO postings(entry_id, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)", "sealed"),
+        ("INSERT INTO entries(id, kind, at_ms) VALUES (2, 'deposit', 1)", "does not balance"),
         (
-            "INSERT INTO postings(entry, account, asset, units) VALUES (2, 'wallet', 'lovelace', 1.5)",
+            "INSERT INTO postings(entry_id, account, asset, units) VALUES (2, 'wallet', 'lovelace', 1.5)",
             "cannot store REAL",
         ),
-        ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'pay', 'ada', -1, 1, NULL, 1, 1, NULL)", "CHECK"),
+        ("UPDATE utxos SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'payment', 'ada', -1, 1, NULL, 1, 1, NULL)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:
@@ -381,7 +396,7 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
     ("values", "index"),
     [
         ("('pay2', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
-        ("('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
+        ("('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'aa#0', 1, 1)", "nonce_utxo"),
     ],
 )
 def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: str, index: str) -> None:
@@ -394,11 +409,11 @@ def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: 
 def test_an_entry_must_balance_per_asset(conn: sqlite3.Connection) -> None:
     conn.execute("BEGIN")
     conn.execute(
-        "INSERT INTO postings(entry, account, asset, units) "
+        "INSERT INTO postings(entry_id, account, asset, units) "
         "VALUES (2, 'wallet', 'lovelace', 5), (2, 'held', 'token', -5)"
     )
     with pytest.raises(sqlite3.IntegrityError, match="does not balance"):
-        conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'post', 1)")
+        conn.execute("INSERT INTO entries(id, kind, at_ms) VALUES (2, 'post', 1)")
     conn.execute("ROLLBACK")
 
 
@@ -423,8 +438,8 @@ def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
     """What came of writing an entry of these lines."""
     conn.execute("BEGIN")
     try:
-        conn.executemany("INSERT INTO postings(entry, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
-        conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)")
+        conn.executemany("INSERT INTO postings(entry_id, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
+        conn.execute("INSERT INTO entries(id, kind, at_ms) VALUES (2, 'deposit', 1)")
     except sqlite3.Error as error:
         return str(error)
     finally:
@@ -472,19 +487,45 @@ def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Conn
         conn.execute(PAY3 + "'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'dd#1', 1, 1)")
 
 
-BUILT = "a317f9723c4eab2a"
-"""Of every table, index and view of a new ledger. Ledgers that exist take none of a change here: it belongs into a
-migration of its own, which both then have."""
+FIRST = Path(__file__).with_name("ledger_0_1_0.sql").read_text()
+"""The schema of 0.1.0. It never changes, because ledgers of that release exist."""
 
 
-def test_what_a_ledger_is_built_of_changes_by_migrations_alone(tmp_path: Path) -> None:
-    conn = open_database(tmp_path / "ledger.db")
-    try:
-        migrate(conn)
-        rows = conn.execute(
-            "SELECT type, name, sql FROM sqlite_master WHERE type <> 'trigger' AND sql IS NOT NULL "
-            "AND name NOT LIKE 'sqlite_%' ORDER BY type, name"
-        ).fetchall()
-    finally:
-        conn.close()
-    assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == BUILT
+def memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None)
+
+
+def built(conn: sqlite3.Connection) -> list[tuple[str, ...]]:
+    return conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+
+
+def test_migrations_build_what_a_new_ledger_has() -> None:
+    """A change of the tables, views or guards reaches the ledgers that exist by a migration alone."""
+    with closing(memory()) as old, closing(memory()) as new:
+        old.executescript(FIRST)
+        bring_up_to_date(old)
+        bring_up_to_date(new)
+        assert built(old) == built(new)
+
+
+def add_a_table(conn: sqlite3.Connection) -> None:
+    conn.execute("CREATE TABLE later (id INTEGER) STRICT")
+
+
+def fail(conn: sqlite3.Connection) -> None:
+    add_a_table(conn)
+    raise RuntimeError("half done")
+
+
+def test_a_migration_runs_once_and_wholly() -> None:
+    with closing(memory()) as conn:
+        bring_up_to_date(conn)
+        before = built(conn)
+        with pytest.raises(RuntimeError):
+            bring_up_to_date(conn, [*MIGRATIONS, fail])
+        assert (built(conn), version(conn), conn.in_transaction) == (before, VERSION, False)
+        for _ in range(2):
+            bring_up_to_date(conn, [*MIGRATIONS, add_a_table])
+            assert (len(built(conn)), version(conn)) == (len(before) + 1, VERSION + 1)
+        with pytest.raises(Refused, match="has version"):
+            bring_up_to_date(conn)

@@ -118,7 +118,7 @@ def test_only_what_took_place_is_sealed(path: Path) -> None:
         raise Refused("not_found", "on purpose")
 
     def break_commit(unit: Unit) -> None:
-        unit.conn.execute("INSERT INTO postings(entry, account, asset, units) VALUES (7, 'a', 'b', 1)")
+        unit.conn.execute("INSERT INTO postings(entry_id, account, asset, units) VALUES (7, 'a', 'b', 1)")
 
     writer = Writer(path)
     for job in (refuse, break_commit):
@@ -147,8 +147,8 @@ def test_of_a_row_that_may_change_only_what_never_does_is_sealed(path: Path) -> 
 
     def open_intent(unit: Unit) -> None:
         records.add_intent(
-            unit, intent_id="int", app_id="app", key="k", derived=True, fingerprint="f", origin="o", request=None,
-            request_id="r", now_ms=5,
+            unit, intent_id="int", app_id="app", idempotency_key="k", is_key_derived=True, fingerprint="f",
+            origin="o", request=None, request_id="r", now_ms=5,
         )  # fmt: skip
 
     writer.submit("intent", open_intent).result(10)

@@ -37,7 +37,11 @@ def test_balances_pass_what_one_column_can_hold(unit: Unit) -> None:
 
 
 def test_an_account_that_is_empty_again_is_not_listed(unit: Unit) -> None:
-    for entry in (ledger.deposit({"token": MOST}), ledger.deposit({"ada": 5}), ledger.undeposit({"token": MOST})):
+    for entry in (
+        ledger.deposit({"token": MOST}),
+        ledger.deposit({"ada": 5}),
+        ledger.deposit_reversed({"token": MOST}),
+    ):
         records.write_entry(unit, entry, 1)
     assert journal.balances(unit.conn) == [("external", "ada", -5), ("wallet", "ada", 5)]
 
@@ -48,8 +52,8 @@ def test_what_was_spent_passes_what_one_column_can_hold(unit: Unit) -> None:
             unit,
             intent_id=f"int{n}",
             app_id="app",
-            key=f"key{n}",
-            derived=False,
+            idempotency_key=f"key{n}",
+            is_key_derived=False,
             fingerprint="f",
             origin="https://merchant.example",
             request=None,

@@ -11,13 +11,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from kit.audit import of_an_older_payagent
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Committer, Ownership
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
-from payagent.store.db.schema import changed_views, missing_guards
+from payagent.store.db.schema import VERSION
 from payagent.store.db.signer_record import LastSigned, lacks
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
@@ -129,7 +128,7 @@ async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -
     def defer_a_failure(unit: Unit) -> None:
         memory.append("taken")
         unit.undo(memory.clear)
-        unit.conn.execute("INSERT INTO postings(entry, account, asset, units) VALUES (7, 'a', 'b', 1)")
+        unit.conn.execute("INSERT INTO postings(entry_id, account, asset, units) VALUES (7, 'a', 'b', 1)")
 
     with pytest.raises(Refused, match="store_failed"):
         await writer.run("orphan", defer_a_failure)
@@ -427,67 +426,19 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
     assert (caught.value.code, caught.value.problem.retryable) == ("ledger_changed", False)
 
 
-def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DROP TRIGGER payments_invoice_follows")
-        conn.execute(
-            "CREATE TRIGGER payments_invoice_follows BEFORE UPDATE ON payments WHEN 0 BEGIN SELECT 1; END"
-        )
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm002_%'")
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        assert missing_guards(conn) == []
-
-
-def test_a_ledger_of_the_indexes_before_gets_those_of_now(path: Path) -> None:
-    indexes = "SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        new = conn.execute(indexes).fetchall()
-        conn.execute("DROP INDEX payments_paying")
-        conn.execute("CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL")
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm004_%'")
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        assert conn.execute(indexes).fetchall() == new
-
-
-def test_a_ledger_from_before_readiness_gets_its_table(path: Path) -> None:
-    tables = "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name"
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        new = conn.execute(tables).fetchall()
-        conn.execute("DROP TABLE readiness")
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm005_%'")
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        assert conn.execute(tables).fetchall() == new
-
-
-def test_a_ledger_of_the_views_before_gets_those_of_now(path: Path) -> None:
-    Writer(path).close()
-    of_an_older_payagent(path)
-    with closing(sqlite3.connect(path)) as conn, conn:
-        assert changed_views(conn) == ["v_prepaid"]
-    Writer(path).close()
-    with closing(sqlite3.connect(path)) as conn, conn:
-        assert changed_views(conn) == []
-
-
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
-def test_a_ledger_that_a_newer_payagent_has_changed_is_not_opened(
-    path: Path, opens: Callable[[Path], object]
+@pytest.mark.parametrize(("version", "code"), [(VERSION + 1, "ledger_newer"), (0, "ledger_changed")])
+def test_a_ledger_of_an_unknown_version_is_not_opened(
+    path: Path, opens: Callable[[Path], object], version: int, code: str
 ) -> None:
     """What it knows more of would be passed over: a rule of the newer one, or a payment."""
     Writer(path).close()
     require_ledger(path)
-    with closing(sqlite3.connect(path)) as conn, conn:
-        columns = "migration_set, name, applied_at"
-        conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
-    with pytest.raises(Refused, match="newer payagent") as caught:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(Refused, match=f"has version {version}") as caught:
         opens(path)
-    assert caught.value.code == "ledger_newer"
+    assert caught.value.code == code
     assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
     assert not caught.value.problem.retryable
 
@@ -527,8 +478,9 @@ def payment(path: Path) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
         unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
         unit.conn.execute(
-            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, created_at_ms, "
-            "changed_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
+            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, "
+            "created_at_ms, "
+            "updated_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
         )
 
     writer.submit("setup", job).result(10)

@@ -209,7 +209,7 @@ def test_what_the_dialects_read_and_write_is_served(devnet: DevnetThread, buyer:
         url = f"{merchant.url}/premium?day=1"
         (invoice,) = read_offers(received(buyer.http.get(url)), reading(url, merchant.url))
         (output,) = invoice.outputs
-        assert (output.units, invoice.handed_over, invoice.proof) == (price, True, "signed_cbor")
+        assert (output.units, invoice.merchant_submits, invoice.proof) == (price, True, "signed_cbor")
         is_ada = output.asset == "lovelace"
         out = ada(output.address.raw, price) if is_ada else (output.address.raw, 1_300_000, {output.asset: price})
         tx_id, raw, nonce = buyer.transaction([out])

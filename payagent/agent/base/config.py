@@ -78,7 +78,7 @@ class MerchantConfig:
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
         """Headers of payagent's own requests about a payment (the T Backend developer guide)."""
-        return self.own_headers(wallet_address) | {"X-Request-Id": row.request_id}
+        return self.own_headers(wallet_address) | {"X-Request-Id": row.intent.request_id}
 
     def own_headers(self, wallet_address: str) -> dict[str, str]:
         """Headers of payagent's own requests to the merchant."""

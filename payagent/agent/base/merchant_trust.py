@@ -42,7 +42,7 @@ def claim_of_invoice(invoice: Invoice) -> InvoiceClaim:
 def claim_of_payment(row: PaymentRow) -> InvoiceClaim:
     """The claim of the payment's current invoice."""
     outputs = ((output.role, output.address, output.asset, output.units) for output in row.outputs)
-    return claim_of(outputs, calls_of(row.batch_target))
+    return claim_of(outputs, calls_of(row.invoice.batch_target))
 
 
 def known_of(
@@ -82,10 +82,10 @@ def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) 
     A higher price that the rules accept does not replace the agreed one; otherwise prices could creep up.
     """
     price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
-    if price is None or row.origin is None:
+    if price is None or row.invoice.origin is None:
         return
-    if not merchants.agreed(unit.conn, row.origin, price.method, price.path):
-        _agree(unit, row.origin, price, {"payment": row.id}, now_ms)
+    if not merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path):
+        _agree(unit, row.invoice.origin, price, {"payment": row.id}, now_ms)
 
 
 def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
@@ -94,20 +94,20 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
     The price only counts if none was agreed before or the approval showed that it had risen. Approving an amount
     alone does not say that the request is worth it.
     """
-    if row.origin is None:
+    if row.invoice.origin is None:
         return
     told = {"payment": row.id, **by}
     if rules.first_use or rules.filed:
-        known = rules.filed | merchants.pins(unit.conn, row.origin)
+        known = rules.filed | merchants.pins(unit.conn, row.invoice.origin)
         new = [one for one in claim_of_payment(row).pins if one not in known]
-        _pin(unit, row.origin, new, {"why": "allowed", **told}, now_ms)
+        _pin(unit, row.invoice.origin, new, {"why": "allowed", **told}, now_ms)
     price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
     if price is None:
         return
-    agreed = merchants.agreed(unit.conn, row.origin, price.method, price.path)
+    agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
     if not agreed or (_was_told_of_drift(unit, row.id) and price.units > max(same, default=0)):
-        _agree(unit, row.origin, price, told, now_ms)
+        _agree(unit, row.invoice.origin, price, told, now_ms)
 
 
 def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
@@ -117,9 +117,9 @@ def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
 
 def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
     """The price of a payment's request; None without a request, or for a top-up that an operator ordered."""
-    order = None if row.topup is None else topups.find(unit.conn, row.topup)
-    request = intents.request_of(unit.conn, row.intent_id)
-    if request is None or (order is not None and order.cause != "auto"):
+    order = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
+    request = intents.request_of(unit.conn, row.intent.id)
+    if request is None or (order is not None and order.trigger != "auto"):
         return None
     claim = claim_of_payment(row)
     return AgreedPriceRow(*priced_call(request), claim.asset, claim.calls, claim.units)
@@ -130,41 +130,45 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
 
     At the limit of the rules the merchant is stopped until an operator resumes it. That raises one alert.
     """
-    if rules.stop_after_unserved is None or row.origin is None or now is row.delivery:
+    if rules.stop_after_unserved is None or row.invoice.origin is None or now is row.delivery:
         return
-    had = merchants.unserved_streak(unit.conn, row.origin)
+    had = merchants.unserved_streak(unit.conn, row.invoice.origin)
     count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
     if count == had.count:
         return
     stops = had.stopped_at_ms is None and must_stop(rules, count)
-    merchants.set_unserved_streak(unit, row.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms))
-    facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
+    merchants.set_unserved_streak(
+        unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms)
+    )
+    facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
     records.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
     if stops:
-        detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
-        raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
+        detail = (
+            f"{row.invoice.origin} took {count} payments in a row and did not serve: nothing more is bought there"
+        )
+        raise_alert(unit, "merchant_stopped", _subject(row.invoice.origin), {"detail": detail, **facts}, now_ms)
 
 
 def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:
     """The merchant accepted a proof at this depth: present the next one first at that depth."""
-    if row.origin is None:
+    if row.invoice.origin is None:
         return
-    known = merchants.readiness(unit.conn, row.origin)
+    known = merchants.readiness(unit.conn, row.invoice.origin)
     now = known.after_accepted(depth, events.last_pending_depth(unit.conn, row.id))
     if now != known:
-        merchants.set_readiness(unit, row.origin, now)
-        told = {"merchant": row.origin, "payment": row.id, "depth": now.accepted_depth}
+        merchants.set_readiness(unit, row.invoice.origin, now)
+        told = {"merchant": row.invoice.origin, "payment": row.id, "depth": now.accepted_depth}
         records.note(unit, None, "accepted_depth_learned", None, now_ms, told)
 
 
 def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_ms: int) -> None:
     """The merchant refused a proof before `confirm_depth`: present none to it earlier from now on."""
-    if row.origin is None:
+    if row.invoice.origin is None:
         return
-    known = merchants.readiness(unit.conn, row.origin)
+    known = merchants.readiness(unit.conn, row.invoice.origin)
     if not known.refused_early:
-        merchants.set_readiness(unit, row.origin, replace(known, refused_early=True))
-        told = {"merchant": row.origin, "payment": row.id, "depth": depth, "why": why}
+        merchants.set_readiness(unit, row.invoice.origin, replace(known, refused_early=True))
+        told = {"merchant": row.invoice.origin, "payment": row.id, "depth": depth, "why": why}
         records.note(unit, None, "proof_refused_early", None, now_ms, told)
 
 

@@ -11,7 +11,7 @@ from payagent.store.rows.payments import PaymentRow
 
 def has_proof(row: PaymentRow) -> bool:
     """Whether the payment has a proof that may be presented to the merchant."""
-    return row.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
+    return row.attempt.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
 
 
 def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_address: str) -> dict[str, str]:
@@ -21,21 +21,21 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
     request had none, and a merchant takes a key that only the retry has for a new purchase. A payment for a
     prepaid balance names that balance's partner and wallet, even if the config changed since.
     """
-    if row.tx_id is None or not has_proof(row) or row.dialect is None or row.invoice_id is None:
+    if row.attempt.tx_id is None or not has_proof(row) or row.invoice.dialect is None or row.invoice.id is None:
         return {}
     configured = merchant.partner if merchant else None
     headers = proof_headers(
-        row.dialect,
-        invoice_id=row.invoice_id,
-        shown=_shown(row, row.tx_id),
-        echo=row.echo,
-        partner=configured if row.partner is None else row.partner or None,
-        wallet=row.wallet or wallet_address,
+        row.invoice.dialect,
+        invoice_id=row.invoice.id,
+        shown=_shown(row, row.attempt.tx_id),
+        echo=row.invoice.echo,
+        partner=configured if row.prepaid.partner is None else row.prepaid.partner or None,
+        wallet=row.prepaid.wallet or wallet_address,
     )
-    return headers | {"X-Request-Id": row.request_id}
+    return headers | {"X-Request-Id": row.intent.request_id}
 
 
 def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
     """The parts of a proof. Its identifier names one payment: one that follows a void payment has its own."""
-    cbor = row.cbor if row.proof == "signed_cbor" else None
-    return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent_id if row.is_first else row.id)
+    cbor = row.attempt.cbor if row.invoice.proof == "signed_cbor" else None
+    return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent.id if row.intent.is_first else row.id)

@@ -79,8 +79,8 @@ class TopupPart:
 
 def _size(row: PaymentRow) -> tuple[str, int]:
     """(unit, count) that a payment buys: the calls of its batch, or else what it pays in its asset."""
-    if is_batch(row.batch_target):
-        return CALLS, row.batch_target or 0
+    if is_batch(row.invoice.batch_target):
+        return CALLS, row.invoice.batch_target or 0
     asset = row.outputs[0].asset
     return asset, sum(output.units for output in row.outputs)
 
@@ -123,7 +123,7 @@ def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Topup
         is_call=order.is_call,
         per_day_lovelace=per_day_lovelace,
         units=order.units,
-        is_auto=order.cause == "auto",
+        is_auto=order.trigger == "auto",
     )
 
 
@@ -151,19 +151,26 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
 
 def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
     """Add the purchase of a confirmed payment to its pool."""
-    if row.pool is not None:
+    if row.prepaid.pool_id is not None:
         name, count = _size(row)
-        _move(unit, row.pool, name, Move("buy", 0, 0, 0, row.id), lambda had: buy(had, count, paid), now_ms)
+        _move(
+            unit,
+            row.prepaid.pool_id,
+            name,
+            Move("buy", 0, 0, 0, row.id),
+            lambda had: buy(had, count, paid),
+            now_ms,
+        )
 
 
 def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int]], now_ms: int) -> None:
     """Take back a purchase whose block is lost. `posted`: the postings of its entry."""
-    account = prepaid_account(row.origin or "")
+    account = prepaid_account(row.invoice.origin or "")
     paid = {asset: units for name, asset, units in posted if name == account}
-    if row.pool is not None and paid:
+    if row.prepaid.pool_id is not None and paid:
         name, count = _size(row)
         move = Move("take_back", 0, 0, 0, row.id)
-        _move(unit, row.pool, name, move, lambda had: take_back(had, count, paid), now_ms)
+        _move(unit, row.prepaid.pool_id, name, move, lambda had: take_back(had, count, paid), now_ms)
 
 
 def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
@@ -171,23 +178,27 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
 
     A top-up by a dedicated request has no such use.
     """
-    order = None if row.topup is None else topups.find(unit.conn, row.topup)
+    order = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
     if order is not None and not order.is_call:
         return
-    if row.pool is not None and is_batch(row.batch_target) and not prepaid.has_used(unit.conn, row.id):
-        cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.pool), (CALLS, 1))
-        uses.add(unit, row.pool, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
+    if (
+        row.prepaid.pool_id is not None
+        and is_batch(row.invoice.batch_target)
+        and not prepaid.has_used(unit.conn, row.id)
+    ):
+        cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.prepaid.pool_id), (CALLS, 1))
+        uses.add(unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
         move = Move("use", 0, 0, 0, row.id, row.app_id)
-        _move(unit, row.pool, CALLS, move, lambda had: use(had, 1), now_ms)
+        _move(unit, row.prepaid.pool_id, CALLS, move, lambda had: use(had, 1), now_ms)
 
 
 def not_bought(unit: Unit, row: PaymentRow) -> None:
     """A payment for a pool is void: requests served from it no longer count against an app's limits."""
-    if row.pool is not None:
+    if row.prepaid.pool_id is not None:
         name, _ = _size(row)
-        coming = prepaid.coming(unit.conn).get((row.pool, name), 0)
-        owed = prepaid.balance(unit.conn, row.pool, name).unexplained - coming
-        uses.take_back_newest(unit, row.pool, name, owed)
+        coming = prepaid.coming(unit.conn).get((row.prepaid.pool_id, name), 0)
+        owed = prepaid.balance(unit.conn, row.prepaid.pool_id, name).unexplained - coming
+        uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:
@@ -279,7 +290,7 @@ def _move(
     after = change(before)
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
-    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool=pool_id)
+    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool_id=pool_id)
     told = Move(
         move.kind,
         after.bought - before.bought,

@@ -72,7 +72,7 @@ class Confirmations:
         settle_depth = self._context.terms.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
-            *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
+            *(row for row in self._rows.watched_voids() if _depth(row.block_height, tip) >= settle_depth),
         ]
         if source.is_for_good:
             await self._turns.each(ending, partial(self._settle, source, tip))
@@ -89,7 +89,8 @@ class Confirmations:
         return {
             row.id
             for row in rows
-            if _depth(row, tip) < 1 or any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)
+            if _depth(row.block_height, tip) < 1
+            or any(0 <= _depth(row.block_height, tip) - depth < grown for depth in RECHECK_DEPTHS)
         }
 
     async def _may_have_forked(self, source: QuorumView, tip: Tip, last: Tip) -> bool:
@@ -131,7 +132,7 @@ class Confirmations:
         if rival is None:
             return NotFound()
         read = await source.tx(rival.shown_by)
-        if isinstance(read, Found) and read.value.block_hash != rival.block_hash:
+        if isinstance(read, Found) and read.value.block_hash != rival.block.hash:
             self._unverified.add(rival.id)
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
         return read
@@ -169,32 +170,34 @@ class Confirmations:
         """
         read = await source.tx(row.shown_by)
         if isinstance(read, Found):
-            if (read.value.block_hash, read.value.block_height) != (row.block_hash, row.block_height):
+            if (read.value.block_hash, read.value.block_height) != (row.block.hash, row.block.height):
                 await self._lose(row)
                 if row.state is not State.VOID:
                     await self._see(source, row, read.value)
             self._unverified.discard(row.id)
         elif isinstance(read, NotFound) and self._is_past(source, tip, row):
-            block, now_ms = await source.block(row.block_hash or ""), self._context.ports.clock.now_ms()
-            is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block_hash, tip.hash, now_ms)
+            block, now_ms = await source.block(row.block.hash or ""), self._context.ports.clock.now_ms()
+            is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block.hash, tip.hash, now_ms)
             if is_lie or isinstance(block, NotFound):
                 await self._lose(row, denied_by=source.name if is_lie else None)
                 self._unverified.discard(row.id)
 
     def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the provider would show the payment's block by now, if it existed."""
-        is_past = tip.height >= (row.block_height or 0) or self._context.chain.is_after(row.changed_at_ms, tip)
+        is_past = tip.height >= (row.block.height or 0) or self._context.chain.is_after(row.updated_at_ms, tip)
         return is_past and source.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least this deep."""
-        return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
+        return [
+            row for row in self._rows.on_chain() if row.state is state and _depth(row.block_height, tip) >= depth
+        ]
 
     async def _confirm(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
-            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row, tip)
+            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             rules = self._context.terms.rules
-            landed_ms = self._context.chain.landed_ms(row.block_slot or 0, now_ms)
+            landed_ms = self._context.chain.landed_ms(row.block.slot or 0, now_ms)
             await self._context.write(
                 "confirm",
                 lambda unit: steps.record_confirmed(unit, row.id, depth, rules, landed_ms, now_ms),
@@ -203,7 +206,7 @@ class Confirmations:
 
     async def _settle(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row) and source.is_for_good:
-            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row, tip)
+            now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             await self._context.write(
                 "settle",
                 lambda unit: steps.record_settled(unit, row.id, depth, self._context.utxos, now_ms),
@@ -213,7 +216,7 @@ class Confirmations:
     async def _still_there(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the payment is, asked now, in the block that we recorded; if not, it is rechecked."""
         read = await source.tx(row.shown_by)
-        if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+        if isinstance(read, Found) and read.value.block_hash == row.block.hash:
             return True
         self._unverified.add(row.id)
         await self._recheck(source, tip, row)
@@ -239,6 +242,6 @@ class Confirmations:
         self.urgent.add(row.id)
 
 
-def _depth(row: PaymentRow | OpenPayment, tip: Tip) -> int:
+def _depth(block_height: int | None, tip: Tip) -> int:
     """The depth of a payment's block; the block itself counts 1."""
-    return tip.height - (row.block_height or 0) + 1
+    return tip.height - (block_height or 0) + 1

@@ -293,8 +293,8 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
         block_hash=row.block_hash,
         block_height=row.block_height,
         block_slot=row.block_slot,
-        reason_code=why.code,
-        reason=why.detail,
+        code=why.code,
+        detail=why.detail,
     )
     not_bought(unit, steps.row_of(unit, payment_id))
     records.release_hold(unit, payment_id, now_ms)

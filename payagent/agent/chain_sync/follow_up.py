@@ -123,7 +123,7 @@ class FollowUp:
         return now_ms >= due_ms or now_ms < last_ms or row.id in self._block_observations.urgent
 
     def _may_broadcast(self, row: OpenPayment) -> bool:
-        if not row.handed_over:
+        if not row.merchant_submits:
             return True
         found = payments.payment(self._context.conn, row.id)
         return found is not None and steps.may_broadcast(found)
@@ -142,4 +142,4 @@ def _may_be_over(row: OpenPayment, slot: int) -> bool:
     No check is needed if payagent itself submitted the attempt and it can still land.
     """
     can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
-    return row.state is State.CANCELLING or row.handed_over or not can_land
+    return row.state is State.CANCELLING or row.merchant_submits or not can_land

@@ -74,12 +74,12 @@ class MerchantPolling:
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
         context = self._context
-        merchant = context.terms.merchants.get(row.origin or "")
-        if merchant is None or row.invoice_id is None or row.dialect not in WITH_STATUS:
+        merchant = context.terms.merchants.get(row.invoice.origin or "")
+        if merchant is None or row.invoice.id is None or row.invoice.dialect not in WITH_STATUS:
             return
         headers = merchant.call_headers(row, context.terms.own.text)
         said = await self._merchants.status(
-            merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
+            merchant.origin, row.invoice.id, headers=headers, timeout_s=merchant.timeout_s
         )
         if said is None or said == row.merchant_status:
             return

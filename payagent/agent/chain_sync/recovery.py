@@ -209,8 +209,8 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(held)
     block_observation = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
-    records.add_foreign_block_observation(unit, block_observation, spend.provider, now_ms)
-    records.write_entry(unit, ledger.foreign(spent), now_ms, ref=seen.tx_id)
+    records.add_external_spend(unit, block_observation, spend.provider, now_ms)
+    records.write_entry(unit, ledger.external_spend(spent), now_ms, ref=seen.tx_id)
     told = {
         "tx_id": seen.tx_id,
         "block_hash": seen.block_hash,

@@ -167,8 +167,8 @@ class Admission:
             invoice_seq=invoice_seq,
             outputs=records.output_rows(purchase.invoice),
             now_ms=now_ms,
-            pool=pool,
-            topup=None if purchase.topup is None else purchase.topup.topup,
+            pool_id=pool,
+            topup_id=None if purchase.topup is None else purchase.topup.topup,
         )
         try:
             plan, asked = self.holding.decide(unit, purchase, nonce_utxo, expires_at_ms, now_ms)
@@ -234,8 +234,10 @@ class Admission:
         try:
             pauses.require_running(unit.conn)
             slot = self.planner.chain.require_ready(now_ms)
-            by_block = row.dialect in TIMED_BY_BLOCK
-            if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s, from_block=by_block):
+            by_block = row.invoice.dialect in TIMED_BY_BLOCK
+            if self.planner.chain.has_time(
+                slot, row.invoice.expires_at_ms, purchase.min_window_s, from_block=by_block
+            ):
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # the approval was for other terms
                 return False
@@ -263,7 +265,7 @@ class Admission:
             return None
         if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
-        if is_hopeless(unit.conn, row.id, row.tx_id):
+        if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
@@ -356,9 +358,7 @@ def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
-    records.move_payment(
-        unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
-    )
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, code=told.code, detail=told.detail)
     return AdmittedPayment(payment_id, True, refusal=told)
 
 
@@ -366,10 +366,10 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
     """Whether an invoice, as first read, is paid like the payment's own and buys at least as many calls."""
     return (
         invoice.asset == row.outputs[0].asset
-        and shown.proof == row.proof
-        and shown.handed_over == row.handed_over
-        and is_batch(invoice.batch_target) == is_batch(row.batch_target)
-        and invoice.calls >= calls_of(row.batch_target)
+        and shown.proof == row.invoice.proof
+        and shown.merchant_submits == row.invoice.merchant_submits
+        and is_batch(invoice.batch_target) == is_batch(row.invoice.batch_target)
+        and invoice.calls >= calls_of(row.invoice.batch_target)
     )
 
 
@@ -420,7 +420,11 @@ def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> 
     The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
     """
     intent = intents.intent_of(conn, payment_id)
-    if (intent.app_id, intent.key, intent.fingerprint) != (purchase.app_id, purchase.key, purchase.fingerprint):
+    if (intent.app_id, intent.idempotency_key, intent.fingerprint) != (
+        purchase.app_id,
+        purchase.key,
+        purchase.fingerprint,
+    ):
         is_ours = intent.app_id == purchase.app_id
         whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
         detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
@@ -437,7 +441,7 @@ def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:
     if intent.fingerprint != fingerprint:
-        key = intent.key.removeprefix("key:")
+        key = intent.idempotency_key.removeprefix("key:")
         raise Refused("idempotency_key_reused", f"the key {key!r} named another request before")
 
 
@@ -448,8 +452,8 @@ def _open_intent(
         unit,
         intent_id=order.ids.intent,
         app_id=order.app_id,
-        key=order.key,
-        derived=order.derived,
+        idempotency_key=order.key,
+        is_key_derived=order.derived,
         fingerprint=order.fingerprint,
         origin=origin,
         request=request,

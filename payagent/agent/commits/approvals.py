@@ -64,10 +64,10 @@ class ApprovalRules:
             reasons=reasons,
             plan=_plan_view(plan),
             max_total_units=purchase.max_total_units,
-            ends_at_ms=ends_at_ms,
+            expires_at_ms=ends_at_ms,
             now_ms=now_ms,
         )
-        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
+        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
         told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         records.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
         facts = {
@@ -90,11 +90,11 @@ class ApprovalRules:
         self.holding.planner.chain.require_ready(now_ms)
         purchase = self._purchase_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
-        worst = payments.hold(unit.conn, payment_id, "ask")
-        records.release_hold(unit, payment_id, now_ms, stage="ask")
+        worst = payments.hold(unit.conn, payment_id, "approval")
+        records.release_hold(unit, payment_id, now_ms, stage="approval")
         try:
-            nonce_utxo = nonce_utxo_of(unit, row.intent_id)
-            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, row.expires_at_ms, now_ms)
+            nonce_utxo = nonce_utxo_of(unit, row.intent.id)
+            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, row.invoice.expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)
@@ -177,33 +177,35 @@ class ApprovalRules:
 
     def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
         """The payment's intent as it was admitted. Refused: `merchant_not_allowed`."""
-        merchant = self.holding.rulebook.merchants.get(row.origin or "")
-        if merchant is None or row.invoice_id is None or row.dialect is None:
-            raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
+        merchant = self.holding.rulebook.merchants.get(row.invoice.origin or "")
+        if merchant is None or row.invoice.id is None or row.invoice.dialect is None:
+            raise Refused(
+                "merchant_not_allowed", f"{row.invoice.origin} may not be paid any more", origin=row.invoice.origin
+            )
         wanted = same_again(row, self.holding.planner.chain.network)
         invoice = Invoice(
             *(
-                row.dialect,
+                row.invoice.dialect,
                 merchant.origin,
-                row.invoice_id,
+                row.invoice.id,
                 self.holding.planner.chain.network.name,
                 wanted.outputs,
             ),
-            expires_at_ms=row.expires_at_ms,
-            batch_target=row.batch_target,
-            proof=row.proof,
-            handed_over=row.handed_over,
-            echo=row.echo,
-            commitment=row.commitment,
+            expires_at_ms=row.invoice.expires_at_ms,
+            batch_target=row.invoice.batch_target,
+            proof=row.invoice.proof,
+            merchant_submits=row.invoice.merchant_submits,
+            echo=row.invoice.echo,
+            commitment=row.invoice.commitment,
         )
-        intent = intents.intent(unit.conn, row.intent_id)
+        intent = intents.intent(unit.conn, row.intent.id)
         return PaymentIntent(
-            ids=Ids(row.intent_id, row.id, row.request_id),
+            ids=Ids(row.intent.id, row.id, row.intent.request_id),
             app_id=row.app_id,
-            key=intent.key,
-            derived=intent.derived,
+            key=intent.idempotency_key,
+            derived=intent.is_key_derived,
             fingerprint=intent.fingerprint,
-            request=intents.request_of(unit.conn, row.intent_id),
+            request=intents.request_of(unit.conn, row.intent.id),
             invoice=invoice,
             offers=(invoice,),
             response="",
@@ -223,9 +225,9 @@ def approval_subject(payment_id: str) -> str:
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    records.release_hold(unit, payment_id, now_ms, stage="ask")
+    records.release_hold(unit, payment_id, now_ms, stage="approval")
     told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, code=why.code, detail=why.detail)
     _clear_question(unit, payment_id, why.detail, now_ms)
 
 
@@ -259,7 +261,7 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
 
 
 def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantConfig) -> TopupPart | None:
-    order = None if row.topup is None else topups.find(conn, row.topup)
+    order = None if row.prepaid.topup_id is None else topups.find(conn, row.prepaid.topup_id)
     if order is None:
         return None
     return part_of(order, 1, merchant.topup_per_day_lovelace)

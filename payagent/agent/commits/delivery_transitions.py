@@ -84,13 +84,13 @@ def record_answer_to_retry(
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
         records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
+        if row.invoice.merchant_submits and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
             records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is RetryVerdict.SERVED:
         trust.learn_accepted(unit, row, presented.depth, now_ms)
     has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
     is_early = presented.is_early and not has_served
-    is_refused_early = is_early and is_refusal(row.dialect or "", answer, http_status)
+    is_refused_early = is_early and is_refusal(row.invoice.dialect or "", answer, http_status)
     if is_refused_early:
         trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
@@ -100,7 +100,7 @@ def record_answer_to_retry(
 
 def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
     """Seconds until the proof is presented again after this answer, the last of `said`; None: never."""
-    may_settle = row.handed_over and row.delivery is not Delivery.ACCEPTED
+    may_settle = row.invoice.merchant_submits and row.delivery is not Delivery.ACCEPTED
     is_settling = (
         answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
     )
@@ -144,7 +144,7 @@ def _deliver(
     _set_delivery(unit, row, event, rules, now_ms)
     records.note(unit, row.id, name, row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
-        records.end_intent(unit, row.intent_id, now_ms)
+        records.end_intent(unit, row.intent.id, now_ms)
         prepaid.first_used(unit, row, now_ms)
 
 
@@ -156,9 +156,9 @@ def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, 
 def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
     now = deliver(row.delivery, event)
     records.set_delivery(unit, row.id, now, now_ms)
-    trust.note_delivery(unit, rules(row.origin), row, now, now_ms)
+    trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
 
 
 def _is_over(row: PaymentRow, clock_ms: int) -> bool:
     """Whether the invoice has expired by the limits' clock, which only blocks advance."""
-    return clock_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)
+    return clock_ms > (row.invoice.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)

@@ -58,7 +58,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
-    if row.handed_over:
+    if row.invoice.merchant_submits:
         records.move_payment(unit, payment_id, Event.SUBMIT, now_ms, {"to": "merchant"})
 
 
@@ -70,7 +70,7 @@ def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
         chosen = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, row.id)}
     asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
     return (
-        (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.ttl_slot)
+        (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.attempt.ttl_slot)
         and {utxo.ref for utxo in plan.inputs} == chosen
         and (asked == row.outputs or row.kind == "sweep")
     )
@@ -93,7 +93,7 @@ def record_cancel(
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
-    if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
+    if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
         raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
@@ -105,8 +105,8 @@ def record_cancel(
         now_ms,
         None if by is None else {"by": by},
         tx_id=plan.tx_id,
-        reason_code=why.code,
-        reason=why.detail,
+        code=why.code,
+        detail=why.detail,
     )
 
 
@@ -119,7 +119,7 @@ def _add_attempt(
         payment_id=row.id,
         kind=kind,
         nonce_utxo=plan.nonce_utxo.ref,
-        invoice_seq=row.invoice,
+        invoice_seq=row.invoice.seq,
         inputs=[utxo.ref for utxo in plan.inputs],
         cbor=cbor,
         fee_lovelace=plan.fee_lovelace,
@@ -144,9 +144,7 @@ def reject_unsigned(
     """
     hold = payments.hold(unit.conn, payment_id)
     told = None if by is None else {"by": by}
-    records.move_payment(
-        unit, payment_id, Event.REJECT, now_ms, told, reason_code=refusal.code, reason=refusal.detail
-    )
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, told, code=refusal.code, detail=refusal.detail)
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
@@ -173,9 +171,9 @@ def _unreserve(unit: Unit, payment_id: str, utxos: UtxoIndex) -> None:
     reserved = queries.utxos_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)
     for utxo in reserved:
-        if utxo.state == "free":
+        if utxo.state == "available":
             make_available(unit, utxos, utxo)
-        elif utxo.state == "vanished" or (
+        elif utxo.state == "rolled_back" or (
             utxo.state == "pending" and queries.is_never_made(unit.conn, utxo.tx_id)
         ):
             records.forget_utxo(unit, utxo.ref)
@@ -187,7 +185,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     Returns False if another attempt is current by now: then do not send.
     """
     row = row_of(unit, payment_id)
-    if row.tx_id != tx_id:
+    if row.attempt.tx_id != tx_id:
         return False
     records.add_submission(unit, tx_id, provider, now_ms)
     if row.state is State.SIGNED:
@@ -225,7 +223,7 @@ def record_answer(
 
 def may_broadcast(row: PaymentRow) -> bool:
     """Whether payagent may submit: if the merchant submits, only after the transaction was in a block."""
-    return not row.handed_over or row.seen_in_block or row.state is State.CANCELLING
+    return not row.invoice.merchant_submits or row.attempt.seen_in_block or row.state is State.CANCELLING
 
 
 def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
@@ -236,12 +234,12 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     one of its inputs can never exist. An attempt that payagent submitted is replaced if possible
     (`Admission.replace`).
     """
-    is_over = slot >= (row.ttl_slot or 0)
+    is_over = slot >= (row.attempt.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
-        return Refused(row.reason_code or "handed_over_expired", row.reason or "")
-    if row.state is not State.IN_FLIGHT or not row.handed_over:
+        return Refused(row.problem.code or "handed_over_expired", row.problem.detail or "")
+    if row.state is not State.IN_FLIGHT or not row.invoice.merchant_submits:
         return None
-    if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
+    if row.refused and not row.attempt.seen_in_block and row.delivery is not Delivery.ACCEPTED:
         return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
     if is_over:
         return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
@@ -257,7 +255,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
         unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
     )
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
-    invoice = {} if attempt.invoice == row.invoice else {"invoice": attempt.invoice}
+    invoice = {} if attempt.invoice_seq == row.invoice.seq else {"invoice_seq": attempt.invoice_seq}
     records.move_payment(
         unit,
         payment_id,
@@ -268,8 +266,9 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
         block_hash=seen.block_hash,
         block_height=seen.block_height,
         block_slot=seen.slot,
-        reason_code=None,
+        code=None,
         reason=None,
+        detail=None,
         **invoice,
     )
     _take_effect(unit, payment_id, seen, utxos, provider, now_ms)
@@ -289,7 +288,7 @@ def record_void(
             unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
         )
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
-    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
+    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_tx_id": seen.tx_id}
     from_ms = spending.clock_ms(unit.conn, landed_ms)
     records.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
     fee_lovelace = own[0].fee_lovelace if own else 0
@@ -303,8 +302,8 @@ def record_void(
 
 _ORPHANED: dict[str, object] = {
     "tx_id": None,
-    "reason_code": "parent_lost",
-    "reason": "the payment whose change it was to spend went by another transaction",
+    "code": "parent_lost",
+    "detail": "the payment whose change it was to spend went by another transaction",
 }
 
 
@@ -327,8 +326,8 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         block_hash=block.block_hash,
         block_height=block.block_height,
         block_slot=block.slot,
-        reason_code="anchor_gone",
-        reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
+        code="anchor_gone",
+        detail="a rollback took the deposit that it spends, and what was signed for it can land no more",
     )
     prepaid.not_bought(unit, row)
     records.release_hold(unit, payment_id, now_ms)
@@ -343,12 +342,14 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
 
     Except those that an attempt of ours in another block has spent since.
     """
-    records.add_foreign_block_observation(unit, replace(row, there=False), provider, now_ms)
-    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
+    records.add_external_spend(unit, replace(row, is_on_chain=False), provider, now_ms)
+    records.write_entry(unit, ledger.external_spend_reversed(row.spent), now_ms, ref=row.tx_id)
     for ref in row.inputs:
         if onchain.is_spent_by(unit.conn, ref, row.tx_id):
             records.set_utxo_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
-    records.note(unit, None, "external_spend_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
+    records.note(
+        unit, None, "external_spend_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash}
+    )
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
@@ -361,7 +362,7 @@ def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pr
         records.spend_utxo(unit, ref, seen.tx_id)
     for row in queries.utxos_of_tx(unit.conn, seen.tx_id):
         if row.state == "pending":
-            records.set_utxo_state(unit, row.ref, "free")
+            records.set_utxo_state(unit, row.ref, "available")
             if row.reserved_for is None:
                 make_available(unit, utxos, row)
 
@@ -380,21 +381,21 @@ def record_block_lost(
     row = row_of(unit, payment_id)
     if row.state in POSTED | {State.VOID} and (posted := journal.last_posting(unit.conn, payment_id)):
         lines = tuple(Posting(*line) for line in posted.postings)
-        records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
+        records.write_entry(unit, ledger.post_reversed(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
     # another payment's transaction may have made it void: then no attempt of this one was in that block
     attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
-    lost = attempts.get(row.tx_id or "")
+    lost = attempts.get(row.attempt.tx_id or "")
     back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
-    if row.void_by is not None:
-        back["void_by"] = None
-    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
+    if row.void_tx_id is not None:
+        back["void_tx_id"] = None
+    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **back)
     if denied_by is not None:
         _tell_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
-        records.set_utxo_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
-    for utxo in queries.utxos_of_tx(unit.conn, row.tx_id or ""):
+        records.set_utxo_state(unit, ref, "available" if queries.is_made(unit.conn, ref) else "pending")
+    for utxo in queries.utxos_of_tx(unit.conn, row.attempt.tx_id or ""):
         if utxo.state != "spent" and utxo.source == "change":
             if utxo.ref in utxos:
                 make_unavailable(unit, utxos, utxo.ref)
@@ -403,7 +404,7 @@ def record_block_lost(
 
 def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
     told = (
-        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is "
+        f"{row.id} was shown in block {row.block.hash}, and {denied_by} denies that it is there. Its money is "
         "held again and the same transaction is sent again"
     )
     facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
@@ -421,17 +422,17 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
     """
     row = row_of(unit, payment_id)
     hold = payments.hold(unit.conn, payment_id)
-    fee_lovelace = row.fee_lovelace or 0
-    spent = _spent(unit, _attempt(unit, payment_id, row.tx_id))
-    account = ledger.spending_account(row.origin, row.pool is not None)
+    fee_lovelace = row.attempt.fee_lovelace or 0
+    spent = _spent(unit, _attempt(unit, payment_id, row.attempt.tx_id))
+    account = ledger.spending_account(row.invoice.origin, row.prepaid.pool_id is not None)
     records.write_entry(
-        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
+        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.attempt.tx_id
     )
     from_ms = spending.clock_ms(unit.conn, landed_ms)
     records.post_hold(unit, payment_id, from_ms)
     records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
     prepaid.bought(unit, row, spent, now_ms)
-    trust.learn_price(unit, rules(row.origin), row, now_ms)
+    trust.learn_price(unit, rules(row.invoice.origin), row, now_ms)
 
 
 def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
@@ -464,7 +465,7 @@ def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, no
     for ref in orphans:
         records.forget_utxo(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
-        if attempt.tx_id != row.tx_id:
+        if attempt.tx_id != row.attempt.tx_id:
             _forget_change(unit, attempt.tx_id)
 
 

@@ -64,8 +64,10 @@ def same_again(row: PaymentRow, network: Network) -> Wanted:
     outputs = tuple(
         Output(one.role, parse_address(one.address, network), one.asset, one.units) for one in row.outputs
     )
-    parameters = parameters_of(row.proof, row.echo)
-    return Wanted(row.kind, outputs, row.invoice, row.expires_at_ms, row.commitment, parameters)
+    parameters = parameters_of(row.invoice.proof, row.invoice.echo)
+    return Wanted(
+        row.kind, outputs, row.invoice.seq, row.invoice.expires_at_ms, row.invoice.commitment, parameters
+    )
 
 
 def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
@@ -97,7 +99,7 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
 
     Always False if the merchant submits.
     """
-    if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.handed_over:
+    if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.invoice.merchant_submits:
         return False
     return last_ttl_slot(conn, row) <= slot
 
@@ -187,7 +189,7 @@ class Replacement:
         require_nonce_utxo(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
         window_s = min_window_s if wanted.kind == "invoice" else 0
-        from_block = row.dialect in TIMED_BY_BLOCK
+        from_block = row.invoice.dialect in TIMED_BY_BLOCK
         ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s, from_block=from_block)
         plan = self._plan(unit, row, wanted, ttl_slot)
         hold = payments.hold(unit.conn, row.id)
@@ -204,7 +206,7 @@ class Replacement:
             {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
             tx_id=None,
             ttl_slot=ttl_slot,
-            **({} if wanted.invoice == row.invoice else {"invoice": wanted.invoice}),
+            **({} if wanted.invoice == row.invoice.seq else {"invoice_seq": wanted.invoice}),
         )
         return plan
 
@@ -221,7 +223,7 @@ class Replacement:
             if len(same) == len(last.inputs):
                 return rebuilt(same, nonce_utxo, wanted, ttl_slot, self.own, network)
         except Refused:
-            if wanted.invoice == row.invoice:
+            if wanted.invoice == row.invoice.seq:
                 raise
         if wanted.kind == "sweep":
             raise Refused("not_enough_funds", "a coin that it was to send is not there any more")

@@ -87,7 +87,7 @@ class Reservation:
             Event.RESERVE,
             now_ms,
             ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
-            anchor=plan.nonce_utxo.ref,
+            nonce_utxo=plan.nonce_utxo.ref,
             ttl_slot=plan.ttl_slot,
         )
 

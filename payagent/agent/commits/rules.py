@@ -121,10 +121,14 @@ class PaymentRules:
         """
         try:
             require_may_have(conn, row, now_ms)
-            if row.origin is not None:
-                self.require_merchant(row.origin)
-                rules, claim = self.rules(row.origin), trust.claim_of_payment(row)
-                judge(guards.look(claim, rules, trust.known_of(conn, rules, row.origin, None), Moment.SAME_TERMS))
+            if row.invoice.origin is not None:
+                self.require_merchant(row.invoice.origin)
+                rules, claim = self.rules(row.invoice.origin), trust.claim_of_payment(row)
+                judge(
+                    guards.look(
+                        claim, rules, trust.known_of(conn, rules, row.invoice.origin, None), Moment.SAME_TERMS
+                    )
+                )
         except Refused as refusal:
             return refusal
         return None
@@ -142,7 +146,7 @@ class PaymentRules:
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
     """Check that the payment's app may still pay. Refused: `forbidden`; for a top-up as `require_may_buy`."""
-    if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
+    if row.prepaid.topup_id is not None and (order := topups.find(conn, row.prepaid.topup_id)) is not None:
         require_may_buy(conn, order, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name

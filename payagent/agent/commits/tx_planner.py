@@ -83,7 +83,7 @@ class Planner:
             )
 
         try:
-            if invoice.handed_over:
+            if invoice.merchant_submits:
                 return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
             return self._plan_with(unit, pay, slot, self.unconfirmed_ancestors, by_one=True, waits=waits)
         except Refused as refusal:
@@ -111,7 +111,7 @@ class Planner:
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
         reserved = queries.utxos_reserved_for(unit.conn, row.id)
-        there = [utxo_of(utxo) for utxo in reserved if utxo.state == "free" or utxo.ref == row.nonce_utxo]
+        there = [utxo_of(utxo) for utxo in reserved if utxo.state == "available" or utxo.ref == row.nonce_utxo]
         nonce_utxo = next(utxo for utxo in there if utxo.ref == row.nonce_utxo)
         network_id = self.chain.network.network_id
         try:
@@ -254,7 +254,7 @@ def _coming(unit: Unit, slot: int) -> list[Utxo]:
         for utxo in queries.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
-        if lovelace > 0 and (row.ttl_slot or 0) > slot:
+        if lovelace > 0 and (row.attempt.ttl_slot or 0) > slot:
             coming.append(
                 Utxo(
                     f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)

@@ -3,7 +3,7 @@
 A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks is not
 therefore spent: it becomes `missing` and returns when it is listed again (rule 4). A reserved one may have been
 spent by its own payment, so its absence counts only when that payment is replaced. A deposit is reversed only when
-providers repeatedly deny its transaction; a reserved UTxO becomes `vanished` then.
+providers repeatedly deny its transaction; a reserved UTxO becomes `rolled_back` then.
 May import: core, chain.provider, chain.quorum_rules, wallet.utxo_index, store, agent.base. Never: concludes
 anything from an absence.
 """
@@ -21,7 +21,7 @@ from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
-_THERE = ("free", "locked")
+_THERE = ("available", "locked")
 """States of UTxOs that a complete list has to contain."""
 
 
@@ -40,7 +40,7 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
             deposits += _deposit(unit, ref, utxo, utxos, now_ms)
         elif known[ref] == "missing":
             row = queries.utxo(unit.conn, ref)
-            records.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "free")
+            records.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "available")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
                 make_available(unit, utxos, row)
     for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
@@ -55,22 +55,23 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
 def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     """Reverse a deposit whose transaction was rolled back, and delete its UTxO.
 
-    A UTxO that a payment has reserved is kept as `vanished`. If the transaction lands later, it is a new deposit.
+    A UTxO that a payment has reserved is kept as `rolled_back`. If the transaction lands later, it is a new
+    deposit.
     """
     row = queries.utxo(unit.conn, ref)
     if row is None or row.state != "missing":
         return
-    records.write_entry(unit, ledger.undeposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    records.write_entry(unit, ledger.deposit_reversed({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
     if row.reserved_for is None:
         records.forget_utxo(unit, ref)
     else:
-        records.set_utxo_state(unit, ref, "vanished")
+        records.set_utxo_state(unit, ref, "rolled_back")
 
 
 def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
     """Book a reversed deposit again, now that its UTxO is listed. Returns False if it was not reversed."""
     row = queries.utxo(unit.conn, ref)
-    if row is None or row.state != "vanished":
+    if row is None or row.state != "rolled_back":
         return False
     records.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
     records.set_utxo_state(unit, ref, "missing")
@@ -91,7 +92,7 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
     if queries.utxo(unit.conn, ref) is not None:
         if not is_back(unit, ref, now_ms):
             return 0
-        records.set_utxo_state(unit, ref, "locked" if locked else "free")
+        records.set_utxo_state(unit, ref, "locked" if locked else "available")
         return 1
     row = UtxoRow(
         ref,
@@ -100,7 +101,7 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
         utxo.lovelace,
         dict(utxo.assets),
         "deposit",
-        "locked" if locked else "free",
+        "locked" if locked else "available",
         None,
     )
     records.add_utxo(unit, row)

@@ -41,7 +41,7 @@ class ApprovalLinks:
         return any(_is_same(self._signature(approval, one), signature) for one in WAYS if one == way)
 
     def _signature(self, approval: ApprovalRow, way: Way) -> str:
-        said = approval.payment_id, approval.terms_hash, way, str(approval.ends_at_ms)
+        said = approval.payment_id, approval.terms_hash, way, str(approval.expires_at_ms)
         return self._sign("payagent-link/1", approval.payment_id, way) + self._sign("payagent-decide/1", *said)
 
     def _sign(self, *said: str) -> str:

@@ -51,7 +51,7 @@ class Decisions:
             )
             if decided.plan is None:
                 raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
-            if not self._context.payment(payment_id).handed_over:
+            if not self._context.payment(payment_id).invoice.merchant_submits:
                 try:
                     await self._signing.sign(payment_id, decided.plan)
                     self._sending.send_off(payment_id)

@@ -93,10 +93,10 @@ class Deliveries:
         row = self._context.payment(payment_id)
         now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
         answer = read_answer(
-            row.dialect or "",
+            row.invoice.dialect or "",
             response,
-            invoice_id=row.invoice_id or "",
-            shown_tx=row.tx_id or "",
+            invoice_id=row.invoice.id or "",
+            shown_tx=row.attempt.tx_id or "",
             now_ms=now_ms,
             is_on_chain=row.state in ON_CHAIN,
             has_served=has_served or row.delivery is Delivery.ACCEPTED,
@@ -117,7 +117,7 @@ class Deliveries:
 
         after_s = await self._context.write("delivery", job, payment_id)
         row = self._context.payment(payment_id)
-        if row.handed_over and answer.said is RetryVerdict.REFUSED:
+        if row.invoice.merchant_submits and answer.said is RetryVerdict.REFUSED:
             try:
                 await self._carrying.cancel_refused(row)
             except Refused as refusal:

@@ -62,11 +62,11 @@ class PaymentLifecycle:
 
         Refused: `not_signed_yet` when the wait is over; `invoice_expired`, or why else it was rejected.
         """
-        if row.state is State.RESERVED and row.handed_over:
+        if row.state is State.RESERVED and row.invoice.merchant_submits:
             await self.resume(row, asked=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
-                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
+                raise Refused(row.problem.code or "invoice_expired", row.problem.detail or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
             row = self._context.payment(row.id)
@@ -105,8 +105,8 @@ class PaymentLifecycle:
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
         stopped = self._context.admission.rulebook.why_stopped(self._context.conn, row, now_ms)
-        if stopped is None and (row.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
-            if asked or not (row.handed_over or self._context.is_paused):
+        if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
+            if asked or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
                 self._sending.send_off(row.id)
         elif row.state is State.RESERVED:
@@ -161,7 +161,10 @@ class PaymentLifecycle:
         if tip is None or not is_lost(self._context.conn, row, tip.slot):
             return False
         is_over = row.kind == "invoice" and not self._context.chain.has_time(
-            slot, row.expires_at_ms, self._context.terms.min_window_s, from_block=row.dialect in TIMED_BY_BLOCK
+            slot,
+            row.invoice.expires_at_ms,
+            self._context.terms.min_window_s,
+            from_block=row.invoice.dialect in TIMED_BY_BLOCK,
         )
         return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
 
@@ -233,7 +236,7 @@ class PaymentLifecycle:
         """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
         attempt = queries.attempts(self._context.conn, row.id)[-1]
         utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
-        return all(utxo is not None and utxo.state == "free" for utxo in utxos)
+        return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
     def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
@@ -248,5 +251,10 @@ class PaymentLifecycle:
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]
         wanted = same_again(row, self._context.terms.network)
         return rebuilt(
-            inputs, nonce_utxo, wanted, row.ttl_slot or 0, self._context.terms.own, self._context.terms.network
+            inputs,
+            nonce_utxo,
+            wanted,
+            row.attempt.ttl_slot or 0,
+            self._context.terms.own,
+            self._context.terms.network,
         )

@@ -54,7 +54,7 @@ class TxSubmitter:
         try:
             row = self._context.payment(payment_id)
             attempt = next(
-                (a for a in queries.attempts(self._context.conn, payment_id) if a.tx_id == row.tx_id), None
+                (a for a in queries.attempts(self._context.conn, payment_id) if a.tx_id == row.attempt.tx_id), None
             )
             if attempt is None:  # it is being replaced
                 return
@@ -82,8 +82,8 @@ class TxSubmitter:
         found = []
         for parent_tx in parents:
             parent = queries.payment_of_attempt(self._context.conn, parent_tx)
-            if parent is not None and parent.tx_id == parent_tx:
-                if is_again or not parent.accepted_by_provider:
+            if parent is not None and parent.attempt.tx_id == parent_tx:
+                if is_again or not parent.attempt.accepted_by_provider:
                     self.send_off(parent.id)
                 found.append(self._sending.get(parent.id, {}))
         return found

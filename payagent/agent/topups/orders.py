@@ -58,7 +58,7 @@ def gained_by(unit: str, invoice: Invoice) -> int:
 def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
     """What the top-up's payments add up to, those still under way included."""
     return sum(
-        gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
+        gained(order.unit, row.invoice.batch_target, [(output.asset, output.units) for output in row.outputs])
         for row in made
         if row.state not in ENDED_WITHOUT_PAYING
     )
@@ -82,14 +82,14 @@ def open_order(
     app_id: str,
     key: str,
     now_ms: int,
-    cause: str = "order",
+    trigger: str = "manual",
 ) -> TopupRow:
     """Inside a commit: return the top-up with this key, or add it.
 
     Refused: `topup_under_way` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
-        _require_same(known, pools.pool(unit.conn, known.pool), wish)
+        _require_same(known, pools.pool(unit.conn, known.pool_id), wish)
         return known
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
@@ -99,10 +99,10 @@ def open_order(
     return topups.add(
         unit,
         topup_id=topup_id,
-        pool=pool.id,
+        pool_id=pool.id,
         app_id=app_id,
         key=key,
-        cause=cause,
+        trigger=trigger,
         unit_name=wish.unit,
         units=wish.units,
         request=dump_request(request),
@@ -121,7 +121,7 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
         return
     now_ms = context.ports.clock.now_ms()
     topups.stop(unit, order.id, why.code, why.detail)
-    told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
+    told = {"topup": order.id, "code": why.code, "detail": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
@@ -132,11 +132,11 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
 def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
     clock_ms = context.limits_clock_ms(unit.conn, now_ms)
-    code, reason = (None, None) if why is None else (why.code, why.detail)
-    if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
+    code, detail = (None, None) if why is None else (why.code, why.detail)
+    if topups.end(unit, order.id, code, detail, now_ms, clock_ms):
         if why is not None:
             _end_question(unit, order, Approver("clock"), why, now_ms)
-        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
+        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "detail": detail}
         records.note(unit, None, "topup_ended", None, now_ms, told)
         _tell(unit, order, why, now_ms)
 
@@ -153,14 +153,14 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
 
     No caller waits for an automatic top-up. The alert that announced it is cleared when it ends.
     """
-    pool = pools.pool(unit.conn, order.pool)
+    pool = pools.pool(unit.conn, order.pool_id)
     subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
-    if order.cause == "auto":
+    if order.trigger == "auto":
         over = f"the automatic top-up that was announced at {pool.origin} has ended"
         clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.cause == "auto" and why.code != "topup_cancelled":
+    elif order.trigger == "auto" and why.code != "topup_cancelled":
         raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
 
 
@@ -269,7 +269,7 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     orders = topups.autos_of(conn, pool.id)
     if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_max:
         return True
-    failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
+    failed = next((place for place, row in enumerate(orders) if row.code is None), len(orders))
     if failed == 0:
         return False
     pause_ms = backoff(PAUSE_FIRST_MS, DAY_MS, failed)

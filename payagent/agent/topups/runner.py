@@ -264,7 +264,7 @@ class TopupRunner:
         Until then nobody knows what the top-up adds up to.
         """
         last = next(reversed(payments.payments_of_topup(self._context.conn, order.id)), None)
-        return last is not None and last.state is State.RESERVED and not last.handed_over
+        return last is not None and last.state is State.RESERVED and not last.invoice.merchant_submits
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""
@@ -274,11 +274,13 @@ class TopupRunner:
         now_ms = context.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
-            code, reason = _ENDS_ORDER[last.state]
-            await self._break_off(order, Refused(last.reason_code or code, last.reason or reason))
+            code, detail = _ENDS_ORDER[last.state]
+            await self._break_off(order, Refused(last.problem.code or code, last.problem.detail or detail))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
-            if not (last.state is State.RESERVED and last.handed_over):  # `_buy` pays again, which signs it
+            if not (
+                last.state is State.RESERVED and last.invoice.merchant_submits
+            ):  # `_buy` pays again, which signs it
                 await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
                 return
             if order.stop_code is not None:  # no request will come, so it is never signed, and then rejected
@@ -290,7 +292,7 @@ class TopupRunner:
             raise Refused(order.stop_code, order.stop_reason or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
-        expired = takewhile(lambda row: row.reason_code == "invoice_expired", reversed(made))
+        expired = takewhile(lambda row: row.problem.code == "invoice_expired", reversed(made))
         if sum(1 for _ in expired) >= EXPIRED_MAX:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
@@ -327,7 +329,7 @@ class TopupRunner:
     async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""
         context = self._context
-        pool = pools.pool(context.conn, order.pool)
+        pool = pools.pool(context.conn, order.pool_id)
         merchant = self._merchant_for(pool)
         pauses.require_running(context.conn)
         context.chain.require_ready(
@@ -335,7 +337,7 @@ class TopupRunner:
         )  # first: a clock that is ahead would end the app's token, and so the top-up
         require_may_buy(context.conn, order, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
-        if under_way is not None and context.payment(under_way).topup != order.id:
+        if under_way is not None and context.payment(under_way).prepaid.topup_id != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
         request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
@@ -351,7 +353,7 @@ class TopupRunner:
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Present the proof of the last payment, once it is ready, until the merchant accepts it."""
         context = self._context
-        merchant = self._merchant_for(pools.pool(context.conn, row.pool or order.pool))
+        merchant = self._merchant_for(pools.pool(context.conn, row.prepaid.pool_id or order.pool_id))
         if not context.is_ready(row):
             return
         depth = context.depth(row)
@@ -402,7 +404,7 @@ class TopupRunner:
         if why is None:
             log.info("topup.done", topup=order.id)
         else:
-            log.warning("topup.stopped", topup=order.id, cause=order.cause, code=why.code, why=why.detail)
+            log.warning("topup.stopped", topup=order.id, trigger=order.trigger, code=why.code, why=why.detail)
         self._go_on(order)
 
     def _go_on(self, order: TopupRow) -> None:

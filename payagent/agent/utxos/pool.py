@@ -59,7 +59,7 @@ class UtxoPool:
 
         terms = self._context.terms
         is_kept = terms.upkeep_fees_per_day_lovelace > 0 and terms.unconfirmed_ancestors_max > 0
-        if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
+        if not is_kept or any(one.asset != LOVELACE or one.merchant_submits for one in purchase.offers):
             return await admit(False)
         return await self._line.admit(
             purchase.ids.payment,

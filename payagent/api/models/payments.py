@@ -262,9 +262,9 @@ class Payment(BaseModel):
     fee: Units | None
     tx_hash: Hex | None
     ttl_slot: int | None
-    anchor: str | None
+    nonce_utxo: str | None
     proof: Proof
-    handed_over: bool
+    merchant_submits: bool
     headers: dict[str, str]
     ready: bool
     request_id: str
@@ -281,8 +281,8 @@ class Payment(BaseModel):
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
         """`more`: the fields that a subclass adds, and `approval`."""
         terms = context.terms
-        if row.reason_code is not None:
-            more["reason"] = Reason(code=row.reason_code, detail=row.reason)
+        if row.problem.code is not None:
+            more["reason"] = Reason(code=row.problem.code, detail=row.problem.detail)
         return cls.model_validate(
             {
                 "id": row.id,
@@ -291,34 +291,34 @@ class Payment(BaseModel):
                 "state": row.state,
                 "delivery": row.delivery,
                 "network": terms.network.name,
-                "dialect": row.dialect,
-                "origin": row.origin,
-                "invoice_id": row.invoice_id,
+                "dialect": row.invoice.dialect,
+                "origin": row.invoice.origin,
+                "invoice_id": row.invoice.id,
                 "outputs": row.outputs,
-                "fee": row.fee_lovelace,
-                "tx_hash": row.tx_id if row.is_noted else None,
-                "ttl_slot": row.ttl_slot,
-                "anchor": row.nonce_utxo,
-                "proof": row.proof,
-                "handed_over": row.handed_over,
-                "headers": retry_headers(row, terms.merchants.get(row.origin or ""), terms.own.text),
+                "fee": row.attempt.fee_lovelace,
+                "tx_hash": row.attempt.tx_id if row.is_noted else None,
+                "ttl_slot": row.attempt.ttl_slot,
+                "nonce_utxo": row.nonce_utxo,
+                "proof": row.invoice.proof,
+                "merchant_submits": row.invoice.merchant_submits,
+                "headers": retry_headers(row, terms.merchants.get(row.invoice.origin or ""), terms.own.text),
                 "ready": context.is_ready(row),
-                "request_id": row.request_id,
+                "request_id": row.intent.request_id,
                 "merchant_status": row.merchant_status,
                 "block": _block(row),
-                "batch_target": row.batch_target,
-                "expires_at": row.expires_at_ms,
+                "batch_target": row.invoice.batch_target,
+                "expires_at": row.invoice.expires_at_ms,
                 "created_at": row.created_at_ms,
-                "changed_at": row.changed_at_ms,
+                "changed_at": row.updated_at_ms,
                 **more,
             }
         )
 
 
 def _block(row: PaymentRow) -> dict[str, object] | None:
-    if row.block_hash is None or row.state not in ON_CHAIN:
+    if row.block.hash is None or row.state not in ON_CHAIN:
         return None
-    return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
+    return {"hash": row.block.hash, "height": row.block.height, "slot": row.block.slot}
 
 
 def _shown_detail(detail: str, *, sees_all: bool) -> dict[str, object]:

@@ -214,7 +214,7 @@ class Topup(BaseModel):
     origin: str
     partner: str | None
     wallet: str
-    cause: Literal["order", "auto"]
+    trigger: Literal["manual", "auto"]
     state: Literal["open", "stopping", "done", "stopped"]
     unit: str
     units: Units
@@ -242,7 +242,7 @@ class Topup(BaseModel):
                 "origin": pool.origin,
                 "partner": pool.partner or None,
                 "wallet": pool.wallet,
-                "cause": row.cause,
+                "trigger": row.trigger,
                 "state": row.state,
                 "unit": row.unit,
                 "units": row.units,
@@ -254,8 +254,8 @@ class Topup(BaseModel):
                 "ended_at": row.ended_at_ms,
             }
         )
-        if (code := row.reason_code or row.stop_code) is not None:
-            topup.reason = Reason(code=code, detail=row.reason if row.reason_code else row.stop_reason)
+        if (code := row.code or row.stop_code) is not None:
+            topup.reason = Reason(code=code, detail=row.detail if row.code else row.stop_detail)
         return topup
 
 

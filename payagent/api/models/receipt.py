@@ -42,7 +42,7 @@ class Receipt(BaseModel):
     decisions: list[dict[str, object]]
     holds: list[dict[str, object]]
     attempts: list[dict[str, object]]
-    sightings: list[dict[str, object]]
+    block_observations: list[dict[str, object]]
     answers: list[dict[str, object]]
     entries: list[dict[str, object]]
     events: list[dict[str, object]]
@@ -64,7 +64,7 @@ class Receipt(BaseModel):
             decisions=_told(known.events, DECISIONS),
             holds=[_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
             attempts=[_attempt(attempt, row, known, terms) for attempt in known.attempts],
-            sightings=[_block_observation(seen) for seen in known.block_observations],
+            block_observations=[_block_observation(seen) for seen in known.block_observations],
             answers=_told(known.events, ANSWERS),
             entries=[_entry(entry) for entry in known.entries],
             events=[_only(event, *event_names) for event in known.events],
@@ -86,13 +86,15 @@ def _units(row: Row) -> Json:
 def _payment(known: Recorded) -> Json:
     row = known.payment
     return {
-        **_only(row, "id", "kind", "state", "delivery", "anchor", "ttl_slot", "first_invoice"),
+        **_only(row, "id", "kind", "state", "delivery", "nonce_utxo", "ttl_slot", "first_invoice_seq"),
         "app": dict(known.app),
         "outputs": json.loads(row["outputs"]),
-        "is_prepaid": row["pool"] is not None,
+        "is_prepaid": row["pool_id"] is not None,
         "tx_hash": row["tx_id"],
         "block": None if row["block_hash"] is None else _block(row),
-        **_only(row, "void_by", "merchant_status", "reason_code", "reason", "created_at_ms", "changed_at_ms"),
+        **_only(
+            row, "void_tx_id", "merchant_status", "code", "reason", "detail", "created_at_ms", "updated_at_ms"
+        ),
     }
 
 
@@ -101,17 +103,17 @@ def _block(row: Row) -> Json:
 
 
 def _intent(row: Row) -> Json:
-    told = _only(row, "id", "app_id", "key", "fingerprint", "origin", "request", "request_id")
-    return told | {"derived": bool(row["derived"])}
+    told = _only(row, "id", "app_id", "idempotency_key", "fingerprint", "origin", "request", "request_id")
+    return told | {"is_key_derived": bool(row["is_key_derived"])}
 
 
 def _invoice(row: Row) -> Json:
     names = ("dialect", "origin", "invoice_id", "terms_hash", "batch_target", "proof", "echo", "commitment")
     return {
         "number": row["seq"],
-        **_only(row, *names, "received_at_ms", "expires_at_ms", "response"),
+        **_only(row, *names, "received_at_ms", "expires_at_ms", "response_402"),
         "outputs": json.loads(row["outputs"]),
-        "handed_over": bool(row["handed_over"]),
+        "merchant_submits": bool(row["merchant_submits"]),
     }
 
 
@@ -119,14 +121,15 @@ def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig)
     """An attempt with its retry headers. A finished attempt has them too, because they may have been presented."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
-        shown = replace(payment, tx_id=row["tx_id"], cbor=row["cbor"], state=State.SIGNED)
-        invoice = next((one for one in known.other_invoices if one["seq"] == row["invoice"]), known.invoice)
-        if invoice is not None:
-            names = ("dialect", "invoice_id", "proof", "echo")
-            shown = replace(shown, **{name: invoice[name] for name in names})
-        headers = retry_headers(shown, terms.merchants.get(payment.origin or ""), terms.own.text)
+        attempt = replace(payment.attempt, tx_id=row["tx_id"], cbor=row["cbor"])
+        shown = replace(payment, attempt=attempt, state=State.SIGNED)
+        told = next((one for one in known.other_invoices if one["seq"] == row["invoice_seq"]), known.invoice)
+        if told is not None:
+            names = {name: told[name] for name in ("dialect", "proof", "echo")}
+            shown = replace(shown, invoice=replace(payment.invoice, id=told["invoice_id"], **names))
+        headers = retry_headers(shown, terms.merchants.get(payment.invoice.origin or ""), terms.own.text)
     return {
-        **_only(row, "kind", "anchor", "invoice", "ttl_slot", "signed_at_ms"),
+        **_only(row, "kind", "nonce_utxo", "invoice_seq", "ttl_slot", "signed_at_ms"),
         "tx_hash": row["tx_id"],
         "inputs": row["inputs"].split(" "),
         "fee": str(row["fee_lovelace"]),

@@ -111,7 +111,7 @@ class AssetBalance(BaseModel):
 
 
 class UtxoCounts(BaseModel):
-    free: int
+    available: int
     reserved: int
     pending: int
     locked: int

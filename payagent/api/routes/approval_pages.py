@@ -104,15 +104,15 @@ def _refused(context: AgentContext, refused: Refused, approval: ApprovalRow) -> 
     yield "why", refused.detail
     yield "money", refused.money
     yield "what to do", refused.problem.fix
-    yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link can be opened again"
+    yield "open until", f"{iso_time(approval.expires_at_ms)}: until then the link can be opened again"
 
 
 def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
     """The decision, and the state of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
-    if row.reason is not None:
-        yield "why", row.reason
+    if row.problem.detail is not None:
+        yield "why", row.problem.detail
     yield "money", STATES_IN_WORDS[row.state]
     yield "payment", row.id
 
@@ -152,7 +152,7 @@ def _rows(row: PaymentRow, shown: Approval) -> Iterable[Row]:
     """The rows of the page, in order."""
     yield from (("why it is asked", str(reason.detail)) for reason in shown.reasons)
     yield "app", shown.app
-    yield "merchant", str(row.origin)
+    yield "merchant", str(row.invoice.origin)
     yield "call", shown.request or "not told"
     yield "calls that it buys", str(shown.calls)
     for output in shown.transaction.outputs:

@@ -68,16 +68,16 @@ def asked(caller: Caller, row: PaymentRow) -> dict[str, Approval]:
 
 def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, sees_asked: bool) -> Approval:
     """What a payment's own app may see; with `sees_asked`, also what the person who decides needs to know."""
-    conn, origin = context.conn, row.origin or ""
-    decided, at_most = approvals.decided(conn, row.id), payments.hold(conn, row.id, "ask")
+    conn, origin = context.conn, row.invoice.origin or ""
+    decided, at_most = approvals.decided(conn, row.id), payments.hold(conn, row.id, "approval")
     approval = Approval(
-        calls=calls_of(row.batch_target),
+        calls=calls_of(row.invoice.batch_target),
         reasons=[Reason.model_validate(one) for one in found.reasons],
         terms_hash=found.terms_hash,
         transaction=Transaction.model_validate(found.plan),
         at_most=at_most,
         asked_at=found.asked_at_ms,
-        ends_at=found.ends_at_ms,
+        ends_at=found.expires_at_ms,
         decision=None if decided is None else decided.decision,
         via=None if decided is None else decided.via,
         decided_at=None if decided is None else decided.at_ms,
@@ -86,7 +86,7 @@ def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, s
         names, scopes = dict(names_of(context)), scopes_of(row.app_id, origin)
         by = None if decided is None else decided.by_app
         approval.app = apps.require(conn, row.app_id).name
-        approval.request = intents.request_of(conn, row.intent_id)
+        approval.request = intents.request_of(conn, row.intent.id)
         approval.by = None if by is None else names.get(by, by)
         approval.limits = [
             LimitStanding.of(one, names)

@@ -199,7 +199,7 @@ async def delivery(
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "reporting another app's delivery needs a token for operate", needs=OPERATE)
-    if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
+    if row.kind != "invoice" or (row.attempt.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that can have been presented")
     deliveries = caller.agent.deliveries
     if isinstance(answer, str):

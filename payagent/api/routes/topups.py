@@ -115,4 +115,4 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
 
 def _topup(context: AgentContext, row: TopupRow) -> Topup:
     made = payments.payments_of_topup(context.conn, row.id)
-    return Topup.of(row, prepaid.pool(context.conn, row.pool), made, context.terms)
+    return Topup.of(row, prepaid.pool(context.conn, row.pool_id), made, context.terms)

@@ -50,8 +50,8 @@ def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
 def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
     """Every entry that names no payment, in order."""
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units FROM journal j "
-        "LEFT JOIN postings q ON q.entry = j.id WHERE j.payment_id IS NULL ORDER BY j.id, q.seq"
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units FROM entries j "
+        "LEFT JOIN postings q ON q.entry_id = j.id WHERE j.payment_id IS NULL ORDER BY j.id, q.seq"
     )
     for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=itemgetter(0, 1, 2, 3, 4)):
         yield EntryRow(number, kind, owner, ref, at_ms, tuple(line[5:] for line in lines if line[5] is not None))
@@ -77,7 +77,7 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:
     """Ids of entries without a posting."""
-    rows = conn.execute("SELECT id FROM journal j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry = j.id)")
+    rows = conn.execute("SELECT id FROM entries j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = j.id)")
     return (number for (number,) in rows)
 
 
@@ -94,22 +94,22 @@ def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[in
 
 
 def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """(entry, number of prepaid moves) for every `use` or `unuse` entry that does not book exactly one move."""
+    """(entry, number of prepaid moves) for every `use` or `use_reversed` entry that books not one move."""
     return conn.execute(
-        "SELECT j.id, COUNT(m.seq) FROM journal j LEFT JOIN prepaid_moves m ON m.entry = j.id "
-        "WHERE j.kind IN ('use', 'unuse') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
+        "SELECT j.id, COUNT(m.seq) FROM entries j LEFT JOIN prepaid_moves m ON m.entry_id = j.id "
+        "WHERE j.kind IN ('use', 'use_reversed') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
     )
 
 
 def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
     """The value of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
     row = conn.execute(
-        "SELECT lovelace, assets FROM coins WHERE ref = ? AND source = 'deposit'", (ref,)
+        "SELECT lovelace, assets FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
     ).fetchone()
     if row is not None:
         return value_of(*row), False
     back = conn.execute(
-        "SELECT 1 FROM journal WHERE payment_id IS NULL AND kind = 'undeposit' AND ref = ?", (ref,)
+        "SELECT 1 FROM entries WHERE payment_id IS NULL AND kind = 'deposit_reversed' AND ref = ?", (ref,)
     ).fetchone()
     return None, back is not None
 
@@ -125,7 +125,7 @@ def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tu
 
 def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     """(origin, role, address) of every pinned address of every merchant."""
-    return conn.execute("SELECT origin, role, address FROM pins")
+    return conn.execute("SELECT origin, role, address FROM address_pins")
 
 
 def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
@@ -135,7 +135,7 @@ def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
 
 def unserved_streak(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
     """(origin, unserved payments in a row, stopped_at_ms) of every merchant that ever left a payment unserved."""
-    return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
+    return conn.execute("SELECT origin, count, stopped_at_ms FROM unserved_streaks")
 
 
 def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
@@ -161,20 +161,20 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
              WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
 
-_FOREIGN = """EXISTS (SELECT 1 FROM foreign_sightings f WHERE f.tx_id = c.spent_by AND f.there = 1
+_FOREIGN = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
                      AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 
 _COUNTED = f"""
 SELECT c.ref, c.lovelace, c.assets,
-       ((c.source = 'deposit' AND c.state <> 'vanished') OR {_BOOKED.format("tx_id")})
+       ((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")})
          - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_FOREIGN})),
-       c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
+       c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM entries WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
          AND NOT {_FOREIGN},
        c.ref <> c.tx_id || '#' || c.output_index
          OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
-FROM coins c ORDER BY c.rowid
+FROM utxos c ORDER BY c.rowid
 """  # noqa: S608  our own names
 
 
@@ -199,23 +199,23 @@ def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
 
 
 class MoveRow(NamedTuple):
-    """One change of a prepaid balance; `entry` is the entry that books the use."""
+    """One change of a prepaid balance; `entry_id` is the entry that books the use."""
 
     seq: int
-    pool: int
+    pool_id: int
     unit: str
     kind: str
     bought: int
     used: int
     unexplained: int
     payment_id: str | None
-    entry: int | None
+    entry_id: int | None
 
 
 def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
     """Every prepaid move, oldest first."""
     rows = conn.execute(
-        "SELECT seq, pool, unit, kind, bought, used, unexplained, payment_id, entry FROM prepaid_moves "
+        "SELECT seq, pool_id, unit, kind, bought, used, unexplained, payment_id, entry_id FROM prepaid_moves "
         "ORDER BY seq"
     )
     return (MoveRow(*row) for row in rows)
@@ -228,7 +228,7 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     block or puts another of its attempts in a block.
     """
     row = conn.execute(
-        "SELECT id FROM journal WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
+        "SELECT id FROM entries WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
         "(SELECT COUNT(*) - 1 FROM prepaid_moves WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
         (move.payment_id, move.seq),
     ).fetchone()
@@ -244,28 +244,30 @@ _EVENTS_TOLD = (
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, stop and end as in the row, stop and end as in the events) of every top-up.
 
-    Each side is (stop code, stop reason, end time, end on the limits' clock, code, reason); None where nothing is
+    Each side is (stop code, reason and detail, end time, end on the limits' clock, code, reason, detail); None
+    where nothing is
     recorded.
     """
     stops = {
-        topup_id: (code, reason)
-        for topup_id, code, reason in conn.execute(
-            f"SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM {_EVENTS_TOLD} "  # noqa: S608
-            "WHERE payment_id IS NULL AND event = 'topup_stopped'"
+        topup_id: stop
+        for topup_id, *stop in conn.execute(
+            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail' "  # noqa: S608
+            f"FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
-        topup_id: (at_ms, clock_ms, code, reason)
-        for at_ms, topup_id, clock_ms, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  our own names
-            f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
+        topup_id: end
+        for topup_id, *end in conn.execute(
+            "SELECT detail ->> '$.topup', at_ms, detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  our own names
+            "detail ->> '$.reason', detail ->> '$.detail' "
+            f"FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *told in conn.execute(
-        "SELECT seq, id, stop_code, stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups "
-        "ORDER BY seq"
+        "SELECT seq, id, stop_code, stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail "
+        "FROM topups ORDER BY seq"
     ):
-        by_events = (*stops.get(topup_id, (None,) * 2), *ends.get(topup_id, (None,) * 4))
+        by_events = (*stops.get(topup_id, (None,) * 3), *ends.get(topup_id, (None,) * 5))
         yield number, tuple(told), by_events
 
 
@@ -275,11 +277,13 @@ def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dic
 
     The value comes from the UTxO rows if all of them still exist, otherwise from the observation itself.
     """
-    rows = conn.execute("SELECT seq, tx_id, there, inputs, spent FROM foreign_sightings ORDER BY seq").fetchall()
+    rows = conn.execute(
+        "SELECT seq, tx_id, is_on_chain, inputs, spent FROM external_spends ORDER BY seq"
+    ).fetchall()
     for number, tx_id, there, inputs, spent in rows:
         refs = inputs.split(" ")
         utxos = conn.execute(
-            f"SELECT lovelace, assets FROM coins WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
+            f"SELECT lovelace, assets FROM utxos WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
         held = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
@@ -296,7 +300,9 @@ def _units(text: str) -> dict[str, int]:
 
 def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
     """(entry, kind, tx id) of every entry for an external spend, in order."""
-    return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
+    return conn.execute(
+        "SELECT id, kind, ref FROM entries WHERE kind IN ('external_spend', 'external_spend_reversed') ORDER BY id"
+    )
 
 
 def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
@@ -308,11 +314,10 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
     yield from _unseen_foreign_voids(conn)
     rows = conn.execute(
         f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
-        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_by' IS NOT NULL AND NOT EXISTS ("
-        "SELECT 1 FROM sightings s WHERE s.tx_id = e.detail ->> '$.void_by' "
-        "AND s.block_hash = e.detail ->> '$.block_hash') AND NOT EXISTS ("
-        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.void_by' "
-        "AND f.block_hash = e.detail ->> '$.block_hash') ORDER BY seq"
+        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_tx_id' IS NOT NULL AND NOT "
+        "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> '$.void_tx_id' AND s.block_hash "
+        "= e.detail ->> '$.block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
+        "AND f.tx_id = e.detail ->> '$.void_tx_id' AND f.block_hash = e.detail ->> '$.block_hash') ORDER BY seq"
     )
     yield from (number for (number,) in rows)
 
@@ -320,10 +325,9 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 def _unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
         f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
-        "JOIN payments p ON p.id = e.payment_id "
-        "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
-        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "
-        "AND f.block_hash = e.detail ->> '$.block_hash' "
-        "AND instr(' ' || f.inputs || ' ', ' ' || p.anchor || ' ')) ORDER BY e.seq"
+        "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
+        "'$.tx_id' AND f.block_hash = e.detail ->> '$.block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
+        "p.nonce_utxo || ' ')) ORDER BY e.seq"
     )
     return (number for (number,) in rows)

@@ -27,7 +27,7 @@ class SignedRow(NamedTuple):
     tx_id: str
     kind: AttemptKind
     nonce_utxo: str
-    invoice: int | None
+    invoice_seq: int | None
     inputs: tuple[str, ...]
     cbor: bytes
     fee_lovelace: int
@@ -71,7 +71,7 @@ class IntentFacts(NamedTuple):
     number: int
     app_id: str
     origin: str
-    derived: bool
+    is_key_derived: bool
     ended_at_ms: int | None
     served_at_ms: int | None
 
@@ -101,7 +101,7 @@ class Case(NamedTuple):
     created_at_ms: int
     standing: Mapping[str, object]
     intent: IntentFacts | None
-    first_invoice: int | None
+    first_invoice_seq: int | None
     invoices: Mapping[int, InvoiceTerms]
     attempts: tuple[SignedRow, ...]
     events: tuple[EventRow, ...]
@@ -114,18 +114,18 @@ class Case(NamedTuple):
 
 
 STANDING = (
-    "state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot", "invoice",
-    "void_by", "merchant_status", "reason_code", "reason", "changed_at_ms",
+    "state", "delivery", "nonce_utxo", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot",
+    "invoice_seq", "void_tx_id", "merchant_status", "code", "reason", "detail", "updated_at_ms",
 )  # fmt: skip
 """The columns of a payment that may change."""
 
 _CASES = f"""
-SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_at_ms, p.first_invoice,
+SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool_id IS NOT NULL, p.created_at_ms, p.first_invoice_seq,
        {", ".join(f"p.{name}" for name in STANDING)},
-       i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
+       i.rowid, i.id, i.app_id, i.origin, i.is_key_derived, i.ended_at_ms,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
        v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
-FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
+FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice_seq
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
 """  # noqa: S608  our own names
 _INTENT_AT = 8 + len(STANDING)
@@ -133,13 +133,14 @@ _INVOICE_AT = _INTENT_AT + 7
 _ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
 _OF_PAYMENTS = {
     "attempts": (
-        "a.tx_id, a.kind, a.anchor, a.invoice, a.inputs, a.cbor, a.fee_lovelace, a.ttl_slot, a.signed_at_ms",
+        "a.tx_id, a.kind, a.nonce_utxo, a.invoice_seq, a.inputs, a.cbor, a.fee_lovelace, a.ttl_slot, "
+        "a.signed_at_ms",
         _ATTEMPTS,
         "a.rowid",
     ),
     "invoices": (
         "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
-        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice AND v.seq IS NOT p.invoice",
+        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice_seq AND v.seq IS NOT p.invoice_seq",
         "a.rowid",
     ),
     "events": (
@@ -149,17 +150,17 @@ _OF_PAYMENTS = {
     ),
     "holds": (
         "h.asset, h.units, h.at_ms, h.released_at_ms",
-        "CROSS JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay'",
+        "CROSS JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment'",
         "h.asset",
     ),
-    "journal": (
+    "entries": (
         "j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units",
-        "CROSS JOIN journal j ON j.payment_id = p.id LEFT JOIN postings q ON q.entry = j.id",
+        "CROSS JOIN entries j ON j.payment_id = p.id LEFT JOIN postings q ON q.entry_id = j.id",
         "j.id, q.seq",
     ),
-    "sightings": (
+    "block_observations": (
         "s.seq, s.tx_id, s.block_hash, s.block_height, s.block_slot, s.at_ms",
-        f"{_ATTEMPTS} CROSS JOIN sightings s ON s.tx_id = a.tx_id",
+        f"{_ATTEMPTS} CROSS JOIN block_observations s ON s.tx_id = a.tx_id",
         "a.rowid, s.seq",
     ),
     "submissions": (
@@ -167,9 +168,9 @@ _OF_PAYMENTS = {
         f"{_ATTEMPTS} CROSS JOIN submissions s ON s.tx_id = a.tx_id",
         "a.rowid, s.at_ms",
     ),
-    "coins": (
+    "utxos": (
         "c.ref, c.lovelace, c.assets, c.state",
-        f"{_ATTEMPTS} CROSS JOIN coins c ON c.tx_id = a.tx_id",
+        f"{_ATTEMPTS} CROSS JOIN utxos c ON c.tx_id = a.tx_id",
         "a.rowid, c.rowid",
     ),
     "reservations": ("r.ref", "CROSS JOIN reservations r ON r.payment_id = p.id", "r.rowid"),
@@ -222,7 +223,7 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             outputs=_outputs(row[4]),
             is_prepaid=bool(row[5]),
             created_at_ms=row[6],
-            first_invoice=row[7],
+            first_invoice_seq=row[7],
             standing=dict(zip(STANDING, row[8:_INTENT_AT], strict=True)),
             intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
             invoices={
@@ -233,12 +234,14 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             attempts=tuple(_signed(*attempt[1:]) for attempt in theirs["attempts"]),
             events=events,
             holds=tuple(hold[1:] for hold in theirs["holds"]),
-            entries=_entries(theirs["journal"]),
-            block_observations=tuple(BlockObservationRow(*seen[1:]) for seen in sorted(theirs["sightings"])),
+            entries=_entries(theirs["entries"]),
+            block_observations=tuple(
+                BlockObservationRow(*seen[1:]) for seen in sorted(theirs["block_observations"])
+            ),
             submissions=tuple(sent[1:] for sent in sorted(theirs["submissions"])),
             utxos=tuple(
                 UtxoMade(ref, value_of(lovelace, assets), state)
-                for _, ref, lovelace, assets, state in theirs["coins"]
+                for _, ref, lovelace, assets, state in theirs["utxos"]
             ),
             reserved=frozenset(ref for _, ref in theirs["reservations"]),
         )
@@ -251,13 +254,13 @@ WHERE p.intent_id = ? ORDER BY e.seq LIMIT 1
 
 
 def _intent(conn: sqlite3.Connection, row: tuple[Any, ...], events: tuple[EventRow, ...]) -> IntentFacts | None:
-    number, intent_id, app_id, origin, derived, ended_at_ms, payments = row
+    number, intent_id, app_id, origin, is_key_derived, ended_at_ms, payments = row
     if number is None:
         return None
     served_at_ms = next((event.at_ms for event in events if event.event == "delivery_accept"), None)
     if payments > 1:
         (served_at_ms,) = conn.execute(_SERVED, (intent_id,)).fetchone() or (None,)
-    return IntentFacts(number, app_id, origin, bool(derived), ended_at_ms, served_at_ms)
+    return IntentFacts(number, app_id, origin, bool(is_key_derived), ended_at_ms, served_at_ms)
 
 
 @lru_cache(maxsize=1000)
@@ -270,9 +273,15 @@ def _outputs(text: str) -> tuple[OutputRow, ...]:
 
 
 def _signed(
-    tx_id: str, kind: AttemptKind, nonce_utxo: str, invoice: int | None, inputs: str, cbor: bytes, *numbers: int
+    tx_id: str,
+    kind: AttemptKind,
+    nonce_utxo: str,
+    invoice_seq: int | None,
+    inputs: str,
+    cbor: bytes,
+    *numbers: int,
 ) -> SignedRow:
-    return SignedRow(tx_id, kind, nonce_utxo, invoice, tuple(inputs.split(" ")), cbor, *numbers)
+    return SignedRow(tx_id, kind, nonce_utxo, invoice_seq, tuple(inputs.split(" ")), cbor, *numbers)
 
 
 def _invoice(

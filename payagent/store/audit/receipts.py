@@ -54,16 +54,16 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
         payment=payment,
         app=app,
         intent=intent,
-        invoice=next(iter(rows("SELECT * FROM invoices WHERE seq = ?", payment["invoice"])), None),
+        invoice=next(iter(rows("SELECT * FROM invoices WHERE seq = ?", payment["invoice_seq"])), None),
         other_invoices=rows(
-            "SELECT DISTINCT v.* FROM attempts a JOIN invoices v ON v.seq = a.invoice JOIN payments p ON "
-            "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice ORDER BY v.seq",
+            "SELECT DISTINCT v.* FROM attempts a JOIN invoices v ON v.seq = a.invoice_seq JOIN payments p ON "
+            "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice_seq ORDER BY v.seq",
             payment_id,
         ),
-        holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'pay' ORDER BY rowid", payment_id),
+        holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'payment' ORDER BY rowid", payment_id),
         attempts=rows("SELECT * FROM attempts WHERE payment_id = ? ORDER BY rowid", payment_id),
         block_observations=rows(
-            "SELECT s.* FROM sightings s JOIN attempts a ON a.tx_id = s.tx_id WHERE a.payment_id = ? "
+            "SELECT s.* FROM block_observations s JOIN attempts a ON a.tx_id = s.tx_id WHERE a.payment_id = ? "
             "ORDER BY s.seq",
             payment_id,
         ),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from payagent.store.rows.limit_counters import OPEN_MS, SPANS_MS
 
 _EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS NULL THEN h.units
-    WHEN p.state = 'void' AND h.asset = 'lovelace' AND h.stage = 'pay'
+    WHEN p.state = 'void' AND h.asset = 'lovelace' AND h.stage = 'payment'
     THEN COALESCE((SELECT fee_lovelace FROM attempts WHERE tx_id = p.tx_id), 0) ELSE 0 END"""
 
 
@@ -25,7 +25,7 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
 def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of approval holds that were not released at the time of the decision."""
     return conn.execute(
-        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT "
+        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'approval' AND h.released_at_ms IS NOT "
         "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('reserve', 'deny') "
         "ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
     )
@@ -61,7 +61,7 @@ def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
 
 _FINEST, *_COARSER, _EVER = SPANS_MS
 
-_HALVES = "SUM(s.high) + (SUM(s.low) >> 32), SUM(s.low) & 4294967295"
+_HALVES = "SUM(s.units_high) + (SUM(s.units_low) >> 32), SUM(s.units_low) & 4294967295"
 _COUNTED = (
     "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), SUM(h.counted_units & 4294967295) "
     "& 4294967295"
@@ -69,8 +69,8 @@ _COUNTED = (
 _FINE = f"s.span_ms = {_FINEST} AND s.app <> '' AND s.merchant <> ''"
 """SQL: counters of one app at one merchant in the shortest spans. All other counters are sums of these."""
 
-_SPENT = "(app, merchant, asset, span_ms, start_ms, what, high, low)"
-_SOME = "WHERE high <> 0 OR low <> 0"
+_SPENT = "(app, merchant, asset, span_ms, start_ms, kind, units_high, units_low)"
+_SOME = "WHERE units_high <> 0 OR units_low <> 0"
 
 _Spent = Iterator[tuple[str, str, str, int, int]]
 """(app, merchant, asset, span, start of the span)."""
@@ -94,7 +94,7 @@ def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
     of_uses = (
         f"SELECT h.app_id, o.origin, h.asset, {_FINEST}, "  # noqa: S608
         f"h.counted_at_ms / {_FINEST} * {_FINEST}, 'used', {_COUNTED} "
-        "FROM uses h JOIN prepaid_pools o ON o.id = h.pool GROUP BY 1, 2, 3, 5"
+        "FROM prepaid_uses h JOIN prepaid_pools o ON o.id = h.pool_id GROUP BY 1, 2, 3, 5"
     )
     yield from _unlike(conn, f"{of_holds} UNION ALL {of_uses}", _FINE)
 
@@ -104,7 +104,7 @@ def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
     for span_ms in (*_COARSER, _EVER):
         start_ms = "0" if span_ms == _EVER else f"s.start_ms / {span_ms} * {span_ms}"
         sums = (
-            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start_ms}, s.what, {_HALVES} FROM spent s "  # noqa: S608
+            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start_ms}, s.kind, {_HALVES} FROM limit_counters s "  # noqa: S608
             f"WHERE {_FINE} GROUP BY 1, 2, 3, 5, 6"
         )
         yield from _unlike(conn, sums, f"s.span_ms = {span_ms} AND s.app <> '' AND s.merchant <> ''")
@@ -117,10 +117,10 @@ def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
     for of_app, of_merchant in ((True, False), (False, True), (False, False)):
         app, is_app = ("s.app", "s.app <> ''") if of_app else ("''", "s.app = ''")
         merchant, is_merchant = ("s.merchant", "s.merchant <> ''") if of_merchant else ("''", "s.merchant = ''")
-        what = "" if of_app else "AND s.what = 'paid'"
+        kind = "" if of_app else "AND s.kind = 'paid'"
         sums = (
-            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, s.what, {_HALVES} FROM spent s "  # noqa: S608
-            f"WHERE s.app <> '' AND s.merchant <> '' {what} GROUP BY 1, 2, 3, 4, 5, 6"
+            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, s.kind, {_HALVES} FROM limit_counters s "  # noqa: S608
+            f"WHERE s.app <> '' AND s.merchant <> '' {kind} GROUP BY 1, 2, 3, 4, 5, 6"
         )
         yield from _unlike(conn, sums, f"{is_app} AND {is_merchant}")
 
@@ -128,10 +128,10 @@ def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
 def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
     """(pool, app, asset) where the stored share of an app in a prepaid pool differs from its payments and uses."""
     told = (
-        "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
-        "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
-        "JOIN payments p ON p.id = h.payment_id WHERE p.pool IS NOT NULL AND h.stage = 'pay' "
-        "UNION ALL SELECT pool, app_id, asset, 0, units, counted_units FROM uses) GROUP BY 1, 2, 3"
+        "SELECT pool_id, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
+        "SELECT p.pool_id, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
+        "JOIN payments p ON p.id = h.payment_id WHERE p.pool_id IS NOT NULL AND h.stage = 'payment' "
+        "UNION ALL SELECT pool_id, app_id, asset, 0, units, counted_units FROM prepaid_uses) GROUP BY 1, 2, 3"
     )
     some = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
     rows = conn.execute(
@@ -147,7 +147,7 @@ def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> _Spent:
 
     A zero counter equals a missing one.
     """
-    kept = f"SELECT s.* FROM spent s WHERE {where}"  # noqa: S608
+    kept = f"SELECT s.* FROM limit_counters s WHERE {where}"  # noqa: S608
     rows = conn.execute(
         f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608
         f"SELECT * FROM (SELECT * FROM wanted {_SOME} EXCEPT SELECT * FROM kept) "

@@ -1,7 +1,7 @@
 """Opens the ledger file for writing and for reading; refuses one that is missing, damaged or newer.
 
 SQLite's errors about the file become refusals here, for rooms that may not import sqlite3.
-May import: core, store.db, sqlite3, sqlite-utils. Never: writes a row.
+May import: core, store.db, sqlite3. Never: writes a row.
 """
 
 import sqlite3
@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from payagent.core.problems import Refused
-from payagent.store.db.schema import migrations, missing_guards, newer_migrations
+from payagent.store.db import schema
 
 DatabaseError = sqlite3.DatabaseError
 """The error that reading the ledger may raise, for rooms that may not import sqlite3; `failure` translates it."""
@@ -57,7 +55,7 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse a ledger that is missing (`ledger_missing`), unreadable (`store_failed`) or newer (`ledger_newer`).
+    """Refuse a ledger that is missing (`ledger_missing`), unreadable (`store_failed`) or of an unknown version.
 
     SQLite would create a missing file, and an empty ledger knows of no earlier payment. A file without tables
     counts as missing: a copy of ledger.db without its ledger.db-wal looks like that.
@@ -69,7 +67,7 @@ def require_ledger(path: Path) -> None:
     with opening(path), closing(open_read_only(path)) as conn:
         if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'payments'").fetchone() is None:
             raise Refused("ledger_missing", f"{path} is empty")
-        _require_known(conn)
+        schema.require_known(conn)
 
 
 def open_read_only(
@@ -130,28 +128,16 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def bring_up_to_date(path: Path) -> None:
-    """Migrate a ledger that is not in use to the current schema. Refused: `ledger_newer`."""
+    """Migrate a ledger that is not in use to the current schema. Refused: an unknown version."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        _bring_up_to_date(conn)
-
-
-def _bring_up_to_date(conn: sqlite3.Connection) -> None:
-    _require_known(conn)
-    database = Database(conn)
-    if migrations.pending(database):
-        migrations.apply(database)
+        schema.bring_up_to_date(conn)
 
 
 def migrate(conn: sqlite3.Connection) -> None:
     """Migrate the schema and check its guards.
 
-    Refused: `ledger_newer`; `ledger_changed` if guard triggers are missing.
+    Refused: an unknown version; `ledger_changed` if guard triggers are missing.
     """
-    _bring_up_to_date(conn)
-    if missing := missing_guards(conn):
+    schema.bring_up_to_date(conn)
+    if missing := schema.missing_guards(conn):
         raise Refused("ledger_changed", f"ledger.db lacks the triggers {', '.join(missing)}")
-
-
-def _require_known(conn: sqlite3.Connection) -> None:
-    if newer := newer_migrations(conn):
-        raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")

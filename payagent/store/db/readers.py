@@ -62,7 +62,7 @@ class Readers:
             conn.execute("PRAGMA busy_timeout = 5000")
             conn.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             conn.execute("BEGIN")
-            conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # the snapshot begins here
+            conn.execute("SELECT 1 FROM entries LIMIT 1").fetchone()  # the snapshot begins here
             yield conn
 
     @contextmanager

@@ -1,59 +1,57 @@
-"""The schema of ledger.db: creates it, migrates it, and compares it with the expected one.
+"""The schema of ledger.db: creates it, migrates an older one, and compares it with the expected one.
 
-May import: store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
+A new ledger gets today's tables, views and guards. A ledger of an earlier release gets the migrations since then.
+`PRAGMA user_version` holds the version: 1 is the schema of payagent 0.1.0, and each migration adds 1.
+
+May import: core, store.db, sqlite3. Never: reads or writes a row.
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 
-from sqlite_utils import Database, Migrations
-
+from payagent.core.problems import Refused
 from payagent.store.db.tables import TABLES, VIEWS
 from payagent.store.db.triggers import GUARDS
 
-migrations = Migrations("payagent")
+Migration = Callable[[sqlite3.Connection], None]
+
+MIGRATIONS: tuple[Migration, ...] = ()
+"""One function for each change since 0.1.0, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
+
+VERSION = 1 + len(MIGRATIONS)
+"""The version that this payagent writes."""
 
 
-@migrations()
-def m001_first_tables(db: Database) -> None:
-    for statement in (*_statements(TABLES), *_statements(VIEWS), *(guard.sql for guard in GUARDS)):
-        db.execute(statement)
+def version(conn: sqlite3.Connection) -> int:
+    """The version of a ledger's schema; 0 for a new file."""
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])
 
 
-@migrations()
-def m002_a_payment_follows_an_invoice_of_its_origin(db: Database) -> None:
-    """Before, the invoice had to have come first for the same intent. New ledgers have the rule from the start."""
-    for guard in GUARDS:
-        if guard.name == "payments_invoice_follows":
-            db.execute(f"DROP TRIGGER {guard.name}")
-            db.execute(guard.sql)
+def require_known(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Refused: `ledger_newer`; `ledger_changed` if the file has tables, but no version of ours."""
+    found, newest = version(conn), 1 + len(migrations)
+    if found > newest:
+        raise Refused("ledger_newer", f"ledger.db has version {found}, and this payagent knows {newest}")
+    if found < 1 and conn.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
+        raise Refused("ledger_changed", f"ledger.db has version {found}, which no release of payagent wrote")
 
 
-@migrations()
-def m003_a_merchants_word_stands_beside_its_own_unit_alone(db: Database) -> None:
-    """Before, the view showed the merchant's calls beside a balance in lovelace, as if they were comparable."""
-    db.execute("DROP VIEW v_prepaid")
-    (made,) = (view for view in _statements(VIEWS) if "CREATE VIEW v_prepaid" in view)
-    db.execute(made)
-
-
-@migrations()
-def m004_what_pays_a_balance_is_found_past_what_was_refused(db: Database) -> None:
-    """Before, the index also held refused payments, and a query read all of them since the last purchase."""
-    db.execute("DROP INDEX IF EXISTS payments_by_pool")
-    db.execute("DROP INDEX IF EXISTS payments_paying")
-    (made,) = (statement for statement in _statements(TABLES) if "CREATE INDEX payments_paying" in statement)
-    db.execute(made)
-
-
-@migrations()
-def m005_merchants_have_a_readiness(db: Database) -> None:
-    """Before, nothing recorded when a merchant accepts a proof."""
-    if not db["readiness"].exists():
-        (made,) = (statement for statement in _statements(TABLES) if "CREATE TABLE readiness" in statement)
-        db.execute(made)
+def bring_up_to_date(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Create the schema in a new file, or run the migrations that a ledger lacks. Refused: as `require_known`."""
+    require_known(conn, migrations)
+    newest = 1 + len(migrations)
+    if version(conn) == newest:
+        return
+    with conn:
+        conn.execute("BEGIN IMMEDIATE")
+        if (found := version(conn)) == 0:
+            for statement in (*_statements(TABLES), *_statements(VIEWS), *(guard.sql for guard in GUARDS)):
+                conn.execute(statement)
+        for migrate in migrations[found - 1 :] if found else ():
+            migrate(conn)
+        conn.execute(f"PRAGMA user_version = {newest}")
 
 
 def _statements(script: str) -> Iterable[str]:
@@ -85,21 +83,5 @@ _VIEWS_MADE = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
 def _views() -> Mapping[str, str]:
     """The views of a new ledger."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
-        migrations.apply(Database(empty))
+        bring_up_to_date(empty)
         return dict(empty.execute(_VIEWS_MADE).fetchall())
-
-
-def newer_migrations(conn: sqlite3.Connection) -> list[str]:
-    """Names of migrations that a newer payagent applied to this database and this one does not know."""
-    return [one.name for one in migrations.applied(Database(conn)) if one.name not in _known_migrations()]
-
-
-def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
-    """Names of migrations that this payagent will apply when it first opens the database for writing."""
-    return sorted(_known_migrations() - {one.name for one in migrations.applied(Database(conn))})
-
-
-@cache
-def _known_migrations() -> frozenset[str]:
-    with closing(sqlite3.connect(":memory:")) as empty:
-        return frozenset(migration.name for migration in migrations.pending(Database(empty)))

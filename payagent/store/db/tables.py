@@ -47,12 +47,12 @@ CREATE TABLE tokens (
 CREATE UNIQUE INDEX tokens_good ON tokens(app_id) WHERE revoked_at_ms IS NULL;
 CREATE INDEX tokens_by_app ON tokens(app_id);
 
--- One purchase that an app wants. A derived key is free again once its delivery is accepted (ended_at_ms).
+-- One purchase that an app wants. A derived key may be used again once the delivery is accepted (ended_at_ms).
 CREATE TABLE intents (
   id TEXT PRIMARY KEY,
   app_id TEXT NOT NULL REFERENCES apps(id),
-  key TEXT NOT NULL,
-  derived INTEGER NOT NULL CHECK (derived IN (0, 1)),
+  idempotency_key TEXT NOT NULL,
+  is_key_derived INTEGER NOT NULL CHECK (is_key_derived IN (0, 1)),
   fingerprint TEXT NOT NULL,
   origin TEXT NOT NULL,
   request TEXT,
@@ -60,10 +60,10 @@ CREATE TABLE intents (
   created_at_ms INTEGER NOT NULL,
   ended_at_ms INTEGER
 ) STRICT;
-CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;
+CREATE UNIQUE INDEX intents_live ON intents(app_id, idempotency_key) WHERE ended_at_ms IS NULL;
 
--- terms_hash never changes: the same id with other terms is refused, not stored over. handed_over: the merchant
--- broadcasts, and payagent does not. echo: what of the 402 its dialect repeats in the proof.
+-- terms_hash never changes: the same id with other terms is refused. merchant_submits: the merchant submits the
+-- transaction, and payagent does not. echo: the part of the 402 that its dialect repeats in the proof.
 CREATE TABLE invoices (
   seq INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
@@ -74,80 +74,83 @@ CREATE TABLE invoices (
   outputs TEXT NOT NULL,
   batch_target INTEGER,
   proof TEXT NOT NULL CHECK (proof IN ('tx_hash', 'signed_cbor')),
-  handed_over INTEGER NOT NULL CHECK (handed_over IN (0, 1)),
+  merchant_submits INTEGER NOT NULL CHECK (merchant_submits IN (0, 1)),
   echo TEXT,
   commitment TEXT,
   received_at_ms INTEGER NOT NULL,
   expires_at_ms INTEGER,
-  response TEXT NOT NULL,
+  response_402 TEXT NOT NULL,
   UNIQUE (origin, invoice_id)
 ) STRICT;
 
--- What an intent became; or, without an invoice, a self-transfer of the operator's. invoice: the one that counts
--- now, of the attempt that does; first_invoice: the one that it was admitted with, and outputs are its. pool: the
--- prepaid balance that it raises once it is confirmed; topup: the order that it is a part of. void_by: the
--- transaction of another payment without which its anchor would be there. origin: its invoice's, so that those of
--- a merchant are found in order.
+-- What an intent became; without an invoice, a transfer. invoice_seq: the invoice that the current attempt
+-- pays; first_invoice_seq: the one that it was admitted with, whose outputs are `outputs`. pool_id: the prepaid
+-- balance that it raises once it is confirmed; topup_id: the top-up that it belongs to. void_tx_id: the
+-- transaction of another payment that rules out this one's nonce UTxO. origin: its invoice's, so that an index
+-- finds a merchant's payments in order. code, reason and detail: why it was refused or is void; reason: which
+-- case of the code, if it has cases.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
   kind TEXT NOT NULL CHECK (kind IN ('invoice', 'send', 'split', 'sweep')),
   app_id TEXT NOT NULL REFERENCES apps(id),
   intent_id TEXT NOT NULL REFERENCES intents(id),
-  first_invoice INTEGER REFERENCES invoices(seq),
-  invoice INTEGER REFERENCES invoices(seq),
+  first_invoice_seq INTEGER REFERENCES invoices(seq),
+  invoice_seq INTEGER REFERENCES invoices(seq),
   origin TEXT,
   outputs TEXT NOT NULL,
   state TEXT NOT NULL,
   delivery TEXT NOT NULL,
-  pool INTEGER REFERENCES prepaid_pools(id),
-  topup TEXT REFERENCES topups(id),
-  anchor TEXT,
+  pool_id INTEGER REFERENCES prepaid_pools(id),
+  topup_id TEXT REFERENCES topups(id),
+  nonce_utxo TEXT,
   ttl_slot INTEGER,
   tx_id TEXT,
-  void_by TEXT,
+  void_tx_id TEXT,
   block_hash TEXT,
   block_height INTEGER,
   block_slot INTEGER,
   merchant_status TEXT,
-  reason_code TEXT,
+  code TEXT,
   reason TEXT,
+  detail TEXT,
   created_at_ms INTEGER NOT NULL,
-  changed_at_ms INTEGER NOT NULL,
-  CHECK ((kind = 'invoice') = (invoice IS NOT NULL)),
-  CHECK ((first_invoice IS NULL) = (invoice IS NULL)),
-  CHECK ((anchor IS NULL) = (state IN ('received', 'awaiting_approval', 'rejected', 'denied'))
-         OR (state = 'rejected' AND anchor IS NOT NULL)),
-  UNIQUE (id, anchor)
+  updated_at_ms INTEGER NOT NULL,
+  CHECK ((kind = 'invoice') = (invoice_seq IS NOT NULL)),
+  CHECK ((first_invoice_seq IS NULL) = (invoice_seq IS NULL)),
+  CHECK ((nonce_utxo IS NULL) = (state IN ('received', 'awaiting_approval', 'rejected', 'denied'))
+         OR (state = 'rejected' AND nonce_utxo IS NOT NULL)),
+  UNIQUE (id, nonce_utxo)
 ) STRICT;
-CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
--- what was signed for a payment that is void by its time limits can land on no chain: its anchor may be another's
-CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)
-  WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'anchor_gone';
+CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice_seq) WHERE state NOT IN ('rejected', 'denied');
+-- what was signed for a payment that is void by its time limits can land on no chain: its nonce UTxO may be
+-- another's
+CREATE UNIQUE INDEX payments_one_per_nonce_utxo ON payments(nonce_utxo)
+  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
 CREATE INDEX payments_by_time ON payments(created_at_ms);
 CREATE INDEX payments_by_intent ON payments(intent_id);
-CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
-CREATE INDEX payments_buying ON payments(pool)
+CREATE INDEX payments_of_topup ON payments(topup_id) WHERE topup_id IS NOT NULL;
+CREATE INDEX payments_buying ON payments(pool_id)
   WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
-CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
-CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
-CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'anchor_gone';
-CREATE INDEX payments_paying ON payments(pool, seq)
-  WHERE pool IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
-CREATE INDEX payments_coming ON payments(pool)
+CREATE INDEX payments_presented ON payments(created_at_ms) WHERE delivery = 'presented';
+CREATE INDEX payments_denied ON payments(updated_at_ms) WHERE code = 'approval_denied';
+CREATE INDEX payments_rolled_back ON payments(code) WHERE code = 'anchor_gone';
+CREATE INDEX payments_paying ON payments(pool_id, seq)
+  WHERE pool_id IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
+CREATE INDEX payments_pending ON payments(pool_id)
   WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
 
--- Units reserved for a payment, fee and riding ADA included. stage: `ask` while a person is to decide (no coins
--- are set aside, nothing is booked), `pay` from the decision on. counted_units: what of them counts against
--- limits, all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits'
--- clock when they were placed; counted_from_ms: from when on they count, NULL while they are open and count in
--- every window (store.spending).
+-- Units held for a payment, fee and min-ADA included. stage: `approval` while a decision is pending (no UTxO is
+-- reserved, nothing is posted), `payment` from the decision on. counted_units: the part that counts against
+-- limits, all until the hold is released; NULL for a transfer, which no limit binds. counted_at_ms: the limits'
+-- clock when the hold was placed. counted_from_ms: from when on it counts; NULL while it is open and counts in
+-- every window (store.rows.limit_counters).
 CREATE TABLE holds (
   payment_id TEXT NOT NULL REFERENCES payments(id),
-  stage TEXT NOT NULL CHECK (stage IN ('ask', 'pay')),
+  stage TEXT NOT NULL CHECK (stage IN ('approval', 'payment')),
   asset TEXT NOT NULL,
   units INTEGER NOT NULL CHECK (units > 0),
   at_ms INTEGER NOT NULL,
@@ -158,9 +161,9 @@ CREATE TABLE holds (
   PRIMARY KEY (payment_id, stage, asset)
 ) STRICT;
 
--- What a person was asked about a payment; what was decided, its events tell. terms_hash: what is decided on, its
--- invoice's. reasons and plan: JSON, why it was asked and the transaction as it would have been. ends_at_ms: when,
--- on the limits' clock, it is denied if nobody has decided.
+-- A request for approval of a payment; the payment's events tell the decision. terms_hash: its invoice's.
+-- reasons and plan: JSON, why approval is needed and the transaction as planned. expires_at_ms: when, on the
+-- limits' clock, it is denied unless somebody has decided.
 CREATE TABLE approvals (
   payment_id TEXT PRIMARY KEY REFERENCES payments(id),
   terms_hash TEXT NOT NULL,
@@ -168,32 +171,33 @@ CREATE TABLE approvals (
   plan TEXT NOT NULL,
   max_total INTEGER,
   asked_at_ms INTEGER NOT NULL,
-  ends_at_ms INTEGER NOT NULL
+  expires_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- What the holds of a scope count in a span of time, or (what = 'used') what the uses of an app do, kept with them
--- so that nobody need add them up: high * 2^32 + low units. app and merchant (an origin): '' is any. span_ms = 0:
--- the one that never ends.
-CREATE TABLE spent (
+-- What the holds of a scope (kind = 'paid') or an app's uses (kind = 'used') count in a span of time, summed
+-- here so that no read sums them up: units_high * 2^32 + units_low. app and merchant (an origin): '' is any.
+-- span_ms = 0: the span that never ends.
+CREATE TABLE limit_counters (
   app TEXT NOT NULL,
   merchant TEXT NOT NULL,
   asset TEXT NOT NULL,
   span_ms INTEGER NOT NULL,
   start_ms INTEGER NOT NULL,
-  what TEXT NOT NULL CHECK (what IN ('paid', 'used')),
-  high INTEGER NOT NULL,
-  low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
-  PRIMARY KEY (app, merchant, asset, span_ms, start_ms, what)
+  kind TEXT NOT NULL CHECK (kind IN ('paid', 'used')),
+  units_high INTEGER NOT NULL,
+  units_low INTEGER NOT NULL CHECK (units_low BETWEEN 0 AND 4294967295),
+  PRIMARY KEY (app, merchant, asset, span_ms, start_ms, kind)
 ) STRICT, WITHOUT ROWID;
 
--- Limits that were set at run time: each stands over the config file's of the same scope, asset and kind.
+-- Limits that were set at run time: each overrides the config file's of the same scope, asset and window.
 CREATE TABLE limits (
   app TEXT NOT NULL,
   merchant TEXT NOT NULL,
   asset TEXT NOT NULL,
-  kind TEXT NOT NULL CHECK (kind IN ('per_payment', 'per_hour', 'per_day', 'per_week', 'per_month', 'total')),
+  window TEXT NOT NULL
+    CHECK (window IN ('per_payment', 'per_hour', 'per_day', 'per_week', 'per_month', 'total')),
   most_units INTEGER NOT NULL CHECK (most_units >= 0),
-  PRIMARY KEY (app, merchant, asset, kind)
+  PRIMARY KEY (app, merchant, asset, window)
 ) STRICT, WITHOUT ROWID;
 
 -- Merchants that were added at run time: each stands over the config file's of the same name or origin. settings:
@@ -206,7 +210,7 @@ CREATE TABLE merchants (
 
 -- The addresses that a merchant may be paid at without anybody being asked: what it was paid at first, and what
 -- was allowed since. The text of all their bytes.
-CREATE TABLE pins (
+CREATE TABLE address_pins (
   origin TEXT NOT NULL,
   role TEXT NOT NULL CHECK (role IN ('pay_to', 'split')),
   address TEXT NOT NULL,
@@ -226,37 +230,37 @@ CREATE TABLE agreed_prices (
 ) STRICT, WITHOUT ROWID;
 
 -- How many payments in a row a merchant took and did not serve; stopped_at_ms: since when nothing is bought there.
-CREATE TABLE strikes (
+CREATE TABLE unserved_streaks (
   origin TEXT PRIMARY KEY,
   count INTEGER NOT NULL CHECK (count >= 0),
   stopped_at_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- What a merchant's answers taught about when it accepts a proof (core.showing.Readiness).
+-- What a merchant's answers taught about when it accepts a proof (core.retry_schedule.MerchantReadiness).
 CREATE TABLE readiness (
   origin TEXT PRIMARY KEY,
   accepted_depth INTEGER CHECK (accepted_depth >= 0),
   refused_early INTEGER NOT NULL CHECK (refused_early IN (0, 1))
 ) STRICT, WITHOUT ROWID;
 
--- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
--- pays nobody but the wallet itself.
+-- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the nonce UTxO is among them. A
+-- cancel pays nobody but the wallet itself.
 CREATE TABLE attempts (
   tx_id TEXT PRIMARY KEY,
   payment_id TEXT NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('pay', 'cancel')),
-  anchor TEXT NOT NULL,
-  invoice INTEGER REFERENCES invoices(seq),
+  nonce_utxo TEXT NOT NULL,
+  invoice_seq INTEGER REFERENCES invoices(seq),
   inputs TEXT NOT NULL,
   cbor BLOB NOT NULL,
   fee_lovelace INTEGER NOT NULL CHECK (fee_lovelace > 0),
   ttl_slot INTEGER NOT NULL,
   signed_at_ms INTEGER NOT NULL,
-  FOREIGN KEY (payment_id, anchor) REFERENCES payments(id, anchor),
-  CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)
+  FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),
+  CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)
 ) STRICT;
 CREATE INDEX attempts_by_payment ON attempts(payment_id);
-CREATE INDEX attempts_by_invoice ON attempts(invoice) WHERE invoice IS NOT NULL;
+CREATE INDEX attempts_by_invoice ON attempts(invoice_seq) WHERE invoice_seq IS NOT NULL;
 
 -- C4: the bytes were about to go to a provider. Whatever answered, or nothing, comes later as an event.
 CREATE TABLE submissions (
@@ -268,7 +272,7 @@ CREATE TABLE submissions (
 CREATE INDEX submissions_by_tx ON submissions(tx_id, at_ms);
 
 -- C5: a provider showed an attempt in a block.
-CREATE TABLE sightings (
+CREATE TABLE block_observations (
   seq INTEGER PRIMARY KEY,
   tx_id TEXT NOT NULL REFERENCES attempts(tx_id),
   block_hash TEXT NOT NULL,
@@ -277,32 +281,32 @@ CREATE TABLE sightings (
   provider TEXT NOT NULL,
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX sightings_by_tx ON sightings(tx_id);
+CREATE INDEX block_observations_by_tx ON block_observations(tx_id);
 
 -- Our own view of our UTxOs. pending: change of an attempt that is in no block; locked: holds a datum or a
 -- script and is never spent; missing: the provider's complete list lacks it and nothing of ours spent it;
--- vanished: what made it was denied time and again, its deposit was taken back, and a payment has it still.
-CREATE TABLE coins (
+-- rolled_back: providers repeatedly denied its transaction, its deposit was reversed, and a payment reserves it.
+CREATE TABLE utxos (
   ref TEXT PRIMARY KEY,
   tx_id TEXT NOT NULL,
   output_index INTEGER NOT NULL,
   lovelace INTEGER NOT NULL CHECK (lovelace > 0),
   assets TEXT NOT NULL,
   source TEXT NOT NULL CHECK (source IN ('deposit', 'change')),
-  state TEXT NOT NULL CHECK (state IN ('pending', 'free', 'locked', 'spent', 'missing', 'vanished')),
+  state TEXT NOT NULL CHECK (state IN ('pending', 'available', 'locked', 'spent', 'missing', 'rolled_back')),
   spent_by TEXT,
   CHECK ((state = 'spent') = (spent_by IS NOT NULL))
 ) STRICT;
-CREATE INDEX coins_by_state ON coins(state);
-CREATE INDEX coins_by_tx ON coins(tx_id);
+CREATE INDEX utxos_by_state ON utxos(state);
+CREATE INDEX utxos_by_tx ON utxos(tx_id);
 
--- A transaction that spends coins of ours and is no attempt, when it was seen in a block (there = 1), or when that
--- block was lost (0). `inputs` are the coins of ours among its inputs, between spaces; `spent`, as JSON, what they
--- held per asset: a coin that turns out to never have been is forgotten, and what was booked of it is not.
-CREATE TABLE foreign_sightings (
+-- A transaction that spends UTxOs of ours and is no attempt, when it was seen in a block (is_on_chain = 1) or
+-- when that block was rolled back (0). `inputs`: our UTxOs among its inputs, between spaces. `spent`: their
+-- value per asset, as JSON: a UTxO that turns out never to have existed is deleted, and its entries stay.
+CREATE TABLE external_spends (
   seq INTEGER PRIMARY KEY,
   tx_id TEXT NOT NULL,
-  there INTEGER NOT NULL CHECK (there IN (0, 1)),
+  is_on_chain INTEGER NOT NULL CHECK (is_on_chain IN (0, 1)),
   inputs TEXT NOT NULL,
   spent TEXT NOT NULL,
   block_hash TEXT NOT NULL,
@@ -311,49 +315,50 @@ CREATE TABLE foreign_sightings (
   provider TEXT NOT NULL,
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX foreign_sightings_by_tx ON foreign_sightings(tx_id);
+CREATE INDEX external_spends_by_tx ON external_spends(tx_id);
 
 CREATE TABLE reservations (
-  ref TEXT PRIMARY KEY REFERENCES coins(ref),
+  ref TEXT PRIMARY KEY REFERENCES utxos(ref),
   payment_id TEXT NOT NULL REFERENCES payments(id)
 ) STRICT;
 CREATE INDEX reservations_by_payment ON reservations(payment_id);
 
--- Double entry. The postings of an entry come first and its journal row seals them: it is refused unless
--- they sum to zero per asset, and a sealed entry takes no more postings.
-CREATE TABLE journal (
+-- Double entry. The postings of an entry come first and its row here seals them: it is refused unless they sum to
+-- zero per asset, and a sealed entry takes no more postings.
+CREATE TABLE entries (
   id INTEGER PRIMARY KEY,
   kind TEXT NOT NULL
-    CHECK (kind IN ('deposit', 'undeposit', 'reserve', 'post', 'reverse', 'release', 'use', 'unuse', 'foreign',
-                    'unforeign')),
+    CHECK (kind IN ('deposit', 'deposit_reversed', 'reserve', 'post', 'post_reversed', 'release', 'use',
+                    'use_reversed', 'external_spend', 'external_spend_reversed')),
   payment_id TEXT REFERENCES payments(id),
-  pool INTEGER REFERENCES prepaid_pools(id),
+  pool_id INTEGER REFERENCES prepaid_pools(id),
   ref TEXT,
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX journal_by_payment ON journal(payment_id);
-CREATE INDEX journal_of_deposits ON journal(ref) WHERE kind IN ('deposit', 'undeposit', 'foreign', 'unforeign');
+CREATE INDEX entries_by_payment ON entries(payment_id);
+CREATE INDEX entries_of_deposits ON entries(ref)
+  WHERE kind IN ('deposit', 'deposit_reversed', 'external_spend', 'external_spend_reversed');
 CREATE TABLE postings (
   seq INTEGER PRIMARY KEY,
-  entry INTEGER NOT NULL REFERENCES journal(id) DEFERRABLE INITIALLY DEFERRED,
+  entry_id INTEGER NOT NULL REFERENCES entries(id) DEFERRABLE INITIALLY DEFERRED,
   account TEXT NOT NULL,
   asset TEXT NOT NULL,
   units INTEGER NOT NULL CHECK (units <> 0)
 ) STRICT;
 CREATE INDEX postings_by_account ON postings(account, asset, units);
-CREATE INDEX postings_by_entry ON postings(entry);
+CREATE INDEX postings_by_entry ON postings(entry_id);
 
--- What the postings of an account come to, kept with them so that nobody need add them up: high * 2^32 + low.
+-- The sum of an account's postings, kept so that no read adds them up: units_high * 2^32 + units_low.
 CREATE TABLE balances (
   account TEXT NOT NULL,
   asset TEXT NOT NULL,
-  high INTEGER NOT NULL,
-  low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
+  units_high INTEGER NOT NULL,
+  units_low INTEGER NOT NULL CHECK (units_low BETWEEN 0 AND 4294967295),
   PRIMARY KEY (account, asset)
 ) STRICT;
 
 -- Everything that happened, in order, to a payment or (without one) to the wallet as a whole. Each row's hash
--- covers the one before (events.event_hash).
+-- covers the one before (store.rows.events.event_hash).
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY,
   payment_id TEXT REFERENCES payments(id),
@@ -381,7 +386,7 @@ CREATE TABLE prepaid_pools (
 -- a payment lost its block. A call with a key of its own counts once.
 CREATE TABLE prepaid_moves (
   seq INTEGER PRIMARY KEY,
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   unit TEXT NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('buy', 'use', 'take_back')),
   bought INTEGER NOT NULL,
@@ -391,40 +396,40 @@ CREATE TABLE prepaid_moves (
   app_id TEXT REFERENCES apps(id),
   call TEXT,
   call_key TEXT,
-  entry INTEGER REFERENCES journal(id),
+  entry_id INTEGER REFERENCES entries(id),
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX prepaid_moves_by_pool ON prepaid_moves(pool, seq);
+CREATE INDEX prepaid_moves_by_pool ON prepaid_moves(pool_id, seq);
 CREATE INDEX prepaid_moves_by_payment ON prepaid_moves(payment_id);
-CREATE INDEX prepaid_moves_by_entry ON prepaid_moves(entry);
+CREATE INDEX prepaid_moves_by_entry ON prepaid_moves(entry_id);
 CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;
 
 -- What the moves come to, and what was paid for it and is used up, per asset (core.prepaid).
-CREATE TABLE prepaid_counts (
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+CREATE TABLE prepaid_totals (
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   unit TEXT NOT NULL,
   bought INTEGER NOT NULL CHECK (bought >= used),
   used INTEGER NOT NULL CHECK (used >= 0),
   unexplained INTEGER NOT NULL CHECK (unexplained = 0 OR (unexplained > 0 AND bought = used)),
-  PRIMARY KEY (pool, unit)
+  PRIMARY KEY (pool_id, unit)
 ) STRICT;
 CREATE TABLE prepaid_costs (
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   unit TEXT NOT NULL,
   asset TEXT NOT NULL,
   bought INTEGER NOT NULL CHECK (bought >= used),
   used INTEGER NOT NULL CHECK (used >= 0),
-  PRIMARY KEY (pool, unit, asset)
+  PRIMARY KEY (pool_id, unit, asset)
 ) STRICT;
 
 -- A call of an app that used `count` of `unit` (calls, or an asset) of a pool, what that cost, and what of it
 -- counts against the app's own limits; counted_at_ms: the limits' clock then. A use that was none is taken back by
 -- rows of its number with all units below zero. A row that uses nothing counts what earlier ones did not: what
--- covered them was a payment of the app that came to nothing (store.uses).
-CREATE TABLE uses (
+-- covered them was a payment of the app that came to nothing (store.rows.prepaid_uses).
+CREATE TABLE prepaid_uses (
   seq INTEGER PRIMARY KEY,
   call INTEGER NOT NULL,
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   app_id TEXT NOT NULL REFERENCES apps(id),
   unit TEXT NOT NULL,
   count INTEGER NOT NULL,
@@ -433,24 +438,24 @@ CREATE TABLE uses (
   counted_units INTEGER NOT NULL,
   counted_at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX uses_by_call ON uses(call);
-CREATE INDEX uses_by_pool ON uses(pool, call);
+CREATE INDEX prepaid_uses_by_call ON prepaid_uses(call);
+CREATE INDEX prepaid_uses_by_pool ON prepaid_uses(pool_id, call);
 
 -- What an app's payments for a pool count against limits, what its uses of the pool cost, and what of that counts.
 CREATE TABLE prepaid_shares (
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   app_id TEXT NOT NULL REFERENCES apps(id),
   asset TEXT NOT NULL,
   paid INTEGER NOT NULL,
   used INTEGER NOT NULL,
   counted INTEGER NOT NULL,
-  PRIMARY KEY (pool, app_id, asset)
+  PRIMARY KEY (pool_id, app_id, asset)
 ) STRICT, WITHOUT ROWID;
 
 -- What a merchant said of a pool, as it said it. It never changes what we count.
-CREATE TABLE prepaid_observations (
+CREATE TABLE merchant_reports (
   seq INTEGER PRIMARY KEY,
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   source TEXT NOT NULL CHECK (source IN ('balance', 'credits')),
   http_status INTEGER NOT NULL,
   body TEXT NOT NULL,
@@ -462,10 +467,10 @@ CREATE TABLE prepaid_observations (
   why_not_understood TEXT,
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX prepaid_observations_by_pool ON prepaid_observations(pool, seq);
+CREATE INDEX merchant_reports_by_pool ON merchant_reports(pool_id, seq);
 
 -- Calls that have answered 402, with what was last asked for them. Of the path without its query.
-CREATE TABLE priced_calls (
+CREATE TABLE request_prices (
   origin TEXT NOT NULL,
   method TEXT NOT NULL,
   path TEXT NOT NULL,
@@ -476,15 +481,15 @@ CREATE TABLE priced_calls (
 
 -- An order to raise a pool by `units` of `unit` (calls, or an asset that is paid). request: the call whose 402
 -- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys. clock_ms and ended_clock_ms: the
--- limits' clock when it was ordered and when it ended. stop_code: nothing more is bought for it, and it ends, for
--- this, once its last payment is delivered.
+-- limits' clock when it was ordered and when it ended. stop_code: nothing more is bought for it, and it ends for
+-- this code once its last payment is delivered. reason and stop_reason: as in payments.
 CREATE TABLE topups (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
-  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  pool_id INTEGER NOT NULL REFERENCES prepaid_pools(id),
   app_id TEXT NOT NULL REFERENCES apps(id),
   key TEXT NOT NULL,
-  cause TEXT NOT NULL CHECK (cause IN ('order', 'auto')),
+  trigger TEXT NOT NULL CHECK (trigger IN ('manual', 'auto')),
   unit TEXT NOT NULL,
   units INTEGER NOT NULL CHECK (units > 0),
   request TEXT NOT NULL,
@@ -493,15 +498,17 @@ CREATE TABLE topups (
   clock_ms INTEGER NOT NULL,
   stop_code TEXT,
   stop_reason TEXT,
+  stop_detail TEXT,
   ended_at_ms INTEGER,
   ended_clock_ms INTEGER,
-  reason_code TEXT,
+  code TEXT,
   reason TEXT,
+  detail TEXT,
   UNIQUE (app_id, key)
 ) STRICT;
-CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
-CREATE INDEX topups_by_pool ON topups(pool, cause, seq);
-CREATE INDEX topups_ended ON topups(pool, ended_at_ms);
+CREATE UNIQUE INDEX topups_open ON topups(pool_id) WHERE ended_at_ms IS NULL;
+CREATE INDEX topups_by_pool ON topups(pool_id, trigger, seq);
+CREATE INDEX topups_ended ON topups(pool_id, ended_at_ms);
 CREATE INDEX topups_open_by_app ON topups(app_id) WHERE ended_at_ms IS NULL;
 
 -- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and
@@ -521,7 +528,8 @@ CREATE INDEX alerts_by_subject ON alerts(subject, seq);
 CREATE INDEX alerts_waiting ON alerts(next_try_at_ms) WHERE next_try_at_ms IS NOT NULL;
 
 -- What one job added to the tables of record. what: JSON, a table to its first and last new row; marks: four bytes
--- for each of these rows; hash: of all that, of what never changes of them, and of the hash before (store.seals).
+-- for each of these rows; hash: of all that, of what never changes of them, and of the hash before
+-- (store.db.seals).
 CREATE TABLE seals (
   seq INTEGER PRIMARY KEY,
   what TEXT NOT NULL,
@@ -530,7 +538,7 @@ CREATE TABLE seals (
 ) STRICT;
 """
 
-IS_SPEND = "j.kind IN ('post', 'reverse', 'release') AND q.account NOT IN ('wallet', 'held')"
+IS_SPEND = "j.kind IN ('post', 'post_reversed', 'release') AND q.account NOT IN ('wallet', 'held')"
 """SQL: the postings q of entries j that show value leaving the wallet, or returning after a rollback."""
 
 
@@ -553,7 +561,7 @@ SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery
        a.name AS app, v.invoice_id AS invoice_id, p.asset AS asset, p.units AS units,
        {_ada("p.asset", "p.units")} AS ada, t.fee_lovelace AS fee_lovelace, p.tx_id AS tx_id,
        p.block_height AS block_height, {_iso_time("p.created_at_ms")} AS created_at,
-       {_iso_time("p.changed_at_ms")} AS changed_at, p.reason_code AS reason_code
+       {_iso_time("p.updated_at_ms")} AS updated_at, p.code AS code, p.reason AS reason
 FROM (
   SELECT *, json_extract(owed, '$[0].asset') AS asset, (
     SELECT IIF(high + (low >> 32) < 2147483648, (high << 32) + low, NULL) FROM (
@@ -562,31 +570,31 @@ FROM (
         WHERE json_extract(value, '$.role') <> 'change'
           AND json_extract(value, '$.asset') = json_extract(owed, '$[0].asset')))) AS units
   FROM (SELECT q.*, COALESCE(w.outputs, q.outputs) AS owed FROM payments q
-        LEFT JOIN invoices w ON w.seq = q.invoice)) p
+        LEFT JOIN invoices w ON w.seq = q.invoice_seq)) p
 JOIN apps a ON a.id = p.app_id
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts t ON t.tx_id = p.tx_id;
 
 CREATE VIEW v_spend AS
 SELECT {_iso_time("j.at_ms")} AS at, strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch') AS day,
        j.id AS entry, j.kind AS kind, j.payment_id AS payment, v.origin AS merchant, a.name AS app,
        q.account AS account, q.asset AS asset, q.units AS units, {_ada("q.asset", "q.units")} AS ada
-FROM journal j JOIN postings q ON q.entry = j.id AND {IS_SPEND}
+FROM entries j JOIN postings q ON q.entry_id = j.id AND {IS_SPEND}
 JOIN payments p ON p.id = j.payment_id
 JOIN apps a ON a.id = p.app_id
-LEFT JOIN invoices v ON v.seq = p.invoice;
+LEFT JOIN invoices v ON v.seq = p.invoice_seq;
 
 CREATE VIEW v_refusals AS
 SELECT {_iso_time("p.created_at_ms")} AS at, p.id AS payment, a.name AS app, v.origin AS merchant,
-       i.request AS request, p.reason_code AS code, p.reason AS reason
+       i.request AS request, p.code AS code, p.reason AS reason, p.detail AS detail
 FROM payments p
 JOIN apps a ON a.id = p.app_id
 JOIN intents i ON i.id = p.intent_id
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 WHERE p.state IN ('rejected', 'denied')
 UNION ALL
 SELECT {_iso_time("e.at_ms")}, NULL, a.name, e.detail ->> '$.origin', e.detail ->> '$.request',
-       e.detail ->> '$.code', e.detail ->> '$.detail'
+       e.detail ->> '$.code', e.detail ->> '$.reason', e.detail ->> '$.detail'
 FROM events e
 LEFT JOIN apps a ON a.id = e.detail ->> '$.app'
 WHERE e.payment_id IS NULL AND e.event = 'refused';
@@ -598,9 +606,9 @@ SELECT o.origin AS merchant, o.partner AS partner, o.wallet AS wallet, c.unit AS
        {_ada("k.asset", "(k.bought - k.used)")} AS left_ada,
        IIF(COALESCE(s.unit, 'calls') = c.unit, s.remaining, NULL) AS merchant_says,
        {_iso_time("s.at_ms")} AS merchant_said_at
-FROM prepaid_counts c
-JOIN prepaid_pools o ON o.id = c.pool
-LEFT JOIN prepaid_costs k ON k.pool = c.pool AND k.unit = c.unit
-LEFT JOIN prepaid_observations s
-  ON s.seq = (SELECT MAX(seq) FROM prepaid_observations WHERE pool = c.pool);
+FROM prepaid_totals c
+JOIN prepaid_pools o ON o.id = c.pool_id
+LEFT JOIN prepaid_costs k ON k.pool_id = c.pool_id AND k.unit = c.unit
+LEFT JOIN merchant_reports s
+  ON s.seq = (SELECT MAX(seq) FROM merchant_reports WHERE pool_id = c.pool_id);
 """  # noqa: S608  our own names

@@ -35,7 +35,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
-_NOT_FREED = _NOT_REFUSED + " AND {0}reason_code IS NOT 'anchor_gone'"
+_NOT_FREED = _NOT_REFUSED + " AND {0}code IS NOT 'anchor_gone'"
 _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 
@@ -75,16 +75,16 @@ _ROW = Key(("rowid",))
 KEPT = {
     "approvals": RecordTable((_ROW, Key(("payment_id",)))),
     "attempts": RecordTable((_ROW, Key(("tx_id",)))),
+    "block_observations": RecordTable((_ROW,)),
     "events": RecordTable((_ROW,)),
+    "external_spends": RecordTable((_ROW,)),
     "invoices": RecordTable((_ROW, Key(("origin", "invoice_id")))),
-    "journal": RecordTable((_ROW,)),
+    "merchant_reports": RecordTable((_ROW,)),
+    "entries": RecordTable((_ROW,)),
     "prepaid_moves": RecordTable((_ROW, Key(("app_id", "call_key"), "{0}call_key IS NOT NULL"))),
-    "prepaid_observations": RecordTable((_ROW,)),
     "prepaid_pools": RecordTable((_ROW, Key(("origin", "partner", "wallet")))),
+    "prepaid_uses": RecordTable((_ROW,)),
     "postings": RecordTable((_ROW,)),
-    "foreign_sightings": RecordTable((_ROW,)),
-    "sightings": RecordTable((_ROW,)),
-    "uses": RecordTable((_ROW,)),
     "submissions": RecordTable((_ROW,)),
     "apps": RecordTable((_ROW, Key(("id",)), Key(("name",)))),
     "tokens": RecordTable(
@@ -95,13 +95,13 @@ KEPT = {
     "meta": RecordTable((_ROW, Key(("key",)))),
     "seals": RecordTable((_ROW,)),
     "intents": RecordTable(
-        (_ROW, Key(("id",)), Key(("app_id", "key"), _NOT_ENDED)),
+        (_ROW, Key(("id",)), Key(("app_id", "idempotency_key"), _NOT_ENDED)),
         fixed=(
             "rowid",
             "id",
             "app_id",
-            "key",
-            "derived",
+            "idempotency_key",
+            "is_key_derived",
             "fingerprint",
             "origin",
             "request",
@@ -111,14 +111,14 @@ KEPT = {
         once=("ended_at_ms",),
     ),
     "topups": RecordTable(
-        (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
+        (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool_id",), _NOT_ENDED)),
         fixed=(
             "rowid",
             "id",
-            "pool",
+            "pool_id",
             "app_id",
             "key",
-            "cause",
+            "trigger",
             "unit",
             "units",
             "request",
@@ -126,7 +126,16 @@ KEPT = {
             "created_at_ms",
             "clock_ms",
         ),
-        once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
+        once=(
+            "stop_code",
+            "stop_reason",
+            "stop_detail",
+            "ended_at_ms",
+            "ended_clock_ms",
+            "code",
+            "reason",
+            "detail",
+        ),
     ),
     "alerts": RecordTable(
         (_ROW, Key(("id",))),
@@ -141,8 +150,8 @@ KEPT = {
         (
             _ROW,
             Key(("id",)),
-            Key(("invoice",), _NOT_REFUSED),
-            Key(("anchor",), _NOT_FREED),
+            Key(("invoice_seq",), _NOT_REFUSED),
+            Key(("nonce_utxo",), _NOT_FREED),
         ),
         fixed=(
             "rowid",
@@ -150,14 +159,14 @@ KEPT = {
             "kind",
             "app_id",
             "intent_id",
-            "first_invoice",
+            "first_invoice_seq",
             "origin",
             "outputs",
-            "pool",
-            "topup",
+            "pool_id",
+            "topup_id",
             "created_at_ms",
         ),
-        once=("anchor",),
+        once=("nonce_utxo",),
     ),
 }
 """Every table whose rows are never deleted or replaced, and the columns that may change."""
@@ -181,7 +190,7 @@ _OTHER_GUARDS = (
             f"payments_invoice_{name}",
             f"{event} ON payments",
             f"{_NOT_REFUSED.format('NEW.')} AND EXISTS "  # noqa: S608  our own names
-            "(SELECT 1 FROM attempts WHERE invoice = NEW.invoice AND payment_id <> NEW.id)",
+            "(SELECT 1 FROM attempts WHERE invoice_seq = NEW.invoice_seq AND payment_id <> NEW.id)",
             "another payment was signed for the invoice",
         )
         for name, event in (("unsigned", "INSERT"), ("not_signed", "UPDATE"))
@@ -190,20 +199,20 @@ _OTHER_GUARDS = (
         "payments_invoice_follows",
         "UPDATE ON payments",
         # the invoice may have come first for another intent: until one payment pays it, any payment may
-        "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
-        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND origin = NEW.origin))",
+        "NEW.invoice_seq IS NOT OLD.invoice_seq AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
+        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice_seq AND origin = NEW.origin))",
         "a payment goes by another invoice when it is replaced or found in a block, by one of its origin",
     ),
     Guard(
         "payments_of_the_origin",
         "INSERT ON payments",
-        "NEW.origin IS NOT (SELECT origin FROM invoices WHERE seq = NEW.invoice)",
+        "NEW.origin IS NOT (SELECT origin FROM invoices WHERE seq = NEW.invoice_seq)",
         "a payment has the origin of its invoice",
     ),
     Guard(
         "attempts_of_the_invoice",
         "INSERT ON attempts",
-        "EXISTS (SELECT 1 FROM payments WHERE id = NEW.payment_id AND invoice IS NOT NEW.invoice)",
+        "EXISTS (SELECT 1 FROM payments WHERE id = NEW.payment_id AND invoice_seq IS NOT NEW.invoice_seq)",
         "an attempt is signed for the invoice that its payment goes by",
     ),
     Guard(
@@ -219,16 +228,16 @@ _OTHER_GUARDS = (
         "what was refused stays refused",
     ),
     Guard(
-        "journal_balances",
-        "INSERT ON journal",
-        "NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id) OR EXISTS "  # noqa: S608  our own names
-        f"(SELECT 1 FROM postings WHERE entry = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
+        "entries_balance",
+        "INSERT ON entries",
+        "NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = NEW.id) OR EXISTS "  # noqa: S608  our own names
+        f"(SELECT 1 FROM postings WHERE entry_id = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
         "the entry does not balance",
     ),
     Guard(
         "postings_sealed",
         "INSERT ON postings",
-        "EXISTS (SELECT 1 FROM journal WHERE id = NEW.entry)",
+        "EXISTS (SELECT 1 FROM entries WHERE id = NEW.entry_id)",
         "the entry is sealed",
     ),
     Guard(

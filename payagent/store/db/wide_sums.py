@@ -1,4 +1,5 @@
-"""Sums past 64 bits in two columns: units = `high` * 2^32 + `low`, with 0 <= `low` < 2^32.
+"""Sums past 64 bits in two columns: units = `units_high` * 2^32 + `units_low`, with
+0 <= `units_low` < 2^32.
 
 SQLite's SUM() raises above 2^63-1, which two deposits of a token can exceed. Sums of fewer than 2^31 halves cannot
 exceed it. Python combines the halves into an integer of any size.
@@ -8,9 +9,10 @@ May import: sqlite3. Never: commits.
 import sqlite3
 from collections.abc import Sequence
 
-_ADD = """ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >> 32),
-                          low = (low + excluded.low) & 4294967295"""
-"""SQL after an INSERT of rows with `high` and `low`: adds them to an existing row."""
+_ADD = """ON CONFLICT DO UPDATE SET
+units_high = units_high + excluded.units_high + ((units_low + excluded.units_low) >> 32),
+units_low = (units_low + excluded.units_low) & 4294967295"""
+"""SQL after an INSERT of rows with `units_high` and `units_low`: adds them to an existing row."""
 
 _ROWS_AT_ONCE = 64
 
@@ -21,7 +23,7 @@ def halves(units: int) -> tuple[int, int]:
 
 
 def add_halves(conn: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert rows into the table and columns named by `into`, or add `high` and `low` to existing rows.
+    """Insert rows into the table and columns named by `into`, or add their halves to existing rows.
 
     Many rows go into one statement, because each statement yields the GIL to other threads.
     """

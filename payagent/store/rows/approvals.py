@@ -19,7 +19,7 @@ Via = Literal["token", "link", "clock"]
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRow:
-    """A request for approval. `plan`: the transaction as planned. `ends_at_ms`: on the limits' clock."""
+    """A request for approval. `plan`: the transaction as planned. `expires_at_ms`: on the limits' clock."""
 
     payment_id: str
     terms_hash: str
@@ -27,7 +27,7 @@ class ApprovalRow:
     plan: Mapping[str, object]
     max_total_units: int | None
     asked_at_ms: int
-    ends_at_ms: int
+    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class DecisionRow:
 
 def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
     row = conn.execute(
-        "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, ends_at_ms FROM approvals "
+        "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms FROM approvals "
         "WHERE payment_id = ?",
         (payment_id,),
     ).fetchone()
@@ -69,8 +69,9 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
     """Payments that still await a decision although their time is up, or their invoice expires by `until_ms`."""
     rows = conn.execute(
-        "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = p.invoice "
-        "WHERE p.state = 'awaiting_approval' AND (a.ends_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
+        "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = "
+        "p.invoice_seq "
+        "WHERE p.state = 'awaiting_approval' AND (a.expires_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
         (clock_ms, until_ms),
     )
     return [payment_id for (payment_id,) in rows]
@@ -100,7 +101,7 @@ def denied_between(
     """
     row = conn.execute(
         "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
-        "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? AND p.changed_at_ms < ? "
+        "WHERE p.code = 'approval_denied' AND p.updated_at_ms > ? AND p.updated_at_ms < ? "
         "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
         "ORDER BY p.seq DESC LIMIT 1",
         (since_ms, until_ms, intent_id, app_id, fingerprint),
@@ -125,14 +126,14 @@ def ask(
     reasons: Reasons,
     plan: Mapping[str, object],
     max_total_units: int | None,
-    ends_at_ms: int,
+    expires_at_ms: int,
     now_ms: int,
 ) -> None:
     told = [[reason.code, reason.detail] for reason in reasons]
     unit.conn.execute(
-        "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, ends_at_ms) "
+        "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (payment_id, terms_hash, _dump(told), _dump(plan), max_total_units, now_ms, ends_at_ms),
+        (payment_id, terms_hash, _dump(told), _dump(plan), max_total_units, now_ms, expires_at_ms),
     )
 
 

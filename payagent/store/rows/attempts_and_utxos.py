@@ -22,7 +22,7 @@ class AttemptRow:
     payment_id: str
     kind: AttemptKind
     nonce_utxo: str
-    invoice: int | None
+    invoice_seq: int | None
     inputs: tuple[str, ...]
     cbor: bytes
     fee_lovelace: int
@@ -43,14 +43,14 @@ class UtxoRow:
     @property
     def is_gone(self) -> bool:
         """Whether nothing can spend it now: it is missing from the provider's list, rolled back, or spent."""
-        return self.state in ("missing", "vanished", "spent")
+        return self.state in ("missing", "rolled_back", "spent")
 
 
 def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
     """All attempts of a payment, oldest first."""
     rows = conn.execute(
-        "SELECT tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
-        "WHERE payment_id = ? ORDER BY rowid",
+        "SELECT tx_id, payment_id, kind, nonce_utxo, invoice_seq, inputs, cbor, fee_lovelace, ttl_slot FROM "
+        "attempts WHERE payment_id = ? ORDER BY rowid",
         (payment_id,),
     )
     return [AttemptRow(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split(" ")), r[6], r[7], r[8]) for r in rows]
@@ -103,7 +103,7 @@ def was_told(
 
 _UTXO = """
 SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id
-FROM coins c LEFT JOIN reservations r ON r.ref = c.ref
+FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref
 """
 
 
@@ -122,7 +122,7 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
         "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
     )
     rows = conn.execute(
-        f"{_UTXO} WHERE c.state IN ('pending', 'free', 'locked', 'missing') "
+        f"{_UTXO} WHERE c.state IN ('pending', 'available', 'locked', 'missing') "
         f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref"
     )
     return [_utxo(row) for row in rows]
@@ -131,14 +131,14 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
 def utxo_states(conn: sqlite3.Connection) -> dict[str, str]:
     """The state of every unspent UTxO that we know, by its ref."""
     rows = conn.execute(
-        "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
+        "SELECT ref, state FROM utxos WHERE state IN ('pending', 'available', 'locked', 'missing') ORDER BY ref"
     )
     return {ref: sys.intern(state) for ref, state in rows}
 
 
 def free_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     """UTxOs that coin selection may use: available and not reserved."""
-    rows = conn.execute(f"{_UTXO} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
+    rows = conn.execute(f"{_UTXO} WHERE c.state = 'available' AND r.payment_id IS NULL ORDER BY c.ref")
     return [_utxo(row) for row in rows]
 
 
@@ -159,7 +159,7 @@ def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
     """Whether a UTxO's transaction is on the chain: a deposit, or an attempt in a block."""
     row = conn.execute(
-        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM coins c "
+        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM utxos c "
         "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
         "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
         (ref,),
@@ -182,14 +182,14 @@ def missing_deposits(conn: sqlite3.Connection) -> list[UtxoRow]:
 def any_rolled_back(conn: sqlite3.Connection) -> bool:
     """Whether `is_rolled_back` can be true for any UTxO."""
     row = conn.execute(
-        "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
-        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone WHERE reason_code = 'anchor_gone')"
+        "SELECT EXISTS (SELECT 1 FROM utxos WHERE state = 'rolled_back') "
+        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_rolled_back WHERE code = 'anchor_gone')"
     ).fetchone()
     return bool(row[0])
 
 
 _DESCENT = """
-SELECT c.state, p.anchor, p.state = 'void' AND p.reason_code = 'anchor_gone' FROM coins c
+SELECT c.state, p.nonce_utxo, p.state = 'void' AND p.code = 'anchor_gone' FROM utxos c
 LEFT JOIN attempts a ON a.tx_id = c.tx_id AND c.state = 'pending' LEFT JOIN payments p ON p.id = a.payment_id
 WHERE c.ref = ?
 """
@@ -209,7 +209,7 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
         way.append(ref)
         state, nonce_utxo, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
         if nonce_utxo is None or is_never:
-            found = state == "vanished" or bool(is_never)
+            found = state == "rolled_back" or bool(is_never)
             break
         ref = nonce_utxo
     known.update(dict.fromkeys(way, found))
@@ -219,7 +219,7 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether a transaction is an attempt of a payment that is void because its deposit was rolled back."""
     maker = payment_of_attempt(conn, tx_id)
-    return maker is not None and maker.state is State.VOID and maker.reason_code == "anchor_gone"
+    return maker is not None and maker.state is State.VOID and maker.problem.code == "anchor_gone"
 
 
 def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
@@ -244,8 +244,8 @@ _REFUSED = (
 _CHAINABLE = (
     f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
     "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
-    "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
-    f"AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 AND NOT ({_REFUSED})"
+    "LEFT JOIN invoices v ON v.seq = a.invoice_seq WHERE c.state = 'pending' AND r.payment_id IS NULL "
+    f"AND a.ttl_slot >= ? AND COALESCE(v.merchant_submits, 0) = 0 AND NOT ({_REFUSED})"
 )
 
 
@@ -267,8 +267,8 @@ def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow
 def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
     """UTxOs available for coin selection that a transaction or its descendants made; most lovelace first."""
     rows = conn.execute(
-        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
-        f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
+        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx "  # noqa: S608
+        f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
         "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
         (tx_id,),
     )
@@ -301,7 +301,7 @@ def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str,
 def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
     """The payment whose block (`shown_by`) rules out a UTxO: a transaction other than its maker won."""
     maker = None if (row := utxo(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
-    if row is None or maker is None or maker.tx_id == row.tx_id:
+    if row is None or maker is None or maker.attempt.tx_id == row.tx_id:
         return None
     if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
         return None

@@ -12,8 +12,8 @@ from typing import Any
 class IntentRow:
     id: str
     app_id: str
-    key: str
-    derived: bool
+    idempotency_key: str
+    is_key_derived: bool
     fingerprint: str
     origin: str
     request_id: str
@@ -29,23 +29,23 @@ class InvoiceRow:
     terms_hash: str
     batch_target: int | None
     proof: str
-    handed_over: bool
+    merchant_submits: bool
     received_at_ms: int
     expires_at_ms: int | None
 
 
-_INTENT = "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents"
+_INTENT = "SELECT id, app_id, idempotency_key, is_key_derived, fingerprint, origin, request_id FROM intents"
 
 
 def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:
-    where = "WHERE app_id = ? AND key = ? AND ended_at_ms IS NULL"
+    where = "WHERE app_id = ? AND idempotency_key = ? AND ended_at_ms IS NULL"
     row = conn.execute(f"{_INTENT} {where}", (app_id, key)).fetchone()
     return None if row is None else _intent(row)
 
 
 def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRow | None:
     row = conn.execute(
-        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, proof, handed_over, "
+        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, proof, merchant_submits, "
         "received_at_ms, expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
         (origin, invoice_id),
     ).fetchone()

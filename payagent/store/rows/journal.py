@@ -68,14 +68,14 @@ class EntryRow(NamedTuple):
 
 _APP_OF_MOVE = (
     "(SELECT COALESCE(m.app_id, b.app_id) FROM prepaid_moves m LEFT JOIN payments b ON b.id = m.payment_id "
-    "WHERE m.entry = j.id)"
+    "WHERE m.entry_id = j.id)"
 )
 """SQL: the app of a prepaid use, whose entry has no payment: the one that made the request or the purchase."""
 
-_JOURNAL = (
-    "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
+_ENTRIES = (
+    "entries j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice_seq "
     f"LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {_APP_OF_MOVE}) LEFT JOIN intents i ON i.id = p.intent_id "
-    "LEFT JOIN prepaid_pools o ON o.id = j.pool"
+    "LEFT JOIN prepaid_pools o ON o.id = j.pool_id"
 )
 _NAMES = (
     *(
@@ -83,25 +83,26 @@ _NAMES = (
         "j.ref",
         "p.id",
         "p.tx_id",
-        "p.reason_code",
+        "p.code",
         "p.reason",
+        "p.detail",
         "v.origin",
         "o.origin",
         "v.invoice_id",
         "i.request",
     ),
-    "(SELECT group_concat(t.account, char(10)) FROM postings t WHERE t.entry = j.id)",
+    "(SELECT group_concat(t.account, char(10)) FROM postings t WHERE t.entry_id = j.id)",
 )
 _CONTAINS = (
     "instr(lower(" + " || char(10) || ".join(f"COALESCE({name}, '')" for name in _NAMES) + "), lower(?)) > 0"
 )
 
 
-_POSTS = "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.{} = ?)"
+_POSTS = "EXISTS (SELECT 1 FROM postings q WHERE q.entry_id = j.id AND q.{} = ?)"
 
 
 def _chosen(only: Selection) -> dict[str, object]:
-    """SQL clauses on `_JOURNAL` with their values. The caller adds `asset`, which filters postings."""
+    """SQL clauses on `_ENTRIES` with their values. The caller adds `asset`, which filters postings."""
     return {
         "j.at_ms >= ?": only.since_ms,
         "j.at_ms < ?": only.until_ms,
@@ -142,7 +143,7 @@ def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, 
         return added_up(conn, only)
     where, values = _where({"asset = ?": only.asset})
     rows = conn.execute(
-        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  our own names
+        f"SELECT account, asset, units_high, units_low FROM balances{where} ORDER BY account, asset",  # noqa: S608  our own names
         values,
     )
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
@@ -152,7 +153,7 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
     """Like `turnover`, but summed from the postings themselves, even without a selection."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     # CROSS: entries before their postings, so the conditions on an entry run once, not once per posting
-    source = "postings q" if only == EVERYTHING else f"{_JOURNAL} CROSS JOIN postings q ON q.entry = j.id"
+    source = "postings q" if only == EVERYTHING else f"{_ENTRIES} CROSS JOIN postings q ON q.entry_id = j.id"
     rows = conn.execute(
         f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  our own names
         "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
@@ -181,7 +182,7 @@ def entries_page(
         }
     )
     heads = conn.execute(
-        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM {_JOURNAL}{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM {_ENTRIES}{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
         (*values, limit),
     ).fetchall()
     return [_entry(conn, head) for head in heads]
@@ -195,9 +196,9 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
     """
     keys = [f"{_SPEND_KEYS[key]} AS key{place}" for place, key in enumerate(by)]
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
-    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, "IIF(j.kind = 'reverse', -1, 1) AS times"])
+    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, "IIF(j.kind = 'post_reversed', -1, 1) AS times"])
     entries = (
-        f"SELECT {columns} FROM {_JOURNAL} CROSS JOIN postings q ON q.entry = j.id AND {IS_SPEND}"  # noqa: S608
+        f"SELECT {columns} FROM {_ENTRIES} CROSS JOIN postings q ON q.entry_id = j.id AND {IS_SPEND}"  # noqa: S608
         f"{where} GROUP BY j.id, q.asset"
     )
     group = ", ".join([*(f"key{place}" for place in range(len(keys))), "asset"])
@@ -219,7 +220,7 @@ def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> Spen
 def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, int | None]:
     """When the first and the last of the selected entries were written; None if there are none."""
     where, values = _where(_chosen(only) | {_POSTS.format("asset"): only.asset})
-    row = conn.execute(f"SELECT MIN(j.at_ms), MAX(j.at_ms) FROM {_JOURNAL}{where}", values).fetchone()  # noqa: S608
+    row = conn.execute(f"SELECT MIN(j.at_ms), MAX(j.at_ms) FROM {_ENTRIES}{where}", values).fetchone()  # noqa: S608
     return row[0], row[1]
 
 
@@ -231,7 +232,7 @@ def booked(
     rows = conn.execute(
         "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, a.name, "  # noqa: S608
         "q.account, q.asset, q.units "
-        f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
+        f"FROM {_ENTRIES} JOIN postings q ON q.entry_id = j.id{where} ORDER BY j.id, q.seq",
         values,
     )
     for (number, kind, payment_id, ref, at_ms, *whose), lines in groupby(rows, key=lambda row: row[:8]):
@@ -246,15 +247,15 @@ def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | Non
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
     """(account, asset, units) of each posting; empty without an entry."""
-    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
+    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry_id = ? ORDER BY seq", (entry_id,))
     return tuple(rows.fetchall())
 
 
 def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
     """The entry that ended a payment's hold (post or release), unless it was reversed since."""
     row = conn.execute(
-        "SELECT id, kind, payment_id, ref, at_ms FROM journal "
-        "WHERE payment_id = ? AND kind IN ('post', 'release', 'reverse') ORDER BY id DESC LIMIT 1",
+        "SELECT id, kind, payment_id, ref, at_ms FROM entries "
+        "WHERE payment_id = ? AND kind IN ('post', 'release', 'post_reversed') ORDER BY id DESC LIMIT 1",
         (payment_id,),
     ).fetchone()
-    return _entry(conn, row) if row and row[1] != "reverse" else None
+    return _entry(conn, row) if row and row[1] != "post_reversed" else None

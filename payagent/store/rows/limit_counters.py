@@ -3,8 +3,8 @@ history.
 
 The transaction that places a payment's hold also counts it for each of its scopes (core.policy). While the payment
 is open, the hold counts at `OPEN_MS`, the latest time possible, so it counts in every window however long that
-takes. Once the payment ends, the hold counts in the spans of the time it ended. Each row of `spent` is therefore
-the sum of its scope's holds in its span, and an audit compares them.
+takes. Once the payment ends, the hold counts in the spans of the time it ended. So each row of
+`limit_counters` is the sum of its scope's holds in its span, and an audit compares them.
 
 A use of a prepaid balance counts for its app only, from the time the request was admitted
 (store.rows.prepaid_uses). For the wallet it counted when the balance was bought.
@@ -32,9 +32,9 @@ SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 OPEN_MS = max(SPANS_MS) << 30
 """The time at which holds of open payments count: later than any time of the clock."""
 
-_SPENT = "spent(app, merchant, asset, span_ms, start_ms, what, high, low)"
-_SUM = "SELECT COALESCE(SUM(high), 0), COALESCE(SUM(low), 0) FROM spent"
-_LIMIT = "SELECT app, merchant, asset, kind, most_units FROM limits"
+_COUNTERS = "limit_counters(app, merchant, asset, span_ms, start_ms, kind, units_high, units_low)"
+_SUM = "SELECT COALESCE(SUM(units_high), 0), COALESCE(SUM(units_low), 0) FROM limit_counters"
+_LIMIT = "SELECT app, merchant, asset, window, most_units FROM limits"
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
 
 
@@ -57,15 +57,15 @@ def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_
     _count(unit, scopes, "used", units, at_ms)
 
 
-def _count(unit: Unit, scopes: Iterable[Scope], what: str, units: Mapping[str, int], at_ms: int) -> None:
+def _count(unit: Unit, scopes: Iterable[Scope], kind: str, units: Mapping[str, int], at_ms: int) -> None:
     rows = [
-        (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, *halves(n))
+        (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, kind, *halves(n))
         for scope in scopes
         for asset, n in units.items()
         if n
         for span_ms in SPANS_MS
     ]
-    add_halves(unit.conn, _SPENT, rows)
+    add_halves(unit.conn, _COUNTERS, rows)
 
 
 def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
@@ -79,7 +79,7 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
 def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
     """The spans that a rolling window covers, oldest first. Open holds count as spent now."""
     rows = conn.execute(
-        f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  our own names
+        f"SELECT start_ms, units_high, units_low FROM limit_counters {_OF} ORDER BY start_ms",  # noqa: S608  our own names
         _span_key(limit, clock_ms),
     )
     span_ms = SPAN_MS[limit.window]
@@ -91,8 +91,8 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSp
 def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
     """Total spend and open holds of a scope, per asset; assets without any are left out."""
     rows = conn.execute(
-        "SELECT asset, SUM(high), SUM(low) FROM spent WHERE app = ? AND merchant = ? AND span_ms = 0 "
-        "GROUP BY asset",
+        "SELECT asset, SUM(units_high), SUM(units_low) FROM limit_counters WHERE app = ? AND merchant = ? AND "
+        "span_ms = 0 GROUP BY asset",
         scope,
     )
     sums = {asset: whole(high, low) for asset, high, low in rows}
@@ -115,7 +115,7 @@ def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Li
 def set_limit(unit: Unit, limit: Limit) -> None:
     """Set a run-time limit. It overrides the config file for the same scope, asset and window."""
     unit.conn.execute(
-        "INSERT INTO limits(app, merchant, asset, kind, most_units) VALUES (?, ?, ?, ?, ?) "
+        "INSERT INTO limits(app, merchant, asset, window, most_units) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET most_units = excluded.most_units",
         (*limit.scope, limit.asset, limit.window, limit.most_units),
     )
@@ -124,7 +124,7 @@ def set_limit(unit: Unit, limit: Limit) -> None:
 def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
     """Remove a run-time limit. The config file's applies again; it has none for apps."""
     unit.conn.execute(
-        "DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND kind = ?", (*scope, asset, window)
+        "DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND window = ?", (*scope, asset, window)
     )
 
 

@@ -64,13 +64,13 @@ class UnservedStreak:
 
 
 def pins(conn: sqlite3.Connection, origin: str) -> Pins:
-    rows = conn.execute("SELECT role, address FROM pins WHERE origin = ?", (origin,))
+    rows = conn.execute("SELECT role, address FROM address_pins WHERE origin = ?", (origin,))
     return frozenset(Pin(role, address) for role, address in rows)
 
 
 def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
     unit.conn.executemany(
-        "INSERT INTO pins(origin, role, address) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO address_pins(origin, role, address) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(origin, pin.role, pin.address) for pin in pins],
     )
 
@@ -78,7 +78,7 @@ def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
 def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
     """Remove a pinned address; False if it was not pinned."""
     cursor = unit.conn.execute(
-        "DELETE FROM pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+        "DELETE FROM address_pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
     )
     return cursor.rowcount > 0
 
@@ -111,13 +111,13 @@ def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
 
 
 def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
-    row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
+    row = conn.execute("SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)).fetchone()
     return UnservedStreak() if row is None else UnservedStreak(*row)
 
 
 def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     unit.conn.execute(
-        "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
+        "INSERT INTO unserved_streaks(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
         (origin, now.count, now.stopped_at_ms),
     )
@@ -143,7 +143,7 @@ def in_flight(conn: sqlite3.Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
     marks = ",".join("?" * len(_ON_THE_WAY))
     (count,) = conn.execute(
-        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice "  # noqa: S608  marks
+        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  marks
         f"WHERE p.state IN ({marks}) AND v.origin = ?",
         (*_ON_THE_WAY, origin),
     ).fetchone()

@@ -17,8 +17,8 @@ from payagent.store.rows.attempts_and_utxos import AttemptKind
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
 _FOREIGN_THERE = (
-    "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
-    "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) AND there = 1"
+    "SELECT tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot FROM external_spends f "
+    "WHERE seq = (SELECT MAX(seq) FROM external_spends g WHERE g.tx_id = f.tx_id) AND is_on_chain = 1"
 )
 
 Units = Mapping[str, int]
@@ -61,11 +61,11 @@ class Claim:
 class ForeignRow:
     """An external spend: a transaction in a block that spent our UTxOs (`inputs`) and is not an attempt.
 
-    `there`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
+    `is_on_chain`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
     """
 
     tx_id: str
-    there: bool
+    is_on_chain: bool
     inputs: tuple[str, ...]
     spent: Mapping[str, int]
     block_hash: str
@@ -87,7 +87,7 @@ def foreign_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[For
 
 def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
     """External spends on chain that spent any of these UTxOs."""
-    found = [conn.execute("SELECT spent_by FROM coins WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
+    found = [conn.execute("SELECT spent_by FROM utxos WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
     return foreign_named(conn, {row[0] for rows in found for row in rows})
 
 
@@ -100,19 +100,19 @@ def foreign_settled(conn: sqlite3.Connection) -> int:
 def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether this transaction is an external spend that was last seen on chain."""
     row = conn.execute(
-        "SELECT there FROM foreign_sightings WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
+        "SELECT is_on_chain FROM external_spends WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
     ).fetchone()
     return row is not None and bool(row[0])
 
 
 def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether this transaction was ever seen as an external spend, on chain or rolled back since."""
-    return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+    return conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
 
 def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
     """Whether this transaction is the one that a UTxO is recorded as spent by."""
-    return conn.execute("SELECT 1 FROM coins WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None
+    return conn.execute("SELECT 1 FROM utxos WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None
 
 
 def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
@@ -123,8 +123,8 @@ def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
     """When the first of these UTxOs was first known to be on chain; 0 if that is not recorded."""
     times = [
         conn.execute(
-            "SELECT COALESCE((SELECT MIN(at_ms) FROM journal WHERE kind = 'deposit' AND ref = ?1), "
-            "(SELECT MIN(at_ms) FROM sightings WHERE tx_id = substr(?1, 1, 64)), 0)",
+            "SELECT COALESCE((SELECT MIN(at_ms) FROM entries WHERE kind = 'deposit' AND ref = ?1), "
+            "(SELECT MIN(at_ms) FROM block_observations WHERE tx_id = substr(?1, 1, 64)), 0)",
             (ref,),
         ).fetchone()[0]
         for ref in refs
@@ -135,11 +135,10 @@ def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
 def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
     """(payment, external spend) if the spend took its nonce UTxO, or any UTxO of a payment only reserved."""
     rows = conn.execute(
-        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id "
-        "JOIN coins c ON c.ref = r.ref JOIN foreign_sightings f ON f.tx_id = c.spent_by "
-        "WHERE p.state = 'reserved' "
-        "OR (p.state IN ('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.anchor) "
-        "GROUP BY p.seq ORDER BY p.seq"
+        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id JOIN utxos c ON "
+        "c.ref = r.ref JOIN external_spends f ON f.tx_id = c.spent_by WHERE p.state = 'reserved' OR (p.state IN "
+        "('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.nonce_utxo) GROUP BY p.seq ORDER BY "
+        "p.seq"
     )
     return rows.fetchall()
 
@@ -162,8 +161,8 @@ def last_event_ms(conn: sqlite3.Connection) -> int:
 def last_slot(conn: sqlite3.Connection) -> int | None:
     """The slot of the block in which a spend of our UTxOs was last seen; None if there is none."""
     (slot,) = conn.execute(
-        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM sightings ORDER BY seq DESC LIMIT 1) "
-        "UNION ALL SELECT * FROM (SELECT block_slot FROM foreign_sightings ORDER BY seq DESC LIMIT 1))"
+        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM block_observations ORDER BY seq DESC "
+        "LIMIT 1) UNION ALL SELECT * FROM (SELECT block_slot FROM external_spends ORDER BY seq DESC LIMIT 1))"
     ).fetchone()
     return None if slot is None else int(slot)
 
@@ -194,8 +193,8 @@ def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
 def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None, Units]:
     """What each transaction of a payment moved, by the entries. A reversal belongs to the entry before it."""
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.ref, q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
-        "WHERE j.payment_id = ? ORDER BY j.id",
+        "SELECT j.id, j.kind, j.ref, q.account, q.asset, q.units FROM entries j JOIN postings q ON q.entry_id = "
+        "j.id WHERE j.payment_id = ? ORDER BY j.id",
         (payment_id,),
     )
     found: dict[str | None, Units] = {}
@@ -203,7 +202,7 @@ def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None
     for (_, kind, ref), lines in groupby(rows, key=lambda row: row[:3]):
         moved = _ours(line[3:] for line in lines)
         if moved:
-            last = last if kind == "reverse" else ref
+            last = last if kind == "post_reversed" else ref
             found[last] = clean(add((found.get(last, {}), moved)))
     return found
 
@@ -211,8 +210,9 @@ def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None
 def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
     """Net units that an external transaction moved, by the entries: deposits, external spends and reversals."""
     rows = conn.execute(
-        "SELECT q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
-        "WHERE j.kind IN ('deposit', 'undeposit', 'foreign', 'unforeign') AND j.ref >= ? AND j.ref < ?",
+        "SELECT q.account, q.asset, q.units FROM entries j JOIN postings q ON q.entry_id = j.id "
+        "WHERE j.kind IN ('deposit', 'deposit_reversed', 'external_spend', 'external_spend_reversed') AND "
+        "j.ref >= ? AND j.ref < ?",
         (tx_id, f"{tx_id}$"),
     )
     return _ours(rows)
@@ -225,7 +225,8 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
         "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "
-        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_by IS NULL AND tx_id IS NOT NULL ORDER BY seq",
+        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_tx_id IS NULL AND tx_id IS NOT NULL ORDER "
+        "BY seq",
         (*states, since_slot),
     )
     for payment_id, tx_id, state, height in rows:
@@ -233,20 +234,20 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
             booked = booked_payment(conn, payment_id).get(tx_id, {})
             yield Claim("payments", payment_id, tx_id, State(state), booked, height)
     deposits = conn.execute(
-        "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind IN ('deposit', 'foreign') AND at_ms >= ? "
-        "GROUP BY 2",
+        "SELECT MIN(id), substr(ref, 1, 64) FROM entries WHERE kind IN ('deposit', 'external_spend') AND at_ms "
+        ">= ? GROUP BY 2",
         (since_ms,),
     )
     for entry, tx_id in deposits:
         if tx_id not in listed and (booked := booked_others(conn, tx_id)):
-            yield Claim("journal", str(entry), tx_id, None, booked, *_standing_of(conn, tx_id))
+            yield Claim("entries", str(entry), tx_id, None, booked, *_standing_of(conn, tx_id))
 
 
 def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
     """The block height of an external spend (0 if none), and whether a UTxO that it made is missing."""
     height, missing = conn.execute(
-        "SELECT (SELECT COALESCE(MAX(block_height), 0) FROM foreign_sightings WHERE tx_id = ?1), "
-        "(SELECT COUNT(*) FROM coins WHERE tx_id = ?1 AND state = 'missing')",
+        "SELECT (SELECT COALESCE(MAX(block_height), 0) FROM external_spends WHERE tx_id = ?1), "
+        "(SELECT COUNT(*) FROM utxos WHERE tx_id = ?1 AND state = 'missing')",
         (tx_id,),
     ).fetchone()
     return int(height), bool(missing)

@@ -5,16 +5,17 @@ May import: core.invoice, core.payment, sqlite3. Never: writes.
 
 import json
 import sqlite3
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
+from itertools import accumulate, chain, pairwise, starmap
 from typing import Any, Literal
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
 
-Stage = Literal["ask", "pay"]
-"""The stage of a hold: `ask` while a decision is pending, `pay` from the decision on."""
+Stage = Literal["approval", "payment"]
+"""The stage of a hold: `approval` while a decision is pending, `payment` from the decision on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,76 +27,118 @@ class OutputRow:
 
 
 @dataclass(frozen=True, slots=True)
-class PaymentRow:
-    """A payment with its invoice and its current attempt.
+class IntentPart:
+    """A payment's intent. `is_first`: nothing was signed for it before this payment."""
 
-    `tx_id` is the current attempt: the last one, or the one in a block. It is None while the payment is being
-    replaced. The invoice, `outputs`, `ttl_slot`, `fee_lovelace`, `cbor`, `accepted_by_provider` and
-    `seen_in_block` (ever) are that attempt's.
-    `refused`: the merchant refused it before broadcasting anything. `is_first`: nothing was signed for the intent
-    before.
-    `void_by`: the transaction of another payment that rules out this one's nonce UTxO.
-    `partner`: the owner of the prepaid balance that it raises ('' if none was named); None if it raises none.
-    `attempt`: the number of the attempt among all. `is_noted`: False while the signer's own record lacks the
-    attempt; its proof must not leave yet.
+    id: str
+    request_id: str
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicePart:
+    """The invoice that a payment's current attempt pays. A transfer has none: None in all columns that can be."""
+
+    seq: int | None
+    origin: str | None
+    dialect: str | None
+    id: str | None
+    terms_hash: str | None
+    batch_target: int | None
+    expires_at_ms: int | None
+    proof: Proof
+    merchant_submits: bool
+    echo: str | None
+    commitment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPart:
+    """A payment's current attempt: the last one, or the one in a block. All None while it is being replaced.
+
+    `number`: its place among the attempts of all payments. `ttl_slot`: the planned one before there is an
+    attempt. `accepted_by_provider` and `seen_in_block`: ever.
+    """
+
+    number: int | None
+    tx_id: str | None
+    ttl_slot: int | None
+    fee_lovelace: int | None
+    cbor: bytes | None = field(repr=False)
+    accepted_by_provider: bool
+    seen_in_block: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPart:
+    """The block that a payment's transaction is in; None before that."""
+
+    hash: str | None
+    height: int | None
+    slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemPart:
+    """Why a payment was refused, is cancelled or is void: a code, which of its cases, and the same in words."""
+
+    code: str | None
+    reason: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PrepaidPart:
+    """The prepaid balance that a payment raises (`partner` is '' if none was named), and its top-up; or None."""
+
+    pool_id: int | None
+    partner: str | None
+    wallet: str | None
+    topup_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRow:
+    """A payment with its intent, its invoice and its current attempt. `outputs` are those of the invoice.
+
+    `void_tx_id`: the transaction of another payment that rules out this one's nonce UTxO.
+    `refused`: the merchant refused it before broadcasting anything.
+    `is_noted`: False while the signer's own record lacks the attempt; its proof must not leave yet.
     """
 
     seq: int
     id: str
     kind: str
     app_id: str
-    intent_id: str
-    origin: str | None
-    dialect: str | None
-    invoice_id: str | None
-    invoice: int | None
-    terms_hash: str | None
-    batch_target: int | None
-    expires_at_ms: int | None
-    request_id: str
     outputs: tuple[OutputRow, ...]
     state: State
     delivery: Delivery
     nonce_utxo: str | None
-    ttl_slot: int | None
-    tx_id: str | None
-    fee_lovelace: int | None
-    block_hash: str | None
-    block_height: int | None
-    block_slot: int | None
+    void_tx_id: str | None
     merchant_status: str | None
-    reason_code: str | None
-    reason: str | None
-    accepted_by_provider: bool
-    proof: Proof
-    handed_over: bool
-    echo: str | None
-    commitment: str | None
     refused: bool
-    is_first: bool
-    cbor: bytes | None = field(repr=False)
-    seen_in_block: bool
-    pool: int | None
-    partner: str | None
-    wallet: str | None
-    topup: str | None
-    void_by: str | None
     created_at_ms: int
-    changed_at_ms: int
-    attempt: int | None
+    updated_at_ms: int
+    intent: IntentPart
+    invoice: InvoicePart
+    attempt: AttemptPart
+    block: BlockPart
+    problem: ProblemPart
+    prepaid: PrepaidPart
     is_noted: bool = True
 
     @property
     def shown_by(self) -> str:
         """The transaction whose block the payment's state rests on: its own, or the one that rules it out."""
-        return self.void_by or self.tx_id or ""
+        return self.void_tx_id or self.attempt.tx_id or ""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPayment:
     """The part of an open payment that shows whether a step is due, small enough to keep in memory.
 
-    Fields as in `PaymentRow`; `is_cancel`: whether the current attempt is a cancel.
+    Fields as in `PaymentRow` and its parts. `attempt`: the number of the current one; `is_cancel`: whether it is a
+    cancel.
     """
 
     seq: int
@@ -106,43 +149,52 @@ class OpenPayment:
     attempt: int | None
     is_cancel: bool
     block_height: int | None
-    handed_over: bool
+    merchant_submits: bool
     created_at_ms: int
 
 
 FEW_MAX = 1_000
 """Up to this many payments since a time are sorted; more are found by scanning back from the newest."""
 
-_PAYMENT_BY = """
-SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
-       v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
-       p.delivery, p.anchor,
-       COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
-       p.merchant_status, p.reason_code, p.reason,
-       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'
-               AND e.detail ->> '$.tx_id' = p.tx_id),
-       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,
-       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_refused'),
-       NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
-                   WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
-       EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, o.partner, o.wallet, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
-FROM payments p {}
+_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event ="
+_COLUMNS: Mapping[type, str] = {
+    PaymentRow: f"""
+       p.seq, p.id, p.kind, p.app_id, COALESCE(v.outputs, p.outputs) AS outputs, p.state, p.delivery, p.nonce_utxo,
+       p.void_tx_id, p.merchant_status, EXISTS ({_EVENT} 'merchant_refused') AS refused, p.created_at_ms,
+       p.updated_at_ms""",
+    IntentPart: """
+       i.id, i.request_id, NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
+                                       WHERE q.intent_id = p.intent_id AND q.seq < p.seq) AS is_first""",
+    InvoicePart: """
+       p.invoice_seq AS seq, v.origin, v.dialect, v.invoice_id AS id, v.terms_hash, v.batch_target,
+       v.expires_at_ms, COALESCE(v.proof, 'tx_hash') AS proof, COALESCE(v.merchant_submits, 0) AS merchant_submits,
+       v.echo, v.commitment""",
+    AttemptPart: f"""
+       a.rowid AS number, p.tx_id, COALESCE(a.ttl_slot, p.ttl_slot) AS ttl_slot, a.fee_lovelace, a.cbor,
+       EXISTS ({_EVENT} 'provider_accepted' AND e.detail ->> '$.tx_id' = p.tx_id) AS accepted_by_provider,
+       EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = p.tx_id) AS seen_in_block""",  # noqa: S608  our own names
+    BlockPart: "p.block_hash AS hash, p.block_height AS height, p.block_slot AS slot",
+    ProblemPart: "p.code, p.reason, p.detail",
+    PrepaidPart: "p.pool_id, o.partner, o.wallet, p.topup_id",
+}
+"""SQL of each part's columns, by the names and in the order of its fields (a test compares them)."""
+
+_PAYMENT_BY = f"""
+SELECT {", ".join(_COLUMNS.values())}
+FROM payments p {{}}
 JOIN intents i ON i.id = p.intent_id
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
-LEFT JOIN prepaid_pools o ON o.id = p.pool
-"""
+LEFT JOIN prepaid_pools o ON o.id = p.pool_id
+"""  # noqa: S608  our own names
 _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
 
 
-def _payment(row: tuple[object, ...]) -> PaymentRow:
+def _payment(row: tuple[Any, ...]) -> PaymentRow:
     values = list(row)
-    values[13] = load_outputs(str(values[13]))
-    values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
-    for flag in (26, 28, 31, 32, 34):
-        values[flag] = bool(values[flag])
-    return PaymentRow(*values)  # type: ignore[arg-type]
+    for place, read in _READ:
+        values[place] = read(values[place])
+    return PaymentRow(*values[_OWN], *[part(*values[span]) for part, span in _PARTS])
 
 
 def dump_outputs(outputs: Iterable[OutputRow]) -> str:
@@ -153,6 +205,23 @@ def dump_outputs(outputs: Iterable[OutputRow]) -> str:
 @lru_cache(maxsize=1000)  # each pass reads every payment that is not settled, and a merchant's outputs repeat
 def load_outputs(text: str) -> tuple[OutputRow, ...]:
     return tuple(OutputRow(o["role"], o["address"], o["asset"], int(o["units"])) for o in json.loads(text))
+
+
+_FIELDS = [
+    [one for one in fields(part) if one.type not in _COLUMNS and one.default is MISSING] for part in _COLUMNS
+]
+_ENDS = accumulate(map(len, _FIELDS), initial=0)
+(_, _OWN), *_PARTS = zip(_COLUMNS, starmap(slice, pairwise(_ENDS)), strict=True)
+"""Where the columns of each part stand in a row."""
+
+_READERS: Mapping[Any, Callable[[Any], object]] = {
+    bool: bool,
+    State: State,
+    Delivery: Delivery,
+    tuple[OutputRow, ...]: load_outputs,
+}
+_READ = [(place, _READERS[one.type]) for place, one in enumerate(chain(*_FIELDS)) if one.type in _READERS]
+"""The columns that are not what SQLite holds: their places in a row, and what makes values of them."""
 
 
 def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
@@ -176,7 +245,7 @@ def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[Payme
 
 def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
     """Payments of a top-up, oldest first."""
-    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]
+    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup_id = ? ORDER BY p.seq", (topup_id,))]
 
 
 def payments_page(
@@ -242,23 +311,23 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
     none.
     """
     row = conn.execute(
-        "SELECT id FROM payments WHERE invoice = ?1 AND state NOT IN ('rejected', 'denied') "
-        "UNION SELECT payment_id FROM attempts WHERE invoice = ?1",
+        "SELECT id FROM payments WHERE invoice_seq = ?1 AND state NOT IN ('rejected', 'denied') "
+        "UNION SELECT payment_id FROM attempts WHERE invoice_seq = ?1",
         (invoice_seq,),
     ).fetchone()
     return row[0] if row else None
 
 
-def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "pay") -> dict[str, int]:
+def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") -> dict[str, int]:
     rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage))
     return dict(rows.fetchall())
 
 
 _OPEN = """
 SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
-       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
+       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
 FROM payments p
-LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
 _IS_OPEN = """
@@ -279,7 +348,7 @@ def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | Non
 
 
 def _open(row: tuple[Any, ...]) -> OpenPayment:
-    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
+    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, merchant_submits, created_at_ms = row
     return OpenPayment(
         seq,
         payment_id,
@@ -289,7 +358,7 @@ def _open(row: tuple[Any, ...]) -> OpenPayment:
         attempt,
         bool(is_cancel),
         height,
-        bool(handed_over),
+        bool(merchant_submits),
         created_at_ms,
     )
 
@@ -306,7 +375,7 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
     """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
     rows = conn.execute(
-        "SELECT DISTINCT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "SELECT DISTINCT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
         (intent_id,),
     )
@@ -334,7 +403,7 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
     """
     # INDEXED BY: nearly all payments are settled, and few of them stay presented
     rows = conn.execute(
-        "SELECT p.id FROM payments p INDEXED BY payments_shown "
+        "SELECT p.id FROM payments p INDEXED BY payments_presented "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
         "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
         "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "

@@ -98,10 +98,10 @@ def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int)
 
 def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBalance:
     row = conn.execute(
-        "SELECT bought, used, unexplained FROM prepaid_counts WHERE pool = ? AND unit = ?", (pool_id, unit_name)
+        "SELECT bought, used, unexplained FROM prepaid_totals WHERE pool_id = ? AND unit = ?", (pool_id, unit_name)
     ).fetchone()
     costs = conn.execute(
-        "SELECT asset, bought, used FROM prepaid_costs WHERE pool = ? AND unit = ?", (pool_id, unit_name)
+        "SELECT asset, bought, used FROM prepaid_costs WHERE pool_id = ? AND unit = ?", (pool_id, unit_name)
     )
     bought, used, unexplained = row or (0, 0, 0)
     return PrepaidBalance(bought, used, unexplained, {asset: Cost(*counts) for asset, *counts in costs})
@@ -110,7 +110,7 @@ def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBa
 def holdings(conn: sqlite3.Connection) -> list[Holding]:
     """The balance of every pool, in each unit that ever moved or is about to."""
     under_way = coming(conn)
-    moved = {(number, name) for number, name in conn.execute("SELECT pool, unit FROM prepaid_counts")}
+    moved = {(number, name) for number, name in conn.execute("SELECT pool_id, unit FROM prepaid_totals")}
     pools = {one.id: one for one in all_pools(conn)}
     return [
         Holding(pools[number], name, balance(conn, number, name), under_way.get((number, name), 0))
@@ -126,9 +126,9 @@ def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
 def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalance]:
     """Like `coming`, with the cost."""
     rows = conn.execute(
-        "SELECT p.pool, v.batch_target, v.outputs FROM payments p INDEXED BY payments_coming "
-        "JOIN invoices v ON v.seq = p.invoice "
-        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
+        "SELECT p.pool_id, v.batch_target, v.outputs FROM payments p INDEXED BY payments_pending "
+        "JOIN invoices v ON v.seq = p.invoice_seq "
+        "WHERE p.pool_id IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
     found: dict[tuple[int, str], PrepaidBalance] = {}
     for pool_id, batch_target, outputs in rows:
@@ -142,7 +142,7 @@ def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalanc
 def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
     """Whether a pool has a balance, or payments that will add to it."""
     row = conn.execute(
-        "SELECT 1 FROM prepaid_counts WHERE pool = ? AND bought > used LIMIT 1", (pool_id,)
+        "SELECT 1 FROM prepaid_totals WHERE pool_id = ? AND bought > used LIMIT 1", (pool_id,)
     ).fetchone()
     return row is not None or any(number == pool_id for number, _ in bought_soon(conn))
 
@@ -152,8 +152,8 @@ def record_move(
 ) -> None:
     """Append a move, and update the stored totals."""
     unit.conn.execute(
-        "INSERT INTO prepaid_moves(pool, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
-        "call_key, entry, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO prepaid_moves(pool_id, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
+        "call_key, entry_id, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             pool_id,
             unit_name,
@@ -170,13 +170,13 @@ def record_move(
         ),
     )
     unit.conn.execute(
-        "INSERT INTO prepaid_counts(pool, unit, bought, used, unexplained) VALUES (?, ?, ?, ?, ?) "
+        "INSERT INTO prepaid_totals(pool_id, unit, bought, used, unexplained) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used, "
         "unexplained = excluded.unexplained",
         (pool_id, unit_name, after.bought, after.used, after.unexplained),
     )
     unit.conn.executemany(
-        "INSERT INTO prepaid_costs(pool, unit, asset, bought, used) VALUES (?, ?, ?, ?, ?) "
+        "INSERT INTO prepaid_costs(pool_id, unit, asset, bought, used) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used",
         [(pool_id, unit_name, asset, cost.bought, cost.used) for asset, cost in after.costs.items()],
     )
@@ -200,15 +200,12 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
     """
     # INDEXED BY: nearly all payments for a pool were delivered
     row = conn.execute(
-        "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice "
-        "WHERE p.pool = :pool "
-        "AND p.delivery IN ('not_presented', 'presented') "
-        "AND p.state NOT IN ('rejected', 'denied', 'void', 'cancelling') "
-        "AND (v.expires_at_ms > :now OR p.state = 'in_block' "
-        "OR (p.state = 'confirmed' AND p.changed_at_ms > :late)) "
-        "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
-        "AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
-        {"pool": pool_id, "now": now_ms, "late": now_ms - SHOWN_LATE_MS},
+        "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice_seq WHERE "
+        "p.pool_id = :pool_id AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN ('rejected', "
+        "'denied', 'void', 'cancelling') AND (v.expires_at_ms > :now OR p.state = 'in_block' OR (p.state = "
+        "'confirmed' AND p.updated_at_ms > :late)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
+        "p.id AND e.event = 'merchant_answered' AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
+        {"pool_id": pool_id, "now": now_ms, "late": now_ms - SHOWN_LATE_MS},
     ).fetchone()
     return row[0] if row else None
 
@@ -217,7 +214,7 @@ def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the merchant accepted the proof of a pool's last payment that is not refused or void; 0 if never."""
     row = conn.execute(
         "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "
-        "INDEXED BY payments_paying WHERE pool = ? "  # otherwise every refused payment since would be read
+        "INDEXED BY payments_paying WHERE pool_id = ? "  # otherwise every refused payment since would be read
         "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND json_extract(e.detail, '$.said') = 'served'))",
@@ -229,7 +226,7 @@ def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, units: int) -> None:
     """Record the price in a 402 that a request was answered with."""
     unit.conn.execute(
-        "INSERT INTO priced_calls(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
+        "INSERT INTO request_prices(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET asset = excluded.asset, units = excluded.units "
         "WHERE asset <> excluded.asset OR units <> excluded.units",
         (origin, method, path, asset, units),
@@ -239,7 +236,7 @@ def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, unit
 def price(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[str, int] | None:
     """(asset, units) of the last 402 for a request; None if it was never answered 402."""
     row = conn.execute(
-        "SELECT asset, units FROM priced_calls WHERE origin = ? AND method = ? AND path = ?",
+        "SELECT asset, units FROM request_prices WHERE origin = ? AND method = ? AND path = ?",
         (origin, method, path),
     ).fetchone()
     return row or None
@@ -247,7 +244,7 @@ def price(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tupl
 
 def add_observation(unit: Unit, pool_id: int, told: Observation) -> None:
     unit.conn.execute(
-        "INSERT INTO prepaid_observations(pool, source, http_status, body, remaining, total, used, unit, "
+        "INSERT INTO merchant_reports(pool_id, source, http_status, body, remaining, total, used, unit, "
         "expires_at_ms, why_not_understood, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             pool_id,
@@ -268,7 +265,7 @@ def add_observation(unit: Unit, pool_id: int, told: Observation) -> None:
 def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | None:
     row = conn.execute(
         "SELECT source, http_status, body, remaining, total, used, unit, expires_at_ms, why_not_understood, at_ms "
-        "FROM prepaid_observations WHERE pool = ? ORDER BY seq DESC LIMIT 1",
+        "FROM merchant_reports WHERE pool_id = ? ORDER BY seq DESC LIMIT 1",
         (pool_id,),
     ).fetchone()
     return Observation(*row) if row else None
@@ -276,7 +273,7 @@ def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | No
 
 def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the pool last moved; 0 if never."""
-    row = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
+    row = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool_id = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
     found = row.fetchone()
     return int(found[0]) if found else 0
 
@@ -284,7 +281,7 @@ def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When a payment last changed the pool, or the request that it was made for was served; 0 if never."""
     row = conn.execute(
-        "SELECT at_ms FROM prepaid_moves WHERE pool = ? AND payment_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
+        "SELECT at_ms FROM prepaid_moves WHERE pool_id = ? AND payment_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
         (pool_id,),
     ).fetchone()
     return int(row[0]) if row else 0
@@ -292,7 +289,7 @@ def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 
 def counted(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:
     """The stored totals: (bought, used, unexplained) by pool and unit."""
-    rows = conn.execute("SELECT pool, unit, bought, used, unexplained FROM prepaid_counts")
+    rows = conn.execute("SELECT pool_id, unit, bought, used, unexplained FROM prepaid_totals")
     return {(pool_id, unit_name): (bought, used, owed) for pool_id, unit_name, bought, used, owed in rows}
 
 
@@ -300,6 +297,6 @@ def costs_left(conn: sqlite3.Connection) -> Mapping[tuple[str, str], int]:
     """Units paid for the unused part of all pools, by (merchant's origin, asset)."""
     rows = conn.execute(
         "SELECT o.origin, c.asset, SUM(c.bought - c.used) FROM prepaid_costs c "
-        "JOIN prepaid_pools o ON o.id = c.pool GROUP BY o.origin, c.asset"
+        "JOIN prepaid_pools o ON o.id = c.pool_id GROUP BY o.origin, c.asset"
     )
     return {(origin, asset): units for origin, asset, units in rows}

@@ -16,7 +16,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import limit_counters as spending
 
 _SHARE = """
-INSERT INTO prepaid_shares(pool, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO prepaid_shares(pool_id, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.used,
                           counted = counted + excluded.counted
 """
@@ -36,7 +36,7 @@ def pay(unit: Unit, pool: int, app_id: str, units: Mapping[str, int]) -> None:
 
 def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
     (owed,) = unit.conn.execute(
-        "SELECT used - paid - counted FROM prepaid_shares WHERE pool = ? AND app_id = ? AND asset = ?",
+        "SELECT used - paid - counted FROM prepaid_shares WHERE pool_id = ? AND app_id = ? AND asset = ?",
         (pool, app_id, asset),
     ).fetchone()
     if owed > 0:
@@ -47,7 +47,7 @@ def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
 def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
     """The part of a use's cost that would count against the app's own limits."""
     rows = conn.execute(
-        "SELECT asset, paid - used FROM prepaid_shares WHERE pool = ? AND app_id = ?", (pool, app_id)
+        "SELECT asset, paid - used FROM prepaid_shares WHERE pool_id = ? AND app_id = ?", (pool, app_id)
     )
     own = {asset: max(units, 0) for asset, units in rows}
     return {asset: max(units - own.get(asset, 0), 0) for asset, units in cost.items()}
@@ -81,8 +81,9 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
     if count <= 0:
         return
     rows = unit.conn.execute(
-        "SELECT call, SUM(count), SUM(units) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset "
-        "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 ORDER BY call DESC",
+        "SELECT call, SUM(count), SUM(units) FROM prepaid_uses WHERE pool_id = ? AND unit = ? AND asset = "
+        "(SELECT asset FROM prepaid_uses u WHERE u.call = prepaid_uses.call LIMIT 1) GROUP BY call HAVING "
+        "SUM(count) > 0 ORDER BY call DESC",
         (pool, unit_name),
     )
     newest: list[int] = []
@@ -100,8 +101,8 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
 def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
     """Take back a use's cost from the counters. If it was served, its count stays on record."""
     rows = unit.conn.execute(
-        "SELECT call, pool, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
-        "counted_at_ms FROM uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
+        "SELECT call, pool_id, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
+        "counted_at_ms FROM prepaid_uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
         (is_served, call),
     ).fetchall()
     for row in rows:
@@ -109,14 +110,14 @@ def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
 
 
 def _next_call(unit: Unit) -> int:
-    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM uses").fetchone()
+    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM prepaid_uses").fetchone()
     return int(call)
 
 
 def _write(unit: Unit, row: tuple[object, ...]) -> None:
     call, pool, app_id, unit_name, count, asset, units, counted, clock_ms = row
     unit.conn.execute(
-        "INSERT INTO uses(call, pool, app_id, unit, count, asset, units, counted_units, counted_at_ms) "
+        "INSERT INTO prepaid_uses(call, pool_id, app_id, unit, count, asset, units, counted_units, counted_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (call, pool, app_id, unit_name, count, asset, units, counted, clock_ms),
     )

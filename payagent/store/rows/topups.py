@@ -19,16 +19,16 @@ class TopupRow:
 
     `request`: the HTTP request whose 402 sells it, as JSON. `is_call`: an ordinary request, which uses one of what
     it buys.
-    `reason_code`: why it ended before its goal. `stop_code`: why it will end once its current payments are
+    `code`: why it ended before its goal. `stop_code`: why it will end once its current payments are
     delivered. `clock_ms` and `ended_clock_ms` are on the limits' clock (store.rows.limit_counters).
     """
 
     seq: int
     id: str
-    pool: int
+    pool_id: int
     app_id: str
     key: str
-    cause: str
+    trigger: str
     unit: str
     units: int
     request: str
@@ -37,25 +37,27 @@ class TopupRow:
     clock_ms: int
     stop_code: str | None
     stop_reason: str | None
+    stop_detail: str | None
     ended_at_ms: int | None
     ended_clock_ms: int | None
-    reason_code: str | None
+    code: str | None
     reason: str | None
+    detail: str | None
 
     @property
     def state(self) -> str:
-        """`open`, `stopping` (nothing more is bought), `done` or `stopped` (see `reason_code`).
+        """`open`, `stopping` (nothing more is bought), `done` or `stopped` (see `code`).
 
         A top-up is also `done` if the merchant sells no more.
         """
         if self.ended_at_ms is None:
             return "open" if self.stop_code is None else "stopping"
-        return "done" if self.reason_code in (None, "merchant_sells_none") else "stopped"
+        return "done" if self.code in (None, "merchant_sells_none") else "stopped"
 
 
 _TOPUP = (
-    "SELECT seq, id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, clock_ms, stop_code, "
-    "stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups"
+    "SELECT seq, id, pool_id, app_id, key, trigger, unit, units, request, is_call, created_at_ms, clock_ms, "
+    "stop_code, stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail FROM topups"
 )
 
 
@@ -67,10 +69,10 @@ def add(
     unit: Unit,
     *,
     topup_id: str,
-    pool: int,
+    pool_id: int,
     app_id: str,
     key: str,
-    cause: str,
+    trigger: str,
     unit_name: str,
     units: int,
     request: str,
@@ -78,31 +80,29 @@ def add(
     now_ms: int,
     clock_ms: int,
 ) -> TopupRow:
-    values = (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms, clock_ms)
+    values = (topup_id, pool_id, app_id, key, trigger, unit_name, units, request, is_call, now_ms, clock_ms)
     cursor = unit.conn.execute(
-        "INSERT INTO topups(id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, clock_ms) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO topups(id, pool_id, app_id, key, trigger, unit, units, request, is_call, created_at_ms, "
+        "clock_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         values,
     )
-    return TopupRow(int(cursor.lastrowid or 0), *values, None, None, None, None, None, None)
+    return TopupRow(int(cursor.lastrowid or 0), *values, *[None] * 8)
 
 
-def stop(unit: Unit, topup_id: str, code: str, reason: str) -> None:
+def stop(unit: Unit, topup_id: str, code: str, detail: str) -> None:
     """Buy nothing more for a top-up. The first reason stays."""
     unit.conn.execute(
-        "UPDATE topups SET stop_code = ?, stop_reason = ? WHERE id = ? AND stop_code IS NULL",
-        (code, reason, topup_id),
+        "UPDATE topups SET stop_code = ?, stop_detail = ? WHERE id = ? AND stop_code IS NULL",
+        (code, detail, topup_id),
     )
 
 
-def end(
-    unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int, clock_ms: int
-) -> bool:
+def end(unit: Unit, topup_id: str, code: str | None, detail: str | None, now_ms: int, clock_ms: int) -> bool:
     """End a top-up. False if it had ended before."""
     ended = unit.conn.execute(
-        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, reason_code = ?, reason = ? "
+        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, detail = ? "
         "WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, clock_ms, reason_code, reason, topup_id),
+        (now_ms, clock_ms, code, detail, topup_id),
     )
     return ended.rowcount > 0
 
@@ -123,7 +123,7 @@ def find_by_key(conn: sqlite3.Connection, app_id: str, key: str) -> TopupRow | N
 
 
 def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
-    row = conn.execute(f"{_TOPUP} WHERE pool = ? AND ended_at_ms IS NULL", (pool_id,)).fetchone()
+    row = conn.execute(f"{_TOPUP} WHERE pool_id = ? AND ended_at_ms IS NULL", (pool_id,)).fetchone()
     return _row(row) if row else None
 
 
@@ -148,13 +148,15 @@ def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[T
 
 def autos_of(conn: sqlite3.Connection, pool_id: int) -> list[TopupRow]:
     """The last 1000 automatic top-ups of a pool, newest first."""
-    rows = conn.execute(f"{_TOPUP} WHERE pool = ? AND cause = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,))
+    rows = conn.execute(
+        f"{_TOPUP} WHERE pool_id = ? AND trigger = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,)
+    )
     return [_row(row) for row in rows]
 
 
 def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the last top-up of a pool ended; 0 if none did."""
-    row = conn.execute("SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool = ?", (pool_id,)).fetchone()
+    row = conn.execute("SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool_id = ?", (pool_id,)).fetchone()
     return int(row[0])
 
 
@@ -164,10 +166,9 @@ def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
     `since_ms` is on the limits' clock (store.rows.limit_counters). Open payments always count.
     """
     row = conn.execute(
-        "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t "
-        "JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
-        "JOIN payments p ON p.topup = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = 'lovelace' "
-        "WHERE COALESCE(h.counted_from_ms > ?, 1)",
+        "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t JOIN prepaid_pools o ON o.id = t.pool_id AND "
+        "o.origin = ? JOIN payments p ON p.topup_id = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = "
+        "'lovelace' WHERE COALESCE(h.counted_from_ms > ?, 1)",
         (origin, since_ms),
     ).fetchone()
     return int(row[0])

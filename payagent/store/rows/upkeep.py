@@ -18,14 +18,14 @@ BEGUN_MAX = 2_000
 """How many of the last payments are read: more than UTxOs are ever prepared for."""
 
 _BEGUN = """
-SELECT p.created_at_ms, h.units, v.handed_over FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p
-JOIN invoices v ON v.seq = p.first_invoice
-LEFT JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay' AND h.asset = 'lovelace'
-WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.reason_code = 'funds_in_flight')
+SELECT p.created_at_ms, h.units, v.merchant_submits FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p
+JOIN invoices v ON v.seq = p.first_invoice_seq
+LEFT JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' AND h.asset = 'lovelace'
+WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.code = 'funds_in_flight')
 """
 _ORDERS = """
 SELECT p.kind, p.state, h.units, h.counted_at_ms FROM payments p
-JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay' AND h.asset = 'lovelace'
+JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' AND h.asset = 'lovelace'
 WHERE p.app_id = ? ORDER BY p.seq DESC LIMIT ?
 """
 
@@ -47,7 +47,7 @@ def ensure_app(unit: Unit, now_ms: int) -> None:
 def begun(conn: sqlite3.Connection, since_ms: int) -> list[RecentPayment]:
     """Recent invoice payments since then that took a UTxO, or were refused because none was available."""
     rows = conn.execute(_BEGUN, (BEGUN_MAX, since_ms))
-    return [RecentPayment(at_ms, lovelace, bool(handed_over)) for at_ms, lovelace, handed_over in rows]
+    return [RecentPayment(at_ms, lovelace, bool(merchant_submits)) for at_ms, lovelace, merchant_submits in rows]
 
 
 def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:

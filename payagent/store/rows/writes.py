@@ -31,8 +31,8 @@ def add_intent(
     *,
     intent_id: str,
     app_id: str,
-    key: str,
-    derived: bool,
+    idempotency_key: str,
+    is_key_derived: bool,
     fingerprint: str,
     origin: str,
     request: str | None,
@@ -40,16 +40,26 @@ def add_intent(
     now_ms: int,
 ) -> None:
     unit.conn.execute(
-        "INSERT INTO intents(id, app_id, key, derived, fingerprint, origin, request, request_id, created_at_ms) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (intent_id, app_id, key, int(derived), fingerprint, origin, request, request_id, now_ms),
+        "INSERT INTO intents(id, app_id, idempotency_key, is_key_derived, fingerprint, origin, request, "
+        "request_id, created_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            intent_id,
+            app_id,
+            idempotency_key,
+            int(is_key_derived),
+            fingerprint,
+            origin,
+            request,
+            request_id,
+            now_ms,
+        ),
     )
 
 
 def end_intent(unit: Unit, intent_id: str, now_ms: int) -> None:
     """End an intent with a derived key, so the same request may be bought again."""
     unit.conn.execute(
-        "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND derived = 1 AND ended_at_ms IS NULL",
+        "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND is_key_derived = 1 AND ended_at_ms IS NULL",
         (now_ms, intent_id),
     )
 
@@ -62,7 +72,7 @@ def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: in
     """Add an invoice; returns its row number. `response` is the 402 as received."""
     cursor = unit.conn.execute(
         "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
-        "handed_over, echo, commitment, received_at_ms, expires_at_ms, response) "
+        "merchant_submits, echo, commitment, received_at_ms, expires_at_ms, response_402) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             invoice.origin,
@@ -73,7 +83,7 @@ def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: in
             dump_outputs(output_rows(invoice)),
             invoice.batch_target,
             invoice.proof,
-            int(invoice.handed_over),
+            int(invoice.merchant_submits),
             invoice.echo,
             invoice.commitment,
             received_at_ms,
@@ -94,15 +104,14 @@ def add_payment(
     invoice_seq: int | None,
     outputs: Iterable[OutputRow],
     now_ms: int,
-    pool: int | None = None,
-    topup: str | None = None,
+    pool_id: int | None = None,
+    topup_id: str | None = None,
 ) -> None:
     """Add a payment in the state `received`; `move_payment` moves it on."""
     unit.conn.execute(
-        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, "
-        "delivery, pool, topup, created_at_ms, changed_at_ms) "
-        "VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, "
-        "?11)",
+        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, "
+        "state, delivery, pool_id, topup_id, created_at_ms, updated_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?5, "
+        "(SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, ?11)",
         (
             payment_id,
             kind,
@@ -112,8 +121,8 @@ def add_payment(
             dump_outputs(outputs),
             State.RECEIVED,
             Delivery.NOT_PRESENTED,
-            pool,
-            topup,
+            pool_id,
+            topup_id,
             now_ms,
         ),
     )
@@ -124,12 +133,13 @@ def move_payment(
     payment_id: str,
     event: Event,
     now_ms: int,
-    detail: Mapping[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
+    /,
     **columns: object,
 ) -> State:
     """Move a payment along one row of the transition table, and set the columns that change with it.
 
-    The event records these columns and `detail`, so the log explains how each got its value.
+    The event records these columns and `facts`, so the log explains how each got its value.
     The state is read inside the transaction, so an event decided on older data is checked again. Refused:
     `illegal_transition`, and nothing changes.
     """
@@ -137,10 +147,10 @@ def move_payment(
     new = move(old, event)
     sets = "".join(f", {name} = ?" for name in columns)
     unit.conn.execute(
-        f"UPDATE payments SET state = ?, changed_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
+        f"UPDATE payments SET state = ?, updated_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
         (new, now_ms, *columns.values(), payment_id),
     )
-    note(unit, payment_id, event, new, now_ms, columns | dict(detail or {}))
+    note(unit, payment_id, event, new, now_ms, columns | dict(facts or {}))
     return new
 
 
@@ -164,13 +174,13 @@ def note(
 
 def set_delivery(unit: Unit, payment_id: str, delivery: Delivery, now_ms: int) -> None:
     unit.conn.execute(
-        "UPDATE payments SET delivery = ?, changed_at_ms = ? WHERE id = ?", (delivery, now_ms, payment_id)
+        "UPDATE payments SET delivery = ?, updated_at_ms = ? WHERE id = ?", (delivery, now_ms, payment_id)
     )
 
 
 def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -> None:
     unit.conn.execute(
-        "UPDATE payments SET merchant_status = ?, changed_at_ms = ? WHERE id = ?", (status, now_ms, payment_id)
+        "UPDATE payments SET merchant_status = ?, updated_at_ms = ? WHERE id = ?", (status, now_ms, payment_id)
     )
 
 
@@ -181,7 +191,7 @@ def place_hold(
     now_ms: int,
     counted_at_ms: int,
     is_counted: bool,
-    stage: Stage = "pay",
+    stage: Stage = "payment",
 ) -> None:
     """Hold units, at this time of the limits' clock.
 
@@ -196,18 +206,18 @@ def place_hold(
         ],
     )
     if is_counted:
-        app, origin, pool = _whose(unit, payment_id)
+        app, origin, pool_id = _whose(unit, payment_id)
         spending.count(unit, app, origin, units, spending.OPEN_MS)
-        if pool is not None and stage == "pay":
-            uses.pay(unit, pool, app, units)
+        if pool_id is not None and stage == "payment":
+            uses.pay(unit, pool_id, app, units)
 
 
 def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
     """The hold is spent: it counts in windows from this time of the limits' clock on."""
     rows = unit.conn.execute(
-        "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = 'pay'", (payment_id,)
+        "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = 'payment'", (payment_id,)
     ).fetchall()
-    _count_anew(unit, payment_id, dict(rows), "pay", from_ms)
+    _count_anew(unit, payment_id, dict(rows), "payment", from_ms)
 
 
 def release_hold(
@@ -216,7 +226,7 @@ def release_hold(
     now_ms: int,
     kept_lovelace: int = 0,
     from_ms: int | None = None,
-    stage: Stage = "pay",
+    stage: Stage = "payment",
 ) -> None:
     """Release a hold. Units spent anyway, such as the fee of a cancel, count from `from_ms` on."""
     rows = unit.conn.execute(
@@ -231,10 +241,10 @@ def release_hold(
 def renew_hold(unit: Unit, payment_id: str) -> None:
     """Restore a hold whose ending was rolled back: all of it counts again, as while it was open."""
     rows = unit.conn.execute(
-        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'pay' RETURNING asset, units",
+        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'payment' RETURNING asset, units",
         (payment_id,),
     ).fetchall()
-    _count_anew(unit, payment_id, dict(rows), "pay", None)
+    _count_anew(unit, payment_id, dict(rows), "payment", None)
 
 
 def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage, from_ms: int | None) -> None:
@@ -249,11 +259,11 @@ def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: St
     ).fetchall()
     for asset, before, before_ms in rows:
         if asset in units:
-            app, origin, pool = _whose(unit, payment_id)
+            app, origin, pool_id = _whose(unit, payment_id)
             spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
             spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
-            if pool is not None and stage == "pay":
-                uses.pay(unit, pool, app, {asset: units[asset] - before})
+            if pool_id is not None and stage == "payment":
+                uses.pay(unit, pool_id, app, {asset: units[asset] - before})
             unit.conn.execute(
                 "UPDATE holds SET counted_units = ?, counted_from_ms = ? "
                 "WHERE payment_id = ? AND stage = ? AND asset = ?",
@@ -267,11 +277,11 @@ def _counted_at_ms(from_ms: int | None) -> int:
 
 def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
     """(app, merchant's origin, prepaid pool) of a payment."""
-    app, origin, pool = unit.conn.execute(
-        "SELECT p.app_id, i.origin, p.pool FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
+    app, origin, pool_id = unit.conn.execute(
+        "SELECT p.app_id, i.origin, p.pool_id FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
         (payment_id,),
     ).fetchone()
-    return app, origin, pool
+    return app, origin, pool_id
 
 
 def write_entry(
@@ -281,19 +291,19 @@ def write_entry(
     *,
     payment_id: str | None = None,
     ref: str | None = None,
-    pool: int | None = None,
+    pool_id: int | None = None,
 ) -> int:
     """Append an entry: its postings, which update the balances, then the row that seals them. Returns its id."""
-    (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM journal").fetchone()
+    (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM entries").fetchone()
     unit.conn.executemany(
-        "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
+        "INSERT INTO postings(entry_id, account, asset, units) VALUES (?, ?, ?, ?)",
         [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
     )
     changed = [(p.account, p.asset, *halves(p.units)) for p in entry.postings]
-    add_halves(unit.conn, "balances(account, asset, high, low)", changed)
+    add_halves(unit.conn, "balances(account, asset, units_high, units_low)", changed)
     unit.conn.execute(
-        "INSERT INTO journal(id, kind, payment_id, pool, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (entry_id, entry.kind, payment_id, pool, ref, now_ms),
+        "INSERT INTO entries(id, kind, payment_id, pool_id, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (entry_id, entry.kind, payment_id, pool_id, ref, now_ms),
     )
     return int(entry_id)
 
@@ -323,8 +333,8 @@ def add_attempt(
     now_ms: int,
 ) -> None:
     unit.conn.execute(
-        "INSERT INTO attempts(tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
-        "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO attempts(tx_id, payment_id, kind, nonce_utxo, invoice_seq, inputs, cbor, fee_lovelace, "
+        "ttl_slot, signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (tx_id, payment_id, kind, nonce_utxo, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
     )
 
@@ -339,19 +349,19 @@ def add_block_observation(
     unit: Unit, tx_id: str, block_hash: str, height: int, slot: int, provider: str, now_ms: int
 ) -> None:
     unit.conn.execute(
-        "INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
+        "INSERT INTO block_observations(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?)",
         (tx_id, block_hash, height, slot, provider, now_ms),
     )
 
 
-def add_foreign_block_observation(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+def add_external_spend(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
     unit.conn.execute(
-        "INSERT INTO foreign_sightings(tx_id, there, inputs, spent, block_hash, block_height, block_slot, "
+        "INSERT INTO external_spends(tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot, "
         "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.tx_id,
-            int(row.there),
+            int(row.is_on_chain),
             " ".join(row.inputs),
             json.dumps(dict(row.spent), separators=(",", ":")),
             row.block_hash,
@@ -365,7 +375,7 @@ def add_foreign_block_observation(unit: Unit, row: ForeignRow, provider: str, no
 
 def add_utxo(unit: Unit, utxo: UtxoRow) -> None:
     unit.conn.execute(
-        "INSERT INTO coins(ref, tx_id, output_index, lovelace, assets, source, state) "
+        "INSERT INTO utxos(ref, tx_id, output_index, lovelace, assets, source, state) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             utxo.ref,
@@ -381,13 +391,13 @@ def add_utxo(unit: Unit, utxo: UtxoRow) -> None:
 
 def set_utxo_state(unit: Unit, ref: str, state: str) -> None:
     """Set any state but `spent`, which `spend_utxo` sets together with the spender."""
-    unit.conn.execute("UPDATE coins SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
+    unit.conn.execute("UPDATE utxos SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
 
 
 def spend_utxo(unit: Unit, ref: str, tx_id: str) -> None:
-    unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))
+    unit.conn.execute("UPDATE utxos SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))
 
 
 def forget_utxo(unit: Unit, ref: str) -> None:
     """Delete a UTxO that turned out never to have existed. What the log and the entries say about it stays."""
-    unit.conn.execute("DELETE FROM coins WHERE ref = ?", (ref,))
+    unit.conn.execute("DELETE FROM utxos WHERE ref = ?", (ref,))
