@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from benchmarks import ledgers
 from benchmarks.measure import Spread
 from benchmarks.results import Bound, Cell, Options, Part, Plot, Table
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.agent.base.payment_view import payment_view
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Ids, PaymentIntent
@@ -22,7 +22,10 @@ from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.admission import Admission
 from payagent.agent.commits.utxo_sync import sync
-from payagent.api.models.render import balance_view, wallet_view
+from payagent.agent.context import AgentContext
+from payagent.api.models.ledger import Balances
+from payagent.api.models.payments import Payment
+from payagent.api.models.wallet import Wallet
 from payagent.audit.export import export
 from payagent.audit.finding import AuditFinding, Progress
 from payagent.audit.signed_bytes import Owner
@@ -59,7 +62,9 @@ PAID = (
 UTXO_LOVELACE = 5_000_000
 MOST = 10**15
 WINDOWS = dict.fromkeys(("per_payment", "per_hour", "per_day", "per_week", "per_month", "total"), MOST)
-RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
+RULES = MerchantRules(
+    first_use=True, price_rise_percent_max=25, stop_after_unserved=3, payments_in_flight_max=1_000_000
+)
 ADMISSION_RATIO_MAX = 1.5
 PAGE = 50
 
@@ -211,6 +216,7 @@ def admissions(payers: dict[int, Payer], rounds: int) -> dict[int, dict[str, Spr
 def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
     """Milliseconds of what the API reads and makes JSON of, by what it is."""
     conn, terms, chain, now_ms = payer.readers.conn, payer.terms, payer.chain, payer.now_ms
+    context = cast(AgentContext, SimpleNamespace(terms=terms, is_ready=lambda _row: False))
 
     def page(**only: Any) -> Callable[[], object]:
         every = {"app_id": None, "state": None, "origin": None, "since_ms": None, "before_seq": None} | only
@@ -218,13 +224,15 @@ def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
         def read() -> object:
             count_awaiting(conn, None)
             rows = payments.payments_page(conn, limit=PAGE, **every)
-            return [payment_view(row, terms, ready=False) for row in rows]
+            return [Payment.of(context, row) for row in rows]
 
         return read
 
     asked: dict[str, Callable[[], object]] = {
-        "wallet": lambda: wallet_view(terms, chain, queries.utxos(conn), journal.balances(conn), now_ms),
-        "balance": lambda: balance_view(journal.balances(conn)),
+        "wallet": lambda: Wallet.of(
+            terms, chain, now_ms, queries.utxos(conn), journal.balances(conn)
+        ).model_dump(),
+        "balance": lambda: Balances.of(journal.balances(conn)),
         "first page": page(),
         "a page in the middle": page(before_seq=count // 2 + 1),
         "page of a state": page(state="settled"),

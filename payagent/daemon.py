@@ -61,9 +61,9 @@ from payagent.settings.paths import (
     LEDGER_FILE,
     LINKS_KEY_FILE,
     WORDS_FILE,
-    fence_plan,
     passphrase_file,
     require_config_out_of_reach,
+    sandbox_plan,
     written_by_daemon,
 )
 from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
@@ -123,7 +123,7 @@ def serve(
         require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
         passphrase = passphrase_file(settings, environ, can_ask)
-        plan = fence_plan(settings, config, passphrase)
+        plan = sandbox_plan(settings, config, passphrase)
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
         with (
             _unlocked(settings, passphrase) as (account, signer, missing),
@@ -215,8 +215,8 @@ async def _serve(
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
-        api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
-        rates = Rates(api.calls_per_s, api.calls_at_once)
+        api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
+        rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         door = ProxyApp(
             agent,
             create_app(
@@ -224,11 +224,11 @@ async def _serve(
                 topups,
                 heartbeat=sweeps.stale,
                 signer=lambda: signer.problem,
-                hosts=hosts,
+                allowed_hosts=hosts | _link_host(links),
                 rates=rates,
                 links=links,
             ),
-            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
+            ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
         plain, secure = doors.sorted()
@@ -327,7 +327,7 @@ async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[
 
 def _egress(settings: Settings) -> Egress:
     """Return the rules for where calls to merchants may go."""
-    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.private_network)
+    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
     return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
 
 

@@ -162,8 +162,8 @@ def config_text(choices: Choices) -> str:
                 'split_mode = "additional"',
             ]
         lines += [
-            f"# With `below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a balance",
-            "# that was never bought counts as 0.",
+            f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a",
+            "# balance that was never bought counts as 0.",
         ]
     if choices.passphrase_file is not None:
         lines += ["", "[keystore]", "# Read when the daemon starts. Only its owner may read it (chmod 600)."]

@@ -199,9 +199,9 @@ class SimProcess:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.agent.deliveries.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
-        if self.agent.context.terms.upkeep_lovelace:
+        if self.agent.context.terms.upkeep_fees_per_day_lovelace:
             self.spawn(self._every(1, self._keep_ready))
-        if self.agent.context.terms.approval_above:
+        if self.agent.context.terms.approval_required_above:
             self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:

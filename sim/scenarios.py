@@ -190,8 +190,8 @@ def draw_upkeep(seed: int, utxos: tuple[int, ...], shops: Shops) -> dict[str, An
         return {}
     dust = (1_200_000,) * rng.choice((0, 0, 0, 55))
     return {
-        "upkeep_lovelace": rng.choice((1, 2, 2)) * ADA,
-        "unconfirmed_ancestors": rng.choice((0, 1, 1, 2, 3, 8)),
+        "upkeep_fees_per_day_lovelace": rng.choice((1, 2, 2)) * ADA,
+        "unconfirmed_ancestors_max": rng.choice((0, 1, 1, 2, 3, 8)),
         "shops": tuple(replace(shop, batch=1) for shop in shops),
         "topup": False,
         "utxos": (*utxos[1:], rng.randint(100, 1000) * ADA, *dust),

@@ -57,8 +57,8 @@ class SeedPlan:
     put_back_clock_off_ms: int = 0
     """The clock error when the daemon starts on that copy."""
 
-    unconfirmed_ancestors: int = 8
-    upkeep_lovelace: int = 0
+    unconfirmed_ancestors_max: int = 8
+    upkeep_fees_per_day_lovelace: int = 0
     """The daily upkeep budget; 0 means no upkeep."""
 
     is_stubborn: bool = False

@@ -557,10 +557,12 @@ class World:
             void_depth=plan.void_depth,
             settle_depth=plan.settle_depth,
             min_window_s=120,
-            unconfirmed_ancestors=plan.unconfirmed_ancestors,
-            upkeep_lovelace=plan.upkeep_lovelace,
+            unconfirmed_ancestors_max=plan.unconfirmed_ancestors_max,
+            upkeep_fees_per_day_lovelace=plan.upkeep_fees_per_day_lovelace,
             call_rate=BLOCKFROST_RATE,
-            approval_above={} if self.operator.asks_above is None else {plan.asset: self.operator.asks_above},
+            approval_required_above={}
+            if self.operator.asks_above is None
+            else {plan.asset: self.operator.asks_above},
             approval_timeout_s=QUESTION_S,
         )
 

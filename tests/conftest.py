@@ -4,18 +4,21 @@ import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import canaries
 import pytest
 
 from payagent.devnet.server import DevnetThread
+
+pytest.register_assert_rewrite("kit")
+
+from kit import canaries  # noqa: E402  after the line above
 
 LONG = (
     "test_sim_seeds.py",
     "test_fuzz.py",
     "test_kills_daemon.py",
     "test_sim_mutants.py",
-    "test_daemon_doors.py",
-    "test_client_paying.py",
+    "test_daemon_start.py",
+    "test_client_pay_and_retry.py",
     "test_day.py",
     "test_sim_soak.py",
     "test_hostile_merchants.py",
@@ -71,13 +74,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[object]:
-    """A fresh devnet with its merchant, and an empty data folder (agent_kit.World)."""
-    from agent_kit import World
+    """A fresh devnet with its merchant, and an empty data folder (kit.agent.World)."""
+    from kit.agent import World
 
     with DevnetThread() as devnet:
         world = World(devnet, tmp_path)
         yield world
         world.http.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[object]:
+    """A server that receives alerts (kit.webhook.Receiver)."""
+    from kit.webhook import Receiver
+
+    with Receiver().serving() as receiver:
+        yield receiver
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ Sub-packages, each importing only from those above it:
     chain_view       the chain as last read: may we sign, and with which TTL
     change_notifier  wakes callers that wait for a payment or a block
     free_utxos       changes the available UTxOs in memory, undone with the commit
-    payment_view     the API's payment object
+    payment_view     the headers of a retry
   commits     inside one write transaction, on the writer's thread
     rules                 limits, caps and merchant rules
     tx_planner            which UTxOs pay, and the transaction that results

@@ -20,7 +20,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
 from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.payment_view import Json, has_proof, payment_view
+from payagent.agent.base.payment_view import has_proof
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.commits.admission import Admission
@@ -160,10 +160,6 @@ class AgentContext:
             return 0
         seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block_height + 1
         return max(seen, self.terms.confirm_depth if row.state in POSTED else 1)
-
-    def view(self, row: PaymentRow) -> Json:
-        """The payment object of the API."""
-        return payment_view(row, self.terms, ready=self.is_ready(row))
 
     def take_tip(self, tip: Tip) -> None:
         """Take the newest block: a proof answered "pending" before it may be presented again."""

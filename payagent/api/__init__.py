@@ -1,8 +1,8 @@
 """api: the daemon's HTTP API, for apps, operators and auditors.
 
 Start at `app`, which builds the application. `http` has the server, listeners, limits and middleware. `models` has
-the request and response bodies: `parse` reads JSON, `render` writes it, and `openapi` documents it. `routes` has
-one module per group of paths; its `auth` checks tokens and scopes.
+one model for each request and response body: it parses, writes and documents it. `routes` has one module per group
+of paths; its `auth` checks tokens and scopes.
 
 May import: core, dialects, secret_file, agent, audit, store, chain (to read it for a reconciliation only),
 FastAPI, uvicorn, h11.

@@ -23,6 +23,7 @@ from payagent.api.http.fast_path import FastPath, answering
 from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.api.http.rate_limit import RateLimiter, Rates
+from payagent.api.models.base import what_is_wrong
 from payagent.api.models.openapi import add_schemas
 from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
@@ -57,7 +58,7 @@ def create_app(
     *,
     heartbeat: Check,
     signer: Check,
-    hosts: Set[str] = frozenset(),
+    allowed_hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
@@ -65,8 +66,8 @@ def create_app(
     """Build the application.
 
     `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
-    reports. `hosts` are the names that `Host` may contain besides loopback ones. `rates` are the limits of each
-    app. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
+    reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
+    limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
     """
     app = FastPath(
         title="payagent",
@@ -86,7 +87,7 @@ def create_app(
     guarded = partial(
         OuterMiddleware,
         new_id=partial(agent.context.ports.new_id, "call"),
-        hosts=hosts,
+        allowed_hosts=allowed_hosts,
         refusals=agent.context.refusals,
     )
     app.add_middleware(guarded)
@@ -128,7 +129,7 @@ async def _not_valid(request: Request, error: Exception) -> Response:
         raise error
     first = error.errors()[0]
     key = str(first["loc"][-1])[:80]
-    return _told(request, Refused("bad_request", f"the parameter {key!a}: {first['msg']}", key=key))
+    return _told(request, Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key))
 
 
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
@@ -139,8 +140,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     code = _BY_STATUS.get(error.status_code, "bad_request")
-    details = {"not_found": "there is no such path", "method_not_allowed": "the path takes other methods"}
-    refused = Refused(code, details.get(code, "the call is not understood"))
+    details = {"not_found": "there is no such path", "method_not_allowed": "the path does not take this method"}
+    refused = Refused(code, details.get(code, "the request is not understood"))
     headers, route = dict(error.headers or {}), request.scope.get("route")
     if code == "method_not_allowed" and isinstance(route, APIRoute):
         # FastAPI lists the methods of the path's first route only

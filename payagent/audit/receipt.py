@@ -246,7 +246,7 @@ def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: Spli
         proof=invoice["proof"],
         assets=frozenset(output["asset"] for output in invoice["outputs"]),
         salt=None if invoice["commitment"] is None else bytes(32),
-        known_as=_AnyName(),
+        resource_origins=_AnyName(),
     )
 
 

@@ -260,7 +260,9 @@ class _Fetcher:
 
         proxy = self.link.settings.proxy
         watcher = _Watcher(self.link, self.terminal.stderr.isatty())
-        transport = PayAgentTransport(daemon=watcher, patience_s=proxy.patience_s, spool_bytes=proxy.spool_bytes)
+        transport = PayAgentTransport(
+            daemon=watcher, patience_s=proxy.payment_timeout_s, spool_bytes=proxy.body_buffer_bytes_max
+        )
         timeout = httpx.Timeout(proxy.read_timeout_s, connect=10.0)
         headers = httpx.Headers([*self.call.headers, *options.items()])
         marks = {CALL_MARK: True} if is_made else {}

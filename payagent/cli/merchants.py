@@ -50,7 +50,8 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 @click.argument("name", metavar="NAME")
 @click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port of the merchant.")
 @click.option(
-    "--known-as",
+    "resource_origins",
+    "--resource-origin",
     multiple=True,
     metavar="ORIGIN",
     help="Another origin that its x402 invoices name. Repeatable.",
@@ -168,8 +169,11 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("origin", row["origin"]),
             ("ready", _ready(row)),
             ("not served", f"{row['strikes']} payments in a row{stopped}"),
-            ("in flight", f"{row['in_flight']} payments{_most(row['in_flight_max'])}"),
-            ("price rise", "any" if row["drift_percent"] is None else f"{row['drift_percent']} % at most"),
+            ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
+            (
+                "price rise",
+                "any" if row["price_rise_percent_max"] is None else f"{row['price_rise_percent_max']} % at most",
+            ),
             (
                 "addresses",
                 {"first_use": "pinned at first use", "config": "from the config", "off": "any"}[row["pin"]],

@@ -59,7 +59,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     redactor = Redactor()
     redactor.register(token())
     configure_logging(sys.stderr, redactor)
-    timeout_s = settings.proxy.read_timeout_s + settings.proxy.patience_s
+    timeout_s = settings.proxy.read_timeout_s + settings.proxy.payment_timeout_s
     app = SingleMerchantApp(settings.api.socket, names[0], token, timeout_s)
     with listen_tcp(listen, "--listen") as listener:
         host, port = listener.getsockname()[:2]

@@ -179,14 +179,14 @@ class ExactCardanoScheme:
         _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
 
     def _is_the_calls(self, sold: str, called: str) -> bool:
-        """Whether a resource is the requested one, or would be with an origin in the merchant's `known_as`."""
+        """Whether a resource is the requested one, or would be with one of the merchant's `resource_origins`."""
         if _is_same(sold, called):
             return True
         origin, at = _origin(called), urlsplit(called)
         rows = self._daemon.ask(AskDaemon("GET", "/v1/merchants")).value()["merchants"]
-        known_as = next((row.get("known_as", ()) for row in rows if row["origin"] == origin), ())
+        resource_origins = next((row.get("resource_origins", ()) for row in rows if row["origin"] == origin), ())
         here = urlsplit(sold)._replace(scheme=at.scheme, netloc=at.netloc).geturl()
-        return _origin(sold) in known_as and _is_same(here, called)
+        return _origin(sold) in resource_origins and _is_same(here, called)
 
     def _on_response(self, context: Any, *, patience_s: float) -> Any:
         """Report the answer. A returned value makes the SDK repeat the request, once."""

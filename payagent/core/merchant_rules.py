@@ -51,16 +51,16 @@ class MerchantRules:
 
     `first_use`: the first payment pins the merchant's addresses.
     `filed`: addresses pinned in the config file. If there are any, payments pin no others.
-    `drift_percent`: the allowed rise over an agreed price.
-    `stop_after`: stop paying after this many unserved payments in a row.
-    `in_flight_max`: the most payments in flight at once.
+    `price_rise_percent_max`: the allowed rise over an agreed price.
+    `stop_after_unserved`: stop paying after this many unserved payments in a row.
+    `payments_in_flight_max`: the most payments in flight at once.
     """
 
     first_use: bool = False
     filed: Pins = frozenset()
-    drift_percent: int | None = None
-    stop_after: int | None = None
-    in_flight_max: int | None = None
+    price_rise_percent_max: int | None = None
+    stop_after_unserved: int | None = None
+    payments_in_flight_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +111,17 @@ def first_pins(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) 
 
 
 def _stopped(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    if rules.stop_after is None or not known.is_stopped:
+    if rules.stop_after_unserved is None or not known.is_stopped:
         return None
     return "nothing is bought from this merchant any more: it took money and did not serve"
 
 
 def _crowded(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    if rules.in_flight_max is None or known.in_flight < rules.in_flight_max:
+    if rules.payments_in_flight_max is None or known.in_flight < rules.payments_in_flight_max:
         return None
-    return f"{known.in_flight} payments to this merchant are on their way, {rules.in_flight_max} are the most"
+    return (
+        f"{known.in_flight} payments to this merchant are in flight, {rules.payments_in_flight_max} are the most"
+    )
 
 
 def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
@@ -139,7 +141,7 @@ def _drifted(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) ->
 
     A price in an asset that has no agreed price is always a finding.
     """
-    percent = rules.drift_percent
+    percent = rules.price_rise_percent_max
     if percent is None or not known.agreed:
         return None
     prices = [one for one in known.agreed if one.asset == claim.asset]
@@ -185,5 +187,5 @@ def look(
 
 
 def must_stop(rules: MerchantRules, unserved_streak: int) -> bool:
-    """Whether the unserved streak has reached `stop_after`, so the merchant must not be paid any more."""
-    return rules.stop_after is not None and unserved_streak >= rules.stop_after
+    """Whether the unserved streak has reached `stop_after_unserved`, so the merchant must not be paid any more."""
+    return rules.stop_after_unserved is not None and unserved_streak >= rules.stop_after_unserved

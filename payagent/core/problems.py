@@ -328,7 +328,7 @@ PROBLEMS: dict[str, Problem] = {
         403,
         5,
         "The Host header is not one of this machine",
-        "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+        "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.allowed_hosts.",
         money="",
     ),
     "idempotency_key_invalid": Problem(
@@ -473,14 +473,14 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The merchant's name leads into a private network",
         "Ask who answers for that name: a public merchant is not there. Where it is meant to be, set "
-        "merchants.NAME.private_network = true and start payagent again.",
+        "merchants.NAME.allow_private_network = true and start payagent again.",
         money="No money was moved by this.",
     ),
     "merchant_busy": Problem(
         503,
         8,
         "As many payments to this merchant are on their way as may be",
-        "Wait until some of them are in a block; merchants.NAME.in_flight_max is the bound.",
+        "Wait until some of them are in a block; merchants.NAME.payments_in_flight_max is the bound.",
         retryable=True,
     ),
     "merchant_exists": Problem(
@@ -643,7 +643,7 @@ PROBLEMS: dict[str, Problem] = {
         429,
         4,
         "Too many requests at once",
-        "Try again after Retry-After. The operator may allow more: api.calls_per_s and api.calls_at_once.",
+        "Try again after Retry-After. To allow more, raise api.rate_limit_per_s and api.concurrent_requests_max.",
         money="",
         retryable=True,
     ),
@@ -659,7 +659,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The call costs more than what was agreed to for it, or is priced in another asset",
         "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
-        "measured by this one. merchants.NAME.drift_percent says how much more is let through.",
+        "measured by this one. merchants.NAME.price_rise_percent_max says how much more is let through.",
         money=STILL_ASKED,
     ),
     "receipt_invalid": Problem(
@@ -673,14 +673,14 @@ PROBLEMS: dict[str, Problem] = {
         413,
         2,
         "The call costs money, and its body is too big to be sent again with the proof",
-        "Raise proxy.spool_bytes, or make room where temporary files lie.",
+        "Raise proxy.body_buffer_bytes_max, or make room where temporary files lie.",
     ),
     "resource_mismatch": Problem(
         422,
         3,
         "The 402 sells something else than what was called",
         "Call the resource that it names. If it is the same, the merchant should name it by the URL of the call; "
-        "that it names another host or port can be set (known_as).",
+        "that it names another host or port can be set (resource_origins).",
     ),
     "resolved": Problem(
         409,

@@ -86,7 +86,7 @@ class Reading:
     `call`: the paid request, if known.
     `assets`: the assets that have a limit.
     `salt`: 32 fresh random bytes if payments may commit to the request that they buy.
-    `known_as`: further origins by which the merchant may name itself.
+    `resource_origins`: further origins by which the merchant may name itself.
     """
 
     origin: str
@@ -99,7 +99,7 @@ class Reading:
     proof: Proof = "tx_hash"
     assets: frozenset[str] = frozenset((LOVELACE,))
     salt: bytes | None = None
-    known_as: frozenset[str] = frozenset()
+    resource_origins: frozenset[str] = frozenset()
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
         """Return the stated decimals, or refuse them (`decimals_mismatch`) if the asset has others."""

@@ -128,7 +128,7 @@ def check_resource(resource: object, reading: Reading) -> str | None:
     """Return the resource URL of the 402, or refuse it (`resource_mismatch`) if it is not the paid request's.
 
     Path and query are compared with `is_called`. An http resource matches an https request, because a server
-    behind a TLS proxy believes that it serves http. An origin in `reading.known_as` matches too.
+    behind a TLS proxy believes that it serves http. An origin in `reading.resource_origins` matches too.
     """
     if resource is None or resource == "":
         return None
@@ -146,6 +146,6 @@ def _is_same(resource: str, url: str, reading: Reading) -> bool:
         named, used = (parse_origin(f"{part.scheme}://{part.netloc}") for part in (sold, called))
     except ValueError:
         return False
-    if used not in (named, named.replace("http://", "https://", 1)) and named not in reading.known_as:
+    if used not in (named, named.replace("http://", "https://", 1)) and named not in reading.resource_origins:
         return False
     return is_called(sold, called)

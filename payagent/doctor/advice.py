@@ -49,15 +49,15 @@ def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
     is_real = network != "devnet"
     if is_real and merchant.pin == "off" and not merchant.pay_to:
         yield "pin", 'off: new addresses are paid without approval; set "first_use", or list them in pay_to'
-    if is_real and merchant.drift_percent is None:
-        yield "drift_percent", "off: any price within the limits is paid without approval; set 25"
-    if is_real and merchant.in_flight_max is None:
-        yield "in_flight_max", "off: its invoices can hold the whole wallet; set 100"
-    if merchant.stop_after is None:
-        yield "stop_after", "off: it may take money without serving until a limit is reached; set 3"
-    if merchant.private_network:
+    if is_real and merchant.price_rise_percent_max is None:
+        yield "price_rise_percent_max", "off: any price within the limits is paid without approval; set 25"
+    if is_real and merchant.payments_in_flight_max is None:
+        yield "payments_in_flight_max", "off: its invoices can hold the whole wallet; set 100"
+    if merchant.stop_after_unserved is None:
+        yield "stop_after_unserved", "off: it may take money without serving until a limit is reached; set 3"
+    if merchant.allow_private_network:
         yield (
-            "private_network",
+            "allow_private_network",
             "true: requests may reach your private network; set it only if the merchant is there",
         )
 
@@ -68,10 +68,10 @@ def _open_listeners(settings: Settings) -> Iterator[Choice]:
             "api.listen",
             "other machines can reach it and use a stolen token; prefer a tunnel to a loopback port",
         )
-    if settings.api.hosts:
-        names = ", ".join(sorted(settings.api.hosts))
+    if settings.api.allowed_hosts:
+        names = ", ".join(sorted(settings.api.allowed_hosts))
         yield (
-            "api.hosts",
+            "api.allowed_hosts",
             f"requests to {names} are accepted; keep only names that nobody else can point at this machine",
         )
     for index, provider in enumerate(settings.chain.providers):

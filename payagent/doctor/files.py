@@ -30,9 +30,9 @@ from payagent.settings.paths import (
     LINKS_KEY_FILE,
     TOKEN_FILE,
     WORDS_FILE,
-    fence_plan,
     passphrase_file,
     require_config_out_of_reach,
+    sandbox_plan,
     written_by_daemon,
 )
 from payagent.settings.schema import Settings
@@ -82,7 +82,7 @@ def _config(settings: Settings, config: Path, looked_for: Iterable[Path], enviro
     """Check that neither another user nor the daemon itself can change the config of the next start."""
     seen = require_unchanged_by_others(config)
     with suppress(OSError):  # unreadable files have checks of their own
-        plan = fence_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
+        plan = sandbox_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
     return seen
 
@@ -213,7 +213,7 @@ def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Chec
     """Which secret files the sandbox will hide from the daemon at its next start."""
     try:
         passphrase = passphrase_file(settings, environ, can_ask=True)
-        plan = fence_plan(settings, config, passphrase)
+        plan = sandbox_plan(settings, config, passphrase)
     except (OSError, Refused) as error:
         return CheckResult("fence", f"cannot be checked: {error}", is_warning=True)
     if plan.open:

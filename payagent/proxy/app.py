@@ -28,15 +28,15 @@ from payagent.store.rows.apps import AppRow
 class Bounds:
     """The operator's limits for the proxy.
 
-    `spool_bytes`: the largest body kept for a replay. `read_timeout_s`: how long a merchant may be silent, and a
-    client slow. `patience_s`: the longest wait for a paid answer. `hosts`: names that `Host` may have besides the
-    loopback ones. `rates`: each app's rate limits.
+    `body_buffer_bytes_max`: the largest body kept for a replay. `read_timeout_s`: how long a merchant may be
+    silent, and a client slow. `payment_timeout_s`: the longest wait for a paid answer. `allowed_hosts`: names that
+    `Host` may have besides the loopback ones. `rates`: each app's rate limits.
     """
 
-    spool_bytes: int = 64 * 1024 * 1024
+    body_buffer_bytes_max: int = 64 * 1024 * 1024
     read_timeout_s: float = 600.0
-    patience_s: float = 900.0
-    hosts: frozenset[str] = frozenset()
+    payment_timeout_s: float = 900.0
+    allowed_hosts: frozenset[str] = frozenset()
     rates: Rates = field(default_factory=Rates)
 
 
@@ -48,7 +48,7 @@ class ProxyApp:
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.context.refusals)
+        self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, agent.context.refusals)
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = ProxyPayer(agent)
         self._turnstile = RateLimiter(bounds.rates, time.monotonic)
@@ -64,9 +64,9 @@ class ProxyApp:
             with self._turnstile.admit(errand.app_id):
                 intake.listen()
                 upstream = self._upstream(errand.merchant.origin)
-                await self._clerk.run(Exchange(errand, intake, reply, upstream, self._bounds.patience_s))
+                await self._clerk.run(Exchange(errand, intake, reply, upstream, self._bounds.payment_timeout_s))
 
-        spool = BodyBuffer(self._bounds.spool_bytes)
+        spool = BodyBuffer(self._bounds.body_buffer_bytes_max)
         await attend(scope, receive, send, self._context.ports.new_id("call"), spool, self._rules, work)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class Exchange:
     intake: ClientBody
     reply: ClientReply
     upstream: Upstream
-    patience_s: float
+    payment_timeout_s: float
     deadline_s: float = 0.0
 
     def call(self, body: UpstreamBody, headers: Headers, poll: str | None = None) -> UpstreamRequest:
@@ -34,7 +34,7 @@ class Exchange:
         return UpstreamRequest(errand.method.encode("ascii"), target, headers, body if errand.has_body else None)
 
     def start_clock(self) -> None:
-        self.deadline_s = asyncio.get_running_loop().time() + self.patience_s
+        self.deadline_s = asyncio.get_running_loop().time() + self.payment_timeout_s
 
     @property
     def left_s(self) -> float:

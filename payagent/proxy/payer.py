@@ -18,7 +18,8 @@ from payagent.agent.agent import Agent
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Advice
-from payagent.api.models.render import prepaid_quote_view, quote_view
+from payagent.api.models.payments import Quote
+from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.cost_headers import cost_text
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
@@ -96,7 +97,7 @@ class ProxyPayer:
         """Serve the request. Raises `Refused` only before any part of an answer was sent."""
         if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
             trip.intake.close()
-            await trip.reply.json(prepaid_quote_view(prepaid, self._context.terms))
+            await trip.reply.json(PrepaidQuoteAnswer.of(prepaid, self._context.terms))
             return
         demand = await self._first.demand_of(trip, trip.intake)
         if demand is None:
@@ -105,7 +106,7 @@ class ProxyPayer:
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
-            await trip.reply.json(quote_view(quote, self._context.terms))
+            await trip.reply.json(Quote.of(quote, self._context.terms))
             return
         trip.start_clock()
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:

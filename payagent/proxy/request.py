@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.tokens import PREFIX
-from payagent.api.models.parse import read_key
+from payagent.api.models.base import read_key
 from payagent.api.routes.auth import PAY
 from payagent.core.cost_headers import read_cost_headers
 from payagent.core.problems import Refused

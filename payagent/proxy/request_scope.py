@@ -27,12 +27,12 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules for clients: the `hosts` of `refuse_browsers`, and the `slow_s` of a `ClientBody`.
+    """The rules for clients: the `allowed_hosts` of `refuse_browsers`, and the `slow_s` of a `ClientBody`.
 
     `refusals` counts problems by code.
     """
 
-    hosts: Set[str]
+    allowed_hosts: Set[str]
     slow_s: float
     refusals: Counter[str] = field(default_factory=Counter)
 
@@ -50,7 +50,7 @@ async def attend(
         intake = ClientBody(receive, spool, task.cancel, rules.slow_s, scope[GONE])
         try:
             require_own_target(scope)
-            refuse_browsers(scope, rules.hosts, everywhere=True)
+            refuse_browsers(scope, rules.allowed_hosts, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:
             task.uncancel()

@@ -27,8 +27,8 @@ from payagent.proxy.request_scope import Rules, attend
 class SingleMerchantApp:
     """The application. `token` reads the operator's token; `timeout_s` limits the daemon's silence.
 
-    Only loopback names are accepted in Host, whatever `api.hosts` says. A page under any other name is foreign,
-    and a browser omits Sec-Fetch-Site for addresses that it does not trust.
+    Only loopback names are accepted in Host, whatever `api.allowed_hosts` says. A page under any other name is
+    foreign, and a browser omits Sec-Fetch-Site for addresses that it does not trust.
     """
 
     def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:

@@ -61,7 +61,7 @@ class UnpaidCalls:
             if not trip.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
-                    "the merchant wants to be paid, and the request's body was not kept; see proxy.spool_bytes",
+                    "the merchant asks for a payment, and the body was not kept; see proxy.body_buffer_bytes_max",
                 )
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
@@ -111,7 +111,9 @@ class UnpaidCalls:
             raw = await answer.peek(BODY_MAX_BYTES)
         await trip.intake.rest()
         if not trip.intake.spool.is_whole:
-            raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
+            raise Refused(
+                "request_too_big_to_replay", "the request's body was not kept; see proxy.body_buffer_bytes_max"
+            )
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
                 demand = read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())

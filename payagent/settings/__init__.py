@@ -1,10 +1,8 @@
-"""The settings room: the operator's config, read from a TOML file and the environment into frozen values.
+"""The settings room: reads the operator's config from a TOML file and the environment into frozen values.
 
-`schema` has every key and `field_types` the types of values. `loading` reads and merges the sources and explains
-errors. `paths` knows the wallet's files. config/payagent.example.toml explains every key. A flag overrides the
-environment, the environment the file, the file the defaults. An error names the key, the place and the fix, never
-the value.
-May import: pydantic-settings, core, secret_file (its types), sandbox.
-Never: reads or keeps a secret. Secrets are in files of their own, which are named here and read at use
-(`secret_file`).
+Start with `loading.load_settings`. `schema` has every key, `field_types` the types of values, `paths` the
+wallet's files. A flag overrides the environment, the environment overrides the file, and the file overrides the
+defaults. An error names the key, where it was set and what to write instead, but never the value.
+May import: pydantic, core, secret_file (its types), sandbox.
+Never: reads or keeps a secret. The config names a file for each secret; `secret_file` reads it when it is used.
 """

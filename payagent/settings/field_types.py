@@ -1,7 +1,7 @@
-"""The types of setting values. Each says how to fix a wrong value.
+"""Types of setting values. The error for a wrong value says what to write instead.
 
 May import: pydantic, core.
-Never: opens a file; repeats a value in its fix.
+Never: opens a file; repeats a value in an error.
 """
 
 import os
@@ -28,8 +28,8 @@ _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
-def _told(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
-    """Turn a parser from core into a validator. Its refusal becomes the fix, without the value."""
+def _or_advise(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
+    """Return a validator that runs a parser from core. If the parser refuses, the error is `fix`."""
 
     def parsed(value: object) -> T:
         try:
@@ -49,18 +49,18 @@ def _absolute(value: object) -> Path:
 
 def _socket_path(path: Path) -> Path:
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise ValueError(f"a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes; choose a shorter one")
+        raise ValueError(f"the path is too long. Write one of at most {SOCKET_PATH_BYTES_MAX} bytes")
     return path
 
 
 def _url(value: str) -> str:
     if not value.isascii() or " " in value:
-        raise ValueError("an address is plain ASCII without spaces")
+        raise ValueError("write a URL in ASCII without spaces")
     parts = urlsplit(value)
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("write the complete address, from http:// or https:// on")
+        raise ValueError("write a complete URL that starts with http:// or https://")
     if "@" in parts.netloc or "?" in value or "#" in value:
-        raise ValueError("no user, query or fragment; a secret belongs in a file that another key names")
+        raise ValueError("remove the user, query or fragment. A secret belongs in a file that another key names")
     return value
 
 
@@ -68,41 +68,37 @@ def _base_url(value: str) -> str:
     url = _url(value).rstrip("/")
     parts = urlsplit(url)
     if (parts.hostname or "").endswith(".blockfrost.io") and parts.path != "/api/v0":
-        raise ValueError(
-            "write https://cardano-NETWORK.blockfrost.io/api/v0: the address of Blockfrost's API ends so"
-        )
+        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
     return url
 
 
-def _unheard(value: str) -> str:
-    """Check that a URL cannot be overheard: https, or this machine."""
+def _safe(value: str) -> str:
+    """Require that nobody on the network can read the traffic to a URL: https, or this machine."""
     parts = urlsplit(value)
     if parts.scheme != "https" and not is_this_machine(parts.hostname or ""):
-        raise ValueError("write an address with https://; http:// is for this machine alone")
+        raise ValueError("write a URL with https://. http:// is accepted only for this machine")
     return value
 
 
 def _listen(value: str) -> str:
     host, separator, port = value.rpartition(":")
-    if not separator or not _is_place(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("write an address and a port, such as 127.0.0.1:8402 (port 0: any free one)")
+    if not separator or not _is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("write an address and a port, such as 127.0.0.1:8402. Port 0 takes any free port")
     return value
 
 
 def require_loopback(listen: str, what: str) -> None:
-    """Refuse `config_invalid` unless the address is loopback. `what` names the setting."""
+    """Require a loopback address. Refused `config_invalid` otherwise; `what` names the setting."""
     try:
         host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
     except ValueError as error:
         raise Refused("config_invalid", f"{what}: {error}") from None
     if not is_this_machine(host):
-        raise Refused(
-            "config_invalid", f"{what} {listen} is reached from other machines; write a loopback address"
-        )
+        raise Refused("config_invalid", f"{what}: other machines can reach {listen}. Write a loopback address")
 
 
-def _is_place(host: str) -> bool:
-    """Whether it is an IP address or localhost. An IPv6 address is in brackets."""
+def _is_address(host: str) -> bool:
+    """Whether the host is an IP address or localhost. An IPv6 address must be in brackets."""
     bare = host.removeprefix("[").removesuffix("]")
     try:
         return host == "localhost" or (ip_address(bare).version == 6) == (bare != host)
@@ -112,13 +108,13 @@ def _is_place(host: str) -> bool:
 
 def _host(value: str) -> str:
     if not _HOST.fullmatch(value):
-        raise ValueError("write a name in lower case without a port, such as payagent.internal")
+        raise ValueError("write a lower-case name without a port, such as payagent.internal")
     return value
 
 
 def _partner(value: str) -> str:
     if not _VISIBLE.fullmatch(value):
-        raise ValueError("1 to 128 visible ASCII characters without spaces: it travels in a header")
+        raise ValueError("write 1 to 128 visible ASCII characters without spaces. The value is sent in a header")
     return value
 
 
@@ -151,38 +147,42 @@ def or_off(least: int, most: int) -> Callable[[object], int | None]:
 
 def _token(asset: str) -> str:
     if asset == LOVELACE:
-        raise ValueError("ADA has its limits in limits.per_payment and limits.per_day")
+        raise ValueError("name a native token. The limits of ADA are limits.per_payment and limits.per_day")
     return asset
 
 
 def not_empty(rows: tuple[T, ...]) -> tuple[T, ...]:
     if not rows:
-        raise ValueError("it names none; write one table at least, under this key in [[ ]]")
+        raise ValueError("the list is empty. Write at least one table, such as [[chain.providers]]")
     return rows
 
 
 def named(table: Mapping[str, T]) -> Mapping[str, T]:
     if not all(_MERCHANT_NAME.fullmatch(name) for name in table):
-        raise ValueError("a merchant's name is lower-case letters and digits, with single - or _ between them")
+        raise ValueError("name a merchant with lower-case letters and digits, and single - or _ between them")
     return MappingProxyType(dict(table))
 
 
 Lovelace = Annotated[
     int,
-    BeforeValidator(_told(parse_ada, 'write an amount as "5 ADA", "0.25 ADA" or "250000 lovelace"')),
+    BeforeValidator(
+        _or_advise(parse_ada, 'write an amount with its unit: "5 ADA", "0.25 ADA" or "250000 lovelace"')
+    ),
     PlainSerializer(format_ada),
 ]
 Units = Annotated[
     int,
-    BeforeValidator(_told(parse_units, 'write the smallest units as whole digits, such as "1000000"')),
+    BeforeValidator(
+        _or_advise(parse_units, 'write a whole number of smallest units in quotes, such as "1000000"')
+    ),
     PlainSerializer(str),
 ]
-Count = Annotated[int, BeforeValidator(_told(parse_count, "write a whole number"))]
+Count = Annotated[int, BeforeValidator(_or_advise(parse_count, "write a whole number"))]
 Level = Annotated[tuple[str, int], BeforeValidator(_level)]
 Asset = Annotated[
     str,
     BeforeValidator(
-        _told(parse_asset, "write policy id and asset name in lower-case hex, joined or with a dot between")
+        _or_advise(parse_asset, "write policy id and asset name in lower-case hex, joined or separated by a dot")
     ),
     AfterValidator(_token),
 ]
@@ -192,6 +192,6 @@ SocketPath = Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_
 HostName = Annotated[str, AfterValidator(_host)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
-SafeOrigin = Annotated[Origin, AfterValidator(_unheard)]
-SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_unheard)]
+SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
+SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]
 Partner = Annotated[str, AfterValidator(_partner)]

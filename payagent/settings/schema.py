@@ -1,6 +1,6 @@
-"""Every settings key by table, and the difference between two settings.
+"""Every settings key, by table, and the differences between two configs.
 
-May import: pydantic, pydantic-settings, core, settings.field_types.
+May import: pydantic, core, settings.field_types.
 Never: reads a source.
 """
 
@@ -18,7 +18,6 @@ from pydantic import (
     WrapSerializer,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
@@ -49,8 +48,6 @@ from payagent.settings.field_types import (
     or_off,
 )
 
-ENV_PREFIX = "PAYAGENT_"
-
 
 class SettingsTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,9 +67,9 @@ class ApiSettings(SettingsTable):
     tls_certificate_file: AbsolutePath | None = None
     tls_key_file: AbsolutePath | None = None
     socket: SocketPath
-    hosts: frozenset[HostName] = frozenset()
-    calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
-    calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+    allowed_hosts: frozenset[HostName] = frozenset()
+    rate_limit_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
+    concurrent_requests_max: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
 
     @property
     def is_remote(self) -> bool:
@@ -82,17 +79,17 @@ class ApiSettings(SettingsTable):
     @model_validator(mode="after")
     def _tls_by_both(self) -> Self:
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_certificate_file and tls_key_file go together")
+            raise ValueError("set both tls_certificate_file and tls_key_file, or neither")
         if self.is_remote and self.tls_key_file is None:
             raise ValueError(
-                "listen is reached from other machines: name tls_certificate_file and tls_key_file, or write a "
-                "loopback address"
+                "other machines can reach listen. Set tls_certificate_file and tls_key_file, or write a loopback "
+                "address"
             )
         return self
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. `base_url` is complete: only the API's paths are appended."""
+    """A chain provider. payagent appends only the API's paths to `base_url`."""
 
     kind: Literal["blockfrost"]
     base_url: BaseUrl
@@ -100,21 +97,19 @@ class ProviderSettings(SettingsTable):
 
     @property
     def risk(self) -> str | None:
-        """Describe the risk of plain http to another machine, and the fix; None if there is no such risk.
+        """Describe the risk of plain http to another machine, and how to avoid it; None if there is no such risk.
 
-        It does not refuse: operators may trust a server in their own network.
+        It is no refusal: operators may trust a server in their own network.
         """
         parts = urlsplit(self.base_url)
         if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
             return None
-        read = "" if self.project_id_file is None else ", and reads the project id"
-        return (
-            f"who is on the way can answer in its place{read}; write https://, or use a tunnel to a loopback port"
-        )
+        read = "" if self.project_id_file is None else " and read the project id"
+        return f"anyone on the way can forge its answers{read}. Use https://, or a tunnel to a loopback port"
 
 
 class ChainSettings(SettingsTable):
-    """The chain providers. With several, two have to agree."""
+    """The chain providers. If there are two or more, payagent believes what two of them agree on."""
 
     providers: Annotated[tuple[ProviderSettings, ...], AfterValidator(not_empty)]
 
@@ -125,48 +120,49 @@ class ChainSettings(SettingsTable):
 
 
 class PaymentSettings(SettingsTable):
-    """Depths in blocks (the block that holds the transaction counts 1), and the least invoice lifetime in seconds.
+    """When a payment counts as confirmed, void or settled, and what payagent accepts to start one.
 
-    `chain_depth`: the most unconfirmed ancestors of a new transaction.
+    Depths are in blocks; the block that holds the transaction counts 1. `min_window_s`: the least time left on an
+    invoice. `unconfirmed_ancestors_max`: the most unconfirmed ancestors of a new transaction.
     """
 
     confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
     void_depth: Annotated[Count, Field(ge=1, le=2160)] = 15
     settle_depth: Annotated[Count, Field(ge=1, le=2160)] = 2160
     min_window_s: Annotated[Count, Field(ge=1, le=86_400)] = 120
-    chain_depth: Annotated[Count, Field(ge=0, le=100)] = 8
+    unconfirmed_ancestors_max: Annotated[Count, Field(ge=0, le=100)] = 8
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.confirm_depth > self.settle_depth or self.void_depth > self.settle_depth:
-            raise ValueError("settle_depth must be the deepest: nothing is watched beyond it")
+            raise ValueError("settle_depth must not be less than confirm_depth or void_depth")
         return self
 
 
 class TopupSettings(SettingsTable):
-    """How a merchant's prepaid balance is topped up. Without `path` each top-up order names its request."""
+    """How payagent tops up a merchant's prepaid balance. Without `path` each top-up order names its request."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
     path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
     body: Annotated[str, Field(max_length=65_536)] = ""
     per_day_lovelace: Annotated[Lovelace | None, Field(alias="per_day")] = None
-    below: Level = (CALLS, 0)
-    to: Level = (CALLS, 0)
-    per_day_count: Annotated[Count, Field(ge=1, le=1000)] = 3
+    auto_below: Level = (CALLS, 0)
+    auto_to: Level = (CALLS, 0)
+    auto_per_day_max: Annotated[Count, Field(ge=1, le=1000)] = 3
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
-        if self.below[1] == 0:
+        if self.auto_below[1] == 0:
             return self
         if not self.path:
-            raise ValueError("path is missing: what is topped up without an order needs a request")
-        if self.to[0] != self.below[0] or self.to[1] <= self.below[1]:
-            raise ValueError("to must be more than below, and in the same unit")
+            raise ValueError("auto_below needs path, the request that buys balance")
+        if self.auto_to[0] != self.auto_below[0] or self.auto_to[1] <= self.auto_below[1]:
+            raise ValueError("auto_to must be more than auto_below, in the same unit")
         return self
 
 
 class MerchantLimitSettings(SettingsTable):
-    """The limits in ADA at one merchant, within the wallet's limits."""
+    """The limits in ADA for one merchant, within the wallet's limits."""
 
     per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -177,19 +173,19 @@ class MerchantLimitSettings(SettingsTable):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_lovelace")
 
 
 class MerchantSettings(SettingsTable):
     """A merchant that may be paid, by its origin, and the rules for its invoices (core.merchant_rules).
 
-    `pay_to` and `split_to`: if set, any other address needs a person's approval. `known_as`: origins by which its
-    x402 names itself; no request goes there.
+    `pay_to` and `split_to`: if set, any other address needs a person's approval. `resource_origins`: further
+    origins that its x402 402s may name; no request goes there.
     """
 
     origin: SafeOrigin
-    known_as: tuple[Origin, ...] = ()
+    resource_origins: tuple[Origin, ...] = ()
     partner: Partner | None = None
     proof: Proof = "tx_hash"
     request_commitment: Annotated[bool, Field(strict=True)] = False
@@ -200,25 +196,25 @@ class MerchantSettings(SettingsTable):
     pin: Literal["first_use", "off"] = "off"
     pay_to: tuple[str, ...] = ()
     split_to: tuple[str, ...] = ()
-    drift_percent: Annotated[int | None, BeforeValidator(or_off(0, 1_000_000))] = None
-    stop_after: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = 3
-    in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
-    alert_below: Annotated[Count, Field(ge=1)] | None = None
-    private_network: Annotated[bool, Field(strict=True)] = False
+    price_rise_percent_max: Annotated[int | None, BeforeValidator(or_off(0, 1_000_000))] = None
+    stop_after_unserved: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = 3
+    payments_in_flight_max: Annotated[int | None, BeforeValidator(or_off(1, 1_000_000))] = None
+    prepaid_alert_below: Annotated[Count, Field(ge=1)] | None = None
+    allow_private_network: Annotated[bool, Field(strict=True)] = False
     topup: TopupSettings = TopupSettings()
     limits: MerchantLimitSettings = MerchantLimitSettings()
 
 
 class ProxySettings(SettingsTable):
-    """The proxy: the most bytes of a request body kept for the retry, and its timeouts in seconds."""
+    """The proxy: the largest request body that it keeps for the retry, and its timeouts."""
 
-    spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
+    body_buffer_bytes_max: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
     read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
-    patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
+    payment_timeout_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
 
 
 class AssetLimitSettings(SettingsTable):
-    """The limits of one native token, in its units. `decimals`, if given, must match the invoice."""
+    """The limits of one native token, in its smallest units. An invoice must state the same `decimals`, if any."""
 
     asset: Asset
     per_payment_units: Units = Field(alias="per_payment")
@@ -229,21 +225,21 @@ class AssetLimitSettings(SettingsTable):
     total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
     signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
-    approval_above_units: Units | None = Field(default=None, alias="approval_above")
+    approval_required_above_units: Units | None = Field(default=None, alias="approval_required_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
     @property
     def most_units(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_units")
 
 
-def _told_or(told: int | None, default: int) -> int:
-    return default if told is None else told
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 class LimitSettings(SettingsTable):
-    """The wallet's limits: ADA, including fees and min-ADA, and each token by itself."""
+    """The wallet's limits: of ADA, with fees and min-ADA, and of each token."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
     per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
@@ -257,15 +253,15 @@ class LimitSettings(SettingsTable):
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
-        """LimitSettings by the names of the spending windows."""
+        """The limits, by spending window."""
         return _by_window(self, "_lovelace")
 
     @property
     def caps(self) -> dict[str, int]:
         """The most that one transaction may take out of the wallet, by asset; by default `per_day`."""
-        caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
+        caps = {LOVELACE: _or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
-            caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
+            caps[limit.asset] = _or(limit.per_transaction_units, limit.per_day_units)
         return caps
 
     @property
@@ -277,11 +273,11 @@ class LimitSettings(SettingsTable):
         """
         caps = self.caps
         day = {
-            LOVELACE: _told_or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+            LOVELACE: _or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
         }
         for limit in self.assets:
             twice = 2 * max(limit.per_day_units, caps[limit.asset])
-            day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
+            day[limit.asset] = _or(limit.signed_per_day_units, twice)
         return day
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
@@ -298,23 +294,23 @@ class LimitSettings(SettingsTable):
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
         if len({limit.asset for limit in self.assets}) != len(self.assets):
-            raise ValueError("assets lists the same asset twice; keep one table for it")
+            raise ValueError("assets has two tables for the same asset. Keep one")
         return self
 
 
 class ApprovalSettings(SettingsTable):
-    """When a person has to approve a payment, how many seconds it waits, and the origin of approval links.
+    """When a payment needs a person's approval, how long it waits for one, and the origin of approval links.
 
-    The threshold is in ADA and includes the fee.
+    The threshold includes the fee.
     """
 
-    above_lovelace: Lovelace | None = Field(default=None, alias="above")
+    required_above_lovelace: Lovelace | None = Field(default=None, alias="required_above")
     timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
     link_origin: SafeOrigin | None = None
 
 
 class AlertSettings(SettingsTable):
-    """When to alert that the wallet runs low, and the webhook for every alert."""
+    """When to raise an alert because the wallet runs low, and the webhook for all alerts."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
     webhook_url: SafeUrl | None = None
@@ -323,14 +319,14 @@ class AlertSettings(SettingsTable):
     @model_validator(mode="after")
     def _signed(self) -> Self:
         if (self.webhook_url is None) != (self.webhook_secret_file is None):
-            raise ValueError("webhook_url and webhook_secret_file go together: what is sent is signed")
+            raise ValueError("set both webhook_url and webhook_secret_file, or neither. Every alert is signed")
         return self
 
 
 class WalletSettings(SettingsTable):
     """The most lovelace that upkeep may spend on fees in 24 hours; 0 turns upkeep off."""
 
-    upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
+    upkeep_fees_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_fees_per_day")
 
 
 class KeystoreSettings(SettingsTable):
@@ -340,12 +336,8 @@ class KeystoreSettings(SettingsTable):
     passphrase_file: AbsolutePath | None = None
 
 
-class Settings(BaseSettings):
+class Settings(SettingsTable):
     """Every setting, validated and frozen. Built by `load_settings`."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
-    )
 
     network: Literal["mainnet", "preprod", "preview", "devnet"]
     data_dir: AbsolutePath
@@ -355,7 +347,7 @@ class Settings(BaseSettings):
     merchants: Annotated[
         Mapping[str, MerchantSettings],
         AfterValidator(named),
-        WrapSerializer(lambda table, told: told(dict(table))),
+        WrapSerializer(lambda table, serialize: serialize(dict(table))),
     ] = Field(default_factory=lambda: MappingProxyType({}))
     limits: LimitSettings
     approvals: ApprovalSettings = ApprovalSettings()
@@ -368,23 +360,11 @@ class Settings(BaseSettings):
     def is_devnet(self) -> bool:
         return self.network == "devnet"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use only the values that `load_settings` merged; read no other source."""
-        return (init_settings,)
-
     @model_validator(mode="after")
     def _each_origin_once(self) -> Self:
         origins = [merchant.origin for merchant in self.merchants.values()]
         if len(set(origins)) != len(origins):
-            raise ValueError("two merchants have the same origin; keep one table for it")
+            raise ValueError("two merchants have the same origin. Keep one")
         return self
 
     @model_validator(mode="after")
@@ -396,16 +376,16 @@ class Settings(BaseSettings):
                         parse_address(address, NETWORKS[self.network])
                     except Refused as refused:
                         raise ValueError(
-                            f"merchants.{name}.{key} has no address that can be paid on {self.network} "
-                            f"({refused.code}); copy it anew"
+                            f"merchants.{name}.{key}: an address cannot be paid on {self.network} "
+                            f"({refused.code}). Copy it again from the merchant"
                         ) from None
         return self
 
 
 def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
-    """Return the differences by config key, with the values `from` and `to` in the form of the config file.
+    """Return the differences by config key, with the values `from` and `to` as the config file writes them.
 
-    Null means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
+    None means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
     """
     old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}

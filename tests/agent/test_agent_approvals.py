@@ -10,17 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_handover import with_handover
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.handover import with_handover
+from kit.payments import is_sound
 
 from payagent.agent.base.requests import Approver
 from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
-from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
@@ -34,7 +32,7 @@ from payagent.wallet.transaction import TxPlan
 PRICE = 10 * ADA
 """What the merchant asks."""
 
-ASKING = with_terms(approval_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
+ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 SOMEBODY = Approver("token", "app_somebody")
 
 
@@ -63,11 +61,6 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
     return refused.value.code
 
 
-def is_sound(run: Run) -> bool:
-    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
-    return [one for one in told if isinstance(one, AuditFinding)] == []
-
-
 def spent(run: Run) -> int:
     return spending.totals(run.context.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
 
@@ -78,7 +71,7 @@ async def pass_time(run: Run, seconds: int) -> None:
     await run.agent.decisions.deny_what_is_over()
 
 
-async def test_what_waits_counts_in_full_and_takes_no_utxo(world: World) -> None:
+async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         free = run.selectable()
@@ -96,8 +89,8 @@ async def test_what_waits_counts_in_full_and_takes_no_utxo(world: World) -> None
         assert is_sound(run)
 
 
-async def test_what_is_below_the_threshold_asks_nobody(world: World) -> None:
-    async with world.run(terms=with_terms(approval_above={"lovelace": 11 * ADA})) as run:
+async def test_a_payment_below_the_threshold_needs_no_approval(world: World) -> None:
+    async with world.run(terms=with_terms(approval_required_above={"lovelace": 11 * ADA})) as run:
         await run.look()
         assert (await run.pay()).state is State.IN_FLIGHT
 
@@ -140,7 +133,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         assert is_sound(run)
 
 
-async def test_a_denial_by_a_wrong_clock_is_over_once_that_is_mended(tmp_path: Path) -> None:
+async def test_a_denial_made_by_a_wrong_clock_ends_when_the_clock_is_right(tmp_path: Path) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         async with world.run(terms=ASKING) as run:
@@ -153,7 +146,7 @@ async def test_a_denial_by_a_wrong_clock_is_over_once_that_is_mended(tmp_path: P
             assert (await ask(run)).id != row.id
 
 
-async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None:
+async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -> None:
     """Another Idempotency-Key is another intent and the same call: a program in a loop wears nobody out by it."""
     async with world.run(terms=ASKING) as run:
         await run.look()
@@ -193,7 +186,7 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
 
 @pytest.mark.parametrize("first", ["approve", "deny"])
 @pytest.mark.parametrize("second", ["approve", "deny"])
-async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, first: str, second: str) -> None:
+async def test_of_two_decisions_one_counts_and_the_other_is_refused(world: World, first: str, second: str) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         await add_somebody(run)
@@ -213,7 +206,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         assert len(world.transactions()) == (first == "approve")
 
 
-async def test_a_second_yes_takes_nothing_from_the_one_that_is_being_signed(
+async def test_a_second_approval_leaves_the_payment_being_signed_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world.run(terms=ASKING) as run:
@@ -240,7 +233,7 @@ async def test_a_second_yes_takes_nothing_from_the_one_that_is_being_signed(
         assert (await first).tx_id is not None
 
 
-async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) -> None:
+async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         row = await ask(run)
@@ -263,7 +256,7 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         assert is_sound(run)
 
 
-async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world: World) -> None:
+async def test_an_approval_after_the_timeout_is_refused(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         row = await ask(run)
@@ -278,7 +271,7 @@ async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world
         assert is_sound(run)
 
 
-async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) -> None:
+async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None:
     world.settings(timeout=400)
     async with world.run(terms=ASKING) as run:
         await run.look()
@@ -290,7 +283,7 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
         assert run.context.payment(row.id).reason_code == "approval_timed_out"
 
 
-async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
+async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(world: World) -> None:
     """Nobody can approve it any more, and what it counts would keep others out while the chain is away."""
     world.settings(timeout=400)
     async with world.run(terms=ASKING) as run:
@@ -313,7 +306,7 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         assert is_sound(run)
 
 
-async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
+async def test_a_pending_approval_survives_a_restart(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         await add_somebody(run)
@@ -338,7 +331,7 @@ class LostSigner:
         raise Refused("signer_lost", "it is gone")
 
 
-async def test_what_was_approved_before_a_crash_is_signed_after_it_and_asked_of_nobody(world: World) -> None:
+async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World) -> None:
     async with world.run(terms=ASKING, signer=LostSigner(world.account.signer)) as run:
         await run.look()
         await add_somebody(run)
@@ -452,7 +445,7 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
 
 
 @pytest.mark.parametrize("bound", ["per_payment", "caps"])
-async def test_what_its_fee_lifts_above_a_bound_is_asked_of_nobody(world: World, bound: str) -> None:
+async def test_a_payment_whose_fee_exceeds_a_limit_asks_for_no_approval(world: World, bound: str) -> None:
     most = PRICE + 1
     limits, caps = daily(most if bound == "per_payment" else 99 * ADA, 99 * ADA), {"lovelace": 99 * ADA}
     caps = {"lovelace": most} if bound == "caps" else caps
@@ -483,7 +476,7 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
         assert spent(run) == needed
 
 
-async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
+async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
         await add_somebody(run)
@@ -498,7 +491,7 @@ async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
         assert sum(output.units for output in approved.outputs) == PRICE
 
 
-async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world: World) -> None:
+async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: World) -> None:
     world.settings(timeout=600)
     async with world.run(terms=ASKING) as run:
         await run.look()
@@ -516,7 +509,7 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         assert [one.kind for one in queries.attempts(run.context.conn, row.id)] == ["pay"]
 
 
-async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_the_yes(world: World) -> None:
+async def test_a_handed_over_payment_is_signed_at_the_first_request_after_its_approval(world: World) -> None:
     async with world.run(terms=lambda terms: with_handover(ASKING(terms))) as run:
         await run.look()
         await add_somebody(run)
@@ -533,7 +526,7 @@ def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:
     assert FEE_ROOM_LOVELACE < 900_000 - 200_000
 
 
-async def test_who_decides_on_what_is_paid_is_not_told_what_another_is_of_what_waits(world: World) -> None:
+async def test_two_decisions_that_fail_in_one_commit_get_their_own_errors(world: World) -> None:
     """Both decisions fail with one commit, and so by one error."""
     batches: list[str] = []
 

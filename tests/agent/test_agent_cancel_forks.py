@@ -8,13 +8,14 @@ from pathlib import Path
 import httpx
 import pycardano
 import pytest
-from agent.test_agent_forks import assert_memory
-from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
-from agent.test_agent_x402 import ask, get, show
-from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
+from kit.handover import VOID_DEPTH, broadcast
+from kit.payments import assert_memory, wait_for_void
+from kit.x402 import ask, get, show
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.commits.reservation import nonce_utxo_of
+from payagent.api.models.payments import Payment
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
@@ -100,7 +101,7 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         booked = run.context.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
         assert booked.tx_id == first.tx_id
-        assert "reason" not in run.context.view(booked)
+        assert "reason" not in Payment.of(run.context, booked).model_fields_set
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
@@ -231,7 +232,7 @@ async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: Wo
         assert answer.status_code == 200
 
 
-async def test_a_provider_that_stands_still_does_not_make_void(world: World) -> None:
+async def test_a_provider_that_stands_still_makes_no_payment_void(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -247,7 +248,7 @@ async def test_a_provider_that_stands_still_does_not_make_void(world: World) -> 
         assert run.state(row.id) is State.VOID
 
 
-async def test_what_is_repeated_beside_the_transaction_takes_its_room(world: World) -> None:
+async def test_a_long_402_leaves_less_room_for_the_transaction_in_the_proof(world: World) -> None:
     for _ in range(5):
         world.fund(*[2 * ADA] * 40)
     answer = get(world)
@@ -292,7 +293,7 @@ async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_pa
         assert row.state is State.IN_FLIGHT
 
 
-async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_its_intent_is(
+async def test_the_next_payment_spends_an_output_that_needs_every_cancel_before_it(
     tmp_path: Path,
 ) -> None:
     """While a fork is looked at, the last cancel may not descend from the one before."""
@@ -328,7 +329,7 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
     writer.close()
 
 
-async def test_the_very_same_cancel_once_more_is_no_new_attempt(world: World) -> None:
+async def test_an_identical_cancel_is_no_new_attempt(world: World) -> None:
     """A fork brought the payment and took it away again, within the second: what was signed then is sent again."""
     world.fund(50 * ADA)
     async with world.run() as run:

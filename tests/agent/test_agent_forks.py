@@ -9,7 +9,8 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from agent_kit import ADA, Relay, Run, World, with_terms
+from kit.agent import ADA, Relay, Run, World, with_terms
+from kit.payments import assert_memory
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.confirmations import RECHECK_DEPTHS
@@ -36,11 +37,6 @@ def assert_calm(world: World, run: Run) -> None:
         for attempt in queries.attempts(run.context.conn, row.id):
             assert row.nonce_utxo == attempt.nonce_utxo
             assert attempt.nonce_utxo in attempt.inputs
-
-
-def assert_memory(run: Run) -> None:
-    """What selection may take is what the database says is free."""
-    assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)}
 
 
 class TestOnePayment:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_forks import assert_memory
-from agent_kit import ADA, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, Run, World, with_terms, world_with_clock
+from kit.handover import VOID_DEPTH, broadcast, pass_ttl, with_handover
+from kit.payments import assert_memory, wait_for_void
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S
@@ -20,7 +21,6 @@ from payagent.dialects import RetryVerdict, make_response
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 
-VOID_DEPTH = 3
 REFUSAL = {"detail": {"error": "x"}}
 
 
@@ -30,33 +30,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.terms = with_handover(world.terms)
         yield world
-
-
-def with_handover(terms: AgentConfig) -> AgentConfig:
-    merchants = {origin: replace(merchant, proof="signed_cbor") for origin, merchant in terms.merchants.items()}
-    return replace(terms, merchants=merchants)
-
-
-def broadcast(world: World, cbor: bytes) -> int:
-    """What a merchant does with the proof."""
-    answer = world.http.post(
-        f"{world.devnet.chain_url}/tx/submit", content=cbor, headers={"Content-Type": "application/cbor"}
-    )
-    return answer.status_code
-
-
-async def pass_ttl(world: World, run: Run) -> None:
-    """Go past the TTL of what is in flight, with a block there and a look."""
-    world.clock.ahead_ms += 400_000
-    await run.settle_down()
-
-
-async def wait_for_void(world: World, run: Run) -> None:
-    """Bury the cancel, and let the looks be a minute apart."""
-    await run.settle_down(VOID_DEPTH)
-    for _ in range(3):
-        world.clock.ahead_ms += 61_000
-        await run.settle_down()
 
 
 async def past_the_invoice(world: World, run: Run) -> None:
@@ -140,7 +113,7 @@ def without_handover(terms: AgentConfig) -> AgentConfig:
 
 
 class TestCancel:
-    async def test_what_nobody_broadcast_in_its_time_is_taken_back(self, world: World) -> None:
+    async def test_a_payment_that_nobody_submits_in_time_is_cancelled(self, world: World) -> None:
         world.fund(50 * ADA, 30 * ADA)
         async with world.run() as run:
             await run.look()
@@ -159,7 +132,9 @@ class TestCancel:
             assert_memory(run)
             assert spending.totals(run.context.conn, WALLET) == {"lovelace": fee}
 
-    async def test_void_is_not_said_before_the_cancel_is_deep_and_was_seen_three_times(self, world: World) -> None:
+    async def test_a_payment_is_void_only_after_its_cancel_is_deep_and_was_seen_three_times(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
@@ -280,7 +255,7 @@ class TestAnswers:
                 pauses.append(advice.again_after_s)
             assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
-    async def test_nothing_is_shown_of_what_is_cancelled(self, world: World) -> None:
+    async def test_a_cancelled_payment_shows_no_proof(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()

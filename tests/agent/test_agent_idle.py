@@ -1,6 +1,6 @@
 """When nothing is open on the chain the daemon may look at it seldom."""
 
-from agent_kit import ADA, World
+from kit.agent import ADA, World
 
 from payagent.core.payment import State
 

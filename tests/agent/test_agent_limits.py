@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, World, daily, with_terms, world_with_clock
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, ServedRequest
@@ -183,7 +183,7 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
 
 
 @pytest.mark.parametrize("door", ["pay", "use"])
-async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(world: World, door: str) -> None:
+async def test_the_deciding_commit_refuses_a_token_that_ended_meanwhile(world: World, door: str) -> None:
     """Whatever was asked of it before, and however long the way was from there."""
     world.fund(50 * ADA, 50 * ADA)
     world.settings(batch=4)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from agent_kit import ADA, APP, DEVNET, Run, World
+from kit.agent import ADA, APP, DEVNET, Run, World
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.operator.merchants import add_merchant, remove_merchant
@@ -77,8 +77,8 @@ async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: Wor
         ("shop", {"origin": "http://a.example"}),
         ("shop", {"origin": "https://a.example/path"}),
         ("shop", {"origin": "https://a.example", "timeout_s": 0}),
-        ("shop", {"origin": "https://a.example", "known_as": ["https://a.example/path"]}),
-        ("shop", {"origin": "https://a.example", "known_as": "https://b.example"}),
+        ("shop", {"origin": "https://a.example", "resource_origins": ["https://a.example/path"]}),
+        ("shop", {"origin": "https://a.example", "resource_origins": "https://b.example"}),
         ("shop", {"origin": "https://a.example", "prooof": "tx_hash"}),
         ("shop", {}),
     ],
@@ -104,7 +104,7 @@ async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until
         assert run.context.terms.merchant(world.origin).name == "t"
 
 
-async def test_a_merchant_that_was_put_in_beside_the_daemon_is_found(world: World) -> None:
+async def test_verify_finds_a_merchant_row_that_the_daemon_did_not_write(world: World) -> None:
     async with world.run() as run:
         await add_merchant(run.context, APP, "other", {"origin": "https://other.example"})
         assert findings(run) == []

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import attempts, lose, pass_time_of
-from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
+from kit.agent import ADA, APP, DEVNET, Run, World, world_with_clock
+from kit.payments import attempts, lose, pass_time_of
 
 from payagent.agent.operator.apps import revoke
 from payagent.agent.operator.pause import pause, unpause
@@ -64,7 +64,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
     return refused.value.code
 
 
-async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> None:
+async def test_a_pause_refuses_new_payments_and_holds_nothing(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -88,7 +88,7 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
-async def test_what_was_signed_before_is_sent_seen_and_shown(world: World) -> None:
+async def test_a_pause_lets_signed_payments_finish(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -143,7 +143,7 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
         assert run.owned() == world.on_chain()
 
 
-async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world: World) -> None:
+async def test_a_pause_does_not_keep_an_expired_hold(world: World) -> None:
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_edges import BadSigner
-from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
+from kit.agent import ADA, Run, World, with_terms, world_apart, world_with_clock
+from kit.payments import BadSigner
+from kit.prepaid import balance, call, require_whole
 
-from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.prepaid import ServedRequest
 from payagent.agent.base.requests import Approver, MerchantRequest
 from payagent.agent.operator.limits import set_limits
-from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
@@ -46,28 +44,6 @@ async def run(world: World):  # type: ignore[no-untyped-def]
     async with world.run() as run:
         await run.look()
         yield run
-
-
-def balance(run: Run) -> PrepaidBalance:
-    (pool,) = prepaid.all_pools(run.context.conn)
-    assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
-    return prepaid.balance(run.context.conn, pool.id, CALLS)
-
-
-def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedRequest:
-    return ServedRequest("app_test", run.world.origin, Buyer(partner, run.world.address), "POST", path, key)
-
-
-def require_whole(run: Run, *, in_flight: bool = False) -> None:
-    with run.context.snapshot() as conn:
-        found = list(verify(conn, Owner(run.context.terms.own, run.context.terms.network)))
-    assert not [one for one in found if isinstance(one, AuditFinding)], found
-    books = run.books()
-    left = sum(
-        one.balance.costs["lovelace"].left for one in prepaid.holdings(run.context.conn) if one.balance.costs
-    )
-    assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
-    assert in_flight or run.owned() == run.world.on_chain()
 
 
 async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
@@ -141,7 +117,7 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     assert len(run.world.transactions()) == 1
 
 
-async def test_a_batch_that_was_served_by_a_wrong_clock_keeps_nobody_from_the_next(tmp_path: Path) -> None:
+async def test_a_batch_served_by_a_wrong_clock_does_not_block_the_next(tmp_path: Path) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         world.settings(batch=4)
@@ -248,7 +224,7 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
         await run.pay(name)
         told.append(prepaid.price(run.context.conn, run.world.origin, "POST", "/chat"))
     assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
-    asking = with_terms(approval_above={"lovelace": 3 * ADA})
+    asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
     await run.context.take_terms(asking(run.context.filed), lambda unit: None)
     run.world.settings(price=str(5 * ADA))
     asked = await run.pay("fourth")
@@ -388,7 +364,7 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             assert (before.remaining, told.remaining) == (0, 3)
 
 
-async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
+async def test_uses_of_a_batch_that_was_never_paid_count_for_no_app(run: Run) -> None:
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
@@ -437,7 +413,7 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
     require_whole(run)
 
 
-async def test_what_is_used_on_account_of_the_next_batch_counts_when_the_one_before_comes_to_nothing(
+async def test_uses_of_a_pending_batch_count_though_the_batch_before_failed(
     run: Run,
 ) -> None:
     run.world.fault("submit", "drop")
@@ -488,7 +464,7 @@ async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_an
     assert (await run.pay("next")).state is State.IN_FLIGHT
 
 
-async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
+async def test_uses_of_an_unconfirmed_batch_count_for_the_app_that_uses_it(run: Run) -> None:
     row = await run.pay("first")
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
@@ -526,7 +502,7 @@ async def use_up(run: Run, theirs: ServedRequest, most: int) -> int:
 
 
 @pytest.mark.parametrize("is_denied_first", [True, False])
-async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_denied_first: bool) -> None:
+async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_denied_first: bool) -> None:
     """Its app's own limit holds the question and the uses both; a denial gives back the question alone."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=8, price=str(4 * ADA), splits=[], timeout=7200)
@@ -534,7 +510,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
     world.settings(price=str(13 * ADA))
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
-        asking = with_terms(approval_above={"lovelace": 3 * ADA})
+        asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
         await run.context.take_terms(asking(run.context.filed), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL
@@ -545,7 +521,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
         require_whole(run)
 
 
-async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(world: World) -> None:
+async def test_uses_count_when_the_purchase_that_covered_them_is_rejected(world: World) -> None:
     """The app's own purchase covers what it uses meanwhile. Rejected unsigned, it covers nothing any more."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=4, timeout=7200)
@@ -564,7 +540,7 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         require_whole(run)
 
 
-async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) -> None:
+async def test_a_use_without_an_answer_stays_counted_after_a_restart(world: World) -> None:
     world.fund(100 * ADA)
     world.settings(batch=4)
     async with world.run() as run:
@@ -582,7 +558,7 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
         require_whole(run)
 
 
-async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(run: Run) -> None:
+async def test_an_apps_limit_holds_for_a_balance_that_only_the_merchant_reports(run: Run) -> None:
     """By our count all is used: it costs what calls have cost on average."""
     await run.pay_in_block("first")
     for _ in range(4):

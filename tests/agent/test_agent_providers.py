@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from agent_kit import ADA, Relay, World, with_terms
-from http_kit import NO_TLS
+from kit.agent import ADA, Relay, World, with_terms
+from kit.http import NO_TLS
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -168,7 +168,7 @@ class TestTwoProviders:
             assert first.submissions() == 0
             assert second.submissions() >= 2
 
-    async def test_where_nobody_is_to_be_believed_nothing_is_signed(self, world: World, first: Relay) -> None:
+    async def test_nothing_is_signed_while_no_provider_is_believed(self, world: World, first: Relay) -> None:
         world.fund(50 * ADA)
         first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
         async with world.run(providers={"first": first.url}) as run:
@@ -216,7 +216,7 @@ class TestParameters:
                 await run.agent.pay(world.ask("again"))
 
     @pytest.mark.parametrize("fee", [43, 45])
-    async def test_what_only_one_of_two_tells_is_no_change(
+    async def test_one_provider_of_two_cannot_change_the_parameters(
         self, world: World, first: Relay, second: Relay, fee: int
     ) -> None:
         world.fund(50 * ADA)
@@ -229,7 +229,7 @@ class TestParameters:
             assert run.context.providers["first"] is not None
 
     @pytest.mark.parametrize("fee", [43, 45])
-    async def test_what_one_told_that_is_long_gone_makes_nobody_odd(
+    async def test_parameters_of_a_long_absent_provider_exclude_nobody(
         self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else after a change, which that one never tells, what was sent would be followed by nobody."""
@@ -269,7 +269,9 @@ class TestParameters:
             assert not alerts.raised(run.context.conn, "provider_out")
 
     @pytest.mark.parametrize("fee", [43, 45])
-    async def test_odd_parameters_make_no_other_network_ours(self, world: World, first: Relay, fee: int) -> None:
+    async def test_a_provider_with_odd_parameters_still_has_its_network_checked(
+        self, world: World, first: Relay, fee: int
+    ) -> None:
         world.fund(50 * ADA, 50 * ADA)
         first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
         async with world.run(providers={"first": first.url}) as run:
@@ -489,7 +491,9 @@ class TestDeadAtTheStart:
             await run.pass_time(4)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_one_that_was_there_is_waited_for(self, world: World, first: Relay, second: Relay) -> None:
+    async def test_a_missing_second_provider_delays_confirmation(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.look()
@@ -512,7 +516,7 @@ class TestDeadAtTheStart:
             await run.pass_time(4)
             assert run.owned() == world.on_chain()
 
-    async def test_the_only_one_that_is_configured_is_taken_at_its_word(self, world: World, second: Relay) -> None:
+    async def test_a_single_configured_provider_is_believed(self, world: World, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
             await run.look()

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
-from agent_kit import ADA, World, world_with_clock
+from kit.agent import ADA, World, world_with_clock
+from kit.payments import TTL_S, attempts, lose, pass_time_of
 
 from payagent.agent.commits import payment_transitions as steps
 from payagent.core.payment import State
@@ -69,7 +69,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         assert run.owned() == world.on_chain()
 
 
-async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(movable_world: World) -> None:
+async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(movable_world: World) -> None:
     """Both decide in one commit: the sweep that the old invoice is over, the caller that the new one is paid."""
     world = movable_world
     world.fund(50 * ADA, 50 * ADA)
@@ -163,7 +163,7 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         assert run.owned() == world.on_chain()
 
 
-async def test_what_was_seen_but_could_not_be_written_down_is_not_replaced(movable_world: World) -> None:
+async def test_an_attempt_seen_but_not_recorded_is_not_replaced(movable_world: World) -> None:
     world, failing = movable_world, [""]
 
     def fail(name: str) -> None:

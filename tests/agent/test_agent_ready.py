@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice

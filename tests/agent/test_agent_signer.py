@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent.test_agent_edges import BadSigner
-from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
-from agent_kit import ADA, APP, Run, World, world_with_clock
+from kit.agent import ADA, APP, Run, World, world_with_clock
+from kit.payments import LONG_S, TTL_S, BadSigner, attempts, lose, pass_time_of
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_replace import attempts, pass_time_of
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.payments import attempts, pass_time_of
+from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, own_orders
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.operator.pause import pause, unpause
@@ -16,12 +17,7 @@ from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep
 from payagent.store.rows.payments import PaymentRow
-from payagent.store.rows.upkeep import UPKEEP_APP
 
-DEPTH = 8
-PER_DAY = 2 * ADA
-DAY_S, HOUR_S = 86_400, 3_600
-kept = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY)
 JUNK = "ab" * 28
 
 
@@ -31,22 +27,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     with world_with_clock(tmp_path) as world:
         world.settings(price="2000000", splits=[])
         yield world
-
-
-def own_orders(run: Run) -> list[PaymentRow]:
-    """What upkeep ordered, oldest first."""
-    rows = payments.payments_page(
-        run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
-    )
-    return rows[::-1]
-
-
-async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
-    """So many purchases at once, signed and sent."""
-    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
-    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.sending.drain(30)
-    return [row for row, _ in answers]
 
 
 class SlowSigner:
@@ -72,20 +52,6 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
 
-async def land(run: Run, *rows: PaymentRow) -> None:
-    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
-    for _ in range(30):
-        await run.pass_time(1)
-        if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
-            return
-
-
-async def keep(run: Run) -> None:
-    """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.stock.keep_ready()
-    await run.agent.sending.drain(10)
-
-
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     """All are on the chain, each once, and the books are what the chain shows."""
     states = {run.state(row.id) for row in rows}
@@ -97,9 +63,7 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     assert len(set(transactions)) == len(transactions) == len(rows) + len(own_orders(run))
 
 
-async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
@@ -136,7 +100,9 @@ class TestABurst:
 
     async def test_no_chain_is_deeper_than_it_may_be(self, world: World) -> None:
         world.fund(400 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=3, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=3, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             rows = await burst(world, run, 60)
             depths = [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows]
@@ -175,7 +141,7 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_an_intent_that_is_known_does_not_stand_in_line(self, world: World) -> None:
+    async def test_a_known_intent_does_not_wait_in_the_queue(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.look()
@@ -238,7 +204,7 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_it_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH)) as run:
+        async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["funds_in_flight"] * 29
             await keep(run)
@@ -246,7 +212,9 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_when_the_days_fees_are_used_up(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=150_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=150_000)
+        ) as run:
             await run.look()
             codes = await refused(world, run, 30)
             assert set(codes) == {"funds_in_flight"}
@@ -255,7 +223,9 @@ class TestWhatIsRefusedAsBefore:
 
     async def test_what_is_refused_is_on_record_once(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=1, upkeep_lovelace=150_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=1, upkeep_fees_per_day_lovelace=150_000)
+        ) as run:
             await run.look()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
@@ -265,7 +235,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 12 * ADA)
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
             await run.look()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
@@ -274,7 +244,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 1 * ADA)
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
@@ -285,17 +255,21 @@ class TestWhatIsRefusedAsBefore:
     async def test_what_waits_for_a_person_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         above = {"lovelace": 1 * ADA}
-        terms = with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above=above)
+        terms = with_terms(
+            unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, approval_required_above=above
+        )
         async with world.run(terms=terms) as run:
             await run.look()
             rows = await burst(world, run, 30)
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
             assert own_orders(run) == []
 
-    async def test_what_would_wait_for_a_person_has_none_split_when_utxos_are_taken(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_that_would_need_approval(self, world: World) -> None:
         world.fund(10_000 * ADA)
         terms = with_terms(
-            unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA}
+            unconfirmed_ancestors_max=DEPTH,
+            upkeep_fees_per_day_lovelace=PER_DAY,
+            approval_required_above={"lovelace": 10 * ADA},
         )
         async with world.run(terms=terms) as run:
             await run.look()
@@ -314,9 +288,9 @@ class TestWhatIsRefusedAsBefore:
     async def test_what_a_guard_forbids_has_no_utxo_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         merchant = world.terms.merchants[world.origin]
-        busy = {world.origin: replace(merchant, rules=replace(merchant.rules, in_flight_max=1))}
+        busy = {world.origin: replace(merchant, rules=replace(merchant.rules, payments_in_flight_max=1))}
         async with world.run(
-            terms=with_terms(unconfirmed_ancestors=DEPTH, upkeep_lovelace=PER_DAY, merchants=busy)
+            terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, merchants=busy)
         ) as run:
             await run.look()
             await run.pay("the only one")
@@ -360,7 +334,9 @@ class TestUtxosKeptReady:
 
     async def test_after_a_burst_new_funds_are_split(self, world: World) -> None:
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             assert await refused(world, run, 12) == ["funds_in_flight"] * 11
             await land(run)
@@ -382,7 +358,9 @@ class TestUtxosKeptReady:
     async def test_what_a_limit_refused_wants_no_utxos(self, world: World) -> None:
         """Else who asks for what is refused has the wallet pay fees."""
         world.fund(60 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             await run.pay("one")
             for n in range(11):
@@ -409,7 +387,9 @@ class TestUtxosKeptReady:
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=250_000)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
+        ) as run:
             await run.look()
             await refused(world, run, 80, "a")
             await land(run)
@@ -430,7 +410,9 @@ class TestUtxosKeptReady:
 
     async def test_one_that_is_lost_is_made_again_by_the_same_machine(self, world: World) -> None:
         world.fund(10_000 * ADA)
-        async with world.run(terms=with_terms(unconfirmed_ancestors=0, upkeep_lovelace=PER_DAY)) as run:
+        async with world.run(
+            terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
+        ) as run:
             await run.look()
             await refused(world, run, 12)
             await land(run)

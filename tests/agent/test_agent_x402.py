@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,26 +11,25 @@ from typing import Any
 import cbor2
 import httpx
 import pytest
-from agent.test_agent_handover import pass_ttl, wait_for_void
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
-from commitments import commitment_to
+from kit.agent import ADA, World, daily, with_terms, world_with_clock
+from kit.commitments import commitment_to
+from kit.handover import pass_ttl
+from kit.payments import wait_for_void
+from kit.x402 import PATH, ask, get, show
 
 from payagent.agent.base.config import AgentConfig, merchant_terms
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice, MerchantRequest, PaymentRequest
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core.invoice import Invoice
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
-from payagent.dialects import RetryVerdict, parse_answer, parse_response
+from payagent.dialects import RetryVerdict, parse_answer
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.tx_plan import TxPlan
 
 TOKEN = "ab" * 28 + b"USD".hex()
-PATH = "/x402/report?day=1"
 
 
 @pytest.fixture
@@ -39,30 +37,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
     with world_with_clock(tmp_path) as world:
         yield world
-
-
-def get(world: World, headers: dict[str, str] | None = None) -> httpx.Response:
-    return world.http.get(world.origin + PATH, headers=headers)
-
-
-def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> PaymentRequest:
-    answer = answer or get(world)
-    assert answer.status_code == 402, answer.text
-    return PaymentRequest(
-        app_id=APP,
-        origin=world.origin,
-        response=parse_response(402, list(answer.headers.multi_items()), answer.content),
-        received=json.dumps({"status": 402}),
-        request=MerchantRequest("GET", PATH, hashlib.sha256(b"").hexdigest()),
-        **more,
-    )
-
-
-async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
-    """Show the proof, and let the agent read the answer."""
-    answer = get(world, retry_headers(row, run.context.terms.merchants[world.origin], world.address))
-    response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
-    return answer, *await run.agent.deliveries.take_answer(row.id, response)
 
 
 async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
@@ -309,7 +283,7 @@ async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
 ) -> None:
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(most, 100 * ADA), *daily(1_000_000, 2_000_000, TOKEN))
-    terms = with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})
+    terms = with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})
     async with world.run(terms=terms) as run:
         await run.look()
         answer = offering(world, *assets)
@@ -323,7 +297,7 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
     """Rather than to refuse the first, which is above them."""
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
-    async with world.run(terms=with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})) as run:
+    async with world.run(terms=with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})) as run:
         await run.look()
         answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
         row, _ = await run.agent.pay(ask(world, answer))
@@ -379,9 +353,13 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
     asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
 
     def knowing(terms: AgentConfig) -> AgentConfig:
-        named = read_merchant("m", {"origin": world.origin, "known_as": ["http://localhost:3000"]}, "devnet")
-        known_as = merchant_terms("m", named, None).known_as
-        return replace(terms, merchants={o: replace(m, known_as=known_as) for o, m in terms.merchants.items()})
+        named = read_merchant(
+            "m", {"origin": world.origin, "resource_origins": ["http://localhost:3000"]}, "devnet"
+        )
+        resource_origins = merchant_terms("m", named, None).resource_origins
+        return replace(
+            terms, merchants={o: replace(m, resource_origins=resource_origins) for o, m in terms.merchants.items()}
+        )
 
     async with world.run() as run:
         await run.look()

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import World
-from api_kit import Api, served
+from kit.agent import World
+from kit.api import Api, served
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from agent_kit import ADA, World, with_terms
-from api_kit import Api, served
+from kit.agent import ADA, World, with_terms
+from kit.api import Api, served
 
 from payagent.store.rows import payments
 
@@ -14,7 +14,7 @@ from payagent.store.rows import payments
 async def api(world: World) -> AsyncIterator[Api]:
     """A funded wallet behind a running API; above 5 ADA a person decides."""
     world.fund(*[100 * ADA] * 5)
-    async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+    async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
         await run.look()
         async with served(run) as api:
             yield api

@@ -10,12 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import world_with_clock
-from api_kit import Api, served
-from canaries import plant
-from http_kit import NO_TLS
-from test_api_events import following
-from test_api_refusals import require_problem
+from kit.agent import world_with_clock
+from kit.api import Api, require_problem, served
+from kit.canaries import plant
+from kit.event_stream import following
+from kit.http import NO_TLS
 
 from payagent.core import ledger
 from payagent.store.db.unit import Unit
@@ -238,7 +237,7 @@ async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path:
             assert bot["active"] is False
 
 
-async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: Api) -> None:
+async def test_an_expiry_beyond_the_last_date_is_shown_as_the_last_date(api: Api) -> None:
     """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
     end_ms = 253_402_318_799_000
     await api.run.context.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
@@ -246,7 +245,7 @@ async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: A
     assert (rows["payer"]["active"], rows["payer"]["expires_at"]) == (True, "9999-12-31T23:59:59.999Z")
 
 
-async def test_no_app_gives_what_it_lacks(api: Api) -> None:
+async def test_an_app_cannot_grant_a_scope_that_it_lacks(api: Api) -> None:
     client = api.as_("operator")
     require_problem(await client.post("/v1/apps", json={"name": "x", "scopes": ["approve"]}), "forbidden")
     require_problem(await client.post("/v1/apps/payer/rotate-token", json={}), "forbidden")
@@ -254,7 +253,7 @@ async def test_no_app_gives_what_it_lacks(api: Api) -> None:
     require_problem(await client.post("/v1/apps/operator/revoke"), "forbidden")
 
 
-async def test_no_app_ends_what_may_do_more(api: Api) -> None:
+async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
     client = api.as_("operator")
     for app in ("first", "payer"):
         assert require_problem(await client.post(f"/v1/apps/{app}/revoke"), "forbidden")["needs"]

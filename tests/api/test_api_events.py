@@ -1,18 +1,17 @@
 """/v1/events over HTTP: what happens comes as it happens, to whom it concerns, and nothing is missed or hangs."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-from agent_kit import World
-from api_kit import Api, served
-from canaries import plant
-from http_kit import NO_TLS
+from kit.agent import World
+from kit.api import Api, served
+from kit.canaries import plant
+from kit.event_stream import PATIENCE_S, Stream, following
+from kit.http import NO_TLS
 
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.tokens import hash_token, new_token
@@ -21,53 +20,6 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, events
 from payagent.store.rows import writes as records
 from payagent.store.rows.events import PAGE_ROWS
-
-PATIENCE_S = 20
-
-
-class Stream:
-    """A client's end of one stream."""
-
-    def __init__(self, answer: httpx.Response) -> None:
-        self.answer = answer
-        self._lines = answer.aiter_lines()
-
-    async def next(self) -> dict[str, Any]:
-        """The next event, as it stands in its lines; comments are passed over."""
-        found: dict[str, Any] = {}
-        async with asyncio.timeout(PATIENCE_S):
-            async for line in self._lines:
-                if not line and found:
-                    return found | {"data": json.loads(found["data"])}
-                name, _, value = line.partition(": ")
-                if name:
-                    found[name] = value
-        raise EOFError
-
-    async def until(self, event: str) -> list[dict[str, Any]]:
-        """Events up to the first of that name."""
-        found = [await self.next()]
-        while found[-1]["event"] != event:
-            found.append(await self.next())
-        return found
-
-    async def end(self) -> None:
-        """Return when the server has ended it."""
-        async with asyncio.timeout(PATIENCE_S):
-            async for _ in self._lines:
-                pass
-
-
-@asynccontextmanager
-async def following(api: Api, app: str = "first", **more: Any) -> AsyncIterator[Stream]:
-    async with api.as_(app).stream("GET", "/v1/events", **more) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        stream = Stream(answer)
-        async for line in stream._lines:
-            assert line == ": from here on"
-            break
-        yield stream
 
 
 async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Api) -> None:

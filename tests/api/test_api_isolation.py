@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from api_kit import Api
-from canaries import plant
-from test_api_events import following
-from test_api_refusals import require_problem
+from kit.api import Api, require_problem
+from kit.api_operations import BLIND, OPERATIONS
+from kit.canaries import plant
+from kit.event_stream import following
 
 from payagent.core.money import format_ada
 from payagent.core.policy import WALLET, Limit, Scope, Window
@@ -18,58 +18,7 @@ from payagent.store.rows.limit_counters import set_limit
 NAMED = "{id}"
 """Where the other app's payment goes, in a path of the table."""
 
-FORBIDDEN = "forbidden"
-NOT_FOUND = "not_found"
-BLIND = "blind"
-"""It answers, with nothing in it that another app did."""
 
-OPERATIONS: dict[str, tuple[str, Any]] = {
-    "get /metrics": (FORBIDDEN, None),
-    "get /v1/payments": (BLIND, None),
-    "post /v1/payments": (BLIND, "402"),
-    "post /v1/quotes": (BLIND, "402"),
-    "get /v1/payments/{payment_id}": (NOT_FOUND, None),
-    "get /v1/payments/{payment_id}/receipt": (FORBIDDEN, None),
-    "post /v1/payments/{payment_id}/delivery": (NOT_FOUND, {"status": 200}),
-    "post /v1/payments/{payment_id}/resolve": (FORBIDDEN, None),
-    "post /v1/payments/{payment_id}/approve": (FORBIDDEN, None),
-    "post /v1/payments/{payment_id}/deny": (FORBIDDEN, None),
-    "get /v1/pause": (BLIND, None),
-    "post /v1/pause": (FORBIDDEN, {}),
-    "post /v1/resume": (FORBIDDEN, None),
-    "get /v1/events": (BLIND, "stream"),
-    "get /v1/merchants": (BLIND, None),
-    "get /v1/merchants/{name}": (FORBIDDEN, None),
-    "post /v1/merchants/{name}/pins": (FORBIDDEN, {"role": "split", "address": "a"}),
-    "post /v1/merchants/{name}/unpin": (FORBIDDEN, {"role": "split", "address": "a"}),
-    "post /v1/merchants/{name}/resume": (FORBIDDEN, None),
-    "post /v1/merchants": (FORBIDDEN, {"name": "mine", "origin": "https://mine.example"}),
-    "post /v1/merchants/{name}/remove": (FORBIDDEN, None),
-    "get /v1/wallet": (BLIND, None),
-    "get /v1/wallet/utxos": (FORBIDDEN, None),
-    "post /v1/wallet/split": (FORBIDDEN, {"count": 1, "lovelace": "5000000"}),
-    "post /v1/wallet/send": (FORBIDDEN, {"address": "a", "units": "1"}),
-    "post /v1/wallet/unfreeze": (FORBIDDEN, None),
-    "get /v1/limits": (BLIND, None),
-    "post /v1/limits": (FORBIDDEN, {"limits": {"per_day": "1"}}),
-    "get /v1/apps": (FORBIDDEN, None),
-    "post /v1/apps": (FORBIDDEN, {"name": "mine"}),
-    "post /v1/apps/{name}/rotate-token": (FORBIDDEN, {}),
-    "post /v1/apps/{name}/revoke": (FORBIDDEN, None),
-    "get /v1/prepaid": (FORBIDDEN, None),
-    "post /v1/prepaid/quotes": (BLIND, "call"),
-    "get /v1/prepaid/topups": (FORBIDDEN, None),
-    "post /v1/prepaid/topups": (FORBIDDEN, {"merchant": "t", "units": "1"}),
-    "get /v1/prepaid/topups/{topup_id}": (FORBIDDEN, None),
-    "post /v1/prepaid/topups/{topup_id}/cancel": (FORBIDDEN, None),
-    "get /v1/ledger/entries": (FORBIDDEN, None),
-    "get /v1/ledger/balance": (FORBIDDEN, None),
-    "get /v1/ledger/spend": (FORBIDDEN, None),
-    "get /v1/ledger/verify": (FORBIDDEN, None),
-    "get /v1/ledger/export": (FORBIDDEN, None),
-    "get /v1/ledger/snapshot": (FORBIDDEN, None),
-    "get /v1/ledger/reconcile": (FORBIDDEN, None),
-}
 PUBLIC = {"get /healthz", "get /readyz", "head /healthz", "head /readyz"}
 
 

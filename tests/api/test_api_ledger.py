@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Never
 
 import pytest
-from agent_kit import World
-from api_kit import Api, served
+from kit.agent import World
+from kit.api import Api, served
 
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.api.routes import ledger as books

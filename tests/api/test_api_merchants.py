@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import World, with_terms, world_with_clock
-from api_kit import Api, served
-from canaries import plant
-from test_api_refusals import require_problem
+from kit.agent import World, with_terms, world_with_clock
+from kit.api import Api, require_problem, served
+from kit.canaries import plant
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.merchant_rules import MerchantRules
@@ -19,7 +18,9 @@ KEY = plant("a merchant's key", "canary-key-of-a-merchant")
 
 async def test_a_program_learns_what_its_calls_should_carry(world: World) -> None:
     inside = frozenset(("http://localhost:3000",))
-    plain = MerchantConfig("a", "https://a.example", None, None, "submitted", 5, api_key=KEY, known_as=inside)
+    plain = MerchantConfig(
+        "a", "https://a.example", None, None, "submitted", 5, api_key=KEY, resource_origins=inside
+    )
     merchants = {plain.origin: plain, **{k: replace(v, api_key=KEY) for k, v in world.terms.merchants.items()}}
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
         for app in ("payer", "reader", "operator"):
@@ -27,7 +28,13 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
             assert answer.status_code == 200
             buyer = {"X-Partner": "demo", "X-Wallet-Address": world.address}
             assert answer.json()["merchants"] == [
-                {"name": name, "origin": origin, "known_as": names, "ready": ready, "call_headers": headers}
+                {
+                    "name": name,
+                    "origin": origin,
+                    "resource_origins": names,
+                    "ready": ready,
+                    "call_headers": headers,
+                }
                 | {"set_by": "config", "accepted_depth": None, "refused_early": False}
                 for name, origin, names, ready, headers in (
                     ("a", plain.origin, [*inside], "submitted", {}),
@@ -53,7 +60,9 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
     """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[100_000_000] * 5)
-        rules = MerchantRules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
+        rules = MerchantRules(
+            first_use=True, price_rise_percent_max=25, stop_after_unserved=1, payments_in_flight_max=100
+        )
         merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
         async with world.run(terms=with_terms(merchants=merchants)) as run:
             await run.look()
@@ -76,7 +85,12 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
         assert {one["set_by"] for one in told["addresses"]} == {"daemon"}
         agreed = {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "13000000"}
         assert told["prices"] == [agreed]
-        settings = {"pin": "first_use", "drift_percent": 25, "stop_after": 1, "in_flight_max": 100}
+        settings = {
+            "pin": "first_use",
+            "price_rise_percent_max": 25,
+            "stop_after_unserved": 1,
+            "payments_in_flight_max": 100,
+        }
         assert {key: told[key] for key in settings} == settings
         assert (told["strikes"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
     require_problem(await guarded.http.get("/v1/merchants/nobody"), "not_found")

@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-from agent_kit import World
-from api_kit import Api
-from test_api_refusals import require_problem
+from kit.agent import World
+from kit.api import Api, require_problem
 
 from payagent.core.payment import State
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import requests
 import schemathesis
-from agent_kit import World
-from api_kit import Api, served
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import integers
+from kit.agent import World
+from kit.api import Api, served
+from kit.api_operations import FORBIDDEN, OPERATIONS
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from test_api_isolation import FORBIDDEN, OPERATIONS
 
 from payagent.api.http.rate_limit import Rates
 from payagent.core.problems import PROBLEMS
@@ -95,7 +95,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
         await run.look()
-        async with served(run, Bounds(rates=Rates(calls_per_s=10_000))) as api:
+        async with served(run, Bounds(rates=Rates(rate_limit_per_s=10_000))) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
             document = (await api.http.get("/openapi.json")).json()

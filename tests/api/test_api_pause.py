@@ -1,6 +1,6 @@
 """An operator stops all signing over HTTP, and everybody sees that it is so."""
 
-from api_kit import Api
+from kit.api import Api
 
 
 async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(api: Api) -> None:
@@ -40,7 +40,7 @@ async def test_who_pauses_what_is_paused_is_told_whose_pause_and_reason_stand(ap
     assert "already" not in (await api.http.get("/v1/pause")).json()
 
 
-async def test_only_an_operator_throws_the_switch_and_an_app_is_not_told_by_whom(api: Api) -> None:
+async def test_only_an_operator_pauses_and_an_app_is_not_told_who_did(api: Api) -> None:
     for app in ("payer", "reader"):
         for path in ("pause", "resume"):
             answer = await api.as_(app).post(f"/v1/{path}", json={})

@@ -8,9 +8,8 @@ import sqlite3
 from collections import Counter
 from dataclasses import replace
 
-from agent_kit import ADA, World
-from api_kit import Api, served
-from test_api_refusals import require_problem
+from kit.agent import ADA, World
+from kit.api import Api, require_problem, served
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -64,7 +63,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     assert wallet["assets"][0]["total"] == str(world.on_chain()["lovelace"])
 
 
-async def test_who_buys_is_one_however_often_the_call_says_it(api: Api) -> None:
+async def test_a_request_that_names_two_partners_is_refused(api: Api) -> None:
     """Else a batch is bought for a balance that nobody has."""
     api.world.settings(batch=4)
     call = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
@@ -349,7 +348,7 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
     assert [(a["kind"], a["tx_hash"]) for a in shown["attempts"]] == [("pay", paid["tx_hash"])]
 
 
-async def test_that_no_answer_came_is_told_too(api: Api) -> None:
+async def test_a_retry_without_an_answer_can_be_reported(api: Api) -> None:
     """The proof was shown then, and the merchant has the money."""
     paid = await api.pay("no answer")
     report = f"/v1/payments/{paid['id']}/delivery"

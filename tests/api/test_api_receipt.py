@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from agent_kit import World, daily, with_terms
-from api_kit import Api, served
+from kit.agent import World, daily, with_terms
+from kit.api import Api, served
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt

@@ -1,6 +1,6 @@
 """An operator takes a payment's coins back over HTTP."""
 
-from api_kit import Api
+from kit.api import Api
 
 
 async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:

@@ -6,8 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agent_kit import World
-from api_kit import Api, served
+from kit.agent import World
+from kit.api import Api, served
 
 FUNDED_LOVELACE = 500_000_000
 

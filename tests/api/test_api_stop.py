@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from agent_kit import ADA, World
-from api_kit import Api, served
-from http_kit import NO_TLS
-from proxy.proxy_kit import Heard, place
+from kit.agent import ADA, World
+from kit.api import Api, served
+from kit.http import NO_TLS
+from kit.proxy import Heard, place
 
 from payagent.store.rows import writes as records
 

@@ -5,10 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from agent_kit import ADA, World
-from api_kit import Api, served
-from canaries import plant
-from test_api_refusals import require_problem
+from kit.agent import ADA, World
+from kit.api import Api, require_problem, served
+from kit.canaries import plant
 
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import PaymentQuote, PaymentRequest

@@ -1,10 +1,10 @@
 """The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
 
 import pytest
-from agent.test_agent_foreign import spend_elsewhere
-from agent_kit import DEVNET, World, daily, with_terms
-from api_kit import Api, served
-from hostile_402s import TOKEN, address
+from kit.agent import DEVNET, World, daily, with_terms
+from kit.api import Api, served
+from kit.external_spends import spend_elsewhere
+from kit.hostile_402s import TOKEN, address
 
 PAYEE = address(DEVNET, 6, 0x41)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from audit.books_kit import Past, copy_of, past
+from kit.audit import Past, copy_of, past
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from audit.books_kit import TOKEN, Past
+from kit.audit import TOKEN, Past
 
 from payagent.audit.export import Format, export
 from payagent.audit.plain_text_accounting import account_name, commodity_name

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agent.test_agent_trust import approve, guarded, leave_unserved, pay_to
-from agent_kit import ADA, APP, DEVNET, World, world_with_clock
-from audit.books_kit import Past, copy_of, findings, fresh, tamper
+from kit.agent import ADA, APP, DEVNET, World, world_with_clock
+from kit.audit import Past, copy_of, findings, fresh, tamper
+from kit.merchants import approve, guarded, leave_unserved, pay_to
 
 from payagent.agent.base import merchant_trust as trust
 from payagent.agent.operator import merchants
@@ -17,7 +17,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.core.merchant_rules import MerchantRules
 from payagent.store.db.unit import Unit
 
-RULES = MerchantRules(first_use=True, drift_percent=25, stop_after=2)
+RULES = MerchantRules(first_use=True, price_rise_percent_max=25, stop_after_unserved=2)
 
 
 async def live(world: World) -> None:

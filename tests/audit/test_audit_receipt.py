@@ -11,16 +11,16 @@ from typing import Any
 
 import httpx
 import pytest
-from agent.test_agent_replace import pass_time_of
-from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
-from agent.test_agent_x402 import ask as ask_x402
-from agent.test_agent_x402 import get as get_x402
-from agent.test_agent_x402 import show as show_x402
-from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
-from audit.books_kit import Past
+from kit.agent import ADA, DEVNET, Clock, World, with_terms, world_with_clock
+from kit.audit import Past
+from kit.payments import pass_time_of
+from kit.upkeep import HOUR_S, burst, keep, kept, land, own_orders
+from kit.x402 import ask as ask_x402
+from kit.x402 import get as get_x402
+from kit.x402 import show as show_x402
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.api.models.render_receipt import receipt_view
+from payagent.api.models.receipt import Receipt as PaymentReceipt
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt, untold
 from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
@@ -81,7 +81,7 @@ def receipts(path: Path, terms: AgentConfig) -> list[Receipt]:
         rows = payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
-        return [json.loads(json.dumps(receipt_view(conn, row, terms))) for row in reversed(rows)]
+        return [json.loads(json.dumps(PaymentReceipt.of(conn, row, terms).model_dump())) for row in reversed(rows)]
 
 
 def judge(receipt: Receipt) -> list[AuditFinding]:
@@ -174,7 +174,7 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert "402" in refused["invoice"]["response"]
 
 
-def test_whatever_is_changed_is_found_but_for_what_others_must_tell(all_receipts: list[Receipt]) -> None:
+def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
     for receipt in all_receipts:
         assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
@@ -217,7 +217,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
             return json.dumps({"status": 402, "headers": headers(path), "body": ""})
 
         (merchant,) = world.terms.merchants.values()
-        known = {world.origin: replace(merchant, known_as=frozenset((inside,)))}
+        known = {world.origin: replace(merchant, resource_origins=frozenset((inside,)))}
         async with world.run(terms=with_terms(merchants=known)) as run:
             await run.look()
             asked = ask_x402(world, httpx.Response(402, headers=headers(sold)))
@@ -316,7 +316,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     return dict(event)
 
 
-def test_a_block_that_is_said_to_be_anothers_matter_bears_nothing_out(all_receipts: list[Receipt]) -> None:
+def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
     forged["sightings"] = []

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from agent.test_agent_handover import broadcast
-from agent_kit import ADA, DEVNET, Clock, Relay, Run, World
-from audit.books_kit import TOKEN, live, tamper
+from kit.agent import ADA, DEVNET, Clock, Relay, Run, World
+from kit.audit import TOKEN, live, tamper
+from kit.handover import broadcast
 
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.app import create_app

@@ -150,7 +150,7 @@ with Readers(Path(sys.argv[1])).snapshot() as conn, shared_out(conn, owner_of(co
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no helpers")
-def test_who_helps_ends_with_a_daemon_that_is_killed(ledgers: tuple[Path, Path]) -> None:
+def test_helper_processes_end_with_a_killed_daemon(ledgers: tuple[Path, Path]) -> None:
     command = [sys.executable, "-c", SHARED_OUT, str(ledgers[0]), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

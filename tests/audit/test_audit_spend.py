@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
-from agent_kit import ADA, Clock, World
-from audit.books_kit import TOKEN, Past, findings, fresh, live
+from kit.agent import ADA, Clock, World
+from kit.audit import TOKEN, Past, findings, fresh, live
+from kit.handover import pass_ttl, with_handover
+from kit.payments import wait_for_void
 
 from payagent.core import ledger
 from payagent.core.address import encode_address

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent import test_agent_chain as chain
-from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
-from audit.books_kit import (
+from kit.agent import ADA, DEVNET, World, with_terms, world_with_clock
+from kit.audit import (
     VIEWS_MIGRATION,
     Past,
     append,
@@ -25,7 +24,8 @@ from audit.books_kit import (
     told,
     unguarded,
 )
-from page_kit import blocks
+from kit.pages import blocks
+from kit.payments import replace_parent, wait_for_void
 
 from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address
@@ -325,11 +325,11 @@ def world(tmp_path: Path) -> Iterator[World]:
 async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it(world: World) -> None:
     """The parent was paid by another attempt, so that what its child was to spend can never be."""
     world.fund(300 * ADA)
-    async with world.run(terms=with_terms(unconfirmed_ancestors=8, settle_depth=25)) as run:
-        parent, child, _ = await chain.TestAChildWithoutItsParent.orphaned(world, run)
+    async with world.run(terms=with_terms(unconfirmed_ancestors_max=8, settle_depth=25)) as run:
+        parent, child, _ = await replace_parent(world, run)
         await run.settle_down()
-        await chain.bury(world, run)
-        await chain.bury(world, run)
+        await wait_for_void(world, run)
+        await wait_for_void(world, run)
         void = run.context.payment(child.id)
         assert void.void_by == run.context.payment(parent.id).tx_id
         ((number,),) = run.context.conn.execute(

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from audit.books_kit import TOKEN, Past, fresh
+from kit.audit import TOKEN, Past, fresh
 
 from payagent.core.money import LOVELACE, format_units
 from payagent.core.timestamps import iso_time

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_kit import Clock, World
-from backup.backup_kit import with_keystore
+from kit.agent import Clock, World
+from kit.backup import with_keystore
 
 from payagent.devnet.server import DevnetThread
 

@@ -12,9 +12,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, WORDS, World
-from backup.backup_kit import PASSPHRASE, listing, put_back, settings_of, taken
-from cli.cli_kit import spawn
+from kit.agent import ADA, WORDS, World
+from kit.backup import PASSPHRASE, listing, put_back, settings_of, taken
+from kit.cli import spawn
 
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.backup.create import back_up

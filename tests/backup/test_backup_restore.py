@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, DEVNET, Clock, Relay, World
-from audit.books_kit import findings, of_an_older_payagent
-from backup.backup_kit import NOBODY, listing, put_back, settings_of, taken
+from kit.agent import ADA, DEVNET, Clock, Relay, World
+from kit.audit import findings, of_an_older_payagent
+from kit.backup import NOBODY, listing, put_back, settings_of, taken
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness

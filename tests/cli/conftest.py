@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_kit import TOKEN, Shop, running, until
+from kit.cli import TOKEN, Shop, running, until
 
 from payagent.devnet.server import DevnetThread
 

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, clean_environ, running, spawn, until
-from page_kit import blocks
+from kit.cli import Shop, clean_environ, running, spawn, until
+from kit.pages import blocks
 
 
 @pytest.fixture(scope="module")
 def asking(closed_shop: Shop) -> Iterator[Shop]:
     with closed_shop.config.open("a") as config:
-        config.write('\n[approvals]\nabove = "5 ADA"\n')
+        config.write('\n[approvals]\nrequired_above = "5 ADA"\n')
     for _ in range(4):
         closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
     with running(closed_shop):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import plant
-from cli_kit import TOKEN, Result, Shop, clean_environ, write_private
+from kit.canaries import plant
+from kit.cli import TOKEN, Result, Shop, clean_environ, write_private
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_kit import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, until
-from page_kit import blocks
+from kit.cli import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, until
+from kit.pages import blocks
 
 BIN = Path(sys.executable).parent
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_private
+from kit.cli import TOKEN, Result, Shop, checks, invoke, spawn, until, write_private
 
 from payagent.core.timestamps import iso_time
 from payagent.devnet.merchant import role_address

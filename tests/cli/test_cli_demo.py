@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli_kit import spawn, until
+from kit.cli import spawn, until
 
 from payagent.demo import DemoFailed, run_demo, verify
 from payagent.demo.stage import Progress, stage

@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agent_kit import Relay
-from audit.books_kit import of_an_older_payagent
-from cli_kit import Shop, checks, invoke, spawn, write_private
+from kit.agent import Relay
+from kit.audit import of_an_older_payagent
+from kit.cli import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -223,14 +223,19 @@ def safe(data: Path, tmp_path: Path) -> Path:
     ("before", "after", "key", "fix"),
     [
         ("[limits]", 'pin = "off"\n[limits]', "merchants.t.pin", "first_use"),
-        ("[limits]", 'drift_percent = "off"\n[limits]', "merchants.t.drift_percent", "set 25"),
-        ("[limits]", 'in_flight_max = "off"\n[limits]', "merchants.t.in_flight_max", "set 100"),
-        ("[limits]", 'stop_after = "off"\n[limits]', "merchants.t.stop_after", "set 3"),
-        ("[limits]", "private_network = true\n[limits]", "merchants.t.private_network", "only if"),
+        ("[limits]", 'price_rise_percent_max = "off"\n[limits]', "merchants.t.price_rise_percent_max", "set 25"),
+        ("[limits]", 'payments_in_flight_max = "off"\n[limits]', "merchants.t.payments_in_flight_max", "set 100"),
+        ("[limits]", 'stop_after_unserved = "off"\n[limits]', "merchants.t.stop_after_unserved", "set 3"),
+        ("[limits]", "allow_private_network = true\n[limits]", "merchants.t.allow_private_network", "only if"),
         ("[limits]", '[limits]\nper_transaction = "21 ADA"', "limits.per_transaction", "lower it"),
         ("[limits]", '[limits]\nsigned_per_day = "41 ADA"', "limits.signed_per_day", "lower it"),
         ('per_day = "10"', 'per_day = "10"\nper_transaction = "11"', "limits.per_transaction of", "lower it"),
-        ('listen = "127.0.0.1:0"', 'listen = "127.0.0.1:0"\nhosts = ["pay.example"]', "api.hosts", "pay.example"),
+        (
+            'listen = "127.0.0.1:0"',
+            'listen = "127.0.0.1:0"\nallowed_hosts = ["pay.example"]',
+            "api.allowed_hosts",
+            "pay.example",
+        ),
         ('listen = "127.0.0.1:0"', REMOTE, "api.listen", "tunnel"),
         (SECOND, "", "chain.providers", "a second one"),
         ("https://localhost:9", "http://127.0.0.1:10", "chain.providers", "another operator"),
@@ -261,13 +266,13 @@ def test_a_project_id_that_travels_in_the_open_is_named(safe: Path, data: Path) 
     assert "project id" not in warned(safe)["chain.providers 2"]
     secret = write_private(data / "project-id", "an id")
     safe.write_text(text.replace('e/api"\n', f'e/api"\nproject_id_file = "{secret}"\n'))
-    assert "reads the project id" in warned(safe)["chain.providers 2"]
+    assert "read the project id" in warned(safe)["chain.providers 2"]
 
 
 def test_names_of_a_port_that_other_machines_reach_are_named_too(safe: Path) -> None:
-    text = safe.read_text().replace('listen = "127.0.0.1:0"', REMOTE + '\nhosts = ["pay.example"]')
+    text = safe.read_text().replace('listen = "127.0.0.1:0"', REMOTE + '\nallowed_hosts = ["pay.example"]')
     safe.write_text(text)
-    assert warned(safe).keys() == {"api.listen", "api.hosts"}
+    assert warned(safe).keys() == {"api.listen", "api.allowed_hosts"}
 
 
 def test_a_limit_set_at_run_time_above_what_the_signer_lets_out_is_named(safe: Path, data: Path) -> None:
@@ -349,5 +354,5 @@ def test_a_credential_that_cannot_be_looked_at_ends_no_other_check(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/" + "x" * 5000)
     found = checks(safe)
     assert (found["passphrase"]["ok"], found["data folder"]["ok"]) == (False, True)
-    assert "cannot be looked at" in str(found["passphrase"]["detail"])
-    assert "cannot be looked at" in str(found["fence"]["detail"])
+    assert "cannot read the systemd credential" in str(found["passphrase"]["detail"])
+    assert "cannot read the systemd credential" in str(found["fence"]["detail"])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import PATIENCE_S, TOKEN, Shop, running, spawn, until
-from terminal_kit import at_terminal
-from x402_sdk.sdk_merchant import SdkMerchant
+from kit.cli import PATIENCE_S, TOKEN, Shop, running, spawn, until
+from kit.sdk_merchant import SdkMerchant
+from kit.terminal import at_terminal
 
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
@@ -322,7 +322,7 @@ def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
     """A fetch with little patience."""
     process = spawn(
         *("fetch", *words, "--config", street.shop.config),
-        environ={"PAYAGENT_PROXY__PATIENCE_S": "3"},
+        environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -440,7 +440,7 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
         ("http://127.0.0.1/x", "-o", "/nowhere/at/all"),
     ],
 )
-def test_a_slip_on_the_command_line_is_told(street: Street, arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_is_reported(street: Street, arguments: tuple[str, ...]) -> None:
     assert fetch(street.shop, *arguments).code == 2
 
 

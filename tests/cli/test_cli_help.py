@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import httpx
 import pytest
-from cli_kit import invoke, spawn
-from http_kit import NO_TLS
+from kit.cli import invoke, spawn
+from kit.http import NO_TLS
 
 from payagent.cli import run
 from payagent.cli.reference import help_of, reference, walk

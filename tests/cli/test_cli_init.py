@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from agent_kit import WORDS
-from canaries import plant
-from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
+from kit.agent import WORDS
+from kit.canaries import plant
+from kit.cli import PASSPHRASE, Result, invoke, spawn, write_private
 
 from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings
@@ -67,7 +67,7 @@ def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
     assert settings.chain.providers[0].base_url == CHAIN
     assert (settings.merchants["t"].origin, settings.merchants["t"].partner) == (MERCHANT, "demo")
     assert (
-        "`below` in [merchants.t.topup], the first top-up may follow at once"
+        "`auto_below` in [merchants.t.topup], the first top-up may follow at once"
         in (tmp_path / "config.toml").read_text()
     )
     assert settings.data_dir == tmp_path / "data"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Result, Shop, running, until
+from kit.cli import Result, Shop, running, until
 
 from payagent.devnet.merchant import role_address
 
@@ -16,7 +16,7 @@ NEW = role_address("new").text
 def guarded(closed_shop: Shop) -> Iterator[Shop]:
     """The daemon of a wallet whose merchant is held to what is known of it, as on every network but the devnet."""
     text = closed_shop.config.read_text()
-    held = '[merchants.t]\npin = "first_use"\ndrift_percent = 25\n'
+    held = '[merchants.t]\npin = "first_use"\nprice_rise_percent_max = 25\n'
     assert "[merchants.t]\n" in text
     closed_shop.config.write_text(text.replace("[merchants.t]\n", held))
     for _ in range(6):

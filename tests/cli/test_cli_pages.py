@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli_kit import Shop, clean_environ
-from page_kit import blocks
+from kit.cli import Shop, clean_environ
+from kit.pages import blocks
 
 PAGES = (
     ("fund-the-wallet", "Fund the wallet", 1),

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from cli_kit import Shop, checks, running, spawn, until
+from kit.cli import Shop, checks, running, spawn, until
 
 
 def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(closed_shop: Shop) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_kit import Result, Shop, spawn
+from kit.cli import Result, Shop, spawn
 
 READER_GONE = 141
 

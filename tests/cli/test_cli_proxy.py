@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cli_kit import Shop, spawn, write_private
-from http_kit import NO_TLS
+from kit.cli import Shop, spawn, write_private
+from kit.http import NO_TLS
 
 from payagent.devnet.server import DevnetThread
 
@@ -86,7 +86,7 @@ def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
 
 def test_a_name_that_the_daemons_port_has_is_none_of_a_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
     """A page there would be let in: browsers send no Sec-Fetch-Site to an http address that is no loopback one."""
-    config = with_api_keys(shop, tmp_path, 'hosts = ["pay.example"]')
+    config = with_api_keys(shop, tmp_path, 'allowed_hosts = ["pay.example"]')
     with (
         bare(shop, "--config", str(config)) as url,
         httpx.Client(verify=NO_TLS, trust_env=False, timeout=30) as http,

@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, clean_environ, until
-from page_kit import blocks
+from kit.cli import Shop, clean_environ, until
+from kit.pages import blocks
 
 TIMEOUT_S = 90
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")

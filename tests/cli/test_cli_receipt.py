@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cli_kit import Shop, invoke, running, spawn, until
-from http_kit import NO_TLS
+from kit.cli import Shop, invoke, running, spawn, until
+from kit.http import NO_TLS
 
 from payagent.api.http.server import GRACE_S
 from payagent.devnet.server import DevnetThread
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_receipt_is_a_clear_error(tmp_path: Path, text: str) -
     assert (refused.code, refused.out, refused.error["code"]) == (2, "", "receipt_invalid")
 
 
-def test_a_file_that_is_not_there_and_two_things_at_once_are_slips(tmp_path: Path) -> None:
+def test_a_missing_file_or_two_sources_are_usage_errors(tmp_path: Path) -> None:
     assert invoke("ledger", "verify", "--receipt", tmp_path / "none").error["code"] == "usage"
     (tmp_path / "r").write_text("{}")
     both = invoke("ledger", "verify", "--receipt", tmp_path / "r", "--head", f"1:{'0' * 64}")

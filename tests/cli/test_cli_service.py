@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli import under_unit
-from cli.cli_kit import Shop, invoke, running, spawn, until
+from kit.cli import Shop, invoke, running, spawn, until
 
 from payagent.secret_file import require_out_of_reach
 

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from canaries import plant
-from cli_kit import Shop
-from terminal_kit import at_terminal
+from kit.canaries import plant
+from kit.cli import Shop
+from kit.terminal import at_terminal
 
 from payagent.cli.terminal import Terminal
 
@@ -143,7 +143,7 @@ def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
 
 
 def _restore(tmp_path: Path, words: Path, passphrase: Path) -> str:
-    from cli_kit import invoke
+    from kit.cli import invoke
 
     again = invoke(
         *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, running, until
+from kit.cli import Shop, running, until
 
 CONFIG = """
 [merchants.t.topup]
@@ -99,7 +99,7 @@ def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -
     assert ended.json["payments"] == []
 
 
-def test_slips_are_told_before_anything_is_ordered(shop: Shop) -> None:
+def test_usage_errors_are_reported_before_anything_is_ordered(shop: Shop) -> None:
     before = shop.payagent("prepaid", "topups").json
     for arguments, code in (
         (("t", "--amount", "5"), "units_not_understood"),

@@ -1,14 +1,14 @@
 """A balance that is low is raised by the daemon itself, as the config says."""
 
-from cli_kit import Shop, running, until
+from kit.cli import Shop, running, until
 
 CONFIG = """
 [merchants.t.topup]
 path = "/payments/topup"
 body = "{}"
-below = 5
-to = 15
-per_day_count = 1
+auto_below = 5
+auto_to = 15
+auto_per_day_max = 1
 """
 
 

@@ -3,19 +3,18 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import World
-from client import client_kit
-from client.client_kit import Program, Start
-from proxy.proxy_kit import Place
+from kit.agent import World
+from kit.client import WAYS, Program, Start, open_shop
+from kit.proxy import Place
 
 
 @pytest.fixture
 async def shop(world: World) -> AsyncIterator[Place]:
-    async with client_kit.shop(world) as at:
+    async with open_shop(world) as at:
         yield at
 
 
-@pytest.fixture(params=client_kit.WAYS)
+@pytest.fixture(params=WAYS)
 def start(request: pytest.FixtureRequest, shop: Place) -> Start:
     """Start a program: `start(max_cost_units=...)`."""
     return lambda **options: Program(shop, request.param, **options)

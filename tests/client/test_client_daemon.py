@@ -16,11 +16,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_kit import World
-from canaries import plant
-from client import client_kit
-from client.client_kit import UTXOS, WAYS, Program, Start, refusal
-from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
+from kit.agent import World
+from kit.canaries import plant
+from kit.client import UTXOS, WAYS, Program, Start, open_shop, refusal
+from kit.proxy import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
@@ -341,9 +340,9 @@ async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_asks_the_daemon_too_often_still_gets_what_it_paid_for(world: World, way: str) -> None:
+async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, way: str) -> None:
     """The merchant puts the first retry off, and meanwhile other calls of the app use up what it may ask."""
-    async with client_kit.shop(world, bounds=BUSY) as at:
+    async with open_shop(world, bounds=BUSY) as at:
         wall = Paywall()
 
         async def put_off(heard: Heard) -> None:
@@ -363,7 +362,7 @@ async def test_who_asks_the_daemon_too_often_still_gets_what_it_paid_for(world: 
 
 async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World) -> None:
     """The next call of its kind tells it first, however long it must wait: else it would show the old proof."""
-    async with client_kit.shop(world, bounds=BUSY) as at:
+    async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
@@ -374,7 +373,7 @@ async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World)
 
 async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhile(world: World) -> None:
     """Of two alike one waits to tell it; the other was given what is not told yet, and showed the old proof."""
-    async with client_kit.shop(world, bounds=BUSY) as at:
+    async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
@@ -385,7 +384,7 @@ async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhil
         assert (len(at.payments), wall.served) == (3, 3)
 
 
-BUSY = Bounds(rates=Rates(calls_per_s=1))
+BUSY = Bounds(rates=Rates(rate_limit_per_s=1))
 
 
 def busy_paywall(at: Place) -> Paywall:

@@ -1,9 +1,9 @@
 """Addresses: CIP-19's own vectors, every damage to one letter, and pycardano as the oracle."""
 
 import pytest
-from hostile_402s import BYRON, bech32
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.hostile_402s import BYRON, bech32
 from pycardano import Address as PycardanoAddress
 from pycardano import Network as PycardanoNetwork
 from pycardano import VerificationKeyHash

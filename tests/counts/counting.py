@@ -61,7 +61,7 @@ class Statements:
 
 async def of_the_agent(folder: Path) -> Counts:
     """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
-    from agent_kit import ADA, world_with_clock
+    from kit.agent import ADA, world_with_clock
 
     from payagent.scheduler import NETWORK_BEATS
 

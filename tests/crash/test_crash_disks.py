@@ -14,8 +14,8 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, Run
-from crash.crash_kit import CountingSigner, CrashWorld, copy_files, crash_world, findings
+from kit.agent import ADA, Run
+from kit.crash import CountingSigner, CrashWorld, copy_files, crash_world, findings
 
 from payagent.api.routes.health import find
 from payagent.core.payment import State

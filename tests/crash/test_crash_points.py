@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA
-from crash.crash_kit import UTXOS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
-from effort import pick
+from kit.agent import ADA
+from kit.crash import UTXOS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
+from kit.effort import pick
 
 EVERY = pick(18, 6)
 COMMITS = {"admit", "sign", "leave", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, with_terms
-from crash.crash_kit import CrashWorld, Disk, crash_world, findings
+from kit.agent import ADA, with_terms
+from kit.crash import CrashWorld, Disk, crash_world, findings
 
 from payagent.core.payment import State
 from payagent.core.problems import Refused
@@ -40,7 +40,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
     `may_do_without`: who asks again after a death that no split was admitted before comes one after the other.
     """
     world.guard.gone = False
-    terms = with_terms(unconfirmed_ancestors=2, upkeep_lovelace=2 * ADA)
+    terms = with_terms(unconfirmed_ancestors_max=2, upkeep_fees_per_day_lovelace=2 * ADA)
     async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}, terms=terms) as run:
         await run.look()
         asks = [world.ask(key, key=key) for key in keys]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, World
-from crash.crash_kit import (
+from kit.agent import ADA, World
+from kit.crash import (
     UTXOS,
     CrashWorld,
     Dead,

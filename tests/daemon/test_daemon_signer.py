@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 import pytest
-from canaries import plant
-from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, start, stop  # noqa: F401  a fixture
-from http_kit import NO_TLS
+from kit.canaries import plant
+from kit.daemon import PASSPHRASE, children, log_of_a_run, refused, start, stop
+from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
@@ -48,7 +48,7 @@ def devnet() -> Iterator[DevnetThread]:
 
 
 @pytest.fixture
-def wallet(folder: Path, devnet: DevnetThread) -> Path:  # noqa: F811
+def wallet(folder: Path, devnet: DevnetThread) -> Path:
     """A folder whose wallet has money, and an app that may order transfers."""
     (folder / "data/keystore.json").unlink()
     create(folder / "data/keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=16)
@@ -81,11 +81,6 @@ class Daemon:
 
     def split(self, key: str) -> httpx.Response:
         return self.http.post("/v1/wallet/split", json=SPLIT, headers={"Idempotency-Key": key})
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @contextmanager
@@ -311,7 +306,7 @@ def _without_locked_memory() -> None:
     ids=["no locked memory", "as it is"],
 )
 def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
-    folder: Path,  # noqa: F811
+    folder: Path,
     limits: Callable[[], None] | None,
     level: str,
     missing: list[str],
@@ -323,7 +318,7 @@ def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
 
 @pytest.mark.parametrize(("limits", "is_told"), [(_without_locked_memory, True), (None, os.geteuid() != 0)])
 def test_doctor_tells_of_a_signer_whose_memory_can_be_swapped_out(
-    folder: Path,  # noqa: F811
+    folder: Path,
     limits: Callable[[], None] | None,
     is_told: bool,
 ) -> None:

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import httpx
 import pytest
-from certificates import certificate
-from http_kit import NO_TLS
-from test_daemon_doors import command, devnet, folder, refused  # noqa: F401  fixtures
+from kit.certificates import certificate
+from kit.daemon import command, refused
+from kit.http import NO_TLS
 
 from payagent.core.problems import PROBLEMS
 
 
 @pytest.fixture
-def secured(folder: Path) -> Path:  # noqa: F811
+def secured(folder: Path) -> Path:
     """A folder whose daemon listens everywhere, with a certificate for 127.0.0.1."""
     certificate(folder)
     set_listen(folder, "0.0.0.0:0")
     return folder
 
 
-def set_listen(folder: Path, listen: str, tls: bool = True) -> None:  # noqa: F811
+def set_listen(folder: Path, listen: str, tls: bool = True) -> None:
     files = (
         f'tls_certificate_file = "{folder}/merchant.pem"\ntls_key_file = "{folder}/merchant.key"\n' if tls else ""
     )
@@ -35,7 +35,7 @@ def set_listen(folder: Path, listen: str, tls: bool = True) -> None:  # noqa: F8
 
 
 @contextmanager
-def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:  # noqa: F811
+def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:
     """A daemon's port and its socket."""
     with subprocess.Popen([*command(folder), *more], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -87,36 +87,36 @@ def test_a_loopback_port_may_speak_tls_too(secured: Path) -> None:
         assert client.get(f"{url}/healthz").status_code == 200
 
 
-def _no_files(folder: Path) -> str:  # noqa: F811
+def _no_files(folder: Path) -> str:
     config = folder / "config.toml"
     config.write_text(re.sub(r"(?m)^tls_.*\n", "", config.read_text()))
-    return "name tls_certificate_file and tls_key_file, or write a loopback address"
+    return "Set tls_certificate_file and tls_key_file, or write a loopback address"
 
 
-def _half(folder: Path) -> str:  # noqa: F811
+def _half(folder: Path) -> str:
     config = folder / "config.toml"
     config.write_text(re.sub(r"(?m)^tls_key.*\n", "", config.read_text()))
-    return "tls_certificate_file and tls_key_file go together"
+    return "set both tls_certificate_file and tls_key_file, or neither"
 
 
-def _open_key(folder: Path) -> str:  # noqa: F811
+def _open_key(folder: Path) -> str:
     (folder / "merchant.key").chmod(0o644)
     return "merchant.key is open to others (0644)"
 
 
-def _other_key(folder: Path) -> str:  # noqa: F811
+def _other_key(folder: Path) -> str:
     (folder / "other").mkdir()
     _, key = certificate(folder / "other")
     key.rename(folder / "merchant.key")
     return "merchant.key: they do not belong together"
 
 
-def _no_key(folder: Path) -> str:  # noqa: F811
+def _no_key(folder: Path) -> str:
     (folder / "merchant.key").unlink()
     return "merchant.key cannot be read: No such file or directory"
 
 
-def _no_pem(folder: Path) -> str:  # noqa: F811
+def _no_pem(folder: Path) -> str:
     (folder / "merchant.pem").write_text("certificate")
     return "they cannot be read as PEM"
 

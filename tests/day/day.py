@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from http_kit import NO_TLS
+from kit.http import NO_TLS
 
 from payagent.api.http.tokens import hash_token
 from payagent.devnet.server import DevnetThread

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from devnet_http_kit import HandClock
+from kit.devnet import HandClock
 from ledger_check.txkit import Draft, Key, Out, OutRef, asset
 
 from payagent.core.address import encode_address

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from blockfrost import ApiError, BlockFrostApi
-from devnet_http_kit import FEE_LOVELACE, POLICY, TOKEN, HandClock, Purse, ada, payer, signed
-from http_kit import NO_TLS
+from kit.devnet import FEE_LOVELACE, POLICY, TOKEN, HandClock, Purse, ada, payer, signed
+from kit.http import NO_TLS
 
 from payagent.devnet.server import DevnetThread
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from devnet_http_kit import HandClock, Purse, ada, payer
-from http_kit import NO_TLS
+from kit.devnet import HandClock, Purse, ada, payer
+from kit.http import NO_TLS
 
 from payagent.devnet.faults import KINDS, READS, SUBMIT
 from payagent.devnet.server import DevnetThread

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 import pytest
-from devnet_http_kit import POLICY, TOKEN, HandClock, Output, Purse, ada, payer
-from http_kit import NO_TLS
+from kit.devnet import POLICY, TOKEN, HandClock, Output, Purse, ada, payer
+from kit.http import NO_TLS
 
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread

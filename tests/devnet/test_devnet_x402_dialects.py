@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from devnet_http_kit import TOKEN, HandClock, Purse, payer
-from http_kit import NO_TLS
+from kit.devnet import TOKEN, HandClock, Purse, payer
+from kit.http import NO_TLS
 
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from devnet_http_kit import TOKEN, HandClock, Output, Purse, ada, payer
-from http_kit import NO_TLS
+from kit.devnet import TOKEN, HandClock, Output, Purse, ada, payer
+from kit.http import NO_TLS
 
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread

@@ -4,11 +4,11 @@ import base64
 import json
 from typing import Any
 
-from dialect_examples import ANNA, BERT, NOW_MS, PAY_TO, PREPROD, reading
-from hostile_402s import TOKEN, bases
 from hypothesis import given
 from hypothesis import strategies as st
-from x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1_entry, v1_required
+from kit.dialect_examples import ANNA, BERT, NOW_MS, PAY_TO, PREPROD, reading
+from kit.hostile_402s import TOKEN, bases
+from kit.x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused

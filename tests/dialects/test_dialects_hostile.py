@@ -1,8 +1,8 @@
 """Every hostile 402 is refused by its own code, and the valid invoice that it was made from is accepted."""
 
 import pytest
-from hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s
-from hostile_x402 import hostile_x402s, x402_bases
+from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s
+from kit.hostile_x402 import hostile_x402s, x402_bases
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from dialect_examples import ANNA, PAY_TO, detail
-from hostile_402s import TOKEN
-from x402_examples import DOTTED, JSON, NO_JSON, entry, knowing, pack, page, required, v1_entry, v1_required
+from kit.dialect_examples import ANNA, PAY_TO, detail
+from kit.hostile_402s import TOKEN
+from kit.x402_examples import DOTTED, JSON, NO_JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.problems import Refused
 from payagent.dialects import ProofMaterial, parse_response, proof_headers, read_offers

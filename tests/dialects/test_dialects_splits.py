@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from dialect_examples import ANNA, BERT, PAY_TO, PREPROD, detail, paid, read
-from hostile_402s import TOKEN, address
+from kit.dialect_examples import ANNA, BERT, PAY_TO, PREPROD, detail, paid, read
+from kit.hostile_402s import TOKEN, address
 
 from payagent.core.invoice import SplitMode
 from payagent.core.problems import Refused

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, read_one, reading
-from hostile_402s import OTHER_POLICY, TOKEN, address
+from kit.dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, read_one, reading
+from kit.hostile_402s import OTHER_POLICY, TOKEN, address
 
 from payagent.core.invoice import Proof
 from payagent.core.problems import Refused

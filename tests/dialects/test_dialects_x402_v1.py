@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from dialect_examples import ANNA, NOW_MS, PAY_TO, paid
-from hostile_402s import TOKEN, address
-from x402_examples import (
+from kit.dialect_examples import ANNA, NOW_MS, PAY_TO, paid
+from kit.hostile_402s import TOKEN, address
+from kit.x402_examples import (
     DOTTED,
     JSON,
     NO_JSON,

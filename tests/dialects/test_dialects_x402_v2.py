@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from commitments import commitment_to
-from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
-from hostile_402s import OTHER_POLICY, TOKEN, address
-from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
+from kit.commitments import commitment_to
+from kit.dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
+from kit.hostile_402s import OTHER_POLICY, TOKEN, address
+from kit.x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
 
 from payagent.core.problems import Refused
 from payagent.dialects import ProofMaterial, make_response, parse_response, proof_headers
@@ -466,10 +466,10 @@ INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
 def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str, code: str | None) -> None:
     response = answer_402(required(resource={"url": resource}))
     if code is None:
-        assert offer(response, known_as=INSIDE)
+        assert offer(response, resource_origins=INSIDE)
         return
     with pytest.raises(Refused) as refused:
-        offers(response, known_as=INSIDE)
+        offers(response, resource_origins=INSIDE)
     assert refused.value.code == code
 
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CORPUS = HERE / "corpus"
-ROOMS = ("", "dialects", "chain", "wallet")
-sys.path[:0] = [str(ROOT), str(HERE), *(str(ROOT / "tests" / room) for room in ROOMS)]
+sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent)]
 
 STARTED_S = time.monotonic()
 HANG_S = 1.0

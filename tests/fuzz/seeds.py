@@ -4,16 +4,16 @@ import json
 from collections.abc import Iterator
 
 import cbor2
-from dialect_examples import NOW_MS, PAY_TO, PREPROD
-from hostile_402s import BYRON, Hostile, bases, hostile_402s
-from hostile_x402 import hostile_x402s, x402_bases
+from kit.bent_transactions import BENT, body_of, signed, witness_bends
+from kit.blockfrost_rows import GENESIS, LATEST, PARAMETERS, TRANSACTION, made_row, spent_row, tx_row, utxo_row
+from kit.dialect_examples import NOW_MS, PAY_TO, PREPROD
+from kit.hostile_402s import BYRON, Hostile, bases, hostile_402s
+from kit.hostile_x402 import hostile_x402s, x402_bases
+from kit.retry_answers import CATALOGUE
+from kit.submit_answers import ANSWERS
+from kit.wallet import OWN, payee
+from kit.x402_examples import entry, pack, page, required, v1_entry, v1_required
 from targets import PARSERS, PLAN, PROVIDER_STATUSES, RAW, STATUSES, TX
-from test_chain_blockfrost import GENESIS, LATEST, PARAMETERS, TRANSACTION, made_row, spent_row, tx_row, utxo_row
-from test_chain_classify import ANSWERS
-from test_dialects_answers import CATALOGUE
-from test_wallet_check import BENT, body_of, signed, witness_bends
-from wallet.worlds import OWN, payee
-from x402_examples import entry, pack, page, required, v1_entry, v1_required
 
 from payagent.core.network import NETWORKS
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import cbor2
 import h11
-from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, pay
+from kit.wallet import ASSETS, OWN, SIGNER, TTL_SLOT, pay
 
 from payagent.chain import blockfrost_parse as answers
 from payagent.chain.provider import AddressTx, ChainUtxo, Found, NotFound, SubmitAnswer, SubmitKind, Unknown

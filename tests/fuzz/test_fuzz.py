@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from effort import pick
+from kit.effort import pick
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"

@@ -6,7 +6,8 @@ pytest_plugins = ["pytester"]
 
 CONFTEST = "from conftest_of_payagent import pytest_runtest_makereport, pytest_sessionfinish"
 TEST = """
-import canaries, sys
+import sys
+from kit import canaries
 
 def test_leaks():
     secret = canaries.plant("the token", "tok-4711")
@@ -23,9 +24,8 @@ def test_is_quiet():
 
 def test_a_test_that_prints_a_secret_fails(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> None:
     here = request.config.rootpath / "tests"
-    pytester.makepyfile(
-        conftest_of_payagent=(here / "conftest.py").read_text(), canaries=(here / "canaries.py").read_text()
-    )
+    pytester.makepyfile(conftest_of_payagent=(here / "conftest.py").read_text())
+    pytester.mkpydir("kit").joinpath("canaries.py").write_text((here / "kit/canaries.py").read_text())
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_secret=TEST)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio")
@@ -36,7 +36,8 @@ def test_a_test_that_prints_a_secret_fails(pytester: pytest.Pytester, request: p
 
 
 WRITES = """
-import canaries, pytest
+import pytest
+from kit import canaries
 
 def test_writes(tmp_path):
     (tmp_path / "log").write_text("token: " + canaries.plant("the token", "tok-4711"))
@@ -60,9 +61,8 @@ def test_a_run_that_writes_a_secret_among_other_things_fails(
     pytester: pytest.Pytester, request: pytest.FixtureRequest, workers: tuple[str, ...]
 ) -> None:
     here = request.config.rootpath / "tests"
-    pytester.makepyfile(
-        conftest_of_payagent=(here / "conftest.py").read_text(), canaries=(here / "canaries.py").read_text()
-    )
+    pytester.makepyfile(conftest_of_payagent=(here / "conftest.py").read_text())
+    pytester.mkpydir("kit").joinpath("canaries.py").write_text((here / "kit/canaries.py").read_text())
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_secret=WRITES)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", *workers)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
-from agent_kit import ADA, DEVNET, World
-from http_kit import NO_TLS
+from kit.agent import ADA, DEVNET, World
+from kit.http import NO_TLS
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output

@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, Run, World, world_with_clock
-from api_kit import Api, served
 from hostile.hostile_merchant import (
     MODES,
     PRICE,
@@ -27,7 +25,9 @@ from hostile.hostile_merchant import (
     Purchase,
     settlements,
 )
-from http_kit import NO_TLS
+from kit.agent import ADA, Run, World, world_with_clock
+from kit.api import Api, served
+from kit.http import NO_TLS
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.audit.finding import AuditFinding
@@ -36,9 +36,9 @@ from payagent.audit.verify import verify
 from payagent.core import retry_schedule as showing
 from payagent.proxy.app import Bounds
 
-HURRIED = Bounds(read_timeout_s=1, patience_s=10)
+HURRIED = Bounds(read_timeout_s=1, payment_timeout_s=10)
 """Towards a merchant that does not answer. What is answered is waited for, however busy the machine is."""
-PATIENT = Bounds(read_timeout_s=10, patience_s=10)
+PATIENT = Bounds(read_timeout_s=10, payment_timeout_s=10)
 SLOW_CLIENT_S, SLOW_ANSWER_S = 2.0, 1.6
 TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
 WAYS = {
@@ -296,7 +296,7 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(on_clock: World, way: str) -> None:
+async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, way: str) -> None:
     """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
     async with place(on_clock, way, "5xx_after_settle") as at:
         assert not await call_api(at)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from http_kit import NO_TLS
 from killforks import ForkServer, Life, cold_start, fork_server
+from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.ledger import decode_tx

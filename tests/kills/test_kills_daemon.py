@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from effort import pick
 from killcampaign import RUNNING, SIDES, at_points, at_random, cold, first_starts, rejecting, run
 from killchecks import at_death, at_peace, check_paid_once
 from killworld import World, running_world
+from kit.effort import pick
 
 LIFE = (1, 2, 1, 3)[: pick(2, 4)]
 """At which of a commit point's times in one life the daemon is killed, life by life."""

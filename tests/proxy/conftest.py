@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import World
-from proxy_kit import Place, place
+from kit.agent import World
+from kit.proxy import Place, place
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, World
-from proxy_kit import blocks, place
+from kit.agent import ADA, World
+from kit.proxy import blocks, place
 
 NODE = shutil.which("node")
 PROGRAM = """

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any, Never
 
 import pytest
-from agent_kit import ADA, World
-from canaries import plant
-from proxy_kit import Got, Place, blocks, place
+from kit.agent import ADA, World
+from kit.canaries import plant
+from kit.proxy import Got, Place, blocks, place
 
 from payagent.audit.limits import check_limits
 from payagent.core.invoice import is_batch

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import ADA, World
-from proxy_kit import SERVED, Answer, Heard, Paywall, Place, as_402, blocks, packed, place
+from kit.agent import ADA, World
+from kit.proxy import SERVED, Answer, Heard, Paywall, Place, as_402, blocks, packed, place
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt

@@ -5,9 +5,9 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import ADA, World
-from proxy_kit import Place, blocks, place
-from x402_sdk.sdk_merchant import SdkMerchant
+from kit.agent import ADA, World
+from kit.proxy import Place, blocks, place
+from kit.sdk_merchant import SdkMerchant
 
 
 @pytest.fixture(params=[True, False], ids=["replays", "strict"])

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agent_kit import World
-from certificates import certificate, server_context
-from proxy_kit import Peer, Place, place
+from kit.agent import World
+from kit.certificates import certificate, server_context
+from kit.proxy import Peer, Place, place
 
 from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress

@@ -5,8 +5,8 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import ADA, World
-from proxy_kit import (
+from kit.agent import ADA, World
+from kit.proxy import (
     BOUND,
     SERVED,
     Binding,

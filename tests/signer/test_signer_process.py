@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from canaries import plant
+from kit.canaries import plant
+from kit.signer_bodies import CAPS, DAY_CAPS, REFUSED
+from kit.wallet import OWN, pay
 from nacl.bindings import crypto_sign_open
-from signer.test_signer_policy import CAPS, DAY_CAPS, REFUSED
-from wallet.worlds import OWN, pay
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
@@ -160,7 +160,7 @@ def test_what_keeps_it_from_opening_is_told_and_it_ends(
     assert PASSPHRASE not in str(caught.value)
 
 
-def test_where_nobody_answers_at_a_terminal_it_says_so(folder: Path) -> None:
+def test_it_reports_a_missing_terminal(folder: Path) -> None:
     """In a session of its own, so that no terminal is there to be asked."""
     script = f"""
 from pathlib import Path
@@ -193,7 +193,7 @@ def run_script(script: str, *arguments: str, **options: bool) -> "subprocess.Com
 # What it has given up
 
 
-def test_it_has_no_file_but_its_line_no_environment_and_no_library_that_it_does_not_need(folder: Path) -> None:
+def test_it_has_one_socket_no_environment_and_no_needless_library(folder: Path) -> None:
     with (folder / "left open").open("w") as left, socket.socket() as also_left:
         os.set_inheritable(left.fileno(), True)
         os.set_inheritable(also_left.fileno(), True)
@@ -525,7 +525,7 @@ async def test_a_signer_that_stands_still_keeps_nobody_waiting_who_wants_no_sign
     process.unwatch()
 
 
-async def test_who_gives_up_before_their_turn_is_not_signed_for(slow: tuple[SignerProcess, socket.socket]) -> None:
+async def test_a_request_given_up_before_its_turn_is_not_signed(slow: tuple[SignerProcess, socket.socket]) -> None:
     process, its = slow
     process.watch(lambda: None)
     first, second, third = (asyncio.create_task(process.signature(body, 1)) for body in (b"1st", b"2nd", b"3rd"))
@@ -542,7 +542,7 @@ async def test_who_gives_up_before_their_turn_is_not_signed_for(slow: tuple[Sign
     process.unwatch()
 
 
-async def test_a_signer_that_stays_silent_is_given_up_for_all_who_wait(
+async def test_a_silent_signer_is_given_up_for_every_waiting_request(
     slow: tuple[SignerProcess, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("payagent.signer.client.ANSWER_S", 0.05)
@@ -561,7 +561,7 @@ async def test_a_signer_that_stays_silent_is_given_up_for_all_who_wait(
         await process.signature(b"later", 1)
 
 
-async def test_who_waits_for_a_signature_when_the_signer_ends_is_told_and_so_is_the_daemon_once(
+async def test_when_the_signer_ends_every_waiting_request_and_the_daemon_are_told(
     slow: tuple[SignerProcess, socket.socket],
 ) -> None:
     process, its = slow

@@ -592,7 +592,7 @@ class Soak:
             void_depth=15,
             settle_depth=SETTLE_DEPTH,
             min_window_s=120,
-            unconfirmed_ancestors=8,
+            unconfirmed_ancestors_max=8,
         )
 
 

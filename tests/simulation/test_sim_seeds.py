@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from effort import pick
+from kit.effort import pick
+from kit.simulation import require_clean
 from simulation.sources import ROOT, base_seed, regressions
 
 from sim.run import Result, Stopwatch, run_seeds
@@ -31,13 +32,6 @@ DIGESTS = """
 from sim.run import run_share
 print(*run_share(range({first}, {last})).digests.values())
 """
-
-
-def require_clean(result: Result) -> None:
-    told = "\n".join(f"seed {seed}: {what}" for seed, what in sorted(result.violations.items()))
-    first = min(result.violations, default=0)
-    how = f"step by step: scripts/sim --seeds {first}..{first + 1} --story"
-    assert not result.violations, f"{len(result.violations)} of {result.seeds} seeds\n{told}\n{how}"
 
 
 @pytest.mark.timeout(1800)

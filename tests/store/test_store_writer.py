@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from audit.books_kit import of_an_older_payagent
+from kit.audit import of_an_older_payagent
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Committer, Ownership
@@ -535,7 +535,7 @@ def payment(path: Path) -> None:
     writer.close()
 
 
-async def test_who_opened_the_ledger_last_writes_it_alone(path: Path) -> None:
+async def test_only_the_last_opener_of_the_ledger_may_write(path: Path) -> None:
     lost: list[str] = []
     first = Writer(path, own=Ownership("first", Noted(), lambda: lost.append("first")))
     await first.run("put", put("before"))

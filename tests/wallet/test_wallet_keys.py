@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pycardano
 import pytest
+from kit.wallet import SIGNER, signer_of
 from nacl.bindings import crypto_sign_open
-from wallet.worlds import SIGNER, signer_of
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
@@ -22,7 +22,7 @@ MORE = [Seed(random.Random(seed).randbytes(32)).words for seed in range(4)]
 
 @pytest.mark.parametrize("words", [WORDS, *MORE])
 @pytest.mark.parametrize(("name", "account"), [("mainnet", 0), ("preprod", 0), ("devnet", 7)])
-def test_the_address_and_the_key_are_the_oracles(words: str, name: str, account: int) -> None:
+def test_the_address_and_the_key_equal_pycardanos(words: str, name: str, account: int) -> None:
     wallet = pycardano.HDWallet.from_mnemonic(words)
     keys = [
         pycardano.ExtendedSigningKey.from_hdwallet(wallet.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from wallet.worlds import payee
+from kit.wallet import payee
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused

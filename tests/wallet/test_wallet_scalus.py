@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kit.wallet import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wallet, wallet_size
 from ledger_check.scalus import Scalus, needs_scalus
-from wallet.worlds import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wallet, wallet_size
 
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from devnet.devnet_http_kit import TOKEN, Output, Purse, ada, payer
-from http_kit import NO_TLS
-from x402_sdk.sdk_merchant import SdkMerchant
+from kit.devnet import TOKEN, Output, Purse, ada, payer
+from kit.http import NO_TLS
+from kit.sdk_merchant import SdkMerchant
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.merchant import role_address

@@ -47,7 +47,7 @@ class AutoTopup:
     unit: str
     below: int
     to: int
-    per_day_count: int
+    per_day_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class MerchantConfig:
     timeout_s: int
     proof: Proof = "tx_hash"
     request_commitment: bool = False
-    known_as: frozenset[str] = frozenset()
+    resource_origins: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
     topup_request: TopupSource | None = None
     topup_per_day_lovelace: int | None = None
     auto_topup: AutoTopup | None = None
-    alert_below: int | None = None
+    prepaid_alert_below: int | None = None
     rules: MerchantRules = field(default_factory=MerchantRules)
     is_filed: bool = True
     """Whether the config file has it. Otherwise it was added at run time."""
@@ -103,13 +103,13 @@ class AgentConfig:
     void_depth: int
     settle_depth: int
     min_window_s: int
-    unconfirmed_ancestors: int = 0
-    upkeep_lovelace: int = 0
+    unconfirmed_ancestors_max: int = 0
+    upkeep_fees_per_day_lovelace: int = 0
     """The most lovelace that upkeep transactions may cost in fees in 24 hours; 0 disables them."""
 
     caps: Caps | None = None
     wallet_below_lovelace: int | None = None
-    approval_above: Mapping[str, int] = field(default_factory=dict)
+    approval_required_above: Mapping[str, int] = field(default_factory=dict)
     """Units per asset above which a payment needs an approval."""
 
     approval_timeout_s: int = 3600
@@ -134,19 +134,19 @@ def rules_of(merchant: MerchantSettings) -> MerchantRules:
     return MerchantRules(
         first_use=merchant.pin == "first_use",
         filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
-        drift_percent=merchant.drift_percent,
-        stop_after=merchant.stop_after,
-        in_flight_max=merchant.in_flight_max,
+        price_rise_percent_max=merchant.price_rise_percent_max,
+        stop_after_unserved=merchant.stop_after_unserved,
+        payments_in_flight_max=merchant.payments_in_flight_max,
     )
 
 
 def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -> MerchantConfig:
     topup = merchant.topup
-    unit, below = topup.below
+    unit, below = topup.auto_below
     return MerchantConfig(
         name=name,
         origin=merchant.origin,
-        known_as=frozenset(merchant.known_as),
+        resource_origins=frozenset(merchant.resource_origins),
         partner=merchant.partner,
         split_mode=merchant.split_mode,
         ready=merchant.ready,
@@ -154,11 +154,11 @@ def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -
         proof=merchant.proof,
         request_commitment=merchant.request_commitment,
         api_key=api_key,
-        alert_below=merchant.alert_below,
+        prepaid_alert_below=merchant.prepaid_alert_below,
         rules=rules_of(merchant),
         topup_request=TopupSource(topup.method, topup.path, topup.body) if topup.path else None,
         topup_per_day_lovelace=topup.per_day_lovelace,
-        auto_topup=AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
+        auto_topup=AutoTopup(unit, below, topup.auto_to[1], topup.auto_per_day_max) if below else None,
     )
 
 
@@ -175,22 +175,22 @@ def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
-        unconfirmed_ancestors=settings.payments.chain_depth,
-        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
+        unconfirmed_ancestors_max=settings.payments.unconfirmed_ancestors_max,
+        upkeep_fees_per_day_lovelace=settings.wallet.upkeep_fees_per_day_lovelace,
         caps=settings.limits.caps,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
-        approval_above=_approval_above(settings),
+        approval_required_above=_approval_required_above(settings),
         approval_timeout_s=settings.approvals.timeout_s,
         call_rate=None if settings.is_devnet else BLOCKFROST_RATE,
     )
 
 
-def _approval_above(settings: Settings) -> dict[str, int]:
+def _approval_required_above(settings: Settings) -> dict[str, int]:
     """Units per asset above which a payment needs an approval. Assets left out never need one."""
-    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
-    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
+    tokens = {token.asset: token.approval_required_above_units for token in settings.limits.assets}
+    most = {LOVELACE: settings.approvals.required_above_lovelace} | tokens
     return {asset: units for asset, units in most.items() if units is not None}
 
 

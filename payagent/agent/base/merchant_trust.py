@@ -50,13 +50,14 @@ def known_of(
 ) -> MerchantFacts:
     """The facts that the merchant rules need. `request`: as in the intent; None skips the price check."""
     agreed: tuple[Agreed, ...] = ()
-    if rules.drift_percent is not None and request is not None and is_measured:
+    if rules.price_rise_percent_max is not None and request is not None and is_measured:
         agreed = merchants.agreed(conn, origin, *priced_call(request))
     return MerchantFacts(
         merchants.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
         agreed,
-        rules.stop_after is not None and merchants.unserved_streak(conn, origin).stopped_at_ms is not None,
-        0 if rules.in_flight_max is None else merchants.in_flight(conn, origin),
+        rules.stop_after_unserved is not None
+        and merchants.unserved_streak(conn, origin).stopped_at_ms is not None,
+        0 if rules.payments_in_flight_max is None else merchants.in_flight(conn, origin),
     )
 
 
@@ -80,7 +81,7 @@ def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) 
 
     A higher price that the rules accept does not replace the agreed one; otherwise prices could creep up.
     """
-    price = None if rules.drift_percent is None else _price_of(unit, row)
+    price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
     if price is None or row.origin is None:
         return
     if not merchants.agreed(unit.conn, row.origin, price.method, price.path):
@@ -100,7 +101,7 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
         known = rules.filed | merchants.pins(unit.conn, row.origin)
         new = [one for one in claim_of_payment(row).pins if one not in known]
         _pin(unit, row.origin, new, {"why": "allowed", **told}, now_ms)
-    price = None if rules.drift_percent is None else _price_of(unit, row)
+    price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
     if price is None:
         return
     agreed = merchants.agreed(unit.conn, row.origin, price.method, price.path)
@@ -129,7 +130,7 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
 
     At the limit of the rules the merchant is stopped until an operator resumes it. That raises one alert.
     """
-    if rules.stop_after is None or row.origin is None or now is row.delivery:
+    if rules.stop_after_unserved is None or row.origin is None or now is row.delivery:
         return
     had = merchants.unserved_streak(unit.conn, row.origin)
     count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)

@@ -1,20 +1,12 @@
-"""The payment object of the API, built from a row and the config.
+"""The headers of a retry, built from a payment's row.
 
 May import: core, dialects, store.rows, agent.base. Never: I/O.
 """
 
-import json
-from collections.abc import Iterable
-
-from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF
-from payagent.core.policy import is_shared
-from payagent.core.timestamps import iso_time
+from payagent.agent.base.config import MerchantConfig
+from payagent.core.payment import WITHOUT_PROOF
 from payagent.dialects import ProofMaterial, proof_headers
-from payagent.store.rows.attempts_and_utxos import AttemptRow
 from payagent.store.rows.payments import PaymentRow
-
-Json = dict[str, object]
 
 
 def has_proof(row: PaymentRow) -> bool:
@@ -47,73 +39,3 @@ def _shown(row: PaymentRow, tx_id: str) -> ProofMaterial:
     """The parts of a proof. Its identifier names one payment: one that follows a void payment has its own."""
     cbor = row.cbor if row.proof == "signed_cbor" else None
     return ProofMaterial(tx_id, cbor, row.nonce_utxo or "", row.intent_id if row.is_first else row.id)
-
-
-def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
-    """The payment object of the API. Amounts are strings of digits. `AgentContext.view` fills in `ready`."""
-    merchant = terms.merchants.get(row.origin or "")
-    view: Json = {
-        "id": row.id,
-        "kind": row.kind,
-        "app": row.app_id,
-        "state": row.state,
-        "delivery": row.delivery,
-        "network": terms.network.name,
-        "dialect": row.dialect,
-        "origin": row.origin,
-        "invoice_id": row.invoice_id,
-        "outputs": [
-            {"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in row.outputs
-        ],
-        "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
-        "tx_hash": row.tx_id if row.is_noted else None,
-        "ttl_slot": row.ttl_slot,
-        "anchor": row.nonce_utxo,
-        "proof": row.proof,
-        "handed_over": row.handed_over,
-        "headers": retry_headers(row, merchant, terms.own.text),
-        "ready": ready,
-        "request_id": row.request_id,
-        "idempotency_key": row.intent_id,
-        "merchant_status": row.merchant_status,
-        "block": _block(row),
-        "batch_target": row.batch_target,
-        "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
-        "created_at": iso_time(row.created_at_ms),
-        "changed_at": iso_time(row.changed_at_ms),
-    }
-    if row.reason_code is not None:
-        view["reason"] = {"code": row.reason_code, "detail": row.reason}
-    return view
-
-
-def _block(row: PaymentRow) -> Json | None:
-    if row.block_hash is None or row.state not in ON_CHAIN:
-        return None
-    return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
-
-
-def attempts_view(attempts: Iterable[AttemptRow]) -> list[Json]:
-    """All attempts of a payment, oldest first. At most one of them is ever on the chain."""
-    return [
-        {"kind": a.kind, "tx_hash": a.tx_id, "fee": str(a.fee_lovelace), "ttl_slot": a.ttl_slot} for a in attempts
-    ]
-
-
-def history_view(events: Iterable[tuple[int, str, str, str, int]], *, sees_all: bool) -> list[Json]:
-    """The payment's events in order. `state` is the state after the event."""
-    return [
-        {"event": event, "state": state, "at": iso_time(at_ms), "detail": detail_view(detail, sees_all=sees_all)}
-        for _, event, state, detail, at_ms in events
-    ]
-
-
-def detail_view(detail: str, *, sees_all: bool) -> Json:
-    """The details of an event. An app that sees only its own data gets no figures of the wallet or others."""
-    told: Json = json.loads(detail)
-    limits = told.get("limits")
-    if not sees_all:
-        told.pop("figures", None)
-    if not sees_all and isinstance(limits, list):
-        told["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
-    return told

@@ -98,7 +98,8 @@ def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoic
             raise Refused("merchant_sells_none", "its 402 is for one call, not for a batch of them")
     if part.is_auto and part.unit != CALLS and all(is_batch(offer.batch_target) for offer in offers):
         raise Refused(
-            "topup_other_asset", "the merchant sells calls: say topup.below and topup.to in calls, not in an asset"
+            "topup_other_asset",
+            "the merchant sells calls: write topup.auto_below and topup.auto_to in calls",
         )
     fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
     if not fit:

@@ -57,8 +57,8 @@ class Admission:
 
     @classmethod
     def by(cls, terms: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
-        rulebook = PaymentRules(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
-        planner = Planner(utxos, chain, terms.own, terms.unconfirmed_ancestors, terms.min_window_s)
+        rulebook = PaymentRules(terms.limits, chain, terms.caps, terms.approval_required_above, terms.merchants)
+        planner = Planner(utxos, chain, terms.own, terms.unconfirmed_ancestors_max, terms.min_window_s)
         holding = Reservation(rulebook, planner)
         return cls(holding, ApprovalRules(holding, terms.approval_timeout_s))
 

@@ -35,12 +35,13 @@ class PaymentRules:
     limits: Sequence[Limit]
     chain: ChainView
     caps: Caps | None = None
-    approval_above: Mapping[str, int] = field(default_factory=dict)
+    approval_required_above: Mapping[str, int] = field(default_factory=dict)
     merchants: Mapping[str, MerchantConfig] = field(default_factory=dict)
 
     def take(self, terms: AgentConfig) -> None:
         """Decide by another config from now on, as `Admission.take`."""
-        self.limits, self.merchants, self.approval_above = terms.limits, terms.merchants, terms.approval_above
+        self.limits, self.merchants = terms.limits, terms.merchants
+        self.approval_required_above = terms.approval_required_above
 
     def clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.rows.limit_counters): only blocks advance it, nothing sets it back."""
@@ -102,7 +103,7 @@ class PaymentRules:
         Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
         `merchant_busy`.
         """
-        return judge((*self.look(conn, purchase, invoice), *above(self.approval_above, spend)))
+        return judge((*self.look(conn, purchase, invoice), *above(self.approval_required_above, spend)))
 
     def look(
         self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT

@@ -191,14 +191,15 @@ def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
 
 def _prepaid(conn: Connection, terms: AgentConfig, now_ms: int) -> Iterator[Level]:
     """The calls left or on their way, by our count or the merchant's, for each pool at a merchant with a mark."""
-    marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
+    merchants = [one for one in terms.merchants.values() if one.prepaid_alert_below]
+    marks = {one.origin: (one.name, one.prepaid_alert_below) for one in merchants}
     for holding in prepaid.holdings(conn) if marks else ():
         pool = holding.pool
         name, mark = marks.get(pool.origin, ("", None))
         if holding.unit != CALLS or mark is None:
             continue
         left = prepaid_left(conn, pool, CALLS, now_ms)
-        detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.alert_below is {mark}"
+        detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.prepaid_alert_below is {mark}"
         facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
         facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}
         yield Level("prepaid_low", f"prepaid:{pool.id}", left, mark, facts)

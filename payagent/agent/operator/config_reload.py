@@ -23,7 +23,7 @@ from payagent.store.rows import writes as records
 
 _TAKEN = re.compile(
     r"merchants(\..*)?|limits\.(per_(payment|hour|day|week|month)|total|assets)"
-    r"|approvals\.(above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_per_day"
+    r"|approvals\.(required_above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_fees_per_day"
 )
 """Keys that a reload applies, except for the parts of them that `needing_a_start` names."""
 
@@ -87,7 +87,7 @@ def needing_a_start(before: Settings, after: Settings) -> list[str]:
     if _signed(before) != _signed(after):
         fixed.append("limits.assets.per_transaction")
     if _private(before) != _private(after):
-        fixed.append("merchants.NAME.private_network")
+        fixed.append("merchants.NAME.allow_private_network")
     return fixed
 
 
@@ -98,4 +98,4 @@ def _signed(settings: Settings) -> dict[str, tuple[int | None, int | None]]:
 
 
 def _private(settings: Settings) -> set[str]:
-    return {merchant.origin for merchant in settings.merchants.values() if merchant.private_network}
+    return {merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network}

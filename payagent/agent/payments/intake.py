@@ -74,7 +74,7 @@ class Intake:
             if merchant.request_commitment
             else None,
             proof=merchant.proof,
-            known_as=merchant.known_as,
+            resource_origins=merchant.resource_origins,
             assets=self._context.assets_allowed(),
             network=self._context.terms.network,
             split_mode=merchant.split_mode,

@@ -231,9 +231,9 @@ async def _announce(
     now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
     detail = (
-        f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.below is "
-        f"{_in_words(auto, auto.below)}. payagent is about to order its first top-up by these settings. Nothing "
-        "is paid for it yet. To prevent it, run `payagent pause`."
+        f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.auto_below "
+        f"is {_in_words(auto, auto.below)}. payagent is about to order its first top-up by these settings. "
+        "Nothing is paid for it yet. To prevent it, run `payagent pause`."
     )
     facts = {"detail": detail, "merchant": merchant.origin, "unit": auto.unit, "settings": settings}
     facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
@@ -252,7 +252,7 @@ def _in_words(auto: AutoTopup, units: int) -> str:
 
 def _settings(merchant: MerchantConfig, auto: AutoTopup) -> str:
     """A digest of all of merchants.NAME.topup, which changes with any part of it."""
-    amounts = (auto.unit, auto.below, auto.to, auto.per_day_count, merchant.topup_per_day_lovelace)
+    amounts = (auto.unit, auto.below, auto.to, auto.per_day_max, merchant.topup_per_day_lovelace)
     request = "" if merchant.topup_request is None else dump_request(merchant.topup_request)
     return digest([*map(str, amounts), request])
 
@@ -267,7 +267,7 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
         return True
     orders = topups.autos_of(conn, pool.id)
-    if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_count:
+    if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_max:
         return True
     failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
     if failed == 0:

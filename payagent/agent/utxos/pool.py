@@ -57,7 +57,8 @@ class UtxoPool:
             )
             return await self._context.write("admit", job)
 
-        is_kept = self._context.terms.upkeep_lovelace > 0 and self._context.terms.unconfirmed_ancestors > 0
+        terms = self._context.terms
+        is_kept = terms.upkeep_fees_per_day_lovelace > 0 and terms.unconfirmed_ancestors_max > 0
         if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
             return await admit(False)
         return await self._line.admit(
@@ -82,11 +83,9 @@ class UtxoPool:
 
     def look_ahead(self, plan: TxPlan) -> None:
         """Nudge the queue once half of the allowed unconfirmed ancestors are used up: later none can be split."""
-        depth, most = (
-            self._context.admission.planner.depth_of(plan.tx_id),
-            self._context.terms.unconfirmed_ancestors,
-        )
-        if self._context.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
+        terms, depth = self._context.terms, self._context.admission.planner.depth_of(plan.tx_id)
+        most = terms.unconfirmed_ancestors_max
+        if terms.upkeep_fees_per_day_lovelace and 0 < depth >= most - most // 2:
             self._line.nudge()
 
     async def keep_utxos(self, waiting: Sequence[int] = ()) -> Look:
@@ -95,7 +94,7 @@ class UtxoPool:
         `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
         """
         ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
-        means = Means(self._context.terms.upkeep_lovelace, self._context.assets_allowed())
+        means = Means(self._context.terms.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
         with self._signing.claim(ids.payment):
             kept = await self._context.write(
                 "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
@@ -110,7 +109,7 @@ class UtxoPool:
         context = self._context
         now_ms, version = context.ports.clock.now_ms(), about.version(context.conn)
         if (
-            not context.terms.upkeep_lovelace
+            not context.terms.upkeep_fees_per_day_lovelace
             or self._line
             or context.is_paused
             or not context.chain.is_ready(now_ms)

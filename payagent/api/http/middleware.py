@@ -39,18 +39,18 @@ log = structlog.get_logger("payagent.api")
 class OuterMiddleware:
     """Gives each request an id, refuses browsers, and answers every error as a problem.
 
-    `new_id` makes the request id that the answer and its log lines carry. `hosts` are names of this machine that
-    are accepted like localhost. `refusals` counts by code what is refused here. Context managers entered on
-    `state.inside` are closed when the answer is complete.
+    `new_id` makes the request id that the answer and its log lines carry. `allowed_hosts` are names of this
+    machine that are accepted like localhost. `refusals` counts by code what is refused here. Context managers
+    entered on `state.inside` are closed when the answer is complete.
     """
 
     def __init__(
-        self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str], refusals: MutableMapping[str, int]
+        self, app: ASGIApp, new_id: Callable[[], str], allowed_hosts: Set[str], refusals: MutableMapping[str, int]
     ) -> None:
         self._app = app
         self._refusals = refusals
         self._new_id = new_id
-        self._hosts = hosts
+        self._allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +73,7 @@ class OuterMiddleware:
             scope["state"]["inside"] = inside
             try:
                 require_own_target(scope)
-                refuse_browsers(scope, self._hosts)
+                refuse_browsers(scope, self._allowed_hosts)
                 await self._app(scope, receive, answer)
             except asyncio.CancelledError:  # the server stops and no longer waits for this request
                 cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
@@ -81,7 +81,7 @@ class OuterMiddleware:
                     log.info("api.broken_off", why="payagent stops")
                     await break_off(scope, receive)
                 else:
-                    silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                    silent = Refused("daemon_silent", "payagent stops, and the request was still waiting")
                     await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -94,7 +94,7 @@ class OuterMiddleware:
                     log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
-                bug = Refused("internal_error", "the call could not be carried out; the log says why")
+                bug = Refused("internal_error", "the request failed; the log says why")
                 await self._tell(refused or bug, request_id)(scope, receive, answer)
 
     def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
@@ -121,18 +121,20 @@ def require_own_target(scope: Scope) -> None:
         )
 
 
-def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:
+def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool = False) -> None:
     """Raise `host_refused` or `browser_refused` for a request that a web page may have made.
 
-    `hosts` are the names that the operator configured besides the loopback ones, in lower case and without a port.
+    `allowed_hosts` are names that the operator configured besides loopback ones: lower case, without a port.
     A page may request paths that cost nothing and reveal nothing, unless `everywhere` is set.
     """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
         said = headers.getlist("host")
         host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
-        if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in hosts):
-            raise Refused("host_refused", "the Host header is no loopback name or address, and not in api.hosts")
+        if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in allowed_hosts):
+            raise Refused(
+                "host_refused", "the Host header is no loopback name or address, and not in api.allowed_hosts"
+            )
     if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:
             raise Refused("browser_refused", "the request has an Origin header")

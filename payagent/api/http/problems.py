@@ -1,56 +1,87 @@
 """Writes every refusal and error as RFC 9457 problem+json.
 
-May import: core, Starlette.
+May import: core, pydantic, Starlette.
 Never: reveals more about an unexpected error than that it happened.
 """
 
 import json
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from payagent.core.problems import Refused
 
 MEDIA_TYPE = "application/problem+json"
-ERROR_TYPE = "payagent_error"
-"""`error.type` of every problem. It distinguishes a refusal by payagent from an error of the merchant."""
 RETRY_AFTER_S = 5
 BATCH_RETRY_AFTER_S = 2
-
-Json = dict[str, object]
 
 
 class BrokenOffError(Exception):
     """An answer cannot be completed. The connection is closed, so that the part cannot pass for the whole."""
 
 
-class JsonResponse(Response):
-    """JSON in plain ASCII, so that no foreign text can break the answer."""
+class ErrorObject(BaseModel):
+    """The form that OpenAI's clients read. `message`: title, detail, money and fix in one text.
 
+    `type` distinguishes a refusal by payagent from an error of the merchant.
+    """
+
+    message: str
+    code: str
+    type: Literal["payagent_error"]
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457, with what the refusal means for the money and what to do next.
+
+    `instance` identifies this one answer, and the log has the same id.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    retryable: bool
+    money: str
+    fix: str
+    error: ErrorObject
+
+
+class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: object) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+        return to_json(content).encode("ascii")
 
 
-def problem_of(refused: Refused, request_id: str) -> Json:
-    """The problem object. `instance` identifies this one answer, and the log has the same id.
+def to_json(content: object) -> str:
+    """Write compact JSON in ASCII, so that no foreign text can break the answer. Unset fields are left out."""
+    value = content.model_dump(exclude_unset=True) if isinstance(content, BaseModel) else content
+    return json.dumps(value, separators=(",", ":"))
 
-    `error` is the form that OpenAI's clients expect: they show its `message`, and nothing of a body without it.
-    """
+
+def problem_of(refused: Refused, request_id: str) -> ProblemDetails:
     row = refused.problem
-    return {
-        **{name: _plain(value) for name, value in refused.context.items()},
-        "type": f"urn:payagent:problem:{refused.code}",
-        "title": row.title,
-        "status": row.status,
-        "detail": refused.detail,
-        "instance": f"urn:payagent:request:{request_id}",
-        "code": refused.code,
-        "retryable": row.retryable,
-        "money": refused.money,
-        "fix": row.fix,
-        "error": {"message": refused.message, "code": refused.code, "type": ERROR_TYPE},
-    }
+    return ProblemDetails.model_validate(
+        {
+            **{name: _plain(value) for name, value in refused.context.items()},
+            "type": f"urn:payagent:problem:{refused.code}",
+            "title": row.title,
+            "status": row.status,
+            "detail": refused.detail,
+            "instance": f"urn:payagent:request:{request_id}",
+            "code": refused.code,
+            "retryable": row.retryable,
+            "money": refused.money,
+            "fix": row.fix,
+            "error": {"message": refused.message, "code": refused.code, "type": "payagent_error"},
+        }
+    )
 
 
 def problem_response(refused: Refused, request_id: str, headers: dict[str, str] | None = None) -> JsonResponse:

@@ -25,8 +25,8 @@ BODY_BYTES = 4096
 class Rates:
     """The limits of each app: requests per second on average, and requests in progress."""
 
-    calls_per_s: int = 200
-    calls_at_once: int = 128
+    rate_limit_per_s: int = 200
+    concurrent_requests_max: int = 128
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class RateLimiter:
 
     def __init__(self, rates: Rates, now_s: Callable[[], float]) -> None:
         self._rates = rates
-        self._rate = Rate(rates.calls_per_s, rates.calls_per_s * BURST_S)
+        self._rate = Rate(rates.rate_limit_per_s, rates.rate_limit_per_s * BURST_S)
         self._now_s = now_s
         self._tallies: dict[str, _Tally] = {}
 
@@ -54,14 +54,14 @@ class RateLimiter:
     def admit(self, app_id: str) -> Generator[None]:
         """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
         tally, now_ms = self._tally(app_id)
-        if tally.inside >= self._rates.calls_at_once:
+        if tally.inside >= self._rates.concurrent_requests_max:
             raise Refused(
                 "rate_limited", f"{tally.inside} calls of this app are not answered yet, as many as may be"
             )
         if wait_ms := tally.left.wait_ms(1, now_ms):
             raise Refused(
                 "rate_limited",
-                f"this app makes more than {self._rates.calls_per_s} calls in a second",
+                f"this app makes more than {self._rates.rate_limit_per_s} calls in a second",
                 retry_after_s=math.ceil(wait_ms / 1000),
             )
         tally.left.take(1)
@@ -81,8 +81,8 @@ class RateLimiter:
         if weight and tally.left.wait_ms(needed, now_ms):
             raise Refused(
                 "rate_limited",
-                f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
-                " second",
+                f"the call's body counts as {weight} calls, and this app may make"
+                f" {self._rates.rate_limit_per_s} in a second",
                 # the next request counts too
                 retry_after_s=math.ceil(tally.left.wait_ms(needed + 1, now_ms) / 1000),
             )

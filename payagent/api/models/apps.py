@@ -1,53 +1,123 @@
-"""Apps, their tokens and limits. May import: core, dialects, pydantic."""
+"""Apps, their tokens and limits. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from payagent.agent.operator.apps import NewApp
+from payagent.agent.operator.limits import LimitStatus
 from payagent.api.http.tokens import TOKEN_PATTERN
-from payagent.api.models.base import Closed, LimitName, LimitStanding, Time, Units, absent
+from payagent.api.models.base import (
+    GivenAsset,
+    GivenCount,
+    GivenTime,
+    InSupply,
+    LimitName,
+    RequestBody,
+    Time,
+    Units,
+    absent,
+)
 from payagent.core.bounds import TokenScope
+from payagent.core.money import LOVELACE
+from payagent.store.rows.apps import AppRow, TokenRow
+
+
+class LimitStanding(BaseModel):
+    """A limit in force. `app` and `merchant`: whose spending it limits; null: everyone's.
+
+    `spent` is what its window counts now. `frees_at` is when the oldest of that leaves the window. A token with
+    the pay scope alone sees only its own app's part of a shared limit: `spent` is that part, and `left` is null.
+    """
+
+    app: str | None
+    merchant: str | None
+    asset: str
+    limit: LimitName
+    most: Units
+    spent: Units
+    left: Units | None
+    frees_at: Time | None
+    set_by: Literal["config", "operator"]
+
+    @classmethod
+    def of(cls, status: LimitStatus, names: Mapping[str, str]) -> Self:
+        limit = status.limit
+        app, merchant = (names.get(name, name) or None for name in limit.scope)
+        return cls(
+            app=app,
+            merchant=merchant,
+            asset=limit.asset,
+            limit=limit.window,
+            most=limit.most_units,
+            spent=status.spent_units,
+            left=status.left_units,
+            frees_at=status.frees_at_ms,
+            set_by="config" if status.is_filed else "operator",
+        )
 
 
 class Limits(BaseModel):
     limits: list[LimitStanding]
 
+    @classmethod
+    def of(cls, standing: Iterable[LimitStatus], names: Mapping[str, str]) -> Self:
+        return cls(limits=[LimitStanding.of(one, names) for one in standing])
 
-class SetLimits(Closed):
-    """Limits of an app, a merchant (both by name), both together, or else of the wallet as a whole."""
 
-    app: str = absent("Default: any.")
-    merchant: str = absent("Default: any.")
-    asset: str = absent("Default: lovelace.")
+class SetLimits(RequestBody):
+    """Limits of an app, a merchant, an app at a merchant, or (without both) of the whole wallet."""
+
+    app: str = absent("By name. Default: any.")
+    merchant: str = absent("By name. Default: any.")
+    asset: GivenAsset = Field(default=LOVELACE)
     limits: Annotated[
-        dict[LimitName, Units | None],
-        Field(min_length=1, description="null: what the config file says counts again."),
+        dict[LimitName, Annotated[GivenCount, InSupply] | None],
+        Field(min_length=1, description="null: the config file's limit applies again."),
     ]
 
 
 Scopes = list[TokenScope]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
-class CreateApp(Closed):
-    """An app. Limits only tighten what binds the wallet as a whole."""
+class CreateApp(RequestBody):
+    """An app. Its limits apply besides those of the wallet."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    scopes: Scopes = absent('Default: ["pay"].')
-    merchants: list[str] = absent("The only ones that it may pay, by name.")
-    assets: list[str] = absent("The only ones that it may pay in.")
-    limits: dict[LimitName, Units] = absent("Of the one asset of `assets`, else of lovelace.")
-    expires_at: str = absent("When its token ends, as RFC 3339. Default: never.")
+    scopes: Annotated[Scopes, Field(min_length=1)] = Field(default=["pay"])
+    merchants: Names = absent("Names of the only merchants that it may pay.")
+    assets: Annotated[list[GivenAsset], Field(min_length=1)] = absent("The only assets that it may pay in.")
+    limits: Annotated[
+        dict[LimitName, Annotated[GivenCount, InSupply]],
+        Field(description="In the asset of `assets` if that lists one; otherwise in lovelace."),
+    ] = Field(default={})
+    expires_at: GivenTime = absent("When its token expires, as RFC 3339. Default: never.")
+
+    @property
+    def new_app(self) -> NewApp:
+        assets = None if self.assets is None else frozenset(self.assets)
+        return NewApp(
+            self.name,
+            frozenset(self.scopes),
+            None if self.merchants is None else tuple(self.merchants),
+            assets,
+            next(iter(assets)) if assets is not None and len(assets) == 1 else LOVELACE,
+            self.limits,
+            self.expires_at,
+        )
 
 
-class RotateToken(Closed):
-    expires_at: str = absent("When the new token ends, as RFC 3339. Default: never.")
+class RotateToken(RequestBody):
+    expires_at: GivenTime = absent("When the new token expires, as RFC 3339. Default: never.")
     token: Annotated[str, Field(pattern=TOKEN_PATTERN)] = absent(
-        "Made by the caller of 32 random bytes, and kept already: none is lost with the answer."
+        "A token that the caller made of 32 random bytes and has stored, so that a lost answer loses no token."
     )
 
 
 class App(BaseModel):
-    """An app. `active`: whether its last token is good now."""
+    """An app. `active`: whether its last token is valid now."""
 
     id: str
     name: str
@@ -59,13 +129,35 @@ class App(BaseModel):
     expires_at: Time | None
     revoked_at: Time | None
 
+    @classmethod
+    def of(
+        cls, app: AppRow, last: TokenRow | None, names: Mapping[str, str], *, active: bool, **text: str
+    ) -> Self:
+        """`names`: the merchants' names by origin. `text`: the token, if this answer shows it."""
+        return cls.model_validate(
+            {
+                "id": app.id,
+                "name": app.name,
+                "scopes": sorted(app.scopes),
+                "merchants": None
+                if app.merchants is None
+                else sorted(names.get(one, one) for one in app.merchants),
+                "assets": None if app.assets is None else sorted(app.assets),
+                "active": active,
+                "token_made_at": None if last is None else last.created_at_ms,
+                "expires_at": None if last is None else last.expires_at_ms,
+                "revoked_at": None if last is None else last.revoked_at_ms,
+                **text,
+            }
+        )
+
 
 class AppWithToken(App):
-    """With its token, which is shown this once."""
+    """An app with its token, which is shown only in this answer."""
 
     token: str
 
 
 class AppsPage(BaseModel):
     apps: list[App]
-    caller: Annotated[str, Field(description="The id of the app whose token this call has.")]
+    caller: Annotated[str, Field(description="The id of the app that made this request.")]

@@ -1,4 +1,4 @@
-"""Whether it works. May import: core, dialects, pydantic."""
+"""The state of the daemon. May import: core, agent, pydantic. Never: I/O."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`checks` and `providers` say "ok" or what is wrong, for each. A provider's word is not needed to be ready.
+    """Whether payments can be made. `checks` and `providers` have "ok" or what is wrong, by name.
 
-    What is wrong with a provider is why it is not heard, or not sent anything, at present. `code` is the problem
-    that an order meets now, where one stands for what is wrong.
+    What is wrong with a provider is why it is excluded, or gets no requests now; that does not decide `ready`.
+    `code` is the problem that a payment would be refused with now.
     """
 
     ready: bool

@@ -1,17 +1,26 @@
-"""The books, and what was found when they were checked. May import: core, dialects, pydantic."""
+"""The ledger, and the results of checking it. May import: core, agent, audit, store.rows, pydantic. Never: I/O."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from payagent.api.models.base import Hex, SignedUnits, Time, absent
+from payagent.agent.base.config import AgentConfig
+from payagent.api.models.base import Hex, Shown, SignedUnits, Time, absent
 from payagent.api.models.prepaid import PrepaidPool
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
+from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
 
 
 class LedgerPosting(BaseModel):
     account: str
     asset: str
     units: SignedUnits
+
+
+def _postings(rows: Sequence[tuple[str, str, int]]) -> list[LedgerPosting]:
+    return [LedgerPosting(account=account, asset=asset, units=units) for account, asset, units in rows]
 
 
 class LedgerEntry(BaseModel):
@@ -22,6 +31,17 @@ class LedgerEntry(BaseModel):
     at: Time
     postings: list[LedgerPosting]
 
+    @classmethod
+    def of(cls, row: EntryRow) -> Self:
+        return cls(
+            id=row.id,
+            kind=row.kind,
+            payment=row.payment_id,
+            ref=row.ref,
+            at=row.at_ms,
+            postings=_postings(row.postings),
+        )
+
 
 class Entries(BaseModel):
     entries: list[LedgerEntry]
@@ -29,12 +49,18 @@ class Entries(BaseModel):
 
 
 class Balances(BaseModel):
+    """Every account, and the sum over all accounts per asset. A sum other than zero means a broken ledger."""
+
     balances: list[LedgerPosting]
     sums: dict[str, SignedUnits]
 
+    @classmethod
+    def of(cls, balances: Sequence[tuple[str, str, int]]) -> Self:
+        return cls(balances=_postings(balances), sums=add({asset: units} for _, asset, units in balances))
+
 
 class Spent(BaseModel):
-    """`payments`: how many took it, less those that a rollback took back."""
+    """`payments`: how many payments spent it, without those that a rollback reversed."""
 
     asset: str
     paid: SignedUnits
@@ -43,9 +69,22 @@ class Spent(BaseModel):
     total: SignedUnits
     payments: int
 
+    @classmethod
+    def of(cls, asset: str, rows: Sequence[SpendRow], **group: str | None) -> Self:
+        return cls.model_validate(
+            {
+                **group,
+                "asset": asset,
+                **{
+                    name: sum(getattr(row, name) for row in rows)
+                    for name in ("paid", "fees", "sent", "total", "payments")
+                },
+            }
+        )
+
 
 class SpentBy(Spent):
-    """With what it is told by. A merchant that is not configured goes by its origin; null: the operator's own."""
+    """The spend of one group. A merchant that is not configured has its origin as its name; null: the operator."""
 
     merchant: str | None = absent("By merchant: its name in the config.")
     origin: str | None = absent("By merchant.")
@@ -55,14 +94,28 @@ class SpentBy(Spent):
 
 
 class Spending(BaseModel):
-    """What left the wallet: by group and asset, and in all."""
+    """What left the wallet, by group and asset, and in total."""
 
     spend: list[SpentBy]
     totals: list[Spent]
 
+    @classmethod
+    def of(cls, keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: AgentConfig) -> Self:
+        groups = []
+        for row in rows:
+            group: dict[str, str | None] = dict(zip(keys, row.group, strict=True))
+            if "merchant" in group:
+                merchant = terms.merchants.get(group["merchant"] or "")
+                group["origin"] = group["merchant"]
+                group["merchant"] = merchant.name if merchant else group["merchant"]
+            groups.append(SpentBy.of(row.asset, [row], **group))
+        assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
+        totals = [Spent.of(asset, [row for row in rows if row.asset == asset]) for asset in assets]
+        return cls(spend=groups, totals=totals)
 
-class LedgerFinding(BaseModel):
-    """What is wrong, and in which row of which table it shows."""
+
+class LedgerFinding(Shown):
+    """A fault, and the table and row where it shows."""
 
     table: str
     row: str
@@ -70,9 +123,10 @@ class LedgerFinding(BaseModel):
 
 
 class VerifyReport(BaseModel):
-    """Of the findings, the first thousand; `checked` counts rows, or payments with all that belongs to them.
+    """The result of checking the ledger. `findings` has the first thousand.
 
-    `head` is the newest seal, by number and hash: it stands for every row up to it.
+    `checked` counts rows, or payments with all their rows. `head` is the newest seal, by number and hash: it
+    covers every row before it.
     """
 
     findings: list[LedgerFinding]
@@ -82,44 +136,45 @@ class VerifyReport(BaseModel):
     checked: dict[str, int]
 
 
-class ReconcileDifference(BaseModel):
-    """What the chain and the books do not say alike, and in which row of which table it shows."""
+class ReconcileDifference(Shown):
+    """A disagreement between the chain and the ledger, and the table and row where it shows."""
 
     kind: Literal["missing", "foreign", "differing"]
     table: str
     row: str
-    tx_hash: str | None
+    tx_hash: str | None = Field(validation_alias="tx_id")
     what: str
 
 
-class ReconcileInFlight(BaseModel):
-    """What the chain has and the books are about to have; or the other way round, with negative units."""
+class ReconcileInFlight(Shown):
+    """A transaction that one side has and the other will have soon. `units`: chain minus ledger."""
 
-    tx_hash: str
-    payment: str | None
+    tx_hash: str = Field(validation_alias="tx_id")
+    payment: str | None = Field(validation_alias="payment_id")
     what: str
     units: dict[str, SignedUnits]
 
 
-class ReconcileAsset(BaseModel):
-    """Of an asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
+class ReconcileAsset(Shown):
+    """One asset: wallet + held, the unspent total at the address, and how much of the difference is in flight."""
 
     asset: str
-    books: SignedUnits
-    chain: SignedUnits
-    in_flight: SignedUnits
+    books: SignedUnits = Field(validation_alias="books_units")
+    chain: SignedUnits = Field(validation_alias="chain_units")
+    in_flight: SignedUnits = Field(validation_alias="in_flight_units")
 
 
-class ChainTip(BaseModel):
+class ChainTip(Shown):
     height: int
     slot: int
     hash: Hex
 
 
 class Reconciliation(BaseModel):
-    """Of each list, the first thousand. It is clean when nothing was found and nothing was left untold.
+    """The ledger compared with the chain. Each list has the first thousand.
 
-    `prepaid` is what merchants say beside what we count: their word is no finding.
+    It is clean if nothing was found and every question was answered. `prepaid` shows what merchants report beside
+    our own count. A difference between these two is no finding.
     """
 
     findings: list[ReconcileDifference]

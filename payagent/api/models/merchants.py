@@ -1,53 +1,76 @@
-"""Merchants, as they are added and as they are known. May import: core, dialects, pydantic."""
+"""Merchants, as they are added and as they are known. May import: core, agent, pydantic. Never: I/O."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from payagent.api.models.base import Closed, Time, Units, absent
-from payagent.core.invoice import Proof
-from payagent.core.retry_schedule import Ready
+from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.operator.merchants import MerchantStatus
+from payagent.api.models.base import RequestBody, Shown, Time, Units, absent
+from payagent.core.invoice import Proof, SplitMode
+from payagent.core.retry_schedule import MerchantReadiness, Ready
 
 
-class CreateMerchant(Closed):
-    """A merchant that may be paid from now on. What is not given is as in the config file's defaults."""
+class CreateMerchant(RequestBody):
+    """A merchant that may be paid from now on. Settings that are left out have the config file's defaults."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
-    origin: Annotated[str, Field(description="Scheme, host and port; https, but on this machine.")]
-    known_as: list[str] = absent("Origins by which its x402 may name what it sells. No call goes there.")
-    partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = absent("X-Partner of the calls.")
+    origin: Annotated[str, Field(description="Scheme, host and port; https, except on this machine.")]
+    resource_origins: list[str] = absent(
+        "Other origins that its x402 may name as the resource. No request goes there."
+    )
+    partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = absent("X-Partner of the requests.")
     proof: Proof = "tx_hash"
     ready: Ready = "auto"
-    split_mode: Literal["additional", "inclusive", "outputs"] = absent("How a split without a mode is read.")
+    split_mode: SplitMode = absent("How a split without a mode is read.")
     request_commitment: bool = False
     timeout_s: Annotated[int, Field(ge=1, le=600)] = 30
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings that were given, by their names in the config file."""
+        return self.model_dump(exclude={"name"}, exclude_unset=True)
+
 
 class Merchant(BaseModel):
-    """Who may be paid. `call_headers` belong in every call to it, the first one too.
+    """A merchant that may be paid. `call_headers` belong in every request to it, the first one too.
 
     `accepted_depth`: how deep a payment's transaction was when the merchant accepted its proof (1: in the newest
-    block, 0: in none); with `ready` = auto the next proof is first shown there. null: not known yet.
-    `refused_early`: it refused a proof before `confirm_depth`, and is shown none before that.
-    `known_as`: origins by which its x402 may name what it sells, besides the one that is called.
+    block, 0: in no block); null: unknown. With `ready` = auto the next proof is first presented at that depth.
+    `refused_early`: it refused a proof before `confirm_depth`, so no proof is presented before that.
+    `resource_origins`: other origins that its x402 may name as the resource.
     """
 
     name: str
     origin: str
-    known_as: list[str]
+    resource_origins: list[str]
     ready: Ready
     accepted_depth: int | None
     refused_early: bool
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]
 
+    @classmethod
+    def of(cls, merchant: MerchantConfig, readiness: MerchantReadiness, terms: AgentConfig, **more: Any) -> Self:
+        return cls(
+            name=merchant.name,
+            origin=merchant.origin,
+            resource_origins=sorted(merchant.resource_origins),
+            ready=merchant.ready,
+            accepted_depth=readiness.accepted_depth,
+            refused_early=readiness.refused_early,
+            call_headers=merchant.buyer_headers(terms.own.text),
+            set_by="config" if merchant.is_filed else "operator",
+            **more,
+        )
+
 
 class Merchants(BaseModel):
     merchants: list[Merchant]
 
 
-class CreatePin(Closed):
-    """Whom a merchant may have paid: itself (`pay_to`), or one that gets a share."""
+class CreatePin(RequestBody):
+    """An address that the merchant's invoices may pay: its own (`pay_to`), or one that gets a share."""
 
     role: Literal["pay_to", "split"]
     address: str
@@ -59,8 +82,8 @@ class PinnedAddress(BaseModel):
     set_by: Literal["config", "daemon"]
 
 
-class AgreedPrice(BaseModel):
-    """What was agreed to for so many calls at once, of a path without its query."""
+class AgreedPrice(Shown):
+    """The agreed price of `calls` requests. `path` has no query."""
 
     method: str
     path: str
@@ -70,17 +93,40 @@ class AgreedPrice(BaseModel):
 
 
 class MerchantDetails(Merchant):
-    """A merchant, what its invoices are held to, and what is known of it. null: that guard is off.
+    """A merchant, the rules for its invoices, and what was recorded about it. A rule that is null is off.
 
-    `strikes`: how many payments in a row it took and did not serve; `stopped_at`: since when none is made to it.
+    `strikes`: how many payments in a row it accepted without serving the request. `stopped_at`: since when
+    payagent makes no payment to it.
     """
 
     pin: Literal["first_use", "config", "off"]
     addresses: list[PinnedAddress]
-    drift_percent: int | None
+    price_rise_percent_max: int | None
     prices: list[AgreedPrice]
-    stop_after: int | None
+    stop_after_unserved: int | None
     strikes: int
     stopped_at: Time | None
     in_flight: int
-    in_flight_max: int | None
+    payments_in_flight_max: int | None
+
+    @classmethod
+    def of_status(cls, known: MerchantStatus, terms: AgentConfig) -> Self:
+        rules = known.merchant.rules
+        pins = [*sorted(rules.filed), *(pin for pin in known.pins if pin not in rules.filed)]
+        return cls.of(
+            known.merchant,
+            known.readiness,
+            terms,
+            pin="config" if rules.filed else "first_use" if rules.first_use else "off",
+            addresses=[
+                {"role": pin.role, "address": pin.address, "set_by": "config" if pin in rules.filed else "daemon"}
+                for pin in pins
+            ],
+            price_rise_percent_max=rules.price_rise_percent_max,
+            prices=known.prices,
+            stop_after_unserved=rules.stop_after_unserved,
+            strikes=known.unserved_streak.count,
+            stopped_at=known.unserved_streak.stopped_at_ms,
+            in_flight=known.in_flight,
+            payments_in_flight_max=rules.payments_in_flight_max,
+        )

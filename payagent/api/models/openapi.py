@@ -1,78 +1,39 @@
-"""How an operation names the shapes of its body and its answers in /openapi.json.
+"""How an operation names the models of its body and its answers in /openapi.json.
 
-May import: core, api.http, pydantic.
+May import: api.http, the rest of api.models, pydantic. Never: parses or writes a body.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from payagent.api.http.problems import MEDIA_TYPE
-from payagent.api.models.apps import CreateApp, RotateToken, SetLimits
-from payagent.api.models.merchants import CreateMerchant, CreatePin
-from payagent.api.models.payments import CreatePayment, ReportDelivery, StreamEvent
-from payagent.api.models.prepaid import CreateTopup, PrepaidQuestion
-from payagent.api.models.wallet import PauseWallet, SendFunds, SplitOrder, UnfreezeWallet
+from payagent.api.http.problems import MEDIA_TYPE, ProblemDetails
 
-
-class ErrorObject(BaseModel):
-    """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
-
-    message: str
-    code: str
-    type: Literal["payagent_error"]
-
-
-class ProblemDetails(BaseModel):
-    """RFC 9457, with what the refusal means for the money and what to do."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    retryable: bool
-    money: str
-    fix: str
-    error: ErrorObject
-
-
-# what no answer's model brings into the document by itself
-_REFERRED: tuple[type[BaseModel], ...] = (
-    CreatePayment,
-    ReportDelivery,
-    SplitOrder,
-    UnfreezeWallet,
-    SendFunds,
-    PrepaidQuestion,
-    CreateTopup,
-    StreamEvent,
-    SetLimits,
-    CreatePin,
-    CreateApp,
-    RotateToken,
-    PauseWallet,
-    CreateMerchant,
-    ProblemDetails,
-)
+# FastAPI adds the models of answers to the document. It does not know those of `takes` and `streams`.
+_REFERRED: dict[type[BaseModel], Literal["validation"]] = {}
 _REF = "#/components/schemas/{model}"
 
 
 def takes(model: type[BaseModel], *, may_be_absent: bool = False) -> dict[str, Any]:
     """The part of an operation that describes its body."""
-    schema = {"$ref": _REF.format(model=model.__name__)}
-    return {"requestBody": {"required": not may_be_absent, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": _refer(model)}}
+    return {"requestBody": {"required": not may_be_absent, "content": content}}
+
+
+def _refer(model: type[BaseModel]) -> dict[str, str]:
+    _REFERRED[model] = "validation"
+    return {"$ref": _REF.format(model=model.__name__)}
 
 
 def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers of an operation: these with the model, any other as a problem."""
-    problem = {"schema": {"$ref": _REF.format(model=ProblemDetails.__name__)}}
+    """The answers of an operation: `statuses` have the model, all others are problems."""
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses
     }
-    return described | {"default": {"description": "A refusal.", "content": {MEDIA_TYPE: problem}}}
+    return described | {
+        "default": {"description": "A refusal.", "content": {MEDIA_TYPE: {"schema": _refer(ProblemDetails)}}}
+    }
 
 
 def gives_text(media_type: str) -> dict[int | str, dict[str, Any]]:
@@ -83,13 +44,12 @@ def gives_text(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation that streams events, each with the model as its data."""
-    content = {"text/event-stream": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    content = {"text/event-stream": {"schema": _refer(model)}}
     return gives(ProblemDetails) | {200: {"description": (model.__doc__ or "").strip(), "content": content}}
 
 
 def add_schemas(document: dict[str, Any]) -> dict[str, Any]:
     """Put what `takes` and `gives` refer to into an OpenAPI document."""
-    models: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _REFERRED]
-    _, described = models_json_schema(models, ref_template=_REF)
+    _, described = models_json_schema(list(_REFERRED.items()), ref_template=_REF)
     document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
     return document

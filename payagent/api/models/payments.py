@@ -1,58 +1,191 @@
-"""Payments: asked for, as they stand, and what happened to them. May import: core, dialects, pydantic."""
+"""Payments: the 402 that comes in, the payment and its history, the merchant's answer, and quotes.
 
-from typing import Annotated, Any, Literal
+May import: core, dialects, agent, store.rows, pydantic. Never: I/O; decides whether to pay.
+"""
 
-from pydantic import BaseModel, Field
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from payagent.api.models.base import Amounts, Closed, Hex, LimitStanding, Reason, Time, Units, absent, closed
-from payagent.core.invoice import Proof
-from payagent.core.payment import Delivery, State
-from payagent.dialects import RetryVerdict
+from pydantic import BaseModel, Field, PlainValidator
+
+from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.base.requests import Advice, MerchantRequest, PaymentQuote, PaymentRequest
+from payagent.agent.context import AgentContext
+from payagent.api.models.apps import LimitStanding
+from payagent.api.models.base import (
+    Amounts,
+    Base64,
+    GivenAsset,
+    GivenUnits,
+    Headers,
+    Hex,
+    Line,
+    Origin,
+    Pairs,
+    Reason,
+    RequestBody,
+    Shown,
+    Time,
+    Units,
+    absent,
+    closed,
+    read_key,
+    read_pairs,
+    strict_body,
+)
+from payagent.core import strict_json
+from payagent.core.findings import Reasons
+from payagent.core.invoice import Proof, Role
+from payagent.core.payment import ON_CHAIN, Delivery, State
+from payagent.core.policy import is_shared
+from payagent.core.problems import Refused
+from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
+from payagent.store.rows.events import StreamedEvent
+from payagent.store.rows.payments import PaymentRow
+
+_UNANSWERED = 504
+"""The status reported when no answer came: a gateway's own status for a timeout (RFC 9110 15.6.5)."""
+_BUYER = ("x-partner", "x-wallet-address")
 
 
-class BoughtRequest(Closed):
-    """The call that is to be bought; with the origin, it is what the intent is known by."""
+def _call_headers(value: object) -> dict[str, str]:
+    """By name in lower case. Repeated headers form one list (RFC 9110 5.3), except those that name the buyer."""
+    headers: dict[str, str] = {}
+    for name, text in read_pairs(value):
+        key, before = name.lower(), headers.get(name.lower())
+        if key in _BUYER and before not in (None, text):
+            raise ValueError(f"the header {name} is given twice")
+        headers[key] = text if before is None or key in _BUYER else f"{before}, {text}"
+    return headers
+
+
+class RequestLine(RequestBody):
+    """Method and path of a request to a merchant."""
 
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
     path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
+
+
+class RequestWithHeaders(RequestLine):
+    headers: Annotated[
+        dict[str, str], PlainValidator(_call_headers, json_schema_input_type=dict[str, str] | Pairs)
+    ] = Field(default={}, description="Those that the merchant may bind the payment to, such as X-Partner.")
+
+    def request(self, body_sha256: str = "") -> MerchantRequest:
+        return MerchantRequest(self.method, self.path, body_sha256, self.headers)
+
+
+class BoughtRequest(RequestWithHeaders):
+    """The request to buy. With the origin it identifies the purchase."""
+
     body_sha256: Hex
-    headers: dict[str, str] | list[tuple[str, str]] = absent("Those that the merchant may bind the payment to.")
+
+    @property
+    def bought(self) -> MerchantRequest:
+        return self.request(self.body_sha256)
 
 
-class PaymentRequiredResponse(Closed):
-    """The answer as received. Its body as a JSON value, or as text, or in base64 byte for byte."""
+class _ForwardedAnswer(RequestBody):
+    """An HTTP answer. Its body as a JSON value or text, or byte for byte in base64."""
+
+    status: Annotated[int, Field(ge=100, le=599)]
+    headers: Headers = Field(default=[])
+    body: Any = absent("A JSON value, or the text as received.")
+    body_base64: Base64 = absent("The bytes as received, instead of `body`.")
+
+
+class PaymentRequiredResponse(_ForwardedAnswer):
+    """The 402 as received. Its body as a JSON value or text, or byte for byte in base64."""
 
     model_config = closed("body", "body_base64")
 
-    status: Annotated[int, Field(ge=100, le=599)]
-    headers: dict[str, str] | list[tuple[str, str]] = Field(default={})
-    body: Any = absent("A JSON value, or the text as received.")
-    body_base64: str = absent("The bytes as received.")
+    def response(self, received: str) -> HttpResponse:
+        """`received`: this object as JSON. Refused: `bad_request`, `body_too_big`, and a body that is not JSON."""
+        if ("body" in self.model_fields_set) == (self.body_base64 is not None):
+            raise Refused("bad_request", "response must have either body or body_base64", key="response.body")
+        if self.body_base64 is not None:
+            return parse_response(self.status, self.headers, self.body_base64)
+        response = make_response(self.status, self.headers, self.body)
+        if len(received) > strict_json.MAX_BYTES:
+            _require_small(self.body)
+        return response
 
 
-class CreatePayment(Closed):
-    """A 402 that is to be paid."""
+def _require_small(body: object) -> None:
+    """Apply the size limit of a 402's body whatever form it was forwarded in."""
+    if len(json.dumps(body, default=lambda number: number.text, ensure_ascii=False)) > strict_json.MAX_BYTES:
+        raise Refused("body_too_big", f"the 402's body has more than {strict_json.MAX_BYTES} bytes")
 
-    origin: Annotated[str, Field(description="Scheme, host and port of the server that answered.")]
-    request: BoughtRequest = absent("The call that is bought.")
+
+def _written(body: object) -> str:
+    """Serialise as `strict_json.dumps` does. `json` is faster when no number has a fraction, as in most 402s."""
+    try:
+        return json.dumps(body, separators=(",", ":"))
+    except TypeError:
+        return strict_json.dumps(body)
+
+
+class CreatePayment(RequestBody):
+    """A 402 to pay."""
+
+    origin: Annotated[Origin, Field(description="Scheme, host and port of the server that answered.")]
+    request: BoughtRequest = absent("The request to buy.")
     response: PaymentRequiredResponse
-    max_total: Units = absent("A bound on what leaves in the invoice's asset, fee included.")
-    max_total_asset: str = absent("What `max_total` is of: nothing is paid in another asset. Else: in whichever.")
+    max_total: GivenUnits = absent("The most that may leave the wallet in the invoice's asset, including the fee.")
+    max_total_asset: GivenAsset = absent("The asset of `max_total`: no other asset is paid. Default: any asset.")
+
+    @classmethod
+    def ask(cls, app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
+        """Read the body of /v1/payments and /v1/quotes. It contains a 402, so invalid JSON counts as a bad 402."""
+        value: Any = strict_body(raw)
+        body = cls.check(value)
+        if body.max_total is None and body.max_total_asset is not None:
+            raise Refused(
+                "bad_request", "max_total_asset is the asset of max_total, which is missing", key="max_total"
+            )
+        received = _written(value["response"])
+        return PaymentRequest(
+            app_id=app_id,
+            origin=body.origin,
+            response=body.response.response(received),
+            received=received,
+            request=None if body.request is None else body.request.bought,
+            idempotency_key=read_key(idempotency_key),
+            max_total_units=body.max_total,
+            max_total_asset=body.max_total_asset,
+        )
 
 
-class ReportDelivery(Closed):
-    """What the retry got. Headers and body, in the forms of `response` of a payment, tell more of a 402."""
+class ReportDelivery(_ForwardedAnswer):
+    """The answer to the retry. For any answer but a 2xx, headers and body say what to do next."""
 
-    status: Annotated[int, Field(ge=100, le=599)]
-    headers: dict[str, str] | list[tuple[str, str]] = Field(default={})
-    body: object = absent("The answer's body: JSON as received, or text.")
-    body_base64: str = absent("The answer's body, in base64, instead of `body`.")
-    depth: Annotated[int, Field(ge=0)] = absent("The payment's `depth` when the proof was shown. Default: now's.")
-    unanswered: str = absent("In one line why no answer came to a proof that was sent; `status` is 504 then.")
+    depth: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="The payment's `depth` when the proof was presented. Default: its depth now."
+    )
+    unanswered: Line = absent("Why no answer came to a proof that was sent, in one line; `status` is 504 then.")
+
+    @property
+    def answer(self) -> HttpResponse | str:
+        """The retry's answer, as far as reported. Or the reason why no answer came."""
+        given = self.model_fields_set
+        if self.unanswered is not None:
+            if self.status != _UNANSWERED or given & {"headers", "body", "body_base64"}:
+                detail = f"unanswered goes with status {_UNANSWERED} and with no headers and no body"
+                raise Refused("bad_request", detail, key="unanswered")
+            return self.unanswered
+        if {"body", "body_base64"} <= given:
+            raise Refused("bad_request", "give either body or body_base64", key="body")
+        body = self.body if "body" in given else self.body_base64 or b""
+        if isinstance(body, str | bytes):
+            raw = body.encode() if isinstance(body, str) else body
+            return parse_answer(self.status, self.headers, raw)
+        return HttpResponse(self.status, {name.lower(): value for name, value in self.headers}, body)
 
 
-class PaymentOutput(BaseModel):
-    role: Literal["pay_to", "split", "change"]
+class PaymentOutput(Shown):
+    role: Role
     address: str
     asset: str
     units: Units
@@ -65,14 +198,14 @@ class Block(BaseModel):
 
 
 class TransactionOutput(BaseModel):
-    role: Literal["pay_to", "split", "change"]
+    role: Role
     address: str
     lovelace: Units
     assets: Amounts
 
 
 class Transaction(BaseModel):
-    """A transaction as it would have been when it was asked about: every output, also the change."""
+    """The transaction as planned when the approval was requested: every output, including the change."""
 
     outputs: list[TransactionOutput]
     fee: Units
@@ -80,7 +213,7 @@ class Transaction(BaseModel):
 
 
 class MerchantHistory(BaseModel):
-    """What there was with a merchant before: payments that were paid, that ended otherwise, and what was spent."""
+    """Earlier payments to the merchant: how many were paid, ended unpaid or are open, and the amount spent."""
 
     paid: int
     last_at: Time | None
@@ -90,10 +223,10 @@ class MerchantHistory(BaseModel):
 
 
 class Approval(BaseModel):
-    """What a person is asked. `at_most` is what it counts against the limits: no more leaves if it is approved.
+    """A request for approval, and its decision. `at_most` is what it counts against the limits: no more can leave.
 
-    `calls`: how many calls it buys. `terms_hash` is what is decided on. The last four are for those who see more
-    than their own payments.
+    `calls`: how many requests it buys. The decision is about `terms_hash`. Tokens that see only their own payments
+    do not get the last five fields.
     """
 
     calls: int
@@ -107,10 +240,10 @@ class Approval(BaseModel):
     via: Literal["token", "link", "clock"] | None
     decided_at: Time | None
     app: str = absent("The app that wants to pay.")
-    request: str | None = absent("The call that is bought.")
+    request: str | None = absent("The request to buy.")
     by: str | None = absent("The app that decided.")
-    limits: list[LimitStanding] = absent("The limits that bind it, with what they leave now.")
-    history: MerchantHistory = absent("What there was with the merchant.")
+    limits: list[LimitStanding] = absent("The limits that apply, and what they leave now.")
+    history: MerchantHistory = absent("Earlier payments to the merchant.")
 
 
 class Payment(BaseModel):
@@ -118,7 +251,7 @@ class Payment(BaseModel):
 
     id: str
     kind: Literal["invoice", "send", "split", "sweep"]
-    app: Annotated[str, Field(description="The id of the app that ordered it.")]
+    app: Annotated[str, Field(description="The id of the app that requested it.")]
     state: State
     delivery: Delivery
     network: str
@@ -135,28 +268,88 @@ class Payment(BaseModel):
     headers: dict[str, str]
     ready: bool
     request_id: str
-    idempotency_key: str
     merchant_status: str | None
     block: Block | None
     batch_target: int | None
     expires_at: Time | None
     created_at: Time
     changed_at: Time
-    reason: Reason = absent("There when the payment was refused.")
-    approval: Approval = absent("There when a person was asked.")
+    reason: Reason = absent("Present if the payment was refused.")
+    approval: Approval = absent("Present if the payment needed an approval.")
+
+    @classmethod
+    def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
+        """`more`: the fields that a subclass adds, and `approval`."""
+        terms = context.terms
+        if row.reason_code is not None:
+            more["reason"] = Reason(code=row.reason_code, detail=row.reason)
+        return cls.model_validate(
+            {
+                "id": row.id,
+                "kind": row.kind,
+                "app": row.app_id,
+                "state": row.state,
+                "delivery": row.delivery,
+                "network": terms.network.name,
+                "dialect": row.dialect,
+                "origin": row.origin,
+                "invoice_id": row.invoice_id,
+                "outputs": row.outputs,
+                "fee": row.fee_lovelace,
+                "tx_hash": row.tx_id if row.is_noted else None,
+                "ttl_slot": row.ttl_slot,
+                "anchor": row.nonce_utxo,
+                "proof": row.proof,
+                "handed_over": row.handed_over,
+                "headers": retry_headers(row, terms.merchants.get(row.origin or ""), terms.own.text),
+                "ready": context.is_ready(row),
+                "request_id": row.request_id,
+                "merchant_status": row.merchant_status,
+                "block": _block(row),
+                "batch_target": row.batch_target,
+                "expires_at": row.expires_at_ms,
+                "created_at": row.created_at_ms,
+                "changed_at": row.changed_at_ms,
+                **more,
+            }
+        )
+
+
+def _block(row: PaymentRow) -> dict[str, object] | None:
+    if row.block_hash is None or row.state not in ON_CHAIN:
+        return None
+    return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
+
+
+def _shown_detail(detail: str, *, sees_all: bool) -> dict[str, object]:
+    """The details of an event. An app that sees only its own data gets no figures of the wallet or others."""
+    told: dict[str, object] = json.loads(detail)
+    limits = told.get("limits")
+    if not sees_all:
+        told.pop("figures", None)
+    if not sees_all and isinstance(limits, list):
+        told["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
+    return told
 
 
 class PaymentEvent(BaseModel):
-    """Something that happened to a payment, and the state that it was in afterwards."""
+    """An event of a payment, and the payment's state after it."""
 
     event: str
     state: State
     at: Time
     detail: dict[str, object]
 
+    @classmethod
+    def history(cls, events: Iterable[tuple[int, str, str, str, int]], *, sees_all: bool) -> list[Self]:
+        return [
+            cls(event=event, state=State(state), at=at_ms, detail=_shown_detail(detail, sees_all=sees_all))
+            for _, event, state, detail, at_ms in events
+        ]
+
 
 class StreamEvent(BaseModel):
-    """Something that happened: to a payment, or (null) to the wallet as a whole."""
+    """An event of a payment, or (`payment` is null) of the whole wallet."""
 
     seq: int
     payment: str | None
@@ -165,42 +358,32 @@ class StreamEvent(BaseModel):
     detail: dict[str, object]
     at: Time
 
-
-class Receipt(BaseModel):
-    """Everything that is recorded of a payment; `payagent ledger verify --receipt` checks it without a daemon.
-
-    Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people;
-    in `events`, `detail` is the text that the hash is of.
-    """
-
-    format: Literal["payagent-receipt/1"]
-    network: str
-    wallet: str
-    payment: dict[str, object]
-    intent: dict[str, object]
-    invoice: dict[str, object] | None
-    other_invoices: list[dict[str, object]]
-    decisions: list[dict[str, object]]
-    holds: list[dict[str, object]]
-    attempts: list[dict[str, object]]
-    sightings: list[dict[str, object]]
-    answers: list[dict[str, object]]
-    entries: list[dict[str, object]]
-    events: list[dict[str, object]]
-    ledger: dict[str, object]
+    @classmethod
+    def of(cls, row: StreamedEvent, *, sees_all: bool) -> Self:
+        return cls(
+            seq=row.seq,
+            payment=row.payment_id,
+            event=row.event,
+            state=None if row.state is None else State(row.state),
+            detail=_shown_detail(row.detail, sees_all=sees_all),
+            at=row.at_ms,
+        )
 
 
-class Attempt(BaseModel):
-    """One signed transaction: it pays, or takes the coins back."""
+class Attempt(Shown):
+    """A signed transaction: it pays the merchant, or cancels the payment."""
 
     kind: Literal["pay", "cancel"]
-    tx_hash: Hex
-    fee: Units
+    tx_hash: Hex = Field(validation_alias="tx_id")
+    fee: Units = Field(validation_alias="fee_lovelace")
     ttl_slot: int
 
 
 class PaymentWithHistory(Payment):
-    """`depth`: blocks from the payment's own to the newest, both counted; null while it is in none."""
+    """`depth`: blocks from the payment's own to the newest, counting both; null while it is in no block.
+
+    `attempts`: oldest first. At most one of them is ever on the chain.
+    """
 
     depth: int | None
     attempts: list[Attempt]
@@ -208,11 +391,10 @@ class PaymentWithHistory(Payment):
 
 
 class MerchantAnswer(BaseModel):
-    """What the merchant said to the retry. `again_after_s`: show the same proof again then; null: do not.
+    """What the merchant's answer means. `again_after_s`: present the same proof again then; null: do not.
 
-    Where the payment is not `ready` after the answer, wait until it is, and then show the proof again.
-
-    With `poll_query` the call is then repeated without the proof, and with this added to its query.
+    If the payment is not `ready` after the answer, wait until it is before you present the proof again. With
+    `poll_query`, repeat the request without the proof and with this added to its query.
     """
 
     said: RetryVerdict
@@ -220,21 +402,34 @@ class MerchantAnswer(BaseModel):
     again_after_s: float | None
     poll_query: str | None
 
+    @classmethod
+    def of(cls, advice: Advice) -> Self:
+        answer = advice.answer
+        return cls(
+            said=answer.said,
+            reason=answer.reason,
+            again_after_s=advice.again_after_s,
+            poll_query=answer.poll_query,
+        )
+
 
 class PaymentWithAnswer(Payment):
     answer: MerchantAnswer
 
 
 class Payments(BaseModel):
-    """`awaiting_approval`: how many of all that the app sees wait for a person, on whatever page."""
+    """`awaiting_approval`: how many of all payments that the app sees wait for approval, on any page."""
 
-    awaiting_approval: int
     payments: list[Payment]
     cursor: str | None
+    awaiting_approval: int
 
 
 class Quote(BaseModel):
-    """What paying would take now. Nothing is reserved."""
+    """What the payment would cost now. Nothing is reserved.
+
+    `total` is what leaves the wallet in the invoice's asset, with the fee if that is ADA.
+    """
 
     prepaid: Literal[False]
     network: str
@@ -249,5 +444,37 @@ class Quote(BaseModel):
     size: int
     expires_at: Time | None
     within_limits: bool
-    approval: list[Reason] = absent("There when a person would be asked first: why.")
-    refusal: Reason = absent("There when a limit or a guard stands against it.")
+    approval: list[Reason] = absent("Present if the payment would need an approval: why.")
+    refusal: Reason = absent("Present if a limit or a merchant rule forbids it.")
+
+    @classmethod
+    def of(cls, quote: PaymentQuote, terms: AgentConfig) -> Self:
+        invoice, plan = quote.invoice, quote.plan
+        return cls(
+            prepaid=False,
+            network=terms.network.name,
+            dialect=invoice.dialect,
+            origin=invoice.origin,
+            invoice_id=invoice.invoice_id,
+            batch_target=invoice.batch_target,
+            outputs=[
+                PaymentOutput(role=one.role, address=one.address.text, asset=one.asset, units=one.units)
+                for one in invoice.outputs
+            ],
+            fee=plan.fee_lovelace,
+            total=plan.spend[invoice.asset],
+            spend=dict(plan.spend),
+            size=plan.size,
+            expires_at=invoice.expires_at_ms,
+            **quote_verdict(quote.refusal, quote.reasons),
+        )
+
+
+def quote_verdict(refusal: Refused | None, reasons: Reasons = ()) -> Mapping[str, Any]:
+    """The last fields of a quote: what would stop the payment, if anything."""
+    verdict: dict[str, Any] = {"within_limits": refusal is None}
+    if reasons:
+        verdict["approval"] = reasons
+    if refusal is not None:
+        verdict["refusal"] = refusal
+    return verdict

@@ -1,32 +1,79 @@
-"""Prepaid balances, and the orders that raise them. May import: core, dialects, pydantic."""
+"""Prepaid balances, and the top-ups that raise them. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
-from payagent.api.models.base import Amounts, Closed, Reason, Time, Units, absent
+from payagent.agent.base.config import AgentConfig, TopupSource
+from payagent.agent.base.requests import PrepaidQuote
+from payagent.agent.topups.orders import TopupGoal, bought, gained_by
+from payagent.agent.topups.runner import TopupPlan
+from payagent.api.models.base import (
+    Amounts,
+    GivenAsset,
+    GivenUnits,
+    InSupply,
+    Origin,
+    Reason,
+    RequestBody,
+    Shown,
+    Time,
+    Units,
+    absent,
+)
+from payagent.api.models.payments import RequestLine, RequestWithHeaders, quote_verdict
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
+from payagent.core.origin import parse_origin
+from payagent.core.payment import ENDED_WITHOUT_PAYING
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import Refused
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.prepaid import Holding, Observation, Pool
+from payagent.store.rows.topups import TopupRow
 
 
-class TopupRequest(Closed):
-    """An ordinary call that costs money, whose 402 sells a batch. `body` is sent as JSON, as it stands."""
+class TopupRequest(RequestLine):
+    """An ordinary request that costs money and whose 402 sells a batch. `body` is sent as JSON, unchanged."""
 
-    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
-    path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
-    body: str = absent("The body's text.")
+    body: str = Field(default="", description="The text of the body.")
 
 
-class CreateTopup(Closed):
-    """Raise the balance at a merchant until so much is paid, fees not counted."""
+def _configured(merchant: object, info: ValidationInfo[AgentConfig]) -> str:
+    """The origin of a configured merchant, given its name in [merchants] or its origin. Context: the config."""
+    merchants = info.context.merchants
+    origin = next((one.origin for one in merchants.values() if one.name == merchant), None)
+    with suppress(ValueError):
+        origin = origin or parse_origin(merchant if isinstance(merchant, str) else "")
+    if origin not in merchants:
+        raise Refused("merchant_not_allowed", f"{ascii(merchant)[:80]} is not in [merchants]", key="merchant")
+    return str(origin)
 
-    merchant: Annotated[str, Field(description="Its name in the config, or its origin.")]
-    units: Units
-    asset: str = "lovelace"
+
+class CreateTopup(RequestBody):
+    """Raise the balance at a merchant until `units` are paid, not counting fees."""
+
+    merchant: Annotated[
+        str,
+        PlainValidator(_configured),
+        WithJsonSchema({"type": "string", "description": "Its name in the config, or its origin."}),
+    ]
+    asset: GivenAsset = LOVELACE
+    units: Annotated[GivenUnits, InSupply]
     request: TopupRequest = absent("Without it the request of merchants.NAME.topup is made.")
     dry_run: bool = False
 
+    @property
+    def goal(self) -> TopupGoal:
+        request = None if self.request is None else TopupSource(**self.request.model_dump())
+        return TopupGoal(self.merchant, self.asset, self.units, request)
 
-class PrepaidCost(BaseModel):
-    """What was paid for a balance in one asset, and how much of that is used up."""
+
+class PrepaidCost(Shown):
+    """What was paid for a balance in one asset, and how much of that is used."""
 
     asset: str
     bought: Units
@@ -35,23 +82,44 @@ class PrepaidCost(BaseModel):
 
 
 class MerchantBalance(BaseModel):
-    """A merchant's own word on a balance, as it was last heard."""
+    """A balance as the merchant last reported it."""
 
     remaining: Units | None
     total: Units | None
     used: Units | None
     unit: str | None
-    expires_at: str | None
+    expires_at: Time | None
     understood: bool
     why_not: str | None
     source: Literal["balance", "credits"]
     status: int
     body: str
-    at: str
+    at: Time
+
+    @classmethod
+    def of(cls, told: Observation) -> Self:
+        return cls.model_validate(
+            {
+                "remaining": told.remaining,
+                "total": told.total,
+                "used": told.used,
+                "unit": told.unit,
+                "expires_at": told.expires_at_ms,
+                "understood": told.why_not_understood is None,
+                "why_not": told.why_not_understood,
+                "source": told.source,
+                "status": told.http_status,
+                "body": told.body,
+                "at": told.at_ms,
+            }
+        )
 
 
 class PrepaidPool(BaseModel):
-    """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not confirmed yet will add."""
+    """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not yet confirmed will add.
+
+    `difference`: what the merchant reports as left, minus our count; null if the two cannot be compared.
+    """
 
     merchant: str | None
     origin: str
@@ -67,42 +135,70 @@ class PrepaidPool(BaseModel):
     merchant_says: MerchantBalance | None
     difference: str | None
 
+    @classmethod
+    def of(cls, one: Holding, told: Observation | None, terms: AgentConfig) -> Self:
+        balance, merchant = one.balance, terms.merchants.get(one.pool.origin)
+        remaining = told.remaining if told is not None and (told.unit or CALLS) == one.unit else None
+        return cls(
+            merchant=None if merchant is None else merchant.name,
+            origin=one.pool.origin,
+            partner=one.pool.partner or None,
+            wallet=one.pool.wallet,
+            unit=one.unit,
+            bought=balance.bought,
+            used=balance.used,
+            left=balance.left,
+            coming=one.coming,
+            unexplained=balance.unexplained - min(balance.unexplained, one.coming),
+            costs=[
+                PrepaidCost(asset=asset, bought=cost.bought, used=cost.used, left=cost.left)
+                for asset, cost in sorted(balance.costs.items())
+            ],
+            merchant_says=None if told is None else MerchantBalance.of(told),
+            difference=None if remaining is None else str(remaining - balance.left),
+        )
+
 
 class Prepaid(BaseModel):
-    """What was bought ahead."""
+    """Everything that was bought in advance."""
 
     prepaid: list[PrepaidPool]
 
 
-class PrepaidCall(Closed):
-    """A call that is not made yet. `headers`: X-Partner and X-Wallet-Address, where it names another buyer."""
+class PrepaidQuestion(RequestBody):
+    """Whether a prepaid balance would serve a request."""
 
-    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
-    path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
-    headers: dict[str, str] | list[tuple[str, str]] = absent("Without them the buyer is as configured.")
-
-
-class PrepaidQuestion(Closed):
-    """Whether a prepaid balance would serve a call."""
-
-    origin: Annotated[str, Field(description="Scheme, host and port of the merchant.")]
-    request: PrepaidCall
+    origin: Annotated[Origin, Field(description="Scheme, host and port of the merchant.")]
+    request: RequestWithHeaders
 
 
 class PrepaidQuoteAnswer(BaseModel):
-    """`prepaid`: whether a balance would serve the call; the rest is there when one would.
+    """`prepaid`: whether a balance would serve the request. The other fields are present only then.
 
-    The call would use `units` of `unit`, calls or an asset. `units` is null when the call never answered 402:
-    nobody knows its price.
+    The request would use `units` of `unit`, calls or an asset. `units` is null if the price is unknown, because
+    the request never got a 402.
     """
 
     prepaid: bool
     network: str = absent("The network's name.")
-    origin: str = absent("As it was asked.")
-    unit: str = absent("In what the balance counts.")
-    units: Units | None = absent("How much the call would use.")
-    within_limits: bool = absent("Whether the app's own limits let it through.")
-    refusal: Reason = absent("There when a limit of the app stands against it.")
+    origin: str = absent("The merchant's origin.")
+    unit: str = absent("What the balance counts.")
+    units: Units | None = absent("How much the request would use.")
+    within_limits: bool = absent("Whether the app's own limits allow it.")
+    refusal: Reason = absent("Present if a limit of the app forbids it.")
+
+    @classmethod
+    def of(cls, quote: PrepaidQuote | None, terms: AgentConfig) -> Self:
+        if quote is None:
+            return cls(prepaid=False)
+        return cls(
+            prepaid=True,
+            network=terms.network.name,
+            origin=quote.origin,
+            unit=quote.unit,
+            units=quote.units,
+            **quote_verdict(quote.refusal),
+        )
 
 
 class TopupRequestDetails(BaseModel):
@@ -111,7 +207,7 @@ class TopupRequestDetails(BaseModel):
 
 
 class Topup(BaseModel):
-    """An order. `bought` counts in its `unit`, calls or an asset; `paid` is without fees."""
+    """A top-up. `bought` counts in its `unit`, calls or an asset; `paid` is without fees."""
 
     id: str
     merchant: str | None
@@ -128,7 +224,39 @@ class Topup(BaseModel):
     payments: list[str]
     created_at: Time
     ended_at: Time | None
-    reason: Reason = absent("There when it ends before so much was bought.")
+    reason: Reason = absent("Present if it ends before its goal.")
+
+    @classmethod
+    def of(cls, row: TopupRow, pool: Pool, made: Sequence[PaymentRow], terms: AgentConfig) -> Self:
+        merchant, request = terms.merchants.get(pool.origin), json.loads(row.request)
+        paid = add(
+            {output.asset: output.units}
+            for payment in made
+            if payment.state not in ENDED_WITHOUT_PAYING
+            for output in payment.outputs
+        )
+        topup = cls.model_validate(
+            {
+                "id": row.id,
+                "merchant": None if merchant is None else merchant.name,
+                "origin": pool.origin,
+                "partner": pool.partner or None,
+                "wallet": pool.wallet,
+                "cause": row.cause,
+                "state": row.state,
+                "unit": row.unit,
+                "units": row.units,
+                "bought": bought(row, made),
+                "paid": paid,
+                "request": {"method": request["method"], "path": request["path"]},
+                "payments": [payment.id for payment in made],
+                "created_at": row.created_at_ms,
+                "ended_at": row.ended_at_ms,
+            }
+        )
+        if (code := row.reason_code or row.stop_code) is not None:
+            topup.reason = Reason(code=code, detail=row.reason if row.reason_code else row.stop_reason)
+        return topup
 
 
 class TopupsPage(BaseModel):
@@ -142,9 +270,9 @@ class Price(BaseModel):
 
 
 class TopupQuote(BaseModel):
-    """What a top-up would take: `count` payments of `price`. `spend` is all that leaves the wallet.
+    """What a top-up would cost now: `count` payments of `price`. `spend` is everything that leaves the wallet.
 
-    `under_way`: the top-up of the same balance that has to be done first; null when there is none.
+    `under_way`: the top-up of the same balance that must end first; null if there is none.
     """
 
     prepaid: Literal[False]
@@ -160,5 +288,24 @@ class TopupQuote(BaseModel):
     spend: Amounts
     under_way: str | None
     within_limits: bool
-    approval: list[Reason] = absent("There when a person would be asked about each payment first: why.")
-    refusal: Reason = absent("There when a limit or the wallet's funds stand against it.")
+    approval: list[Reason] = absent("Present if each payment would need an approval: why.")
+    refusal: Reason = absent("Present if a limit or the wallet's funds forbid it.")
+
+    @classmethod
+    def of(cls, plan: TopupPlan, terms: AgentConfig) -> Self:
+        invoice, tx, count = plan.quote.invoice, plan.quote.plan, plan.count
+        return cls(
+            prepaid=False,
+            merchant=terms.merchant(plan.wish.origin).name,
+            origin=plan.wish.origin,
+            unit=plan.wish.unit,
+            units=plan.wish.units,
+            count=count,
+            price=Price(asset=invoice.asset, units=invoice.total_units),
+            total=invoice.total_units * count,
+            calls=gained_by(CALLS, invoice) * count or None,
+            fees=tx.fee_lovelace * count,
+            spend={asset: units * count for asset, units in tx.spend.items()},
+            under_way=plan.under_way,
+            **quote_verdict(plan.quote.refusal, plan.quote.reasons),
+        )

@@ -1,47 +1,94 @@
-"""The wallet: what is ordered of it, what it holds, and the switch that stops signing.
+"""The wallet: operator's transfers, balances, UTxOs, and the pause of all signing.
 
-May import: core, dialects, pydantic.
+May import: core, agent, store.rows, pydantic. Never: I/O.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
-from payagent.api.models.base import Amounts, Closed, Hex, Time, Units, absent, closed
+from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.config import AgentConfig
+from payagent.api.models.base import (
+    Amounts,
+    GivenUnits,
+    Hex,
+    InSupply,
+    Line,
+    RequestBody,
+    Shown,
+    Time,
+    Units,
+    absent,
+    closed,
+)
 from payagent.api.models.payments import Payment
+from payagent.core.address import Address, parse_address
 from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.ledger import HELD, WALLET, add
+from payagent.core.money import LOVELACE, parse_asset
+from payagent.core.network import Network
+from payagent.core.problems import Refused, own_order
+from payagent.store.rows.attempts_and_utxos import UtxoRow
+from payagent.store.rows.pauses import Pause
+
+Balance = tuple[str, str, int]
+UtxoState = Literal["free", "reserved", "pending", "locked", "missing"]
 
 
-class SplitOrder(Closed):
-    """Fan out into so many coins of pure ADA."""
+class SplitOrder(RequestBody):
+    """Make `count` UTxOs of pure ADA."""
 
     count: Annotated[int, Field(ge=1, le=SPLIT_COUNT_MAX)]
-    lovelace: Units
+    lovelace: Annotated[GivenUnits, InSupply]
 
 
-class UnfreezeWallet(Closed):
-    """Sign again after coins were spent elsewhere."""
+class UnfreezeWallet(RequestBody):
+    """Sign again after another program spent from the wallet."""
 
     seen: list[Hex] = absent(
-        "The transactions that were looked at, as `frozen_by` of the wallet has them. Without it all are cleared."
+        "The transactions that were reviewed, from `frozen_by` of the wallet. Without it all are accepted."
     )
 
 
-class SendFunds(Closed):
-    """Send `units` of `asset`, or all that is free."""
+def _own_asset(value: object) -> str:
+    with own_order(key="asset"):
+        return parse_asset(value)
+
+
+def _true(value: object) -> object:
+    """Literal[True] alone would also accept 1."""
+    if value is not True:
+        raise ValueError("all can only be true")
+    return value
+
+
+class SendFunds(RequestBody):
+    """Send `units` of `asset`, or all available funds."""
 
     model_config = closed("units", "all")
 
-    address: str
-    asset: str = "lovelace"
-    units: Units = absent("How much.")
-    all: Literal[True] = absent("Everything.")
+    address: Annotated[object, WithJsonSchema({"type": "string"})]
+    asset: Annotated[str, PlainValidator(_own_asset, json_schema_input_type=str)] = LOVELACE
+    units: Annotated[GivenUnits, InSupply] = absent("How much to send.")
+    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
+
+    def destination(self, network: Network) -> Address:
+        """Refused: `self_transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
+        if ("all" in self.model_fields_set) == ("units" in self.model_fields_set):
+            raise Refused("bad_request", "give either units or all", key="units")
+        if {"all", "asset"} <= self.model_fields_set:
+            raise Refused("bad_request", "all goes with no asset", key="all")
+        with own_order(key="address"):
+            return parse_address(self.address, network)
 
 
 class LeftBehind(BaseModel):
-    """What an order to send everything left where it is: coins with tokens of which nothing may leave.
+    """UTxOs that a transfer of everything left in the wallet, because they hold tokens that may not be sent.
 
-    `assets` names the first eight of them; `detail` tells why, and how to come by the ADA.
+    `assets` names up to eight of these tokens. `detail` says why, and how to get the ADA.
     """
 
     utxos: int
@@ -51,9 +98,9 @@ class LeftBehind(BaseModel):
 
 
 class Transfer(Payment):
-    """The order's payment. `outputs` are what leaves."""
+    """The payment of a transfer. `outputs` are what leaves the wallet."""
 
-    left_behind: LeftBehind = absent("There when everything was to be sent, and some of it may not leave.")
+    left_behind: LeftBehind = absent("Present if everything was to be sent and some of it may not leave.")
 
 
 class AssetBalance(BaseModel):
@@ -72,52 +119,136 @@ class UtxoCounts(BaseModel):
 
 
 class ChainStatus(BaseModel):
+    """The chain as last read. `problem`: why nothing is signed now."""
+
     slot: int | None
     tip_height: int | None
     tip_slot: int | None
     tip_hash: str | None
     problem: str | None
 
+    @classmethod
+    def of(cls, chain: ChainView, now_ms: int) -> Self:
+        tip, refusal = chain.tip, chain_refusal(chain, now_ms)
+        return cls(
+            slot=None if chain.slots is None else chain.slots.slot_at(now_ms),
+            tip_height=None if tip is None else tip.height,
+            tip_slot=None if tip is None else tip.slot,
+            tip_hash=None if tip is None else tip.hash,
+            problem=None if refusal is None else refusal.detail,
+        )
+
+
+def chain_refusal(chain: ChainView, now_ms: int) -> Refused | None:
+    """The refusal that the chain view causes now; None when there is none."""
+    try:
+        chain.require_ready(now_ms)
+    except Refused as refused:
+        return refused
+    return None
+
 
 class Wallet(BaseModel):
-    """`assets`, `utxos` and `frozen_by` are null for a token that only pays: they tell what other apps do."""
+    """The wallet. A token with the pay scope alone gets null for `assets`, `utxos` and `frozen_by`."""
 
     network: str
     address: str
     assets: list[AssetBalance] | None
     utxos: UtxoCounts | None
-    frozen_by: Annotated[list[Hex] | None, Field(description="What spent coins elsewhere, and nobody has thawed.")]
+    frozen_by: Annotated[
+        list[Hex] | None, Field(description="Transactions of other programs that froze signing until unfrozen.")
+    ]
     chain: ChainStatus
 
+    @classmethod
+    def of(
+        cls,
+        terms: AgentConfig,
+        chain: ChainView,
+        now_ms: int,
+        utxos: Sequence[UtxoRow] | None = None,
+        balances: Iterable[Balance] = (),
+    ) -> Self:
+        """Without `utxos`: only the details that an app needs for its requests."""
+        shown: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
+        if utxos is not None:
+            states = [utxo_state(utxo) for utxo in utxos]
+            shown = {
+                "assets": [{"asset": asset, **units} for asset, units in wallet_units(utxos, balances).items()],
+                "utxos": {state: states.count(state) for state in UtxoCounts.model_fields},
+                "frozen_by": list(chain.foreign),
+            }
+        return cls(
+            network=terms.network.name, address=terms.own.text, chain=ChainStatus.of(chain, now_ms), **shown
+        )
 
-class UtxoDetails(BaseModel):
+
+def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
+    """Units by asset. `total` is what the ledger says is ours; `held` is kept for payments.
+
+    `available` is what UTxO selection may use now. It can be less than total minus held, because unconfirmed
+    change and locked or missing UTxOs are ours but cannot be spent.
+    """
+    free = [utxo for utxo in utxos if utxo_state(utxo) == "free"]
+    available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
+    owned: dict[str, int] = {}
+    held: dict[str, int] = {}
+    for account, asset, units in balances:
+        if account in (WALLET, HELD):
+            owned[asset] = owned.get(asset, 0) + units
+        if account == HELD:
+            held[asset] = units
+    names = sorted({LOVELACE, *available, *owned}, key=lambda asset: (asset != LOVELACE, asset))
+    parts = (("available", available), ("held", held), ("total", owned))
+    return {asset: {part: units.get(asset, 0) for part, units in parts} for asset in names}
+
+
+def utxo_state(utxo: UtxoRow) -> str:
+    """The UTxO state to show: a reserved UTxO is "reserved", whether it is free or pending."""
+    return "reserved" if utxo.reserved_for is not None else utxo.state
+
+
+class UtxoDetails(Shown):
     ref: str
     lovelace: Units
     assets: Amounts
-    state: Literal["free", "reserved", "pending", "locked", "missing"]
+    state: UtxoState
     reserved_for: str | None
 
 
 class Utxos(BaseModel):
     utxos: list[UtxoDetails]
 
+    @classmethod
+    def of(cls, rows: Iterable[UtxoRow]) -> Self:
+        return cls.model_validate({"utxos": [replace(row, state=utxo_state(row)) for row in rows]})
+
 
 class UnfreezeResult(BaseModel):
     tx: str | None
-    txs: list[str]
+    txs: tuple[str, ...]
 
 
-class PauseWallet(Closed):
+class PauseWallet(RequestBody):
     """Stop all signing."""
 
-    reason: str = absent("Why: it is recorded, and told to who is refused.")
+    reason: Line = Field(default="", description="Why. It is recorded, and shown with each refusal.")
 
 
 class PauseStatus(BaseModel):
-    """Whether signing is paused. `by` and `reason` are told to those who read the books or operate."""
+    """Whether signing is paused. `by` and `reason` are null for tokens that neither read nor operate."""
 
     paused: bool
     since: Time | None
     by: str | None
     reason: str | None
-    already: bool = absent("There, and true, when it was paused before: all this is of that pause, which stands.")
+    already: bool = absent("Present, and true, if signing was paused before. That pause and its reason stay.")
+
+    @classmethod
+    def of(cls, pause: Pause | None, by: str | None, *, tells_all: bool) -> Self:
+        return cls(
+            paused=pause is not None,
+            since=None if pause is None else pause.at_ms,
+            by=by if tells_all else None,
+            reason=pause.reason if pause is not None and tells_all else None,
+        )

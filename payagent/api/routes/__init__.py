@@ -1,1 +1,1 @@
-"""The calls of the API, one module for each path."""
+"""The paths of the API, one module for each group."""

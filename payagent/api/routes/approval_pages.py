@@ -1,10 +1,10 @@
-"""The pages behind signed links: a person reads what is asked and decides, without a token.
+"""The pages of signed approval links: a person reads the request and decides, without a token.
 
-To open a link only shows: what scans links in mails decides nothing. The form of the page does, and only from this
-page: a browser says that the call is of the same origin. No script, no cookie, and no style but the page's own.
+Opening a link only shows the page, so a mail scanner decides nothing. Only the page's own form decides: the
+browser states that the request is of the same origin. The page has no script, no cookie, and only its own style.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: decides on anything but the link's own payment;
-writes text of others into a page as it came.
+May import: core, agent, store, the rest of api, FastAPI. Never: decides on any payment but the link's own;
+writes foreign text into a page without escaping it.
 """
 
 from base64 import b64encode
@@ -21,15 +21,15 @@ from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import PREFIX, ApprovalLinks
 from payagent.agent.operator.limits import names_of
-from payagent.api.http.problems import Json
-from payagent.api.models.render import approval_view
-from payagent.api.routes.approvals import decider_view
+from payagent.api.models.apps import LimitStanding
+from payagent.api.models.payments import Approval
+from payagent.api.routes.approvals import approval_of
 from payagent.core.money import format_ada, format_amount
 from payagent.core.payment import STATES_IN_WORDS
 from payagent.core.policy import Window
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
-from payagent.store.rows import approvals, payments
+from payagent.store.rows import approvals
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -39,7 +39,7 @@ _STYLE = (
     "th,td{padding:.3rem .6rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8886}"
     "th{width:30%}td{overflow-wrap:anywhere}button{font:inherit;margin:1.5rem 0;padding:.7rem 2.5rem}"
 )
-"""For a phone too, where an address is wider than the screen."""
+"""Also for phones, where an address is wider than the screen."""
 
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
@@ -51,7 +51,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _WHO = "links"
-"""Whom all who come by links are counted as, for how much may be asked at once."""
+"""The rate limit counts all visitors of links as this one app."""
 
 _HEADINGS = {
     "approved": "The payment was approved",
@@ -66,7 +66,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(PREFIX + "{payment_id}/{way}/{signature}")
 async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
-    """What is asked, and the button; once it is decided, how."""
+    """Show the request for approval and the button, or the decision."""
     context: AgentContext = request.app.state.agent.context
     found = _found(request, payment_id, way, signature)
     if found is None:
@@ -79,7 +79,7 @@ async def show(request: Request, payment_id: str, way: str, signature: str) -> H
 
 @router.post(PREFIX + "{payment_id}/{way}/{signature}")
 async def decide(request: Request, payment_id: str, way: str, signature: str) -> Response:
-    """The form of the page above, and no other. It leads back there: to load that again sends no form again."""
+    """Take the form of that page, and redirect back to it, so that a reload does not send the form again."""
     agent: Agent = request.app.state.agent
     context = agent.context
     found = _found(request, payment_id, way, signature)
@@ -97,18 +97,18 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
 
 
 def _refused(context: AgentContext, refused: Refused, approval: ApprovalRow) -> Iterable[Row]:
-    """Why a decision was not carried out; what was decided, where that is why."""
+    """Why a decision was not carried out, or what was decided before."""
     if (decided := approvals.decided(context.conn, approval.payment_id)) is not None:
         yield from _outcome(context, context.payment(approval.payment_id), decided)
         return
     yield "why", refused.detail
     yield "money", refused.money
     yield "what to do", refused.problem.fix
-    yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link may be opened again"
+    yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link can be opened again"
 
 
 def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
-    """What was decided, and what has become of the payment."""
+    """The decision, and the state of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
     if row.reason is not None:
@@ -118,9 +118,9 @@ def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> It
 
 
 def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, ApprovalRow] | None:
-    """The payment of a link that is good. Refused: `rate_limited`, for links that we made and for nothing else.
+    """The payment of a valid link. Refused: `rate_limited`, only for links that payagent made.
 
-    Who has none uses up nobody's calls, and nothing is read for it.
+    A made-up link uses up no requests of others, and reads nothing from the ledger.
     """
     context: AgentContext = request.app.state.agent.context
     links: ApprovalLinks | None = request.app.state.links
@@ -134,8 +134,9 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
 
 
 def _require_own_page(request: Request, origin: str) -> None:
-    """Refused, `browser_refused`, what is not the page's own form: a browser names where a call comes from, and of
-    a page without a referrer it says "null" for the origin.
+    """Refuse everything but the page's own form with `browser_refused`.
+
+    A browser states where a request comes from. For a page without a referrer, it sends the origin "null".
     """
     sites, origins = request.headers.getlist("sec-fetch-site"), request.headers.getlist("origin")
     if sites != ["same-origin"] or origins not in ([origin], ["null"]):
@@ -143,55 +144,48 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
-    at_most = payments.hold(context.conn, row.id, "ask")
-    told = approval_view(approval, row, at_most, None) | decider_view(context, row)
-    return [("network", context.terms.network.name), *_rows(row, told, approval)]
+    shown = approval_of(context, row, approval, sees_asked=True)
+    return [("network", context.terms.network.name), *_rows(row, shown)]
 
 
-def _rows(row: PaymentRow, told: Json, approval: ApprovalRow) -> Iterable[Row]:
-    """What is shown for people, in order."""
-    yield from (("why it is asked", reason.detail) for reason in approval.reasons)
-    yield "app", str(told["app"])
+def _rows(row: PaymentRow, shown: Approval) -> Iterable[Row]:
+    """The rows of the page, in order."""
+    yield from (("why it is asked", str(reason.detail)) for reason in shown.reasons)
+    yield "app", shown.app
     yield "merchant", str(row.origin)
-    yield "call", str(told["request"] or "not told")
-    yield "calls that it buys", str(told["calls"])
-    plan = approval.plan
-    outputs = plan["outputs"]
-    for output in outputs if isinstance(outputs, list) else []:
-        tokens = "".join(f", {format_amount(asset, int(units))}" for asset, units in output["assets"].items())
-        yield output["role"], f"{format_ada(int(output['lovelace']))}{tokens} to {output['address']}"
-    yield "fee", format_ada(int(str(plan["fee"])))
-    at_most = told["at_most"]
-    for asset, units in at_most.items() if isinstance(at_most, dict) else ():
-        yield "at most", format_amount(asset, int(units))
-    limits = told["limits"]
-    for limit in limits if isinstance(limits, list) else ():
-        yield _limit_name(limit), format_amount(limit["asset"], int(limit["left"]))
-    history = told["history"]
-    if isinstance(history, dict):
-        last_at = history["last_at"]
-        yield "paid there before", "never" if last_at is None else f"{history['paid']} times, last {last_at}"
-    yield "open until", str(told["ends_at"])
+    yield "call", shown.request or "not told"
+    yield "calls that it buys", str(shown.calls)
+    for output in shown.transaction.outputs:
+        tokens = "".join(f", {format_amount(asset, units)}" for asset, units in output.assets.items())
+        yield output.role, f"{format_ada(output.lovelace)}{tokens} to {output.address}"
+    yield "fee", format_ada(shown.transaction.fee)
+    for asset, units in shown.at_most.items():
+        yield "at most", format_amount(asset, units)
+    for limit in shown.limits:
+        yield _limit_name(limit), format_amount(limit.asset, limit.left or 0)
+    paid, last_ms = shown.history.paid, shown.history.last_at
+    yield "paid there before", "never" if last_ms is None else f"{paid} times, last {iso_time(last_ms)}"
+    yield "open until", iso_time(shown.ends_at)
     yield "payment", row.id
-    yield "terms", approval.terms_hash
+    yield "terms", shown.terms_hash
 
 
-def _limit_name(limit: Json) -> str:
-    """What waits counts already in all that a limit leaves over a time."""
-    of = " ".join(str(limit[part]) for part in ("app", "merchant") if limit[part])
-    name = f"{str(limit['limit']).replace('_', ' ')}{' of ' + of if of else ''}"
-    return f"most {name}" if limit["limit"] == Window.PAYMENT else f"left {name} once it is paid"
+def _limit_name(limit: LimitStanding) -> str:
+    """Limits over a time already count the payment. The one per payment does not."""
+    of = " ".join(part for part in (limit.app, limit.merchant) if part)
+    name = f"{limit.limit.replace('_', ' ')}{' of ' + of if of else ''}"
+    return f"most {name}" if limit.limit == Window.PAYMENT else f"left {name} once it is paid"
 
 
 def _unknown() -> HTMLResponse:
-    """Of no link of ours it is told what is wrong with it."""
-    fix = "Open the whole link. What waits is shown by: payagent payments list --state awaiting_approval"
+    """The page does not say what is wrong with a link."""
+    fix = "Open the whole link. To list open requests: payagent payments list --state awaiting_approval"
     rows = [("money", "Nothing was decided by it."), ("what to do", fix)]
     return _page("There is no such link", rows, status=404)
 
 
 def _page(title: str, rows: Iterable[Row], button: str | None = None, status: int = 200) -> HTMLResponse:
-    """All text is escaped; the form has no field, for its address says everything."""
+    """Write the page. All text is escaped. The form has no fields, because its address says everything."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in rows)
     form = "" if button is None else f'<form method="post"><button>{escape(button.capitalize())}</button></form>\n'
     text = (

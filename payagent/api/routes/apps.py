@@ -1,4 +1,4 @@
-"""/v1/apps: the clients of payagent, and their tokens.
+"""/v1/apps: lists and adds apps, and issues and revokes their tokens.
 
 May import: core, agent, store.rows, the rest of api, FastAPI. Never: shows a token twice.
 """
@@ -10,12 +10,10 @@ from starlette.requests import Request
 
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.apps import add_app, everybody, renew_token, revoke
-from payagent.api.http.problems import Json, JsonResponse
+from payagent.api.http.problems import JsonResponse
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.models.apps import App, AppsPage, AppWithToken, CreateApp, RotateToken
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_new_app, read_token_order
-from payagent.api.models.render import app_view, merchant_names
 from payagent.api.routes.auth import OPERATE, Caller, need
 from payagent.core.problems import Refused
 from payagent.store.rows.apps import AppRow, TokenRow, last_token, was_given
@@ -25,11 +23,11 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["apps"])
 
 
-@router.get("/v1/apps", summary="Who may ask for what", responses=gives(AppsPage, 200))
+@router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
-    """All that there ever were, oldest first; of each its last token, without the token itself."""
-    rows = [_view(caller.context, app, token) for app, token in everybody(caller.context)]
-    return JsonResponse({"apps": rows, "caller": caller.app.id})
+    """All apps that ever existed, oldest first, each with the dates of its last token."""
+    rows = [_shown(caller.context, app, token) for app, token in everybody(caller.context)]
+    return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))
 
 
 @router.post(
@@ -40,40 +38,38 @@ async def every_app(caller: Operator) -> JsonResponse:
     status_code=201,
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
-    """`token` is shown this once; only its hash is kept. No app gets a scope that the caller's token lacks."""
+    """`token` is shown only now; payagent stores its hash. No app gets a scope that the caller lacks."""
     token = new_token(caller.context.ports.randomness)
-    app = await add_app(
-        caller.context, caller.app, read_new_app(await caller.json_body(request)), hash_token(token)
-    )
-    return JsonResponse(_told(caller, app) | {"token": token}, 201)
+    wanted = CreateApp.read(await caller.json_body(request)).new_app
+    app = await add_app(caller.context, caller.app, wanted, hash_token(token))
+    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id), token=token), 201)
 
 
 @router.post(
     "/v1/apps/{name}/rotate-token",
-    summary="Give an app a new token",
+    summary="Issue a new token for an app",
     responses=gives(AppWithToken, 200),
     openapi_extra=takes(RotateToken),
 )
 async def rotate_token(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
-    expires_at_ms, own = read_token_order(await caller.json_body(request))
-    if own is not None and was_given(caller.context.conn, hash_token(own)):
-        raise Refused("bad_request", "that token was given before; make a new one", key="token")
-    token = own or new_token(caller.context.ports.randomness)
-    app = await renew_token(caller.context, caller.app, name, hash_token(token), expires_at_ms)
-    return JsonResponse(_told(caller, app) | {"token": token})
+    """The previous token is revoked at once. `token` is shown only now; payagent stores its hash."""
+    order = RotateToken.read(await caller.json_body(request))
+    if order.token is not None and was_given(caller.context.conn, hash_token(order.token)):
+        raise Refused("bad_request", "that token was issued before; make a new one", key="token")
+    token = order.token or new_token(caller.context.ports.randomness)
+    app = await renew_token(caller.context, caller.app, name, hash_token(token), order.expires_at)
+    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id), token=token))
 
 
-@router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(App, 200))
+@router.post("/v1/apps/{name}/revoke", summary="Revoke an app's token", responses=gives(App, 200))
 async def end(name: str, caller: Operator) -> JsonResponse:
-    """At once. What the app has under way is carried on to its end; nobody can ask for anything new."""
-    return JsonResponse(_told(caller, await revoke(caller.context, caller.app, name)))
+    """Applies at once. The app's open payments go on; it can make no new requests."""
+    app = await revoke(caller.context, caller.app, name)
+    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id)))
 
 
-def _told(caller: Caller, app: AppRow) -> dict[str, object]:
-    return _view(caller.context, app, last_token(caller.context.conn, app.id))
-
-
-def _view(context: AgentContext, app: AppRow, token: TokenRow | None) -> Json:
-    is_active = token is not None and token.is_good(context.conn, context.latest_ms)
-    return app_view(app, token, merchant_names(context.terms), is_active=is_active)
+def _shown(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str) -> App:
+    """`text`: the token itself, if this answer shows it."""
+    is_active = last is not None and last.is_good(context.conn, context.latest_ms)
+    names = {origin: merchant.name for origin, merchant in context.terms.merchants.items()}
+    return (AppWithToken if text else App).of(app, last, names, active=is_active, **text)

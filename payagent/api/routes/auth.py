@@ -1,6 +1,6 @@
-"""Who asks, and what that token may do and see.
+"""Checks the token of each request, and what its app may do and see.
 
-May import: core, agent, store, api.routes and api.http, FastAPI. Never: tells one reason for a 401 from another.
+May import: core, agent, store, api.routes and api.http, FastAPI. Never: says why a token is not valid.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -25,12 +25,16 @@ from payagent.store.rows.payments import PaymentRow
 
 PAY, READ, OPERATE, APPROVE = SCOPES
 
-_BEARER = HTTPBearer(auto_error=False, scheme_name="appToken", description="An app's token, as `init` printed it.")
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="appToken",
+    description="An app's token, as printed by `payagent init` or `payagent app add`.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The app whose token came with the call, and the agent that it asks."""
+    """The app that makes the request, and the agent."""
 
     app: AppRow
     agent: Agent
@@ -38,44 +42,45 @@ class Caller:
 
     @property
     def context(self) -> AgentContext:
-        """The agent's."""
         return self.agent.context
 
     @property
     def sees_all(self) -> bool:
-        """Whether it sees more than itself."""
+        """Whether the app sees what other apps do."""
         return self.app.sees_all
 
     @property
     def sees_asked(self) -> bool:
-        """Who decides sees the payments that a person is or was asked about, and no others of other apps."""
+        """Whether the app sees other apps' payments that need or needed an approval."""
         return self.sees_all or APPROVE in self.app.scopes
 
     @property
     def is_let_in(self) -> bool:
-        """Whether the token is good still; asked again by calls that last."""
+        """Whether the token is still valid. Long requests check it again."""
         context = self.context
         return apps.by_token(context.conn, self._token_hash, context.latest_ms) is not None
 
     def require_let_in(self) -> None:
-        """As at the call's beginning: `unauthorized`."""
+        """Refused: `unauthorized`."""
         if not self.is_let_in:
             raise _unauthorized()
 
     def require_still_let_in(self) -> None:
-        """As `require_let_in`, in the middle of an answer: it can only be broken off."""
+        """Like `require_let_in`, in the middle of an answer, which can then only be aborted."""
         if not self.is_let_in:
-            raise BrokenOffError("the token has ended")
+            raise BrokenOffError("the token is no longer valid")
 
     def while_let_in(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
-        """An answer that lasts, in pieces; it breaks off when the token ends, so that nobody takes it for all."""
+        """Yield the pieces of a long answer. Abort it when the token ends: a part must not pass for the whole."""
         for piece in pieces:
             self.require_still_let_in()
             yield piece
 
     async def json_body(self, request: Request, *, may_be_absent: bool = False) -> bytes:
-        """The call's body. It may take its time, so the token must be good still when all of it is there; the loop
-        goes on to the writer's queue without a pause, so that whoever was told of the token's end was told later.
+        """The request's body. The token must still be valid when all of it has arrived.
+
+        The event loop goes on to the writer's queue without a pause. So a request that passed this check is queued
+        before any answer that reports the token's end.
         """
         raw = await json_body(request, may_be_absent=may_be_absent)
         self.require_let_in()
@@ -83,19 +88,19 @@ class Caller:
         return raw
 
     def app_named(self, name: str) -> AppRow:
-        """An app that the caller may see, by its name or id. Who pays only knows of itself."""
+        """An app that the caller may see, by its name or id. Refused: `forbidden`, `bad_request`."""
         own = self.app
         if name in (own.id, own.name):
             return own
         if not self.sees_asked:
-            raise Refused("forbidden", "what another app does needs a token for read, operate or approve")
+            raise Refused("forbidden", "seeing another app needs a token for read, operate or approve")
         found = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
         if found is None:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
         return found
 
     def payment(self, payment_id: str) -> PaymentRow:
-        """A payment that the app may see; any other is `not_found`, whether it exists or not."""
+        """A payment that the app may see. Any other is `not_found`, whether it exists or not."""
         row = payments.payment(self.context.conn, payment_id)
         conn = self.context.conn
         if row is None or not (
@@ -108,7 +113,7 @@ class Caller:
 
 
 async def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
-    """The call's token, as FastAPI reads it for the calls that it routes."""
+    """The request's token, read as FastAPI does for requests that it routes."""
     return await _BEARER(request)
 
 
@@ -116,12 +121,13 @@ Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller
 
 
 def _unauthorized() -> Refused:
-    return Refused("unauthorized", "the call has no token that is good here")
+    return Refused("unauthorized", "the request has no valid token")
 
 
 def need(*scopes: str) -> Need:
-    """A dependency: the caller, whose token has at least one of the scopes, and who is counted until the answer
-    is out.
+    """Return a FastAPI dependency: the caller, whose token must have one of the scopes.
+
+    The rate limit counts the request until its answer is sent.
     """
 
     async def caller(
@@ -136,7 +142,7 @@ def need(*scopes: str) -> Need:
         inside.enter_context(request.app.state.turnstile.admit(app.id))
         if not app.scopes & set(scopes):
             raise Refused(
-                "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
+                "forbidden", f"the request needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
             )
         require_clear_query(request)
         return Caller(app, agent, token_hash)

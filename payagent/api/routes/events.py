@@ -1,12 +1,11 @@
-"""/v1/events: everything that happens, as server-sent events (WHATWG HTML 9.2), as soon as it is durable.
+"""/v1/events: streams events as server-sent events (WHATWG HTML 9.2), as soon as they are durable.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: keeps what a reader is too slow for (an event is
-read from the ledger when its turn comes); reads them in the event loop's thread; goes on when the server is told
-to stop.
+May import: core, agent, store, the rest of api, FastAPI. Never: buffers
+events for a slow reader (each is read from the ledger when it is sent); reads them in the event loop's thread;
+continues when the server stops.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -18,29 +17,28 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from payagent.agent.base.payment_view import detail_view
 from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
+from payagent.api.http.problems import to_json
 from payagent.api.models.openapi import streams
 from payagent.api.models.payments import StreamEvent
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import QueryParams, first_of, single_header
 from payagent.core.problems import Refused
-from payagent.core.timestamps import iso_time
 from payagent.store.rows.events import PAGE_ROWS, StreamedEvent, events_after, last_event
 
 STREAMS_MAX = 64
 STREAMS_OF_APP_MAX = 8
 HEARTBEAT_S = 15.0
 LOOK_S = 1.0
-"""How often at least it is looked for what no payment's change tells: refusals, and what is of no payment."""
+"""Look at least this often for events that change no payment, such as refusals."""
 
 _SEQ = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
-    "description": "The id of the last event that was received; it goes before `after`.",
+    "description": "The id of the last event received. It overrides `after`.",
     "schema": {"type": "string", "pattern": f"^({_SEQ.pattern})$"},
 }
 
@@ -50,42 +48,43 @@ router = APIRouter(tags=["events"])
 
 
 class After(QueryParams):
-    """From where on."""
+    """Where the stream starts."""
 
-    after: Annotated[int | None, Field(ge=0, lt=10**18, description="An event's id. Without it: from now on.")] = (
-        None
-    )
+    after: Annotated[
+        int | None, Field(ge=0, lt=10**18, description="An event's id. Default: only new events.")
+    ] = None
 
 
 @router.get(
     "/v1/events",
-    summary="What happens, as it happens",
+    summary="Stream events",
     responses=streams(StreamEvent),
     openapi_extra={"parameters": [_LAST_EVENT_ID]},
     response_class=StreamingResponse,
 )
 async def events(request: Request, caller: Follower, query: Annotated[After, Query()]) -> StreamingResponse:
-    """An app sees what happens to its own payments; a token for read or operate sees all.
+    """An app sees the events of its own payments. A token for read or operate sees all.
 
-    Each event has its number as its id, its name, and as its data one JSON object. A comment every 15 s shows that
-    the stream is open. It ends when payagent stops or the token does: connect again with the last id, and nothing
-    is missed.
+    Each event has its number as id, its name, and one JSON object as data. A comment every 15 s shows that the
+    stream is open. The stream ends when payagent stops or the token ends. Reconnect with the last id to miss none.
     """
     opened: list[str] = request.app.state.streams
     if len(opened) >= STREAMS_MAX:
-        raise Refused("rate_limited", f"{len(opened)} streams of events are open, as many as may be")
+        raise Refused("rate_limited", f"{len(opened)} event streams are open, which is the limit")
     if (own := opened.count(caller.app.id)) >= STREAMS_OF_APP_MAX:
-        raise Refused("rate_limited", f"{own} streams of events are open to this app, as many as it may have")
+        raise Refused("rate_limited", f"this app has {own} event streams open, which is its limit")
     seq = _start(single_header(request, "Last-Event-ID"), query.after, caller)
     stopping: asyncio.Event = request.scope[STOPPING]
     inside: ExitStack = request.state.inside
-    opened.append(caller.app.id)  # here, and not where it begins to stream: others are let in meanwhile
+    opened.append(
+        caller.app.id
+    )  # counted here and not in _stream, because other requests are admitted before that starts
     inside.callback(opened.remove, caller.app.id)
     return StreamingResponse(_stream(caller, seq, stopping), media_type="text/event-stream")
 
 
 def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
-    """The event behind which the stream begins; one that is still to come would hide those before it."""
+    """The event after which the stream starts. A future one is refused, because it would hide those before it."""
     newest, _ = last_event(caller.context.conn)
     if last_id is None:
         asked, key = newest if after is None else after, "after"
@@ -94,7 +93,7 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     else:
         raise Refused("bad_request", "Last-Event-ID is not an event's number", key="Last-Event-ID")
     if asked > newest:
-        raise Refused("bad_request", f"there is no event {asked} yet, {newest} is the last", key=key)
+        raise Refused("bad_request", f"there is no event {asked} yet; the last is {newest}", key=key)
     return asked
 
 
@@ -123,12 +122,5 @@ def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[Str
 
 
 def _written(row: StreamedEvent, *, sees_all: bool) -> str:
-    data = {
-        "seq": row.seq,
-        "payment": row.payment_id,
-        "event": row.event,
-        "state": row.state,
-        "detail": detail_view(row.detail, sees_all=sees_all),
-        "at": iso_time(row.at_ms),
-    }
-    return f"id: {row.seq}\nevent: {row.event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+    data = to_json(StreamEvent.of(row, sees_all=sees_all))
+    return f"id: {row.seq}\nevent: {row.event}\ndata: {data}\n\n"

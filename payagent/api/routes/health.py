@@ -1,4 +1,4 @@
-"""/healthz and /readyz, for whoever watches the daemon; no token.
+"""/healthz and /readyz, for monitoring. They need no token.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: asks the chain itself.
 """
@@ -11,20 +11,20 @@ from payagent.agent.context import AgentContext
 from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
-from payagent.api.models.render import chain_problem, chain_refusal
+from payagent.api.models.wallet import ChainStatus, chain_refusal
 from payagent.core.timestamps import iso_time
 from payagent.store.rows import about, pauses
 
 _REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paused"}
 
 Check = Callable[[], str | None]
-"""None while what is looked at is well, else what is wrong with it."""
+"""None if the check passes, else what is wrong."""
 
 
 def find(context: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
-    """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
+    """What keeps payments from being made, or soon will, by check. None: the check passes."""
     return {
-        "chain": chain_problem(context.chain, context.ports.clock.now_ms()),
+        "chain": ChainStatus.of(context.chain, context.ports.clock.now_ms()).problem,
         "ledger": _ledger_problem(context),
         "sweeps": heartbeat(),
         "signer": signer(),
@@ -36,23 +36,23 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
-    @router.get("/healthz", summary="The process answers", responses=gives(Health, 200))
+    @router.get("/healthz", summary="Check that the process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
-        return JsonResponse({"status": "ok"})
+        return JsonResponse(Health(status="ok"))
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
+    @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
         found = checks()
         ready = not any(found.values())
         return JsonResponse(
-            {
-                "ready": ready,
-                "code": _code(context, found),
-                "network": context.terms.network.name,
-                "checks": {name: problem or "ok" for name, problem in found.items()},
-                "providers": {name: problem or "ok" for name, problem in context.providers.items()},
-            },
+            Readiness(
+                ready=ready,
+                code=_code(context, found),
+                network=context.terms.network.name,
+                checks={name: problem or "ok" for name, problem in found.items()},
+                providers={name: problem or "ok" for name, problem in context.providers.items()},
+            ),
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},
         )
@@ -61,7 +61,7 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
 
 
 def _code(context: AgentContext, found: dict[str, str | None]) -> str | None:
-    """As what an order is refused now: what is to be done goes by it."""
+    """The code that a payment would be refused with now. Its problem says what to do."""
     refused = chain_refusal(context.chain, context.ports.clock.now_ms())
     if refused is not None:
         return refused.code
@@ -69,10 +69,10 @@ def _code(context: AgentContext, found: dict[str, str | None]) -> str | None:
 
 
 def _pause_problem(context: AgentContext) -> str | None:
-    """Without the reason: nobody shows a token here."""
+    """Without the reason, because the path needs no token."""
     try:
         pause = pauses.standing(context.conn)
-    except Exception:  # noqa: BLE001  the ledger's own check tells of it
+    except Exception:  # noqa: BLE001  the check of the ledger reports it
         return None
     return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
 
@@ -81,6 +81,6 @@ def _ledger_problem(context: AgentContext) -> str | None:
     try:
         about.meta(context.conn, "network")
         problem = context.room_problem()
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
+    except Exception as error:  # noqa: BLE001  this check reports every error
         return f"ledger.db cannot be read: {type(error).__name__}"
     return None if problem is None else f"ledger.db: {problem}"

@@ -1,14 +1,14 @@
-"""/v1/ledger: the books, for whoever holds a read token.
+"""/v1/ledger: entries, balances, spend, verification and export of the ledger.
 
 May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes.
 """
 
-import json
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
-from typing import Annotated, AnyStr, get_args
+from typing import Annotated, AnyStr, TypeVar, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
@@ -18,11 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
-from payagent.api.http.problems import JsonResponse
-from payagent.api.models.ledger import Balances, Entries, Spending, VerifyReport
-from payagent.api.models.openapi import ProblemDetails, gives
-from payagent.api.models.parse import read_asset, time_ms
-from payagent.api.models.render import balance_view, entry_view, spend_view
+from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
+from payagent.api.models.base import GivenAsset, GivenTime
+from payagent.api.models.ledger import Balances, Entries, LedgerEntry, LedgerFinding, Spending, VerifyReport
+from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page, QueryParams
 from payagent.audit.export import Format, export
@@ -34,11 +33,14 @@ from payagent.core.ledger import Kind
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problems import Refused
+from payagent.store.db.unit import Connection
 from payagent.store.rows import journal
-from payagent.store.rows.journal import EntryRow, Selection, SpendKey, SpendRow
+from payagent.store.rows.journal import Selection, SpendKey
+
+T = TypeVar("T")
 
 FINDINGS_MAX = 1_000
-"""More than that are counted, not told: who changed a whole table is found by any of its rows."""
+"""Further findings are only counted: any row shows that a whole table was changed."""
 
 _SQLITE = "application/vnd.sqlite3"
 _MEDIA_TYPES: dict[Format, str] = {
@@ -49,8 +51,8 @@ _MEDIA_TYPES: dict[Format, str] = {
 }
 
 _TEXT = (
-    "Part of an entry's kind, ref or accounts, or of its payment's id, merchant, invoice id, request, transaction "
-    "id or reason, in upper or lower case."
+    "Text in an entry's kind, ref or accounts, or in its payment's id, merchant, invoice id, request, transaction "
+    "id or reason. Case does not matter."
 )
 _BY = "merchant|app|day|month|asset"
 _PIECE_BYTES = 1 << 20
@@ -63,25 +65,25 @@ router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
 class Chosen(QueryParams):
-    """Which part of the books. Merchant, app and state are those of an entry's payment."""
+    """Filters of ledger entries. Merchant, app and state are those of an entry's payment."""
 
-    since: Annotated[str | None, Field(description="RFC 3339, with its zone; from then on.")] = None
-    until: Annotated[str | None, Field(description="RFC 3339, with its zone; before then.")] = None
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
     merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    asset: Annotated[str | None, Field(description="lovelace, or policy and name in hex.")] = None
-    kind: Annotated[Kind | None, Field(description="Of entry.")] = None
+    asset: Annotated[GivenAsset | None, Field(description="lovelace, or policy and name in hex.")] = None
+    kind: Annotated[Kind | None, Field(description="The kind of entry.")] = None
     state: State | None = None
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
         terms = caller.context.terms
         return Selection(
-            since_ms=None if self.since is None else time_ms(self.since, "since"),
-            until_ms=None if self.until is None else time_ms(self.until, "until"),
+            since_ms=self.since,
+            until_ms=self.until,
             origin=None if self.merchant is None else _origin(self.merchant, terms),
             app=None if self.app is None else caller.app_named(self.app).id,
-            asset=None if self.asset is None else read_asset(self.asset, "asset"),
+            asset=self.asset,
             kind=self.kind,
             state=self.state,
             text=self.text,
@@ -89,43 +91,46 @@ class Chosen(QueryParams):
 
 
 class Filter(Page, Chosen):
-    """Which entries."""
+    """Filters of a page of entries."""
 
     payment: Annotated[str | None, Field(description="A payment's id.")] = None
     account: Annotated[str | None, Field(description="Entries that post to this account.")] = None
 
 
 class Grouped(Chosen):
-    """Which part of the books, and what it is told by."""
+    """Filters of the spend, and how to group it."""
 
     by: Annotated[
         str,
-        Field(pattern=rf"^({_BY})(,({_BY}))*$", description=f"Some of {_BY}, with commas. Days are UTC's."),
+        Field(
+            pattern=rf"^({_BY})(,({_BY}))*$", description=f"Any of {_BY}, separated by commas. Days are in UTC."
+        ),
     ] = "merchant"
 
     @property
     def keys(self) -> tuple[SpendKey, ...]:
-        """Without the asset: amounts of two are never added."""
+        """Without the asset: amounts of two assets are never added."""
         given = dict.fromkeys(self.by.split(","))
         return tuple(key for name in given for key in get_args(SpendKey) if key == name)
 
 
 class Noted(QueryParams):
-    """What is known of an earlier time."""
+    """An earlier state to compare with."""
 
     head: Annotated[
-        str | None, Field(description="A head that verify told before. What was cut off since is found by it.")
+        str | None,
+        Field(description="The `head` of an earlier verification. With it, rows removed since are found."),
     ] = None
 
 
 class Exported(Chosen):
-    """Which part of the books, and how it is written."""
+    """Filters and format of an export."""
 
     format: Format = "csv"
 
 
 def _origin(text: str, terms: AgentConfig) -> str:
-    """A merchant that is not configured any more goes by its origin."""
+    """A merchant that is no longer configured is named by its origin."""
     named = next((merchant.origin for merchant in terms.merchants.values() if merchant.name == text), None)
     try:
         return named or parse_origin(text)
@@ -135,80 +140,75 @@ def _origin(text: str, terms: AgentConfig) -> str:
         ) from None
 
 
-@router.get("/entries", summary="Journal entries, newest first", responses=gives(Entries, 200))
+@router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
-    only = query.selection(caller)
-    rows = await run_in_threadpool(_entries, caller.context, query, only)
+    page = partial(
+        journal.entries_page,
+        payment_id=query.payment,
+        account=query.account,
+        before_id=query.before,
+        limit=query.limit,
+        only=query.selection(caller),
+    )
+    rows = await _read(caller.context, page)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
-    return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
+    return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
 
 
-def _entries(context: AgentContext, query: Filter, only: Selection) -> list[EntryRow]:
-    with context.snapshot() as conn:
-        return journal.entries_page(
-            conn,
-            payment_id=query.payment,
-            account=query.account,
-            before_id=query.before,
-            limit=query.limit,
-            only=only,
-        )
+async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
+    """Run a long read of the ledger in another thread, on one consistent state."""
+
+    def work() -> T:
+        with context.snapshot() as conn:
+            return read(conn)
+
+    return await run_in_threadpool(work)
 
 
 @router.get(
     "/balance",
-    summary="Every account's balance, and the proof that they sum to zero",
+    summary="Show the balance of every account, and that they sum to zero",
     responses=gives(Balances, 200),
 )
 async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonResponse:
-    """wallet + held is what the chain shows at our address when nothing is in flight.
+    """wallet + held is what the chain shows at our address if nothing is in flight.
 
-    Of what is selected, it is the sum of its postings: with `until` alone, the balance at that time.
+    With filters, it sums the selected postings. With `until` alone, that is the balance at that time.
     """
     only = query.selection(caller)
     if only == journal.EVERYTHING:
-        return JsonResponse(balance_view(journal.balances(caller.context.conn)))
-    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.context, only)))
+        return JsonResponse(Balances.of(journal.balances(caller.context.conn)))
+    return JsonResponse(Balances.of(await _read(caller.context, partial(journal.balances, only=only))))
 
 
-def _balances(context: AgentContext, only: Selection) -> list[tuple[str, str, int]]:
-    with context.snapshot() as conn:
-        return journal.balances(conn, only)
-
-
-@router.get("/spend", summary="What left the wallet", responses=gives(Spending, 200))
+@router.get("/spend", summary="Show what left the wallet", responses=gives(Spending, 200))
 async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResponse:
-    """Over the whole time, the totals are what was deposited less what the chain shows at our address.
+    """Over the whole history, the totals are the deposits minus what the chain shows at our address.
 
-    A payment counts when it is confirmed, and with a fee alone when it was cancelled; what a rollback took back
-    counts against it. `paid` went to merchants, also for what is prepaid, and `sent` where the operator sent it.
+    A payment counts once it is confirmed. A cancelled one counts with its fee alone. What a rollback reversed is
+    subtracted. `paid` went to merchants, including for prepaid balances; `sent` are the operator's transfers.
     """
     context, keys = caller.context, query.keys
-    rows = await run_in_threadpool(_spend, context, keys, query.selection(caller))
-    return JsonResponse(spend_view(keys, rows, context.terms))
-
-
-def _spend(context: AgentContext, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
-    with context.snapshot() as conn:
-        return journal.spend(conn, keys, only)
+    rows = await _read(context, partial(journal.spend, by=keys, only=query.selection(caller)))
+    return JsonResponse(Spending.of(keys, rows, context.terms))
 
 
 @router.get(
     "/verify",
-    summary="Whether the books are whole",
+    summary="Verify the ledger",
     responses=gives(VerifyReport, 200),
     response_class=StreamingResponse,
 )
 async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
-    """Looks at every row, which takes its time; what there is to tell comes as it is found."""
+    """Checks every row, which can take minutes. Findings are sent as they are found."""
     noted = None if query.head is None else parse_head(query.head)
     return await _streamed(caller, _verdict(caller.context, noted), "application/json")
 
 
 @router.get(
     "/export",
-    summary="The books of a period, with their opening and closing balances",
+    summary="Export the ledger of a period, with opening and closing balances",
     responses=gives(Entries, 200)
     | {
         200: {
@@ -219,7 +219,7 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
     response_class=StreamingResponse,
 )
 async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
-    """Oldest first, in one consistent state, however long it takes."""
+    """Oldest first, and all from one consistent state."""
     only = query.selection(caller)
     pages = _pages(_export(caller.context, only, query.format))
     return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
@@ -232,12 +232,12 @@ def _export(context: AgentContext, only: Selection, form: Format) -> Iterator[st
 
 @router.get(
     "/snapshot",
-    summary="A copy of ledger.db as it is now, in one file",
+    summary="Copy ledger.db as it is now, in one file",
     responses=gives(ProblemDetails) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
     response_class=StreamingResponse,
 )
 async def snapshot(caller: Operator) -> StreamingResponse:
-    """Made before its first byte comes, which takes its time."""
+    """The copy is complete before its first byte is sent."""
     return await _streamed(caller, _copy(caller.context), _SQLITE)
 
 
@@ -248,7 +248,7 @@ def _copy(context: AgentContext) -> Generator[bytes]:
 
 
 def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
-    """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
+    """One JSON object in pieces. An empty line at each step of progress keeps the client from timing out."""
     terms = context.terms
     checked: Counter[str] = Counter()
     found = 0
@@ -259,15 +259,14 @@ def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
             if isinstance(told, AuditFinding):
                 found += 1
                 if found <= FINDINGS_MAX:
-                    row = {"table": told.table, "row": told.row, "what": told.what}
-                    yield ("," if found > 1 else "") + json.dumps(row)
+                    yield ("," if found > 1 else "") + to_json(LedgerFinding.model_validate(told))
             elif isinstance(told, Head):
                 head = told
             else:
                 checked[told.table] = told.rows
                 yield "\n"
-    end = {"clean": not found, "found": found, "head": str(head), "checked": dict(checked)}
-    yield "]," + json.dumps(end)[1:]
+    report = VerifyReport(findings=[], clean=not found, found=found, head=str(head), checked=checked)
+    yield to_json(report).removeprefix('{"findings":[')
 
 
 def _pages(pieces: Iterator[str]) -> Generator[str]:
@@ -283,8 +282,8 @@ def _pages(pieces: Iterator[str]) -> Generator[str]:
 
 
 class _Streamed(StreamingResponse):
-    """What is read in other threads, piece by piece. What was opened for it is closed then, in one too: where the
-    client has gone in between, that may wait for processes that help.
+    """An answer that is read in other threads, piece by piece. Its resources are closed in such a thread too,
+    because closing may wait for helper processes when the client has disconnected.
     """
 
     def __init__(self, told: Iterator[str | bytes], pieces: Generator[str | bytes], media_type: str) -> None:
@@ -299,12 +298,12 @@ class _Streamed(StreamingResponse):
 
 
 async def _streamed(caller: Caller, pieces: Generator[AnyStr], media_type: str) -> StreamingResponse:
-    """Answered as long as the token is good. What cannot be read at all is still told as a problem."""
+    """Sent while the token is valid. If nothing can be read, the answer is still a problem."""
     first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
     return _Streamed(caller.while_let_in(chain(first, pieces)), pieces, media_type)
 
 
 def _close(pieces: Generator[str | bytes]) -> None:
-    """End what reads. It is another thread's still where payagent stops: that one ends with the process."""
+    """Close the reader. If payagent stops, another thread may still use it; it then ends with the process."""
     with suppress(ValueError):
         pieces.close()

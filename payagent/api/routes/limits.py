@@ -1,4 +1,4 @@
-"""/v1/limits: what may still be spent; and setting it while the daemon runs.
+"""/v1/limits: shows the limits with what each leaves, and sets them while the daemon runs.
 
 May import: core, agent, the rest of api, FastAPI. Never: shows an app what others spent.
 """
@@ -12,8 +12,6 @@ from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import Limits, SetLimits
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_limits
-from payagent.api.models.render import limits_view
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
@@ -22,12 +20,12 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["limits"])
 
 
-@router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
+@router.get("/v1/limits", summary="List the limits and what each leaves", responses=gives(Limits, 200))
 async def limits(caller: Viewer) -> JsonResponse:
-    """Every limit that is in force, with what its window counts now; `frees_at`: when the oldest of that does not.
+    """Every limit in force, with what its window counts now.
 
-    A token that only pays is shown the limits that bind its app, and what the app itself spent: of a limit that
-    others share, `left` is null.
+    A token with the pay scope alone sees the limits that apply to its app, and what the app itself spent. `left`
+    of a limit that it shares with other apps is null.
     """
     return _standing(caller)
 
@@ -40,13 +38,13 @@ async def limits(caller: Viewer) -> JsonResponse:
     status_code=200,
 )
 async def change(request: Request, caller: Operator) -> JsonResponse:
-    """At once, for good, and over what the config file says. null: what the config file says counts again."""
-    order = read_limits(await caller.json_body(request))
-    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
+    """Applies at once, overrides the config file, and survives restarts. null reverts to the config file."""
+    order = SetLimits.read(await caller.json_body(request))
+    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.limits)
     return _standing(caller)
 
 
 def _standing(caller: Caller) -> JsonResponse:
     context = caller.context
     only_app = None if caller.sees_all else caller.app.id
-    return JsonResponse(limits_view(standing(context, only_app), dict(names_of(context))))
+    return JsonResponse(Limits.of(standing(context, only_app), dict(names_of(context))))

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
-from payagent.api.models.render import wallet_units
+from payagent.api.models.wallet import wallet_units
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
@@ -31,7 +31,7 @@ Checks = Callable[[], Mapping[str, str | None]]
 def metrics_router(checks: Checks) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/metrics", summary="Numbers for a monitoring system", responses=gives_text(MEDIA_TYPE))
+    @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
         context, found = caller.context, checks()

@@ -1,6 +1,6 @@
-"""What the calls share: a bounded body, its declared type, a page's cursor and time.
+"""What several routes share: reading the body within its limits, query parameters and waiting.
 
-May import: core, FastAPI, pydantic. Never: knows one call from another.
+May import: core, FastAPI, pydantic. Never: knows a route.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from payagent.api.models.parse import BODY_MAX_BYTES
+from payagent.api.models.base import BODY_MAX_BYTES
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.problems import Refused
 
@@ -21,27 +21,27 @@ _MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)
 
 WAIT_MAX_S = 60
 BODY_S = 10.0
-"""A body must be there within this time after its head."""
+"""A body must arrive within this time after its head."""
 
-Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
-PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
-Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
+Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="From the previous page.")]
+PaymentId = Annotated[str, Path(description="As returned by /v1/payments.")]
+Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="The most items to return.")]
 
 
 class QueryParams(BaseModel):
-    """What stands in a query; an unknown one is refused, for a filter that is misspelt filters nothing."""
+    """Query parameters. An unknown one is refused, because a misspelt filter would filter nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Waiting(QueryParams):
-    """How long to wait for a change."""
+    """`wait`: seconds to wait for a change."""
 
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
 class Page(QueryParams):
-    """What every list takes."""
+    """Parameters of every list."""
 
     limit: Limit = 50
     cursor: Cursor | None = None
@@ -52,7 +52,7 @@ class Page(QueryParams):
 
 
 async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
-    """Return when one of them is done, or time is up; the others are given up."""
+    """Return when one of them is done, or time is up. The others are cancelled."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -64,8 +64,9 @@ async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None 
 
 
 async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
-    """The body, at most 256 KiB, in time, and declared as JSON: what a web form sends is neither. Where it may be
-    absent, no body at all is an empty object.
+    """The body: at most 256 KiB, within `BODY_S`, and declared as JSON, which a web form cannot do.
+
+    With `may_be_absent`, no body counts as an empty object.
     """
     declared = request.headers.getlist("content-type")
     is_json = len(declared) == 1 and _MEDIA_TYPE.fullmatch(declared[0].strip()) is not None
@@ -75,7 +76,7 @@ async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
         async with asyncio.timeout(request.app.state.body_s):
             raw = await _bounded(request)
     except TimeoutError:
-        raise Refused("body_too_slow", "the request's body did not come in its time") from None
+        raise Refused("body_too_slow", "the request's body did not arrive in time") from None
     if raw and not is_json:
         raise _not_json()
     return raw or (b"{}" if may_be_absent else b"")
@@ -95,17 +96,18 @@ async def _bounded(request: Request) -> bytes:
 
 
 def require_clear_query(request: Request) -> None:
-    """Refuse a parameter that comes twice, for one of the two would be lost, and any where the call takes none: a
-    bound on money that stands in the wrong place is not silently no bound.
+    """Refuse a repeated parameter, of which one would be lost, and any parameter if the path takes none.
+
+    Otherwise a spending bound in the wrong place would silently be no bound.
     """
     if not request.scope["query_string"]:
         return
     given = Counter(name for name, _ in request.query_params.multi_items())
-    # without a route it is a call of `express`, which takes none
+    # without a route it is a request of the fast path, which takes none
     route = request.scope.get("route")
     if given and (route is None or not route.dependant.query_params):
         name = next(iter(given))[:80]
-        raise Refused("bad_request", f"the call takes no parameters, and was given {name!a}", key=name)
+        raise Refused("bad_request", f"the path takes no parameters, and the request has {name!a}", key=name)
     twice = next((name for name, count in given.items() if count > 1), None)
     if twice is not None:
         name = twice[:80]
@@ -113,7 +115,7 @@ def require_clear_query(request: Request) -> None:
 
 
 def single_header(request: Request, name: str) -> str | None:
-    """A header that may come once; twice is `bad_request`."""
+    """A header that may occur once. Refused if repeated: `bad_request`."""
     values = request.headers.getlist(name)
     if len(values) > 1:
         raise Refused("bad_request", f"the header {name} is given twice", key=name)

@@ -1,4 +1,4 @@
-"""/v1/pause and /v1/resume: the switch that stops all signing.
+"""/v1/pause and /v1/resume: stops all signing, and starts it again.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: signs.
 """
@@ -11,8 +11,6 @@ from starlette.requests import Request
 from payagent.agent.operator.pause import pause, unpause
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
-from payagent.api.models.parse import read_pause
-from payagent.api.models.render import pause_view
 from payagent.api.models.wallet import PauseStatus, PauseWallet
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.store.rows import apps, pauses
@@ -23,9 +21,9 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["pause"])
 
 
-@router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseStatus, 200))
+@router.get("/v1/pause", summary="Show whether signing is paused", responses=gives(PauseStatus, 200))
 async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
-    """By whom and why is told to those who read the books or operate the wallet."""
+    """`by` and `reason` need a token for read or operate."""
     return _told(caller, pauses.standing(caller.context.conn))
 
 
@@ -36,22 +34,24 @@ async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, AP
     openapi_extra=takes(PauseWallet, may_be_absent=True),
 )
 async def begin(request: Request, caller: Operator) -> JsonResponse:
-    """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
-    replacement, no cancel, no transfer. What was signed before is sent and followed, and may land. Paused already,
-    the earlier pause stands with its reason, and `already` says so."""
-    reason = read_pause(await caller.json_body(request, may_be_absent=True))
-    found, is_new = await pause(caller.context, caller.app.id, reason)
+    """After this answer nothing is signed until `/v1/resume`, even across restarts: no payment, replacement,
+    cancellation or transfer. Transactions signed before are still submitted and may be included. If signing was
+    paused before, that pause stays with its reason, and `already` says so."""
+    order = PauseWallet.read(await caller.json_body(request, may_be_absent=True))
+    found, is_new = await pause(caller.context, caller.app.id, order.reason)
     return _told(caller, found, already=not is_new)
 
 
-@router.post("/v1/resume", summary="Sign again", responses=gives(PauseStatus, 200))
+@router.post("/v1/resume", summary="Resume signing", responses=gives(PauseStatus, 200))
 async def end(caller: Operator) -> JsonResponse:
-    """What was held before the pause and has time left is signed now; what is too late is given back."""
+    """Payments that were reserved before the pause are signed now, if there is time left. Others are released."""
     return _told(caller, await unpause(caller.context, caller.app.id))
 
 
 def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
     by = None if pause is None else apps.by_id(caller.context.conn, pause.by)
     name = None if pause is None else pause.by if by is None else by.name
-    more = {"already": True} if already else {}
-    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all) | more)
+    status = PauseStatus.of(pause, name, tells_all=caller.sees_all)
+    if already:
+        status.already = True
+    return JsonResponse(status)

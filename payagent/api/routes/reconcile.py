@@ -1,11 +1,10 @@
-"""/v1/ledger/reconcile: the wallet's own address, as a provider shows it now, against the books.
+"""/v1/ledger/reconcile: compares the ledger with the wallet's address, as a provider shows it now.
 
 May import: core, agent, audit, chain.address_history and chain.provider, store, the rest of api, FastAPI. Never:
-writes; takes silence for agreement.
+writes; treats a missing answer as agreement.
 """
 
 import asyncio
-import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -20,12 +19,14 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
 from payagent.agent.context import AgentContext
-from payagent.api.models.ledger import Reconciliation
+from payagent.api.http.problems import to_json
+from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives
+from payagent.api.models.prepaid import PrepaidPool
 from payagent.api.routes.auth import Caller
 from payagent.api.routes.ledger import FINDINGS_MAX, Auditor
 from payagent.api.routes.params import QueryParams
-from payagent.api.routes.prepaid import holdings_view
+from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
 from payagent.chain.address_history import History, read_history
 from payagent.chain.provider import ChainProvider, NotFound, Read, Tip, TxSeen
@@ -37,26 +38,26 @@ from payagent.store.rows.onchain import under_way_since_ms
 T = TypeVar("T")
 
 BREATH_S = 10.0
-"""After so long without a word an empty line keeps who waits from giving up."""
+"""After this long without a result, an empty line keeps the client from timing out."""
 
 _TX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-SINCE = "Blocks from this slot on; 0: all. What is not booked yet is looked at in older ones too."
+SINCE = "Blocks from this slot on; 0: all. Unbooked payments are looked up in older blocks too."
 
 
 class Period(QueryParams):
-    """Which part of the chain."""
+    """The part of the chain to compare."""
 
     since_slot: Annotated[int, Field(ge=0, lt=2**53, description=SINCE)] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Since when, as a slot and as a time; and when it was asked, up to where payagent itself had looked, and had
-    booked all deposits.
+    """Where the comparison starts, as a slot and as a time. `looked`: the tip that payagent had read by then.
+    `booked`: the tip up to which it had booked all deposits.
     """
 
     since_slot: int
@@ -67,7 +68,7 @@ class _Bounds:
 
 @dataclass(slots=True)
 class _Answer:
-    """What was told so far, but for the differences, which are on their way."""
+    """The results so far, without the differences, which were already sent."""
 
     found: int = 0
     provider: str | None = None
@@ -78,10 +79,12 @@ class _Answer:
     checked: Counter[str] = field(default_factory=Counter)
 
     def take(self, told: Told) -> str:
-        """What of it goes out at once."""
+        """Take a result, and return the text to send at once."""
         if isinstance(told, Difference):
             self.found += 1
-            return ("," if self.found > 1 else "") + json.dumps(_difference(told)) if self._has_room else ""
+            if self.found > FINDINGS_MAX:
+                return ""
+            return ("," if self.found > 1 else "") + to_json(ReconcileDifference.model_validate(told))
         if isinstance(told, InFlight):
             self.in_flight.append(told)
         elif isinstance(told, Doubt):
@@ -92,34 +95,34 @@ class _Answer:
             self.checked[told.table] = told.rows
         return "\n"
 
-    @property
-    def _has_room(self) -> bool:
-        return self.found <= FINDINGS_MAX
-
-    def end(self, since_slot: int) -> dict[str, object]:
-        tip = self.tip
-        return {
-            "clean": not self.found and not self.doubts,
-            "complete": not self.doubts,
-            "found": self.found,
-            "could_not_tell": self.doubts[:FINDINGS_MAX],
-            "in_flight": [_in_flight(told) for told in self.in_flight[:FINDINGS_MAX]],
-            "balances": [_standing(told) for told in self.standings],
-            "checked": dict(self.checked),
-            "since_slot": since_slot,
-            "provider": self.provider,
-            "tip": None if tip is None else {"height": tip.height, "slot": tip.slot, "hash": tip.hash},
-        }
+    def result(self, since_slot: int, prepaid: list[PrepaidPool]) -> Reconciliation:
+        """Everything but the differences, which were sent as they were found."""
+        return Reconciliation.model_validate(
+            {
+                "findings": [],
+                "clean": not self.found and not self.doubts,
+                "complete": not self.doubts,
+                "found": self.found,
+                "could_not_tell": self.doubts[:FINDINGS_MAX],
+                "in_flight": self.in_flight[:FINDINGS_MAX],
+                "balances": self.standings,
+                "checked": self.checked,
+                "since_slot": since_slot,
+                "provider": self.provider,
+                "tip": self.tip,
+                "prepaid": prepaid,
+            }
+        )
 
 
 @router.get(
     "/reconcile",
-    summary="Whether the books are what the chain shows at our address",
+    summary="Compare the ledger with the chain",
     responses=gives(Reconciliation, 200),
     response_class=StreamingResponse,
 )
 async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
-    """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
+    """Asks a provider for each transaction, which can take minutes. Differences are sent as they are found."""
     chain = caller.context.chain
     if chain.slots is None or chain.tip is None:
         raise Refused("chain_not_ready", chain.why_unseen)
@@ -130,24 +133,24 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
 
 
 def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
-    """Since when something may be in a block and not booked yet: all that is unspent is compared."""
+    """The slot since which something may be in a block but not in the ledger. All unspent outputs are compared."""
     began_ms = under_way_since_ms(conn)
     return tip.slot if began_ms is None else min(tip.slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
 
 
 async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
-    """One JSON object in pieces, as long as the token is good."""
+    """One JSON object in pieces, while the token is valid."""
     context, answer = caller.context, _Answer()
     yield '{"findings":['
     async for told in _breathing(_compared(context, bounds, answer)):
         caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
-    prepaid = {"prepaid": holdings_view(context.conn, context.terms)}
-    yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
+    result = answer.result(bounds.since_slot, all_pools(context.conn, context.terms))
+    yield to_json(result).removeprefix('{"findings":[')
 
 
 async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
-    """Everything that there is to tell, by the first provider that shows all of it."""
+    """All results, from the first provider that has the complete history."""
     doubts = []
     for source in context.senders:
         history = await read_history(source, context.terms.own.text, bounds.since_s)
@@ -164,11 +167,11 @@ async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> 
 async def _judged(
     context: AgentContext, source: ChainProvider, history: History, bounds: _Bounds
 ) -> AsyncIterator[Told]:
-    """The books against a history. They may be ahead of it; what they know more is asked for."""
+    """Compare the ledger with a history. The ledger may be ahead of it: what it knows more is looked up."""
     is_forked = await _is_gone(source, bounds.looked)
     if is_forked:
         yield Doubt(
-            "the block that payagent last looked at is on the chain no more: ask again after its next look"
+            "the newest block that payagent read is no longer on the chain: repeat this after its next pass"
         )
     booked_height = 0 if is_forked else await _booked_height(source, bounds)
     with context.snapshot() as conn:
@@ -181,8 +184,9 @@ async def _judged(
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """What it comes to in another thread. Who is cancelled meanwhile waits for that: a connection that is closed
-    under a thread that reads from it ends the process.
+    """Run `work` in another thread, and wait for it even if cancelled.
+
+    Closing a connection while a thread reads from it would end the process.
     """
     working = asyncio.get_running_loop().run_in_executor(None, work)
     try:
@@ -194,7 +198,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 
 async def _booked_height(source: ChainProvider, bounds: _Bounds) -> int:
-    """Up to where all deposits are booked. What a fork brought since may be in any block of it."""
+    """The height up to which all deposits are booked; 0 if a fork may have brought others."""
     booked = bounds.booked
     if booked is None or (booked != bounds.looked and await _is_gone(source, booked)):
         return 0
@@ -202,17 +206,17 @@ async def _booked_height(source: ChainProvider, bounds: _Bounds) -> int:
 
 
 async def _is_gone(source: ChainProvider, tip: Tip) -> bool:
-    """Whether what was the newest block is on the chain no more."""
+    """Whether this block is no longer on the chain."""
     return isinstance(await source.block(tip.hash), NotFound)
 
 
 async def _placed(source: ChainProvider, tx_id: str) -> Read[TxSeen]:
-    """Where a transaction is; what cannot be the id of one is nowhere."""
+    """Look up a transaction. A text that cannot be a transaction id is not found."""
     return await source.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
 
 
 async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
-    """Each step as it comes, and None whenever none came for long."""
+    """Each step as it comes, and None after each `BREATH_S` without one."""
     came: asyncio.Queue[T | None] = asyncio.Queue()
 
     async def take() -> None:
@@ -237,21 +241,3 @@ async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
         await task
     finally:
         task.cancel()
-
-
-def _difference(told: Difference) -> dict[str, object]:
-    return {"kind": told.kind, "table": told.table, "row": told.row, "tx_hash": told.tx_id, "what": told.what}
-
-
-def _in_flight(told: InFlight) -> dict[str, object]:
-    units = {asset: str(n) for asset, n in told.units.items()}
-    return {"tx_hash": told.tx_id, "payment": told.payment_id, "what": told.what, "units": units}
-
-
-def _standing(told: AssetReconciliation) -> dict[str, str]:
-    return {
-        "asset": told.asset,
-        "books": str(told.books_units),
-        "chain": str(told.chain_units),
-        "in_flight": str(told.in_flight_units),
-    }

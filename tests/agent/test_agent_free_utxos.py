@@ -1,0 +1,57 @@
+"""A commit that fails with real coins in hand: what selection may take is what the database says, at once."""
+
+import sqlite3
+
+import pytest
+from kit.agent import ADA, World
+
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+
+
+class FullDisk:
+    """A checkpoint that lets no commit of this name through while it is set."""
+
+    def __init__(self) -> None:
+        self.point: str | None = None
+        self.hits = 0
+
+    def __call__(self, point: str) -> None:
+        if point == self.point:
+            self.hits += 1
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize("name", ["admit", "sign", "observe", "confirm", "deposit"])
+async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, name: str) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    disk = FullDisk()
+
+    async with world.run(checkpoint=disk) as run:
+
+        def check() -> None:
+            known = {row.ref for row in queries.free_utxos(run.context.conn)}
+            assert {utxo.ref for utxo in run.context.utxos} == known
+
+        await run.look()
+        check()
+        disk.point = f"before {name}"
+        codes = []
+        for step in (lambda: run.pay("while it is full"), lambda: world.fund(20 * ADA), run.look):
+            try:
+                if (waiting := step()) is not None:
+                    await waiting
+            except Refused as refused:
+                codes.append(refused.code)
+            check()
+        assert disk.hits
+        assert set(codes) <= {"store_failed"}
+        disk.point = None
+        for _ in range(3):
+            world.clock.ahead_ms += 12_000
+            await run.settle_down()
+            check()
+        await run.pay("when there is room")
+        await run.settle_down(2)
+        check()
+        assert run.owned() == world.on_chain()

@@ -1,0 +1,398 @@
+"""The main job on the devnet: a 402 comes in, it is paid on the chain, the call is served, the books agree."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+
+import httpx
+import pytest
+from kit.agent import ADA, Run, World, daily, with_terms
+
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.api.models.payments import Payment
+from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.rows import payments
+
+TOKEN = "ab" * 28 + "55534454"
+
+
+def served(world: World, run: Run, payment_id: str, message: str) -> int:
+    """Present the proof: the status that the merchant answers."""
+    shown = Payment.of(run.context, run.context.payment(payment_id))
+    return world.call(message, shown.headers).status_code
+
+
+@pytest.mark.parametrize("dialect", ["t-backend", "flux"])
+async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) -> None:
+    world.settings(dialect=dialect)
+    world.fund(100 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello")
+        assert (row.state, row.dialect) == (State.IN_FLIGHT, dialect)
+        assert served(world, run, row.id, "hello") == 402
+        await run.settle_down()
+        assert run.context.payment(row.id).state is State.CONFIRMED
+        assert served(world, run, row.id, "hello") == 200
+        await run.watch.inquiries.poll_merchants()
+        assert run.context.payment(row.id).merchant_status == "consumed"
+        paid = sum(output.units for output in row.outputs)
+        assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
+        assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
+        assert run.owned() == world.on_chain() == {"lovelace": 100 * ADA - paid - (row.fee_lovelace or 0)}
+        assert world.transactions() == [row.tx_id]
+
+
+class CountingNet(httpx.AsyncHTTPTransport):
+    """The network, and how often it was used."""
+
+    calls = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.calls += 1
+        return await super().handle_async_request(request)
+
+
+async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) -> None:
+    world.fund(100 * ADA)
+    net = CountingNet()
+    async with world.run() as run:
+        world.clock.stop()
+        await run.pay_in_block()
+        world.clock.ahead_ms += 1000  # so old it is when the merchant is first asked, whatever that took
+        client = MerchantClient(net)
+        watch = ChainSync(run.agent, client)
+        counts = []
+        for _ in range(0, 3600, 2):
+            await watch.inquiries.poll_merchants()
+            counts.append(net.calls)
+            world.clock.ahead_ms += 2000
+        await client.aclose()
+    assert [counts[n] for n in (0, 2, 5, 11)] == [1, 2, 3, 4], "when it is twice as old as at the last time"
+    assert 13 < counts[-1] < 20, "and every ten minutes at last"
+
+
+async def test_a_merchant_is_asked_of_an_invoice_that_is_in_no_block_yet(world: World) -> None:
+    world.fund(100 * ADA)
+    net = CountingNet()
+    async with world.run() as run:
+        await run.look()
+        await run.pay()
+        client = MerchantClient(net)
+        watch = ChainSync(run.agent, client)
+        await watch.inquiries.poll_merchants()
+        assert net.calls == 1
+        world.clock.ahead_ms -= 3_600_000
+        await watch.inquiries.poll_merchants()
+        assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
+        await client.aclose()
+
+
+async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    net = CountingNet()
+    async with world.run() as run:
+        await run.look()
+        rows = [await run.pay(f"call {number}") for number in range(60)]
+        world.clock.ahead_ms += 60_000
+        client = MerchantClient(net)
+        watch = ChainSync(run.agent, client)
+        await watch.inquiries.poll_merchants()
+        assert net.calls == 50
+        await watch.inquiries.poll_merchants()
+        await client.aclose()
+        assert all(run.context.payment(row.id).merchant_status for row in rows), "those left out went first"
+
+
+async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
+    world.settings(asset=TOKEN, price="250", splits=[])
+    world.fund(20 * ADA, assets={TOKEN: 1000})
+    limits = daily(1000 * ADA, 1000 * ADA) + daily(300, 1000, TOKEN)
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        row = await run.pay_in_block()
+        assert served(world, run, row.id, "hello") == 200
+        spent = run.books()[f"merchant:{world.origin}"]
+        assert spent[TOKEN] == 250
+        assert 1 * ADA < spent["lovelace"] < 2 * ADA
+        assert run.owned() == world.on_chain()
+
+
+async def test_a_request_that_comes_again_is_answered_without_a_commit(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask("hello")
+        first, is_new = await run.agent.pay(ask)
+        await run.agent.sending.drain(10)
+        commits = run.commits
+        again, is_new_again = await run.agent.pay(ask)
+        assert (first.id, is_new, is_new_again) == (again.id, True, False)
+        assert run.commits == commits
+
+
+async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask(key="one")
+        answers = await asyncio.gather(*(run.agent.pay(ask) for _ in range(50)))
+        assert len({row.id for row, _ in answers}) == len({row.tx_id for row, _ in answers}) == 1
+        assert sum(is_new for _, is_new in answers) == 1
+        assert all(row.tx_id is not None for row, _ in answers)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert len(world.transactions()) == 1
+
+
+async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    async with world.run() as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
+        await run.agent.sending.drain(30)
+        await run.settle_down(2)
+        rows = [run.context.payment(row.id) for row, _ in answers]
+        assert {row.state for row in rows} == {State.CONFIRMED}
+        assert len({row.nonce_utxo for row in rows}) == 50
+        assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+        assert run.owned() == world.on_chain()
+        assert "held" not in run.books()
+
+
+async def test_limits_hold_whatever_races(world: World) -> None:
+    world.fund(*[20 * ADA] * 30)
+    limit = daily(1000 * ADA, 40 * ADA)
+    async with world.run(terms=with_terms(limits=limit)) as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(20)]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+        paid = [answer for answer in answers if not isinstance(answer, BaseException)]
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert {refusal.code for refusal in refused} == {"limit_exceeded"}
+        assert len(paid) + len(refused) == 20
+        await run.agent.sending.drain(10)
+        taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
+        assert 26 * ADA < taken <= 40 * ADA
+
+
+@pytest.mark.parametrize(
+    ("fund", "code"),
+    [((), "not_enough_funds"), ((5 * ADA,), "not_enough_funds"), ((13 * ADA,), "not_enough_funds")],
+)
+async def test_too_little_money_is_refused_and_nothing_is_held(
+    world: World, fund: tuple[int, ...], code: str
+) -> None:
+    if fund:
+        world.fund(*fund)
+    else:
+        world.block()
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask(key="k")
+        with pytest.raises(Refused, match=code):
+            await run.agent.pay(ask)
+        assert "held" not in run.books()
+        world.fund(50 * ADA)
+        await run.look()
+        row, is_new = await run.agent.pay(ask)
+        assert is_new
+        assert row.state is State.SIGNED
+
+
+async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> None:
+    world.block()
+    async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
+        await run.look()
+        with pytest.raises(Refused, match="limit_exceeded"):
+            await run.agent.pay(world.ask())
+
+
+async def test_one_key_names_one_request(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("first", key="k")
+        with pytest.raises(Refused, match="idempotency_key_reused"):
+            await run.agent.pay(world.ask("second", key="k"))
+
+
+async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello", key="k")
+        world.settings(price="20000000")
+        again, is_new = await run.agent.pay(world.ask("hello", key="k"))
+        assert (again.id, again.tx_id, is_new) == (row.id, row.tx_id, False)
+        await run.settle_down()
+        assert world.transactions() == [row.tx_id]
+
+
+async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        first = await run.pay_in_block()
+        assert served(world, run, first.id, "hello") == 200
+        await run.agent.deliveries.record_delivery(first.id, 200)
+        second = await run.pay("hello")
+        assert second.id != first.id
+        named = await run.pay("other", key="k")
+        await run.agent.deliveries.record_delivery(named.id, 200)
+        again, is_new = await run.agent.pay(world.ask_of(world.call("other"), key="k"))
+        assert (again.id, is_new) == (named.id, False)
+
+
+async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello")
+        pending = world.call("hello", Payment.of(run.context, row).headers)
+        assert pending.json() == {"detail": {"status": "pending"}}
+        again, is_new = await run.agent.pay(world.ask_of(pending))
+        assert (again.id, is_new) == (row.id, False)
+        with pytest.raises(Refused, match="not_an_invoice"):
+            await run.agent.pay(world.ask_of(pending, key="never seen"))
+
+
+async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        answer = world.call("hello")
+        row, _ = await run.agent.pay(world.ask_of(answer, key="a"))
+        with pytest.raises(Refused, match="invoice_paid_elsewhere") as other:
+            await run.agent.pay(world.ask_of(answer, key="b"))
+        assert other.value.context["payment"] == row.id
+        assert row.id in other.value.detail
+        dearer = answer.text.replace('"amountUnits":"10000000"', '"amountUnits":"11000000"')
+        assert dearer != answer.text
+        with pytest.raises(Refused, match="terms_changed"):
+            await run.agent.pay(world.ask_of(answer, key="a", body=dearer))
+
+
+async def test_an_unknown_origin_is_refused(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(merchants={})) as run:
+        await run.look()
+        with pytest.raises(Refused, match="merchant_not_allowed"):
+            await run.agent.pay(world.ask())
+
+
+async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
+    world.settings(timeout=130)
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="invoice_expired"):
+            await run.agent.pay(world.ask())
+        assert payments.payments_in(run.context.conn, list(State))[0].reason_code == "invoice_expired"
+
+
+async def test_the_caller_can_tighten(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(
+            Refused, match=r"max_total leaves 13 ADA, this payment takes 13\.17\d+ ADA with its fee"
+        ):
+            await run.agent.pay(world.ask(max_total_units=13 * ADA))
+        with pytest.raises(Refused, match="max_total leaves 12 ADA, this payment takes 13 ADA and its fee"):
+            await run.agent.pay(world.ask("too little by far", max_total_units=12 * ADA))
+        row, _ = await run.agent.pay(world.ask("other", max_total_units=13 * ADA + 200_000))
+        assert row.state is State.SIGNED
+
+
+async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
+        await run.look()
+        quote = await run.agent.quote(world.ask())
+        assert quote.refusal is not None
+        assert quote.refusal.code == "limit_exceeded"
+        assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
+        assert not payments.payments_in(run.context.conn, list(State))
+        assert len(run.context.utxos) == 1
+
+
+async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_the_payment_does(
+    world: World,
+) -> None:
+    """Else who funds the wallet for it is refused again."""
+    world.fund(5 * ADA)
+    async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
+        await run.look()
+        for pays in (run.agent.quote, run.agent.pay):
+            with pytest.raises(Refused, match="limit_exceeded: per_payment leaves 12 ADA"):
+                await pays(world.ask())
+        world.settings(price=str(9 * ADA), splits=[])
+        for pays in (run.agent.quote, run.agent.pay):
+            with pytest.raises(Refused, match="not_enough_funds"):
+                await pays(world.ask("within the limit"))
+
+
+async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert run.context.payment(split.id).state is State.CONFIRMED
+        assert run.owned() == world.on_chain()
+        assert len(run.context.utxos) >= 6
+        out = world.account.address
+        swept, _ = await run.agent.transfers.sweep("app_test", out)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert run.context.payment(swept.id).state is State.CONFIRMED
+        assert len(run.context.utxos) == 1
+        assert run.owned() == world.on_chain()
+        fees = run.books()["fees"]["lovelace"]
+        assert run.owned() == {"lovelace": 100 * ADA - fees}
+
+
+async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(world: World) -> None:
+    world.fund(500 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.agent.transfers.split("app_test", SPLIT_COUNT_MAX, ADA)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert len(run.context.utxos) == SPLIT_COUNT_MAX + 1
+        assert run.owned() == world.on_chain()
+
+
+async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:
+    world.settings(batch=100)
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        row = await run.pay_in_block()
+        paid = sum(output.units for output in row.outputs)
+        assert run.books()[f"prepaid:{world.origin}"] == {"lovelace": paid}
+
+
+async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        waiting = asyncio.create_task(run.context.wait(row.id, 20))
+        await run.settle_down()
+        assert (await waiting).state in (State.IN_BLOCK, State.CONFIRMED)
+
+
+async def test_the_database_balances_by_plain_sql(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.pay_in_block()
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
+        sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
+        assert sums == [("lovelace", 0)]
+        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM journal"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                conn.execute(statement)

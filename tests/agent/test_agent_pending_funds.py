@@ -1,0 +1,98 @@
+"""Money that is on its way back as change is told apart from money that is not there."""
+
+import asyncio
+
+import pytest
+from kit.agent import ADA, World
+
+from payagent.core.money import format_ada
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+
+
+def paid(units: int, fee_lovelace: int | None) -> int:
+    assert fee_lovelace is not None
+    return units + fee_lovelace
+
+
+async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_change(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        first = await run.pay("first")
+        change = 50 * ADA - paid(sum(o.units for o in first.outputs), first.fee_lovelace)
+        ask = world.ask("second")
+        with pytest.raises(Refused) as caught:
+            await run.agent.pay(ask)
+        told = caught.value
+        assert told.code == "funds_in_flight"
+        assert told.context == {"asset": "lovelace", "available": "0", "coming": str(change)}
+        assert f"{format_ada(change)} more come back" in told.detail
+        assert told.problem.retryable
+        assert (told.problem.status, told.problem.exit_code) == (503, 7)
+        assert "payagent wallet split" in told.problem.fix
+        await run.settle_down()
+        again, is_new = await run.agent.pay(ask)
+        assert (again.state, is_new) == (State.SIGNED, True)
+
+
+async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(3)]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert [refusal.code for refusal in refused] == ["funds_in_flight"] * 2
+        for ask in asks:
+            await run.settle_down()
+            await run.agent.pay(ask)
+            await run.agent.sending.drain(10)
+        await run.settle_down()
+        assert len(world.transactions()) == 3
+
+
+async def test_a_payment_does_not_wait_for_too_little_change(world: World) -> None:
+    world.fund(20 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("first")
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await run.pay("second")
+
+
+async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(timeout=200)
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", "drop")
+        first = await run.pay("first")
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("second")
+        world.clock.ahead_ms += 200_000
+        world.settings(timeout=900)
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await run.pay("third")
+        assert run.state(first.id) is State.IN_FLIGHT
+
+
+async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("first")
+        agent, own = run.agent, world.account.address
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await agent.quote(world.ask("second"))
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await agent.transfers.send("app_test", own, "lovelace", 5 * ADA)
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await agent.transfers.split("app_test", 4, 5 * ADA)
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await agent.transfers.sweep("app_test", own)
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await agent.transfers.split("app_test", 4, 50 * ADA)
+        await run.settle_down()
+        row, _ = await agent.transfers.split("app_test", 4, 5 * ADA)
+        assert row.state is State.SIGNED

@@ -1,0 +1,394 @@
+"""Providers that lie, lose, stall and forget; chains that fork. Whatever they do: one transaction, equal books."""
+
+from dataclasses import dataclass
+
+import pytest
+from kit.agent import ADA, Run, World, with_terms
+
+from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.ports import InProcess
+from payagent.agent.chain_sync import follow_up as due
+from payagent.agent.chain_sync.follow_up import resubmit_due_ms
+from payagent.chain.provider import Genesis, ProtocolParameters, Tip
+from payagent.core.network import NETWORKS
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import journal, payments
+
+
+async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
+    """Time and blocks pass until the payment is confirmed; a few rounds must do, beside two pauses."""
+    for _ in range(16):
+        world.clock.ahead_ms += 12_000
+        await run.look()
+        world.block()
+        await run.look()
+        if run.context.payment(payment_id).state is State.CONFIRMED:
+            return
+    raise AssertionError(f"not confirmed: {run.context.payment(payment_id)}, {run.events(payment_id)}")
+
+
+@pytest.mark.parametrize("accept", ["now", "later", "never"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lost_reply",
+        "full",
+        "rate",
+        "quota",
+        "banned",
+        "server",
+        "html",
+        "truncated",
+        "oversized",
+        "lying_ok",
+        "drop",
+    ],
+)
+async def test_whatever_a_submission_answers_it_is_one_transaction(world: World, kind: str, accept: str) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", kind, accept=accept, count=2)
+        row = await run.pay()
+        assert row.state is State.IN_FLIGHT
+        await until_confirmed(world, run, row.id)
+        assert world.transactions() == [row.tx_id]
+        assert run.owned() == world.on_chain()
+        assert "held" not in run.books()
+        reached = world.http.get(f"{world.devnet.origin}/devnet/state").json()["faults"]["triggered"]
+        assert reached[f"submit:{kind}"] >= 1
+
+
+async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", "hang", count=1, accept="now")
+        row = await run.pay()
+        assert row.state is State.IN_FLIGHT
+        await until_confirmed(world, run, row.id)
+        assert world.transactions() == [row.tx_id]
+
+
+@pytest.mark.parametrize(
+    "kind", ["server", "html", "rate", "quota", "truncated", "oversized", "lost_reply", "not_found"]
+)
+async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        world.block()
+        world.fault("/txs/", kind)
+        await run.look()
+        assert run.context.payment(row.id).state is State.IN_FLIGHT
+        assert run.books()["held"]
+        world.control("faults", clear=True)
+        world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
+        await run.look()
+        await run.settle_down()
+        assert run.context.payment(row.id).state is State.CONFIRMED
+
+
+async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signature(world: World) -> None:
+    world.fund(50 * ADA)
+    world.fault("reads", "server")
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="chain_not_ready"):
+            await run.agent.pay(world.ask())
+        assert not payments.payments_in(run.context.conn, list(State))
+        world.control("faults", clear=True)
+        await run.look()
+        assert (await run.pay()).state is State.IN_FLIGHT
+
+
+async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        row = await run.pay_in_block()
+        confirmed = run.books()
+        assert run.context.payment(row.id).state is State.CONFIRMED
+        world.control("rollback", depth=1)
+        world.block(2)
+        await run.look()
+        reopened = run.context.payment(row.id)
+        assert (reopened.state, reopened.tx_id) == (State.IN_FLIGHT, row.tx_id)
+        assert set(run.books()) == {"external", "held", "wallet"}
+        assert run.owned() == world.on_chain()
+        await run.settle_down()
+        assert run.context.payment(row.id).state is State.CONFIRMED
+        assert run.books() == confirmed
+        assert world.transactions() == [row.tx_id]
+        assert [kind.kind for kind in reversed(entries(run, row.id))] == ["reserve", "post", "reverse", "post"]
+
+
+async def test_a_transaction_that_moves_to_another_block_is_followed(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        row = await run.pay_in_block()
+        first = run.context.payment(row.id).block_hash
+        world.control("rollback", depth=1, readd=True)
+        await run.settle_down(2)
+        moved = run.context.payment(row.id)
+        assert moved.state is State.CONFIRMED
+        assert moved.block_hash != first
+        assert run.owned() == world.on_chain()
+
+
+async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.pay_in_block()
+        assert len(run.context.utxos) == 1
+        world.control("rollback", depth=1)
+        world.block(2)
+        world.fault("submit", "drop", count=1)
+        await run.look()
+        assert len(run.context.utxos) == 0
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.agent.pay(world.ask("next"))
+        world.clock.ahead_ms += 12_000
+        await run.look()
+        await run.settle_down()
+        assert len(run.context.utxos) == 1
+
+
+async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(confirm_depth=3, settle_depth=6)) as run:
+        await run.look()
+        row = await run.pay()
+        states = []
+        for _ in range(6):
+            await run.settle_down()
+            states.append(run.context.payment(row.id).state)
+        assert states == [State.IN_BLOCK, State.IN_BLOCK, *[State.CONFIRMED] * 3, State.SETTLED]
+        assert not queries.utxos_reserved_for(run.context.conn, row.id)
+        assert len(run.context.utxos) == 1
+
+
+async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", "drop")
+        row = await run.pay()
+        world.clock.ahead_ms += 290_000
+        sent = queries.submissions(run.context.conn, row.tx_id or "")
+        await run.look()
+        assert queries.submissions(run.context.conn, row.tx_id or "") == sent
+        assert run.context.payment(row.id).state is State.IN_FLIGHT
+        assert run.books()["held"]
+
+
+async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world: World) -> None:
+    world.fund(50 * ADA)
+    world.fund(60 * ADA)
+    async with world.run() as run:
+        await run.look()
+        assert len(run.context.utxos) == 2
+        world.fault("reads", "stale_index", blocks=2)
+        await run.settle_down()
+        assert len(run.context.utxos) == 1
+        assert run.owned() == {"lovelace": 110 * ADA}
+        world.control("faults", clear=True)
+        await run.settle_down()
+        assert len(run.context.utxos) == 2
+
+
+async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fund(60 * ADA)
+        await run.look()
+        world.control("rollback", depth=1)
+        world.block(2)
+        for seconds, owned in ((0, 110), (30, 110), (30, 110), (60, 50)):
+            world.clock.ahead_ms += seconds * 1000
+            await run.settle_down()
+            assert run.owned() == {"lovelace": owned * ADA}
+        assert run.owned() == world.on_chain()
+        assert len(run.context.utxos) == 1
+
+
+async def test_a_utxo_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay()
+        world.fault("reads", "stale_index", blocks=1)
+        await run.settle_down()
+        assert run.selectable() == set()
+        world.control("faults", clear=True)
+        await run.settle_down()
+        assert [queries.utxo(run.context.conn, ref).source for ref in run.selectable()] == ["change"]  # type: ignore[union-attr]
+        assert run.books()["external"] == {"lovelace": -50 * ADA}
+
+
+async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World) -> None:
+    world.fund(50 * ADA)
+
+    @dataclass
+    class Broken:
+        public_key: bytes
+        payment_key_hash: bytes
+
+        def sign(self, body: bytes, paid: int) -> bytes:
+            raise OSError("the signer is gone")
+
+    async with world.run() as run:
+        await run.look()
+        good = world.account.signer
+        run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
+        with pytest.raises(OSError, match="the signer is gone"):
+            await run.agent.pay(world.ask(key="k"))
+        [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])
+    async with world.run() as run:
+        await run.look()
+        row = run.context.payment(reserved.id)
+        assert (row.state, row.nonce_utxo, row.ttl_slot) == (
+            State.IN_FLIGHT,
+            reserved.nonce_utxo,
+            reserved.ttl_slot,
+        )
+        await run.settle_down()
+        assert run.context.payment(row.id).state is State.CONFIRMED
+        assert run.owned() == world.on_chain()
+
+
+async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> None:
+    world.fund(50 * ADA)
+
+    async def stop_before_signing(*_: object) -> None:
+        raise OSError("killed")
+
+    async with world.run() as run:
+        await run.look()
+        run.agent.signing.sign = stop_before_signing  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="killed"):
+            await run.agent.pay(world.ask(key="k"))
+        [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])
+        assert run.books()["held"]
+    world.clock.ahead_ms += 240_000
+    async with world.run() as run:
+        world.block()
+        await run.look()
+        row = run.context.payment(reserved.id)
+        assert (row.state, row.reason_code) == (State.REJECTED, "invoice_expired")
+        assert "held" not in run.books()
+        assert len(run.context.utxos) == 1
+
+
+def entries(run: Run, payment_id: str) -> list[journal.EntryRow]:
+    return journal.entries_page(run.context.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
+
+
+def test_the_same_bytes_are_sent_again_more_and_more_rarely() -> None:
+    waits = [resubmit_due_ms(count, 0) // 1000 for count in range(1, 10)]
+    assert waits == [5, 10, 20, 40, 80, 160, 200, 200, 200]
+
+
+class TestChainView:
+    """When the chain is seen well enough to sign by."""
+
+    NOW_MS = 1_700_000_000_000
+    SLOT = 1_700_000_000 - 1_655_769_600 + 86_400
+
+    def view(self, tip_slot: int) -> ChainView:
+        view = ChainView(NETWORKS["preprod"], problem=None, is_compared=True)
+        view.learn_genesis(Genesis(1, 1_654_041_600, 1))
+        view.tip = Tip(1, tip_slot, "aa" * 32, 0)
+        return view
+
+    @pytest.mark.parametrize(
+        ("tip_slot", "code"),
+        [
+            (SLOT, None),
+            (SLOT - 300, None),
+            (SLOT - 301, "chain_not_ready"),
+            (SLOT + 120, None),
+            (SLOT + 121, "clock_skew"),
+        ],
+    )
+    def test_a_tip_too_old_or_from_the_future(self, tip_slot: int, code: str | None) -> None:
+        if code is None:
+            assert self.view(tip_slot).require_ready(self.NOW_MS) == self.SLOT
+        else:
+            with pytest.raises(Refused, match=code):
+                self.view(tip_slot).require_ready(self.NOW_MS)
+
+    def test_a_provider_of_another_network_is_not_believed(self) -> None:
+        with pytest.raises(Refused, match="provider_untrusted"):
+            ChainView(NETWORKS["preprod"]).learn_genesis(Genesis(2, 1_654_041_600, 1))
+
+    @pytest.mark.parametrize(
+        ("name", "step"),
+        [
+            ("min_fee_a", 1),
+            ("min_fee_b", 1),
+            ("coins_per_utxo_byte", 1),
+            ("max_tx_size", -1),
+            ("max_value_size", -1),
+        ],
+    )
+    def test_parameters_outside_the_pinned_table_are_not_believed(self, name: str, step: int) -> None:
+        """Those under which what payagent builds is not valid; others change nothing about it."""
+        pinned = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
+        pinned |= {"max_value_size": 5000, "epoch": 1}
+        view = ChainView(NETWORKS["preprod"])
+        view.learn_parameters(ProtocolParameters(**pinned))
+        view.learn_parameters(ProtocolParameters(**{**pinned, name: pinned[name] - step}))
+        with pytest.raises(Refused, match=name):
+            view.learn_parameters(ProtocolParameters(**{**pinned, name: pinned[name] + step}))
+
+    @pytest.mark.parametrize(
+        ("left_s", "ttl_in_s"), [(300, 280), (140, 120), (139, None), (0, None), (86_400, 1800), (None, 1800)]
+    )
+    def test_the_ttl_ends_before_the_invoice(self, left_s: int | None, ttl_in_s: int | None) -> None:
+        ends = None if left_s is None else self.NOW_MS + left_s * 1000
+        view = self.view(self.SLOT)
+        if ttl_in_s is None:
+            with pytest.raises(Refused, match="invoice_expired"):
+                view.ttl_slot(self.SLOT, ends, 120)
+        else:
+            assert view.ttl_slot(self.SLOT, ends, 120) == self.SLOT + ttl_in_s
+
+    @pytest.mark.parametrize(
+        ("left_s", "age_s", "ttl_in_s"),
+        [(300, 27, 253), (170, 30, 120), (170, 31, None), (3600, 200, 1800), (None, 200, 1800)],
+    )
+    def test_the_ttl_is_counted_from_the_newest_block(
+        self, left_s: int | None, age_s: int, ttl_in_s: int | None
+    ) -> None:
+        ends = None if left_s is None else self.NOW_MS + left_s * 1000
+        view = self.view(self.SLOT - age_s)
+        if ttl_in_s is None:
+            with pytest.raises(Refused, match="invoice_expired"):
+                view.ttl_slot(self.SLOT, ends, 120, from_block=True)
+        else:
+            assert view.ttl_slot(self.SLOT, ends, 120, from_block=True) == self.SLOT + ttl_in_s
+            assert view.ttl_slot(self.SLOT, ends, 120) >= self.SLOT + ttl_in_s
+
+
+async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory while it is on its way, and 100,000 may be open."""
+    monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
+    world.fund(*[20 * ADA] * 5)
+    async with world.run() as run:
+        await run.look()
+        paid = [await run.pay(f"call {number}") for number in range(5)]
+    async with world.run() as run:
+        sent = []
+        for _ in range(3):
+            await run.watch.tick()
+            sent.append(run.agent.sending.count)
+            await run.agent.sending.drain(10)
+        assert max(sent) == 2
+        counts = [queries.submissions(run.context.conn, row.tx_id or "")[0] for row in paid]
+        assert min(counts) >= 2, "each once more"

@@ -1,0 +1,584 @@
+"""A ledger older than its signer, or new where the wallet is not: quiet, read from the chain, then whole."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
+from kit.external_spends import require_whole
+from kit.handover import with_handover
+from kit.payments import fork_with, height
+from kit.providers import FAKE, providers, raised, tip_of
+
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.api.models.payments import Payment
+from payagent.chain.provider import AddressTx, Read
+from payagent.chain.quorum_view import QuorumView
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerFile, last_signed
+from payagent.store.rows import alerts, onchain, payments
+
+__all__ = ["world"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet that goes by the clock that a test puts off."""
+    with world_with_clock(tmp_path) as world:
+        world.fund(100 * ADA, 100 * ADA, 100 * ADA)
+        yield world
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> SignerFile:
+    return SignerFile(tmp_path / SIGNER_FILE)
+
+
+def copied(world: World) -> bytes:
+    """The ledger as one file."""
+    target = world.folder / "copy.db"
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+    return target.read_bytes()
+
+
+def put(world: World, content: bytes | None) -> None:
+    """Another ledger, or none, in place of the one that is there."""
+    for path in world.folder.glob("ledger.db*"):
+        path.unlink()
+    if content is not None:
+        (world.folder / "ledger.db").write_bytes(content)
+
+
+def pass_quiet(world: World) -> None:
+    world.clock.ahead_ms += QUIET_MS + 2000
+    world.block()
+
+
+async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        assert record.read() is None
+        rows = [await run.pay("one"), await run.pay("two")]
+        assert record.read() == last_signed(run.context.conn)
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == rows[-1].tx_id
+        assert (record.read() or LastSigned(0, "", 0)).attempts == 2
+    assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
+    terms = with_terms(settle_depth=8)
+    async with world.run(record=record) as run:
+        row = await run.pay_in_block("long ago")
+    put(world, None)
+    world.block(20)
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.tx_id]
+            asked = relay.calls.count(("GET", f"/txs/{row.tx_id}"))
+            await run.pass_time(3, 61)
+            assert relay.calls.count(("GET", f"/txs/{row.tx_id}")) == asked > 0
+            await require_whole(run)
+
+
+class Faltering(Relay):
+    """Each fourth time that it is asked for a transaction it has no answer."""
+
+    asked, falters = 0, True
+
+    def heard(self, path: str, content: bytes) -> None:
+        if path.startswith("/txs/") and not path.endswith("/utxos"):
+            self.asked += 1
+            if self.asked % 4 or not self.falters:
+                self.untell(path)
+            else:
+                self.tell(path, 503, {})
+
+
+async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
+    world: World, record: SignerFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed_since: list[int] = []
+
+    async def transactions(view: QuorumView, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        listed_since.append(since_s)
+        return await listing(view, address, since_s)
+
+    listing = QuorumView.transactions
+    monkeypatch.setattr(QuorumView, "transactions", transactions)
+    monkeypatch.setattr(scan, "LAG_S", 0)
+    monkeypatch.setattr(scan, "ROWS_AT_ONCE", 1)
+    world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
+    async with world.run(record=record) as run:
+        await run.look()
+        rows = [await run.pay(f"call {number}") for number in range(7)]
+        await run.settle_down()
+    put(world, None)
+    world.block(20)
+    with Faltering(world.devnet).serving() as relay:
+        terms = with_terms(settle_depth=8)
+        async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            await run.look()
+            pass_quiet(world)
+            told = []
+            while (behind := run.context.chain.behind) is not None:
+                await run.look()
+                told.append(behind.rpartition(": ")[2])
+            assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
+            assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {row.tx_id for row in rows}
+            assert len(listed_since) > 2
+            assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
+            assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
+            relay.falters = False
+            await require_whole(run)
+
+
+async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        known = await run.pay_in_block("known")
+        old = copied(world)
+        forgotten = [await run.pay_in_block("forgotten"), await run.pay("under way")]
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("too early")
+        world.block()
+    world.clock.ahead_ms += QUIET_MS - 30_000
+    async with world.run(record=record) as run:  # a restart begins no quiet time anew, and ends none
+        world.block()
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("still too early")
+        world.clock.ahead_ms += 60_000
+        world.block()
+        await run.look()
+        assert run.context.chain.behind is None
+        assert run.context.chain.foreign == ()
+        found = {row.tx_id for row in onchain.foreign_there(run.context.conn)}
+        assert found == {row.tx_id for row in forgotten}
+        await run.look()
+        await require_whole(run)
+        row = await run.pay("after it")
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        assert run.state(known.id) is State.CONFIRMED
+        await require_whole(run)
+        assert record.read() == last_signed(run.context.conn)
+    async with world.run(record=record) as run:
+        assert run.context.chain.behind is None
+
+
+@pytest.mark.parametrize("off_s", [-86_400, 86_400])
+async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
+    world: World, record: SignerFile, off_s: int
+) -> None:
+    """The daemon finds the old ledger while its clock is a day off, and the clock is mended a minute later."""
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+        forgotten = await run.pay("under way")
+    put(world, old)
+    true, world.clock = world.clock, Clock()
+    world.clock.ahead_ms = true.ahead_ms + off_s * 1000
+    async with world.run(record=record) as run:
+        await run.look()
+        world.clock.ahead_ms, true.ahead_ms = true.ahead_ms + 60_000, true.ahead_ms + 60_000
+        for passed_s, is_behind in ((0, True), (60, True), (QUIET_MS // 1000 - 90, True), (60, False)):
+            for clock in (true, world.clock):
+                clock.ahead_ms += passed_s * 1000
+            world.block()
+            await run.look()
+            assert (run.context.chain.behind is not None) is is_behind, passed_s
+        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.tx_id}
+
+
+async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
+    """A clock may be ahead of the newest block by as much as a tip may be old, and a TTL is by the clock."""
+    true = world.clock
+    async with world.run(record=record) as run:
+        await run.look()
+        old = copied(world)
+    world.clock = Clock()
+    world.clock.ahead_ms = true.ahead_ms + 250_000
+    async with world.run(record=record) as run:
+        await run.look()
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
+    put(world, old)
+    world.clock = true
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert (run.context.chain.behind, run.context.chain.tip is None) == (None, False)
+        assert run.context.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
+
+
+async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        old = copied(world)
+        await run.pay_in_block("forgotten")
+    put(world, old)
+    for _ in range(2):
+        async with world.run(record=record) as run:
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            assert run.context.chain.behind is None
+            behind = count_of(run.context.conn, "ledger_behind")
+    assert behind == 1
+    put(world, old)  # and the same copy once more is behind once more
+    async with world.run(record=record) as run:
+        assert run.context.chain.behind is not None
+
+
+async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+    async with world.run(record=record) as run:
+        await run.look()
+        row = await run.pay_in_block("forgotten")
+    low = height(world) - 1
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        (before,) = onchain.foreign_there(run.context.conn)
+        assert (before.tx_id, run.context.chain.behind) == (row.tx_id, None)
+        fork_with(world, low, row.cbor or b"")
+        await run.pass_time(3, 61)
+        (moved,) = onchain.foreign_there(run.context.conn)
+        assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
+        assert run.context.chain.foreign == ()
+        assert count_of(run.context.conn, "foreign_spend") == 0
+        await require_whole(run)
+
+
+async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+        for message in ("forgotten", "forgotten too", "and this"):
+            await run.pay_in_block(message)
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert run.context.chain.behind is None
+        caught_up = copied(world)
+        ahead = record.read()
+    async with world.run() as run:  # it signs, and dies before it notes that
+        await run.look()
+        row = await run.pay("not noted")
+    assert record.read() == ahead
+    with unwritable(world.folder / SIGNER_FILE):
+        async with world.run(record=record) as run:
+            assert not run.context.payment(row.id).is_noted
+    async with world.run(record=record) as run:
+        assert run.context.chain.behind is None
+        assert record.read() == last_signed(run.context.conn)
+        assert run.context.payment(row.id).is_noted
+    put(world, caught_up)
+    async with world.run(record=record) as run:  # it lacks what was signed since
+        assert run.context.chain.behind is not None
+
+
+def count_of(conn: sqlite3.Connection, event: str) -> int:
+    return int(conn.execute("SELECT COUNT(*) FROM events WHERE event = ?", (event,)).fetchone()[0])
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
+    world.fault("reads", "no_optional")
+    async with world.run(record=record) as run:
+        await run.pay_in_block("one")
+        await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
+        await run.agent.sending.drain(10)
+        await run.settle_down()
+        await run.pay_in_block("three")
+    put(world, None)
+    if not has_record:
+        (world.folder / SIGNER_FILE).unlink()
+    async with world.run(record=record) as run:
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("too early")
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert run.context.chain.behind is None
+        assert len(onchain.foreign_there(run.context.conn)) == 3
+        await require_whole(run)
+        row = await run.pay_in_block("after it")
+        assert run.state(row.id) is State.CONFIRMED
+        await require_whole(run)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
+    world: World, record: SignerFile, is_new: bool
+) -> None:
+    """Also by an alert, once it lasts."""
+    if not is_new:
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        put(world, None)
+    with Relay(world.devnet).serving() as relay:
+        relay.tell(f"/addresses/{world.address}/transactions", 500, {})
+        async with world.run(record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            for _ in range(13):
+                world.clock.ahead_ms += 12_000
+                await run.settle_down()
+            with pytest.raises(Refused, match="transactions: http 500") as refused:
+                await run.pay("too early")
+            assert refused.value.code == "ledger_behind"
+            (detail,) = [row.facts["detail"] for row in alerts.after(run.context.conn, 0)]
+            assert "transactions: http 500" in detail
+            relay.unfreeze()
+            await run.settle_down(2)
+            assert run.context.chain.behind is None or not is_new
+            assert not alerts.raised(run.context.conn, "provider_out")
+
+
+async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        assert run.context.chain.behind is None
+        row = await run.pay_in_block("first")
+        assert run.state(row.id) is State.CONFIRMED
+        assert count_of(run.context.conn, "ledger_behind") == 0
+
+
+async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run() as run:  # it signs, and no record is kept
+        await run.pay_in_block("not noted")
+    async with world.run(record=record) as run:
+        await run.look()
+        world.block()
+        await run.look()
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
+        assert (record.read() or LastSigned(0, "", 0)).attempts == 2
+
+
+async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        with unwritable(world.folder / SIGNER_FILE):
+            with pytest.raises(Refused, match="store_failed"):
+                await run.pay("not noted")
+            await run.look()
+            assert world.waiting() == []
+            (row,) = payments.payments_in(run.context.conn, (State.SIGNED,))
+        await run.look()
+        assert world.waiting() == [row.tx_id]
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
+
+
+async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
+    with ExitStack() as blocked:
+        async with world.run(record=record, terms=with_handover) as run:
+            await run.look()
+            first = await run.pay("noted")
+            ask = world.ask("not noted")
+            blocked.enter_context(unwritable(world.folder / SIGNER_FILE))
+            for _ in range(2):  # after the commit, and before the next one
+                with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
+                    await run.agent.pay(ask)
+            rows = payments.payments_in(run.context.conn, (State.IN_FLIGHT,))
+            row = run.context.payment(rows[-1].id)
+            shown = Payment.of(run.context, row)
+            assert row.cbor is not None
+            assert (shown.headers, shown.ready, shown.tx_hash) == ({}, False, None)
+            assert Payment.of(run.context, run.context.payment(first.id)).headers != {}
+            with pytest.raises(Refused, match="store_failed"):
+                run.context.require_noted(row)
+            over = world.ask_of(world.call("not noted"), body="{}")
+            with pytest.raises(Refused, match="store_failed"):
+                await run.agent.pay(over)
+        async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
+            assert Payment.of(run.context, run.context.payment(row.id)).headers == {}
+    async with world.run(record=record, terms=with_handover) as run:
+        assert Payment.of(run.context, run.context.payment(row.id)).headers != {}
+        assert (record.read() or LastSigned(0, "", 0)).tx_id == row.tx_id
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Something stands where the file was, and nothing can be put in its place."""
+    kept = path.rename(path.with_name("kept")) if path.exists() else None
+    path.mkdir()
+    yield
+    path.rmdir()
+    if kept is not None:
+        kept.rename(path)
+
+
+class TestTheWholeFolderRolledBack:
+    """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        """The wallet holds nothing that pays for a call until more comes."""
+        with world_with_clock(tmp_path) as world:
+            world.fund(5 * ADA)
+            yield world
+
+    @staticmethod
+    async def roll_back(world: World) -> str:
+        """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
+        record = SignerFile(world.folder / SIGNER_FILE)
+        async with world.run(record=record) as run:
+            await run.look()
+            await run.agent.transfers.send(APP, world.account.address, "lovelace", 1 * ADA)
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            ledger, signed = copied(world), (world.folder / SIGNER_FILE).read_bytes()
+            world.fund(50 * ADA)
+            forgotten = await run.pay_in_block("forgotten")
+        record.close()
+        world.fund(50 * ADA)
+        put(world, ledger)
+        (world.folder / SIGNER_FILE).write_bytes(signed)
+        return str(forgotten.tx_id)
+
+    async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        forgotten = await self.roll_back(world)
+        async with world.run(record=record) as run:
+            await run.look()
+            assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
+            with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
+                await run.pay("forgotten")
+            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            await require_whole(run)
+            await unfreeze(run.context, APP)
+        async with world.run(record=record) as run:  # what was thawed is known from then on
+            await run.look()
+            await run.pay("when somebody has looked at it")
+
+    async def test_one_provider_that_hides_it_lets_nothing_be_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as liar, Relay(world.devnet).serving() as honest:
+            liar.freeze(listing)
+            await self.roll_back(world)
+            async with world.run(record=record, providers=providers(liar, honest, True)) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("forgotten")
+
+    async def test_nothing_is_signed_until_the_transactions_could_be_read_and_a_start_lists_them_once(
+        self, world: World, record: SignerFile
+    ) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as relay:
+            relay.tell(listing, 500, {})
+            async with world.run(record=record, providers={"relay": relay.url}) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("too early")
+                relay.unfreeze()
+                relay.calls.clear()
+                await run.pass_time(3, 61)
+                await run.pay("now")
+                assert relay.calls.count(("GET", listing)) == 1
+
+
+class TestALiar:
+    """Two providers; one of them tells of a transaction that spent all, and the other is away now and then."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        """Devnet and agent share a clock: ages of tips are true."""
+        with world_with_clock(tmp_path) as world:
+            world.clock.ahead_ms += 1_000_000
+            world.fund(50 * ADA)
+            yield world
+
+    @pytest.fixture
+    def pair(self, world: World) -> Iterator[tuple[Relay, Relay]]:
+        with ExitStack() as stack:
+            liar, honest = (stack.enter_context(Relay(world.devnet).serving()) for _ in range(2))
+            yield liar, honest
+
+    @staticmethod
+    def invent_spend(world: World, liar: Relay) -> None:
+        (ref,) = world.unspent()
+        tip = tip_of(liar)
+        row = {"tx_hash": FAKE, "tx_index": 0, "block_height": tip["height"], "block_time": tip["time"]}
+        liar.tell(f"/addresses/{world.address}/transactions", 200, [row])
+        spent = {
+            "address": world.address,
+            "tx_hash": ref[:64],
+            "output_index": int(ref[65:]),
+            "amount": [{"unit": "lovelace", "quantity": str(50 * ADA)}],
+            "collateral": False,
+            "reference": False,
+            "data_hash": None,
+            "inline_datum": None,
+            "reference_script_hash": None,
+        }
+        liar.tell(f"/txs/{FAKE}/utxos", 200, {"hash": FAKE, "inputs": [spent], "outputs": []})
+        block = {"block": tip["hash"], "block_height": tip["height"], "slot": tip["slot"]}
+        liar.tell(f"/txs/{FAKE}", 200, {"hash": FAKE} | block)
+
+    async def test_it_takes_nothing_from_the_books_by_short_absences_of_the_other(
+        self, world: World, record: SignerFile, pair: tuple[Relay, Relay]
+    ) -> None:
+        liar, honest = pair
+        self.invent_spend(world, liar)
+        async with world.run(providers=providers(liar, honest, True), record=record) as run:
+            for ahead_ms in (0, QUIET_MS + 2000, 10_000, 10_000):
+                world.clock.ahead_ms += ahead_ms
+                for is_away in (False, True):
+                    honest.unfreeze()
+                    if is_away:
+                        honest.tell("/blocks/latest", 500, {})
+                    world.block()
+                    await run.look()
+            honest.unfreeze()
+            for _ in range(20):
+                world.clock.ahead_ms += 10_000
+                world.block()
+                await run.look()
+            assert not onchain.foreign_there(run.context.conn)
+            assert run.context.chain.behind is not None
+            assert "providers" in raised(run)
+            liar.unfreeze()
+            world.block()
+            await run.look()
+            assert run.context.chain.behind is None
+            assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()

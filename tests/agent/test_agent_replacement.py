@@ -1,0 +1,758 @@
+"""Attempts that no block takes in their time: replaced on the same anchor, or taken back; the books follow.
+
+The chain and the agent share one clock here, which a test can move.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from kit.handover import broadcast, with_handover
+from kit.payments import (
+    LONG_S,
+    TTL_S,
+    assert_at_rest,
+    assert_sound,
+    attempts,
+    fork_with,
+    height,
+    lose,
+    pass_time_of,
+    wait_for_void,
+)
+
+from payagent.agent.base.payment_view import retry_headers
+from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
+from payagent.api.models.payments import Payment
+from payagent.core.address import Address, encode_address, parse_address
+from payagent.core.payment import State
+from payagent.core.policy import WALLET
+from payagent.core.problems import Refused
+from payagent.store.rows import alerts, events, payments
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import limit_counters as spending
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.transaction import TxPlan, select, send_all, sign
+from payagent.wallet.utxo_index import Utxo, UtxoIndex
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
+
+
+class TestTheSameInvoice:
+    async def test_a_lost_attempt_is_replaced_and_lands_once(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        async with world.run(terms=with_terms(settle_depth=4)) as run:
+            first = await lose(world, run)
+            await pass_time_of(world, run, TTL_S + 1)
+            row = run.context.payment(first.id)
+            assert (row.state, len(attempts(run, row))) == (State.IN_FLIGHT, 2)
+            assert row.tx_id != first.tx_id
+            assert (row.nonce_utxo, row.outputs, row.invoice) == (first.nonce_utxo, first.outputs, first.invoice)
+            assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
+            merchant = run.context.terms.merchants[world.origin]
+            assert retry_headers(row, merchant, world.address)["X-Payment"] == row.tx_id
+            assert_sound(world, run)
+            await run.settle_down()
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            assert_at_rest(world, run)
+            await run.settle_down(4)
+            assert run.state(row.id) is State.SETTLED
+            assert run.selectable() == world.unspent()
+            assert_at_rest(world, run)
+
+    async def test_it_waits_for_the_tip_to_pass_the_ttl_and_for_an_answer(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        async with world.run() as run:
+            row = await lose(world, run)
+            world.clock.ahead_ms += (TTL_S - 200) * 1000
+            await run.settle_down()
+            world.clock.ahead_ms += 250_000
+            await run.look()
+            assert len(attempts(run, row)) == 1, "by the local clock alone it may still be in the next block"
+            world.fault(f"/txs/{row.tx_id}", "rate", count=1)
+            await run.settle_down()
+            assert len(attempts(run, row)) == 1, "nobody could tell whether it is in a block"
+            world.clock.ahead_ms += 61_000
+            await run.settle_down()
+            assert len(attempts(run, row)) == 2
+
+    async def test_an_old_attempt_that_lands_on_a_fork_is_the_payment(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        async with world.run(terms=with_terms(settle_depth=12)) as run:
+            first = await lose(world, run)
+            low = height(world)
+            await pass_time_of(world, run, TTL_S + 1)
+            await run.settle_down()
+            second = run.context.payment(first.id)
+            assert second.state is State.CONFIRMED
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            row = run.context.payment(first.id)
+            assert (row.state, row.tx_id) == (State.CONFIRMED, first.tx_id)
+            assert world.transactions() == [first.tx_id]
+            assert_at_rest(world, run)
+            await run.settle_down(14)
+            assert run.state(row.id) is State.SETTLED
+            assert_at_rest(world, run)
+
+    async def test_replaced_again_and_again(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        async with world.run() as run:
+            row = await lose(world, run)
+            for count in (2, 3):
+                world.clock.ahead_ms += (TTL_S + 1) * 1000
+                await run.settle_down()
+                assert len(attempts(run, row)) == count
+                assert_sound(world, run)
+            world.control("faults", clear=True)
+            await run.pass_time(2, 300)
+            assert run.state(row.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+
+    async def test_a_self_transfer_is_replaced_though_it_has_no_invoice(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            row, _ = await run.agent.transfers.sweep(APP, world.account.address)
+            await run.agent.sending.drain(10)
+            await pass_time_of(world, run, TTL_S + 1)
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert len(attempts(run, row)) == 2
+            assert_at_rest(world, run)
+
+    @pytest.mark.parametrize("late", [False, True])
+    async def test_killed_between_the_decision_and_the_signature(self, world: World, late: bool) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        killed: list[str] = []
+
+        def kill(name: str) -> None:
+            if name == "after replace":
+                killed.append(name)
+            if name == "before sign" and killed:
+                raise RuntimeError("killed")
+
+        async with world.run(checkpoint=kill) as run:
+            row = await lose(world, run)
+            await pass_time_of(world, run, TTL_S + 1)
+            assert run.state(row.id) is State.REPLACING
+            shown = Payment.of(run.context, run.context.payment(row.id))
+            assert (shown.tx_hash, shown.headers, shown.ready) == (None, {}, False)
+            assert_sound(world, run)
+        if late:
+            world.clock.ahead_ms += LONG_S * 1000
+        world.block()
+        async with world.run() as run:
+            await run.look()
+            await run.settle_down()
+            if late:
+                assert run.state(row.id) is State.CANCELLING
+                await wait_for_void(world, run)
+                assert run.state(row.id) is State.VOID
+            else:
+                assert run.state(row.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+
+    async def test_an_attempt_that_lands_while_it_is_replaced(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        killed: list[str] = []
+
+        def kill(name: str) -> None:
+            if name == "after replace":
+                killed.append(name)
+            if name == "before sign" and killed:
+                raise RuntimeError("killed")
+
+        async with world.run(checkpoint=kill) as run:
+            row = await lose(world, run)
+            low = height(world)
+            await pass_time_of(world, run, TTL_S + 1)
+            assert run.state(row.id) is State.REPLACING
+            fork_with(world, low, row.cbor or b"")
+            await run.look()
+            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert_at_rest(world, run)
+
+    async def test_a_utxo_that_is_gone_is_replaced_by_another_one_but_never_the_nonce_utxo(
+        self, world: World
+    ) -> None:
+        """Another wallet of the same keys spent it."""
+        world.settings(timeout=LONG_S, price="4000000", splits=[])
+        world.fund(3 * ADA, 3 * ADA)
+        async with world.run(terms=with_terms(settle_depth=5)) as run:
+            first = await lose(world, run)
+            (other,) = set(attempts(run, first)[0].inputs) - {first.nonce_utxo}
+            world.fund(30 * ADA)
+            world.control("faults", clear=True)
+            spend(world, queries.utxo(run.context.conn, other), first.outputs[0].address)
+            world.fault("submit", "drop")
+            await run.settle_down()
+            assert (queries.utxo(run.context.conn, other) or first).state == "spent"
+            await unfreeze(run.context, APP)
+            await pass_time_of(world, run, TTL_S + 1)
+            row = run.context.payment(first.id)
+            assert first.nonce_utxo in attempts(run, row)[1].inputs
+            assert other not in attempts(run, row)[1].inputs
+            assert_sound(world, run)
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert_sound(world, run)
+            await run.settle_down(5)
+            assert run.state(row.id) is State.SETTLED
+            assert_sound(world, run)
+
+    async def test_what_takes_more_than_was_held_is_taken_back_instead(self, world: World) -> None:
+        """Many small coins in place of the one that is gone make a higher fee than was approved."""
+        world.settings(timeout=LONG_S, price="4000000", splits=[])
+        world.fund(3 * ADA, 3 * ADA)
+        async with world.run() as run:
+            first = await lose(world, run)
+            (other,) = set(attempts(run, first)[0].inputs) - {first.nonce_utxo}
+            world.fund(*[1_100_000] * 4)
+            world.control("faults", clear=True)
+            spend(world, queries.utxo(run.context.conn, other), first.outputs[0].address)
+            world.fault("submit", "drop")
+            await run.settle_down()
+            await unfreeze(run.context, APP)
+            await pass_time_of(world, run, TTL_S + 1)
+            row = run.context.payment(first.id)
+            assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
+            assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_sound(world, run)
+
+
+def spend(world: World, utxo: queries.UtxoRow | None, to: str) -> None:
+    """Beside payagent, with its keys: all of it to somebody else."""
+    assert utxo is not None
+    plan = send_all(
+        UtxoIndex([Utxo(utxo.tx_id, utxo.output_index, utxo.lovelace)]),
+        parse_address(to, DEVNET),
+        own=world.account.address,
+        ttl_slot=world.devnet.run(lambda devnet: devnet.chain.slot) + 5000,
+        network_id=0,
+    )
+    raw = sign(plan, world.account.signer)
+    answer = world.http.post(
+        f"{world.devnet.chain_url}/tx/submit", content=raw, headers={"Content-Type": "application/cbor"}
+    )
+    assert answer.status_code == 200, answer.text
+    world.block()
+
+
+class TestTakenBack:
+    async def test_the_invoice_is_over_and_nobody_asks_again(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(settle_depth=20)) as run:
+            row = await lose(world, run)
+            await pass_time_of(world, run, 700)
+            assert (run.state(row.id), run.context.payment(row.id).reason_code) == (
+                State.CANCELLING,
+                "attempt_expired",
+            )
+            assert_sound(world, run)
+            await wait_for_void(world, run)
+            void = run.context.payment(row.id)
+            assert void.state is State.VOID
+            assert_at_rest(world, run)
+            assert spending.totals(run.context.conn, WALLET) == {"lovelace": void.fee_lovelace}
+            again = await run.pay()
+            assert again.id != row.id
+            assert (again.nonce_utxo or "").startswith(void.tx_id or "-")
+            await run.settle_down()
+            assert run.state(again.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+
+    @pytest.mark.parametrize("which", ["cancel", "old attempt"])
+    async def test_a_rollback_after_void(self, world: World, which: str) -> None:
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(settle_depth=20)) as run:
+            row = await lose(world, run)
+            low = height(world)
+            await pass_time_of(world, run, 700)
+            await wait_for_void(world, run)
+            cancel = run.context.payment(row.id)
+            assert cancel.state is State.VOID
+            if which == "old attempt":
+                fork_with(world, low, row.cbor or b"")
+                await run.settle_down(2)
+                assert run.context.payment(row.id).tx_id == row.tx_id
+                assert run.state(row.id) is State.CONFIRMED
+            else:
+                depth = height(world) - (cancel.block_height or 0) + 1
+                world.control("rollback", depth=depth)
+                world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+                world.block(depth + 1)
+                await run.look()
+                assert run.state(row.id) is State.CANCELLING
+                assert spending.totals(run.context.conn, WALLET) == payments.hold(run.context.conn, row.id)
+                assert_sound(world, run)
+                await run.pass_time(2, 250)
+                await wait_for_void(world, run)
+                assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+    async def test_a_block_that_is_lost_after_the_ttl(self, world: World) -> None:
+        """The bytes cannot come into a block again: nothing is left to send, so it is taken back."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            row = await run.pay_in_block()
+            world.clock.ahead_ms += 700_000
+            await run.settle_down()
+            world.control("rollback", depth=height(world) - (run.context.payment(row.id).block_height or 0) + 1)
+            world.block(4)
+            await run.look()
+            await run.settle_down()
+            assert run.state(row.id) is State.CANCELLING
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+    async def test_a_cancel_adds_a_utxo_when_the_exact_one_cannot_pay_its_fee(self, world: World) -> None:
+        """Alone it could not pay for its way back: an output of ours would take more than it holds."""
+        world.settings(price="969750", splits=[])
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            exact = exact_utxo((await run.agent.quote(world.ask())).plan, world.account.address)
+            world.fund(exact)
+            world.fault("submit", "drop")
+            await run.look()
+            row = await run.pay()
+            assert len(attempts(run, row)[0].inputs) == 1
+            assert payments.hold(run.context.conn, row.id) == {"lovelace": exact}
+            await pass_time_of(world, run, 700)
+            assert run.state(row.id) is State.CANCELLING
+            assert len(attempts(run, row)[1].inputs) == 2
+            assert_sound(world, run)
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+
+def exact_utxo(plan: TxPlan, own: Address) -> int:
+    """What a coin holds that pays to the unit for what a plan pays."""
+    asked = sum(output.units for output in plan.asked)
+
+    def paid_by(lovelace: int) -> bool:
+        try:
+            select(
+                UtxoIndex([Utxo("ab" * 32, 0, lovelace)]),
+                plan.asked,
+                change=own,
+                ttl_slot=plan.ttl_slot,
+                network_id=0,
+            )
+        except Refused:
+            return False
+        return True
+
+    return next(lovelace for lovelace in range(asked + 155_381, asked + 180_000) if paid_by(lovelace))
+
+
+class TestTheNextInvoice:
+    """The invoice is over, and the same call is answered with another one."""
+
+    @staticmethod
+    async def next_one(world: World, run: Run, **settings: object) -> tuple[PaymentRow, PaymentRow]:
+        """A lost payment, and what a new invoice for the same call made of it."""
+        first = await lose(world, run)
+        await pass_time_of(world, run, 310)
+        assert run.state(first.id) is State.IN_FLIGHT, "it waits a while for the next invoice"
+        if settings:
+            world.settings(**settings)
+        row, is_new = await run.agent.pay(world.ask())
+        await run.agent.sending.drain(10)
+        assert (row.id, is_new) == (first.id, False)
+        return first, run.context.payment(row.id)
+
+    async def test_it_is_paid_on_the_same_nonce_utxo(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            first, row = await self.next_one(world, run)
+            assert (row.nonce_utxo, len(attempts(run, row))) == (first.nonce_utxo, 2)
+            assert row.invoice_id != first.invoice_id
+            merchant = run.context.terms.merchants[world.origin]
+            headers = retry_headers(row, merchant, world.address)
+            assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
+            assert payments.hold(run.context.conn, row.id) == spending.totals(run.context.conn, WALLET)
+            assert_sound(world, run)
+            await run.settle_down()
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            assert (
+                world.call(
+                    "hello", retry_headers(run.context.payment(row.id), merchant, world.address)
+                ).status_code
+                == 200
+            )
+            assert_at_rest(world, run)
+
+    async def test_the_old_invoice_is_never_paid_by_another_payment(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        answer = world.call("hello")
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            first, _ = await run.agent.pay(world.ask_of(answer))
+            await run.agent.sending.drain(10)
+            await pass_time_of(world, run, 310)
+            await run.agent.pay(world.ask())
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            assert run.context.payment(first.id).invoice_id != first.invoice_id
+            world.clock.ahead_ms -= 310_000
+            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+                await run.agent.pay(world.ask_of(answer, key="another"))
+            world.clock.ahead_ms += 310_000
+
+    async def test_the_old_invoice_lands_on_a_fork_though_it_first_came_for_another_intent(
+        self, world: World
+    ) -> None:
+        """That one was refused by its own bound; the payment goes by the invoice again, as by its own."""
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(settle_depth=12)) as run:
+            await run.look()
+            answer = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
+            world.fault("submit", "drop")
+            paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
+            await run.agent.sending.drain(10)
+            first, low = run.context.payment(paid.id), height(world)
+            await pass_time_of(world, run, 310)
+            await run.agent.pay(world.ask(key="two"))
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            second = run.context.payment(first.id)
+            assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
+            assert second.invoice_id != first.invoice_id
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            row = run.context.payment(first.id)
+            assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
+            assert_at_rest(world, run)
+            await run.settle_down(14)
+            assert run.state(row.id) is State.SETTLED
+
+    async def test_a_payment_takes_an_invoice_that_another_intent_did_not_pay(self, world: World) -> None:
+        """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            first = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
+            paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
+            await run.agent.sending.drain(10)
+            await pass_time_of(world, run, 310)
+            second = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
+            row, _ = await run.agent.pay(world.ask_of(second, key="two"))
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            row = run.context.payment(row.id)
+            assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
+            assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
+            assert row.invoice_id != paid.invoice_id
+            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+                await run.agent.pay(world.ask_of(second, key="one"))
+            assert_at_rest(world, run)
+
+    async def test_a_submitted_payment_does_not_move_to_an_invoice_for_a_handed_over_proof(
+        self, world: World
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            paid, _ = await run.agent.pay(world.ask(key="two"))
+            await run.agent.sending.drain(10)
+            await pass_time_of(world, run, 310)
+            second, filed = world.call("hello"), run.context.filed
+            merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
+            await run.context.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
+            await run.context.take_terms(filed, lambda _unit: None)
+            row, _ = await run.agent.pay(world.ask_of(second, key="two"))
+            assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
+
+    async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            _, row = await self.next_one(world, run, price="1500000", splits=[])
+            assert sum(output.units for output in row.outputs) == 1_500_000
+            hold = payments.hold(run.context.conn, row.id)
+            assert hold["lovelace"] > 1_500_000 + (row.fee_lovelace or 0)
+            await run.settle_down()
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000}
+            assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
+            assert_at_rest(world, run)
+
+    async def test_the_old_attempt_lands_on_a_fork_after_all(self, world: World) -> None:
+        """What was posted for the new invoice is reversed, and what the old one took is posted."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            low = height(world)
+            first, row = await self.next_one(world, run, price="1500000", splits=[])
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            landed = run.context.payment(row.id)
+            assert (landed.state, landed.tx_id) == (State.CONFIRMED, first.tx_id)
+            assert (landed.invoice_id, landed.outputs) == (first.invoice_id, first.outputs)
+            assert world.transactions() == [first.tx_id]
+            paid = sum(output.units for output in first.outputs)
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
+            merchant = run.context.terms.merchants[world.origin]
+            assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice_id
+            assert_at_rest(world, run)
+
+    async def test_the_calls_of_a_batch_cost_what_the_attempt_took_that_is_there(self, world: World) -> None:
+        """Each buying, taking back and use goes by the posting of its time."""
+        world.fund(50 * ADA)
+        world.settings(batch=4)
+        async with world.run() as run:
+            await run.look()
+            low = height(world)
+            first, row = await self.next_one(world, run, price="1500000", splits=[])
+            await run.settle_down()
+            await run.agent.deliveries.record_delivery(row.id, 200)
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            assert run.context.payment(row.id).tx_id == first.tx_id
+            paid = sum(output.units for output in first.outputs)
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
+            assert_at_rest(world, run)
+
+    async def test_the_same_price_for_fewer_calls_is_not_paid(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(batch=4)
+        async with world.run() as run:
+            first, row = await self.next_one(world, run, batch=2)
+            assert (row.tx_id, row.invoice_id, len(attempts(run, row))) == (first.tx_id, first.invoice_id, 1)
+            assert "invoiced_again" in run.events(row.id)
+
+    async def test_a_higher_price_is_not_paid(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            first, row = await self.next_one(world, run, price="40000000")
+            assert (row.tx_id, row.invoice_id, len(attempts(run, row))) == (first.tx_id, first.invoice_id, 1)
+            assert "invoiced_again" in run.events(row.id)
+            await pass_time_of(world, run, 400)
+            assert run.state(row.id) is State.CANCELLING
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+    async def test_not_while_the_old_attempt_may_still_land(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            first = await lose(world, run)
+            world.clock.ahead_ms += 310_000
+            row, _ = await run.agent.pay(world.ask())
+            assert (row.id, row.tx_id, len(attempts(run, row))) == (first.id, first.tx_id, 1), "no block yet"
+            assert "invoiced_again" in run.events(row.id)
+
+    async def test_an_invoice_that_came_too_early_is_paid_when_it_comes_again(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            first = await lose(world, run)
+            world.clock.ahead_ms += 310_000
+            again = world.ask()
+            await run.agent.pay(again)
+            world.control("faults", clear=True)
+            await run.settle_down()
+            row, _ = await run.agent.pay(again)
+            assert (row.id, len(attempts(run, row))) == (first.id, 2)
+            assert row.invoice_id != first.invoice_id
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+
+    async def test_the_callers_own_bound_holds_for_it(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            first = await lose(world, run)
+            await pass_time_of(world, run, 310)
+            row, _ = await run.agent.pay(world.ask(max_total_units=1))
+            assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
+            ask = replace(world.ask(max_total_units=1000 * ADA), max_total_asset="ab" * 28)
+            row, _ = await run.agent.pay(ask)
+            assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
+
+
+class TestNeverValid:
+    async def test_an_attempt_that_is_never_valid_raises_an_alert_and_keeps_its_pace(self, world: World) -> None:
+        world.fund(50 * ADA)
+        never = {"status_code": 400, "error": "Bad Request", "message": "ShelleyTxValidationError FeeTooSmallUTxO"}
+        with Relay(world.devnet).serving() as relay:
+            relay.tell("/tx/submit", 400, never)
+            async with world.run(providers={"relay": relay.url}) as run:
+                await run.look()
+                row = await run.pay()
+                assert run.state(row.id) is State.IN_FLIGHT
+                told = alerts.after(run.context.conn, 0)
+                assert [(one.kind, one.subject) for one in told] == [("never_valid", f"never:{row.id}")]
+                for _ in range(5):
+                    world.clock.ahead_ms += 30_000
+                    await run.look()
+                assert relay.submissions() == 1
+                world.clock.ahead_ms += RESUBMIT_MAX_MS - 150_000
+                await run.look()
+                assert relay.submissions() == 2
+                assert len(alerts.after(run.context.conn, 0)) == 1
+                relay.unfreeze()
+                world.clock.ahead_ms += 800_000
+                await run.settle_down()
+                assert run.state(row.id) is State.CANCELLING
+                await wait_for_void(world, run)
+                assert run.state(row.id) is State.VOID
+                assert_at_rest(world, run)
+
+
+class TestResolve:
+    async def test_what_is_in_flight_is_cancelled_at_once(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            row = await lose(world, run)
+            world.control("faults", clear=True)
+            resolved = await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
+            assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
+            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
+            (told,) = [
+                detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
+            ]
+            assert f'"by":"{APP}"' in told
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+            with pytest.raises(Refused, match="illegal_transition"):
+                await run.agent.carrying.resolve(row.id, APP)
+
+    async def test_what_was_sent_may_win(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert_at_rest(world, run)
+            with pytest.raises(Refused, match="illegal_transition"):
+                await run.agent.carrying.resolve(row.id, APP)
+
+    async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
+        world.fund(50 * ADA)
+
+        def kill(name: str) -> None:
+            if name == "before sign":
+                raise RuntimeError("killed")
+
+        async with world.run(checkpoint=kill) as run:
+            await run.look()
+            with pytest.raises(Refused, match="store_failed"):
+                await run.agent.pay(world.ask())
+            (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
+            resolved = await run.agent.carrying.resolve(row.id, APP)
+            assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
+            assert_at_rest(world, run)
+            assert run.selectable() == world.unspent()
+
+    async def test_what_is_handed_over_is_cancelled_too(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run(terms=with_handover) as run:
+            await run.look()
+            row = await run.pay()
+            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+    async def test_what_is_being_replaced_is_cancelled(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(timeout=LONG_S)
+        killed: list[str] = []
+
+        def kill(name: str) -> None:
+            if name == "after replace":
+                killed.append(name)
+            if name == "before sign" and killed:
+                raise RuntimeError("killed")
+
+        async with world.run(checkpoint=kill) as run:
+            row = await lose(world, run)
+            await pass_time_of(world, run, TTL_S + 1)
+            assert run.state(row.id) is State.REPLACING
+            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.sending.drain(10)
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+
+class TestAnOrderThatComesAgain:
+    """The operator's own, by its key, after its payment was void."""
+
+    @pytest.mark.parametrize("kind", ["send", "split", "sweep"])
+    async def test_it_cannot_land_beside_the_first_on_any_fork(self, world: World, kind: str) -> None:
+        world.fund(50 * ADA, 40 * ADA)
+        to = encode_address(bytes([0x60]) + bytes(28))
+
+        async def order(run: Run) -> PaymentRow:
+            agent = run.agent
+            if kind == "send":
+                row, _ = await agent.transfers.send(APP, to, "lovelace", 10 * ADA, "K")
+            elif kind == "split":
+                row, _ = await agent.transfers.split(APP, 2, 10 * ADA, "K")
+            else:
+                row, _ = await agent.transfers.sweep(APP, to, "K")
+            await agent.sending.drain(10)
+            return agent.context.payment(row.id)
+
+        async with world.run() as run:
+            await run.look()
+            world.fund(20 * ADA)  # a coin that the first does not know of
+            low = height(world)
+            world.fault("submit", "drop")
+            first = await order(run)
+            world.control("faults", clear=True)
+            await run.agent.carrying.resolve(first.id, APP)
+            await run.agent.sending.drain(10)
+            await wait_for_void(world, run)
+            void = run.context.payment(first.id)
+            again = await order(run)
+            assert (void.state, again.id == first.id) == (State.VOID, False)
+            await run.settle_down(2)
+            assert run.state(again.id) is State.CONFIRMED
+            fork_with(world, low, first.cbor or b"")
+            assert broadcast(world, run.context.payment(again.id).cbor or b"") == 400
+            await run.settle_down(3)
+            assert {first.tx_id, again.tx_id} & set(world.transactions()) == {first.tx_id}
+            assert run.state(first.id) is State.CONFIRMED
+            assert (again.nonce_utxo or "").startswith(f"{void.tx_id}#")

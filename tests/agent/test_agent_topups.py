@@ -1,0 +1,1224 @@
+"""Top-ups on the devnet: as many batches as were ordered, each once, whatever dies in between."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
+from kit.external_spends import spend_elsewhere
+from kit.prepaid import balance, call, require_whole
+from kit.proxy import Binding, Heard, Paywall, Peer, saying
+
+from payagent.agent.base.config import AutoTopup, TopupSource
+from payagent.agent.base.free_utxos import utxo_of
+from payagent.agent.base.prepaid import Buyer, ServedRequest
+from payagent.agent.base.requests import Approver, PrepaidQuote
+from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.agent.operator.apps import renew_token, revoke
+from payagent.agent.operator.limits import set_limits
+from payagent.agent.topups.orders import TopupGoal
+from payagent.agent.topups.runner import EXPIRED_MAX, PATIENCE_MS, TopupPlan
+from payagent.core.invoice import Proof
+from payagent.core.payment import Delivery, State
+from payagent.core.policy import Limit, Window
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import alerts, apps, payments, prepaid, topups
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows.apps import AppRow
+from payagent.store.rows.topups import TopupRow
+from payagent.wallet.keys import Signer
+
+BATCH = 4
+COST = 13 * ADA
+REQUEST = TopupSource("POST", "/payments/topup", "{}")
+CHAT = TopupSource("POST", "/chat", '{"message": "for a batch"}')
+ROUNDS = 40
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
+    with world_with_clock(tmp_path) as world:
+        yield sells_batches(world)
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[World]:
+    """The same, where the agent's clock alone is wrong when a test sets it."""
+    with world_apart(tmp_path) as world:
+        yield sells_batches(world)
+
+
+def sells_batches(world: World) -> World:
+    world.terms = with_topup(world, topup_request=REQUEST)
+    world.fund(*[100 * ADA] * 6)
+    world.settings(batch=BATCH)
+    return world
+
+
+def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
+    """The world's terms with other ones for its merchant."""
+    merchants = {origin: replace(one, **terms) for origin, one in world.terms.merchants.items()}  # type: ignore[arg-type]
+    return replace(world.terms, merchants=merchants)
+
+
+def wish(world: World, units: int, request: TopupSource | None = None, unit: str = "lovelace") -> TopupGoal:
+    return TopupGoal(world.origin, unit, units, request)
+
+
+async def order(run: Run, units: int, request: TopupSource | None = None, key: str = "k") -> TopupRow:
+    row, _ = await run.topups.order(APP, key, wish(run.world, units, request))
+    return row
+
+
+async def go_round(run: Run) -> None:
+    """A beat, what it set off, and a block."""
+    await run.topups.beat()
+    await run.agent.sending.drain(10)
+    await run.settle_down()
+
+
+async def carry_out(run: Run, topup_id: str, seconds: int = 0) -> TopupRow:
+    for _ in range(ROUNDS):
+        if (row := run.topups.find(topup_id)).ended_at_ms is not None:
+            return row
+        await go_round(run)
+        run.world.clock.ahead_ms += seconds * 1000
+    raise AssertionError(f"it does not end: {run.topups.find(topup_id)}")
+
+
+def state(world: World) -> dict[str, object]:
+    return dict(world.http.get(f"{world.origin}/merchant/state").json())
+
+
+def wallet_balance(world: World) -> dict[str, object]:
+    (told,) = state(world)["balances"]  # type: ignore[misc]
+    return dict(told)
+
+
+class TestAnOrder:
+    async def test_batches_are_bought_until_the_amount_is_reached(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("done", None)
+            made = payments.payments_of_topup(run.context.conn, row.id)
+            assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
+            assert len(world.transactions()) == 4
+            assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
+            assert run.owned() == {"lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in made)}
+            require_whole(run)
+
+    async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            first = await order(run, COST)
+            assert await order(run, COST) == first
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST + 1)
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST, CHAT)
+            with pytest.raises(Refused, match="topup_under_way"):
+                await order(run, COST, key="another")
+            await carry_out(run, first.id)
+            assert (await order(run, COST)).state == "done"
+            assert len(world.transactions()) == 1
+            second = await carry_out(run, (await order(run, COST, key="another")).id)
+            assert second.state == "done"
+            assert len(world.transactions()) == 2
+            assert await order(run, COST, REQUEST) == await order(run, COST), "it is the configured one"
+            called = await order(run, COST, CHAT, key="a call")
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST, key="a call")
+            assert (await carry_out(run, called.id)).reason_code == "merchant_sells_none"
+
+    async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            assert (await carry_out(run, (await order(run, COST, REQUEST)).id)).state == "done"
+            assert (balance(run).bought, balance(run).used) == (BATCH, 0)
+
+    async def test_an_ordinary_call_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
+        world.terms = with_topup(world, topup_request=None)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
+            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert len(world.transactions()) == 1
+            assert (balance(run).bought, balance(run).used) == (BATCH, 2)
+            assert wallet_balance(world)["remaining"] == balance(run).left
+            require_whole(run)
+
+    async def test_one_call_is_no_top_up(self, world: World) -> None:
+        world.settings(batch=1)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST, CHAT)).id)
+            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert not payments.payments_in(run.context.conn, list(State))
+            refused = await carry_out(run, (await order(run, COST, key="2")).id)
+            assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
+            assert "409" in (refused.reason or "")
+
+    async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
+        world.terms = with_topup(world, topup_request=None)
+        async with world.run() as run:
+            with pytest.raises(Refused, match="topup_not_configured"):
+                await order(run, COST)
+            with pytest.raises(Refused, match="topup_not_configured"):
+                await run.topups.plan(APP, wish(world, COST))
+
+    async def test_another_asset_than_ordered_is_not_paid(self, world: World) -> None:
+        token = "5c" * 28 + "636c69"
+        world.settings(asset=token, price="100", splits=[])
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST)).id)
+            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert world.transactions() == []
+
+    async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            with pytest.raises(Refused, match="batch_under_way"):
+                await run.pay()
+            assert (await carry_out(run, row.id)).state == "done"
+            assert world.call("hello").status_code == 200
+
+
+class TestLimits:
+    async def test_the_limits_of_all_payments_hold(self, world: World) -> None:
+        limits = daily(20 * ADA, 30 * ADA)
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert "per_day" in (row.reason or "")
+            assert len(world.transactions()) == 2
+
+    async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
+        world.terms = with_topup(world, topup_per_day_lovelace=2 * COST)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert "topup_per_day" in (row.reason or "")
+            assert len(world.transactions()) == 1
+            for _ in range(BATCH):
+                assert world.call("from the batch").status_code == 200
+            world.settings(batch=1)
+            await run.pay("its own limit is not the others'")
+            world.settings(batch=BATCH)
+            world.clock.ahead_ms += 86_400_000 + 1
+            await run.settle_down()
+            again = await carry_out(run, (await order(run, COST, key="tomorrow")).id)
+            assert again.state == "done"
+
+    async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
+        async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
+            row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
+            await run.topups.beat()
+            row = run.topups.find(row.id)
+            assert row.reason_code == "limit_exceeded"
+            assert "topup_per_day" in (row.reason or "")
+
+    async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+            assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
+            assert not topups.all_open(run.context.conn)
+            assert not payments.payments_in(run.context.conn, list(State))
+
+    async def test_a_plan_by_a_call_that_the_balance_serves_makes_no_call(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await carry_out(run, (await order(run, COST)).id)
+            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            assert isinstance(plan, PrepaidQuote)
+            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "nobody knows what it costs"
+            await know_price(run)
+            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            assert isinstance(plan, PrepaidQuote)
+            assert (plan.unit, plan.units) == ("calls", 1)
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+
+    @pytest.mark.parametrize("utxos", [1, 6])
+    async def test_a_plan_is_made_while_an_automatic_top_up_runs(self, tmp_path: Path, utxos: int) -> None:
+        """The merchant asks with the invoice that is being paid, and its change is all the money there is."""
+        with world_with_clock(tmp_path) as world:
+            world.terms = with_topup(world, topup_request=REQUEST)
+            world.fund(*[200 * ADA] * utxos)
+            world.settings(batch=BATCH)
+            auto(world)
+            async with world.run() as run:
+                await run.look()
+                for _ in range(2):
+                    await run.topups.beat()
+                await run.agent.sending.drain(10)
+                (running,) = topups.all_open(run.context.conn)
+                assert len(world.waiting()) == 1, "it is paid, and in no block yet"
+                plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+                assert isinstance(plan, TopupPlan)
+                assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
+                assert plan.under_way == running.id
+                assert (await autos(run, 12))[0].state == "done"
+                require_whole(run)
+
+    @pytest.mark.parametrize(
+        ("limits", "terms", "units", "told"),
+        [
+            (daily(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
+            (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
+            (daily(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
+            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
+        ],
+    )
+    async def test_a_plan_names_what_stands_against_it(
+        self, world: World, limits: tuple[Limit, ...], terms: dict[str, object], units: int, told: str
+    ) -> None:
+        world.terms = with_topup(world, **terms)
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            plan = await run.topups.plan(APP, wish(world, units))
+            assert plan.quote.refusal is not None
+            assert told in plan.quote.refusal.detail
+
+
+async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
+    """Another operator, who may be revoked."""
+
+    def job(unit: Unit) -> None:
+        apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
+        apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, 1)
+
+    await run.context.write("app", job)
+
+
+async def order_as_ops(run: Run, units: int) -> TopupRow:
+    row, _ = await run.topups.order("app_ops", "ops", wish(run.world, units))
+    return row
+
+
+async def revoke_ops(run: Run) -> None:
+    await revoke(run.context, apps.require(run.context.conn, APP), "ops")
+
+
+class TestTheEndOfAnOrder:
+    """Nothing is bought for an order that is cancelled, or whose app has no good token; what is paid is shown."""
+
+    async def test_an_order_of_which_nothing_is_under_way_ends_at_once(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            for _ in range(3):
+                await go_round(run)
+            assert not world.transactions()
+            with pytest.raises(Refused, match="illegal_transition"):
+                await run.topups.cancel(row.id, APP)
+            assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
+            require_whole(run)
+
+    async def test_what_is_paid_is_shown_before_it_ends(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 50 * ADA)
+            await run.topups.beat()
+            row = await run.topups.cancel(row.id, APP)
+            assert (row.state, row.reason_code) == ("stopping", None)
+            assert await run.topups.cancel(row.id, APP) == row
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
+            assert payment.delivery is Delivery.ACCEPTED
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            require_whole(run)
+
+    async def test_what_is_paid_waits_for_a_merchant_that_is_taken_out_and_put_back(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            (paid,) = payments.payments_of_topup(run.context.conn, row.id)
+            assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
+            await run.context.take_terms(replace(run.context.filed, merchants={}), lambda _unit: None)
+            await go_round(run)
+            assert run.topups.find(row.id).state == "open"
+            await run.context.take_terms(
+                replace(run.context.filed, merchants=world.terms.merchants), lambda _unit: None
+            )
+            world.clock.ahead_ms += 60_000
+            assert (await carry_out(run, row.id)).state == "done"
+            assert run.context.payment(paid.id).delivery is Delivery.ACCEPTED
+            assert len(world.transactions()) == 1
+
+    async def test_what_is_paid_is_shown_for_its_own_partner_whichever_is_configured_since(
+        self, world: World
+    ) -> None:
+        """The merchant takes a proof from the partner alone whose invoice it is."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            other = with_topup(world, partner="other").merchants
+            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
+            assert (await carry_out(run, row.id)).state == "done"
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            require_whole(run)
+
+    async def test_all_of_an_order_is_bought_for_the_partner_that_it_was_given_for(self, world: World) -> None:
+        """Whichever is configured since: it counts for no other's balance."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            await go_round(run)
+            other = with_topup(world, partner="other").merchants
+            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
+            assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
+            assert (await carry_out(run, row.id)).state == "done"
+            assert len(world.transactions()) == 2
+            assert wallet_balance(world)["partner"] == "demo"
+            assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+            require_whole(run)
+
+    @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
+    async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
+        """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
+        async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, COST)
+            await run.topups.beat()
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
+            await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
+            row = run.topups.find(row.id)
+            assert (row.state, row.reason_code) == ("stopped", why)
+            ended = run.context.payment(asked.id)
+            assert (ended.state, ended.reason_code) == (State.DENIED, why)
+            with pytest.raises(Refused, match="already_decided"):
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
+            await go_round(run)
+            assert world.transactions() == []
+            require_whole(run)
+
+    async def test_a_question_ends_with_an_order_that_nobody_stopped(self, world: World) -> None:
+        """Who said yes later would pay for what nobody shows to the merchant any more."""
+        world.settings(timeout=86_400)
+        asking = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
+        async with world.run(terms=asking) as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
+            world.clock.ahead_ms += PATIENCE_MS + 5_000
+            await run.topups.beat()
+            assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
+            await run.settle_down()
+            await run.topups.beat()
+            assert run.topups.find(row.id).reason_code == "topup_out_of_time"
+            assert run.context.payment(asked.id).reason_code == "topup_out_of_time"
+            require_whole(run)
+
+    async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
+        async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
+            await run.look()
+            await add_orderer(run, world.clock.now_ms() + 60_000)
+            await order_as_ops(run, COST)
+            await run.topups.beat()
+            (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
+            world.clock.ahead_ms += 60_000
+            await run.settle_down()
+            with pytest.raises(Refused, match="app_ended"):
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
+            assert run.state(asked.id) is State.AWAITING_APPROVAL
+            assert world.transactions() == []
+
+    async def test_revoking_the_app_ends_its_orders(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, 50 * ADA)
+            await run.topups.beat()
+            await revoke_ops(run)
+            assert run.topups.find(row.id).state == "stopping"
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            await go_round(run)
+            assert len(world.transactions()) == 1
+
+    async def test_a_token_that_expires_ends_them_too(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run, world.clock.now_ms() + 60_000)
+            row = await order_as_ops(run, 50 * ADA)
+            await run.topups.beat()
+            world.clock.ahead_ms += 60_000
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+
+    async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, 2 * COST)
+            await renew_token(run.context, apps.require(run.context.conn, APP), "ops", "3" * 64, None)
+            assert (await carry_out(run, row.id)).state == "done"
+
+    @pytest.mark.parametrize("end", ["cancel", "revoke"])
+    async def test_it_is_asked_again_in_the_commit_that_buys(self, world: World, end: str) -> None:
+        """The end comes while the merchant is asked for its 402."""
+        async with Peer().running() as peer:
+            wall, ended = Paywall(price=10 * ADA), asyncio.Event()
+
+            async def answer(heard: Heard) -> None:
+                if end == "cancel":
+                    await run.topups.cancel(row.id, APP)
+                else:
+                    await revoke_ops(run)
+                ended.set()
+                await wall(heard)
+
+            peer.answers["/topup"] = answer
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=TopupSource("POST", "/topup", ""))
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                await add_orderer(run)
+                row, _ = await run.topups.order("app_ops", "k", TopupGoal(peer.url, "lovelace", 50 * ADA))
+                await run.topups.beat()
+                assert ended.is_set()
+                for _ in range(3):
+                    await go_round(run)
+                assert not world.transactions()
+                assert run.topups.find(row.id).state == "stopped"
+                require_whole(run)
+
+
+class Killed:
+    """A checkpoint that lets no commit of this name through, nor any after it, from its `nth` on."""
+
+    def __init__(self, name: str, nth: int) -> None:
+        self.name, self.left, self.dead = name, nth, False
+
+    def __call__(self, name: str) -> None:
+        if self.dead:
+            raise sqlite3.OperationalError("the process is gone")
+        if name == self.name:
+            self.left -= 1
+            if self.left == 0:
+                self.dead = True
+                raise sqlite3.OperationalError("the process is gone")
+
+
+COMMITS = ("topup_end", "admit", "sign", "leave", "answer", "observe", "confirm", "delivery")
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", COMMITS)
+async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
+    world: World, name: str, when: str, nth: int
+) -> None:
+    async with world.run() as run:
+        await run.look()
+        topup_id = (await order(run, 2 * COST)).id
+    killed = Killed(f"{when} {name}", nth)
+    async with world.run(checkpoint=killed) as run:
+        await run.look()
+        for _ in range(ROUNDS):
+            if killed.dead or run.topups.find(topup_id).ended_at_ms is not None:
+                break
+            with contextlib.suppress(Refused):  # a process that is gone writes nothing more
+                await go_round(run)
+    async with world.run() as run:
+        await run.look()
+        row = await carry_out(run, topup_id, seconds=12)
+        assert row.state == "done", row
+        assert len(world.transactions()) == 2
+        assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+        require_whole(run)
+
+
+class LostSigner:
+    """The process that holds the key is gone when it is asked."""
+
+    def __init__(self, signer: Signer, code: str) -> None:
+        self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
+        self._code = code
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        raise Refused(self._code, "it is gone")
+
+
+@pytest.mark.parametrize(
+    ("code", "proof"),
+    [("signer_lost", "tx_hash"), ("illegal_transition", "tx_hash"), ("signer_lost", "signed_cbor")],
+)
+async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
+    world: World, code: str, proof: Proof
+) -> None:
+    """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
+    world.settings(proof=proof)
+    world.terms = with_topup(world, proof=proof)
+    async with world.run(signer=LostSigner(world.account.signer, code)) as run:
+        await run.look()
+        topup_id = (await order(run, COST)).id
+        await run.topups.beat()
+        (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
+        assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
+    async with world.run() as run:
+        await run.look()
+        assert (await carry_out(run, topup_id, seconds=12)).state == "done"
+        (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
+        assert payment.delivery is Delivery.ACCEPTED
+        assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+        require_whole(run)
+
+
+class TestTrouble:
+    async def test_a_merchant_that_is_away_is_asked_again(self, world: World) -> None:
+        gone = replace(world.terms, merchants={})
+        terms = world.terms
+        dead = "http://127.0.0.1:9"
+        merchant = replace(terms.merchants[world.origin], origin=dead)
+        async with world.run(terms=lambda _terms: replace(gone, merchants={dead: merchant})) as run:
+            await run.look()
+            row, _ = await run.topups.order(APP, "k", TopupGoal(dead, "lovelace", COST))
+            for _ in range(5):
+                world.clock.ahead_ms += 400_000
+                await run.settle_down()
+                await run.topups.beat()
+            assert run.topups.find(row.id).state == "open"
+            world.clock.ahead_ms += PATIENCE_MS
+            await run.settle_down()
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert "merchant_unreachable" in (ended.reason or "")
+
+    async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
+        async with Peer().running() as peer:
+            wall, away = Paywall(price=10 * ADA), saying(b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\n\r\n")
+            asked = 0
+
+            async def answer(heard: Heard) -> None:
+                nonlocal asked
+                asked += 1
+                await (away if asked < 8 else wall)(heard)
+
+            peer.answers["/topup"] = answer
+            request = TopupSource("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                world.clock.stop()
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
+                counts = []
+                for _ in range(12):
+                    await go_round(run)
+                    counts.append(asked)
+                    world.clock.ahead_ms += 10_000
+                assert counts == [1, 2, 3, 4, 5, 5, 6, 6, 6, 6, 7, 7]
+                assert (await carry_out(run, row.id, seconds=10)).state == "done"
+
+    async def test_invoices_that_are_over_when_they_come_end_it(self, world: World) -> None:
+        world.settings(timeout=60)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST)).id, seconds=300)
+            assert (row.state, row.reason_code) == ("stopped", "topup_refused")
+            made = payments.payments_of_topup(run.context.conn, row.id)
+            assert {one.reason_code for one in made} == {"invoice_expired"}
+            assert len(made) == EXPIRED_MAX
+            assert world.transactions() == []
+
+    async def test_invoices_that_were_over_before_something_was_served_do_not_end_it(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            for served in (1, 2):
+                world.settings(timeout=60)
+                for _ in range(EXPIRED_MAX - 2):
+                    await go_round(run)
+                    world.clock.ahead_ms += 300_000
+                world.settings(timeout=900)
+                for _ in range(ROUNDS):
+                    await go_round(run)
+                    made = payments.payments_of_topup(run.context.conn, row.id)
+                    if sum(one.delivery is Delivery.ACCEPTED for one in made) == served:
+                        break
+                    world.clock.ahead_ms += 10_000
+            assert (await carry_out(run, row.id)).state == "done"
+            assert sum(one.reason_code == "invoice_expired" for one in made) >= EXPIRED_MAX
+
+    async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
+        async with apart.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            apart.clock.ahead_ms = 86_400_000
+            await run.look()
+            await run.topups.beat()
+            assert not payments.payments_of_topup(run.context.conn, row.id), "the chain seems to stand still"
+            apart.clock.ahead_ms = 0
+            await run.look()
+            assert (await carry_out(run, row.id)).state == "done"
+
+    async def test_a_clock_that_is_put_forward_ends_no_order_by_its_apps_token(self, apart: World) -> None:
+        async with apart.run() as run:
+            await run.look()
+            await add_orderer(run, apart.clock.now_ms() + 3_600_000)
+            row = await order_as_ops(run, COST)
+            apart.clock.ahead_ms = 86_400_000
+            await run.look()
+            await run.topups.beat()
+            assert run.topups.find(row.id).state == "open"
+            apart.clock.ahead_ms = 0
+            await run.look()
+            assert (await carry_out(run, row.id)).state == "done"
+
+    async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
+        """The merchant credited the batch, and answers no proof twice."""
+        world.settings(replays="refuse")
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
+            headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
+            headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
+            assert (
+                world.http.post(f"{world.origin}/payments/topup", content="{}", headers=headers).status_code == 200
+            )
+            assert (await carry_out(run, row.id)).state == "done"
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            assert len(world.transactions()) == 1
+            require_whole(run)
+
+    async def test_what_is_handed_over_is_bought_too(self, world: World) -> None:
+        world.settings(proof="signed_cbor")
+        world.terms = with_topup(world, proof="signed_cbor")
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
+            assert (row.state, row.reason_code) == ("done", None)
+            assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+            require_whole(run)
+
+    async def test_what_is_bought_at_the_end_of_its_day_is_shown_too(self, world: World) -> None:
+        """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            world.clock.ahead_ms += PATIENCE_MS - 60_000
+            await run.settle_down()
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            world.clock.ahead_ms += 120_000
+            await run.topups.beat()
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            assert len(world.transactions()) == 1
+            require_whole(run)
+
+    async def test_it_ends_where_the_utxos_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
+        """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            world.fault("submit", "drop", count=1)
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            (paid,) = payments.payments_of_topup(run.context.conn, row.id)
+            nonce_utxo = next(one for one in queries.utxos(run.context.conn) if one.ref == paid.nonce_utxo)
+            spend_elsewhere(run, 3 * ADA, utxo_of(nonce_utxo))
+            await run.look()
+            await run.pass_time(5, 61)
+            assert run.state(paid.id) is State.VOID
+            await run.topups.beat()
+            ended = run.topups.find(row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
+            await unfreeze(run.context, APP)
+            assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
+            require_whole(run)
+
+    async def test_too_little_money_stops_it(self, world: World) -> None:
+        world.settings(price=str(900 * ADA))
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 903 * ADA)).id)
+            assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
+
+
+def auto(world: World, **changes: object) -> None:
+    level = replace(AutoTopup("calls", below=3, to=8, per_day_max=3), **changes)  # type: ignore[arg-type]
+    world.terms = with_topup(world, auto_topup=level)
+
+
+def kinds(run: Run) -> list[str]:
+    """All alerts, oldest first."""
+    return [told.kind for told in alerts.after(run.context.conn, 0)]
+
+
+def noted(run: Run) -> list[tuple[str, str]]:
+    """What happened to the wallet as a whole, with the alert that it was."""
+    return run.context.conn.execute(
+        "SELECT event, json_extract(detail, '$.alert') FROM events WHERE payment_id IS NULL ORDER BY seq"
+    ).fetchall()
+
+
+async def announce(run: Run) -> None:
+    """The first beat says that the next one orders."""
+    await run.topups.beat()
+    assert kinds(run)[-1] == "topup_announced"
+
+
+async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
+    """The orders that nobody gave, oldest first, after some rounds."""
+    for _ in range(rounds):
+        await go_round(run)
+    (pool,) = prepaid.all_pools(run.context.conn)
+    return topups.autos_of(run.context.conn, pool.id)[::-1]
+
+
+class TestByItself:
+    async def test_it_is_off_unless_configured(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            for _ in range(3):
+                await go_round(run)
+            assert not topups.page(run.context.conn, None, 10)
+
+    async def test_the_first_one_is_announced_before_it_is_paid(
+        self, world: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """In the log, as an alert and as an event; once, and again when its settings have changed."""
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            (told,) = alerts.after(run.context.conn, 0)
+            assert (told.kind, told.facts["left"], told.facts["below"], told.facts["to"]) == (
+                *("topup_announced", "0", "3", "8"),
+            )
+            assert told.facts["merchant"] == world.origin
+            assert noted(run)[-1] == ("alert", told.id)
+            assert "topup.announced" in capsys.readouterr().out
+            assert not topups.page(run.context.conn, None, 10)
+        async with world.run() as run:
+            await run.look()
+            assert (await autos(run, 12))[0].state == "done", "it was announced before the restart"
+            assert kinds(run) == ["topup_announced", "cleared"]
+            await know_price(run)
+            for n in range(8):
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
+            await run.topups.beat()
+            assert len(topups.all_open(run.context.conn)) == 1, "the second is ordered at once"
+            await autos(run, 12)
+        auto(world, below=20, to=24)
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            assert not topups.all_open(run.context.conn)
+            assert kinds(run) == ["topup_announced", "cleared", "topup_announced"]
+            await run.topups.beat()
+            assert len(topups.all_open(run.context.conn)) == 1
+
+    async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await know_price(run)
+            (row,) = await autos(run, 12)
+            assert (row.cause, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
+            assert balance(run).left == 8
+            for n in range(5):
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
+            assert balance(run).left == 3
+            assert await autos(run) == [row], "3 are not below 3"
+            await run.agent.prepaid_calls.record_call(call(run, "last"))
+            _, second = await autos(run, 12)
+            assert (second.units, second.state) == (6, "done")
+            assert balance(run).left == 10
+            require_whole(run)
+
+    async def test_the_merchants_word_counts_where_it_is_less(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await autos(run, 12)
+            for n in range(6):
+                assert world.call(f"past payagent {n}").status_code == 200
+            assert len(await autos(run)) == 1, "nobody has asked the merchant"
+            world.clock.ahead_ms += 700_000
+            await run.settle_down()
+            await run.watch.inquiries.observe_prepaid()
+            _, second = await autos(run, 12)
+            assert (second.units, second.state) == (6, "done")
+            assert wallet_balance(world)["remaining"] == 10
+
+    async def test_at_most_so_many_a_day(self, world: World) -> None:
+        auto(world, per_day_max=2, to=4)
+        async with world.run() as run:
+            await run.look()
+            await know_price(run)
+            for day in range(2):
+                await autos(run, 8)
+                for n in range(4):
+                    await run.agent.prepaid_calls.record_call(call(run, f"{day} {n}"))
+            assert len(await autos(run)) == 2
+            world.clock.ahead_ms += 86_400_000
+            await run.settle_down()
+            assert len(await autos(run)) == 3
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_a_clock_that_is_put_forward_orders_nothing(self, world: World, fails: bool) -> None:
+        """The day, and the pause after a failure, are over when the chain says so."""
+        auto(world, per_day_max=1, to=4)
+        limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            await know_price(run)
+            await autos(run, 8)
+            for n in range(0 if fails else 4):
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
+            world.clock.ahead_ms += 3 * 86_400_000
+            for _ in range(3):
+                await run.topups.beat()
+            (row,) = topups.page(run.context.conn, None, 10)
+            assert row.state == ("stopped" if fails else "done")
+            await run.settle_down()
+            await run.topups.beat()
+            assert len(topups.page(run.context.conn, None, 10)) == 2
+
+    async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
+        apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
+        async with apart.run() as run:
+            await run.look()
+            for _ in range(8):
+                await go_round(run)
+            assert balance(run).left == BATCH
+            (pool,) = prepaid.all_pools(run.context.conn)
+            apart.clock.ahead_ms = 86_400_000
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 1, None, None, "calls", None, None, apart.clock.now_ms())
+            )
+            await run.context.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
+            apart.clock.ahead_ms = 0
+            for _ in range(8):
+                await go_round(run)
+            assert len(topups.autos_of(run.context.conn, pool.id)) == 1
+
+    async def test_a_word_on_another_unit_orders_nothing(self, world: World) -> None:
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            (row,) = await autos(run, 8)
+            world.clock.ahead_ms += 1000
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 1, None, None, "lovelace", None, None, world.clock.now_ms())
+            )
+            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, row.pool, said))
+            assert await autos(run) == [row]
+
+    async def test_a_word_from_before_the_proof_was_shown_orders_nothing(self, world: World) -> None:
+        """The merchant credits what is paid when it is shown to it, and is asked as soon as it is confirmed."""
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            await announce(run)
+            await go_round(run)
+            world.clock.ahead_ms += 1000
+            await run.watch.inquiries.observe_prepaid()
+            (pool,) = prepaid.all_pools(run.context.conn)
+            told = prepaid.last_observation(run.context.conn, pool.id)
+            assert told is not None
+            assert (told.remaining, balance(run).left) == (0, BATCH)
+            world.clock.ahead_ms += 1000
+            (row,) = await autos(run, 8)
+            assert row.state == "done"
+
+    async def test_a_word_from_before_an_apps_own_purchase_orders_nothing(self, world: World) -> None:
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            paid = await run.pay()
+            (pool,) = prepaid.all_pools(run.context.conn)
+            await run.watch.inquiries.observe_prepaid()
+            told = prepaid.last_observation(run.context.conn, pool.id)
+            assert told is not None
+            assert told.remaining == 0
+            world.clock.ahead_ms += 1000
+            await run.settle_down()
+            await run.agent.deliveries.record_delivery(paid.id, 200)
+            assert await autos(run) == []
+
+    async def test_one_that_an_operator_cancels_is_no_alert(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await announce(run)
+            await run.topups.beat()
+            (row,) = topups.all_open(run.context.conn)
+            await run.topups.cancel(row.id, APP)
+            (row,) = await autos(run)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
+
+    async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
+        auto(world, per_day_max=99)
+        async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
+            await run.look()
+            await announce(run)
+            assert len(await autos(run, 2)) == 1
+            for count, hours in enumerate((1, 2, 4, 8, 16, 24, 24), 2):
+                world.clock.ahead_ms += hours * 3_600_000 + 60_000
+                await run.settle_down()
+                assert len(await autos(run, 2)) == count
+
+    async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
+        auto(world, per_day_max=9)
+        limits = daily(5 * ADA, 5 * ADA)
+        hour_ms = 3_600_000
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            (row,) = await autos(run)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            subject = f"topup:{row.pool}"
+            assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            for pause_ms, count in ((hour_ms - 60_000, 1), (120_000, 2), (hour_ms, 2), (hour_ms, 3)):
+                world.clock.ahead_ms += pause_ms
+                await run.settle_down()
+                assert len(await autos(run, 3)) == count
+        async with world.run() as run:
+            await run.look()
+            world.clock.ahead_ms += 24 * hour_ms
+            await run.settle_down()
+            assert (await autos(run, 12))[-1].state == "done"
+            assert alerts.last_kind(run.context.conn, subject) == "cleared"
+
+
+async def know_price(run: Run) -> None:
+    """The merchant has asked for money for such calls before."""
+    await run.context.write(
+        "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
+    )
+
+
+@contextlib.asynccontextmanager
+async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedRequest]]:
+    """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
+    async with Peer().running() as peer:
+        peer.answers["/topup"] = Paywall(price=units)
+        request = TopupSource("POST", "/topup", "")
+        known = next(iter(world.terms.merchants.values()))
+        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted", **terms)  # type: ignore[arg-type]
+        async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+            await run.look()
+            row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", units))
+            for _ in range(3):
+                await run.topups.beat()
+                await run.agent.sending.drain(10)
+            assert run.topups.find(row.id).state == "done"
+            price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
+            await run.context.write("price", lambda unit: prepaid.note_price(unit, *price))
+            scopes = ["pay"]
+            await run.context.write(
+                "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, scopes, 1)
+            )
+            yield run, ServedRequest("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
+
+
+async def limit_of_two(run: Run, units: int) -> None:
+    await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: units})
+
+
+async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
+    """So many calls of the app, served from the balance."""
+    for _ in range(count):
+        use = await run.agent.prepaid_calls.let_through(theirs)
+        await run.agent.prepaid_calls.record_call(theirs, use)
+
+
+class TestOddMerchants:
+    async def test_a_price_above_the_whole_order_is_not_paid(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 20 * ADA)
+            await go_round(run)
+            world.settings(price=str(60 * ADA))
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_too_small")
+            assert len(world.transactions()) == 1
+
+    async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
+        """A batch of calls would not raise it, however many are bought."""
+        auto(world, unit="lovelace", below=20 * ADA, to=26 * ADA)
+        async with world.run() as run:
+            await run.look()
+            (row,) = await autos(run, 12)
+            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert not world.transactions()
+
+    async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
+        async with Peer().running() as peer:
+            wall = Paywall(price=10 * ADA)
+            refusals = 3
+
+            async def answer(heard: Heard) -> None:
+                nonlocal refusals
+                if heard.header("x-payment") is not None and refusals:
+                    refusals -= 1
+                    await heard.read_body()
+                    await heard.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    await wall(heard)
+
+            peer.answers["/topup"] = answer
+            request = TopupSource("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                world.clock.stop()
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
+                for _ in range(4):
+                    await go_round(run)
+                assert refusals == 2, "not at each beat"
+                ended = await carry_out(run, row.id, seconds=30)
+                assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
+                assert len(world.transactions()) == 1
+
+    async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
+        async with Peer().running() as peer:
+            peer.answers["/topup"] = Binding(("content-type", "x-account", "x-wallet-address"))
+            request = TopupSource("POST", "/topup", '{"calls": 1}')
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request, request_commitment=True)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 2 * ADA))
+                await carry_out(run, row.id)
+                ended = run.topups.find(row.id)
+                (payment,) = payments.payments_of_topup(run.context.conn, row.id)
+                assert (ended.reason_code, payment.commitment is not None) == (None, True)
+
+    async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
+        async with Peer().running() as peer:
+            peer.answers["/topup"] = Paywall(
+                price=10 * ADA, serve=saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            )
+            request = TopupSource("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
+                world.clock.ahead_ms += PATIENCE_MS - 60_000
+                for hours in (0, 23, 1):
+                    assert run.topups.find(row.id).state == "open"
+                    world.clock.ahead_ms += hours * 3_600_000
+                    await run.settle_down()
+                    await go_round(run)
+                ended = run.topups.find(row.id)
+                assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+                assert "not_served_yet" in (ended.reason or "")
+                assert len(world.transactions()) == 1
+
+    @pytest.mark.parametrize("nth", [1, 2])
+    async def test_what_a_merchant_took_is_delivered_though_it_takes_no_proof_twice(
+        self, world: World, nth: int
+    ) -> None:
+        """Once it is on record that the merchant took it: also where the daemon dies with that."""
+        async with Peer().running() as peer:
+            wall = Paywall(price=10 * ADA)
+            peer.answers["/topup"] = wall
+            request = TopupSource("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            terms = with_terms(merchants={peer.url: replace(known, origin=peer.url, topup_request=request)})
+            killed = Killed("after delivery", nth)
+            async with world.run(terms=terms, checkpoint=killed) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
+                for _ in range(3):
+                    with contextlib.suppress(Refused):
+                        await go_round(run)
+            assert wall.served == 1
+            wall.serve = saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            async with world.run(terms=terms) as run:
+                await run.look()
+                assert (await carry_out(run, row.id)).state == "done"
+                assert len(world.transactions()) == 1
+
+    async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
+        self, world: World
+    ) -> None:
+        """It is within an app's own limit then too, as one of calls is."""
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await limit_of_two(run, 11 * ADA)
+            for calls in (2, 3):
+                await serve(run, theirs, calls)
+                await run.settle_down()
+            (held,) = prepaid.holdings(run.context.conn)
+            assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
+            )
+            await run.context.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
+            with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+                await run.agent.prepaid_calls.let_through(theirs)
+
+    async def test_a_price_that_is_a_lie_takes_no_more_than_there_is(self, world: World) -> None:
+        """Else one that nobody pays, and a call that is served for nothing, use up what is bought from then on."""
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await run.settle_down()
+            await limit_of_two(run, 15 * ADA)
+            await serve(run, theirs, 1)
+            price = (theirs.origin, theirs.method, theirs.path, "lovelace", 10**15)
+            await run.context.write("price", lambda unit: prepaid.note_price(unit, *price))
+            await serve(run, theirs, 1)
+            (held,) = prepaid.holdings(run.context.conn)
+            assert (held.balance.left, held.balance.unexplained) == (0, 0)
+
+    async def test_a_call_for_more_than_is_left_draws_on_what_is_on_its_way_too(self, world: World) -> None:
+        """The merchant has credited it already: else each such call leaves more by our count than by its own."""
+        async with ada_prepaid(world, 3 * ADA) as (run, theirs):
+            await run.settle_down()
+            await serve(run, theirs, 1)
+            row, _ = await run.topups.order(APP, "more", TopupGoal(theirs.origin, "lovelace", 3 * ADA))
+            for _ in range(3):
+                await run.topups.beat()
+                await run.agent.sending.drain(10)
+            assert run.topups.find(row.id).state == "done"
+            await serve(run, theirs, 1)
+            await run.settle_down()
+            (held,) = prepaid.holdings(run.context.conn)
+            assert (held.balance.left, held.balance.unexplained) == (2 * ADA, 0)
+
+    async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+        world.clock.ahead_ms += PATIENCE_MS
+        world.block()
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            (payment,) = payments.payments_of_topup(run.context.conn, row.id)
+            assert payment.delivery is not Delivery.NOT_PRESENTED

@@ -1,0 +1,171 @@
+"""How long a provider that was caught at a lie is not heard, and how long the others wait for one that is slow."""
+
+import asyncio
+from collections.abc import Coroutine
+from itertools import permutations
+from typing import Any, TypeVar
+
+import pytest
+
+from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider_state import SENTENCE_MS, Exclusion
+from payagent.chain.quorum import ProviderQuorum
+from payagent.chain.throttled_provider import ThrottledProvider
+from sim.virtual_loop import VirtualLoop
+
+T = TypeVar("T")
+
+LATER_MS = 10 * SENTENCE_MS
+TX, BLOCK = "ab" * 32, "cd" * 32
+SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
+
+
+def test_lies_told_at_one_time_count_as_one_exclusion() -> None:
+    once = Exclusion().after(LATER_MS)
+    again_ms = LATER_MS + SENTENCE_MS + 1000
+    for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
+        sentence = once
+        for at_ms in found:
+            sentence = sentence.after(at_ms)
+        assert sentence.is_relapse
+        assert sentence.holds(again_ms)
+        assert sentence.holds(again_ms + 900 + SENTENCE_MS - 1)
+        assert not sentence.holds(again_ms + 900 + SENTENCE_MS)
+
+
+def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> None:
+    once = Exclusion().after(LATER_MS)
+    assert not once.is_relapse
+    over_ms = LATER_MS + SENTENCE_MS
+    assert once.after(over_ms).is_relapse
+    assert once.after(over_ms + SENTENCE_MS).is_relapse
+    assert not once.after(over_ms + SENTENCE_MS + 1).is_relapse
+    assert once.after(over_ms).after(over_ms + SENTENCE_MS).is_relapse
+
+
+def test_a_clock_put_back_a_day_starts_a_new_exclusion() -> None:
+    day_ms = 86_400_000
+    sentence = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
+    assert sentence == Exclusion().after(LATER_MS)
+
+
+class Clock:
+    def now_ms(self) -> int:
+        return int(asyncio.get_running_loop().time() * 1000)
+
+
+class Slow:
+    """A provider that tells its tip at once, and of a transaction this, after so long.
+
+    `first_s`: how long it takes over each thing that is asked of it at first.
+    """
+
+    first_s = 0.0
+
+    def __init__(self, name: str, after_s: float, told: Read[TxSeen]) -> None:
+        self.name = name
+        self._after_s = after_s
+        self._told = told
+
+    def pace(self, _: object) -> None: ...
+
+    async def tip(self) -> Read[Tip]:
+        return Found(Tip(10, 100, BLOCK, 100))
+
+    async def block(self, _: str) -> Read[BlockSeen]:
+        return Found(BlockSeen(BLOCK, 10, 100, 100))
+
+    async def genesis(self) -> Read[Any]:
+        await asyncio.sleep(self.first_s)
+        return Found(None)
+
+    parameters = genesis
+
+    async def tx(self, _: str) -> Read[TxSeen]:
+        await asyncio.sleep(self._after_s)
+        return self._told
+
+
+def panel_of(*sources: Slow) -> ProviderQuorum:
+    clock = Clock()
+    guarded = [ThrottledProvider(source, clock, None) for source in sources]  # type: ignore[arg-type]
+    return ProviderQuorum(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
+
+
+def run(asking: Coroutine[Any, Any, T]) -> T:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+
+def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
+    """What they say together of a transaction, and how long that took."""
+
+    async def ask() -> tuple[Read[TxSeen], float]:
+        view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).look()
+        assert view is not None
+        return await view.tx(TX), asyncio.get_running_loop().time()
+
+    return run(ask())
+
+
+@pytest.mark.parametrize("lie", [NotFound(), Found(TxSeen(TX, "ee" * 32, 10, 100))])
+def test_a_fast_liar_does_not_outrun_two_slow_providers(lie: Read[TxSeen]) -> None:
+    assert asked((0, lie), (8, SEEN), (9, SEEN)) == (SEEN, 9)
+
+
+def test_where_two_have_told_a_third_that_drips_is_not_waited_for() -> None:
+    assert asked((1, SEEN), (100, NotFound()), (2, SEEN)) == (SEEN, 5)
+
+
+def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and_for_seconds_at_least() -> None:
+    assert asked((0, SEEN), (4, SEEN)) == (SEEN, 4)
+    assert asked((8, SEEN), (15, SEEN)) == (SEEN, 15)
+    read, took_s = asked((0, SEEN), (6, SEEN))
+    assert isinstance(read, Unknown)
+    assert took_s == 5
+
+
+def heard(*first_s: float) -> tuple[str, float]:
+    """Who is heard at the first look, of providers that take so long over each thing that is asked at first."""
+
+    async def ask() -> tuple[str, float]:
+        sources = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
+        for source, seconds in zip(sources, first_s, strict=True):
+            source.first_s = seconds
+        view = await panel_of(*sources).look()
+        assert view is not None
+        return view.name, asyncio.get_running_loop().time()
+
+    return run(ask())
+
+
+def test_where_all_are_slow_to_tell_what_is_asked_at_first_all_are_waited_for() -> None:
+    assert heard(9, 11) == ("0, 1", 22)
+
+
+def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> None:
+    assert heard(0, 7) == ("0, 1", 14)
+    assert heard(0, 8) == ("0", 15)
+
+
+@pytest.mark.parametrize("is_out", [False, True])
+def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
+    """Else one that is in and out would put off for ever what the other is believed in alone."""
+    (member,) = panel_of(Slow("0", 0, SEEN))._members
+    member.note("coins", Unknown("no answer"), 0)
+    for minute in range(1, 4):
+        member.note_look(not is_out, minute * 60_000)
+    assert member.is_mute("coins") is is_out
+
+
+def test_one_that_was_sent_out_is_not_silent_for_that_nobody_asks_it() -> None:
+    """It may have been sent out for nothing, and be the one that is honest."""
+    (member,) = panel_of(Slow("0", 0, SEEN))._members
+    member.note("tx", Unknown("no answer"), 0)
+    member.send_out(0, "it contradicts itself")
+    for minute in range(1, 11):
+        member.note_look(is_heard=False, now_ms=minute * 60_000)
+    assert not member.is_mute("tx")

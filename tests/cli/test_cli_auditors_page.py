@@ -1,0 +1,122 @@
+"""The pages for auditors by their own words, on the books of a wallet that paid."""
+
+import io
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from kit.cli import TOKEN, Shop, clean_environ, until
+from kit.pages import blocks
+
+from payagent.cli.ledger import show_reconciled
+from payagent.cli.terminal import Terminal
+
+OTHER = "b" * 64 + "#0"
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def paid(shop: Shop) -> Shop:
+    assert shop.payagent("pay", shop.saved("audited"), "--merchant", "t").code == 0
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+    return shop
+
+
+def test_each_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -> None:
+    pages = {
+        "verify-the-ledger": "Verify the ledger",
+        "reconcile-with-the-chain": "Compare the ledger with the chain",
+        "check-a-receipt": "Check one payment's receipt",
+        "report-spending": "Report what was spent",
+        "export-to-accounting": "Export to an accounting program",
+    }
+    parts = [blocks(title, f"docs/how-to/{name}.md") for name, title in pages.items()]
+    assert [len(part) for part in parts] == [2, 1, 1, 2, 1]
+    script = "set -e\n" + "".join(block for part in parts for block in part)
+    environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert '"clean": true' in run.stdout
+    assert (tmp_path / "books.csv").read_text().startswith("entry,at,kind,")
+    checks = [[BIN / "bean-check", "--no-cache", "books.beancount"]]
+    if shutil.which("hledger"):
+        checks.append(["hledger", "-f", "books.journal", "check", "--strict"])
+    for check in checks:
+        done = subprocess.run(check, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> None:
+    verified = paid.payagent("ledger", "verify", "--human")
+    assert verified.code == 0
+    assert verified.out.startswith("clean: ")
+    assert " entries of no payment, " in verified.out
+    assert " payments with their entries\n" in verified.out
+    kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
+    assert kinds == {"post"}
+    assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
+    refused = paid.payagent("ledger", "export", "--merchant", "nobody")
+    assert (refused.code, refused.out, refused.error["code"]) == (2, "", "bad_request")
+
+
+def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Shop) -> None:
+    compared = paid.payagent("ledger", "reconcile", "--human")
+    assert compared.code == 0
+    assert compared.out.splitlines()[-1].startswith("clean: ")
+    assert paid.payagent("ledger", "reconcile", "--since-slot", "1").json["since_slot"] == 1
+    paid.control("faults", on="/addresses", kind="server", count=1000)
+    try:
+        unread = paid.payagent("ledger", "reconcile", "--human")
+        told = paid.payagent("ledger", "reconcile")
+    finally:
+        paid.control("faults", clear=True)
+    assert (unread.code, told.code) == (4, 4)
+    assert "could not tell: " in unread.out
+    assert unread.out.splitlines()[-1] == "nothing found: nothing was compared"
+    assert (told.json["clean"], told.json["complete"], told.json["found"]) == (False, False, 0)
+
+
+def test_what_is_in_flight_between_books_and_chain_is_told_with_each_asset_once() -> None:
+    out = io.StringIO()
+    terminal = Terminal(io.StringIO(), out, io.StringIO())
+    terminal.forced_json = False
+    units = {"lovelace": "-165633", TOKEN: "-7"}
+    moved = {"payment": "pay_1", "tx_hash": "ab", "units": units}
+    answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": []}
+    show_reconciled(terminal, answer | {"checked": {}, "clean": True, "found": 0})
+    amounts = f"-0.165633 ADA, -7 of {TOKEN[:56]}.{TOKEN[56:]}"
+    assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
+
+
+def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: Shop) -> None:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'journal_no_update'").fetchone()
+        conn.execute("DROP TRIGGER journal_no_update")
+        (ref,) = conn.execute("SELECT ref FROM journal WHERE kind = 'deposit' ORDER BY id").fetchone()
+        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (OTHER, ref))
+        told = paid.payagent("ledger", "reconcile", "--human")
+        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (ref, OTHER))
+        conn.execute(guard)
+    assert told.code == 1
+    lines = told.out.splitlines()
+    assert any(line.startswith(f"foreign: coins {ref}, transaction {ref[:64]}: a deposit of ") for line in lines)
+    assert any(line.startswith(f"missing: journal 1, transaction {OTHER[:64]}: ") for line in lines)
+    assert lines[-1].startswith("2 findings: ")
+
+
+def test_a_finding_is_told_and_is_no_success(paid: Shop) -> None:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_no_delete'").fetchone()
+        conn.execute("DROP TRIGGER invoices_no_delete")
+        told = paid.payagent("ledger", "verify", "--human")
+        conn.execute(guard)
+    assert told.code == 1
+    assert "invoices_no_delete" in told.out
+    assert "1 finding:" in told.out

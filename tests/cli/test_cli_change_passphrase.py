@@ -1,0 +1,139 @@
+"""`payagent wallet change-passphrase`: the same words under another passphrase, or the file as it was."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from kit.canaries import plant
+from kit.cli import PASSPHRASE, invoke, write_private
+from kit.terminal import at_terminal
+
+from payagent.core.problems import Refused
+from payagent.settings.loading import load_settings
+from payagent.store.db.lease import lease
+from payagent.wallet.keystore import open_keystore
+
+SOMEBODY = 12_345
+NEW = plant("the new passphrase", "another canary for the keystore")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with what `payagent init` makes."""
+    result = invoke(
+        *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),
+        *("--passphrase-file", write_private(tmp_path / "passphrase", PASSPHRASE)),
+        *("--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data"),
+    )
+    assert result.code == 0, result.err
+    plant("a token", result.json["token"])
+    write_private(tmp_path / "new", NEW + "\n")
+    return tmp_path
+
+
+def change(folder: Path) -> list[str | Path]:
+    places = ("--config", folder / "config.toml", "--new-passphrase-file", folder / "new")
+    return ["wallet", "change-passphrase", *places]
+
+
+def words_of(folder: Path, passphrase: str) -> str | None:
+    try:
+        return open_keystore(folder / "data/keystore.json", passphrase).words
+    except Refused:
+        return None
+
+
+def test_the_new_passphrase_opens_the_same_words_and_the_old_one_nothing(made: Path) -> None:
+    words = (made / "data/recovery-words.txt").read_text().strip()
+    before = json.loads((made / "data/keystore.json").read_text())
+    result = invoke(*change(made))
+    assert result.code == 0, result.err
+    after = json.loads((made / "data/keystore.json").read_text())
+    assert result.json == {"keystore": str(made / "data/keystore.json"), "address": before["address"]}
+    assert (words_of(made, NEW), words_of(made, PASSPHRASE)) == (words, None)
+    assert stat.S_IMODE((made / "data/keystore.json").stat().st_mode) == 0o600
+    for field in ("network", "account", "address"):
+        assert after[field] == before[field]
+    assert after["kdf"]["salt"] != before["kdf"]["salt"]
+    assert f"reads {made / 'passphrase'}" in result.err
+    assert not [secret for secret in (PASSPHRASE, NEW) if secret in result.out + result.err]
+    assert {path.name for path in (made / "data").iterdir()} >= {"keystore.json", "ledger.db"}
+    assert not (made / "data/.keystore.json.new").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "exit_code"),
+    [
+        ("not the passphrase", NEW, "keystore_invalid", 5),
+        (PASSPHRASE, "short", "passphrase_too_short", 2),
+        (PASSPHRASE, "", "config_invalid", 2),
+    ],
+)
+def test_what_is_refused_leaves_the_file_as_it_was(
+    made: Path, old: str, new: str, code: str, exit_code: int
+) -> None:
+    before = (made / "data/keystore.json").read_bytes()
+    write_private(made / "passphrase", old)
+    write_private(made / "new", new)
+    result = invoke(*change(made))
+    assert (result.error["code"], result.code) == (code, exit_code)
+    assert (made / "data/keystore.json").read_bytes() == before
+
+
+def test_it_is_refused_while_a_daemon_has_the_wallet(made: Path) -> None:
+    with lease(load_settings(made / "config.toml", {}).data_dir, ("ledger.db", "keystore.json")):
+        assert invoke(*change(made)).error["code"] == "already_running"
+    assert words_of(made, PASSPHRASE) is not None
+
+
+def test_what_a_change_that_was_cut_off_left_behind_is_no_obstacle(made: Path) -> None:
+    write_private(made / "data/.keystore.json.new", '{"half": ')
+    assert invoke(*change(made)).code == 0
+    assert words_of(made, NEW) is not None
+
+
+def test_a_keystore_that_is_reached_by_a_link_is_changed_where_it_lies(made: Path) -> None:
+    keystore, elsewhere = made / "data/keystore.json", made / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    keystore.rename(elsewhere / "wallet.json")
+    keystore.symlink_to(elsewhere / "wallet.json")
+    assert invoke(*change(made)).code == 0
+    assert keystore.readlink() == elsewhere / "wallet.json"
+    assert (words_of(made, NEW) is None, words_of(made, PASSPHRASE)) == (False, None)
+    assert [path.name for path in elsewhere.iterdir()] == ["wallet.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a second user")
+def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
+    """What root wrote in its place, the service could not open."""
+    keystore = made / "data/keystore.json"
+    before = keystore.read_bytes()
+    (made / "data/lock").unlink(missing_ok=True)
+    os.chown(keystore, SOMEBODY, SOMEBODY)
+    result = invoke(*change(made))
+    assert (result.error["code"], result.code) == ("config_invalid", 2)
+    assert "runuser" in result.error["detail"]
+    assert (keystore.read_bytes(), keystore.stat().st_uid) == (before, SOMEBODY)
+    assert not (made / "data/lock").exists()
+
+
+def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
+    with at_terminal("wallet", "change-passphrase", "--config", made / "config.toml") as session:
+        for question, answer in (("Passphrase for the keystore", NEW), ("Repeat it", NEW)):
+            session.expect(question)
+            session.type(answer)
+        assert session.end() == 0
+    assert NEW not in session.seen
+    assert words_of(made, NEW) is not None
+
+
+def test_a_pipe_must_name_a_file(made: Path) -> None:
+    result = invoke("wallet", "change-passphrase", "--config", made / "config.toml")
+    assert (result.code, result.error["code"]) == (2, "usage")
+
+
+def test_there_is_no_command_that_exports_the_key() -> None:
+    for name in ("export-key", "export", "words", "key"):
+        assert invoke("wallet", name).error["code"] == "usage"

@@ -1,0 +1,180 @@
+"""SIGHUP on a real daemon: the config file is taken over as a whole, or not at all; and what stands over it."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from kit.cli import Shop, checks, running, spawn, until
+
+
+@pytest.fixture
+def daemon(closed_shop: Shop) -> Iterator["subprocess.Popen[str]"]:
+    plain = closed_shop.config.read_text()
+    closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    with running(closed_shop) as process:
+        until(lambda: closed_shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+        yield process
+    closed_shop.config.write_text(plain)
+
+
+def told(shop: Shop, event: str) -> list[dict[str, object]]:
+    lines = (shop.folder / "daemon.log").read_text().splitlines()
+    return [said for line in lines if line.startswith("{") and (said := json.loads(line))["event"] == event]
+
+
+def read_again(shop: Shop, daemon: "subprocess.Popen[str]", text: str, event: str) -> dict[str, object]:
+    """What the daemon says of the new file."""
+    count = len(told(shop, event))
+    shop.config.write_text(text)
+    daemon.send_signal(signal.SIGHUP)
+    until(lambda: len(told(shop, event)) > count, f"no {event}")
+    return told(shop, event)[-1]
+
+
+def recorded(shop: Shop) -> object:
+    """What the ledger's event has of the last change."""
+    with closing(sqlite3.connect(shop.data_dir / "ledger.db")) as conn:
+        (detail,) = conn.execute(
+            "SELECT detail FROM events WHERE event = 'config_read' ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+    return json.loads(detail)["changed"]
+
+
+def most(shop: Shop, limit: str) -> tuple[str, str]:
+    """What the wallet's limit is, and who set it."""
+    rows = shop.payagent("limits", "show").json["limits"]
+    (row,) = [row for row in rows if row["limit"] == limit and row["asset"] == "lovelace" and not row["merchant"]]
+    return row["most"], row["set_by"]
+
+
+def test_limits_thresholds_and_merchants_are_taken_over(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    shop = closed_shop
+    shop.settings(price="2000000", splits=[])
+    text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n[approvals]\nrequired_above = "1 ADA"\n'
+    text = text.replace("[merchants.t]", "[merchants.renamed]")
+    said = read_again(shop, daemon, text, "config.read")
+    changed = said["changed"]
+    assert isinstance(changed, dict)
+    assert sorted(changed) == ["approvals.required_above", "limits.per_day", "merchants.renamed", "merchants.t"]
+    assert changed["approvals.required_above"] == {"from": None, "to": "1 ADA"}
+    assert changed["limits.per_day"]["to"] == "50 ADA"
+    assert changed["merchants.t"] == {"from": changed["merchants.renamed"]["to"], "to": None}
+    assert changed["merchants.t"]["from"]["origin"] == shop.devnet.merchant_url
+    assert recorded(shop) == changed
+    assert most(shop, "per_day") == ("50000000", "config")
+    assert [row["name"] for row in shop.payagent("merchants").json["merchants"]] == ["renamed"]
+    assert shop.payagent("pay", shop.saved("asked now"), "--merchant", "renamed").code == 8
+    shop.payagent("limits", "set", "--per-day", "40 ADA")
+    read_again(shop, daemon, text.replace("50 ADA", "60 ADA"), "config.read")
+    assert most(shop, "per_day") == ("40000000", "operator")
+    shop.payagent("limits", "set", "--per-day", "config")
+    assert most(shop, "per_day") == ("60000000", "config")
+
+
+def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    shop, before = closed_shop, most(closed_shop, "per_day")
+    plain = shop.config.read_text()
+    for added, why in (
+        ('\n[limits]\nper_day = "50 ADA"\nper_dya = "1 ADA"\n', "per_dya"),
+        ('\n[limits]\nper_day = "50 ADA"\n[', "TOML"),
+        ('\n[limits]\nper_day = "50 ADA"\nper_transaction = "7 ADA"\n', "limits.per_transaction"),
+        ('\n[limits]\nper_day = "50 ADA"\n[payments]\nconfirm_depth = 9\n', "payments.confirm_depth"),
+        ('\n[limits]\nper_day = "50 ADA"\n[proxy]\npayment_timeout_s = 9\n', "proxy.payment_timeout_s"),
+    ):
+        said = read_again(shop, daemon, plain + added, "config.refused")
+        assert why in str(said["why"]), said
+        shop.config.write_text(plain)  # the command reads the file too
+        assert most(shop, "per_day") == before
+    read_again(shop, daemon, plain + '\n[limits]\nper_day = "50 ADA"\n', "config.read")
+    assert most(shop, "per_day")[0] == "50000000"
+    assert daemon.poll() is None
+
+
+def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    shop = closed_shop
+    shop.settings(price="2000000", splits=[])
+    text = "\n".join(line for line in shop.config.read_text().splitlines() if "merchants.t" not in line)
+    text = text.replace(f'origin = "{shop.devnet.merchant_url}"\n', "").replace('partner = "demo"\n', "")
+    read_again(shop, daemon, text, "config.read")
+    assert shop.payagent("merchants").json["merchants"] == []
+    inside = ["http://localhost:3000", "http://shop.internal"]
+    resource_origins = [part for origin in inside for part in ("--resource-origin", origin)]
+    origin = ("--origin", shop.devnet.merchant_url)
+    added = shop.payagent("merchants", "add", "shop", *origin, "--partner", "demo", *resource_origins)
+    assert (added.code, added.json["merchants"][0]["set_by"]) == (0, "operator"), added.err
+    daemon.kill()
+    daemon.wait(20)
+    (shop.folder / "s").unlink()
+    with running(shop):
+        assert shop.payagent("merchants").json["merchants"][0]["resource_origins"] == inside
+        paid = shop.payagent("pay", shop.saved("from the added one"), "--merchant", "shop")
+        assert paid.code == 0, paid.err
+        assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]
+        again = shop.payagent("merchants", "add", "shop", "--origin", "https://x.example")
+        assert (again.code, again.error["code"]) == (2, "merchant_exists")
+        assert shop.payagent("merchants", "remove", "shop").code == 0
+        refused = shop.payagent("pay", shop.saved("gone"), "--origin", shop.devnet.merchant_url)
+        assert (refused.code, refused.error["code"]) == (6, "merchant_not_allowed")
+
+
+def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_of(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    """The daemon reads nothing there that is new (`fence`): it says so, and goes on by what it had."""
+    shop = closed_shop
+    new = shop.config.with_name("new.toml")
+    new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
+    count = len(told(shop, "config.refused"))
+    new.rename(shop.config)
+    daemon.send_signal(signal.SIGHUP)
+    until(lambda: len(told(shop, "config.refused")) > count, "it was read")
+    said = str(told(shop, "config.refused")[-1]["why"])
+    assert str(shop.config) in said
+    assert "start the daemon again" in said
+    assert most(shop, "per_day")[1] == "config"
+
+
+def test_a_file_that_others_may_change_by_now_is_not_taken_over(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    shop, before = closed_shop, most(closed_shop, "per_day")
+    mode = shop.config.stat().st_mode
+    shop.config.chmod(0o666)
+    try:
+        text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n'
+        assert "can be changed by others" in str(read_again(shop, daemon, text, "config.refused")["why"])
+        assert most(shop, "per_day") == before
+    finally:
+        shop.config.chmod(mode)
+
+
+@pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"])
+def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop, moment: str) -> None:
+    """Python tells of each module that is imported: most of a start is over with the last one."""
+    shop, plain = closed_shop, closed_shop.config.read_text()
+    path = shop.folder / "daemon.log"
+    with path.open("a") as log:
+        read, before = len(told(shop, "config.read")), log.tell()
+        environ = {"PYTHONPROFILEIMPORTTIME": "1"}
+        process = spawn("serve", "--config", shop.config, environ=environ, stdout=log, stderr=log)
+    try:
+        until(lambda: moment.encode() in path.read_bytes()[before:], "it did not start")
+        shop.config.write_text(plain + '\n[limits]\nper_day = "50 ADA"\n')
+        process.send_signal(signal.SIGHUP)
+        until(lambda: process.poll() is not None or len(told(shop, "config.read")) > read, "it was not read")
+        assert process.poll() is None
+        assert most(shop, "per_day") == ("50000000", "config")
+    finally:
+        process.terminate()
+        process.wait(20)
+        shop.config.write_text(plain)

@@ -1,0 +1,118 @@
+"""`ledger spend`, `--text` and `ledger snapshot`, as people and programs see them."""
+
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from kit.cli import Shop, clean_environ, invoke, until, write_private
+from kit.pages import blocks
+
+from payagent.core.money import format_ada
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def paid(shop: Shop) -> Shop:
+    assert shop.payagent("pay", shop.saved("spent"), "--merchant", "t").code == 0
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+    return shop
+
+
+def lines(shop: Shop, *arguments: str) -> list[str]:
+    """The table that people see."""
+    shown = shop.payagent("ledger", "spend", "--human", *arguments).out
+    return [line for line in shown.splitlines() if line.strip()]
+
+
+def test_people_see_ada_and_a_total_and_programs_see_units(paid: Shop) -> None:
+    told = paid.payagent("ledger", "spend", "--by", "merchant,day").json
+    (row,), (total,) = told["spend"], told["totals"]
+    assert (row["merchant"], row["payments"], row["total"]) == ("t", 1, total["total"])
+    assert int(total["paid"]) + int(total["fees"]) == int(total["total"])
+    shown = lines(paid, "--by", "merchant,day")
+    assert shown[0].split() == ["merchant", "day", "asset", "paid", "fees", "sent", "total", "payments"]
+    assert [line.split()[0] for line in shown[2:]] == ["t", "total"]
+    for line in shown[2:]:
+        assert line.split()[-3:] == [*format_ada(int(total["total"])).split(), "1"]
+    alone = lines(paid, "--by", "asset")
+    assert alone[0].split()[0] == "asset"
+    assert len(alone) == 3
+    assert paid.payagent("ledger", "spend", "--human", "--text", "nothing is so").out == "(none)\n"
+    refused = paid.payagent("ledger", "spend", "--by", "week")
+    assert (refused.code, refused.error["code"]) == (2, "usage")
+    assert "'week' is not one of merchant, app, day, month, asset" in refused.error["detail"]
+
+
+def test_a_text_is_looked_for_in_all_that_names_a_payment(paid: Shop) -> None:
+    invoice_id = paid.payments()[0]["invoice_id"]
+    entries = paid.payagent("ledger", "entries", "--text", invoice_id).json["entries"]
+    assert {entry["kind"] for entry in entries} == {"reserve", "post"}
+    exported = paid.payagent("ledger", "export", "--text", invoice_id, "--format", "jsonl").out
+    assert exported.count('"type":"entry"') == 2
+
+
+def test_a_snapshot_is_a_private_file_of_its_own(paid: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "books.db"
+    written = paid.payagent("ledger", "snapshot", file).json
+    assert written == {"file": str(file), "bytes": file.stat().st_size}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert sorted(tmp_path.iterdir()) == [file]
+    with closing(sqlite3.connect(file)) as conn:
+        assert conn.execute("SELECT state FROM v_payments").fetchall() == [("confirmed",)]
+    before = file.read_bytes()
+    again = paid.payagent("ledger", "snapshot", file)
+    assert (again.code, again.out, again.error["code"]) == (2, "", "file_exists")
+    assert file.read_bytes() == before
+
+
+def test_a_snapshot_that_does_not_come_leaves_nothing(paid: Shop, tmp_path: Path) -> None:
+    token = write_private(tmp_path / "token", "pa_of_nobody\n")
+    for file, more, code in (
+        (tmp_path / "books.db", ("--token-file", token), "unauthorized"),
+        (tmp_path / "nowhere" / "books.db", (), "backup_not_written"),
+    ):
+        refused = paid.payagent("ledger", "snapshot", file, *more)
+        assert refused.error["code"] == code
+        assert sorted(tmp_path.iterdir()) == [token]
+
+
+def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -> None:
+    """A daemon that dies while it sends."""
+    part = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nSQLite\r\n"
+    address = tmp_path / "socket"
+    config = paid.config_of(paid.data_dir)
+    config.write_text(config.read_text().replace(str(paid.folder / "s"), str(address)))
+
+    def die(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(part)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(address))
+        listening.listen()
+        thread = threading.Thread(target=die, args=(listening,))
+        thread.start()
+        cut = invoke("ledger", "snapshot", tmp_path / "books.db", "--config", config)
+        thread.join()
+    assert (cut.code, cut.error["code"]) == (4, "daemon_silent")
+    assert sorted(tmp_path.iterdir()) == [address]
+
+
+def test_the_auditors_page_reads_a_snapshot(paid: Shop, tmp_path: Path) -> None:
+    script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/query-with-sql.md"))
+    environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert '"app": "operator"' in run.stdout

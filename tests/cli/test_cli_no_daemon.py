@@ -1,0 +1,182 @@
+"""The command when the daemon does not run, or cannot start."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from kit.cli import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
+from kit.terminal import at_terminal
+
+
+@pytest.mark.parametrize("command", [("wallet",), ("payments", "show", "pay_1"), ("ledger",), ("limits",)])
+def test_without_a_daemon_it_says_how_to_start_it(closed_shop: Shop, command: tuple[str, ...]) -> None:
+    result = closed_shop.payagent(*command)
+    assert (result.code, result.out, result.error["code"]) == (4, "", "daemon_not_running")
+    said = closed_shop.payagent(*command, "--human").err
+    for words in ("payagent is not running: start it with `payagent serve`", "\n  money: ", "\n  next: "):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("-</dev/null", "empty"),
+        ("-<&-", "empty"),
+        ("empty", "empty"),
+        (".", "directory"),
+        ("none.json", "no such file"),
+    ],
+)
+def test_a_402_that_cannot_be_read_is_a_usage_error(
+    closed_shop: Shop, tmp_path: Path, source: str, said: str
+) -> None:
+    """By whatever way the file is named; nothing is asked of a daemon for it."""
+    (tmp_path / "empty").touch()
+    file, redirected, stdin = source.partition("<")
+    started = spawn(
+        *("pay", file, "--merchant", "t", "--config", closed_shop.config),
+        under=("sh", "-c", f'"$@" {redirected}{stdin}', "sh"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = started.communicate(timeout=60)
+    error = json.loads(err)
+    assert (started.returncode, out, error["code"]) == (2, "", "usage")
+    assert said in error["detail"].lower()
+
+
+def test_doctor_works_without_a_daemon(closed_shop: Shop) -> None:
+    result = closed_shop.payagent("doctor")
+    assert result.code == 4
+    wrong = [check for check in result.json["checks"] if not check["ok"]]
+    assert [check["name"] for check in wrong] == ["daemon"]
+    assert "payagent serve" in wrong[0]["fix"]
+
+
+def test_doctor_tells_a_provider_that_is_not_there(closed_shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        closed_shop.config.read_text().replace(closed_shop.devnet.chain_url, "http://127.0.0.1:9/api")
+    )
+    provider = checks(config)["provider 1"]
+    assert not provider["ok"]
+    assert "http://127.0.0.1:9/api" in provider["detail"]
+
+
+def test_doctor_tells_a_provider_of_another_network(closed_shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace('network = "devnet"', 'network = "preprod"'))
+    result = invoke("doctor", "--config", config)
+    checks = {check["name"]: check for check in result.json["checks"]}
+    assert "magic" in checks["provider 1"]["detail"]
+    assert checks["keystore"]["code"] == "keystore_invalid"
+    assert result.code == 5
+
+
+def test_no_config_is_said_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    result = invoke("wallet", "--config", tmp_path / "none.toml")
+    assert (result.code, result.error["code"]) == (2, "config_invalid")
+
+
+def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tmp_path: Path) -> None:
+    wrong = write_private(tmp_path / "wrong", "not-the-passphrase")
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "passphrase"), str(wrong)))
+    process = spawn("serve", "--config", config, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (5, "")
+    assert "keystore_invalid" in err
+    assert "not-the-passphrase" not in err
+
+
+def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
+    with running(closed_shop) as process:
+        assert (closed_shop.folder / "s").is_socket()
+        second = spawn("serve", "--config", closed_shop.config, stderr=subprocess.PIPE)
+        assert "another payagent runs" in second.communicate(timeout=60)[1]
+        assert second.returncode == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert not os.path.lexists(closed_shop.folder / "s")
+
+
+def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    """An upload to a merchant that does not read."""
+    config, log, door = tmp_path / "config.toml", tmp_path / "log", tmp_path / "s"
+    with socket.create_server(("127.0.0.1", 0)) as merchant, log.open("w") as writes:
+        origin = f'[merchants.silent]\norigin = "http://127.0.0.1:{merchant.getsockname()[1]}"\n'
+        of_ours = closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(door))
+        config.write_text(of_ours + origin)
+        daemon = spawn("serve", "--config", config, stderr=writes)
+        until(lambda: "payagent serves" in log.read_text(), "the daemon does not serve")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(door))
+            head = (
+                f"Host: localhost\r\nX-Payagent-Token: {closed_shop.made['token']}\r\nContent-Length: 9999999\r\n"
+            )
+            client.sendall(f"POST /proxy/silent/x HTTP/1.1\r\n{head}\r\n".encode() + b"x" * 100_000)
+            with merchant.accept()[0], client.makefile("rb") as answers:
+                daemon.terminate()
+                answer = answers.read()
+        assert daemon.wait(20) == 0
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code":"daemon_silent"' in answer
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "payagent.sock"
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(path)))
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(str(path))
+        squatter.listen()
+        squatter.setblocking(False)
+        os.chown(path, 12_345, 12_345)
+        result = invoke("wallet", "--config", config)
+        assert (result.code, result.error["code"]) == (2, "config_invalid")
+        assert "belongs to another user" in result.error["detail"]
+        with pytest.raises(BlockingIOError):
+            squatter.accept()
+
+
+def test_a_daemon_that_is_stopped_while_it_asks_leaves_a_terminal_that_shows_what_is_typed(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file"))
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        assert not session.is_echoing()
+        session.terminate()
+        assert session.end() == 0
+        assert session.is_echoing()
+
+
+def test_ctrl_c_at_the_question_for_the_passphrase_ends_the_daemon_that_does_not_listen_yet(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    text = closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file")
+    config.write_text(text.replace(str(closed_shop.folder / "s"), str(tmp_path / "api/s")))
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        assert not (tmp_path / "api").exists()
+        session.interrupt()
+        assert session.end() == 130
+    assert "interrupted" in session.seen
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        session.type(PASSPHRASE)
+        session.expect("payagent serves devnet")
+        session.interrupt()
+        assert session.end() == 0

@@ -1,0 +1,21 @@
+"""`payagent wallet send --all`, by its own daemon: what may not leave keeps nothing else here."""
+
+from kit.cli import Shop, running, until
+
+from payagent.devnet.merchant import role_address
+
+
+def test_everything_is_sent_but_what_a_stranger_sent(closed_shop: Shop) -> None:
+    shop, stranger = closed_shop, "5d" * 28
+    address = shop.made["address"]
+    shop.control("faucet", address=address, lovelace="9000000")
+    shop.control("faucet", address=address, lovelace="1500000", assets={stranger: "1"})
+    with running(shop):
+        until(lambda: len(shop.payagent("wallet", "utxos").json["utxos"]) == 2, "no deposit")
+        sent = shop.payagent("wallet", "send", role_address("creator").text, "--all", "--yes")
+        assert sent.code == 0, sent.err
+        assert sent.json["left_behind"]["assets"] == [stranger]
+        assert "Left behind: 1 coin with 1.5 ADA" in sent.err
+        until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
+        refused = shop.payagent("wallet", "send", role_address("creator").text, "--all", "--yes")
+        assert (refused.code, refused.error["code"]) == (6, "asset_not_allowed")

@@ -1,0 +1,236 @@
+"""Guards: whom a merchant may be paid at, what a call may cost, when it is paid no more (B4, B5, D6, K1, K4)."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.merchant_rules import (
+    GUARDS,
+    Agreed,
+    InvoiceClaim,
+    MerchantFacts,
+    MerchantRules,
+    Moment,
+    Pin,
+    claim_of,
+    first_pins,
+    look,
+    must_stop,
+)
+from payagent.core.problems import PROBLEMS
+
+TOKEN = "ab" * 28 + "55534454"
+SHOP, PARTNER, THIEF = (Pin("pay_to", "addr_shop"), Pin("split", "addr_partner"), Pin("split", "addr_thief"))
+PINNED = MerchantRules(first_use=True)
+
+
+def asks(*pins: Pin, units: int = 100, asset: str = "lovelace", calls: int = 1) -> InvoiceClaim:
+    return InvoiceClaim(pins or (SHOP,), asset, units, calls)
+
+
+def codes(
+    claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
+) -> list[str]:
+    return [finding.code for finding in look(claim, rules, known, moment)]
+
+
+def test_a_claim_is_what_the_outputs_come_to() -> None:
+    outputs = [("pay_to", "addr_shop", TOKEN, 5), ("split", "addr_partner", TOKEN, 2)]
+    assert claim_of(outputs, 4) == InvoiceClaim((SHOP, PARTNER), TOKEN, 7, 4)
+
+
+def test_every_merchant_rule_has_its_problem() -> None:
+    assert {guard.code for guard in GUARDS} <= PROBLEMS.keys()
+
+
+def test_a_merchant_without_rules_is_not_checked() -> None:
+    known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),), is_stopped=True, in_flight=10**6)
+    assert codes(asks(THIEF, units=10**9), MerchantRules(), known) == []
+
+
+class TestPins:
+    def test_what_is_paid_first_is_what_may_be_paid(self) -> None:
+        claim = asks(SHOP, PARTNER)
+        assert codes(claim, PINNED, MerchantFacts()) == []
+        assert first_pins(claim, PINNED, MerchantFacts()) == (SHOP, PARTNER)
+        known = MerchantFacts(frozenset(first_pins(claim, PINNED, MerchantFacts())))
+        assert codes(claim, PINNED, known) == []
+        assert first_pins(asks(THIEF), PINNED, known) == ()
+
+    @pytest.mark.parametrize("pins", [(THIEF,), (SHOP, THIEF), (SHOP, PARTNER, THIEF)])
+    def test_an_address_that_is_not_known_asks(self, pins: tuple[Pin, ...]) -> None:
+        (finding,) = look(asks(*pins), PINNED, MerchantFacts(frozenset({SHOP, PARTNER})))
+        assert (finding.code, finding.asks) == ("address_not_pinned", True)
+        assert "pays split addr_thief; known of this merchant are pay_to addr_shop, split addr_partner" in (
+            finding.detail
+        )
+
+    def test_a_partner_is_not_the_merchant(self) -> None:
+        """An address is known in its role: who may get a share may not get the price."""
+        known = MerchantFacts(frozenset({SHOP, PARTNER}))
+        assert codes(asks(Pin("pay_to", PARTNER.address)), PINNED, known) == ["address_not_pinned"]
+
+    def test_a_stopped_merchant_needs_no_approval(self) -> None:
+        assert codes(asks(SHOP), PINNED, MerchantFacts(frozenset({SHOP, PARTNER}))) == []
+
+    def test_addresses_of_the_config_leave_nothing_to_be_learnt(self) -> None:
+        rules = MerchantRules(first_use=True, filed=frozenset({SHOP}))
+        assert codes(asks(SHOP), rules, MerchantFacts()) == []
+        assert codes(asks(SHOP, PARTNER), rules, MerchantFacts()) == ["address_not_pinned"]
+        assert first_pins(asks(SHOP, PARTNER), rules, MerchantFacts()) == ()
+        assert codes(asks(SHOP, PARTNER), rules, MerchantFacts(frozenset({PARTNER}))) == []
+
+    def test_with_pinning_off_nothing_is_learnt(self) -> None:
+        assert first_pins(asks(SHOP), MerchantRules(), MerchantFacts()) == ()
+        assert codes(asks(THIEF), MerchantRules(), MerchantFacts(frozenset({SHOP}))) == []
+
+
+def agreed(units: int, calls: int = 1, asset: str = "lovelace") -> Agreed:
+    return Agreed(asset, units, calls)
+
+
+class TestDrift:
+    @pytest.mark.parametrize(
+        ("agreed_units", "percent", "units", "asks_somebody"),
+        [
+            (100, 25, 125, False),
+            (100, 25, 126, True),
+            (100, 25, 1, False),
+            (1, 25, 1, False),
+            (1, 25, 2, True),
+            (3, 33, 3, False),
+            (3, 33, 4, True),
+            (100, 0, 100, False),
+            (100, 0, 101, True),
+            (10**18, 25, 1_250_000_000_000_000_000, False),
+            (10**18, 25, 1_250_000_000_000_000_001, True),
+            (None, 25, 10**18, False),
+            (100, None, 10**18, False),
+        ],
+    )
+    def test_at_the_bound_nobody_is_asked_and_above_it_somebody_is(
+        self, agreed_units: int | None, percent: int | None, units: int, asks_somebody: bool
+    ) -> None:
+        known = MerchantFacts(agreed=() if agreed_units is None else (agreed(agreed_units),))
+        found = look(asks(units=units), MerchantRules(price_rise_percent_max=percent), known)
+        assert [(one.code, one.asks) for one in found] == [("price_drifted", True)] * asks_somebody
+
+    @pytest.mark.parametrize(
+        ("prices", "units", "calls", "asks_somebody"),
+        [
+            ([(100, 4)], 125, 4, False),
+            ([(100, 4)], 126, 4, True),
+            ([(100, 4)], 100, 3, True),
+            ([(100, 4)], 93, 3, False),
+            ([(100, 4)], 94, 3, True),
+            ([(100, 4)], 31, 1, False),
+            ([(100, 4)], 32, 1, True),
+            ([(100, 4)], 125, 10**9, False),
+            ([(100, 4)], 126, 10**9, True),
+            ([(100, 1)], 200, 2, True),
+            ([(100, 4), (40, 1)], 100, 4, False),
+            ([(100, 4), (40, 1)], 50, 1, False),
+            ([(100, 4), (40, 1)], 51, 1, True),
+            ([(100, 4), (40, 1)], 126, 4, True),
+        ],
+    )
+    def test_a_price_is_measured_by_itself_and_by_each_call(
+        self, prices: list[tuple[int, int]], units: int, calls: int, asks_somebody: bool
+    ) -> None:
+        known = MerchantFacts(agreed=tuple(agreed(*price) for price in prices))
+        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=25), known)
+        assert [one.code for one in found] == ["price_drifted"] * asks_somebody
+
+    @pytest.mark.parametrize(
+        ("asset", "told"),
+        [
+            ("lovelace", "it asks 9.77 ADA for 4 calls, over 25 % more than what was agreed to: 2 ADA for 1 call"),
+            (
+                TOKEN,
+                f"it asks 9770000 units of {TOKEN} for 4 calls, over 25 % more than what was agreed to: "
+                f"2000000 units of {TOKEN} for 1 call",
+            ),
+        ],
+    )
+    def test_it_says_how_much_more(self, asset: str, told: str) -> None:
+        known = MerchantFacts(agreed=(agreed(2_000_000, asset=asset),))
+        (found,) = look(
+            asks(units=9_770_000, asset=asset, calls=4), MerchantRules(price_rise_percent_max=25), known
+        )
+        assert found.detail == told
+
+    def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
+        rules, prices = MerchantRules(price_rise_percent_max=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
+        (found,) = look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
+        assert (found.code, found.asks) == ("price_drifted", True)
+        assert found.detail == (
+            f"it asks 1 units of {TOKEN} for 1 call; what was agreed to is of another asset: "
+            f"2 ADA for 1 call, 3 units of {'cd' * 28} for 2 calls"
+        )
+        assert (
+            look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=(*prices, agreed(1, asset=TOKEN)))) == ()
+        )
+
+    @given(*[st.integers(1, 2**63 - 1)] * 2, *[st.integers(1, 10**9)] * 2, st.integers(0, 10_000))
+    def test_no_rounding_lets_more_through(
+        self, known_units: int, units: int, known_calls: int, calls: int, percent: int
+    ) -> None:
+        known = MerchantFacts(agreed=(agreed(known_units, known_calls),))
+        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=percent), known)
+        most = Fraction(100 + percent, 100)
+        is_more = units > known_units * most
+        assert bool(found) == (is_more or Fraction(units, calls) > Fraction(known_units, known_calls) * most)
+
+
+class TestStop:
+    @pytest.mark.parametrize(("unserved_streak", "stops"), [(0, False), (2, False), (3, True), (4, True)])
+    def test_a_merchant_is_stopped_by_so_many_unserved_payments(self, unserved_streak: int, stops: bool) -> None:
+        assert must_stop(MerchantRules(stop_after_unserved=3), unserved_streak) is stops
+        assert not must_stop(MerchantRules(), unserved_streak)
+
+    @pytest.mark.parametrize("moment", Moment)
+    def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:
+        (found,) = look(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(is_stopped=True), moment)
+        assert (found.code, found.asks) == ("merchant_stopped", False)
+        assert codes(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(), moment) == []
+
+
+class TestCrowd:
+    @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_busy"])])
+    def test_only_so_many_are_on_their_way(self, in_flight: int, expected: list[str]) -> None:
+        assert (
+            codes(asks(), MerchantRules(payments_in_flight_max=10), MerchantFacts(in_flight=in_flight)) == expected
+        )
+        assert codes(asks(), MerchantRules(), MerchantFacts(in_flight=in_flight)) == []
+
+    @pytest.mark.parametrize("moment", [Moment.NEXT_INVOICE, Moment.SAME_TERMS])
+    def test_a_payment_in_flight_does_not_count_against_itself(self, moment: Moment) -> None:
+        assert codes(asks(), MerchantRules(payments_in_flight_max=1), MerchantFacts(in_flight=1), moment) == []
+
+
+def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
+    known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
+    rules = MerchantRules(first_use=True, price_rise_percent_max=0)
+    assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_drifted"]
+    assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []
+
+
+PINS = st.sets(
+    st.builds(Pin, st.sampled_from(["pay_to", "split"]), st.sampled_from("abcd")), min_size=1, max_size=6
+)
+
+
+@given(PINS, st.frozensets(st.sampled_from([Pin("pay_to", "a"), Pin("split", "b")])), PINS, st.booleans())
+def test_nothing_is_paid_unasked_that_is_not_known(
+    paid: set[Pin], filed: frozenset[Pin], had: set[Pin], is_first: bool
+) -> None:
+    """Whatever came before: who is paid without a question is known, or the very first."""
+    rules, known = (
+        MerchantRules(first_use=True, filed=filed),
+        MerchantFacts(frozenset() if is_first else frozenset(had)),
+    )
+    claim = asks(*sorted(paid))
+    may_be_paid = filed | known.pins | set(first_pins(claim, rules, known))
+    assert bool(look(claim, rules, known)) == (not paid <= may_be_paid)

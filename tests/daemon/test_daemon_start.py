@@ -1,0 +1,565 @@
+"""How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
+
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+from kit.canaries import plant
+from kit.daemon import (
+    PASSPHRASE,
+    SOMEBODY,
+    WORDS,
+    command,
+    health,
+    log_of_a_run,
+    refused,
+    start,
+    start_on_port,
+    stop,
+    write_config,
+)
+from kit.http import NO_TLS
+
+from payagent.agent.base.ports import SystemClock
+from payagent.core.network import NETWORKS
+from payagent.core.problems import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.doctor.chain import check_chain
+from payagent.secret_file import require_out_of_reach, require_unchanged_by_others
+from payagent.settings.loading import config_places, load_settings
+from payagent.store.db.lease import require_local
+from payagent.store.db.writer import Writer
+from payagent.wallet.keystore import read_header
+from payagent.wallet.new_keystore import create
+
+FEW_FILES = 128
+
+
+def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> None:
+    process, path = start(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert health(socket.AF_UNIX, str(path)).startswith(b"HTTP/1.1 200 ")
+    code, talk = stop(process)
+    assert code == 0, talk
+    assert not path.exists()
+
+
+def test_a_log_that_nobody_reads_keeps_the_daemon_from_nothing(folder: Path) -> None:
+    """As of a program that starts it with a pipe and never looks into it."""
+    process, path = start(folder)
+    assert process.stderr is not None
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    for _ in range(100):  # a line each, twice what the pipe takes
+        process.send_signal(signal.SIGHUP)
+        assert health(socket.AF_UNIX, str(path)).startswith(b"HTTP/1.1 200 ")
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stderr.close()
+
+
+def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: Path) -> None:
+    words = folder / "data/recovery-words.txt"
+    for is_there in (True, False):
+        if is_there:
+            words.write_text(WORDS)
+        else:
+            words.unlink()
+        log = log_of_a_run(folder)
+        warnings = [line for line in log if '"level": "warning"' in line and str(words) in line]
+        assert len(warnings) == is_there, log
+        assert WORDS not in "".join(log)
+
+
+def test_a_provider_in_clear_on_another_machine_is_warned_of_at_each_start(folder: Path) -> None:
+    """The address stands for all of this machine, and is no loopback one. Nobody answers: the start goes on."""
+    config = folder / "config.toml"
+    assert not [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
+    more = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://0.0.0.0:1/api/v0"\n'
+    config.write_text(config.read_text().replace("[keystore]", more + "[keystore]"))
+    (line,) = [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
+    assert '"level": "warning"' in line
+    assert '"blockfrost-2"' in line
+    assert "https://" in line
+
+
+def test_a_second_daemon_on_the_same_folder_refuses_to_start(folder: Path) -> None:
+    process, _ = start(folder)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "another payagent runs" in talk
+    assert stop(process)[0] == 0
+
+
+def another_way(folder: Path, devnet: DevnetThread, name: str) -> Path:
+    """A second config, with a socket and a data folder of its own name."""
+    second = folder / name
+    second.mkdir()
+    (second / "passphrase").write_text(PASSPHRASE)
+    (second / "passphrase").chmod(0o600)
+    write_config(second, devnet)
+    return second
+
+
+@pytest.mark.parametrize("shared", ["the folder by a link", "ledger.db", "keystore.json"])
+def test_a_second_daemon_that_comes_another_way_refuses_to_start(
+    folder: Path, devnet: DevnetThread, shared: str
+) -> None:
+    second = another_way(folder, devnet, "second")
+    if shared.startswith("the folder"):
+        (second / "data").symlink_to(folder / "data")
+    else:
+        (second / "data").mkdir(mode=0o700)
+        create(second / "data/keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
+        Writer(second / "data/ledger.db").close()
+        (second / "data" / shared).unlink()
+        os.link(folder / "data" / shared, second / "data" / shared)
+    process, _ = start(folder)
+    code, talk = refused(second)
+    assert stop(process)[0] == 0
+    assert (code, "already_running" in talk) == (2, True), talk
+    process, _ = start(second)
+    assert stop(process)[0] == 0
+
+
+def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
+    folder: Path, devnet: DevnetThread
+) -> None:
+    process, _ = start(folder)
+    ledger = folder / "data/ledger.db"
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as conn:
+        conn.execute("PRAGMA busy_timeout = 5000")
+        conn.execute("UPDATE boot SET epoch = 'of a daemon that no lock kept away'")
+        own = read_header(folder / "data/keystore.json").address
+        body = {"address": own, "lovelace": "5000000"}
+        httpx.post(f"{devnet.origin}/devnet/faucet", json=body, verify=NO_TLS, trust_env=False).raise_for_status()
+        _, talk = process.communicate(timeout=60)
+        assert process.returncode == 1, talk
+        assert "lease_lost" in talk
+        assert conn.execute("SELECT COUNT(*) FROM journal").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_refused"),
+    [("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ext4", False), ("tmpfs", False)],
+)
+def test_a_folder_where_locks_hold_nobody_off_is_refused(tmp_path: Path, kind: str, is_refused: bool) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"21 1 0:5 / /proc rw - proc proc rw\n36 35 {os.major(device)}:{os.minor(device)} / / rw - {kind} x rw\n"
+    )
+    with pytest.raises(Refused, match=kind) if is_refused else nullcontext():
+        require_local(tmp_path, mounts)
+
+
+def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: Path) -> None:
+    process, path = start(folder)
+    process.kill()
+    process.communicate(timeout=60)
+    assert path.exists()
+    again, _ = start(folder)
+    assert stop(again)[0] == 0
+
+
+KILLED_AS_IT_COPIES = """
+import os, signal, sys
+from pathlib import Path
+from payagent.store.db.readers import Readers
+
+sys.addaudithook(lambda event, _: event == "os.remove" and os.kill(os.getpid(), signal.SIGKILL))
+with Readers(Path(sys.argv[1])).copied():
+    pass
+"""
+
+
+def test_what_is_left_of_a_copy_of_the_books_is_removed_and_nothing_else(folder: Path) -> None:
+    data = folder / "data"
+    (data / "snapshot-of-mine.db").write_text("precious")
+    before = {path.name for path in data.iterdir()}
+    killed = [sys.executable, "-c", KILLED_AS_IT_COPIES, str(data / "ledger.db")]
+    assert subprocess.run(killed, timeout=30, check=False).returncode == -signal.SIGKILL
+    (left,) = (data / ".scratch").iterdir()
+    left.with_name(f"{left.name}-journal").write_bytes(b"of the copy")
+    process, _ = start(folder)
+    names = {path.name for path in data.iterdir()}
+    assert stop(process)[0] == 0
+    assert list((data / ".scratch").iterdir()) == []
+    assert before <= names
+
+
+def test_a_socket_path_that_is_a_file_is_not_removed(folder: Path) -> None:
+    (folder / "s").mkdir()
+    (folder / "s/payagent.sock").write_text("precious")
+    code, talk = refused(folder)
+    assert code == 2
+    assert "is not a socket" in talk
+    assert (folder / "s/payagent.sock").read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_socket_in_a_folder_that_others_can_write_is_refused(folder: Path, mode: int) -> None:
+    (folder / "s").mkdir()
+    (folder / "s").chmod(mode)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "can be written by others" in talk
+    assert not (folder / "s/payagent.sock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_socket_in_another_users_folder_is_refused(folder: Path) -> None:
+    (folder / "s").mkdir(mode=0o755)
+    os.chown(folder / "s", SOMEBODY, SOMEBODY)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "belongs to another user" in talk
+
+
+def test_a_socket_whose_folder_cannot_be_made_is_refused(folder: Path) -> None:
+    (folder / "s").write_text("in the way")
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "cannot be bound" in talk
+
+
+def test_a_data_folder_that_others_can_read_is_refused(folder: Path) -> None:
+    (folder / "data").chmod(0o750)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "chmod 700" in talk
+
+
+def _keystore_for_all(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "data" / "keystore.json").chmod(0o644)
+    return r"its mode is 0644, and only its owner may have access \(0600\)"
+
+
+def _shared_socket_folder(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "s").mkdir()
+    (folder / "s").chmod(0o1777)
+    return f"the folder of api.socket, can be written by others: choose another one, or run: chmod go-w {folder}/s"
+
+
+def _clock_ahead(folder: Path, tell_time: "TellTime") -> str:
+    tell_time(-180)
+    return r"the local clock is 1[78]\d s ahead"
+
+
+def _clock_behind(folder: Path, tell_time: "TellTime") -> str:
+    tell_time(180)
+    return r"the local clock is 1[78]\d s behind"
+
+
+def _merchant_in_clear(folder: Path, _tell_time: "TellTime") -> str:
+    with (folder / "config.toml").open("a") as config:
+        config.write('[merchants.t]\norigin = "http://merchant.example"\n')
+    return "merchants.t.origin: write a URL with https://. http:// is accepted only for this machine"
+
+
+def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "config.toml").chmod(0o666)
+    return f"config.toml can be changed by others of this machine; run: chmod go-w {folder}/config.toml"
+
+
+def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
+    """Also one that a link leads through."""
+    shared = folder / "shared"
+    shared.mkdir()
+    (folder / "config.toml").rename(shared / "mine.toml")
+    shared.chmod(0o777)
+    (folder / "config.toml").symlink_to(shared / "mine.toml")
+    return f"config.toml can be changed by others of this machine; run: chmod go-w {shared}"
+
+
+def _config_in_reach_of_the_daemon(folder: Path, _tell_time: "TellTime") -> str:
+    """On any network but the devnet, where nothing can be lost."""
+    written = (folder / "config.toml").read_text().replace('network = "devnet"', 'network = "preprod"')
+    (folder / "data/mine.toml").write_text(written)
+    (folder / "config.toml").unlink()
+    (folder / "config.toml").symlink_to(folder / "data/mine.toml")
+    return f"config.toml lies in {folder}/data, where the daemon writes: .* move the config to a folder of its own"
+
+
+TellTime = Callable[[int], None]
+
+
+@pytest.fixture
+def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
+    """Makes the config's provider one whose clock, and newest block, are so many seconds off."""
+    off_s = 0
+
+    class Provider(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told = httpx.get(
+                devnet.chain_url + self.path.removeprefix("/api/v0"), verify=NO_TLS, trust_env=False
+            ).json()
+            if "server_time" in told:
+                told["server_time"] += 1000 * off_s
+            raw = json.dumps(told).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    def tell(seconds: int) -> None:
+        nonlocal off_s
+        off_s = seconds
+        config = (folder / "config.toml").read_text()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api/v0"
+        (folder / "config.toml").write_text(config.replace(devnet.chain_url, url))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tell
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "unsafe",
+    [
+        *(_keystore_for_all, _shared_socket_folder, _clock_ahead, _clock_behind, _merchant_in_clear),
+        *(_config_for_all, _config_in_a_shared_folder, _config_in_reach_of_the_daemon),
+    ],
+)
+def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
+    folder: Path, tell_time: TellTime, unsafe: Callable[[Path, TellTime], str]
+) -> None:
+    sentence = unsafe(folder, tell_time)
+    code, talk = refused(folder)
+    assert code != 0
+    assert re.search(sentence, talk)
+    doctor = [sys.executable, "-m", "payagent", "doctor", "--human", "--config", str(folder / "config.toml")]
+    result = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert re.search(sentence, " ".join((result.stdout + result.stderr).split()))
+
+
+def test_on_the_devnet_one_folder_may_hold_everything_and_others_may_read_the_passphrase(folder: Path) -> None:
+    (folder / "config.toml").rename(folder / "data/mine.toml")
+    (folder / "config.toml").symlink_to(folder / "data/mine.toml")
+    (folder / "passphrase").chmod(0o644)
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("given", ["config.toml", "."])
+def test_a_config_of_another_user_is_refused(folder: Path, given: str) -> None:
+    os.chown(folder / given, SOMEBODY, SOMEBODY)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert f"belongs to another user (uid {SOMEBODY})" in talk
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to any group")
+def test_a_config_that_a_group_may_write_is_refused_unless_that_is_its_users_alone(folder: Path) -> None:
+    """Where each user has a group of his own, folders are made for it to write, and nobody else can."""
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o775)
+    (folder / "config.toml").rename(folder / "mine/config.toml")
+    assert require_unchanged_by_others(folder / "mine/config.toml").endswith("(0644)")
+    os.chown(folder / "mine", 0, SOMEBODY)
+    with pytest.raises(Refused, match="chmod go-w"):
+        require_unchanged_by_others(folder / "mine/config.toml")
+
+
+def test_a_config_in_a_folder_where_each_renames_only_what_is_his_is_taken(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o1777)
+    (folder / "config.toml").rename(folder / "shared/config.toml")
+    assert require_unchanged_by_others(folder / "shared/config.toml").endswith("(0644)")
+
+
+def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_write(tmp_path: Path) -> None:
+    """Its user's home is its data folder, and the config lies under /etc: neither is there yet."""
+    places = config_places(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
+    require_out_of_reach(places, [tmp_path / "elsewhere"])
+    with pytest.raises(Refused, match=r"data/\.config/payagent/config\.toml lies in"):
+        require_out_of_reach(places, [tmp_path / "data"])
+    require_out_of_reach(
+        config_places(tmp_path / "etc/mine.toml", {"HOME": str(tmp_path / "data")}), [tmp_path / "data"]
+    )
+
+
+async def test_a_clock_far_ahead_is_named_by_the_doctor_and_no_provider_blamed(folder: Path) -> None:
+    """To such a clock the newest block is old."""
+    settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
+    [found] = await check_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
+    assert re.search(r"the local clock is 3[56]\d\d s ahead", found.detail), found
+
+
+def test_a_clock_that_is_a_little_off_does_not(folder: Path, tell_time: TellTime) -> None:
+    tell_time(100)
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
+
+
+def test_a_keystore_of_another_network_is_refused(folder: Path, devnet: DevnetThread) -> None:
+    write_config(folder, devnet, network="preview")
+    code, talk = refused(folder)
+    assert code == 5
+    assert "the keystore is of devnet" in talk
+
+
+def test_a_ledger_of_another_wallet_is_refused(folder: Path) -> None:
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
+    (folder / "data/keystore.json").unlink()
+    create(folder / "data/keystore.json", "zoo " * 23 + "vote", PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "ledger.db is of address" in talk
+
+
+def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:
+    wrong = plant("the wrong passphrase", "canary of a wrong passphrase")
+    (folder / "passphrase").write_text(wrong)
+    code, talk = refused(folder)
+    assert code == 5
+    assert wrong not in talk
+    assert not (folder / "s").exists(), "it listened before it knew that it can pay"
+
+
+@pytest.mark.parametrize("left", ["nothing", "no certificates"])
+def test_authorities_that_cannot_be_read_keep_the_daemon_from_starting(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    authorities = folder / "authorities.pem"
+    if left != "nothing":
+        authorities.write_text("these are none")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authorities))
+    code, talk = refused(folder)
+    assert (code, json.loads(talk.splitlines()[-1])["code"]) == (2, "config_invalid"), talk
+    assert f"SSL_CERT_FILE names {authorities}" in talk
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "a first page"])
+def test_a_wallet_without_its_ledger_is_not_given_an_empty_one(folder: Path, left: str) -> None:
+    """Also where a copy was made of ledger.db alone while all that it holds lay in ledger.db-wal."""
+    ledger = folder / "data/ledger.db"
+    page = ledger.read_bytes()[:4096]
+    ledger.unlink()
+    if left == "an empty file":
+        ledger.touch()
+    elif left == "a first page":
+        with closing(sqlite3.connect(ledger)) as conn:
+            conn.execute("PRAGMA journal_mode = WAL")
+        assert 0 < ledger.stat().st_size <= len(page)
+    before = ledger.read_bytes() if ledger.exists() else None
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "ledger_missing" in talk
+    assert "pay twice" in talk
+    assert (ledger.read_bytes() if ledger.exists() else None) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "another file", "a pipe"])
+def test_a_ledger_that_is_damaged_is_said_to_be(folder: Path, damage: str) -> None:
+    ledger = folder / "data/ledger.db"
+    whole = ledger.read_bytes()
+    if damage == "a pipe":
+        ledger.unlink()
+        os.mkfifo(ledger)
+    else:
+        bent = {"truncated": whole[: len(whole) // 2], "another file": b"not a database " * 999}
+        ledger.write_bytes(bent.get(damage, whole[:100] + b"\xa5" * (len(whole) - 100)))
+    code, talk = refused(folder)
+    assert code == 1, talk
+    assert "store_failed" in talk
+    assert str(ledger) in talk
+
+
+def test_python_without_checks_is_refused(folder: Path) -> None:
+    code, talk = refused(folder, "-O")
+    assert code == 2
+    assert "-O" in talk
+
+
+def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    config = folder / "config.toml"
+    config.write_text(
+        re.sub(r'base_url = ".+"', f'base_url = "http://127.0.0.1:{port}/api/v0"', config.read_text())
+    )
+    process, path = start(folder)
+    said = b""
+    while b"could not be read" not in said:
+        said = health(socket.AF_UNIX, str(path), "/readyz")
+    code, talk = stop(process)
+    assert code == 0
+    assert b"blockfrost-1: could not be read (tip: no connection)" in said
+    assert b"Unknown" not in said
+    assert talk.count("blockfrost-1: could not be read (tip: no connection)") == 1
+
+
+def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> None:
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("[api]\n", '[api]\nallowed_hosts = ["payagent.internal"]\n'))
+    process, port = start_on_port(folder)
+    told = {}
+    for host in ("127.0.0.1", "payagent.internal", "evil.example"):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as conn:
+            conn.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+            told[host] = conn.makefile("rb").readline().split()[1]
+    assert stop(process)[0] == 0
+    assert told == {"127.0.0.1": b"200", "payagent.internal": b"200", "evil.example": b"403"}
+
+
+def test_idle_connections_take_neither_the_socket_nor_the_disk_away(folder: Path) -> None:
+    """More of them than there are descriptors; and after a while the port is usable again."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command(folder), stderr=log, preexec_fn=_with_few_files)
+    try:
+        found = None
+        while not found:
+            assert process.poll() is None
+            found = re.search(r" on http://127\.0\.0\.1:([0-9]+) and (.+)\n", (folder / "log").read_text())
+        port, path = int(found[1]), found[2]
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * FEW_FILES)]
+        assert b" 200 " in health(socket.AF_UNIX, path)
+        for connection in idle:
+            connection.settimeout(30)
+            with suppress(ConnectionError):
+                assert connection.recv(1) == b""
+            connection.close()
+        assert b" 200 " in health(socket.AF_INET, ("127.0.0.1", port))
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert (folder / "log").stat().st_size < 20_000
+
+
+def _with_few_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, FEW_FILES))
+
+
+def test_no_secret_is_in_what_the_daemon_prints_or_in_its_environment(folder: Path) -> None:
+    process, _ = start(folder)
+    environment = (
+        Path(f"/proc/{process.pid}/environ").read_bytes() + Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    )
+    code, talk = stop(process)
+    assert code == 0
+    for secret in (WORDS, PASSPHRASE):
+        assert secret not in talk
+        assert secret.encode() not in environment

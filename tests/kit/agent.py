@@ -1,0 +1,452 @@
+"""The real agent on a real ledger file, over HTTP to the devnet; everything but the API.
+
+`World` has the devnet, in a thread of its own. `Run` is one life of the agent: `async with world.run() as run`. A
+second `run` on the same world is a restart. The agent reads the chain when a test calls `run.look()`.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+
+from kit.canaries import plant
+from kit.http import NO_TLS
+from payagent.agent.agent import Agent
+from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.context import AgentContext
+from payagent.agent.topups.runner import TopupRunner
+from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.core.network import NETWORKS
+from payagent.core.payment import State
+from payagent.core.policy import Limit, limits_of
+from payagent.devnet import cbor
+from payagent.devnet.decode import decode_tx
+from payagent.devnet.server import DevnetThread
+from payagent.dialects import make_response
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.readers import Readers
+from payagent.store.db.signer_record import SignerRecord
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps, events, journal
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.keys import Account, Signer, derive, seed_from_words
+
+WORDS = plant("the recovery words", "abandon " * 23 + "art")
+DEVNET = NETWORKS["devnet"]
+ADA = 1_000_000
+APP = "app_test"
+FAST = Timeouts(connect_s=2, read_s=2, call_s=3, pages_s=10, submit_s=2)
+
+
+def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limit, ...]:
+    """Limits of the wallet as a whole, in units of an asset."""
+    return limits_of(asset, {"per_payment": per_payment, "per_day": per_day})
+
+
+@dataclass
+class Clock:
+    """The system's clock, how far a test has put it off, and since when it stands still."""
+
+    ahead_ms: int = 0
+    stopped_ms: int | None = None
+
+    def now_ms(self) -> int:
+        return (SystemClock().now_ms() if self.stopped_ms is None else self.stopped_ms) + self.ahead_ms
+
+    def stop(self) -> None:
+        """What depends on two things in one second has them in one."""
+        self.stopped_ms = SystemClock().now_ms()
+
+
+def take_only_hashes(devnet: DevnetThread) -> None:
+    """Where the merchant takes either form of proof, another than was meant would pass."""
+    url = f"{devnet.merchant_url}/merchant/settings"
+    httpx.post(url, json={"proof": "tx_hash"}, verify=NO_TLS, trust_env=False).raise_for_status()
+
+
+class World:
+    """The devnet with its merchant, the wallet's account and the data folder; what outlives a restart."""
+
+    def __init__(self, devnet: DevnetThread, folder: Path) -> None:
+        self.devnet = devnet
+        self.folder = folder
+        self.account: Account = derive(seed_from_words(WORDS), DEVNET)
+        self.clock = Clock()
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
+        self.terms = AgentConfig(
+            network=DEVNET,
+            own=self.account.address,
+            merchants={
+                devnet.merchant_url: MerchantConfig("t", devnet.merchant_url, "demo", None, "confirmed", 5),
+            },
+            limits=daily(1000 * ADA, 100_000 * ADA),
+            decimals={},
+            confirm_depth=1,
+            void_depth=3,
+            settle_depth=2160,
+            min_window_s=120,
+        )
+        take_only_hashes(devnet)
+
+    @property
+    def origin(self) -> str:
+        return self.devnet.merchant_url
+
+    @property
+    def address(self) -> str:
+        return self.account.address.text
+
+    def control(self, path: str, **body: object) -> dict[str, object]:
+        """POST /devnet/..."""
+        answer = self.http.post(f"{self.devnet.origin}/devnet/{path}", json=body)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def fund(self, *lovelace: int, assets: Mapping[str, int] | None = None) -> None:
+        """One coin for each amount, in a block of their own."""
+        for amount in lovelace:
+            tokens = {"assets": {unit: str(n) for unit, n in assets.items()}} if assets else {}
+            self.control("faucet", address=self.address, lovelace=str(amount), **tokens)
+        self.block()
+
+    def fund_with_datum(self, lovelace: int) -> str:
+        """A coin that holds the hash of a datum, in a block of its own; its ref."""
+        address = cbor.byte_string(self.account.address.raw)
+        output = b"\x83" + address + cbor.head(cbor.UINT, lovelace) + cbor.byte_string(bytes(32))
+        tx = decode_tx(b"\x84\xa3\x00\x80\x01\x81" + output + b"\x02\x00\xa0\xf5\xf6")
+
+        def put(devnet: object) -> None:
+            devnet.chain._faucet_ids.add(tx.tx_id)  # type: ignore[attr-defined]
+            devnet.chain._admit(tx)  # type: ignore[attr-defined]
+
+        self.devnet.run(put)
+        self.block()
+        return f"{tx.tx_id}#0"
+
+    def block(self, count: int = 1) -> None:
+        self.control("blocks", count=count)
+
+    def fault(self, on: str, kind: str, **more: object) -> None:
+        self.control("faults", on=on, kind=kind, **more)
+
+    def settings(self, **settings: object) -> None:
+        """POST /merchant/settings."""
+        self.http.post(f"{self.origin}/merchant/settings", json=settings).raise_for_status()
+
+    def call(self, message: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """The call that costs money."""
+        sent = {"X-Partner": "demo", "X-Wallet-Address": self.address, **(headers or {})}
+        return self.http.post(f"{self.origin}/chat", json={"message": message}, headers=sent)
+
+    def ask(
+        self, message: str = "hello", *, key: str | None = None, max_total_units: int | None = None
+    ) -> PaymentRequest:
+        """The call, answered 402, as an app forwards it."""
+        answer = self.call(message)
+        assert answer.status_code == 402, answer.text
+        return self.ask_of(answer, key=key, max_total_units=max_total_units)
+
+    def ask_of(
+        self,
+        answer: httpx.Response,
+        *,
+        key: str | None = None,
+        max_total_units: int | None = None,
+        body: str | None = None,
+    ) -> PaymentRequest:
+        """A merchant's answer as an app forwards it; `body` puts other words in the merchant's mouth."""
+        body_sha256 = hashlib.sha256(answer.request.content).hexdigest()
+        return PaymentRequest(
+            app_id=APP,
+            origin=self.origin,
+            response=make_response(answer.status_code, dict(answer.headers), body or answer.text),
+            received=json.dumps({"status": answer.status_code, "body": answer.text}),
+            request=MerchantRequest("POST", "/chat", body_sha256),
+            idempotency_key=key,
+            max_total_units=max_total_units,
+        )
+
+    def on_chain(self) -> dict[str, int]:
+        """Units per asset at the wallet's address, as the ledger of the devnet has them."""
+
+        def count(devnet: object) -> dict[str, int]:
+            total: dict[str, int] = {}
+            for _, output in devnet.chain.utxos_at(self.account.address.raw):  # type: ignore[attr-defined]
+                for asset, units in (("lovelace", output.lovelace), *output.assets.items()):
+                    total[asset] = total.get(asset, 0) + units
+            return total
+
+        return self.devnet.run(count)
+
+    def unspent(self) -> set[str]:
+        """Refs of the outputs at the wallet's address, as the ledger of the devnet has them."""
+        raw = self.account.address.raw
+        return self.devnet.run(lambda devnet: {f"{ref[0]}#{ref[1]}" for ref, _ in devnet.chain.utxos_at(raw)})
+
+    def waiting(self) -> list[str]:
+        """Ids of the transactions in the devnet's mempool."""
+        return self.devnet.run(lambda devnet: list(devnet.chain.mempool))
+
+    def transactions(self) -> list[str]:
+        """Ids of the transactions with inputs on the devnet's chain, in order."""
+
+        def ids(devnet: object) -> list[str]:
+            blocks = devnet.chain.blocks  # type: ignore[attr-defined]
+            return [tx.tx_id for block in blocks for tx in block.txs if tx.inputs]
+
+        return self.devnet.run(ids)
+
+    @asynccontextmanager
+    async def run(
+        self,
+        *,
+        checkpoint: Checkpoint = lambda _name: None,
+        terms: Callable[[AgentConfig], AgentConfig] = lambda terms: terms,
+        signer: Signer | None = None,
+        providers: Mapping[str, str] | None = None,
+        record: SignerRecord | None = None,
+        timeouts: Timeouts = FAST,
+    ) -> AsyncIterator["Run"]:
+        """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet.
+
+        With a signer's `record` it owns its ledger, and its recovery has begun.
+        """
+        path = self.folder / "ledger.db"
+        urls = providers or {"devnet": self.devnet.chain_url}
+        sources = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
+        own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
+        writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
+        readers = Readers(path)
+        if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
+            scopes = ["pay", "read", "operate", "approve"]
+            await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
+        ports = Ports(self.clock, SystemRandomness())
+        signs = InProcess(signer or self.account.signer)
+        agent = Agent(terms(self.terms), ports, writer, readers, sources, signs)
+        recovery = None if record is None else Recovery(agent.context, record)
+        try:
+            if recovery is not None:
+                await recovery.begin()
+            yield Run(self, agent, ChainSync(agent, merchants), TopupRunner(agent, merchants), recovery)
+        finally:
+            await agent.sending.drain(10)
+            await merchants.aclose()
+            for source in sources:
+                await source.aclose()
+            writer.close()
+
+
+@dataclass
+class Run:
+    """One life of the agent, in a world."""
+
+    world: World
+    agent: Agent
+    watch: ChainSync
+    topups: TopupRunner
+    recovery: Recovery | None = None
+
+    @property
+    def context(self) -> AgentContext:
+        """The agent's."""
+        return self.agent.context
+
+    @property
+    def commits(self) -> int:
+        """How many there were in this life."""
+        return self.context._writer.commits  # type: ignore[attr-defined, no-any-return]
+
+    async def look(self) -> None:
+        """One look at the chain, and everything that it set off has been sent."""
+        await self.watch.tick()
+        if self.recovery is not None:
+            await self.recovery.beat(self.watch.hearing.view)
+        await self.agent.sending.drain(10)
+
+    async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
+        """Pay for a call and have its bytes sent."""
+        row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
+        await self.agent.sending.drain(10)
+        return self.context.payment(row.id)
+
+    async def settle_down(self, blocks: int = 1) -> None:
+        """Blocks, and a look after each."""
+        for _ in range(blocks):
+            self.world.block()
+            await self.look()
+
+    async def pay_in_block(self, message: str = "hello") -> PaymentRow:
+        """Look, pay, and see it in a block; the payment as it was when it was sent."""
+        await self.look()
+        row = await self.pay(message)
+        await self.settle_down()
+        return row
+
+    async def pass_time(self, blocks: int, seconds: int = 12) -> None:
+        """Blocks that take their time: what is due to be sent again is sent."""
+        for _ in range(blocks):
+            self.world.clock.ahead_ms += seconds * 1000
+            await self.settle_down()
+
+    def state(self, payment_id: str) -> State:
+        return self.context.payment(payment_id).state
+
+    def selectable(self) -> set[str]:
+        """Refs of the coins that the next payment may take."""
+        return {utxo.ref for utxo in self.context.utxos}
+
+    def events(self, payment_id: str) -> list[str]:
+        return [event for _, event, *_ in events.events(self.context.conn, payment_id)]
+
+    def entries(self) -> list[journal.EntryRow]:
+        """The journal, newest first."""
+        return journal.entries_page(self.context.conn, payment_id=None, account=None, before_id=None, limit=1000)
+
+    def books(self) -> dict[str, dict[str, int]]:
+        """Units by account and asset."""
+        found: dict[str, dict[str, int]] = {}
+        for account, asset, units in journal.balances(self.context.conn):
+            found.setdefault(account, {})[asset] = units
+        return found
+
+    def owned(self) -> dict[str, int]:
+        """Wallet and held together: what the chain shows when nothing is in flight."""
+        books = self.books()
+        total = dict(books.get("wallet", {}))
+        for asset, units in books.get("held", {}).items():
+            total[asset] = total.get(asset, 0) + units
+        return {asset: units for asset, units in total.items() if units}
+
+
+@contextmanager
+def world_with_clock(folder: Path) -> Iterator[World]:
+    """A world whose devnet goes by the agent's own clock, which a test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet, world_on(devnet, folder) as world:
+        world.clock = clock
+        yield world
+
+
+@contextmanager
+def world_apart(folder: Path) -> Iterator[World]:
+    """A world where the agent's clock alone is wrong when a test sets it."""
+    with DevnetThread() as devnet, world_on(devnet, folder) as world:
+        yield world
+
+
+@contextmanager
+def world_on(devnet: DevnetThread, folder: Path) -> Iterator[World]:
+    world = World(devnet, folder)
+    yield world
+    world.http.close()
+
+
+def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:
+    """For `World.run(terms=...)`."""
+    return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer that a relay gives instead of the devnet's."""
+
+    status: int
+    body: object
+    headers: Mapping[str, str]
+
+
+class Relay:
+    """A provider of its own in front of the devnet: a small HTTP server that can answer otherwise, by path.
+
+    `calls` are the (method, path) that reached it, paths below the API's root.
+    """
+
+    def __init__(self, devnet: DevnetThread) -> None:
+        self.upstream = devnet.chain_url
+        self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=10)
+        self._told: dict[str, Told] = {}
+        self.swallows = False
+        """Whether it says OK to what it is sent, and drops it."""
+        self.calls: list[tuple[str, str]] = []
+        relay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                relay._serve(self)
+
+            do_POST = do_GET  # noqa: N815  http.server's name
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def tell(self, prefix: str, status: int, body: object = None, **headers: str) -> None:
+        """From now on this answer for every path that begins so; the longest prefix counts."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._told[prefix] = Told(status, body, named)
+
+    def untell(self, prefix: str) -> None:
+        """The truth again for what was told for this."""
+        self._told.pop(prefix, None)
+
+    def freeze(self, path: str, query: str = "") -> None:
+        """Go on telling what is true now, as for this query."""
+        answer = self._http.get(path + query)
+        self.tell(path, answer.status_code, answer.json())
+
+    def unfreeze(self) -> None:
+        """Tell the truth again."""
+        self._told.clear()
+        self.swallows = False
+
+    def submissions(self) -> int:
+        return sum(method == "POST" for method, _ in self.calls)
+
+    def heard(self, path: str, content: bytes) -> None:
+        """A call has come, before it is passed on; for those who listen."""
+
+    def _serve(self, call: BaseHTTPRequestHandler) -> None:
+        path = call.path.partition("?")[0]
+        content = call.rfile.read(int(call.headers.get("Content-Length") or 0))
+        self.calls.append((call.command, path))
+        self.heard(path, content)
+        told = [self._told[prefix] for prefix in sorted(self._told, key=len) if path.startswith(prefix)]
+        if content and self.swallows:
+            status, body, headers = 200, json.dumps(decode_tx(content).tx_id).encode(), {}
+        elif told:
+            status, body, headers = told[-1].status, json.dumps(told[-1].body).encode(), told[-1].headers
+        else:
+            kind = {"Content-Type": call.headers["Content-Type"]} if content else {}
+            answer = self._http.request(call.command, call.path, content=content, headers=kind)
+            status, body, headers = answer.status_code, answer.content, {}
+        call.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            call.send_header(name, value)
+        call.send_header("Content-Length", str(len(body)))
+        call.end_headers()
+        call.wfile.write(body)
+
+    @contextmanager
+    def serving(self) -> Iterator["Relay"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+            self._http.close()

@@ -1,0 +1,156 @@
+"""The running API: the real agent behind uvicorn on a loopback port and a Unix socket, tokens, and clients.
+
+`async with served(run) as api` on a `Run` of kit.agent. `api.stale.append("why")` reports late passes.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from kit.agent import Run, World
+from kit.canaries import plant
+from kit.http import NO_TLS
+from payagent.agent.base.ports import SystemRandomness
+from payagent.agent.operator.approval_links import ApprovalLinks
+from payagent.api.app import create_app
+from payagent.api.http.server import make_server
+from payagent.api.http.tokens import hash_token, new_token
+from payagent.api.routes.params import BODY_S
+from payagent.core.problems import PROBLEMS
+from payagent.outbound.egress import Egress
+from payagent.proxy.app import Bounds, ProxyApp
+from payagent.store.rows import apps
+
+SCOPES = {
+    "first": ("approve", "operate", "pay", "read"),
+    "payer": ("pay",),
+    "other": ("pay",),
+    "both": ("pay", "read"),
+    "reader": ("read",),
+    "operator": ("operate",),
+}
+
+
+@dataclass
+class Api:
+    """What a client holds. `as_` is the client of an app; the default may do everything."""
+
+    url: str
+    unix_path: str
+    run: Run
+    tokens: dict[str, str] = field(repr=False)
+    stale: list[str] = field(default_factory=list)
+    clients: dict[str, httpx.AsyncClient] = field(default_factory=dict)
+
+    @property
+    def world(self) -> World:
+        return self.run.world
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        return self.as_("first")
+
+    def as_(self, app: str) -> httpx.AsyncClient:
+        if app not in self.clients:
+            headers = {"Authorization": f"Bearer {self.tokens[app]}"}
+            self.clients[app] = httpx.AsyncClient(
+                base_url=self.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
+            )
+        return self.clients[app]
+
+    def body(self, message: str = "hello", **more: object) -> dict[str, object]:
+        """The merchant's 402 for a call, as a client forwards it."""
+        ask = self.world.call(message)
+        assert ask.status_code == 402, ask.text
+        return {
+            "origin": self.world.origin,
+            "response": {"status": 402, "headers": dict(ask.headers), "body": ask.json()},
+            **more,
+        }
+
+    async def pay(self, message: str = "hello", app: str = "first", **more: object) -> dict[str, object]:
+        answer = await self.as_(app).post("/v1/payments", json=self.body(message, **more))
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+
+@contextlib.asynccontextmanager
+async def served(
+    run: Run,
+    proxy: Bounds = Bounds(),  # noqa: B008  it is frozen
+    body_s: float = BODY_S,
+    links: ApprovalLinks | None = None,
+) -> AsyncIterator[Api]:
+    """The API and the proxy of one life of the agent, as the daemon serves them."""
+    tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
+
+    def job(unit):  # type: ignore[no-untyped-def]
+        for name, scopes in SCOPES.items():
+            apps.add_with_token(unit, f"app_{name}", name, hash_token(tokens[name]), scopes, 1)
+
+    await run.context.write("apps", job)
+    stale: list[str] = []
+
+    def heartbeat() -> str | None:
+        return stale[0] if stale else None
+
+    then = create_app(
+        run.agent,
+        run.topups,
+        heartbeat=heartbeat,
+        signer=lambda: None,
+        allowed_hosts=proxy.allowed_hosts,
+        rates=proxy.rates,
+        body_s=body_s,
+        links=links,
+    )
+    app = ProxyApp(run.agent, then, proxy, Egress())
+    unix_path = str(run.world.folder / "api.sock")
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(unix_path)
+        unix.listen()
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = make_server(app, lambda: "call_test")
+        task = asyncio.create_task(server.serve(sockets=[tcp, unix]))
+        while not server.started:
+            await asyncio.sleep(0.001)
+        api = Api(f"http://127.0.0.1:{tcp.getsockname()[1]}", unix_path, run, tokens, stale)
+        try:
+            yield api
+        finally:
+            for client in api.clients.values():
+                await client.aclose()
+            server.should_exit = True
+            await task
+            app.close()
+
+
+JSON = {"content-type": "application/json"}
+PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
+
+
+def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
+    """The answer is this problem, whole and as the table has it."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    told: dict[str, Any] = answer.json()
+    row = PROBLEMS[code]
+    assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
+    assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
+    assert told["retryable"] is row.retryable
+    error = told["error"]
+    assert (error["code"], error["type"]) == (code, "payagent_error")
+    assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
+    assert told["type"] == f"urn:payagent:problem:{code}"
+    assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
+    assert ("www-authenticate" in answer.headers) == (row.status == 401)
+    return told
+
+
+def require_nothing_signed(api: Api) -> None:
+    assert api.run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)

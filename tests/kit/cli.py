@@ -1,0 +1,183 @@
+"""The command as a user runs it: a devnet, a folder made by `payagent init`, and the daemon as a process."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kit.agent import take_only_hashes
+from kit.canaries import plant
+from kit.http import NO_TLS
+from payagent.cli import run
+from payagent.cli.terminal import Terminal
+from payagent.devnet.server import DevnetThread
+
+PASSPHRASE = plant("the passphrase", "canary-passphrase-of-the-cli")
+TOKEN = "5c" * 28 + "636c69"
+PATIENCE_S = 60.0
+
+_ADDED = """
+[api]
+listen = "127.0.0.1:0"
+socket = "{socket}"
+
+[[limits.assets]]
+asset = "{token}"
+per_payment = "1000"
+per_day = "5000"
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        """The last line of stderr, as a program reads it."""
+        return json.loads(self.err.splitlines()[-1])
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """Run a command in this process, with pipes for streams."""
+    out, err = io.StringIO(), io.StringIO()
+    code = run([str(argument) for argument in arguments], Terminal(io.StringIO(), out, err))
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def checks(config: Path) -> dict[str, Any]:
+    """What doctor says of this config, by name."""
+    return {check["name"]: check for check in invoke("doctor", "--config", config).json["checks"]}
+
+
+def spawn(
+    *arguments: str | Path,
+    environ: Mapping[str, str] | None = None,
+    under: tuple[str, ...] = (),
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Run a command as a process of its own; `environ` comes on top of ours, `under` is a shell that starts it.
+
+    Ctrl-C reaches it also where the tests themselves run in the background, with SIGINT ignored.
+    """
+    start = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('payagent', run_name='__main__', alter_sys=True)"
+    command = [*under, sys.executable, "-c", start, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, env=clean_environ() | dict(environ or {}), **options)
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's environment without what would reach another payagent."""
+    return {n: v for n, v in os.environ.items() if not n.startswith("PAYAGENT_") and n != "XDG_RUNTIME_DIR"}
+
+
+def until(reached: Callable[[], object], what: str) -> None:
+    """Wait until it is so."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end_s, what
+        time.sleep(0.05)
+
+
+def write_private(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
+class Shop:
+    """A devnet with its merchant, a wallet made by `init`, and the daemon when it runs."""
+
+    def __init__(self, devnet: DevnetThread, folder: Path) -> None:
+        self.devnet = devnet
+        self.folder = folder
+        self.config = folder / "config.toml"
+        self.data_dir = folder / "data"
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
+        made = invoke(*self.init_arguments())
+        assert made.code == 0, made.err
+        self.made = made.json
+        plant("the operator token", self.made["token"])
+        words = self.data_dir / "recovery-words.txt"
+        self.words = plant("the recovery words", words.read_text().strip())
+        words.unlink()
+        with self.config.open("a") as config:
+            config.write(_ADDED.format(socket=folder / "s", token=TOKEN))
+        take_only_hashes(devnet)
+
+    def init_arguments(self) -> list[str | Path]:
+        passphrase = write_private(self.folder / "passphrase", PASSPHRASE + "\n")
+        return [
+            *("init", "--json", "--network", "devnet", "--chain-url", self.devnet.chain_url),
+            *("--merchant", f"t={self.devnet.merchant_url}", "--partner", "t=demo"),
+            *("--passphrase-file", passphrase, "--config", self.config, "--data-dir", self.data_dir),
+        ]
+
+    def payagent(self, *arguments: str | Path) -> Result:
+        """A command on this wallet's config."""
+        return invoke(*arguments, "--config", self.config)
+
+    def config_of(self, data_dir: Path) -> Path:
+        """A config like this one, of another data folder; it lies beside this one."""
+        config = self.folder / f"of-{data_dir.name}.toml"
+        config.write_text(self.config.read_text().replace(str(self.data_dir), str(data_dir)))
+        return config
+
+    def control(self, path: str, **body: object) -> None:
+        self.http.post(f"{self.devnet.origin}/devnet/{path}", json=body).raise_for_status()
+
+    def settings(self, **settings: object) -> None:
+        self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=settings).raise_for_status()
+
+    def call(self, message: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        sent = {"X-Partner": "demo", "X-Wallet-Address": self.made["address"], **(headers or {})}
+        return self.http.post(f"{self.devnet.merchant_url}/chat", json={"message": message}, headers=sent)
+
+    def saved(self, message: str, name: str = "invoice.json") -> Path:
+        """The body of a 402, as `curl -o` saves it."""
+        answer = self.call(message)
+        assert answer.status_code == 402, answer.text
+        path = self.folder / name
+        path.write_bytes(answer.content)
+        return path
+
+    def held(self) -> list[str]:
+        return [row["held"] for row in self.payagent("wallet").json["assets"]]
+
+    def payments(self) -> list[dict[str, Any]]:
+        return list(self.payagent("payments").json["payments"])
+
+
+@contextmanager
+def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """The daemon, ready; its log lies beside the config."""
+    with (shop.folder / "daemon.log").open("a") as log:
+        process = spawn("serve", "--config", shop.config, *more, under=under, stdout=log, stderr=log)
+        try:
+            until(lambda: _is_ready(shop, process), "the daemon is not ready")
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _is_ready(shop: Shop, process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, (shop.folder / "daemon.log").read_text()
+    return any(check["name"] == "daemon" and check["ok"] for check in shop.payagent("doctor").json["checks"])

@@ -1,0 +1,99 @@
+"""Python programs that pay: both transports, a running daemon, the devnet's merchant and a raw one."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from kit.agent import ADA, World
+from kit.proxy import Place, blocks, place
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport
+from payagent.client import pay_and_retry as purchase
+from payagent.client import present_proof as showing
+
+UTXOS = [20 * ADA] * 8
+WAYS = ("blocking", "async")
+
+
+class Program:
+    """A program's httpx client. The blocking one runs in a thread, since daemon and merchant run in the loop."""
+
+    def __init__(self, place: Place, way: str, **options: object) -> None:
+        self.place = place
+        self.way = way
+        self.options: dict[str, Any] = {"daemon": place.api.url, "token": place.token, **options}
+
+    async def call(self, url: str, method: str = "GET", **more: Any) -> httpx.Response:
+        """One call on a client of its own; its answer, read to the end."""
+
+        def blocking() -> httpx.Response:
+            with self.client() as http:
+                return http.request(method, url, **more)
+
+        if self.way == "blocking":
+            return await asyncio.to_thread(blocking)
+        async with self.async_client() as http:
+            return await http.request(method, url, **more)
+
+    async def peek(self, url: str) -> bytes:
+        """One call whose answer is closed after its first piece."""
+
+        def blocking() -> bytes:
+            with self.client() as http, http.stream("GET", url) as answer:
+                return next(answer.iter_raw())
+
+        if self.way == "blocking":
+            return await asyncio.to_thread(blocking)
+        async with self.async_client() as http, http.stream("GET", url) as answer:
+            return await anext(answer.aiter_raw())
+
+    def transport(self) -> Any:
+        return (PayAgentTransport if self.way == "blocking" else AsyncPayAgentTransport)(**self.options)
+
+    def client(self, **more: Any) -> httpx.Client:
+        return httpx.Client(transport=PayAgentTransport(**self.options), timeout=30, trust_env=False, **more)
+
+    def async_client(self, **more: Any) -> httpx.AsyncClient:
+        transport = AsyncPayAgentTransport(**self.options)
+        return httpx.AsyncClient(transport=transport, timeout=30, trust_env=False, **more)
+
+    def streamed(self, parts: list[bytes]) -> Any:
+        """A body that can be read once."""
+
+        async def later() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+        return later() if self.way == "async" else iter(parts)
+
+
+Start = Callable[..., Program]
+
+
+@asynccontextmanager
+async def open_shop(world: World, **terms: object) -> AsyncIterator[Place]:
+    """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
+    world.fund(*UTXOS)
+    async with place(world, **terms) as at, blocks(at.run):
+        yield at
+
+
+def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
+    """A program's time is over as soon as it is so: a busy machine gets done what it has to before."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3_600 if when() else 0))
+    monkeypatch.setattr(showing, "time", clock)
+    monkeypatch.setattr(purchase, "time", clock)
+
+
+async def refusal(call: Awaitable[httpx.Response]) -> Any:
+    """The error that a call ends with."""
+    try:
+        answer = await call
+    except httpx.RequestError as error:
+        return error
+    raise AssertionError(f"it was answered {answer.status_code}")

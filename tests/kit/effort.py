@@ -1,0 +1,10 @@
+"""Sample sizes of repeated and random tests: a sample, or all with `./scripts/test --long`."""
+
+import os
+
+IS_LONG = os.environ.get("PAYAGENT_TEST_LONG") == "1"
+
+
+def pick(sample: int, whole: int) -> int:
+    """The one for this run."""
+    return whole if IS_LONG else sample

@@ -1,0 +1,140 @@
+"""Lost, replaced and cancelled payments: steps that lead there, and checks of memory, books and receipts."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from kit.agent import DEVNET, Run, World
+from payagent.api.models.receipt import Receipt
+from payagent.audit.finding import AuditFinding
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
+from payagent.audit.signed_bytes import Owner
+from payagent.audit.verify import verify
+from payagent.core.address import Address
+from payagent.core.payment import State
+from payagent.core.problems import Refused
+from payagent.core.strict_json import dumps
+from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
+from payagent.wallet.keys import Signer, derive, seed_from_words
+
+TTL_S = 1_800
+LONG_S = 7_200
+"""An invoice that outlives the longest attempt."""
+
+
+def assert_memory(run: Run) -> None:
+    """What selection may take is what the database says is free."""
+    assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)}
+
+
+async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:
+    """A payment whose bytes the provider says to have, and drops."""
+    world.fault("submit", "drop")
+    await run.look()
+    row = await run.pay(message)
+    assert (row.state, world.waiting()) == (State.IN_FLIGHT, [])
+    return row
+
+
+async def pass_time_of(world: World, run: Run, seconds: int) -> None:
+    """So much later there is a block, and a look; what is sent from now on arrives."""
+    world.control("faults", clear=True)
+    world.clock.ahead_ms += seconds * 1000
+    await run.settle_down()
+
+
+async def wait_for_void(world: World, run: Run) -> None:
+    """Bury the cancel, and let the looks be a minute apart."""
+    for _ in range(6):
+        world.clock.ahead_ms += 61_000
+        await run.settle_down()
+
+
+def height(world: World) -> int:
+    found: int = world.devnet.run(lambda devnet: devnet.chain.tip.height)
+    return found
+
+
+def fork_with(world: World, at_height: int, *raws: bytes) -> None:
+    """Another chain from a height on, whose next block has these transactions, and which is the longer one."""
+    depth = height(world) - at_height
+    world.control("rollback", depth=depth)
+    world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+    slot: int = world.devnet.run(lambda devnet: devnet.chain.tip.slot)
+    world.devnet.run(lambda devnet: devnet.chain.mint_fork_block(raws, slot))
+    world.block(depth + 1)
+
+
+def assert_sound(world: World, run: Run) -> None:
+    """Memory is the database, the books verify, and each receipt is consistent."""
+    assert_memory(run)
+    owner = Owner(world.account.address, DEVNET)
+    with run.context.snapshot() as conn:
+        assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
+        for row in payments.payments_in(conn, list(State)):
+            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.terms).model_dump()).encode())
+            assert list(check_receipt(receipt)) == []
+
+
+def assert_at_rest(world: World, run: Run) -> None:
+    """And nothing is on its way: the books say what the chain says."""
+    assert_sound(world, run)
+    assert run.owned() == world.on_chain()
+    assert "held" not in run.books()
+
+
+def attempts(run: Run, row: PaymentRow) -> list[queries.AttemptRow]:
+    return queries.attempts(run.context.conn, row.id)
+
+
+@dataclass
+class BadSigner:
+    """A signer that fails or signs something else, until it is mended."""
+
+    good: Signer
+    trouble: str = "fails"
+
+    @property
+    def public_key(self) -> bytes:
+        return self.good.public_key
+
+    @property
+    def payment_key_hash(self) -> bytes:
+        return self.good.payment_key_hash
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        if self.trouble == "fails":
+            raise OSError("the signer is gone")
+        if self.trouble == "refuses":
+            raise Refused("limit_exceeded", "too much in a day", limit="signed_per_day")
+        return self.good.sign(body if self.trouble == "mended" else body[::-1], paid)
+
+
+def somebody_else(world: World) -> Address:
+    return derive(seed_from_words("zoo " * 23 + "vote"), world.terms.network).address
+
+
+def is_sound(run: Run) -> bool:
+    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
+    return [one for one in told if isinstance(one, AuditFinding)] == []
+
+
+async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
+    """Payments of which each spends the change of the one before; no provider has any of them."""
+    world.fault("submit", "drop")
+    await run.look()
+    rows = [await run.pay(name) for name in names]
+    for parent, child in pairwise(rows):
+        assert (child.nonce_utxo or "").startswith(parent.tx_id or "-")
+    return rows
+
+
+async def replace_parent(world: World, run: Run) -> list[PaymentRow]:
+    """The parent is replaced, so that the change which its child and its grandchild spend can never be."""
+    world.settings(timeout=LONG_S)
+    rows = await family(world, run, "parent", "child", "grandchild")
+    await pass_time_of(world, run, TTL_S - 60)
+    await pass_time_of(world, run, 120)
+    return rows

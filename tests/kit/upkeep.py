@@ -1,0 +1,44 @@
+"""Bursts of payments, and UTxOs kept ready for them."""
+
+import asyncio
+
+from kit.agent import ADA, Run, World, with_terms
+from payagent.core.payment import State
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.upkeep import UPKEEP_APP
+
+DEPTH = 8
+PER_DAY = 2 * ADA
+DAY_S, HOUR_S = 86_400, 3_600
+kept = with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY)
+
+
+def own_orders(run: Run) -> list[PaymentRow]:
+    """What upkeep ordered, oldest first."""
+    rows = payments.payments_page(
+        run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
+    )
+    return rows[::-1]
+
+
+async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
+    """So many purchases at once, signed and sent."""
+    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
+    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
+    await run.agent.sending.drain(30)
+    return [row for row, _ in answers]
+
+
+async def land(run: Run, *rows: PaymentRow) -> None:
+    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
+    for _ in range(30):
+        await run.pass_time(1)
+        if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
+            return
+
+
+async def keep(run: Run) -> None:
+    """As the heartbeat does, until there is nothing more to do."""
+    await run.agent.stock.keep_ready()
+    await run.agent.sending.drain(10)

@@ -1,0 +1,67 @@
+"""The operator's server that receives alerts."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of the webhook; header names in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def said(self) -> dict[str, str]:
+        return dict(json.loads(self.body))
+
+
+class Receiver:
+    """The operator's server. `status` is what it answers; `calls` is what came, whatever it answered."""
+
+    def __init__(self) -> None:
+        self.status = 204
+        self.calls: list[Call] = []
+        self.called = threading.Event()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                receiver.calls.append(Call(self.path, headers, body))
+                self.send_response(receiver.status)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                receiver.called.set()
+
+            do_GET = do_POST  # noqa: N815  http.server's name
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"
+
+    def ids(self) -> list[str]:
+        return [call.headers["webhook-id"] for call in self.calls]
+
+    def said(self) -> list[tuple[str, str]]:
+        return [(call.said["kind"], call.said["subject"]) for call in self.calls]
+
+    @contextmanager
+    def serving(self) -> Iterator["Receiver"]:
+        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            thread.join()
+            self.server.server_close()
