@@ -139,7 +139,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         5,
         "The app that ordered it has no token that is good",
-        "Order anew what is missing, by another app or after payagent app token NAME.",
+        "Order anew what is missing, by another app or after payagent app rotate-token NAME.",
         money="What its payments bought stands; nothing more is paid for it.",
     ),
     "approval_denied": Problem(
@@ -167,7 +167,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         2,
         "An app has this name already",
-        "Take another name, or give that app a new token: payagent app token NAME.",
+        "Take another name, or give that app a new token: payagent app rotate-token NAME.",
         money="",
     ),
     "asset_not_allowed": Problem(
@@ -291,7 +291,7 @@ PROBLEMS: dict[str, Problem] = {
         403,
         5,
         "The token may not do this",
-        "Use a token with the needed scope; where an app has ended, payagent app token NAME lets it in again.",
+        "Use a token with the needed scope; if its app has ended, run payagent app rotate-token NAME.",
         money="",
     ),
     "funds_in_flight": Problem(
@@ -308,13 +308,13 @@ PROBLEMS: dict[str, Problem] = {
         "Coins of the wallet were spent elsewhere",
         "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see "
         "docs/how-to/recover-an-older-ledger.md if the data folder was rolled back. Then run "
-        "`payagent wallet thaw`. If the words are stolen, send everything to a new wallet at once.",
+        "`payagent wallet unfreeze`. If the words are stolen, send everything to a new wallet at once.",
     ),
     "foreign_spend_unseen": Problem(
         409,
         2,
         "Another transaction spent coins of the wallet meanwhile",
-        "Look at it too, then thaw again: `payagent wallet thaw` shows all of them.",
+        "Look at it too, then thaw again: `payagent wallet unfreeze` shows all of them.",
         money="Nothing has changed: nothing is signed until the wallet is thawed.",
     ),
     "handed_over_expired": Problem(
@@ -516,7 +516,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "Nothing is bought from this merchant: it took money and did not serve",
         "Find out from the merchant what became of the payments that it did not serve, then let it be paid again: "
-        "payagent merchants reopen NAME. Proofs of what is paid may be shown all the same.",
+        "payagent merchants resume NAME. Proofs of what is paid may be shown all the same.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -761,7 +761,7 @@ PROBLEMS: dict[str, Problem] = {
         400,
         2,
         "It is not known by which request the merchant sells prepaid balance",
-        "Set path in merchants.NAME.topup, or name an ordinary call that costs money: --path and --data.",
+        "Set path in merchants.NAME.topup, or name an ordinary call that costs money: --path and --data-file.",
     ),
     "topup_other_asset": Problem(
         409,
@@ -781,7 +781,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         3,
         "The merchant does not take the top-up's request",
-        "Correct the request: merchants.NAME.topup, or --path, --method and --data.",
+        "Correct the request: merchants.NAME.topup, or --path, --method and --data-file.",
         money="What the top-up paid before stands; nothing more is paid for it.",
     ),
     "topup_too_small": Problem(

@@ -85,7 +85,7 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
         await api.http.post("/v1/apps/payer/revoke", json={})
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
         assert "is revoked" in page["why"]
-        assert "payagent app token" in page["what to do"], "no token of the person who decides is to blame"
+        assert "payagent app rotate-token" in page["what to do"], "no token of the person who decides is to blame"
         assert run.context.payment(payment_id).state == "awaiting_approval"
 
 

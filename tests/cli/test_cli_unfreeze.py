@@ -71,7 +71,7 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         assert tx in shop.payagent("wallet", "--human").err
         doctor = checks(shop.config)["daemon"]
         assert doctor["code"] == "foreign_spend"
-        assert "payagent wallet thaw" in doctor["fix"]
+        assert "payagent wallet unfreeze" in doctor["fix"]
         shop.payagent("pause")
         resumed = shop.payagent("resume", "--human")
         assert resumed.out == "The pause is over.\n"
