@@ -110,7 +110,7 @@ def serve(
     prompt. From then on the daemon can read neither keystore nor passphrase (`sandbox`). That holds for the life
     of the process, so nothing else is done in it after serving.
 
-    Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_changed`,
+    Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_tampered`,
     `ledger_missing`, `ledger_newer`, `store_failed`. Ends with `lease_lost` when another daemon opened the ledger.
     Ends with `signer_lost` when the process that holds the key is gone: only a new start can unlock the key again.
     """
@@ -159,7 +159,9 @@ def _unlocked(
 def _warn_of_risks(settings: Settings) -> None:
     """Warn of risks that do not stop the start and that an operator should fix."""
     if os.path.lexists(settings.data_dir / WORDS_FILE):
-        log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
+        log.warning(
+            "words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["recovery_words_on_disk"].fix
+        )
     for name, provider in settings.chain.named.items():
         if (risk := provider.risk) is not None:
             log.warning("provider.in_clear", provider=name, risk=risk)

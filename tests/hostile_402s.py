@@ -223,7 +223,7 @@ def hostile_402s(network: Network, pay_to: str, own: str, now_ms: int) -> list[H
 
 NOT = "amount_not_understood"
 RANGE = "amount_out_of_range"
-SPLIT = "split_not_understood"
+SPLIT = "split_ambiguous"
 TERMS = "terms_not_understood"
 STRICT = "json_not_understood"
 UNITS = '"amountUnits": "10000000"'
@@ -309,8 +309,8 @@ def _assets(t: _Table) -> None:
 
 def _chains(t: _Table) -> None:
     other = "cardano-mainnet" if t.network.name != "mainnet" else "cardano-preprod"
-    t.set("B1-chain-other", "chain_wrong", "plain", "detail.chain", other)
-    t.set("B1-chain-preview", "chain_wrong", "plain", "detail.chain", "cardano:preview")
+    t.set("B1-chain-other", "network_mismatch", "plain", "detail.chain", other)
+    t.set("B1-chain-preview", "network_mismatch", "plain", "detail.chain", "cardano:preview")
     for chain in ("base", "cardano", "ethereum", t.network.wire.upper(), t.network.wire + " ", "", 1, ["cardano"]):
         t.set(f"B1-chain-{chain}", "chain_not_understood", "plain", "detail.chain", chain)
     t.drop("B1-chain-absent", "invoice_incomplete", "plain", "detail.chain")

@@ -156,7 +156,7 @@ def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple
     for scheme in ("upto", "Exact", "exact\r\n", ["exact"], 1):
         yield one(f"X3-scheme-{scheme!a}", "scheme_not_supported", scheme=scheme)
     other = "cardano:mainnet" if network.name != "mainnet" else "cip34:0-1"
-    yield one("X3-network-other", "chain_wrong", network=other)
+    yield one("X3-network-other", "network_mismatch", network=other)
     for named in ("eip155:8453", "cardano", network.wire, good["network"].upper(), good["network"] + "\n", 1):
         yield one(f"X3-network-{named!a}", "chain_not_understood", network=named)
     for amount in ("-1", "01", "1e7", "10.0", "1_0", " 1", "\u0661\u0662", "\uff11", "10000000\r\nX-A: b", ""):

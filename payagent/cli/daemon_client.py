@@ -184,7 +184,7 @@ class OperatorClient:
             raise _not_running(self.settings) from None
         except (httpx.HTTPError, OSError) as error:
             raise Refused(
-                "daemon_silent",
+                "daemon_timeout",
                 f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
@@ -224,5 +224,7 @@ def _object(answer: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused("daemon_silent", f"what answers at {answer.url.host} is not payagent ({answer.status_code})")
+        raise Refused(
+            "daemon_timeout", f"what answers at {answer.url.host} is not payagent ({answer.status_code})"
+        )
     return body

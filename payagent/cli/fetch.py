@@ -190,7 +190,7 @@ class _Watcher:
             else:
                 body = self.link.post(ask.path, ask.body, ask.key)
         except ProblemError as error:
-            if error.problem["code"] == "batch_under_way":
+            if error.problem["code"] == "batch_in_progress":
                 self._show("another call buys the batch")
             return DaemonReply(int(str(error.problem["status"])), error.problem)
         except Refused as refused:

@@ -182,7 +182,7 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     asset = str(quote["outputs"][0]["asset"])
     if in_ada != (asset == LOVELACE):
         wanted = '"5 ADA"' if asset == LOVELACE else f'"120 units", which are of {show_asset(asset)}'
-        raise Refused("units_not_understood", f"this invoice takes a --max such as {wanted}")
+        raise Refused("amount_invalid", f"this invoice takes a --max such as {wanted}")
     return units, asset
 
 

@@ -210,7 +210,7 @@ class BatchWait:
 
     def after_s(self, reply: DaemonReply) -> float | None:
         """Seconds until the next try; None if there is no batch to wait for or no time left."""
-        if reply.body.get("code") != "batch_under_way":
+        if reply.body.get("code") != "batch_in_progress":
             return None
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self.patience_s

@@ -124,9 +124,9 @@ def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Out
     if not outputs or len(outputs) > OUTPUTS_MAX:
         raise Refused("outputs_too_many", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted")
     if len({output.asset for output in outputs}) != 1:
-        raise Refused("split_not_understood", "a split in another asset than the invoice's")
+        raise Refused("split_ambiguous", "a split in another asset than the invoice's")
     if len({output.address.raw for output in outputs}) != len(outputs):
-        raise Refused("split_not_understood", "the same address is to be paid twice")
+        raise Refused("split_ambiguous", "the same address is to be paid twice")
     if own is not None and any(output.address.payment_key_hash == own.payment_key_hash for output in outputs):
         raise Refused("address_own", "an output pays the wallet's own key")
     return outputs

@@ -95,7 +95,7 @@ def parse_ada(text: object) -> int:
             lovelace = None
         if lovelace is not None and lovelace <= MAX_LOVELACE:
             return lovelace
-    raise Refused("units_not_understood", f"{str(text)[:40]!r} is not an amount that can be")
+    raise Refused("amount_invalid", f"{str(text)[:40]!r} is not an amount that can be")
 
 
 def format_units(units: int, decimals: int) -> str:

@@ -51,10 +51,10 @@ def parse_chain(value: object) -> Network:
 
 
 def require_chain(value: object, network: Network) -> None:
-    """Refuse (`chain_not_understood`, `chain_wrong`) unless the invoice is for our network."""
+    """Refuse (`chain_not_understood`, `network_mismatch`) unless the invoice is for our network."""
     named = parse_chain(value)
     if named is not network:
-        raise Refused("chain_wrong", f"the invoice is for {named.name}, this payagent pays on {network.name}")
+        raise Refused("network_mismatch", f"the invoice is for {named.name}, this payagent pays on {network.name}")
 
 
 ROLLBACK_S = 129_600

@@ -189,7 +189,7 @@ def _rank(name: str) -> int:
 
 _OF_THE_WALLET = {
     "not_enough_funds": "the wallet has not enough for this payment now",
-    "funds_in_flight": "the wallet has enough for this payment once what is on its way is in a block",
+    "funds_pending": "the wallet has enough for this payment once what is on its way is in a block",
     "needs_consolidation": "the wallet has enough for this payment in more coins than fit one transaction",
     "chain_not_ready": "the chain is not seen well enough to sign by",
 }

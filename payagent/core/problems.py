@@ -60,13 +60,13 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
 
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:
-    """Turn refusals of a merchant's invoice into `self_transfer_invalid`: inside, the operator made the order."""
+    """Turn refusals of a merchant's invoice into `transfer_invalid`: inside, the operator made the order."""
     try:
         yield
     except Refused as refused:
         if refused.problem.exit_code != EXIT_INVOICE and refused.code != "transaction_too_big":
             raise
-        raise Refused("self_transfer_invalid", refused.detail, **refused.context, **context) from None
+        raise Refused("transfer_invalid", refused.detail, **refused.context, **context) from None
 
 
 EXIT_INVOICE = 3
@@ -76,14 +76,14 @@ _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
 PROBLEMS: dict[str, Problem] = {
-    "above_approved": Problem(
+    "approved_amount_exceeded": Problem(
         409,
         7,
         "The transaction would take more than a person was asked about",
         "The wallet's coins are too small by now: send part of it to its own address, and approve again.",
         money="Nothing was signed; the payment still waits for a decision.",
     ),
-    "above_threshold": Problem(
+    "approval_required": Problem(
         403,
         8,
         "The payment is above what may leave without a person's word",
@@ -127,7 +127,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "amount_not_understood": Problem(422, 3, "An amount that is not a whole number of units", _SENDER),
     "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
-    "anchor_gone": Problem(
+    "deposit_rolled_back": Problem(
         409,
         8,
         "The deposit that the payment spends is on no chain any more",
@@ -204,7 +204,7 @@ PROBLEMS: dict[str, Problem] = {
         400, 2, "The request is not understood", "Correct the request; see /openapi.json.", money=""
     ),
     "body_not_understood": Problem(422, 3, "The 402's body is not an invoice", _SENDER),
-    "batch_under_way": Problem(
+    "batch_in_progress": Problem(
         409,
         8,
         "Another payment for the same prepaid balance is under way",
@@ -237,7 +237,7 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
     ),
     "chain_not_understood": Problem(422, 3, "The invoice's chain is not known", _SENDER),
-    "chain_wrong": Problem(
+    "network_mismatch": Problem(
         422, 3, "The invoice is for another chain", "Use a payagent that is configured for that network."
     ),
     "clock_skew": Problem(
@@ -259,7 +259,7 @@ PROBLEMS: dict[str, Problem] = {
         money="Nothing reached it now; what it had taken before is durable, and goes on when it starts.",
         retryable=True,
     ),
-    "daemon_silent": Problem(
+    "daemon_timeout": Problem(
         504,
         4,
         "payagent did not answer as it should",
@@ -294,7 +294,7 @@ PROBLEMS: dict[str, Problem] = {
         "Use a token with the needed scope; where an app has ended, payagent app token NAME lets it in again.",
         money="",
     ),
-    "funds_in_flight": Problem(
+    "funds_pending": Problem(
         503,
         7,
         "The free funds do not suffice until change that is on its way is there",
@@ -302,7 +302,7 @@ PROBLEMS: dict[str, Problem] = {
         "gives the wallet more coins, so that payments run side by side.",
         retryable=True,
     ),
-    "foreign_spend": Problem(
+    "external_spend": Problem(
         503,
         4,
         "Coins of the wallet were spent elsewhere",
@@ -310,7 +310,7 @@ PROBLEMS: dict[str, Problem] = {
         "the data folder was rolled back. Then run `payagent wallet thaw`. If the words are stolen, send "
         "everything to a new wallet at once.",
     ),
-    "foreign_spend_unseen": Problem(
+    "external_spend_new": Problem(
         409,
         2,
         "Another transaction spent coins of the wallet meanwhile",
@@ -341,14 +341,14 @@ PROBLEMS: dict[str, Problem] = {
         "Use a new key for a new purchase.",
         money="The first request's payment stands as it was; nothing new was signed.",
     ),
-    "illegal_transition": Problem(
+    "wrong_state": Problem(
         409,
         2,
         "It is not in a state for that",
         "Look at it first: `payagent payments show ID` tells of a payment, `payagent prepaid topups` of top-ups.",
         money="Nothing has changed.",
     ),
-    "intent_settling": Problem(
+    "cancel_too_recent": Problem(
         503,
         8,
         "The purchase's earlier payment was cancelled a short while ago",
@@ -408,7 +408,7 @@ PROBLEMS: dict[str, Problem] = {
     "keystore_locked": Problem(
         503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*.", money=""
     ),
-    "last_address": Problem(
+    "last_pinned_address": Problem(
         409,
         2,
         "It is the only address that the merchant may be paid at",
@@ -432,7 +432,7 @@ PROBLEMS: dict[str, Problem] = {
         "out, and goes on by itself. If you have the newer ledger.db, stop payagent and put that one back.",
         retryable=True,
     ),
-    "ledger_changed": Problem(
+    "ledger_tampered": Problem(
         503,
         2,
         "The ledger is not as payagent left it",
@@ -468,7 +468,7 @@ PROBLEMS: dict[str, Problem] = {
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),
-    "merchant_address_private": Problem(
+    "merchant_in_private_network": Problem(
         502,
         6,
         "The merchant's name leads into a private network",
@@ -476,7 +476,7 @@ PROBLEMS: dict[str, Problem] = {
         "merchants.NAME.private_network = true and start payagent again.",
         money="No money was moved by this.",
     ),
-    "merchant_busy": Problem(
+    "merchant_in_flight_limit": Problem(
         503,
         8,
         "As many payments to this merchant are on their way as may be",
@@ -654,7 +654,7 @@ PROBLEMS: dict[str, Problem] = {
         "Nothing is to be done: its transaction can never come into a block, and the same call can be paid anew.",
         money="Its money is free again.",
     ),
-    "price_drifted": Problem(
+    "price_changed": Problem(
         403,
         6,
         "The call costs more than what was agreed to for it, or is priced in another asset",
@@ -700,7 +700,7 @@ PROBLEMS: dict[str, Problem] = {
     "scheme_not_supported": Problem(
         422, 3, "Not a way of paying that payagent knows", "Ask the merchant for x402's scheme `exact`."
     ),
-    "self_transfer_invalid": Problem(
+    "transfer_invalid": Problem(
         400,
         2,
         "The transfer cannot be made as it was ordered",
@@ -723,7 +723,7 @@ PROBLEMS: dict[str, Problem] = {
         money="Nothing new was signed. Where nothing ever was, the payment is rejected, its money free; else it "
         "stays held, since what was signed before may still land.",
     ),
-    "split_not_understood": Problem(
+    "split_ambiguous": Problem(
         422,
         3,
         "The revenue share is not understood in full",
@@ -791,7 +791,7 @@ PROBLEMS: dict[str, Problem] = {
         "Order at least that much, if the price is right; --dry-run shows it.",
         money="What the top-up paid before stands; nothing more is paid for it.",
     ),
-    "topup_under_way": Problem(
+    "topup_in_progress": Problem(
         409,
         8,
         "Another top-up of the same prepaid balance is under way",
@@ -806,10 +806,10 @@ PROBLEMS: dict[str, Problem] = {
         "Only plain payments to an address are made: ask the merchant for the transfer method `default`.",
     ),
     "unauthorized": Problem(401, 5, "No valid token", "Send `Authorization: Bearer <app token>`.", money=""),
-    "units_not_understood": Problem(
+    "amount_invalid": Problem(
         400, 2, "Not an amount", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".', money=""
     ),
-    "upgrade_not_supported": Problem(
+    "websocket_not_supported": Problem(
         501, 2, "The proxy passes no WebSocket", "Call the merchant itself for a WebSocket.", money=""
     ),
     "wallet_address_required": Problem(
@@ -818,7 +818,7 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant wants X-Wallet-Address",
         "Repeat the call with X-Wallet-Address; see `payagent wallet address`.",
     ),
-    "words_left": Problem(
+    "recovery_words_on_disk": Problem(
         400,
         5,
         "The recovery words lie beside the keystore",

@@ -74,7 +74,7 @@ def _read_extra(extra: object) -> Mapping[str, object]:
     if extra is None:
         return {}
     if not isinstance(extra, dict):
-        raise Refused("split_not_understood", f"extra is {show(extra)}, not an object")
+        raise Refused("split_ambiguous", f"extra is {show(extra)}, not an object")
     refuse_foreign_terms(extra, _EXTRA_KEYS, "extra")
     return extra
 

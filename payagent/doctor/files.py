@@ -139,11 +139,11 @@ def _books(settings: Settings) -> str:
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
     if missing:
-        raise Refused("ledger_changed", f"{path} lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_tampered", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):
-        raise Refused("ledger_changed", f"the postings in {path} do not sum to zero")
+        raise Refused("ledger_tampered", f"the postings in {path} do not sum to zero")
     if broken is not None:
-        raise Refused("ledger_changed", f"the events in {path} are changed from event {broken} on")
+        raise Refused("ledger_tampered", f"the events in {path} are changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
     for key, value in known.items():
         if None not in (value, ours[key]) and value != ours[key]:
@@ -183,7 +183,7 @@ def _left(settings: Settings) -> CheckResult:
     told = f"{settings.data_dir / WORDS_FILE} holds them in clear: whoever reads it has the money"
     if settings.is_devnet:
         return CheckResult("recovery words", told, is_warning=True)
-    return CheckResult("recovery words", told, Refused("words_left", told))
+    return CheckResult("recovery words", told, Refused("recovery_words_on_disk", told))
 
 
 def _tls(settings: Settings) -> str:

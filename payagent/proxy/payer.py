@@ -42,7 +42,7 @@ from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Tu
 from payagent.proxy.unpaid_call import UnpaidCalls
 from payagent.store.rows.payments import PaymentRow
 
-_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
+_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
 _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
 """The pause before a batch is requested again: after a clock was set back the next 402 seems old as well."""
@@ -145,7 +145,7 @@ class ProxyPayer:
         try:
             return await self._pay(trip, before, demand)
         except Refused as refused:
-            if refused.code != "batch_under_way" or trip.left_s <= 0:
+            if refused.code != "batch_in_progress" or trip.left_s <= 0:
                 raise
         origin, buyer = trip.errand.merchant.origin, self._first.buyer(trip.errand)
         await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)

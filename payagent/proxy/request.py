@@ -80,7 +80,7 @@ def read_errand(
     if PAY not in app.scopes:
         raise Refused("forbidden", "the proxy needs a token for pay", needs=PAY)
     if wants_websocket(headers):
-        raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
+        raise Refused("websocket_not_supported", "the call asks for a WebSocket")
     if not _METHOD.fullmatch(scope["method"]) or scope["method"] == "CONNECT":
         raise Refused("method_not_allowed", "the proxy takes every method in capitals but CONNECT")
     if name not in merchants:

@@ -60,7 +60,7 @@ async def attend(
                 log.info("proxy.client_gone")
             else:  # the server stops
                 intake.close()
-                await reply.problem(Refused("daemon_silent", "payagent stops, and the call was still waiting"))
+                await reply.problem(Refused("daemon_timeout", "payagent stops, and the call was still waiting"))
         except Refused as refused:
             intake.close()
             await reply.problem(refused)

@@ -397,8 +397,14 @@ class Day:
             assert told.reasons or self._takes(self.run.context.payment(row.id)) == told.plan.spend
 
 
-OF_THE_WALLET = {"not_enough_funds", "funds_in_flight", "needs_consolidation", "output_below_minimum"}
-NOT_CARRIED_OUT = {"limit_exceeded", "asset_not_allowed", "above_approved", "approval_timed_out", *OF_THE_WALLET}
+OF_THE_WALLET = {"not_enough_funds", "funds_pending", "needs_consolidation", "output_below_minimum"}
+NOT_CARRIED_OUT = {
+    "limit_exceeded",
+    "asset_not_allowed",
+    "approved_amount_exceeded",
+    "approval_timed_out",
+    *OF_THE_WALLET,
+}
 ABOVE = {"lovelace": 5 * ADA, GOLD: 250}
 
 

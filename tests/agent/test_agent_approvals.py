@@ -419,7 +419,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         other = world.account.address
         for _ in range(3):
             await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
-        await refuses(run, row, "above_approved")
+        await refuses(run, row, "approved_amount_exceeded")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
         asked = payments.hold(run.context.conn, row.id, "ask")["lovelace"]

@@ -318,7 +318,7 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
 
     writer = Writer(tmp_path / "ledger.db")
     await writer.run("put", two_voids)
-    with pytest.raises(Refused, match="intent_settling"):
+    with pytest.raises(Refused, match="cancel_too_recent"):
         await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))
     await writer.run("put", join)
     nonce_utxo = await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))

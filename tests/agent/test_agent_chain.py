@@ -65,7 +65,7 @@ async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
         assert [queries.unconfirmed_ancestors(run.context.conn, row.tx_id or "") for row in rows] == list(
             range(DEPTH + 1)
         )
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("one too many")
         assert_sound(world, run)
         await run.settle_down()
@@ -100,11 +100,11 @@ async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World)
     async with world.run() as run:
         await run.look()
         await run.pay("first")
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("second")
     async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
         await run.look()
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("third")
 
 
@@ -115,7 +115,7 @@ async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
         await run.pay("handed over")
     async with world.run(terms=chained) as run:
         await run.look()
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("another")
 
 
@@ -127,7 +127,7 @@ async def test_change_of_what_has_little_time_left_is_not_spent(world: World) ->
         await run.pay("first")
         world.clock.ahead_ms += 200_000
         await run.settle_down()
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("second")
 
 
@@ -145,7 +145,7 @@ async def test_change_of_what_was_refused_is_not_spent_until_a_provider_takes_it
             await run.look()
             relay.tell("/tx/submit", 400, body)
             await run.pay("first")
-            with pytest.raises(Refused, match="funds_in_flight"):
+            with pytest.raises(Refused, match="funds_pending"):
                 await run.pay("second")
             relay.untell("/tx/submit")
             world.clock.ahead_ms += 6_000

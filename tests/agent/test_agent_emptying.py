@@ -119,7 +119,7 @@ async def test_money_on_its_way_is_waited_for(world: World) -> None:
         await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 9 * ADA)
         with pytest.raises(Refused) as refused:
             await run.agent.transfers.sweep(APP, somebody_else(world))
-        assert refused.value.code == "funds_in_flight"
+        assert refused.value.code == "funds_pending"
 
 
 async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> None:

@@ -317,7 +317,7 @@ class TestTheNextPaymentOfTheIntent:
             await run.look()
             await past_the_invoice(world, run)
             other, _ = await run.agent.pay(world.ask("another"))
-            with pytest.raises(Refused, match="intent_settling"):
+            with pytest.raises(Refused, match="cancel_too_recent"):
                 await run.agent.pay(world.ask())
             broadcast(world, other.cbor or b"")
             await run.settle_down()

@@ -217,7 +217,7 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
 def raised(run: Run) -> set[str]:
     """Subjects of the alerts that stand."""
     subjects = {alert.subject for alert in alerts.after(run.context.conn, 0)}
-    return {subject for subject in subjects if alerts.last_kind(run.context.conn, subject) == "provider_out"}
+    return {subject for subject in subjects if alerts.last_kind(run.context.conn, subject) == "provider_excluded"}
 
 
 def providers(liar: Relay, honest: Relay, liar_is_first: bool) -> dict[str, str]:
@@ -427,7 +427,7 @@ async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_aler
             liar.unfreeze()
             await pass_s(run, 20)
         told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
-        assert told == ["provider_out", "cleared", "provider_out"]
+        assert told == ["provider_excluded", "cleared", "provider_excluded"]
         await pass_s(run, 620)
         assert raised(run) == set()
 

@@ -709,7 +709,7 @@ class TestResolve:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_was_sent_may_win(self, world: World) -> None:
@@ -722,7 +722,7 @@ class TestResolve:
             await run.settle_down()
             assert (run.state(row.id), run.context.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:

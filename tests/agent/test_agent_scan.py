@@ -353,7 +353,7 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
             relay.unfreeze()
             await run.settle_down(2)
             assert run.context.chain.behind is None or not is_new
-            assert not alerts.raised(run.context.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
@@ -466,9 +466,9 @@ class TestTheWholeFolderRolledBack:
         async with world.run(record=record) as run:
             await run.look()
             assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
-            with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
+            with pytest.raises(Refused, match=r"external_spend.*the ledger does not know"):
                 await run.pay("forgotten")
-            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
             await require_whole(run)
             await unfreeze(run.context, APP)
         async with world.run(record=record) as run:  # what was thawed is known from then on

@@ -123,7 +123,7 @@ class TestAnOrder:
                 await order(run, COST + 1)
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, CHAT)
-            with pytest.raises(Refused, match="topup_under_way"):
+            with pytest.raises(Refused, match="topup_in_progress"):
                 await order(run, COST, key="another")
             await carry_out(run, first.id)
             assert (await order(run, COST)).state == "done"
@@ -187,7 +187,7 @@ class TestAnOrder:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            with pytest.raises(Refused, match="batch_under_way"):
+            with pytest.raises(Refused, match="batch_in_progress"):
                 await run.pay()
             assert (await carry_out(run, row.id)).state == "done"
             assert world.call("hello").status_code == 200
@@ -322,7 +322,7 @@ class TestTheEndOfAnOrder:
             for _ in range(3):
                 await go_round(run)
             assert not world.transactions()
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.topups.cancel(row.id, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
@@ -562,7 +562,7 @@ class LostSigner:
 
 @pytest.mark.parametrize(
     ("code", "proof"),
-    [("signer_lost", "tx_hash"), ("illegal_transition", "tx_hash"), ("signer_lost", "signed_cbor")],
+    [("signer_lost", "tx_hash"), ("wrong_state", "tx_hash"), ("signer_lost", "signed_cbor")],
 )
 async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
     world: World, code: str, proof: Proof
@@ -747,7 +747,7 @@ class TestTrouble:
             assert run.state(paid.id) is State.VOID
             await run.topups.beat()
             ended = run.topups.find(row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
+            assert (ended.state, ended.reason_code) == ("stopped", "external_spend")
             await unfreeze(run.context, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)

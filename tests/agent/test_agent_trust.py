@@ -257,7 +257,7 @@ class TestAddresses:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.pay_in_block("first")
             world.settings(pay_to=pay_to("thief"))
-            with pytest.raises(Refused, match="last_address"):
+            with pytest.raises(Refused, match="last_pinned_address"):
                 await unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
             assert await question(run, "second") == ["address_not_pinned"]
             await pin(run.context, APP, "t", "pay_to", pay_to("new"))
@@ -280,7 +280,7 @@ class TestAddresses:
             rows = []
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
-                assert await question(run, name) == ["above_threshold"]
+                assert await question(run, name) == ["approval_required"]
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
@@ -300,16 +300,16 @@ class TestAddresses:
             rows = []
             for price in (10, 20):
                 world.settings(price=str(price * ADA))
-                assert await question(run, f"for {price}") == ["above_threshold"]
+                assert await question(run, f"for {price}") == ["approval_required"]
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             for _ in range(2):
-                with pytest.raises(Refused, match=r"price_drifted.*once its time is over, the same call asks"):
+                with pytest.raises(Refused, match=r"price_changed.*once its time is over, the same call asks"):
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()
             assert run.context.payment(rows[1].id).reason_code == "approval_timed_out"
-            assert await question(run, "for 20") == ["price_drifted", "above_threshold"]
+            assert await question(run, "for 20") == ["price_changed", "approval_required"]
             again = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1]
             assert (await run.agent.decisions.approve(again.id, SOMEBODY)).tx_id is not None
 
@@ -355,7 +355,7 @@ class TestPrices:
             world.settings(price="5000000")
             await run.pay_in_block("a quarter more")
             world.settings(price="5000001")
-            assert await question(run, "and a bit") == ["price_drifted"]
+            assert await question(run, "and a bit") == ["price_changed"]
             world.settings(price="1000000")
             assert (await run.pay("cheaper")).state is State.IN_FLIGHT
 
@@ -367,7 +367,7 @@ class TestPrices:
                 world.settings(price=str(price))
                 await run.pay_in_block(f"at {price}")
             world.settings(price="5324000")
-            assert await question(run, "one step more") == ["price_drifted"]
+            assert await question(run, "one step more") == ["price_changed"]
 
     async def test_a_person_moves_what_prices_are_measured_by_and_only_up(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
@@ -380,7 +380,7 @@ class TestPrices:
             world.settings(price=str(12 * ADA))
             await approve(run, "cheaper, and above the threshold")
             world.settings(price=str(25 * ADA))
-            assert await question(run, "third") == ["above_threshold"]
+            assert await question(run, "third") == ["approval_required"]
             agreed = [told["units"] for _, told in events_of(run, "price_agreed")]
             assert agreed == ["2000000", "20000000"]
 
@@ -399,7 +399,7 @@ class TestPrices:
             row, _ = await run.agent.pay(dear)
             asked = approvals.of_payment(run.context.conn, row.id)
             assert asked is not None
-            assert [reason.code for reason in asked.reasons] == ["price_drifted"]
+            assert [reason.code for reason in asked.reasons] == ["price_changed"]
             assert "10 ADA for 1 call" in asked.reasons[0].detail
             assert "10 ADA for 4 calls" in asked.reasons[0].detail
             assert (await run.agent.pay(fair))[0].state is not State.AWAITING_APPROVAL
@@ -410,7 +410,7 @@ class TestPrices:
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.pay_in_block("first")
             world.settings(price=str(40 * ADA), batch=1000)
-            assert await question(run, "a thousand calls") == ["price_drifted"]
+            assert await question(run, "a thousand calls") == ["price_changed"]
             row = await approve(run, "a thousand calls")
             await run.settle_down()
             await run.agent.deliveries.record_delivery(row.id, 200)
@@ -427,7 +427,7 @@ class TestPrices:
                 await approve(run, f"at {price}")
                 await run.settle_down()
             world.settings(price="6250000")
-            assert await question(run, "one step more") == ["price_drifted", "above_threshold"]
+            assert await question(run, "one step more") == ["price_changed", "approval_required"]
             assert [told["units"] for _, told in events_of(run, "price_agreed")] == ["4000000"]
 
     async def test_a_price_in_an_asset_that_nobody_agreed_to_asks(self, world: World) -> None:
@@ -441,7 +441,7 @@ class TestPrices:
             await run.settle_down(2)
             await run.pay_in_block("in ADA")
             world.settings(asset=token, price="900")
-            assert await question(run, "in a token") == ["price_drifted"]
+            assert await question(run, "in a token") == ["price_changed"]
             await approve(run, "in a token")
             await run.settle_down()
             assert (await run.pay("in it again")).state is State.IN_FLIGHT
@@ -476,7 +476,7 @@ class TestPrices:
         world.settings(price=str(20 * ADA))
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.look()
-            assert await question(run, "second") == ["price_drifted"]
+            assert await question(run, "second") == ["price_changed"]
 
 
 async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
@@ -547,7 +547,7 @@ class TestUnservedStreak:
         async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
             unserved = await run.pay_in_block("not served")
             world.settings(price=str(20 * ADA), timeout=LONG_S)
-            assert await question(run, "dear") == ["above_threshold"]
+            assert await question(run, "dear") == ["approval_required"]
             [row] = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 301_000
             await run.settle_down()
@@ -716,7 +716,7 @@ class TestCrowds:
                 await run.pay(message)
             before = payments.payment_counts(run.context.conn)
             told = await refusal(run, "third")
-            assert (told.code, told.problem.retryable) == ("merchant_busy", True)
+            assert (told.code, told.problem.retryable) == ("merchant_in_flight_limit", True)
             assert payments.payment_counts(run.context.conn) == before, (
                 "what may just be asked again leaves no row"
             )

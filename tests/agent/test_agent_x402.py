@@ -337,9 +337,9 @@ async def test_an_offer_whose_utxos_are_in_flight_is_not_given_up_for_one_that_i
         await run.look()
         answer = offering(world, ("lovelace", "9000000000"), ("lovelace", "2000000"))
         await run.agent.pay(ask(world, answer, idempotency_key="one"))
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.agent.quote(ask(world, answer, idempotency_key="two"))
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.agent.pay(ask(world, answer, idempotency_key="two"))
 
 

@@ -313,7 +313,7 @@ async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: 
     assert rejected["reason"]["code"] == "limit_exceeded"
     for payment_id in (split, rejected["id"]):
         answer = await api.http.post(f"/v1/payments/{payment_id}/delivery", json={"status": 200})
-        assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+        assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")
 
 
 async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:

@@ -33,7 +33,7 @@ def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
     assert told["type"] == f"urn:payagent:problem:{code}"
     assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
-    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_in_progress")
     assert ("www-authenticate" in answer.headers) == (row.status == 401)
     return told
 
@@ -82,18 +82,18 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SPLIT, {"count": True, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
-        (SPLIT, {"count": 2, "lovelace": "1"}, "self_transfer_invalid", None),
+        (SPLIT, {"count": 2, "lovelace": "1"}, "transfer_invalid", None),
         (SPLIT, {"count": SPLIT_COUNT_MAX + 1, "lovelace": "1000000"}, "bad_request", "count"),
-        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "self_transfer_invalid", None),
+        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "transfer_invalid", None),
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "all": True, "asset": "lovelace"}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "units": "45000000000000001"}, "bad_request", "units"),
-        (SEND, {"address": api.world.address, "units": "5"}, "self_transfer_invalid", None),
-        (SEND, {"address": "addr1xyz", "units": "5000000"}, "self_transfer_invalid", "address"),
-        (SEND, {"address": "addr1xyz", "all": True}, "self_transfer_invalid", "address"),
-        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "self_transfer_invalid", "asset"),
+        (SEND, {"address": api.world.address, "units": "5"}, "transfer_invalid", None),
+        (SEND, {"address": "addr1xyz", "units": "5000000"}, "transfer_invalid", "address"),
+        (SEND, {"address": "addr1xyz", "all": True}, "transfer_invalid", "address"),
+        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "transfer_invalid", "asset"),
         (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
         (NO_PAYMENT + "/delivery", {"status": 200, "body_base64": "?"}, "bad_request", "body_base64"),
         (NO_PAYMENT + "/delivery", {"status": 200, "unanswered": "reset"}, "bad_request", "unanswered"),
@@ -375,7 +375,7 @@ async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> Non
     api.run.world.settings(batch=10)
     first = await api.pay()
     answer = await api.http.post(PAY, json=api.body("another"))
-    told = require_problem(answer, "batch_under_way")
+    told = require_problem(answer, "batch_in_progress")
     assert (told["payment"], answer.headers["retry-after"]) == (first["id"], "2")
 
 

@@ -41,6 +41,6 @@ async def test_what_is_in_a_block_is_refused(api: Api) -> None:
     await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
-    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")
     assert "confirmed" in answer.json()["detail"]
     assert (await api.http.get(f"/v1/payments/{paid['id']}")).json()["state"] == "confirmed"

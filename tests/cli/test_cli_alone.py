@@ -128,7 +128,7 @@ def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
                 answer = answers.read()
         assert daemon.wait(20) == 0
     assert answer.startswith(b"HTTP/1.1 504 ")
-    assert b'"code":"daemon_silent"' in answer
+    assert b'"code":"daemon_timeout"' in answer
     assert "Traceback" not in log.read_text()
 
 

@@ -48,7 +48,7 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
 def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
     dry = ("pay", asking.saved("only asking"), "--merchant", "t", "--dry-run")
     (reason,) = asking.payagent(*dry).json["approval"]
-    assert reason["code"] == "above_threshold"
+    assert reason["code"] == "approval_required"
     told = asking.payagent(*dry, "--human")
     assert told.code == 10
     assert "asks a person" in told.out

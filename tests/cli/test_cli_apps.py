@@ -180,7 +180,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
-    assert shop.payagent("app", "add", "x", "--per-day", "config").error["code"] == "units_not_understood"
+    assert shop.payagent("app", "add", "x", "--per-day", "config").error["code"] == "amount_invalid"
     assert shop.payagent("pay", shop.folder / "too-much.json", "--merchant", "t").code == 0
 
 

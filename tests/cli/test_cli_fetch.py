@@ -283,7 +283,7 @@ def test_a_saved_402_is_not_paid_beside_a_batch_that_is_being_bought(street: Str
     first, second = (street.shop.saved(f"saved {n}", f"{n}.json") for n in range(2))
     assert street.shop.payagent("pay", first, "--merchant", "t").code == 0
     got = street.shop.payagent("pay", second, "--merchant", "t")
-    assert (got.code, got.error["code"]) == (8, "batch_under_way")
+    assert (got.code, got.error["code"]) == (8, "batch_in_progress")
 
 
 def test_no_more_is_paid_than_was_said(street: Street) -> None:
@@ -291,10 +291,10 @@ def test_no_more_is_paid_than_was_said(street: Street) -> None:
     assert (got.code, got.error["code"]) == (6, "limit_exceeded")  # the fee counts
     assert fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "3 ADA").code == 0
     wrong = fetch(street.shop, street.chat, "-d", CALL, "--max", "120 units")
-    assert (wrong.code, wrong.error["code"]) == (2, "units_not_understood")
+    assert (wrong.code, wrong.error["code"]) == (2, "amount_invalid")
     street.shop.settings(asset=TOKEN, price="10")
     token = fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "5 ADA")
-    assert (token.code, token.error["code"]) == (2, "units_not_understood")
+    assert (token.code, token.error["code"]) == (2, "amount_invalid")
     assert fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "10 units").code == 0
 
 

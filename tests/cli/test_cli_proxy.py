@@ -140,7 +140,7 @@ def test_a_daemon_that_ends_under_a_call_may_have_taken_it(tmp_path: Path) -> No
         ends.start()
         with closed.http, bare(closed) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False) as http:
             got = http.post("/chat")
-            assert (got.status_code, got.json()["code"]) == (504, "daemon_silent")
+            assert (got.status_code, got.json()["code"]) == (504, "daemon_timeout")
         ends.join()
 
 

@@ -104,7 +104,7 @@ def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -
         thread.start()
         cut = invoke("ledger", "snapshot", tmp_path / "books.db", "--config", config)
         thread.join()
-    assert (cut.code, cut.error["code"]) == (4, "daemon_silent")
+    assert (cut.code, cut.error["code"]) == (4, "daemon_timeout")
     assert sorted(tmp_path.iterdir()) == [address]
 
 

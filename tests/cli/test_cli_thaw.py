@@ -54,7 +54,7 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
             assert session.end() == 2
         assert frozen_by(shop) == [first, second]
         refused = shop.payagent("wallet", "thaw", "--seen", first)
-        assert (refused.code, refused.error["code"]) == (2, "foreign_spend_unseen")
+        assert (refused.code, refused.error["code"]) == (2, "external_spend_new")
         unfrozen = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
         assert unfrozen.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []
@@ -70,7 +70,7 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         tx = spend_elsewhere(shop)
         assert tx in shop.payagent("wallet", "--human").err
         doctor = checks(shop.config)["daemon"]
-        assert doctor["code"] == "foreign_spend"
+        assert doctor["code"] == "external_spend"
         assert "payagent wallet thaw" in doctor["fix"]
         shop.payagent("pause")
         resumed = shop.payagent("resume", "--human")

@@ -55,7 +55,7 @@ def test_an_order_is_cancelled(shop: Shop) -> None:
     until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] == "stopped", "it does not end")
     assert left(shop) == "10", "what was paid is bought"
     again = shop.payagent("prepaid", "cancel", begun.json["id"])
-    assert (again.code, again.error["code"]) == (2, "illegal_transition")
+    assert (again.code, again.error["code"]) == (2, "wrong_state")
     unknown = shop.payagent("prepaid", "cancel", "top/none")
     assert (unknown.code, unknown.error["code"]) == (2, "not_found")
 
@@ -102,7 +102,7 @@ def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -
 def test_slips_are_told_before_anything_is_ordered(shop: Shop) -> None:
     before = shop.payagent("prepaid", "topups").json
     for arguments, code in (
-        (("t", "--amount", "5"), "units_not_understood"),
+        (("t", "--amount", "5"), "amount_invalid"),
         (("nobody", "--amount", "5 ADA"), "merchant_not_allowed"),
     ):
         assert shop.payagent("prepaid", "topup", *arguments).error["code"] == code

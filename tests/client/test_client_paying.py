@@ -112,7 +112,7 @@ async def test_a_batch_that_does_not_come_is_waited_for_as_long_as_patience_last
     await shop.run.pay("bought, and never shown")
     program = start(patience_s=3.0)
     error = await refusal(program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY))
-    assert (error.code, error.retryable) == ("batch_under_way", True)
+    assert (error.code, error.retryable) == ("batch_in_progress", True)
     assert "Nothing was signed" in error.money
     assert len(shop.payments) == 1
 

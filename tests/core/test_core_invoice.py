@@ -110,9 +110,9 @@ OWN = out("change", 9).address
     [
         ((), "outputs_too_many"),
         (tuple(out("split", fill) for fill in range(OUTPUTS_MAX + 1)), "outputs_too_many"),
-        ((out("pay_to", 1), out("split", 1)), "split_not_understood"),
-        ((out("pay_to", 1), out("split", 2), out("split", 2, 5)), "split_not_understood"),
-        ((out("pay_to", 1), out("split", 2, asset=TOKEN)), "split_not_understood"),
+        ((out("pay_to", 1), out("split", 1)), "split_ambiguous"),
+        ((out("pay_to", 1), out("split", 2), out("split", 2, 5)), "split_ambiguous"),
+        ((out("pay_to", 1), out("split", 2, asset=TOKEN)), "split_ambiguous"),
         ((out("pay_to", 9),), "address_own"),
         ((out("pay_to", 1), out("split", 9)), "address_own"),
     ],

@@ -57,7 +57,7 @@ def test_preview_is_not_preprod_although_their_addresses_look_the_same() -> None
     for other in ("cardano-preprod", "cardano-mainnet", "cardano-devnet"):
         with pytest.raises(Refused) as caught:
             require_chain(other, NETWORKS["preview"])
-        assert caught.value.code == "chain_wrong"
+        assert caught.value.code == "network_mismatch"
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())

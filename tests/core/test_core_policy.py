@@ -214,7 +214,7 @@ class TestWindows:
         assert Scope() == WALLET == ("", "")
 
 
-@pytest.mark.parametrize("code", ["not_enough_funds", "funds_in_flight", "needs_consolidation", "chain_not_ready"])
+@pytest.mark.parametrize("code", ["not_enough_funds", "funds_pending", "needs_consolidation", "chain_not_ready"])
 @pytest.mark.parametrize("more", [{}, {"asset": "lovelace"}], ids=["bare", "with its asset"])
 def test_an_app_is_told_nothing_of_what_the_wallet_has(code: str, more: dict[str, str]) -> None:
     told = policy.without_figures(Refused(code, "there are 123456 lovelace", **more, available="123456"))
@@ -256,7 +256,7 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
     ("code", "said"),
     [
         ("not_enough_funds", "the wallet has not enough for this payment now"),
-        ("funds_in_flight", "the wallet has enough for this payment once what is on its way is in a block"),
+        ("funds_pending", "the wallet has enough for this payment once what is on its way is in a block"),
         ("needs_consolidation", "the wallet has enough for this payment in more coins than fit one transaction"),
         ("chain_not_ready", "the chain is not seen well enough to sign by"),
     ],

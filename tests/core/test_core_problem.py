@@ -21,7 +21,7 @@ ANYWHERE = (
     "provider_untrusted",
     "rate_limited",
     "unauthorized",
-    "units_not_understood",
+    "amount_invalid",
 )
 """Told also where no payment was asked for, while others may be in flight and their money held."""
 
@@ -51,7 +51,7 @@ def test_what_a_merchant_would_be_told_is_the_operators_own_mistake_in_an_order_
     with pytest.raises(Refused) as refused, own_order(place=3):
         raise Refused(code, "why", output=1)
     told = refused.value
-    assert (told.code, told.detail, told.context) == ("self_transfer_invalid", "why", {"output": 1, "place": 3})
+    assert (told.code, told.detail, told.context) == ("transfer_invalid", "why", {"output": 1, "place": 3})
 
 
 def test_any_other_refusal_of_an_order_stays_what_it_is() -> None:

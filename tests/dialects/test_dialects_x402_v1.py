@@ -87,7 +87,7 @@ def test_the_bare_network_is_mainnet_and_echoed_as_it_came() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"network": "cardano"}, "chain_wrong"),
+        ({"network": "cardano"}, "network_mismatch"),
         ({"network": "cardano-masumi"}, "transfer_method_refused"),
         ({"network": "base"}, "chain_not_understood"),
         ({"extra": {}}, "asset_not_understood"),
@@ -186,7 +186,7 @@ def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
         (SDK | {"version": 1}, SDK_BODY, "body_not_understood"),
         (SDK | {"scheme": "stream"}, SDK_BODY, "body_not_understood"),
         (SDK | {"network": "eip155:8453"}, SDK_BODY, "chain_not_understood"),
-        (SDK | {"network": "cardano:mainnet"}, SDK_BODY, "chain_wrong"),
+        (SDK | {"network": "cardano:mainnet"}, SDK_BODY, "network_mismatch"),
         (SDK | {"splits": []}, SDK_BODY, "terms_not_understood"),
         (SDK | {"extra": {"splits": []}}, SDK_BODY, "terms_not_understood"),
         (SDK | {"maxTimeoutSeconds": 0}, SDK_BODY, "invoice_expired"),

@@ -320,7 +320,7 @@ def test_what_is_offered_of_accepts_is_all_that_we_can_pay_in_the_merchants_orde
     ("entries", "code"),
     [
         ((EVM,), "chain_not_understood"),
-        ((OTHER_CHAIN, EVM), "chain_wrong"),
+        ((OTHER_CHAIN, EVM), "network_mismatch"),
         ((UPTO,), "scheme_not_supported"),
         ((EVM, UNKNOWN), "asset_not_allowed"),
         ((EVM, BROKEN, UNKNOWN), "amount_not_understood"),

@@ -298,7 +298,7 @@ async def test_a_call_that_waits_when_payagent_stops_is_told_so(
             await life.aclose()
             got = await wire.answer()
     told = problem(got)
-    assert (got.status, told["code"], told["retryable"]) == (504, "daemon_silent", True)
+    assert (got.status, told["code"], told["retryable"]) == (504, "daemon_timeout", True)
     assert "ASGI" not in caplog.text
 
 

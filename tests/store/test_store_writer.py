@@ -424,7 +424,7 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete") as caught:
         Writer(path)
-    assert (caught.value.code, caught.value.problem.retryable) == ("ledger_changed", False)
+    assert (caught.value.code, caught.value.problem.retryable) == ("ledger_tampered", False)
 
 
 def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:

@@ -131,7 +131,7 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, if the wallet may sign now.
 
-        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`; `chain_not_ready`
+        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `external_spend`; `chain_not_ready`
         until the wallet's newest transactions were compared with the ledger.
         """
         slot = self.require_in_step(now_ms)
@@ -164,7 +164,7 @@ class ChainView:
             *others, last = self.foreign
             beside = f" (and {len(others)} before it)" if others else ""
             raise Refused(
-                "foreign_spend",
+                "external_spend",
                 f"nothing is signed until an operator thaws: transaction {last}{beside} spent coins of this "
                 "wallet, and the ledger does not know it",
             )

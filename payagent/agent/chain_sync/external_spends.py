@@ -61,7 +61,7 @@ log = structlog.get_logger("payagent.foreign")
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """Let signing go on: an operator says that only payagent uses the wallet. Returns the freezing transactions.
 
-    `seen`: the transactions that the operator has reviewed, if given. Refused: `foreign_spend_unseen`, if another
+    `seen`: the transactions that the operator has reviewed, if given. Refused: `external_spend_new`, if another
     one has frozen the wallet too; it may have arrived meanwhile.
     """
     now_ms = context.ports.clock.now_ms()
@@ -71,7 +71,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
         if unseen:
             raise Refused(
-                "foreign_spend_unseen",
+                "external_spend_new",
                 f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
                 "were looked at",
             )
@@ -278,7 +278,7 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
     Its other UTxOs stay reserved until no rollback can reach that block. A payment with nothing signed is rejected
     instead, and the reason is returned.
     """
-    why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
+    why = Refused("external_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why

@@ -226,7 +226,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
             f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
             "program has the wallet's words, or the data folder was rolled back"
         )
-        raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+        raise_again(unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
     return event
 
 

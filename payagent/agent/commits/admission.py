@@ -81,7 +81,7 @@ class Admission:
         """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
 
         A refused decision is recorded as a rejected payment. It is raised instead without `on_record`, for
-        `chain_not_ready` and `merchant_busy`, and for `funds_in_flight` if the caller `can_wait` for change.
+        `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
@@ -108,7 +108,7 @@ class Admission:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        left_out = {"chain_not_ready", "merchant_busy"} | ({"funds_in_flight"} if can_wait else set())
+        left_out = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
         return self._open_payment(
             unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
         )
@@ -295,7 +295,7 @@ class Admission:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
             reasons = self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
         except Refused as refusal:
-            if refusal.code != "funds_in_flight":
+            if refusal.code != "funds_pending":
                 return _Chance.NONE
             is_let_through = self._is_let_through(unit.conn, offer, purchase, now_ms)
             return _Chance.SOON if is_let_through else _Chance.ASKS
@@ -376,7 +376,7 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
 def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
     """Id of the prepaid pool that the payment raises; None if it raises none.
 
-    Refused: `batch_under_way` or `awaiting_approval` while another payment for the pool is open.
+    Refused: `batch_in_progress` or `awaiting_approval` while another payment for the pool is open.
     """
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
@@ -390,12 +390,12 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
         if row is not None and row.state is State.AWAITING_APPROVAL:
             raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
-        raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
+        raise Refused("batch_in_progress", "a batch for the same partner and wallet is being bought", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
     # a serving time in the future came from a clock that ran ahead and was set right since
     is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
     if purchase.heard_at_ms <= served_ms and not is_mended:
-        raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
+        raise Refused("batch_in_progress", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
     paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
     check_supply(invoice.asset, paid, "what was ever paid for this prepaid balance")

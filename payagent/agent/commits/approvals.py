@@ -81,7 +81,7 @@ class ApprovalRules:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
 
         Refused, with nothing changed and the approval still open: `already_decided`, `terms_changed`, `paused`,
-        `above_approved`, the code that stopped its top-up, and every code that refuses a new payment.
+        `approved_amount_exceeded`, the code that stopped its top-up, and every code that refuses a new payment.
         """
         row, approval = self._awaiting(unit, payment_id, by)
         if payment_id in self.over(unit.conn, min_window_s, now_ms):
@@ -105,7 +105,9 @@ class ApprovalRules:
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
                 most = format_amount(asset, worst.get(asset, 0))
-                raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
+                raise Refused(
+                    "approved_amount_exceeded", f"{format_amount(asset, units)} are needed now, and not {most}"
+                )
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
         note_price(unit, purchase)

@@ -48,13 +48,13 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     """C3: store the signed bytes, and the attempt's change as pending UTxOs.
 
     If the merchant submits, the bytes leave with the answer that follows this commit, so it is C4 too. Refused:
-    `illegal_transition` if the payment no longer waits for this plan; `paused` if an operator paused first.
+    `wrong_state` if the payment no longer waits for this plan; `paused` if an operator paused first.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, payment_id)
     move(row.state, Event.SIGN)
     if not _is_planned_for(unit, row, plan):
-        raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
+        raise Refused("wrong_state", "the transaction is not the one that the payment waits for now")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
@@ -88,13 +88,13 @@ def record_cancel(
 ) -> None:
     """C3 of a cancel: store its bytes and make it the payment's current attempt.
 
-    `by`: the app that ordered it. Refused: `illegal_transition` if the current attempt has changed since the
+    `by`: the app that ordered it. Refused: `wrong_state` if the current attempt has changed since the
     decision; `paused`.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
     if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
-        raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
+        raise Refused("wrong_state", "the payment goes by another attempt now than the one to be cancelled")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
         _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
@@ -327,7 +327,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         block_hash=block.block_hash,
         block_height=block.block_height,
         block_slot=block.slot,
-        reason_code="anchor_gone",
+        reason_code="deposit_rolled_back",
         reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
     )
     prepaid.not_bought(unit, row)

@@ -100,7 +100,7 @@ class PaymentRules:
         """Why the invoice needs an approval; empty if it needs none.
 
         Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
-        `merchant_busy`.
+        `merchant_in_flight_limit`.
         """
         return judge((*self.look(conn, purchase, invoice), *above(self.approval_above, spend)))
 

@@ -106,7 +106,7 @@ class Planner:
         """The cancel: the payment's existing UTxOs, and its nonce UTxO in any case, back to the wallet.
 
         Pending ones are left out: they may never exist, and the cancel could not land. If the UTxOs do not pay for
-        the cancel, an available one is added. Refused: `paused`, `anchor_gone`.
+        the cancel, an available one is added. Refused: `paused`, `deposit_rolled_back`.
         """
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
@@ -273,7 +273,7 @@ def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | 
 
 def _in_flight(asset: str, available: int, coming: int) -> Refused:
     return Refused(
-        "funds_in_flight",
+        "funds_pending",
         f"{format_amount(asset, available)} are free, and {format_amount(asset, coming)} more come back as change "
         "of transactions that are in no block yet; together they suffice",
         asset=asset,

@@ -100,7 +100,7 @@ async def pin(context: AgentContext, by_app: str, name: str, role: Role, address
 
 
 async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
-    """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_address`."""
+    """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_pinned_address`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:

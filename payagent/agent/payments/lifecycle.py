@@ -203,8 +203,8 @@ class PaymentLifecycle:
 
         A payment with nothing signed is rejected. Otherwise a cancel competes for the nonce UTxO with the signed
         attempt. A cancel that needs a UTxO which is not on the chain is signed again without it.
-        Refused: `illegal_transition` if the payment is in a block or has ended; `not_signed_yet` while it is being
-        signed; `anchor_gone` if no cancel could land.
+        Refused: `wrong_state` if the payment is in a block or has ended; `not_signed_yet` while it is being
+        signed; `deposit_rolled_back` if no cancel could land.
         """
         now_ms = self._context.ports.clock.now_ms()
         row = self._context.payment(payment_id)
@@ -214,7 +214,7 @@ class PaymentLifecycle:
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
-            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back{ends}")
+            raise Refused("wrong_state", f"a payment that is {row.state} has no coins to take back{ends}")
         if row.id in self._signing.claimed:
             raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
         with self._signing.claim(row.id):

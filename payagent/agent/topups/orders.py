@@ -85,7 +85,7 @@ def open_order(
 ) -> TopupRow:
     """Inside a commit: return the top-up with this key, or add it.
 
-    Refused: `topup_under_way` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
+    Refused: `topup_in_progress` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
         _require_same(known, pools.pool(unit.conn, known.pool), wish)
@@ -93,7 +93,7 @@ def open_order(
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
-        raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
+        raise Refused("topup_in_progress", f"{other.id} is not done yet", topup=other.id)
     request, is_call = request_of(merchant, wish)
     return topups.add(
         unit,

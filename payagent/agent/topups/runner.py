@@ -62,16 +62,16 @@ EXPIRED_MAX = 10
 LATER = frozenset(
     {
         "awaiting_approval",
-        "batch_under_way",
+        "batch_in_progress",
         "chain_not_ready",
         "clock_skew",
-        "foreign_spend",
-        "funds_in_flight",
-        "intent_settling",
+        "external_spend",
+        "funds_pending",
+        "cancel_too_recent",
         "internal_error",
         "invoice_expired",
         "ledger_behind",
-        "merchant_busy",
+        "merchant_in_flight_limit",
         "merchant_timeout",
         "merchant_unreachable",
         "not_signed_yet",
@@ -191,7 +191,7 @@ class TopupRunner:
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
         """Buy nothing more for a top-up. It ends at once, or when its last payment is delivered.
 
-        Refused: `not_found`; `illegal_transition` if it has ended.
+        Refused: `not_found`; `wrong_state` if it has ended.
         """
         context = self._context
         why = Refused("topup_cancelled", "an operator cancelled it")
@@ -199,7 +199,7 @@ class TopupRunner:
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
             if row is None or row.ended_at_ms is not None:
-                raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
+                raise Refused("wrong_state", "the top-up has ended: there is nothing to cancel")
             stop(unit, context, row, why, by_app)
 
         order = self.find(topup_id)
@@ -335,7 +335,7 @@ class TopupRunner:
         require_may_buy(context.conn, order, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
         if under_way is not None and context.payment(under_way).topup != order.id:
-            raise Refused("batch_under_way", "a call buys a batch for the same balance")
+            raise Refused("batch_in_progress", "a call buys a batch for the same balance")
         request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)

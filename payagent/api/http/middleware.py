@@ -81,7 +81,7 @@ class OuterMiddleware:
                     log.info("api.broken_off", why="payagent stops")
                     await break_off(scope, receive)
                 else:
-                    silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                    silent = Refused("daemon_timeout", "payagent stops, and the call was still waiting")
                     await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")

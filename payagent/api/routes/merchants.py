@@ -77,7 +77,7 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
     status_code=200,
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """One that was learnt or pinned; the config file's stay. 409 `last_address`: none would be left."""
+    """One that was learnt or pinned; the config file's stay. 409 `last_pinned_address`: none would be left."""
     await unpin(caller.context, caller.app.id, name, *read_pin(await caller.json_body(request)))
     return _known(caller, name)
 

@@ -195,7 +195,7 @@ async def delivery(
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
-        raise Refused("illegal_transition", "the payment has no proof that could have been presented")
+        raise Refused("wrong_state", "the payment has no proof that could have been presented")
     deliveries = caller.agent.deliveries
     if isinstance(told, str):
         row, advice = await deliveries.take_silence(row.id, told)
@@ -212,7 +212,7 @@ async def delivery(
 async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id: PaymentId) -> JsonResponse:
     """What nothing was signed for is rejected, and its hold is free. Else it is cancelled: one more transaction
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
-    when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
+    when the payment is in a block or has ended, or its deposit is gone (`deposit_rolled_back`)."""
     row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(caller.context.view(row))
 

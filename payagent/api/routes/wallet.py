@@ -98,7 +98,7 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 )
 async def unfreeze_wallet(request: Request, caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of
-    them, null when nothing had. Refused as `foreign_spend_unseen` when `seen` is given and lacks one of them."""
+    them, null when nothing had. Refused as `external_spend_new` when `seen` is given and lacks one of them."""
     seen = read_unfreeze(await caller.json_body(request, may_be_absent=True))
     txs = await unfreeze(caller.context, caller.app.id, seen)
     return JsonResponse({"tx": txs[-1] if txs else None, "txs": txs})

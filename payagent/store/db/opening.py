@@ -145,11 +145,11 @@ def _bring_up_to_date(conn: sqlite3.Connection) -> None:
 def migrate(conn: sqlite3.Connection) -> None:
     """Migrate the schema and check its guards.
 
-    Refused: `ledger_newer`; `ledger_changed` if guard triggers are missing.
+    Refused: `ledger_newer`; `ledger_tampered` if guard triggers are missing.
     """
     _bring_up_to_date(conn)
     if missing := missing_guards(conn):
-        raise Refused("ledger_changed", f"ledger.db lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_tampered", f"ledger.db lacks the triggers {', '.join(missing)}")
 
 
 def _require_known(conn: sqlite3.Connection) -> None:

@@ -123,7 +123,7 @@ CREATE TABLE payments (
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
 -- what was signed for a payment that is void by its time limits can land on no chain: its anchor may be another's
 CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)
-  WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'anchor_gone';
+  WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'deposit_rolled_back';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
@@ -134,7 +134,7 @@ CREATE INDEX payments_buying ON payments(pool)
   WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
 CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
-CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'anchor_gone';
+CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'deposit_rolled_back';
 CREATE INDEX payments_paying ON payments(pool, seq)
   WHERE pool IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_coming ON payments(pool)
