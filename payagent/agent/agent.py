@@ -115,7 +115,7 @@ class Agent:
     async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
         """The cost of `count` such payments now. Reserves and writes nothing.
 
-        Raises what `pay` would raise, and `invoice_paid_already` if a payment exists. A limit or a merchant rule
+        Raises what `pay` would raise, and `invoice_already_paid` if a payment exists. A limit or a merchant rule
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()

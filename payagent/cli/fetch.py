@@ -317,7 +317,7 @@ class _Fetcher:
         except OSError as error:
             paid = answer.headers.get("X-Payagent-Payment")
             context = {} if paid is None else {"payment": paid}
-            raise Refused("output_not_written", f"the body: {error.strerror}", **context) from None
+            raise Refused("write_failed/merchant_answer", f"the body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
             self.terminal.say("")  # what is said next begins a line
 

@@ -135,7 +135,7 @@ def _explaining(is_bare: bool) -> Iterator[None]:
     try:
         yield
     except ProblemError as error:
-        if not is_bare or error.problem["code"] != "body_not_understood":
+        if not is_bare or (error.problem["code"], error.problem.get("reason")) != ("invoice_invalid", "body"):
             raise
         raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
 

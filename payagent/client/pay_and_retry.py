@@ -29,9 +29,10 @@ from payagent.client.merchant_answers import decoded, plain, readable
 from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
 from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
+from payagent.core.problems import name_of
 
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
-_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
+_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "invoice_invalid/body", "invoice_invalid/json"))
 
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 """Keys of `extensions`: on an unpaid 402 the daemon's reason, on a dry run's answer the quote."""
@@ -221,7 +222,7 @@ class BatchWait:
 
 def _is_no_invoice(reply: DaemonReply, demand: httpx.Response) -> bool:
     """Whether payagent does not handle this 402. The reason is attached to it."""
-    if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
+    if reply.status < 400 or name_of(reply.body.get("code"), reply.body.get("reason")) not in _NO_INVOICE:
         return False
     demand.extensions[REFUSAL_MARK] = dict(reply.body)
     return True

@@ -27,7 +27,7 @@ from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
-from payagent.core.problems import Refused
+from payagent.core.problems import Refused, name_of
 from payagent.core.retry_schedule import again_after_s, cost_text
 
 WAIT_S = 25
@@ -206,10 +206,11 @@ def _ask_about(payment_id: str, ask: AskDaemon, deadline_s: float) -> Steps[Json
 
 
 def _without_proof(payment: Json, **context: object) -> PayAgentError:
-    reason = payment.get("reason") or {}
+    why = payment.get("reason") or {}
+    name = name_of(why.get("code"), why.get("reason"))
     return own_error(
-        "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
-        f"{payment['id']} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
+        "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused",
+        f"{payment['id']} is {payment['state']}: {name}, {why.get('detail')}",
         payment=payment["id"],
         **context,
     )

@@ -45,13 +45,13 @@ def parse_chain(value: object) -> Network:
     network = _BY_ALIAS.get(value) if isinstance(value, str) else None
     if network is None:
         raise Refused(
-            "chain_not_understood", f"chain {str(value)[:60]!r} is not a Cardano network by any known name"
+            "invoice_invalid/chain", f"chain {str(value)[:60]!r} is not a Cardano network by any known name"
         )
     return network
 
 
 def require_chain(value: object, network: Network) -> None:
-    """Refuse (`chain_not_understood`, `network_mismatch`) unless the invoice is for our network."""
+    """Refuse (`invoice_invalid/chain`, `network_mismatch`) unless the invoice is for our network."""
     named = parse_chain(value)
     if named is not network:
         raise Refused("network_mismatch", f"the invoice is for {named.name}, this payagent pays on {network.name}")

@@ -74,7 +74,10 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     if not isinstance(value, list):
         raise Refused("split_ambiguous", f"{name} is {show(value)}, not a list of outputs")
     if len(value) > OUTPUTS_MAX:
-        raise Refused("outputs_too_many", f"{name} has {len(value)} entries, {OUTPUTS_MAX} outputs are the most")
+        raise Refused(
+            "invoice_invalid/too_many_outputs",
+            f"{name} has {len(value)} entries, {OUTPUTS_MAX} outputs are the most",
+        )
     shares = tuple(_read_share(f"{name}[{index}]", entry, asset, reading) for index, entry in enumerate(value))
     return SplitForm(name, _read_mode(name, mode), shares)
 

@@ -260,10 +260,10 @@ class ProxyPayer:
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
-                    row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
+                    row.problem or "payment_ended", row.detail or "it ended without paying", payment=row.id
                 )
-            if row.state is State.CANCELLING and row.reason_code is not None:
-                raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if row.state is State.CANCELLING and row.problem is not None:
+                raise Refused(row.problem, row.detail or "it is being cancelled", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
@@ -325,11 +325,11 @@ def _paid_not_served(proof: Proof) -> Refused:
     """
     row, last = proof.row, proof.last
     told = None if last is None else as_told(last.status, last.headers, last.body)
-    code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
+    name, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
-        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
-        code, detail = row.reason_code or ended, row.reason or "it ended without paying"
-    return Refused(code, detail, payment=row.id, merchant_answer=told)
+        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
+        name, detail = row.problem or ended, row.detail or "it ended without paying"
+    return Refused(name, detail, payment=row.id, merchant_answer=told)
 
 
 async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:

@@ -397,7 +397,7 @@ class Settings(BaseSettings):
                     except Refused as refused:
                         raise ValueError(
                             f"merchants.{name}.{key} has no address that can be paid on {self.network} "
-                            f"({refused.code}); copy it anew"
+                            f"({refused.name}); copy it anew"
                         ) from None
         return self
 

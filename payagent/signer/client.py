@@ -165,7 +165,7 @@ def _question(body: bytes, paid: int) -> bytes:
 
 
 def _refusal(told: Mapping[str, Any]) -> Refused:
-    return Refused(told["code"], told["detail"], **told["context"])
+    return Refused(told["name"], told["detail"], **told["context"])
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def _unlock(line: socket.socket, order: Mapping[str, object], process: subproces
             "signer_lost", "the process that was to open the keystore ended before it did" + _last_words(process)
         )
     told: dict[str, Any] = json.loads(answer)
-    if "code" in told:
+    if "name" in told:
         raise _refusal(told)
     return told
 

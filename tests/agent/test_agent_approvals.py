@@ -60,7 +60,7 @@ async def add_somebody(run: Run) -> None:
 
 
 def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
-    return refused.value.code
+    return refused.value.name
 
 
 def is_sound(run: Run) -> bool:
@@ -128,11 +128,11 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
+        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/person")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
-        assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+        assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied/person", row.id)
         await ask(run, "another call")
         await pass_time(run, 601)
         again = await ask(run)
@@ -163,7 +163,7 @@ async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None
         for key in ("a", "b", None):
             with pytest.raises(Refused) as refused:
                 await run.agent.pay(world.ask(key=key))
-            assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+            assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied/person", row.id)
         await ask(run, "another call", key="c")
         theirs, _ = await run.agent.pay(replace(world.ask(key="a"), app_id="app_somebody"))
         assert theirs.state is State.AWAITING_APPROVAL, "nobody said no to that app"
@@ -254,7 +254,7 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
-        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
+        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/timeout")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -272,7 +272,7 @@ async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world
         assert run.state(row.id) is State.AWAITING_APPROVAL
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
-        assert code_of(refused) == "approval_timed_out"
+        assert code_of(refused) == "approval_denied/timeout"
         assert run.state(row.id) is State.DENIED
         assert spent(run) == 0
         assert is_sound(run)
@@ -287,7 +287,7 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
         assert approval is not None
         assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).problem == "approval_denied/timeout"
 
 
 async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
@@ -303,12 +303,12 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         run.context.chain.problem = "nobody answers"
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(late.id, SOMEBODY)
-        assert code_of(refused) == "approval_timed_out"
-        assert run.context.refusals["approval_timed_out"] == 0, "who is told it counts it"
+        assert code_of(refused) == "approval_denied/timeout"
+        assert run.context.refusals["approval_denied"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.payment(row.id).reason_code == "approval_timed_out"
+        assert run.context.payment(row.id).problem == "approval_denied/timeout"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.refusals["approval_timed_out"] == 1
+        assert run.context.refusals["approval_denied"] == 1
         assert spent(run) == 0
         assert is_sound(run)
 

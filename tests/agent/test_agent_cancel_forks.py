@@ -261,7 +261,7 @@ async def test_what_is_repeated_beside_the_transaction_takes_its_room(world: Wor
         assert len(retry_headers(row, None, world.address)["PAYMENT-SIGNATURE"]) < 14_336
         required["resource"]["description"] = "x" * 7000
         long = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=b""))
-        with pytest.raises(Refused, match="proof_too_big"):
+        with pytest.raises(Refused, match="utxos_too_small/header_size"):
             await run.agent.pay(
                 ask(
                     world,

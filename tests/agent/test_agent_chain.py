@@ -258,7 +258,7 @@ class TestAChildWithoutItsParent:
             await bury(world, run)
             for row in (child, grandchild):
                 void = run.context.payment(row.id)
-                assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
+                assert (void.state, void.problem, void.tx_id) == (State.VOID, "payment_void/parent_replaced", None)
                 assert void.void_by == run.context.payment(parent.id).tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.context.conn, WALLET)
@@ -312,7 +312,7 @@ class TestAChildWithoutItsParent:
             parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is State.VOID
             void = run.context.payment(child.id)
-            assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
+            assert (void.state, void.problem) == (State.VOID, "payment_void/parent_replaced")
             assert_at_rest(world, run)
 
     async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:

@@ -183,7 +183,7 @@ async def test_a_further_spend_elsewhere_is_told_too_and_a_unfreeze_that_has_not
         assert [alert.facts["tx"] for alert in alerts.after(run.context.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
             await unfreeze(run.context, APP, [first])
-        assert refused.value.code == "external_spend_new"
+        assert refused.value.name == "external_spend_new"
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP, [first, second]) == (first, second)

@@ -126,7 +126,7 @@ class TestHandedOver:
         async with world.run() as run:
             await run.look()
             world.settings(price=str(200 * ADA), splits=[])
-            with pytest.raises(Refused, match="proof_too_big"):
+            with pytest.raises(Refused, match="utxos_too_small/header_size"):
                 await run.pay()
         async with world.run(terms=lambda terms: without_handover(terms)) as run:
             await run.look()
@@ -148,7 +148,7 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.context.payment(row.id).reason_code == "handed_over_expired"
+            assert run.context.payment(row.id).problem == "payment_void/not_broadcast"
             await wait_for_void(world, run)
             ended = run.context.payment(row.id)
             assert ended.state is State.VOID

@@ -290,7 +290,7 @@ class TestTheSameInvoice:
             await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
-            assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
+            assert (row.state, row.problem) == (State.CANCELLING, "payment_void/expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -321,9 +321,9 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.context.payment(row.id).reason_code) == (
+            assert (run.state(row.id), run.context.payment(row.id).problem) == (
                 State.CANCELLING,
-                "attempt_expired",
+                "payment_void/expired",
             )
             assert_sound(world, run)
             await wait_for_void(world, run)
@@ -476,7 +476,7 @@ class TestTheNextInvoice:
             await run.settle_down()
             assert run.context.payment(first.id).invoice_id != first.invoice_id
             world.clock.ahead_ms -= 310_000
-            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+            with pytest.raises(Refused, match="invoice_already_paid/other_intent"):
                 await run.agent.pay(world.ask_of(answer, key="another"))
             world.clock.ahead_ms += 310_000
 
@@ -531,7 +531,7 @@ class TestTheNextInvoice:
             assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
             assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
             assert row.invoice_id != paid.invoice_id
-            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+            with pytest.raises(Refused, match="invoice_already_paid/other_intent"):
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
 
@@ -700,7 +700,7 @@ class TestResolve:
             world.control("faults", clear=True)
             resolved = await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
-            assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
+            assert (resolved.state, resolved.problem) == (State.CANCELLING, "payment_void/cancelled_by_operator")
             assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
@@ -738,7 +738,7 @@ class TestResolve:
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
-            assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
+            assert (resolved.state, resolved.problem) == (State.REJECTED, "payment_void/cancelled_by_operator")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 

@@ -347,7 +347,7 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
                 await run.settle_down()
             with pytest.raises(Refused, match="transactions: http 500") as refused:
                 await run.pay("too early")
-            assert refused.value.code == "ledger_behind"
+            assert refused.value.name == "ledger_behind"
             (detail,) = [row.facts["detail"] for row in alerts.after(run.context.conn, 0)]
             assert "transactions: http 500" in detail
             relay.unfreeze()

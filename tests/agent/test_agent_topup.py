@@ -106,7 +106,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("done", None)
+            assert (row.state, row.problem) == ("done", None)
             made = payments.payments_of_topup(run.context.conn, row.id)
             assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
@@ -135,7 +135,7 @@ class TestAnOrder:
             called = await order(run, COST, CHAT, key="a call")
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, key="a call")
-            assert (await carry_out(run, called.id)).reason_code == "merchant_sells_none"
+            assert (await carry_out(run, called.id)).problem == "topup_stopped/nothing_sold"
 
     async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
         async with world.run() as run:
@@ -148,7 +148,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
-            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert len(world.transactions()) == 1
             assert (balance(run).bought, balance(run).used) == (BATCH, 2)
             assert wallet_balance(world)["remaining"] == balance(run).left
@@ -159,10 +159,10 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
-            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert not payments.payments_in(run.context.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
-            assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
+            assert (refused.state, refused.problem) == ("stopped", "topup_stopped/request_refused")
             assert "409" in (refused.reason or "")
 
     async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
@@ -179,7 +179,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id)
-            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert world.transactions() == []
 
     async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
@@ -199,7 +199,7 @@ class TestLimits:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "per_day" in (row.reason or "")
             assert len(world.transactions()) == 2
 
@@ -208,7 +208,7 @@ class TestLimits:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "topup_per_day" in (row.reason or "")
             assert len(world.transactions()) == 1
             for _ in range(BATCH):
@@ -226,7 +226,7 @@ class TestLimits:
             row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
             await run.topups.beat()
             row = run.topups.find(row.id)
-            assert row.reason_code == "limit_exceeded"
+            assert row.problem == "limit_exceeded"
             assert "topup_per_day" in (row.reason or "")
 
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
@@ -318,7 +318,7 @@ class TestTheEndOfAnOrder:
         async with world.run() as run:
             await run.look()
             row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             for _ in range(3):
                 await go_round(run)
             assert not world.transactions()
@@ -333,12 +333,12 @@ class TestTheEndOfAnOrder:
             row = await order(run, 50 * ADA)
             await run.topups.beat()
             row = await run.topups.cancel(row.id, APP)
-            assert (row.state, row.reason_code) == ("stopping", None)
+            assert (row.state, row.problem) == ("stopping", None)
             assert await run.topups.cancel(row.id, APP) == row
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -391,7 +391,7 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
-    @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
+    @pytest.mark.parametrize("why", ["topup_stopped/cancelled", "topup_stopped/app_revoked"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
         async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
@@ -400,11 +400,11 @@ class TestTheEndOfAnOrder:
             row = await order_as_ops(run, COST)
             await run.topups.beat()
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
-            await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
+            await (run.topups.cancel(row.id, APP) if why == "topup_stopped/cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
-            assert (row.state, row.reason_code) == ("stopped", why)
+            assert (row.state, row.problem) == ("stopped", why)
             ended = run.context.payment(asked.id)
-            assert (ended.state, ended.reason_code) == (State.DENIED, why)
+            assert (ended.state, ended.problem) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
@@ -425,8 +425,8 @@ class TestTheEndOfAnOrder:
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
-            assert run.topups.find(row.id).reason_code == "topup_out_of_time"
-            assert run.context.payment(asked.id).reason_code == "topup_out_of_time"
+            assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
+            assert run.context.payment(asked.id).problem == "topup_stopped/timed_out"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -438,7 +438,7 @@ class TestTheEndOfAnOrder:
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
-            with pytest.raises(Refused, match="app_ended"):
+            with pytest.raises(Refused, match="topup_stopped/app_revoked"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             assert run.state(asked.id) is State.AWAITING_APPROVAL
             assert world.transactions() == []
@@ -452,7 +452,11 @@ class TestTheEndOfAnOrder:
             await revoke_ops(run)
             assert run.topups.find(row.id).state == "stopping"
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.problem, len(world.transactions())) == (
+                "stopped",
+                "topup_stopped/app_revoked",
+                1,
+            )
             await go_round(run)
             assert len(world.transactions()) == 1
 
@@ -464,7 +468,11 @@ class TestTheEndOfAnOrder:
             await run.topups.beat()
             world.clock.ahead_ms += 60_000
             row = await carry_out(run, row.id)
-            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.problem, len(world.transactions())) == (
+                "stopped",
+                "topup_stopped/app_revoked",
+                1,
+            )
 
     async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
         async with world.run() as run:
@@ -602,7 +610,7 @@ class TestTrouble:
             world.clock.ahead_ms += PATIENCE_MS
             await run.settle_down()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert "merchant_unreachable" in (ended.reason or "")
 
     async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
@@ -636,9 +644,9 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
-            assert (row.state, row.reason_code) == ("stopped", "topup_refused")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/request_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
-            assert {one.reason_code for one in made} == {"invoice_expired"}
+            assert {one.problem for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
@@ -659,7 +667,7 @@ class TestTrouble:
                         break
                     world.clock.ahead_ms += 10_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert sum(one.reason_code == "invoice_expired" for one in made) >= EXPIRED_MAX
+            assert sum(one.problem == "invoice_expired" for one in made) >= EXPIRED_MAX
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -710,7 +718,7 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
-            assert (row.state, row.reason_code) == ("done", None)
+            assert (row.state, row.problem) == ("done", None)
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
@@ -726,7 +734,7 @@ class TestTrouble:
             world.clock.ahead_ms += 120_000
             await run.topups.beat()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             assert len(world.transactions()) == 1
             require_whole(run)
@@ -747,7 +755,7 @@ class TestTrouble:
             assert run.state(paid.id) is State.VOID
             await run.topups.beat()
             ended = run.topups.find(row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "external_spend")
+            assert (ended.state, ended.problem) == ("stopped", "external_spend")
             await unfreeze(run.context, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
@@ -757,7 +765,7 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
-            assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
+            assert (row.state, row.problem) == ("stopped", "not_enough_funds")
             assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
 
 
@@ -973,7 +981,7 @@ class TestByItself:
             (row,) = topups.all_open(run.context.conn)
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
-            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
@@ -994,7 +1002,7 @@ class TestByItself:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             (row,) = await autos(run)
-            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             subject = f"topup:{row.pool}"
             assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
@@ -1061,7 +1069,7 @@ class TestOddMerchants:
             await go_round(run)
             world.settings(price=str(60 * ADA))
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_too_small")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/too_small")
             assert len(world.transactions()) == 1
 
     async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
@@ -1070,7 +1078,7 @@ class TestOddMerchants:
         async with world.run() as run:
             await run.look()
             (row,) = await autos(run, 12)
-            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert not world.transactions()
 
     async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
@@ -1099,7 +1107,7 @@ class TestOddMerchants:
                     await go_round(run)
                 assert refusals == 2, "not at each beat"
                 ended = await carry_out(run, row.id, seconds=30)
-                assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
+                assert (ended.state, ended.problem, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
 
     async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
@@ -1114,7 +1122,7 @@ class TestOddMerchants:
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-                assert (ended.reason_code, payment.commitment is not None) == (None, True)
+                assert (ended.problem, payment.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:
@@ -1134,7 +1142,7 @@ class TestOddMerchants:
                     await run.settle_down()
                     await go_round(run)
                 ended = run.topups.find(row.id)
-                assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+                assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
                 assert "not_served_yet" in (ended.reason or "")
                 assert len(world.transactions()) == 1
 

@@ -118,7 +118,7 @@ async def test_a_denial_is_told_to_who_asks_again(api: Api) -> None:
     assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "nor would it be paid"
     await ask(api, "something else")
     shown = (await api.as_("payer").get(f"/v1/payments/{asked['id']}")).json()
-    assert shown["reason"]["code"] == "approval_denied"
+    assert shown["reason"]["reason"] == "person"
 
 
 async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_none(api: Api) -> None:

@@ -266,8 +266,8 @@ async def test_no_app_ends_what_may_do_more(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"name": "payer"}, "app_exists"),
-        ({"name": "app_payer"}, "app_exists"),
+        ({"name": "payer"}, "already_exists/app"),
+        ({"name": "app_payer"}, "already_exists/app"),
         ({"name": "a b"}, "bad_request"),
         ({"name": "x", "scopes": []}, "bad_request"),
         ({"name": "x", "scopes": ["all"]}, "bad_request"),

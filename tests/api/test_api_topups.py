@@ -189,13 +189,13 @@ async def test_an_order_is_cancelled(api: Api) -> None:
         assert (await api.as_(app).post(path)).json()["code"] == "forbidden"
     await api.run.topups.beat()
     ended = await api.as_("operator").post(path)
-    assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["code"]) == (
-        *(200, "stopping", "topup_cancelled"),
+    assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["reason"]) == (
+        *(200, "stopping", "cancelled"),
     )
     await carry_out(api)
     assert len(api.run.world.transactions()) == 1
     done = (await api.as_("reader").get(f"{PATH}/{told['id']}")).json()
-    assert (done["state"], done["reason"]["code"], done["bought"]) == ("stopped", "topup_cancelled", str(COST))
+    assert (done["state"], done["reason"]["reason"], done["bought"]) == ("stopped", "cancelled", str(COST))
     again = await api.as_("operator").post(path)
     assert (again.status_code, again.json()["code"]) == (409, "wrong_state")
     unknown = await api.as_("operator").post(f"{PATH}/top_none/cancel")

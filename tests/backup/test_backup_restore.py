@@ -89,7 +89,7 @@ async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world
     of_an_older_payagent(world.folder / LEDGER)
     with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
         taken(world, "second.tar")
-    assert caught.value.code == "backup_invalid"
+    assert caught.value.name == "file_invalid/backup"
 
 
 async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:
@@ -281,7 +281,7 @@ async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(wo
     token = (first.data_dir / "operator.token").read_text()
     for name in ("ledger.db", "keystore.json"):
         (first.data_dir / name).unlink()
-    with pytest.raises(Refused, match="file_exists"):
+    with pytest.raises(Refused, match="already_exists/file"):
         await put_back(world, lost.backup)
     assert listing(first.data_dir) == {"operator.token"}
     assert (first.data_dir / "operator.token").read_text() == token

@@ -54,7 +54,7 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
             assert session.end() == 2
         assert frozen_by(shop) == [first, second]
         refused = shop.payagent("wallet", "thaw", "--seen", first)
-        assert (refused.code, refused.error["code"]) == (2, "external_spend_new")
+        assert (refused.code, refused.problem) == (2, "external_spend_new")
         unfrozen = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
         assert unfrozen.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []

@@ -21,7 +21,7 @@ def test_a_person_is_told_every_reason() -> None:
 def test_what_asks_nobody_refuses_whatever_else_asks() -> None:
     with pytest.raises(Refused) as refused:
         judge([PRICE, PIN])
-    assert (refused.value.code, refused.value.detail) == (PIN.code, PIN.detail)
+    assert (refused.value.name, refused.value.detail) == (PIN.code, PIN.detail)
 
 
 @pytest.mark.parametrize(("units", "asks"), [(10, False), (11, True)])

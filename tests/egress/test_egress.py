@@ -85,7 +85,7 @@ async def test_a_public_name_that_leads_into_this_machine_is_not_followed(way: W
     async with open_house() as house:
         with pytest.raises(Refused) as caught:
             await way(Egress(lookup=Resolver([answers])), f"http://shop.example:{house.port}")
-        assert (caught.value.code, "127.0.0.1" in caught.value.detail) == ("merchant_in_private_network", True)
+        assert (caught.value.name, "127.0.0.1" in caught.value.detail) == ("merchant_in_private_network", True)
         assert caught.value.context["sent"] is False, "what was counted for the call beforehand is given back"
         assert house.connections == 0
 
@@ -126,7 +126,7 @@ async def test_a_name_without_an_address_is_a_merchant_that_cannot_be_reached(wa
     for lookup in (nowhere, Resolver([[]])):
         with pytest.raises(Refused) as caught:
             await way(Egress(lookup=lookup), "http://shop.example:9")
-        assert caught.value.code == "merchant_unreachable"
+        assert caught.value.name == "merchant_unreachable"
 
 
 @both

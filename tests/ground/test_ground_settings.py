@@ -46,7 +46,7 @@ def load(folder: Path, extra: str = "", *, network: str = "preprod", **environ: 
 def refusal(folder: Path, extra: str = "", **environ: str) -> str:
     with pytest.raises(Refused) as caught:
         load(folder, extra, **environ)
-    assert caught.value.code == "config_invalid"
+    assert caught.value.name == "config_invalid"
     return caught.value.detail
 
 
@@ -356,7 +356,7 @@ def test_what_is_wrong_is_named_with_file_key_and_fix(tmp_path: Path, case: str)
     path.write_text(top + MINIMAL.format(network="preprod") + tables)
     with pytest.raises(Refused) as caught:
         load_settings(path, {"HOME": str(tmp_path)})
-    assert caught.value.code == "config_invalid"
+    assert caught.value.name == "config_invalid"
     assert f"{path}: {message}" in caught.value.detail
 
 
@@ -604,14 +604,14 @@ def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Pa
     assert passphrase_file(without, environ, can_ask=True) is None
     with pytest.raises(Refused) as caught:
         passphrase_file(without, environ, can_ask=False)
-    assert caught.value.code == "keystore_locked"
+    assert caught.value.name == "keystore_locked"
 
 
 def test_a_credential_that_cannot_be_looked_at_is_told_as_that_and_not_passed_over(tmp_path: Path) -> None:
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / ("x" * 5000))}
     with pytest.raises(Refused, match=r"systemd credential .* cannot be looked at: File name too long") as caught:
         passphrase_file(load(tmp_path), environ, can_ask=True)
-    assert caught.value.code == "keystore_locked"
+    assert caught.value.name == "keystore_locked"
 
 
 def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> None:

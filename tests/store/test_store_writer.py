@@ -170,7 +170,7 @@ def taking(memory: list[str], name: str) -> Job:
 def refused(future: "Future[object]") -> str:
     with pytest.raises(Refused) as raised:
         future.result(10)
-    assert raised.value.code == "store_failed"
+    assert raised.value.name == "store_failed"
     return raised.value.detail
 
 
@@ -424,7 +424,7 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete") as caught:
         Writer(path)
-    assert (caught.value.code, caught.value.problem.retryable) == ("ledger_tampered", False)
+    assert (caught.value.name, caught.value.problem.retryable) == ("ledger_tampered", False)
 
 
 def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
@@ -487,7 +487,7 @@ def test_a_ledger_that_a_newer_payagent_has_changed_is_not_opened(
         conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
     with pytest.raises(Refused, match="newer payagent") as caught:
         opens(path)
-    assert caught.value.code == "ledger_newer"
+    assert caught.value.name == "ledger_newer"
     assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
     assert not caught.value.problem.retryable
 

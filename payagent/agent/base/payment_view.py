@@ -82,8 +82,8 @@ def payment_view(row: PaymentRow, terms: AgentConfig, *, ready: bool) -> Json:
         "created_at": iso_time(row.created_at_ms),
         "changed_at": iso_time(row.changed_at_ms),
     }
-    if row.reason_code is not None:
-        view["reason"] = {"code": row.reason_code, "detail": row.reason}
+    if row.code is not None:
+        view["reason"] = {"code": row.code, "reason": row.reason, "detail": row.detail}
     return view
 
 

@@ -292,8 +292,7 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
         block_hash=row.block_hash,
         block_height=row.block_height,
         block_slot=row.block_slot,
-        reason_code=why.code,
-        reason=why.detail,
+        **why.record,
     )
     not_bought(unit, steps.row_of(unit, payment_id))
     records.release_hold(unit, payment_id, now_ms)

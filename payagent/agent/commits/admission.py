@@ -129,9 +129,8 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, purchase: PaymentIntent) -> None:
-        """Refused if the chosen invoice has a payment: `invoice_paid_already`, or `invoice_paid_elsewhere` for
-        another purchase's. An invoice without an id of its own counts as paid if its intent has a payment.
-        """
+        """Refused if the chosen invoice has a payment: `invoice_already_paid`. An invoice without an id of its own
+        counts as paid if its intent has a payment."""
         invoice = purchase.invoice
         known = _known(conn, invoice)
         paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
@@ -142,7 +141,7 @@ class Admission:
         if row is not None:
             _require_for(conn, purchase, row.id)
             told = f"{row.id} pays for it, and is {row.state}"
-            raise Refused("invoice_paid_already", told, payment=row.id, state=str(row.state))
+            raise Refused("invoice_already_paid/same_intent", told, payment=row.id, state=str(row.state))
 
     def _open_payment(
         self,
@@ -264,11 +263,11 @@ class Admission:
         if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
         if is_hopeless(unit.conn, row.id, row.tx_id):
-            return Refused("attempt_expired", "a provider said that the transaction can never be valid")
+            return Refused("payment_void/expired", "a provider said that the transaction can never be valid")
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
         except Refused as refusal:
-            return Refused("attempt_expired", f"no block took the transaction in its time: {refusal.detail}")
+            return Refused("payment_void/expired", f"no block took the transaction in its time: {refusal.detail}")
         return None
 
     def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
@@ -356,9 +355,7 @@ def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
-    records.move_payment(
-        unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
-    )
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
     return AdmittedPayment(payment_id, True, refusal=told)
 
 
@@ -414,7 +411,7 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
 
 
 def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> None:
-    """Refused: `invoice_paid_elsewhere` if the payment is another purchase's. A late copy of the same request
+    """Refused: `invoice_already_paid` if the payment is another purchase's. A late copy of the same request
     finds its payment. A payment of another app is not named.
 
     The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
@@ -424,7 +421,7 @@ def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> 
         is_ours = intent.app_id == purchase.app_id
         whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
         detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
-        raise Refused("invoice_paid_elsewhere", detail, **ours)
+        raise Refused("invoice_already_paid/other_intent", detail, **ours)
 
 
 def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:

@@ -118,7 +118,7 @@ class ApprovalRules:
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """Deny the payment. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
-        why = Refused("approval_denied", "a person denied it")
+        why = Refused("approval_denied/person", "a person denied it")
         end(unit, payment_id, by, why, now_ms)
 
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
@@ -138,7 +138,7 @@ class ApprovalRules:
     def require_not_denied(
         self, unit: Unit, purchase: PaymentIntent, intent: IntentRow | None, now_ms: int
     ) -> None:
-        """Refused: `approval_denied` if the same request was denied in the last `timeout_s`.
+        """Refused: `approval_denied/person` if the same request was denied in the last `timeout_s`.
 
         The request counts, whatever its key; without a request, the intent. A denial dated more than `timeout_s`
         in the future came from a wrong clock and does not count.
@@ -152,10 +152,12 @@ class ApprovalRules:
             fingerprint=None if purchase.request is None else purchase.fingerprint,
         )
         if denied is not None:
-            raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
+            raise Refused(
+                "approval_denied/person", f"a person denied {denied}, which is the same call", payment=denied
+            )
 
     def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> DecidedPayment:
-        why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
+        why = Refused("approval_denied/timeout", "nobody decided on it in time", payment=payment_id)
         end(unit, payment_id, Approver("clock"), why, now_ms)
         return DecidedPayment(payment_id, None, why)
 
@@ -227,7 +229,7 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
     """End the payment as denied, and release its hold."""
     records.release_hold(unit, payment_id, now_ms, stage="ask")
     told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, **why.record)
     _clear_question(unit, payment_id, why.detail, now_ms)
 
 
@@ -236,7 +238,7 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
     row = payments.payment(unit.conn, payment_id)
     if row is not None:
         told = as_told(unit.conn, row.app_id, refusal)
-        why = {"code": told.code, "detail": told.detail}
+        why = told.record
         if told is not refusal:
             why["figures"] = refusal.detail
         records.note(

@@ -105,8 +105,7 @@ def record_cancel(
         now_ms,
         None if by is None else {"by": by},
         tx_id=plan.tx_id,
-        reason_code=why.code,
-        reason=why.detail,
+        **why.record,
     )
 
 
@@ -144,9 +143,7 @@ def reject_unsigned(
     """
     hold = payments.hold(unit.conn, payment_id)
     told = None if by is None else {"by": by}
-    records.move_payment(
-        unit, payment_id, Event.REJECT, now_ms, told, reason_code=refusal.code, reason=refusal.detail
-    )
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, told, **refusal.record)
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
@@ -158,7 +155,7 @@ def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Re
     if row.state is State.RESERVED:
         reject_unsigned(unit, payment_id, utxos, refusal, now_ms)
     facts = {
-        "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
+        "detail": f"the signer refused a transaction ({refusal.name}): {refusal.detail}",
         "payment": payment_id,
     }
     raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
@@ -238,13 +235,15 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
-        return Refused(row.reason_code or "handed_over_expired", row.reason or "")
+        return Refused(row.problem or "payment_void/not_broadcast", row.detail or "")
     if row.state is not State.IN_FLIGHT or not row.handed_over:
         return None
     if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
-        return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
+        return Refused(
+            "payment_void/merchant_refused", "the merchant refused the transaction before it broadcast it"
+        )
     if is_over:
-        return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
+        return Refused("payment_void/not_broadcast", "the transaction was handed over, and its TTL passed")
     return None
 
 
@@ -268,8 +267,9 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
         block_hash=seen.block_hash,
         block_height=seen.block_height,
         block_slot=seen.slot,
-        reason_code=None,
+        code=None,
         reason=None,
+        detail=None,
         **invoice,
     )
     _take_effect(unit, payment_id, seen, utxos, provider, now_ms)
@@ -303,8 +303,9 @@ def record_void(
 
 _ORPHANED: dict[str, object] = {
     "tx_id": None,
-    "reason_code": "parent_lost",
-    "reason": "the payment whose change it was to spend went by another transaction",
+    "code": "payment_void",
+    "reason": "parent_replaced",
+    "detail": "the payment whose change it spends was replaced by another transaction",
 }
 
 
@@ -327,8 +328,9 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         block_hash=block.block_hash,
         block_height=block.block_height,
         block_slot=block.slot,
-        reason_code="deposit_rolled_back",
-        reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
+        code="deposit_rolled_back",
+        reason=None,
+        detail="a rollback took the deposit that it spends, and its transactions can no longer land",
     )
     prepaid.not_bought(unit, row)
     records.release_hold(unit, payment_id, now_ms)

@@ -87,10 +87,10 @@ class Planner:
                 return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
             return self._plan_with(unit, pay, slot, self.unconfirmed_ancestors, by_one=True, waits=waits)
         except Refused as refusal:
-            if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
+            if invoice.proof == "tx_hash" or refusal.code != "utxos_too_small":
                 raise
             raise Refused(
-                "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
+                "utxos_too_small/header_size", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
             ) from None
 
     def transfer(self, unit: Unit, plan: TransferPlan, nonce_utxo: Utxo | None, now_ms: int) -> TxPlan:
@@ -185,7 +185,7 @@ class Planner:
         try:
             return plan(self.utxos)
         except Refused as refusal:
-            if refusal.code not in ("not_enough_funds", "needs_consolidation"):
+            if refusal.name not in ("not_enough_funds", "utxos_too_small/inputs"):
                 raise
             if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, by_one=by_one)):
                 return chained

@@ -34,7 +34,7 @@ class NewApp:
 async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """Add an app with its token and its own limits.
 
-    Refused: `app_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it has expired.
+    Refused: `already_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it expired.
     """
     _require_no_more(wanted.scopes, by)
     origins = None
@@ -46,10 +46,12 @@ async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash:
 
     def job(unit: Unit) -> None:
         if apps.by_name(unit.conn, wanted.name) is not None:
-            raise Refused("app_exists", f"there is an app {wanted.name!r}, or was one: names are not used again")
+            raise Refused(
+                "already_exists/app", f"there is an app {wanted.name!r}, or was one: names are not used again"
+            )
         if apps.by_id(unit.conn, wanted.name) is not None:
             raise Refused(
-                "app_exists", f"{wanted.name!r} is the id of an app, which stands for it as its name does"
+                "already_exists/app", f"{wanted.name!r} is the id of an app, which stands for it as its name does"
             )
         apps.add(unit, app, now_ms)
         told = {"merchants": _listed(origins), "assets": _listed(wanted.assets), "scopes": _listed(app.scopes)}
@@ -90,7 +92,7 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
         if apps.revoke(unit, app.id, now_ms):
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
         for order in topups.open_of_app(unit.conn, app.id):
-            stop(unit, context, order, Refused("app_ended", "its token was revoked"), by.id)
+            stop(unit, context, order, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
 
     orders = topups.open_of_app(context.conn, app.id)
     await context.write("app", job)

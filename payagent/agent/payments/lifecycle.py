@@ -66,7 +66,7 @@ class PaymentLifecycle:
             await self.resume(row, asked=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
-                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
+                raise Refused(row.problem or "invoice_expired", row.detail or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
             row = self._context.payment(row.id)
@@ -120,7 +120,7 @@ class PaymentLifecycle:
             )
             return late
         elif asked or not self._context.is_paused:
-            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+            late = Refused("payment_void/expired", "payagent came to replace it when its invoice was nearly over")
             await self._take_back(row, stopped or late, slot, now_ms)
         return None
 
@@ -218,7 +218,7 @@ class PaymentLifecycle:
         if row.id in self._signing.claimed:
             raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
         with self._signing.claim(row.id):
-            why = Refused("resolved", "an operator took its coins back")
+            why = Refused("payment_void/cancelled_by_operator", "an operator took its coins back")
             if row.state is State.RESERVED:
                 await self._context.write(
                     "reject",

@@ -119,8 +119,8 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
     if order.stop_code is not None:
         return
     now_ms = context.ports.clock.now_ms()
-    topups.stop(unit, order.id, why.code, why.detail)
-    told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
+    topups.stop(unit, order.id, why.record)
+    told = {"topup": order.id, **why.record, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
@@ -131,11 +131,11 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
 def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
     clock_ms = context.limits_clock_ms(unit.conn, now_ms)
-    code, reason = (None, None) if why is None else (why.code, why.detail)
-    if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
+    record = dict.fromkeys(("code", "reason", "detail")) if why is None else why.record
+    if topups.end(unit, order.id, record, now_ms, clock_ms):
         if why is not None:
             _end_question(unit, order, Approver("clock"), why, now_ms)
-        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
+        told = {"topup": order.id, "clock_ms": clock_ms, **record}
         records.note(unit, None, "topup_ended", None, now_ms, told)
         _tell(unit, order, why, now_ms)
 
@@ -159,8 +159,9 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
         clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.cause == "auto" and why.code != "topup_cancelled":
-        raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
+    elif order.cause == "auto" and why.name != "topup_stopped/cancelled":
+        told = {name: str(value) for name, value in why.record.items() if value}
+        raise_alert(unit, "topup_failed", subject, facts | told, now_ms)
 
 
 def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, bool]:
@@ -268,7 +269,7 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     orders = topups.autos_of(conn, pool.id)
     if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_count:
         return True
-    failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
+    failed = next((place for place, row in enumerate(orders) if row.code is None), len(orders))
     if failed == 0:
         return False
     pause_ms = min(PAUSE_FIRST_MS << min(failed - 1, 10), DAY_MS)

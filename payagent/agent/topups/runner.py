@@ -88,7 +88,7 @@ LATER = frozenset(
 
 _ENDS_ORDER = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
-    State.DENIED: ("approval_denied", "a person denied its payment"),
+    State.DENIED: ("approval_denied/person", "a person denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
@@ -194,7 +194,7 @@ class TopupRunner:
         Refused: `not_found`; `wrong_state` if it has ended.
         """
         context = self._context
-        why = Refused("topup_cancelled", "an operator cancelled it")
+        why = Refused("topup_stopped/cancelled", "an operator cancelled it")
 
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
@@ -273,8 +273,8 @@ class TopupRunner:
         now_ms = context.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
-            code, reason = _ENDS_ORDER[last.state]
-            await self._break_off(order, Refused(last.reason_code or code, last.reason or reason))
+            name, detail = _ENDS_ORDER[last.state]
+            await self._break_off(order, Refused(last.problem or name, last.detail or detail))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # `_buy` pays again, which signs it
@@ -285,13 +285,15 @@ class TopupRunner:
         elif bought(order, made) >= order.units:
             await self._end(order, None)
             return
-        if order.stop_code is not None:
-            raise Refused(order.stop_code, order.stop_reason or "")
+        if order.stop_problem is not None:
+            raise Refused(order.stop_problem, order.stop_detail or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
-        expired = takewhile(lambda row: row.reason_code == "invoice_expired", reversed(made))
+        expired = takewhile(lambda row: row.code == "invoice_expired", reversed(made))
         if sum(1 for _ in expired) >= EXPIRED_MAX:
-            raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
+            raise Refused(
+                "topup_stopped/request_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time"
+            )
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)
 
@@ -401,7 +403,14 @@ class TopupRunner:
         if why is None:
             log.info("topup.done", topup=order.id)
         else:
-            log.warning("topup.stopped", topup=order.id, cause=order.cause, code=why.code, why=why.detail)
+            log.warning(
+                "topup.stopped",
+                topup=order.id,
+                cause=order.cause,
+                code=why.code,
+                reason=why.reason,
+                why=why.detail,
+            )
         self._go_on(order)
 
     def _go_on(self, order: TopupRow) -> None:
@@ -410,12 +419,12 @@ class TopupRunner:
         self._context.changes.notify(order.id)
 
     def _give_up(self, order: TopupRow, why: str) -> None:
-        raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
+        raise Refused("topup_stopped/timed_out", self._wait_of(order).trouble or why)
 
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
         delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
-        now_ms, trouble = self._context.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        now_ms, trouble = self._context.ports.clock.now_ms(), str(why)
         self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
@@ -478,8 +487,8 @@ def _require_offer(heard: MerchantReply) -> None:
         raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
     if may_pass(heard.status):
         raise Refused("merchant_unreachable", f"it answered {heard.status}")
-    raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
+    raise Refused("topup_stopped/request_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
 
 def _sells_none() -> Refused:
-    return Refused("merchant_sells_none", "it served the request without asking for money")
+    return Refused("topup_stopped/nothing_sold", "it served the request without asking for money")

@@ -122,7 +122,7 @@ def require_own_target(scope: Scope) -> None:
 
 
 def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:
-    """Raise `host_refused` or `browser_refused` for a request that a web page may have made.
+    """Raise `browser_refused/host` or `browser_refused/web_page` for a request that a web page may have made.
 
     `hosts` are the names that the operator configured besides the loopback ones, in lower case and without a port.
     A page may request paths that cost nothing and reveal nothing, unless `everywhere` is set.
@@ -132,12 +132,14 @@ def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) 
         said = headers.getlist("host")
         host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
         if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in hosts):
-            raise Refused("host_refused", "the Host header is no loopback name or address, and not in api.hosts")
+            raise Refused(
+                "browser_refused/host", "the Host header is no loopback name or address, and not in api.hosts"
+            )
     if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:
-            raise Refused("browser_refused", "the request has an Origin header")
+            raise Refused("browser_refused/web_page", "the request has an Origin header")
         if "sec-fetch-site" in headers:
-            raise Refused("browser_refused", "the request has a Sec-Fetch-Site header")
+            raise Refused("browser_refused/web_page", "the request has a Sec-Fetch-Site header")
 
 
 def _is_tcp(scope: Scope) -> bool:

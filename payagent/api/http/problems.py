@@ -46,6 +46,7 @@ def problem_of(refused: Refused, request_id: str) -> Json:
         "detail": refused.detail,
         "instance": f"urn:payagent:request:{request_id}",
         "code": refused.code,
+        "reason": refused.reason,
         "retryable": row.retryable,
         "money": refused.money,
         "fix": row.fix,

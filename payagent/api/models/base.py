@@ -29,6 +29,7 @@ class Closed(BaseModel):
 
 class Reason(BaseModel):
     code: str
+    reason: str | None
     detail: str | None
 
 

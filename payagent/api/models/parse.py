@@ -318,7 +318,7 @@ def _json(raw: bytes) -> object:
     try:
         return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
     except Refused as refused:
-        if refused.code != "json_not_understood":
+        if refused.name != "invoice_invalid/json":
             raise
         raise Refused("bad_request", refused.detail) from None
 

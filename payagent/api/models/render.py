@@ -81,11 +81,11 @@ def verdict_view(quote: PaymentQuote) -> Json:
 
 
 def _refusal_view(refusal: Refused | None) -> Json:
-    return {} if refusal is None else {"refusal": {"code": refusal.code, "detail": refusal.detail}}
+    return {} if refusal is None else {"refusal": refusal.record}
 
 
 def _reason_view(reason: Finding) -> Json:
-    return {"code": reason.code, "detail": reason.detail}
+    return {"code": reason.code, "reason": None, "detail": reason.detail}
 
 
 def approval_view(

@@ -66,7 +66,7 @@ def _payment(known: Recorded) -> Json:
         "is_prepaid": row["pool"] is not None,
         "tx_hash": row["tx_id"],
         "block": None if row["block_hash"] is None else _block(row),
-        **_only(row, "void_by", "merchant_status", "reason_code", "reason", "created_at_ms", "changed_at_ms"),
+        **_only(row, "void_by", "merchant_status", "code", "reason", "detail", "created_at_ms", "changed_at_ms"),
     }
 
 

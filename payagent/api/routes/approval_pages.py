@@ -56,7 +56,7 @@ _WHO = "links"
 _HEADINGS = {
     "approved": "The payment was approved",
     "denied": "The payment was denied",
-    "timed_out": PROBLEMS["approval_timed_out"].title,
+    "timed_out": PROBLEMS["approval_denied"].reasons["timeout"].title,
 }
 
 Row = tuple[str, str]
@@ -111,8 +111,8 @@ def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> It
     """What was decided, and what has become of the payment."""
     by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
     yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
-    if row.reason is not None:
-        yield "why", row.reason
+    if row.detail is not None:
+        yield "why", row.detail
     yield "money", STATES_IN_WORDS[row.state]
     yield "payment", row.id
 
@@ -134,12 +134,12 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
 
 
 def _require_own_page(request: Request, origin: str) -> None:
-    """Refused, `browser_refused`, what is not the page's own form: a browser names where a call comes from, and of
+    """Refused: `browser_refused` unless it is the page's own form. A browser names where a call comes from, and of
     a page without a referrer it says "null" for the origin.
     """
     sites, origins = request.headers.getlist("sec-fetch-site"), request.headers.getlist("origin")
     if sites != ["same-origin"] or origins not in ([origin], ["null"]):
-        raise Refused("browser_refused", "the decision does not come from the page of the link")
+        raise Refused("browser_refused/web_page", "the decision does not come from the page of the link")
 
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:

@@ -96,7 +96,7 @@ async def pay_at_once(request: Request) -> JsonResponse:
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
-    that paying would find is `invoice_paid_already`."""
+    that paying would find is `invoice_already_paid/same_intent`."""
     ask = read_ask(caller.app.id, await caller.json_body(request), None)
     return JsonResponse(quote_view(await caller.agent.quote(ask), caller.context.terms))
 

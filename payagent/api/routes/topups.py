@@ -136,8 +136,10 @@ def _view(context: AgentContext, row: TopupRow) -> Json:
         "created_at": iso_time(row.created_at_ms),
         "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
     }
-    if (code := row.reason_code or row.stop_code) is not None:
-        view["reason"] = {"code": code, "detail": row.reason if row.reason_code else row.stop_reason}
+    if row.code is not None:
+        view["reason"] = {"code": row.code, "reason": row.reason, "detail": row.detail}
+    elif row.stop_code is not None:
+        view["reason"] = {"code": row.stop_code, "reason": row.stop_reason, "detail": row.stop_detail}
     return view
 
 

@@ -239,33 +239,34 @@ _EVENTS_TOLD = (
     "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
 )
 """SQL: events with a detail that JSON functions can read. SQLite aborts the query on a detail that is not JSON."""
+_WHY = "detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail'"
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, stop and end as in the row, stop and end as in the events) of every top-up.
 
-    Each side is (stop code, stop reason, end time, end on the limits' clock, code, reason); None where nothing is
-    recorded.
+    Each side is (stop code, reason, detail, end time, end on the limits' clock, code, reason, detail); None where
+    nothing is recorded.
     """
     stops = {
-        topup_id: (code, reason)
-        for topup_id, code, reason in conn.execute(
-            f"SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM {_EVENTS_TOLD} "  # noqa: S608
+        topup_id: why
+        for topup_id, *why in conn.execute(
+            f"SELECT detail ->> '$.topup', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608  our own names
             "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
-        topup_id: (at_ms, clock_ms, code, reason)
-        for at_ms, topup_id, clock_ms, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  our own names
-            f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
+        topup_id: (at_ms, *ended)
+        for at_ms, topup_id, *ended in conn.execute(
+            f"SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608
+            "WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *told in conn.execute(
-        "SELECT seq, id, stop_code, stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups "
-        "ORDER BY seq"
+        "SELECT seq, id, stop_code, stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail "
+        "FROM topups ORDER BY seq"
     ):
-        by_events = (*stops.get(topup_id, (None,) * 2), *ends.get(topup_id, (None,) * 4))
+        by_events = (*stops.get(topup_id, (None,) * 3), *ends.get(topup_id, (None,) * 5))
         yield number, tuple(told), by_events
 
 

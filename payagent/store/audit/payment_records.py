@@ -115,7 +115,7 @@ class Case(NamedTuple):
 
 STANDING = (
     "state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot", "invoice",
-    "void_by", "merchant_status", "reason_code", "reason", "changed_at_ms",
+    "void_by", "merchant_status", "code", "reason", "detail", "changed_at_ms",
 )  # fmt: skip
 """The columns of a payment that may change."""
 

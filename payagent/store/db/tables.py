@@ -110,8 +110,9 @@ CREATE TABLE payments (
   block_height INTEGER,
   block_slot INTEGER,
   merchant_status TEXT,
-  reason_code TEXT,
+  code TEXT,
   reason TEXT,
+  detail TEXT,
   created_at_ms INTEGER NOT NULL,
   changed_at_ms INTEGER NOT NULL,
   CHECK ((kind = 'invoice') = (invoice IS NOT NULL)),
@@ -123,7 +124,7 @@ CREATE TABLE payments (
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
 -- what was signed for a payment that is void by its time limits can land on no chain: its anchor may be another's
 CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)
-  WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'deposit_rolled_back';
+  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'deposit_rolled_back';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
@@ -133,8 +134,8 @@ CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool)
   WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
-CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
-CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'deposit_rolled_back';
+CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE code = 'approval_denied' AND reason = 'person';
+CREATE INDEX payments_anchor_gone ON payments(code) WHERE code = 'deposit_rolled_back';
 CREATE INDEX payments_paying ON payments(pool, seq)
   WHERE pool IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_coming ON payments(pool)
@@ -493,10 +494,12 @@ CREATE TABLE topups (
   clock_ms INTEGER NOT NULL,
   stop_code TEXT,
   stop_reason TEXT,
+  stop_detail TEXT,
   ended_at_ms INTEGER,
   ended_clock_ms INTEGER,
-  reason_code TEXT,
+  code TEXT,
   reason TEXT,
+  detail TEXT,
   UNIQUE (app_id, key)
 ) STRICT;
 CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
@@ -553,7 +556,7 @@ SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery
        a.name AS app, v.invoice_id AS invoice_id, p.asset AS asset, p.units AS units,
        {_ada("p.asset", "p.units")} AS ada, t.fee_lovelace AS fee_lovelace, p.tx_id AS tx_id,
        p.block_height AS block_height, {_iso_time("p.created_at_ms")} AS created_at,
-       {_iso_time("p.changed_at_ms")} AS changed_at, p.reason_code AS reason_code
+       {_iso_time("p.changed_at_ms")} AS changed_at, p.code AS code, p.reason AS reason
 FROM (
   SELECT *, json_extract(owed, '$[0].asset') AS asset, (
     SELECT IIF(high + (low >> 32) < 2147483648, (high << 32) + low, NULL) FROM (
@@ -578,7 +581,7 @@ LEFT JOIN invoices v ON v.seq = p.invoice;
 
 CREATE VIEW v_refusals AS
 SELECT {_iso_time("p.created_at_ms")} AS at, p.id AS payment, a.name AS app, v.origin AS merchant,
-       i.request AS request, p.reason_code AS code, p.reason AS reason
+       i.request AS request, p.code AS code, p.reason AS reason, p.detail AS detail
 FROM payments p
 JOIN apps a ON a.id = p.app_id
 JOIN intents i ON i.id = p.intent_id
@@ -586,7 +589,7 @@ LEFT JOIN invoices v ON v.seq = p.invoice
 WHERE p.state IN ('rejected', 'denied')
 UNION ALL
 SELECT {_iso_time("e.at_ms")}, NULL, a.name, e.detail ->> '$.origin', e.detail ->> '$.request',
-       e.detail ->> '$.code', e.detail ->> '$.detail'
+       e.detail ->> '$.code', e.detail ->> '$.reason', e.detail ->> '$.detail'
 FROM events e
 LEFT JOIN apps a ON a.id = e.detail ->> '$.app'
 WHERE e.payment_id IS NULL AND e.event = 'refused';

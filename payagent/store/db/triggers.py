@@ -35,7 +35,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
-_NOT_FREED = _NOT_REFUSED + " AND {0}reason_code IS NOT 'deposit_rolled_back'"
+_NOT_FREED = _NOT_REFUSED + " AND {0}code IS NOT 'deposit_rolled_back'"
 _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 
@@ -126,7 +126,16 @@ KEPT = {
             "created_at_ms",
             "clock_ms",
         ),
-        once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
+        once=(
+            "stop_code",
+            "stop_reason",
+            "stop_detail",
+            "ended_at_ms",
+            "ended_clock_ms",
+            "code",
+            "reason",
+            "detail",
+        ),
     ),
     "alerts": RecordTable(
         (_ROW, Key(("id",))),

@@ -184,13 +184,13 @@ def any_rolled_back(conn: sqlite3.Connection) -> bool:
     row = conn.execute(
         "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
         "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone "
-        "WHERE reason_code = 'deposit_rolled_back')"
+        "WHERE code = 'deposit_rolled_back')"
     ).fetchone()
     return bool(row[0])
 
 
 _DESCENT = """
-SELECT c.state, p.anchor, p.state = 'void' AND p.reason_code = 'deposit_rolled_back' FROM coins c
+SELECT c.state, p.anchor, p.state = 'void' AND p.code = 'deposit_rolled_back' FROM coins c
 LEFT JOIN attempts a ON a.tx_id = c.tx_id AND c.state = 'pending' LEFT JOIN payments p ON p.id = a.payment_id
 WHERE c.ref = ?
 """
@@ -220,7 +220,7 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether a transaction is an attempt of a payment that is void because its deposit was rolled back."""
     maker = payment_of_attempt(conn, tx_id)
-    return maker is not None and maker.state is State.VOID and maker.reason_code == "deposit_rolled_back"
+    return maker is not None and maker.state is State.VOID and maker.code == "deposit_rolled_back"
 
 
 def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:

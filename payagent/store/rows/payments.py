@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, sqlite3. Never: writes.
+May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
+from payagent.core.problems import name_of
 
 Stage = Literal["ask", "pay"]
 """The stage of a hold: `ask` while a decision is pending, `pay` from the decision on."""
@@ -64,8 +65,9 @@ class PaymentRow:
     block_height: int | None
     block_slot: int | None
     merchant_status: str | None
-    reason_code: str | None
+    code: str | None
     reason: str | None
+    detail: str | None
     accepted_by_provider: bool
     proof: Proof
     handed_over: bool
@@ -84,6 +86,11 @@ class PaymentRow:
     changed_at_ms: int
     attempt: int | None
     is_noted: bool = True
+
+    @property
+    def problem(self) -> str | None:
+        """Why it ended or is being cancelled, as the name that `Refused` takes."""
+        return name_of(self.code, self.reason)
 
     @property
     def shown_by(self) -> str:
@@ -118,7 +125,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
        p.delivery, p.anchor,
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
-       p.merchant_status, p.reason_code, p.reason,
+       p.merchant_status, p.code, p.reason, p.detail,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'
                AND e.detail ->> '$.tx_id' = p.tx_id),
        COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,

@@ -4,8 +4,10 @@ May import: core, store. Never: commits; counts what a top-up bought (its paymen
 """
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from payagent.core.problems import name_of
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
@@ -19,7 +21,7 @@ class TopupRow:
 
     `request`: the HTTP request whose 402 sells it, as JSON. `is_call`: an ordinary request, which uses one of what
     it buys.
-    `reason_code`: why it ended before its goal. `stop_code`: why it will end once its current payments are
+    `code`: why it ended before its goal. `stop_code`: why it will end once its current payments are
     delivered. `clock_ms` and `ended_clock_ms` are on the limits' clock (store.rows.limit_counters).
     """
 
@@ -37,25 +39,36 @@ class TopupRow:
     clock_ms: int
     stop_code: str | None
     stop_reason: str | None
+    stop_detail: str | None
     ended_at_ms: int | None
     ended_clock_ms: int | None
-    reason_code: str | None
+    code: str | None
     reason: str | None
+    detail: str | None
 
     @property
     def state(self) -> str:
-        """`open`, `stopping` (nothing more is bought), `done` or `stopped` (see `reason_code`).
+        """`open`, `stopping` (nothing more is bought), `done` or `stopped` (see `code`).
 
         A top-up is also `done` if the merchant sells no more.
         """
         if self.ended_at_ms is None:
             return "open" if self.stop_code is None else "stopping"
-        return "done" if self.reason_code in (None, "merchant_sells_none") else "stopped"
+        return "done" if self.problem in (None, "topup_stopped/nothing_sold") else "stopped"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it ended before its goal, as the name that `Refused` takes."""
+        return name_of(self.code, self.reason)
+
+    @property
+    def stop_problem(self) -> str | None:
+        return name_of(self.stop_code, self.stop_reason)
 
 
 _TOPUP = (
     "SELECT seq, id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, clock_ms, stop_code, "
-    "stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups"
+    "stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail FROM topups"
 )
 
 
@@ -84,25 +97,23 @@ def add(
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         values,
     )
-    return TopupRow(int(cursor.lastrowid or 0), *values, None, None, None, None, None, None)
+    return TopupRow(int(cursor.lastrowid or 0), *values, *(None,) * 8)
 
 
-def stop(unit: Unit, topup_id: str, code: str, reason: str) -> None:
-    """Buy nothing more for a top-up. The first reason stays."""
+def stop(unit: Unit, topup_id: str, why: Mapping[str, object]) -> None:
+    """Buy nothing more for a top-up, by a `Refused.record`. The first stop stays."""
     unit.conn.execute(
-        "UPDATE topups SET stop_code = ?, stop_reason = ? WHERE id = ? AND stop_code IS NULL",
-        (code, reason, topup_id),
+        "UPDATE topups SET stop_code = ?, stop_reason = ?, stop_detail = ? WHERE id = ? AND stop_code IS NULL",
+        (why["code"], why["reason"], why["detail"], topup_id),
     )
 
 
-def end(
-    unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int, clock_ms: int
-) -> bool:
-    """End a top-up. False if it had ended before."""
+def end(unit: Unit, topup_id: str, why: Mapping[str, object], now_ms: int, clock_ms: int) -> bool:
+    """End a top-up, by a `Refused.record`. False if it had ended before."""
     ended = unit.conn.execute(
-        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, reason_code = ?, reason = ? "
+        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, reason = ?, detail = ? "
         "WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, clock_ms, reason_code, reason, topup_id),
+        (now_ms, clock_ms, why["code"], why["reason"], why["detail"], topup_id),
     )
     return ended.rowcount > 0
 

@@ -21,7 +21,7 @@ _BEGUN = """
 SELECT p.created_at_ms, h.units, v.handed_over FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p
 JOIN invoices v ON v.seq = p.first_invoice
 LEFT JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay' AND h.asset = 'lovelace'
-WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.reason_code = 'funds_pending')
+WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.code = 'funds_pending')
 """
 _ORDERS = """
 SELECT p.kind, p.state, h.units, h.counted_at_ms FROM payments p

@@ -124,12 +124,12 @@ def move_payment(
     payment_id: str,
     event: Event,
     now_ms: int,
-    detail: Mapping[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
     **columns: object,
 ) -> State:
     """Move a payment along one row of the transition table, and set the columns that change with it.
 
-    The event records these columns and `detail`, so the log explains how each got its value.
+    The event records these columns and `facts`, so the log explains how each got its value.
     The state is read inside the transaction, so an event decided on older data is checked again. Refused:
     `wrong_state`, and nothing changes.
     """
@@ -140,7 +140,7 @@ def move_payment(
         f"UPDATE payments SET state = ?, changed_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
         (new, now_ms, *columns.values(), payment_id),
     )
-    note(unit, payment_id, event, new, now_ms, columns | dict(detail or {}))
+    note(unit, payment_id, event, new, now_ms, columns | dict(facts or {}))
     return new
 
 
