@@ -163,7 +163,7 @@ class Agent:
             free = totals.get(asset, 0)
             if units > free:
                 have, need = format_amount(asset, free), format_amount(asset, units)
-                raise Refused("not_enough_funds", f"{have} are free or come back as change, {need} are needed")
+                raise Refused("not_enough_funds", f"{have} are available or pending, {need} are needed")
 
     def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
         """The live payment of a repeated intent whose 402 has expired or only says "pending"."""

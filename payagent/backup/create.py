@@ -27,7 +27,7 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
     require_ledger(ledger)
     read_header(keystore)
     if target.exists() or target.is_symlink():
-        raise Refused("already_exists/file", f"{target} is there already")
+        raise Refused("already_exists/file", f"{target} exists already")
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         tell("copying the ledger")
         (folder / KEYSTORE).touch(mode=0o600)

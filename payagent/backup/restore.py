@@ -126,9 +126,7 @@ def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
         return False
     with closing(open_read_only(folder / LEDGER)) as conn:
         if apps.by_token(conn, hash_token(read_secret_file(path)), now_ms) is None:
-            raise Refused(
-                "already_exists/file", f"{path} is there already, and the backup does not know its token"
-            )
+            raise Refused("already_exists/file", f"{path} exists already, and the backup does not know its token")
     return True
 
 

@@ -37,11 +37,11 @@ def workshop(folder: Path) -> Iterator[Path]:
     try:
         status = os.fstat(handle)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise Refused("already_exists/file", f"{folder} is there already, and is not this command's own")
+            raise Refused("already_exists/file", f"{folder} exists already, and belongs to something else")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused("already_exists/file", f"another command is at work in {folder}") from None
+            raise Refused("already_exists/file", f"another command is working in {folder}") from None
         _empty(folder)
         try:
             yield folder
@@ -60,7 +60,7 @@ def put(made: Path, target: Path) -> None:
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        raise Refused("already_exists/file", f"{target} is there already") from None
+        raise Refused("already_exists/file", f"{target} exists already") from None
     try:
         made.rename(target)
     except BaseException:

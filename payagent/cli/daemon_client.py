@@ -161,7 +161,7 @@ class OperatorClient:
             self._token_file.stat()
         except FileNotFoundError:
             lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
-            raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}") from None
+            raise Refused("config_invalid", f"the token file {self._token_file} is missing; {lost}") from None
         except OSError:
             return  # who reads it says why it cannot be read
 
@@ -213,7 +213,7 @@ def _require_ours(settings: Settings) -> None:
 def _not_running(settings: Settings) -> Refused:
     return Refused(
         "daemon_not_running",
-        f"nobody answers on {settings.api.socket}",
+        f"nothing listens on {settings.api.socket}",
     )
 
 
@@ -224,7 +224,5 @@ def _object(answer: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(
-            "daemon_timeout", f"what answers at {answer.url.host} is not payagent ({answer.status_code})"
-        )
+        raise Refused("daemon_timeout", f"the server at {answer.url.host} is not payagent ({answer.status_code})")
     return body

@@ -125,7 +125,7 @@ def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, or
         terminal.say(f"The 402 is taken for one of {merchant} ({only}), the only merchant.")
     if merchant not in known:
         names = f"there is {', '.join(known)}" if known else "there is none yet"
-        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
+        raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}")
     return known[merchant]
 
 
@@ -283,7 +283,7 @@ def _outcome(terminal: Terminal, payment: dict[str, Any]) -> int:
             terminal.complain(as_shown(reason))
         return VOID
     if payment["state"] == State.AWAITING_APPROVAL:
-        detail = f"{payment['id']} waits for a person's decision"
+        detail = f"{payment['id']} waits for approval"
         terminal.complain(as_shown({"code": "awaiting_approval", "detail": detail, "payment": payment["id"]}))
         return PENDING
     headers = payment.get("headers") or {}

@@ -54,7 +54,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
         with OperatorClient(settings, token_file) as link:
             names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
-        raise Refused("merchant_not_allowed", f"{origin} is no merchant that may be paid", origin=origin)
+        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())

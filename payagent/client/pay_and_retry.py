@@ -157,7 +157,7 @@ class PayAndRetry:
                     return answer, None
                 raise own_error(
                     "request_too_big_to_replay",
-                    f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",
+                    f"the request must be sent again, and only {self.spool_bytes} bytes of a body are kept",
                 )
             is_news = origin not in buyers and bool((self._buyers or {}).get(origin))
             if wants_wallet and not is_news:
@@ -180,7 +180,7 @@ class PayAndRetry:
     def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
         """Name the wallet in further requests to this merchant, which sells batches by address."""
         if any(name.lower() == WALLET for name, _ in call.headers):
-            raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
+            raise own_error("wallet_address_required", "the request has it, and the merchant asks again")
         reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}

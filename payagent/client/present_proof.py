@@ -177,7 +177,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         if payment["state"] in WITHOUT_PROOF:
             raise _without_proof(payment)
         if payment["state"] == State.AWAITING_APPROVAL:
-            raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
+            raise own_error("awaiting_approval", f"{payment_id} waits for approval", payment=payment_id)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)

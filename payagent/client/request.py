@@ -134,7 +134,7 @@ def read_call(
         raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
     said = ours.get(_DRY_RUN)
     if said not in _SWITCHES:
-        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
+        raise own_error("bad_request", "X-Payagent-Dry-Run must be true or false")
     if (text := ours.get(_MAX_COST)) is not None:
         try:
             asked, asset = parse_bound(text, "X-Payagent-Max-Cost")

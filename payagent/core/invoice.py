@@ -130,5 +130,5 @@ def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Out
     if len({output.address.raw for output in outputs}) != len(outputs):
         raise Refused("split_ambiguous", "the same address is to be paid twice")
     if own is not None and any(output.address.payment_key_hash == own.payment_key_hash for output in outputs):
-        raise Refused("address_invalid/own", "an output pays the wallet's own key")
+        raise Refused("address_invalid/own", "an output pays this wallet")
     return outputs

@@ -53,7 +53,7 @@ def parse_units(value: object, what: str = "amount") -> int:
 def check_supply(asset: str, units: int, what: str = "amount") -> int:
     """Return units, or refuse more than can exist: 45 billion ADA, or 2^63-1 units of a token."""
     if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
-        raise Refused("invoice_invalid/amount_range", f"{what} is more than exists")
+        raise Refused("invoice_invalid/amount_range", f"{what} is more than the supply")
     return units
 
 
@@ -80,7 +80,7 @@ def parse_bound(text: str, what: str) -> tuple[int, str | None]:
     """
     digits, space, asset = text.partition(" ")
     if asset in ("ADA", "ada"):
-        raise Refused("invoice_invalid/asset", f"{what} is in units: lovelace, not ADA")
+        raise Refused("invoice_invalid/asset", f"{what} must be in lovelace, not ADA")
     return parse_units(digits, what), parse_asset(asset) if space else None
 
 
@@ -95,7 +95,7 @@ def parse_ada(text: object) -> int:
             lovelace = None
         if lovelace is not None and lovelace <= MAX_LOVELACE:
             return lovelace
-    raise Refused("amount_invalid", f"{str(text)[:40]!r} is not an amount that can be")
+    raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
 
 
 def format_units(units: int, decimals: int) -> str:

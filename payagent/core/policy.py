@@ -188,10 +188,10 @@ def _rank(name: str) -> int:
 
 
 _OF_THE_WALLET = {
-    "not_enough_funds": "the wallet has not enough for this payment now",
-    "funds_pending": "the wallet has enough for this payment once what is on its way is in a block",
-    "utxos_too_small/inputs": "the wallet has enough for this payment in more coins than fit one transaction",
-    "chain_not_ready": "the chain is not seen well enough to sign by",
+    "not_enough_funds": "the wallet does not have enough for this payment now",
+    "funds_pending": "the wallet has enough for this payment once pending change confirms",
+    "utxos_too_small/inputs": "the wallet has enough for this payment, but in too many UTxOs for one transaction",
+    "chain_not_ready": "the chain is not known well enough to sign",
 }
 """Refusals whose detail reveals what the wallet holds, with the detail that replaces it."""
 
@@ -211,7 +211,7 @@ def without_figures(refused: Refused) -> Refused:
     takes = format_amount(str(told["asset"]), int(str(told["asked"])))
     detail = (
         f"{told['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
-        f"{takes}; who operates the wallet sees what it leaves"
+        f"{takes}; the operator can see what is left"
     )
     return Refused(refused.code, detail, **{**told, "left": None, "frees_at": None})
 

@@ -88,13 +88,13 @@ def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]
     body = response.body
     shapes = _shapes(body, response.headers)
     if len(shapes) > 1:
-        raise Refused("invoice_invalid/mixed_dialects", "the 402 has the shapes of " + " and ".join(shapes))
+        raise Refused("invoice_invalid/mixed_dialects", "the 402 has the forms of " + " and ".join(shapes))
     if shapes == [_X402]:
         return _read_x402(response, reading)
     if not isinstance(body, dict) or not shapes:
         raise _no_invoice(body)
     if shapes[0] not in (tbackend.NAME, flux.NAME):
-        raise Refused("invoice_invalid/body", f"the 402 has the shape of {shapes[0]}, which is not paid")
+        raise Refused("invoice_invalid/body", f"the 402 has the form of {shapes[0]}, which is not supported")
     _require_json_type(response)
     _refuse_status(body)
     if shapes[0] == flux.NAME:
@@ -129,7 +129,7 @@ def _read_x402(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
         return x402_v1.read(said, reading)
     if isinstance(said, dict) and type(version) is int and version == x402_v2.VERSION and page is None:
         return x402_v2.read(said, reading)
-    raise Refused("invoice_invalid/body", f"the 402 has a shape of x402 that is not paid: {show(said)}")
+    raise Refused("invoice_invalid/body", f"the 402 has an unsupported form of x402: {show(said)}")
 
 
 def _require_json_type(response: HttpResponse) -> None:

@@ -117,10 +117,10 @@ class Reading:
         """
         left_ms = expires_at_ms - self.received_at_ms
         if left_ms <= 0:
-            raise Refused("invoice_expired", f"the invoice was over {-left_ms // 1000} s before it was received")
+            raise Refused("invoice_expired", f"the invoice expired {-left_ms // 1000} s before it was received")
         if left_ms > TIMEOUT_MAX_S * 1000:
             raise Refused(
-                "invoice_invalid/missing_field", f"the invoice ends in {left_ms // 1000} s, a day is the most"
+                "invoice_invalid/missing_field", f"the invoice ends in {left_ms // 1000} s, the maximum is a day"
             )
         return expires_at_ms
 
@@ -232,7 +232,7 @@ def parse_timeout_s(value: object, what: str) -> int:
     if value <= 0:
         raise Refused("invoice_expired", f"{what} is {show(value)} s")
     if value > TIMEOUT_MAX_S:
-        raise Refused("invoice_invalid/missing_field", f"{what} is {show(value)} s, a day is the most")
+        raise Refused("invoice_invalid/missing_field", f"{what} is {show(value)} s, the maximum is a day")
     return value
 
 

@@ -76,7 +76,7 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     if len(value) > OUTPUTS_MAX:
         raise Refused(
             "invoice_invalid/too_many_outputs",
-            f"{name} has {len(value)} entries, {OUTPUTS_MAX} outputs are the most",
+            f"{name} has {len(value)} entries, the maximum is {OUTPUTS_MAX}",
         )
     shares = tuple(_read_share(f"{name}[{index}]", entry, asset, reading) for index, entry in enumerate(value))
     return SplitForm(name, _read_mode(name, mode), shares)

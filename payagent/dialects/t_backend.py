@@ -66,7 +66,7 @@ def _read_batch(batch: object) -> int:
     """Parse how many calls the payment buys. More than `BATCH_MAX` is refused as a mistake."""
     count = parse_units(batch, "extra.batchTarget")
     if count > BATCH_MAX:
-        raise Refused("invoice_invalid/body", f"extra.batchTarget is {show(batch)}, {BATCH_MAX} is the bound")
+        raise Refused("invoice_invalid/body", f"extra.batchTarget is {show(batch)}, the maximum is {BATCH_MAX}")
     return count
 
 
@@ -85,4 +85,4 @@ def _check_flags(extra: Mapping[str, object], asset: str) -> None:
         raise Refused("invoice_invalid/contradiction", f"extra.lovelace is {show(lovelace)}, the asset is {asset}")
     babel = extra.get("babel")
     if babel is not None and babel is not False:
-        raise Refused("invoice_invalid/body", f"extra.babel is {show(babel)}, which is documented nowhere")
+        raise Refused("invoice_invalid/body", f"extra.babel is {show(babel)}, which is not documented")

@@ -53,7 +53,7 @@ def encode_header(value: object) -> str:
 def encode_transaction(cbor: bytes | None) -> str:
     """Encode the signed transaction for a payload. Payments of these dialects always have it."""
     if cbor is None:
-        raise Refused("bad_request", "the proof of x402 is the signed transaction, and there is none")
+        raise Refused("bad_request", "an x402 proof is the signed transaction, which is missing")
     return base64.b64encode(cbor).decode("ascii")
 
 
@@ -65,7 +65,7 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
     if not isinstance(accepts, list) or not accepts:
         raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
     if len(accepts) > ACCEPTS_MAX:
-        raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, {ACCEPTS_MAX} are the most")
+        raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, the maximum is {ACCEPTS_MAX}")
     offers: list[Invoice] = []
     ours: list[Refused] = []
     others: list[Refused] = []
@@ -136,7 +136,7 @@ def check_resource(resource: object, reading: Reading) -> str | None:
         raise Refused("resource_mismatch", f"the resource is {show(resource, 80)}, not a URL")
     call = reading.call
     if call is not None and not _is_same(resource, call.url, reading):
-        raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the call was to {show(call.url)}")
+        raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the request was to {show(call.url)}")
     return resource
 
 

@@ -74,7 +74,9 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
 def _read_entry(entry: Terms, reading: Reading) -> Invoice:
     network = require(entry, "network")
     if network == _CONTRACT:
-        raise Refused("invoice_unsupported/transfer_method", f"the network {_CONTRACT} is a lock in a contract")
+        raise Refused(
+            "invoice_unsupported/transfer_method", f"the network {_CONTRACT} locks the money in a contract"
+        )
     require_chain("cardano-mainnet" if network == _MAINNET else network, reading.network)
     refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     extra = x402.read_extra(entry, _EXTRA_KEYS)
@@ -115,6 +117,6 @@ def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
     """Return X-PAYMENT in base64. The T Backend's header of the same name is raw."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict):
-        raise Refused("bad_request", "what the proof must repeat is not there")
+        raise Refused("bad_request", "the values that the proof must repeat are missing")
     payload = {"transaction": x402.encode_transaction(shown.cbor)}
     return {"X-PAYMENT": x402.encode_header({**said, "payload": payload})}

@@ -226,7 +226,7 @@ def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, 
     """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):
-        raise Refused("bad_request", "what the proof must repeat is not there")
+        raise Refused("bad_request", "the values that the proof must repeat are missing")
     accepted: Mapping[str, object] = said["accepted"]
     payload: dict[str, object] = {"transaction": x402.encode_transaction(shown.cbor), "nonce": shown.nonce}
     extra = accepted.get("extra")

@@ -138,7 +138,7 @@ class Egress:
         is_allowed = is_loopback if host == "localhost" else is_public
         stray = next((address for address in found if not is_allowed(address)), None)
         if stray is not None and host not in self.private_hosts:
-            raise Refused("merchant_in_private_network", f"{host} leads to {stray}", sent=False)
+            raise Refused("merchant_in_private_network", f"{host} resolves to {stray}", sent=False)
         return found
 
     def transport(self) -> httpx.AsyncHTTPTransport:

@@ -387,7 +387,7 @@ class _Line(asyncio.Protocol):
         try:
             data = self._wire.send(event)
         except h11.LocalProtocolError as error:
-            raise Refused("bad_request", f"the call cannot be sent on: {error}") from None
+            raise Refused("bad_request", f"the request cannot be forwarded: {error}") from None
         if data:
             self._transport.write(data)
 

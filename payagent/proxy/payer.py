@@ -265,7 +265,7 @@ class ProxyPayer:
             if row.state is State.CANCELLING and row.problem is not None:
                 raise Refused(row.problem, row.detail or "it is being cancelled", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
-                raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
+                raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:

@@ -61,7 +61,7 @@ class UnpaidCalls:
             if not trip.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
-                    "the merchant wants to be paid, and the request's body was not kept; see proxy.spool_bytes",
+                    "the merchant asks for payment, and the request's body was not kept; see proxy.spool_bytes",
                 )
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
@@ -168,7 +168,7 @@ class UnpaidCalls:
             return False
         await trip.intake.rest()
         if values(trip.errand.headers, WALLET) or not trip.intake.spool.is_whole:
-            raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
+            raise Refused("wallet_address_required", "the merchant asks whose prepaid balance to use")
         wallet = self._context.terms.own.text.encode("ascii")
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
         return True

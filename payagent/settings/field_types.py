@@ -97,7 +97,7 @@ def require_loopback(listen: str, what: str) -> None:
         raise Refused("config_invalid", f"{what}: {error}") from None
     if not is_this_machine(host):
         raise Refused(
-            "config_invalid", f"{what} {listen} is reached from other machines; write a loopback address"
+            "config_invalid", f"{what} {listen} accepts connections from other machines; write a loopback address"
         )
 
 

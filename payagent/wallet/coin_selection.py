@@ -58,7 +58,7 @@ def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft
     _require_totals(utxos, order, nonce_utxo, input_count=len(utxos))
     raise Refused(
         "utxos_too_small/inputs",
-        f"the outputs need more coins than fit one transaction; the wallet has {len(utxos)}",
+        f"the outputs need more UTxOs than fit one transaction; the wallet has {len(utxos)}",
     )
 
 

@@ -200,7 +200,7 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
     needs = {LOVELACE: 0}
     for output in asked:
         if not 0 < output.units <= MAX_UNITS:
-            raise Refused("invoice_invalid/amount_range", f"an output of {output.units} units cannot be")
+            raise Refused("invoice_invalid/amount_range", f"{output.units} units are outside an output's range")
         address = output.address.raw
         assets: Assets = () if output.asset == LOVELACE else ((output.asset, output.units),)
         encoded = cbor.single_asset(output.asset, output.units) if assets else b""
@@ -209,7 +209,7 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
         if lovelace < least:
             raise Refused(
                 "invoice_invalid/below_min_ada",
-                f"{output.units} lovelace to {output.address}, where the ledger wants {least}",
+                f"{output.units} lovelace to {output.address}, the minimum is {least}",
                 minimum=str(least),
             )
         planned.append(PlannedOutput(output.role, address, lovelace, assets))
@@ -410,7 +410,7 @@ def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
     size = 1 + len(body) + _WITNESS_SIZE + len(_TRUE) + len(frame.auxiliary)
     if size > frame.parameters.max_tx_size:
         raise Refused(
-            "utxos_too_small/transaction_size", f"{size} bytes, {frame.parameters.max_tx_size} are the bound"
+            "utxos_too_small/transaction_size", f"{size} bytes, the maximum is {frame.parameters.max_tx_size}"
         )
     return TxPlan(
         nonce_utxo=nonce_utxo,

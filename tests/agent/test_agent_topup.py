@@ -163,7 +163,7 @@ class TestAnOrder:
             assert not payments.payments_in(run.context.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
             assert (refused.state, refused.problem) == ("stopped", "topup_stopped/request_refused")
-            assert "409" in (refused.reason or "")
+            assert "409" in (refused.detail or "")
 
     async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
@@ -200,7 +200,7 @@ class TestLimits:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
-            assert "per_day" in (row.reason or "")
+            assert "per_day" in (row.detail or "")
             assert len(world.transactions()) == 2
 
     async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
@@ -209,7 +209,7 @@ class TestLimits:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
-            assert "topup_per_day" in (row.reason or "")
+            assert "topup_per_day" in (row.detail or "")
             assert len(world.transactions()) == 1
             for _ in range(BATCH):
                 assert world.call("from the batch").status_code == 200
@@ -227,7 +227,7 @@ class TestLimits:
             await run.topups.beat()
             row = run.topups.find(row.id)
             assert row.problem == "limit_exceeded"
-            assert "topup_per_day" in (row.reason or "")
+            assert "topup_per_day" in (row.detail or "")
 
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
         async with world.run() as run:
@@ -278,7 +278,7 @@ class TestLimits:
             (daily(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
             (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
             (daily(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
-            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
+            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are available"),
         ],
     )
     async def test_a_plan_names_what_stands_against_it(
@@ -611,7 +611,7 @@ class TestTrouble:
             await run.settle_down()
             ended = await carry_out(run, row.id)
             assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
-            assert "merchant_unreachable" in (ended.reason or "")
+            assert "merchant_unreachable" in (ended.detail or "")
 
     async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
         async with Peer().running() as peer:
@@ -1143,7 +1143,7 @@ class TestOddMerchants:
                     await go_round(run)
                 ended = run.topups.find(row.id)
                 assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
-                assert "not_served_yet" in (ended.reason or "")
+                assert "not_served_yet" in (ended.detail or "")
                 assert len(world.transactions()) == 1
 
     @pytest.mark.parametrize("nth", [1, 2])

@@ -141,7 +141,7 @@ async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api:
     second = await api.http.post("/v1/payments", json=other, headers=key)
     assert first.status_code == 201
     assert (second.status_code, second.json()["code"]) == (422, "idempotency_key_reused")
-    assert second.json()["detail"] == "the key 'order-8' named another request before"
+    assert second.json()["detail"] == "the key 'order-8' was used for another request"
 
 
 async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was_delivered(api: Api) -> None:

@@ -75,7 +75,10 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         shop.payagent("pause")
         resumed = shop.payagent("resume", "--human")
         assert resumed.out == "The pause is over.\n"
-        assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
+        assert (
+            f"Still not signing: nothing is signed until the operator unfreezes the wallet: transaction {tx}"
+            in resumed.err
+        )
         shop.payagent("pause")
         unfrozen = shop.payagent("wallet", "thaw", "--human")
         assert unfrozen.out == f"Thawed. Frozen by {tx}.\n"

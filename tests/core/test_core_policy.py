@@ -257,13 +257,13 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("not_enough_funds", "the wallet has not enough for this payment now"),
-        ("funds_pending", "the wallet has enough for this payment once what is on its way is in a block"),
+        ("not_enough_funds", "the wallet does not have enough for this payment now"),
+        ("funds_pending", "the wallet has enough for this payment once pending change confirms"),
         (
             "utxos_too_small/inputs",
-            "the wallet has enough for this payment in more coins than fit one transaction",
+            "the wallet has enough for this payment, but in too many UTxOs for one transaction",
         ),
-        ("chain_not_ready", "the chain is not seen well enough to sign by"),
+        ("chain_not_ready", "the chain is not known well enough to sign"),
     ],
 )
 def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str, said: str) -> None:
@@ -274,7 +274,7 @@ def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str,
 
 def test_the_words_of_a_limit_that_is_shared() -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
-    what = "has no room for this payment, which takes 0.000009 ADA; who operates the wallet sees what it leaves"
+    what = "has no room for this payment, which takes 0.000009 ADA; the operator can see what is left"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))
     assert told.detail == f"per_day of the wallet, which apps share, {what}"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))

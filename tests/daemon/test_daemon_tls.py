@@ -72,7 +72,7 @@ def test_other_machines_reach_it_by_tls_alone(secured: Path) -> None:
 def test_it_is_not_reached_unless_that_is_asked_for(secured: Path) -> None:
     code, talk = refused(secured)
     assert code == 2
-    assert "is reached from other machines: start with --allow-remote if that is meant" in talk
+    assert "accepts connections from other machines: if intended, use --allow-remote" in talk
 
 
 def test_a_loopback_port_may_speak_tls_too(secured: Path) -> None:

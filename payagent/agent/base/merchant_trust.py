@@ -195,9 +195,9 @@ def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
 def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
     """Unpin an address. Refused: `not_found`; `last_pinned_address`: the next payment would pin any address."""
     if rules.first_use and not rules.filed and merchants.pins(unit.conn, origin) == {unwanted}:
-        raise Refused("last_pinned_address", f"{origin} may be paid at {unwanted.address} and at no other address")
+        raise Refused("last_pinned_address", f"{unwanted.address} is the only address pinned for {origin}")
     if not merchants.drop_pin(unit, origin, unwanted):
-        raise Refused("not_found", f"{unwanted.address} is no {unwanted.role} address that was learnt or pinned")
+        raise Refused("not_found", f"{unwanted.address} is not a pinned {unwanted.role} address")
     told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
     records.note(unit, None, "address_unpinned", None, now_ms, told)
 

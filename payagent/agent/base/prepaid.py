@@ -43,7 +43,7 @@ class Buyer:
             if not _HEADER_TEXT.fullmatch(text):
                 raise Refused(
                     "bad_request",
-                    f"{name} is at most 255 characters of plain ASCII, and no space at an end",
+                    f"{name} must be at most 255 ASCII characters without spaces at the ends",
                     key=name,
                 )
 
@@ -95,11 +95,11 @@ def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoic
     if part.is_call or part.unit == CALLS:
         offers = tuple(offer for offer in offers if is_batch(offer.batch_target))
         if not offers:
-            raise Refused("topup_stopped/nothing_sold", "its 402 is for one call, not for a batch of them")
+            raise Refused("topup_stopped/nothing_sold", "its 402 is for one call, not for a batch of calls")
     if part.is_auto and part.unit != CALLS and all(is_batch(offer.batch_target) for offer in offers):
         raise Refused(
             "topup_stopped/wrong_asset",
-            "the merchant sells calls: say topup.below and topup.to in calls, not in an asset",
+            "the merchant sells calls: give topup.below and topup.to in calls, not in an asset",
         )
     fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
     if not fit:
@@ -108,8 +108,8 @@ def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoic
     if not affordable:
         raise Refused(
             "topup_stopped/too_small",
-            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, ordered are"
-            f" {format_amount(part.unit, part.units)} in all",
+            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, the order is for"
+            f" {format_amount(part.unit, part.units)} in total",
         )
     return affordable
 

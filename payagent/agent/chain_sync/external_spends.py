@@ -72,8 +72,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         if unseen:
             raise Refused(
                 "external_spend_new",
-                f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
-                "were looked at",
+                f"still frozen: transaction {unseen[-1]} also spent the wallet's UTxOs, and was not reviewed",
             )
         if frozen_by:
             last = frozen_by[-1]
@@ -278,7 +277,7 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
     Its other UTxOs stay reserved until no rollback can reach that block. A payment with nothing signed is rejected
     instead, and the reason is returned.
     """
-    why = Refused("external_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
+    why = Refused("external_spend", f"transaction {row.tx_id} outside payagent spent its UTxOs")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why

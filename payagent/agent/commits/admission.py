@@ -267,7 +267,7 @@ class Admission:
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
         except Refused as refusal:
-            return Refused("payment_void/expired", f"no block took the transaction in its time: {refusal.detail}")
+            return Refused("payment_void/expired", f"the transaction expired in no block: {refusal.detail}")
         return None
 
     def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
@@ -385,9 +385,9 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = payments.payment(unit.conn, other)
         if row is not None and row.state is State.AWAITING_APPROVAL:
-            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
+            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for approval")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
-        raise Refused("batch_in_progress", "a batch for the same partner and wallet is being bought", **ours)
+        raise Refused("batch_in_progress", "another request buys a batch for the same partner and wallet", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
     # a serving time in the future came from a clock that ran ahead and was set right since
     is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
@@ -428,14 +428,14 @@ def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
     """The invoice as recorded before, if it was. Refused: `terms_changed`."""
     known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
     if known is not None and known.terms_hash != invoice.terms_hash:
-        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came earlier with other terms")
     return known
 
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:
     if intent.fingerprint != fingerprint:
         key = intent.key.removeprefix("key:")
-        raise Refused("idempotency_key_reused", f"the key {key!r} named another request before")
+        raise Refused("idempotency_key_reused", f"the key {key!r} was used for another request")
 
 
 def _open_intent(

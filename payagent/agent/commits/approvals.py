@@ -106,7 +106,8 @@ class ApprovalRules:
             if units > worst.get(asset, 0):
                 most = format_amount(asset, worst.get(asset, 0))
                 raise Refused(
-                    "approved_amount_exceeded", f"{format_amount(asset, units)} are needed now, and not {most}"
+                    "approved_amount_exceeded",
+                    f"{format_amount(asset, units)} are needed now, only {most} was approved",
                 )
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
@@ -118,7 +119,7 @@ class ApprovalRules:
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """Deny the payment. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
-        why = Refused("approval_denied/person", "a person denied it")
+        why = Refused("approval_denied/person", "the operator denied it")
         end(unit, payment_id, by, why, now_ms)
 
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
@@ -153,11 +154,11 @@ class ApprovalRules:
         )
         if denied is not None:
             raise Refused(
-                "approval_denied/person", f"a person denied {denied}, which is the same call", payment=denied
+                "approval_denied/person", f"the operator denied {denied}, which is the same call", payment=denied
             )
 
     def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> DecidedPayment:
-        why = Refused("approval_denied/timeout", "nobody decided on it in time", payment=payment_id)
+        why = Refused("approval_denied/timeout", "nobody decided in time", payment=payment_id)
         end(unit, payment_id, Approver("clock"), why, now_ms)
         return DecidedPayment(payment_id, None, why)
 
@@ -176,14 +177,14 @@ class ApprovalRules:
                 **decided,
             )
         if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
-            raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
+            raise Refused("terms_changed", f"{payment_id} has other terms than the ones that the decision was for")
         return row, approval
 
     def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
         """The payment's intent as it was admitted. Refused: `merchant_not_allowed`."""
         merchant = self.holding.rulebook.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect is None:
-            raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
+            raise Refused("merchant_not_allowed", f"{row.origin} may no longer be paid", origin=row.origin)
         wanted = same_again(row, self.holding.planner.chain.network)
         invoice = Invoice(
             *(
@@ -257,8 +258,8 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
         if reason.code not in known:
             raise Refused(
                 reason.code,
-                f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
-                "its time is over, the same call asks with this among the reasons",
+                f"{reason.detail}. The approval was not for that. When it has expired, "
+                "the same call asks for approval with this reason",
             )
 
 

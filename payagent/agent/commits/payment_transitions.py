@@ -54,7 +54,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     row = row_of(unit, payment_id)
     move(row.state, Event.SIGN)
     if not _is_planned_for(unit, row, plan):
-        raise Refused("wrong_state", "the transaction is not the one that the payment waits for now")
+        raise Refused("wrong_state", "the payment now waits for another transaction")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
@@ -94,7 +94,7 @@ def record_cancel(
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
     if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
-        raise Refused("wrong_state", "the payment goes by another attempt now than the one to be cancelled")
+        raise Refused("wrong_state", "the payment has a newer attempt than the one to cancel")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
         _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
@@ -240,10 +240,13 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
         return None
     if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
         return Refused(
-            "payment_void/merchant_refused", "the merchant refused the transaction before it broadcast it"
+            "payment_void/merchant_refused", "the merchant refused the transaction without submitting it"
         )
     if is_over:
-        return Refused("payment_void/not_broadcast", "the transaction was handed over, and its TTL passed")
+        return Refused(
+            "payment_void/not_broadcast",
+            "the merchant got the transaction and did not submit it before its time limit",
+        )
     return None
 
 

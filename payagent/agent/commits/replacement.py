@@ -156,7 +156,7 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
     if queries.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
             "deposit_rolled_back",
-            f"the deposit that {row.id} spends or descends from is on no chain",
+            f"the deposit that {row.id} spends or descends from was rolled back",
             payment=row.id,
         )
 
@@ -167,7 +167,7 @@ def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) ->
     for utxo in plan.inputs:
         if utxo.ref not in had:
             if utxo.ref not in utxos:
-                raise Refused("funds_pending", f"coin {utxo.ref} was taken for something else meanwhile")
+                raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
             make_unavailable(unit, utxos, utxo.ref)
             records.reserve(unit, (utxo.ref,), payment_id)
 
@@ -226,7 +226,7 @@ class Replacement:
             if wanted.invoice == row.invoice:
                 raise
         if wanted.kind == "sweep":
-            raise Refused("not_enough_funds", "a coin that it was to send is not there any more")
+            raise Refused("not_enough_funds", "a UTxO that it was to send is gone")
         return select(
             UtxoIndex([*self.utxos, *(utxo_of(utxo) for utxo in there)]),
             wanted.outputs,

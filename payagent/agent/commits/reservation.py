@@ -134,4 +134,4 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     for row in first:
         if all(row in other for other in others):
             return utxo_of(row)
-    raise Refused("cancel_too_recent", f"the coins that the cancel {cancels[-1]} gave back are in use")
+    raise Refused("cancel_too_recent", f"the UTxOs that the cancel {cancels[-1]} returned are in use")

@@ -192,7 +192,7 @@ class Planner:
             if missing := queries.missing_utxos(unit.conn):
                 raise Refused(
                     "chain_not_ready",
-                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
+                    f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
                 ) from None
             coming = _coming(unit, slot)
             whole = _planned(plan, UtxoIndex([*self.utxos, *coming]))
@@ -274,8 +274,8 @@ def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | 
 def _in_flight(asset: str, available: int, coming: int) -> Refused:
     return Refused(
         "funds_pending",
-        f"{format_amount(asset, available)} are free, and {format_amount(asset, coming)} more come back as change "
-        "of transactions that are in no block yet; together they suffice",
+        f"{format_amount(asset, available)} are available, and {format_amount(asset, coming)} are pending change "
+        "in no block yet. Together they suffice",
         asset=asset,
         available=str(available),
         coming=str(coming),

@@ -79,7 +79,7 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
         if row is None:
             raise Refused(
                 "not_found",
-                f"no merchant {name[:80]!r} was added at run time; one of the config file is taken out there",
+                f"no merchant {name[:80]!r} was added at run time; edit the config file for its merchants",
             )
         added.remove(unit, name)
         told = {"name": name, "origin": row.origin, "by": by_app}

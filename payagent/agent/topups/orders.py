@@ -93,7 +93,7 @@ def open_order(
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
-        raise Refused("topup_in_progress", f"{other.id} is not done yet", topup=other.id)
+        raise Refused("topup_in_progress", f"{other.id} is still open", topup=other.id)
     request, is_call = request_of(merchant, wish)
     return topups.add(
         unit,
@@ -179,7 +179,7 @@ def _require_same(known: TopupRow, pool: Pool, wish: TopupGoal) -> None:
     """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
     same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
     if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
-        raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
+        raise Refused("idempotency_key_reused", f"the key was used for the top-up {known.id}", topup=known.id)
 
 
 def dump_request(request: TopupSource) -> str:

@@ -88,7 +88,7 @@ LATER = frozenset(
 
 _ENDS_ORDER = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
-    State.DENIED: ("approval_denied/person", "a person denied its payment"),
+    State.DENIED: ("approval_denied/person", "the operator denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
@@ -199,7 +199,7 @@ class TopupRunner:
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
             if row is None or row.ended_at_ms is not None:
-                raise Refused("wrong_state", "the top-up has ended: there is nothing to cancel")
+                raise Refused("wrong_state", "the top-up has already ended")
             stop(unit, context, row, why, by_app)
 
         order = self.find(topup_id)
@@ -458,7 +458,7 @@ class TopupRunner:
         self, app_id: str, merchant: MerchantConfig, request: TopupSource, heard: MerchantReply, part: TopupPart
     ) -> PaymentRequest:
         if heard.body is None:
-            raise Refused("body_too_big", "the 402's body is longer than any that is read")
+            raise Refused("body_too_big", "the 402's body is too long to read")
         headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
         body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
         return PaymentRequest(
@@ -484,7 +484,7 @@ def _require_offer(heard: MerchantReply) -> None:
         return
     answer = parse_answer(heard.status, heard.headers, heard.body or b"")
     if wants_wallet_address(answer):
-        raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
+        raise Refused("wallet_address_required", "the merchant got the wallet's address and asks again")
     if may_pass(heard.status):
         raise Refused("merchant_unreachable", f"it answered {heard.status}")
     raise Refused("topup_stopped/request_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")

@@ -81,7 +81,7 @@ class OuterMiddleware:
                     log.info("api.broken_off", why="payagent stops")
                     await break_off(scope, receive)
                 else:
-                    silent = Refused("daemon_timeout", "payagent stops, and the call was still waiting")
+                    silent = Refused("daemon_timeout", "payagent shut down while the request was waiting")
                     await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -94,7 +94,7 @@ class OuterMiddleware:
                     log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
-                bug = Refused("internal_error", "the call could not be carried out; the log says why")
+                bug = Refused("internal_error", "the request failed; see the log")
                 await self._tell(refused or bug, request_id)(scope, receive, answer)
 
     def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
@@ -133,7 +133,7 @@ def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) 
         host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
         if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in hosts):
             raise Refused(
-                "browser_refused/host", "the Host header is no loopback name or address, and not in api.hosts"
+                "browser_refused/host", "the Host header is not a loopback name or address, and not in api.hosts"
             )
     if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:

@@ -54,13 +54,11 @@ class RateLimiter:
         """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
         tally = self._tally(app_id)
         if tally.inside >= self._rates.calls_at_once:
-            raise Refused(
-                "rate_limited", f"{tally.inside} calls of this app are not answered yet, as many as may be"
-            )
+            raise Refused("rate_limited", f"{tally.inside} requests of this app are open, which is the limit")
         if tally.left < 1:
             raise Refused(
                 "rate_limited",
-                f"this app makes more than {self._rates.calls_per_s} calls in a second",
+                f"this app made more than {self._rates.calls_per_s} requests in a second",
                 retry_after_s=math.ceil((1 - tally.left) / self._rates.calls_per_s),
             )
         tally.left -= 1
@@ -80,7 +78,7 @@ class RateLimiter:
         if weight and missing > 0:
             raise Refused(
                 "rate_limited",
-                f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
+                f"the request's body counts as {weight} requests, the limit is {self._rates.calls_per_s} in a"
                 " second",
                 retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next request counts too
             )

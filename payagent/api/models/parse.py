@@ -75,7 +75,7 @@ def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentReq
 def _read_most(body: Fields) -> tuple[int | None, str | None]:
     """(the caller's own limit, its asset). An asset of None means the asset of the invoice."""
     if "max_total" not in body and "max_total_asset" in body:
-        raise Refused("bad_request", "max_total_asset says of what max_total is", key="max_total")
+        raise Refused("bad_request", "max_total_asset needs max_total", key="max_total")
     units = _amount(body, "max_total") if "max_total" in body else None
     return units, read_asset(body["max_total_asset"], "max_total_asset") if "max_total_asset" in body else None
 
@@ -89,7 +89,7 @@ def read_delivery(raw: bytes) -> tuple[HttpResponse | str, int | None]:
     body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered", "depth"))
     depth = body.pop("depth", None)
     if depth is not None and (type(depth) is not int or depth < 0):
-        raise Refused("bad_request", "depth must be a whole number, as the payment told it", key="depth")
+        raise Refused("bad_request", "depth must be a whole number from the payment object", key="depth")
     return _read_retry(body), depth
 
 
@@ -130,7 +130,7 @@ def read_transfer(raw: bytes, network: Network) -> TransferBody:
         to = parse_address(body["address"], network)
     if "all" in body:
         if body["all"] is not True or "asset" in body:
-            raise Refused("bad_request", "all must be true and goes with no asset", key="all")
+            raise Refused("bad_request", "all must be true, without an asset", key="all")
         return TransferBody(to, LOVELACE, None)
     with own_order(key="asset"):
         asset = parse_asset(body.get("asset", LOVELACE))
@@ -194,7 +194,7 @@ def read_limits(raw: bytes) -> LimitsBody:
     asset = read_asset(body.get("asset", LOVELACE), "asset")
     most_units = _read_windows(body["limits"], asset, may_be_null=True)
     if not most_units:
-        raise Refused("bad_request", "limits names none", key="limits")
+        raise Refused("bad_request", "limits is empty", key="limits")
     return LimitsBody(_text(body, "app"), _text(body, "merchant"), asset, most_units)
 
 
@@ -234,7 +234,7 @@ def read_pause(raw: bytes) -> str:
 
 def _one_line(text: str, key: str) -> str:
     if len(text) > REASON_MAX_CHARS or not text.isprintable():
-        raise Refused("bad_request", f"{key} is one line of at most {REASON_MAX_CHARS} characters", key=key)
+        raise Refused("bad_request", f"{key} must be one line of at most {REASON_MAX_CHARS} characters", key=key)
     return text
 
 
@@ -289,7 +289,7 @@ def _texts(body: Fields, key: str) -> tuple[str, ...] | None:
     if key not in body:
         return None
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        raise Refused("bad_request", f"{key} must be a list of texts with one at least", key=key)
+        raise Refused("bad_request", f"{key} must be a non-empty list of strings", key=key)
     return tuple(value)
 
 
@@ -298,7 +298,7 @@ def _read_topup_request(value: object) -> TopupSource:
     read = _call_of(body, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
     content = body.get("body", "")
     if not isinstance(content, str):
-        raise Refused("bad_request", "request.body must be the text that is sent", key="request.body")
+        raise Refused("bad_request", "request.body must be a string", key="request.body")
     return TopupSource(read["method"], read["path"], content)
 
 

@@ -52,7 +52,7 @@ def _open_to(caller: Caller, payment_id: str) -> str:
     """A payment that the caller may decide on."""
     row = caller.payment(payment_id)
     if row.app_id == caller.app.id and OPERATE not in caller.app.scopes:
-        raise Refused("forbidden", "an app does not decide on its own payment", needs=OPERATE)
+        raise Refused("forbidden", "an app cannot decide on its own payment", needs=OPERATE)
     return row.id
 
 

@@ -58,7 +58,7 @@ async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
     expires_at_ms, own = read_token_order(await caller.json_body(request))
     if own is not None and was_given(caller.context.conn, hash_token(own)):
-        raise Refused("bad_request", "that token was given before; make a new one", key="token")
+        raise Refused("bad_request", "the token is in use already; make a new one", key="token")
     token = own or new_token(caller.context.ports.randomness)
     app = await renew_token(caller.context, caller.app, name, hash_token(token), expires_at_ms)
     return JsonResponse(_told(caller, app) | {"token": token})

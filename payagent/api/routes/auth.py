@@ -88,7 +88,7 @@ class Caller:
         if name in (own.id, own.name):
             return own
         if not self.sees_asked:
-            raise Refused("forbidden", "what another app does needs a token for read, operate or approve")
+            raise Refused("forbidden", "another app's data needs a token with scope read, operate or approve")
         found = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
         if found is None:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
@@ -116,7 +116,7 @@ Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller
 
 
 def _unauthorized() -> Refused:
-    return Refused("unauthorized", "the call has no token that is good here")
+    return Refused("unauthorized", "the request has no valid token")
 
 
 def need(*scopes: str) -> Need:
@@ -136,7 +136,9 @@ def need(*scopes: str) -> Need:
         inside.enter_context(request.app.state.turnstile.admit(app.id))
         if not app.scopes & set(scopes):
             raise Refused(
-                "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
+                "forbidden",
+                f"the request needs a token with scope {' or '.join(scopes)}",
+                needs=" or ".join(scopes),
             )
         require_clear_query(request)
         return Caller(app, agent, token_hash)

@@ -73,9 +73,9 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
     """
     opened: list[str] = request.app.state.streams
     if len(opened) >= STREAMS_MAX:
-        raise Refused("rate_limited", f"{len(opened)} streams of events are open, as many as may be")
+        raise Refused("rate_limited", f"{len(opened)} event streams are open, which is the limit")
     if (own := opened.count(caller.app.id)) >= STREAMS_OF_APP_MAX:
-        raise Refused("rate_limited", f"{own} streams of events are open to this app, as many as it may have")
+        raise Refused("rate_limited", f"{own} event streams of this app are open, which is its limit")
     seq = _start(single_header(request, "Last-Event-ID"), query.after, caller)
     stopping: asyncio.Event = request.scope[STOPPING]
     inside: ExitStack = request.state.inside
@@ -92,7 +92,7 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     elif _SEQ.fullmatch(last_id):
         asked, key = int(last_id), "Last-Event-ID"
     else:
-        raise Refused("bad_request", "Last-Event-ID is not an event's number", key="Last-Event-ID")
+        raise Refused("bad_request", "Last-Event-ID must be the number of an event", key="Last-Event-ID")
     if asked > newest:
         raise Refused("bad_request", f"there is no event {asked} yet, {newest} is the last", key=key)
     return asked

@@ -75,7 +75,7 @@ async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
         async with asyncio.timeout(request.app.state.body_s):
             raw = await _bounded(request)
     except TimeoutError:
-        raise Refused("body_too_slow", "the request's body did not come in its time") from None
+        raise Refused("body_too_slow", "the request's body did not arrive in time") from None
     if raw and not is_json:
         raise _not_json()
     return raw or (b"{}" if may_be_absent else b"")
@@ -105,7 +105,7 @@ def require_clear_query(request: Request) -> None:
     route = request.scope.get("route")
     if given and (route is None or not route.dependant.query_params):
         name = next(iter(given))[:80]
-        raise Refused("bad_request", f"the call takes no parameters, and was given {name!a}", key=name)
+        raise Refused("bad_request", f"the request takes no parameter {name!a}", key=name)
     twice = next((name for name, count in given.items() if count > 1), None)
     if twice is not None:
         name = twice[:80]

@@ -193,9 +193,9 @@ async def delivery(
     told, depth = read_delivery(await caller.json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
-        raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
+        raise Refused("forbidden", "another app's delivery needs a token with scope operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
-        raise Refused("wrong_state", "the payment has no proof that could have been presented")
+        raise Refused("wrong_state", "the payment has no proof to present")
     deliveries = caller.agent.deliveries
     if isinstance(told, str):
         row, advice = await deliveries.take_silence(row.id, told)

@@ -63,7 +63,7 @@ def require_ledger(path: Path) -> None:
     counts as missing: a copy of ledger.db without its ledger.db-wal looks like that.
     """
     if not path.exists():
-        raise Refused("ledger_missing", f"{path} is not there")
+        raise Refused("ledger_missing", f"{path} is missing")
     if not path.is_file():
         raise Refused("store_failed", f"{path} is not a file")
     with opening(path), closing(open_read_only(path)) as conn:

@@ -197,7 +197,7 @@ WHERE c.ref = ?
 
 
 def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
-    """Whether the deposit that a UTxO is, or descends from, is on no chain any more.
+    """Whether the deposit that a UTxO is, or descends from, was rolled back.
 
     Nothing that spends the UTxO can land now. The same holds for change of a payment that is void for this reason.
     `known` caches the results for other UTxOs in the same state of the ledger; new results are added.

@@ -147,7 +147,7 @@ def _payment(row: tuple[object, ...]) -> PaymentRow:
     values = list(row)
     values[13] = load_outputs(str(values[13]))
     values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
-    for flag in (26, 28, 31, 32, 34):
+    for flag in (27, 29, 32, 33, 35):
         values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
