@@ -15,7 +15,7 @@ _NOTHING = "Nothing was signed and no money is held for it."
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class ProblemReason:
     """One of several causes behind a code. None: as in the code's row."""
 
     title: str
@@ -37,14 +37,14 @@ class Problem:
     fix: str
     money: str = _NOTHING
     retryable: bool = False
-    reasons: Mapping[str, Reason] = field(default_factory=dict)
+    reasons: Mapping[str, ProblemReason] = field(default_factory=dict)
 
     def of(self, reason: str | None) -> "Problem":
         """The row with the texts of its reason. KeyError if it has no such reason, or if one has to be given."""
         if reason is None and not self.reasons:
             return self
         one = self.reasons[reason or ""]
-        given = {name: text for name in Reason.__slots__ if (text := getattr(one, name)) is not None}
+        given = {name: text for name in ProblemReason.__slots__ if (text := getattr(one, name)) is not None}
         return replace(self, **given)
 
 
@@ -113,18 +113,18 @@ PROBLEMS: dict[str, Problem] = {
         "The address cannot be paid",
         "payagent pays key addresses (CIP-19 types 0 and 6) on its own network. " + _SENDER,
         reasons={
-            "bad_checksum": Reason("The address has a wrong checksum"),
-            "byron": Reason("Byron addresses are not paid"),
-            "mixed_case": Reason("The address is not in lower case"),
-            "not_text": Reason("The address is not a text of visible ASCII"),
-            "own": Reason("The invoice pays this wallet itself", _SENDER),
-            "pointer": Reason("Pointer addresses are not paid"),
-            "script": Reason("Script addresses are not paid"),
-            "stake": Reason("A stake address cannot be paid"),
-            "unknown_type": Reason("CIP-19 does not define the address type"),
-            "wrong_length": Reason("The address has the wrong length for its type"),
-            "wrong_network": Reason("The address is on another network"),
-            "wrong_prefix": Reason("The address has the wrong prefix"),
+            "bad_checksum": ProblemReason("The address has a wrong checksum"),
+            "byron": ProblemReason("Byron addresses are not paid"),
+            "mixed_case": ProblemReason("The address is not in lower case"),
+            "not_text": ProblemReason("The address is not a text of visible ASCII"),
+            "own": ProblemReason("The invoice pays this wallet itself", _SENDER),
+            "pointer": ProblemReason("Pointer addresses are not paid"),
+            "script": ProblemReason("Script addresses are not paid"),
+            "stake": ProblemReason("A stake address cannot be paid"),
+            "unknown_type": ProblemReason("CIP-19 does not define the address type"),
+            "wrong_length": ProblemReason("The address has the wrong length for its type"),
+            "wrong_network": ProblemReason("The address is on another network"),
+            "wrong_prefix": ProblemReason("The address has the wrong prefix"),
         },
     ),
     "address_not_pinned": Problem(
@@ -149,13 +149,13 @@ PROBLEMS: dict[str, Problem] = {
         "Give another path, or move the existing file away. Nothing is overwritten.",
         money="",
         reasons={
-            "file": Reason("The file exists already"),
-            "keystore": Reason("A keystore exists already"),
-            "app": Reason(
+            "file": ProblemReason("The file exists already"),
+            "keystore": ProblemReason("A keystore exists already"),
+            "app": ProblemReason(
                 "An app with this name exists already",
                 "Choose another name, or give that app a new token: payagent app token NAME.",
             ),
-            "merchant": Reason(
+            "merchant": ProblemReason(
                 "A merchant with this name or origin exists already",
                 "See `payagent merchants list`. Edit a merchant of the config file there, then send SIGHUP.",
             ),
@@ -177,11 +177,11 @@ PROBLEMS: dict[str, Problem] = {
         "The payment was not approved",
         "Ask the operator before you repeat the call.",
         reasons={
-            "person": Reason(
+            "person": ProblemReason(
                 "The payment was denied",
                 "Ask the operator before you repeat the call. For a while the same call is refused at once.",
             ),
-            "timeout": Reason(
+            "timeout": ProblemReason(
                 "The approval timed out",
                 "Repeat the call when the operator can decide. It asks for a new approval.",
                 retryable=True,
@@ -244,11 +244,11 @@ PROBLEMS: dict[str, Problem] = {
         "Call the API from a program.",
         money="",
         reasons={
-            "web_page": Reason(
+            "web_page": ProblemReason(
                 "A web page may not use this API",
                 "Call it from a program, without Origin and Sec-Fetch-Site headers.",
             ),
-            "host": Reason(
+            "host": ProblemReason(
                 "The Host header does not name this machine",
                 "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
             ),
@@ -338,11 +338,11 @@ PROBLEMS: dict[str, Problem] = {
         "Create the file again.",
         money="",
         reasons={
-            "backup": Reason(
+            "backup": ProblemReason(
                 "The backup is not valid, or would not be",
                 "Take another backup. For a ledger in use, `payagent ledger verify` names what is wrong.",
             ),
-            "receipt": Reason(
+            "receipt": ProblemReason(
                 "The file is not a receipt",
                 "Save it again with `payagent payments show ID --receipt`, and check the unchanged file.",
             ),
@@ -388,12 +388,12 @@ PROBLEMS: dict[str, Problem] = {
         "See `payagent payments show ID`.",
         money="That payment stands. Nothing new was signed.",
         reasons={
-            "same_intent": Reason(
+            "same_intent": ProblemReason(
                 "The invoice already has a payment for this purchase",
                 "Pay it again in the same way. That finds its payment with the headers of the retry, and costs "
                 "nothing.",
             ),
-            "other_intent": Reason(
+            "other_intent": ProblemReason(
                 "The invoice already has a payment for another purchase",
                 "See `payagent payments show ID`, or ask the merchant for a new invoice.",
             ),
@@ -408,21 +408,23 @@ PROBLEMS: dict[str, Problem] = {
         "The 402 is not an invoice that payagent understands",
         _SENDER,
         reasons={
-            "amount": Reason("The amount is not a whole number of units"),
-            "amount_range": Reason("The amount is outside the chain's range"),
-            "asset": Reason("The asset is not given as policy and name"),
-            "body": Reason("The 402's body is not an invoice"),
-            "chain": Reason("The invoice names an unknown chain"),
-            "json": Reason("The body is not strict JSON"),
-            "contradiction": Reason("The 402 contradicts itself"),
-            "id": Reason("The invoice id has unsafe characters or length"),
-            "missing_field": Reason("The invoice lacks a required field"),
-            "mixed_dialects": Reason("The 402 mixes two dialects"),
-            "too_many_outputs": Reason("The invoice has too many outputs", "At most 16 are paid. " + _SENDER),
-            "too_big": Reason(
+            "amount": ProblemReason("The amount is not a whole number of units"),
+            "amount_range": ProblemReason("The amount is outside the chain's range"),
+            "asset": ProblemReason("The asset is not given as policy and name"),
+            "body": ProblemReason("The 402's body is not an invoice"),
+            "chain": ProblemReason("The invoice names an unknown chain"),
+            "json": ProblemReason("The body is not strict JSON"),
+            "contradiction": ProblemReason("The 402 contradicts itself"),
+            "id": ProblemReason("The invoice id has unsafe characters or length"),
+            "missing_field": ProblemReason("The invoice lacks a required field"),
+            "mixed_dialects": ProblemReason("The 402 mixes two dialects"),
+            "too_many_outputs": ProblemReason(
+                "The invoice has too many outputs", "At most 16 are paid. " + _SENDER
+            ),
+            "too_big": ProblemReason(
                 "The 402 is too long to repeat in a proof", "At most 8 KiB are accepted. " + _SENDER
             ),
-            "below_min_ada": Reason(
+            "below_min_ada": ProblemReason(
                 "An output holds less ADA than the chain accepts",
                 "The merchant must ask for more in that output. " + _SENDER,
             ),
@@ -434,12 +436,14 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant asks for a way to pay that payagent lacks",
         "Ask the merchant for another way to pay.",
         reasons={
-            "extension": Reason(
+            "extension": ProblemReason(
                 "The 402 requires an extension that payagent lacks",
                 "Ask the merchant for a way to pay without it.",
             ),
-            "scheme": Reason("The payment scheme is not supported", "Ask the merchant for x402's scheme `exact`."),
-            "transfer_method": Reason(
+            "scheme": ProblemReason(
+                "The payment scheme is not supported", "Ask the merchant for x402's scheme `exact`."
+            ),
+            "transfer_method": ProblemReason(
                 "The 402 asks to lock the money in a contract",
                 "Ask the merchant for the transfer method `default`: a plain payment to an address.",
             ),
@@ -634,15 +638,15 @@ PROBLEMS: dict[str, Problem] = {
         "Nothing to do. payagent cancels the payment, which then ends as void.",
         money=_HELD_UNTIL_CANCELLED,
         reasons={
-            "expired": Reason("The transaction expired and could not be replaced"),
-            "not_broadcast": Reason("The merchant did not submit the transaction in time"),
-            "merchant_refused": Reason("The merchant refused the transaction unsubmitted"),
-            "parent_replaced": Reason(
+            "expired": ProblemReason("The transaction expired and could not be replaced"),
+            "not_broadcast": ProblemReason("The merchant did not submit the transaction in time"),
+            "merchant_refused": ProblemReason("The merchant refused the transaction unsubmitted"),
+            "parent_replaced": ProblemReason(
                 "The payment whose change it spends was replaced",
                 "Repeat the call to pay anew. The old transaction can never land.",
                 "Its money is free again.",
             ),
-            "cancelled_by_operator": Reason(
+            "cancelled_by_operator": ProblemReason(
                 "The operator cancelled the payment",
                 "Ask the operator why. Once the payment is void, the same call can be paid anew.",
                 f"{_HELD_UNTIL_CANCELLED} If nothing was signed, it is free at once.",
@@ -762,29 +766,29 @@ PROBLEMS: dict[str, Problem] = {
         "Order what is missing again, if it is still wanted.",
         money="What the top-up has already bought stays bought. Nothing more is paid for it.",
         reasons={
-            "cancelled": Reason("The top-up was cancelled"),
-            "timed_out": Reason(
+            "cancelled": ProblemReason("The top-up was cancelled"),
+            "timed_out": ProblemReason(
                 "The top-up was not done within 24 hours",
                 "The detail says what went wrong. Fix it, then order what is missing again.",
             ),
-            "request_refused": Reason(
+            "request_refused": ProblemReason(
                 "The merchant refuses the top-up's request",
                 "Correct the request: merchants.NAME.topup, or --path, --method and --data.",
             ),
-            "too_small": Reason(
+            "too_small": ProblemReason(
                 "One payment costs more than the whole top-up",
                 "If the price is right, order at least that much. --dry-run shows the price.",
             ),
-            "wrong_asset": Reason(
+            "wrong_asset": ProblemReason(
                 "The merchant sells in another asset than ordered",
                 "Order in the asset that the merchant asks for, or in calls. --dry-run shows the price.",
             ),
-            "nothing_sold": Reason(
+            "nothing_sold": ProblemReason(
                 "The merchant sells no prepaid balance for this request",
                 "If calls are left, use them first. Otherwise name a call that is sold in batches, or set the "
                 "merchant's own request in merchants.NAME.topup.",
             ),
-            "app_revoked": Reason(
+            "app_revoked": ProblemReason(
                 "The app that ordered the top-up has no valid token",
                 "Run `payagent app token NAME`, or use another app. Then order what is missing again.",
             ),
@@ -804,9 +808,9 @@ PROBLEMS: dict[str, Problem] = {
         "Funds are spread over too many small UTxOs",
         f"{_SHRINK} Or fund the wallet with one larger UTxO.",
         reasons={
-            "inputs": Reason("Funds are spread over too many small UTxOs"),
-            "transaction_size": Reason("The transaction would be too big"),
-            "header_size": Reason("The transaction is too big for an HTTP header"),
+            "inputs": ProblemReason("Funds are spread over too many small UTxOs"),
+            "transaction_size": ProblemReason("The transaction would be too big"),
+            "header_size": ProblemReason("The transaction is too big for an HTTP header"),
         },
     ),
     "wallet_address_required": Problem(
@@ -825,18 +829,18 @@ PROBLEMS: dict[str, Problem] = {
         "Free disk space, then run the same command again.",
         money="",
         reasons={
-            "answer": Reason(
+            "answer": ProblemReason(
                 "The answer could not be written",
                 "Free disk space. See `payagent payments list` before you repeat the command.",
                 "The command was carried out.",
             ),
-            "merchant_answer": Reason(
+            "merchant_answer": ProblemReason(
                 "The merchant's answer could not be written",
                 "Free disk space or name another file, then repeat the command. It presents the same proof.",
                 "The payment stands. The same call pays nothing again.",
                 retryable=True,
             ),
-            "backup": Reason(
+            "backup": ProblemReason(
                 "The backup or restore could not be written",
                 "Free disk space or name another place, then repeat the command. Nothing is left of this one.",
                 retryable=True,

@@ -289,7 +289,7 @@ async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: st
     ask = run.world.ask("first")
     assert ask.request is not None
     named = replace(ask.request, headers={"x-partner": "demo", "x-wallet-address": wallet})
-    with pytest.raises(Refused, match="X-Wallet-Address is at most 255 characters of plain ASCII"):
+    with pytest.raises(Refused, match="X-Wallet-Address must be at most 255 ASCII characters"):
         await run.agent.pay(replace(ask, request=named))
     assert not prepaid.all_pools(run.context.conn)
 

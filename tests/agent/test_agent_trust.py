@@ -200,7 +200,7 @@ class TestAddresses:
     async def test_an_address_of_another_network_is_not_pinned(self, world: World) -> None:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
-            with pytest.raises(Refused, match="bad_request: address_wrong_network"):
+            with pytest.raises(Refused, match="bad_request: address_invalid/wrong_network"):
                 await pin(run.context, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
@@ -283,7 +283,7 @@ class TestAddresses:
                 assert await question(run, name) == ["approval_required"]
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
-            with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
+            with pytest.raises(Refused, match=r"address_not_pinned.*The approval was not for that"):
                 await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
@@ -304,7 +304,7 @@ class TestAddresses:
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             for _ in range(2):
-                with pytest.raises(Refused, match=r"price_changed.*once its time is over, the same call asks"):
+                with pytest.raises(Refused, match=r"price_changed.*When it has expired, the same call asks"):
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()

@@ -110,7 +110,7 @@ def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: 
     for _ in range(rate * BURST_S - 1):
         with turnstile.admit("app"):
             pass
-    with turnstile.admit("app"), pytest.raises(Refused, match="the call's body counts") as refused:
+    with turnstile.admit("app"), pytest.raises(Refused, match="the request's body counts") as refused:
         turnstile.weigh("app", weight * BODY_BYTES)
     now_s += refused.value.context["retry_after_s"]
     with turnstile.admit("app"):

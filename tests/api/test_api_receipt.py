@@ -95,5 +95,5 @@ async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(worl
             receipt = await receipt_of(api, row["id"])
     assert judge(receipt) == []
     assert (receipt["attempts"], receipt["holds"], receipt["entries"]) == ([], [], [])
-    assert receipt["payment"]["reason_code"] == "limit_exceeded"
+    assert receipt["payment"]["code"] == "limit_exceeded"
     assert receipt["decisions"][0]["event"] == "reject"

@@ -170,7 +170,7 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert [answer["event"] for answer in first["answers"]] == ["delivery_accept"]
     assert first["attempts"][0]["headers"]["X-Payment"] == first["payment"]["tx_hash"]
     refused = next(receipt for receipt in all_receipts if receipt["payment"]["state"] == "rejected")
-    assert (refused["attempts"], refused["payment"]["reason_code"]) == ([], "limit_exceeded")
+    assert (refused["attempts"], refused["payment"]["code"]) == ([], "limit_exceeded")
     assert "402" in refused["invoice"]["response"]
 
 

@@ -69,7 +69,8 @@ def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
             "block_height": str(row.block_height or ""),
             "created_at": iso_time(row.created_at_ms),
             "changed_at": iso_time(row.changed_at_ms),
-            "reason_code": row.problem or "",
+            "code": row.code or "",
+            "reason": row.reason or "",
         }
     assert {row["asset"] for row in told} == {LOVELACE, TOKEN}
 

@@ -310,6 +310,6 @@ async def test_books_that_are_not_whole_are_neither_taken_nor_put_back(world: Wo
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         conn.execute("DROP TRIGGER invoices_no_delete")
     before = listing(world.folder.parent)
-    with pytest.raises(Refused, match=r"backup_invalid.*invoices_no_delete"):
+    with pytest.raises(Refused, match=r"file_invalid.*invoices_no_delete"):
         taken(world, "second.tar")
     assert listing(world.folder.parent) == before

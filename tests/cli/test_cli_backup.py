@@ -54,7 +54,7 @@ def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
     process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
     try:
         until(
-            lambda: "put back" in checks(again.config)["daemon"]["detail"], "it does not say that it was put back"
+            lambda: "restored" in checks(again.config)["daemon"]["detail"], "it does not say that it was restored"
         )
         yield process
     finally:

@@ -301,11 +301,11 @@ def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
 
 
 def test_a_refusal_names_the_shape_that_was_seen() -> None:
-    with pytest.raises(Refused, match="shape of x402"):
+    with pytest.raises(Refused, match="form of x402"):
         read({"x402Version": 4, "accepts": []})
-    with pytest.raises(Refused, match="shape of materios"):
+    with pytest.raises(Refused, match="form of materios"):
         read({}, headers={"X-402-Payment-Required": "1"})
-    with pytest.raises(Refused, match="shape of payment-wrapped"):
+    with pytest.raises(Refused, match="form of payment-wrapped"):
         read({"status": 402, "payment": {"amount": "1"}})
     with pytest.raises(Refused, match="t-backend and flux"):
         read(detail())

@@ -57,9 +57,9 @@ INSERT INTO uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
 INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
 INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, 1,
-  NULL, NULL, NULL, NULL, NULL, NULL);
+  NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
-  'c', 'r', 2, 2, 'not_found', 'r');
+  'c', 'r', 'd', 2, 2, 'not_found', 'r', 'd');
 INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
@@ -100,7 +100,7 @@ NEW_APP = "REPLACE INTO apps(rowid, id, name, scopes, created_at_ms) VALUES "
 NEW_TOKEN = "REPLACE INTO tokens VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
-NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 6 + ")"
+NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 8 + ")"
 NEW_VALUES = {
     "holds.stage": "'ask'",
     "alerts.kind": "'other'",
@@ -206,11 +206,13 @@ BREACHES = [
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
     ("topups_stop_code_once", "UPDATE topups SET stop_code = NULL WHERE id = 'top2'"),
     ("topups_stop_reason_once", "UPDATE topups SET stop_reason = NULL WHERE id = 'top2'"),
+    ("topups_stop_detail_once", "UPDATE topups SET stop_detail = NULL WHERE id = 'top2'"),
     ("topups_ended_clock_ms_once", "UPDATE topups SET ended_clock_ms = NULL WHERE id = 'top2'"),
-    ("topups_end_once", "UPDATE topups SET reason_code = NULL WHERE id = 'top2'"),
+    ("topups_end_once", "UPDATE topups SET code = NULL WHERE id = 'top2'"),
     ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
-    ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
+    ("topups_code_once", "UPDATE topups SET code = 'other' WHERE id = 'top2'"),
     ("topups_reason_once", "UPDATE topups SET reason = NULL WHERE id = 'top2'"),
+    ("topups_detail_once", "UPDATE topups SET detail = NULL WHERE id = 'top2'"),
     ("alerts_delivered_at_ms_once", "UPDATE alerts SET delivered_at_ms = NULL"),
     ("meta_no_replace", "REPLACE INTO meta VALUES ('network', 'mainnet')"),
     ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
@@ -259,7 +261,10 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
     may_change = {
         "intents": {"ended_at_ms"},
         "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
-        "topups": {"seq", "stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"},
+        "topups": {
+            *("seq", "stop_code", "stop_reason", "stop_detail", "ended_at_ms", "ended_clock_ms"),
+            *("code", "reason", "detail"),
+        },
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
             *(
@@ -275,7 +280,7 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
                 "invoice",
                 "void_by",
             ),
-            *("merchant_status", "reason_code", "reason", "changed_at_ms"),
+            *("merchant_status", "code", "reason", "detail", "changed_at_ms"),
         },
     }
     for table, columns in may_change.items():
@@ -472,7 +477,7 @@ def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Conn
         conn.execute(PAY3 + "'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'dd#1', 1, 1)")
 
 
-BUILT = "fc8b97c556e1e8f3"
+BUILT = "c1ed702fa29ef6c6"
 """Of every table, index and view of a new ledger. Ledgers that exist take none of a change here: it belongs into a
 migration of its own, which both then have."""
 
