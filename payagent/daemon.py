@@ -110,9 +110,9 @@ def serve(
     prompt. From then on the daemon can read neither keystore nor passphrase (`sandbox`). That holds for the life
     of the process, so nothing else is done in it after serving.
 
-    Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_changed`,
+    Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_tampered`,
     `ledger_missing`, `ledger_newer`, `store_failed`. Ends with `lease_lost` when another daemon opened the ledger.
-    Ends with `signer_lost` when the process that holds the key is gone: only a new start can unlock the key again.
+    Ends with `signer_lost` when the signer process has ended: only a new start can unlock the key again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
@@ -138,7 +138,7 @@ def serve(
             doors = Listeners(unix, tcp, context)
             asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
             if signer.problem is not None:
-                raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
+                raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
 
 
 def _require_private_place(data_dir: Path, config: Path) -> None:
@@ -159,7 +159,9 @@ def _unlocked(
 def _warn_of_risks(settings: Settings) -> None:
     """Warn of risks that do not stop the start and that an operator should fix."""
     if os.path.lexists(settings.data_dir / WORDS_FILE):
-        log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
+        log.warning(
+            "words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["recovery_words_on_disk"].fix
+        )
     for name, provider in settings.chain.named.items():
         if (risk := provider.risk) is not None:
             log.warning("provider.in_clear", provider=name, risk=risk)
@@ -170,7 +172,7 @@ def _tls(api: ApiSettings, allow_remote: bool) -> ssl.SSLContext | None:
     if api.is_remote and not allow_remote:
         raise Refused(
             "config_invalid",
-            f"api.listen {api.listen} is reached from other machines: start with --allow-remote if that is meant",
+            f"api.listen {api.listen} accepts connections from other machines: if intended, use --allow-remote",
         )
     if api.tls_certificate_file is None or api.tls_key_file is None:
         return None
@@ -346,7 +348,9 @@ def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise Refused("config_invalid", f"{path} is no key of links: remove it, and the next start makes one")
+        raise Refused(
+            "config_invalid", f"{path} is not a valid link key: remove it, and the next start makes a new one"
+        )
     redactor.register(secret)
     redactor.register(key)
     return ApprovalLinks(settings.approvals.link_origin, key)

@@ -79,7 +79,7 @@ def initialise(
 ) -> Made:
     """Create everything, or nothing. `write_words` puts new words in a 0600 file in the data folder.
 
-    Refused `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
+    Refused: `already_exists`, `config_invalid`, `mnemonic_invalid`, `passphrase_too_short`.
     """
     if choices.network != "devnet" or choices.words:  # restored words may hold money elsewhere
         require_long(choices.passphrase)
@@ -105,7 +105,7 @@ def initialise(
 def require_long(passphrase: str) -> None:
     """Check a new passphrase, typed or from a file. Refused `passphrase_too_short`."""
     if len(passphrase) < PASSPHRASE_LENGTH_MIN:
-        raise Refused("passphrase_too_short", f"it needs at least {PASSPHRASE_LENGTH_MIN} characters")
+        raise Refused("passphrase_too_short", f"at least {PASSPHRASE_LENGTH_MIN} characters are needed")
 
 
 def change_passphrase(settings: Settings, old: str, new: str) -> Header:
@@ -231,13 +231,13 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
 def require_none(data_dir: Path) -> None:
     """Refuse a data folder that already holds a wallet."""
     for name, code in (
-        (KEYSTORE_FILE, "keystore_exists"),
-        (LEDGER_FILE, "file_exists"),
-        (f"{LEDGER_FILE}-wal", "file_exists"),
-        (f"{LEDGER_FILE}-shm", "file_exists"),
+        (KEYSTORE_FILE, "already_exists/keystore"),
+        (LEDGER_FILE, "already_exists/file"),
+        (f"{LEDGER_FILE}-wal", "already_exists/file"),
+        (f"{LEDGER_FILE}-shm", "already_exists/file"),
     ):
         if (data_dir / name).exists():
-            raise Refused(code, f"{data_dir / name} already exists")
+            raise Refused(code, f"{data_dir / name} exists already")
 
 
 def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> None:
@@ -248,7 +248,7 @@ def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> N
     if not folder.exists():
         _make_folders(folder, undo)
     elif not folder.is_dir():
-        raise Refused("file_exists", f"{folder} exists and is not a folder")
+        raise Refused("already_exists/file", f"{folder} exists already, and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(there != ours for there in folder.iterdir()):
         raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
@@ -269,7 +269,7 @@ def write_new(path: Path, text: str, undo: Undo) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Refused("file_exists", f"{path} already exists") from None
+        raise Refused("already_exists/file", f"{path} exists already") from None
     undo.append(path.unlink)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)

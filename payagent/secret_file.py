@@ -58,7 +58,7 @@ def read_header_secret(path: Path) -> str:
     """Read a secret for an HTTP header: one text of visible ASCII."""
     secret = read_secret_file(path)
     if not _IN_HEADER.fullmatch(secret):
-        raise Refused("config_invalid", f"the secret file {path} does not hold one text of visible ASCII alone")
+        raise Refused("config_invalid", f"the secret file {path} must hold one text of visible ASCII")
     return secret
 
 

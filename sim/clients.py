@@ -108,8 +108,8 @@ class BuyerTask:
                 self._town.story.reach("a client is left without an answer")
                 continue
             except Refused as refused:
-                self._town.story.reach(f"refused: {refused.code}")
-                self._town.story.tell(f"{self._want.text}: refused {refused.code}: {refused.detail[:120]}")
+                self._town.story.reach(f"refused: {refused.name}")
+                self._town.story.tell(f"{self._want.text}: refused {refused.name}: {refused.detail[:120]}")
                 continue
             if self.is_served:
                 self._town.story.reach("a want is served")

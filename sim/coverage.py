@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from payagent.core.payment import State
+from payagent.core.problems import name_of
 from payagent.store.db.unit import Connection
 from payagent.store.rows.upkeep import UPKEEP_APP
 from sim.network import DEEP, Net
@@ -32,7 +33,7 @@ _SIMPLE = {
     "proof_refused_early": "a merchant is shown no early proof any more",
     "external_spend_lost": "what was spent elsewhere loses its block",
     "foreign_again": "what was spent elsewhere is in another block",
-    "anchor_gone": "a payment spends a deposit that a fork took away",
+    "deposit_rolled_back": "a payment spends a deposit that a fork took away",
     "deposit_restored": "a payment's deposit comes back",
 }
 _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
@@ -138,7 +139,7 @@ class Coverage:
             if event == "alert":
                 self._story.reach(f"an alert: {told['kind']}")
             elif event == "topup_ended":
-                self._story.reach(f"a top-up ends: {told['code'] or 'done'}")
+                self._story.reach(f"a top-up ends: {name_of(told['code'], told['reason']) or 'done'}")
             elif event == "caught_up":
                 self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
             elif event == "delivery_give_up":  # rare: clients here retry until they are served

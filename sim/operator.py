@@ -102,7 +102,7 @@ class SimOperator:
                 await life.call(life.agent.decisions.deny(payment_id, by))
             office.story.reach(f"a person says yes or no: {way}")
         except Refused as refused:
-            office.story.reach(f"a decision is refused: {refused.code}")
+            office.story.reach(f"a decision is refused: {refused.name}")
         except DeadError:
             office.story.reach("a person does not hear what became of the decision")
 

@@ -352,7 +352,7 @@ class World:
             with lease(folder, self.disk.leased):
                 self.story.violate("I6", f"a second daemon starts in {folder.name} beside the first")
         except Refused as refused:
-            self.story.reach(f"a second daemon is refused: {refused.code}")
+            self.story.reach(f"a second daemon is refused: {refused.name}")
 
     async def _unfreeze(self) -> None:
         """Another operator, who unfreezes signing after external spends."""

@@ -115,7 +115,7 @@ class Agent:
     async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
         """The cost of `count` such payments now. Reserves and writes nothing.
 
-        Raises what `pay` would raise, and `invoice_paid_already` if a payment exists. A limit or a merchant rule
+        Raises what `pay` would raise, and `invoice_already_paid` if a payment exists. A limit or a merchant rule
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()
@@ -163,7 +163,7 @@ class Agent:
             free = totals.get(asset, 0)
             if units > free:
                 have, need = format_amount(asset, free), format_amount(asset, units)
-                raise Refused("not_enough_funds", f"{have} are free or come back as change, {need} are needed")
+                raise Refused("not_enough_funds", f"{have} are available or pending, {need} are needed")
 
     def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
         """The live payment of a repeated intent whose 402 has expired or only says "pending"."""

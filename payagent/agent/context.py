@@ -128,7 +128,7 @@ class AgentContext:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""
         row = self.as_noted(row)
         if not row.is_noted:
-            raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
+            raise Refused("store_failed", f"the signer's record does not have the transaction of {row.id} yet")
         return row
 
     def is_ready(self, row: PaymentRow) -> bool:

@@ -203,7 +203,7 @@ def _response(text: str) -> HttpResponse:
         {"status", "body"},
         {"status", "body_base64"},
     ):
-        raise Refused("receipt_invalid", "it is no answer with a body")
+        raise Refused("file_invalid/receipt", "it is not an answer with a body")
     status, headers = told["status"], told.get("headers", {})
     pairs = list(headers.items()) if isinstance(headers, dict) else headers
     if (
@@ -211,7 +211,7 @@ def _response(text: str) -> HttpResponse:
         or not isinstance(pairs, list)
         or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
     ):
-        raise Refused("receipt_invalid", "its status or headers are none")
+        raise Refused("file_invalid/receipt", "its status or headers are missing")
     if "body" in told:
         if not isinstance(told["body"], str):
             strict_json.check_strings(told["body"])
@@ -219,7 +219,7 @@ def _response(text: str) -> HttpResponse:
     try:
         return parse_response(status, pairs, b64decode(told["body_base64"], validate=True))
     except (ValueError, TypeError):
-        raise Refused("receipt_invalid", "its body is not base64") from None
+        raise Refused("file_invalid/receipt", "its body is not base64") from None
 
 
 class _AnyName(frozenset[str]):

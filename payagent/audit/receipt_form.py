@@ -38,7 +38,7 @@ _DIGITS_MAX = 40
 
 
 def _invalid(where: str, what: str) -> Refused:
-    return Refused("receipt_invalid", f"{where} is not {what}")
+    return Refused("file_invalid/receipt", f"{where} is not {what}")
 
 
 def _text(value: object, where: str) -> str:
@@ -218,19 +218,19 @@ _FORM = _record(
 
 
 def read_receipt(raw: bytes) -> Receipt:
-    """The receipt in a file. Refused: `receipt_invalid`."""
+    """The receipt in a file. Refused: `file_invalid/receipt`."""
     try:
         value = strict_json.loads(raw, max_bytes=RECEIPT_MAX_BYTES)
     except Refused as refused:
-        raise Refused("receipt_invalid", refused.detail.replace("the body", "the file", 1)) from None
+        raise Refused("file_invalid/receipt", refused.detail.replace("the body", "the file", 1)) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise Refused("receipt_invalid", f"the file does not say that it is a {FORMAT}")
+        raise Refused("file_invalid/receipt", f"the file does not say that it is a {FORMAT}")
     receipt: Receipt = _FORM(value, "the receipt")
     owner_of(receipt)
     try:
         parse_head(receipt["ledger"]["head"])
     except Refused as refused:
-        raise Refused("receipt_invalid", refused.detail) from None
+        raise Refused("file_invalid/receipt", refused.detail) from None
     return receipt
 
 
@@ -241,7 +241,7 @@ def owner_of(receipt: Receipt) -> Owner:
     try:
         return Owner(parse_address(receipt["wallet"], network), network)
     except Refused as refused:
-        raise Refused("receipt_invalid", f"wallet: {refused.detail}") from None
+        raise Refused("file_invalid/receipt", f"wallet: {refused.detail}") from None
 
 
 def _outputs(rows: list[dict[str, Any]]) -> tuple[OutputRow, ...]:

@@ -53,7 +53,7 @@ class Manifest:
 
 
 def invalid(detail: str) -> Refused:
-    return Refused("backup_invalid", detail)
+    return Refused("file_invalid/backup", detail)
 
 
 def measure(path: Path) -> Member:
@@ -77,7 +77,7 @@ def pack(folder: Path, manifest: Manifest, target: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Manifest:
-    """Write a backup's keystore and ledger into a folder, durably. Raises `backup_invalid` on any mismatch."""
+    """Write a backup's keystore and ledger into a folder, durably. Raises `file_invalid` on any mismatch."""
     with _open(source) as file:
         manifest = _read_manifest(_read(file, MANIFEST, _MANIFEST_BYTES_MAX))
         if manifest.keystore.size > KEYSTORE_BYTES_MAX:

@@ -20,14 +20,14 @@ from payagent.wallet.keystore import read_header
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
     """Write a complete backup file, or none. A running daemon's later changes are not in it.
 
-    Raises `backup_invalid` when the ledger fails verification (no restore would accept it), `backup_not_written`,
-    `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
+    Raises `file_invalid` when the ledger fails verification (no restore would accept it), `write_failed`,
+    `already_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
     """
     ledger, keystore = settings.data_dir / LEDGER, settings.data_dir / KEYSTORE
     require_ledger(ledger)
     read_header(keystore)
     if target.exists() or target.is_symlink():
-        raise Refused("file_exists", f"{target} already exists")
+        raise Refused("already_exists/file", f"{target} exists already")
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         tell("copying the ledger")
         (folder / KEYSTORE).touch(mode=0o600)

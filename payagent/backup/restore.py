@@ -69,8 +69,8 @@ class Restored:
 async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = lambda _text: None) -> Restored:
     """Put everything in place, or nothing. The ledger comes last, because no daemon starts without it.
 
-    Raises `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
-    than the config's, `file_exists`, `keystore_exists` or `ledger_newer`.
+    Raises `file_invalid`, `write_failed`, `clock_skew`, `config_invalid` for a backup of another wallet
+    than the config's, `already_exists` or `ledger_newer`.
     """
     data_dir = settings.data_dir
     with undone_on_failure() as undo:
@@ -126,7 +126,7 @@ def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
         return False
     with closing(open_read_only(folder / LEDGER)) as conn:
         if apps.by_token(conn, hash_token(read_secret_file(path)), now_ms) is None:
-            raise Refused("file_exists", f"{path} exists, and the backup does not know its token")
+            raise Refused("already_exists/file", f"{path} exists already, and the backup does not know its token")
     return True
 
 

@@ -16,12 +16,12 @@ from payagent.core.problems import Refused
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn disk errors while a backup or restore writes into `backup_not_written`."""
+    """Turn disk errors while a backup or restore writes into `write_failed/backup`."""
     try:
         yield
     except OSError as error:
         raise Refused(
-            "backup_not_written", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+            "write_failed/backup", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         ) from None
 
 
@@ -37,11 +37,11 @@ def workshop(folder: Path) -> Iterator[Path]:
     try:
         status = os.fstat(handle)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise Refused("file_exists", f"{folder} exists and does not belong to this command")
+            raise Refused("already_exists/file", f"{folder} exists already, and belongs to something else")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused("file_exists", f"another command is using {folder}") from None
+            raise Refused("already_exists/file", f"another command is working in {folder}") from None
         _empty(folder)
         try:
             yield folder
@@ -60,7 +60,7 @@ def put(made: Path, target: Path) -> None:
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        raise Refused("file_exists", f"{target} already exists") from None
+        raise Refused("already_exists/file", f"{target} exists already") from None
     try:
         made.rename(target)
     except BaseException:

@@ -26,7 +26,7 @@ Tell = Callable[[str], None]
 def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
     """The keystore's header, the ledger's contents, and its newest seal.
 
-    Raises `backup_invalid` when ledger and keystore do not belong together, or when the ledger fails verification.
+    Raises `file_invalid` when ledger and keystore do not belong together, or when the ledger fails verification.
     """
     try:
         header = read_header(folder / KEYSTORE)

@@ -76,7 +76,7 @@ def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
             return NotFound() if _says_not_found(body) else Unknown("http 404, not in the provider's own form")
         return Found(parse(body))
     except Refused as refused:
-        why = refused.code  # its detail quotes the provider's text
+        why = refused.name  # its detail quotes the provider's text
     except ValueError as error:
         why = str(error)
     except (LookupError, TypeError) as error:

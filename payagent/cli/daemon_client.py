@@ -186,7 +186,7 @@ class OperatorClient:
             raise _not_running(self.settings) from None
         except (httpx.HTTPError, OSError) as error:
             raise Refused(
-                "daemon_silent",
+                "daemon_timeout",
                 f"no answer to {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
@@ -224,6 +224,6 @@ def _object(answer: httpx.Response) -> dict[str, Any]:
         body = None
     if not isinstance(body, dict):
         raise Refused(
-            "daemon_silent", f"the server at {answer.url.host} is not payagent (status {answer.status_code})"
+            "daemon_timeout", f"the server at {answer.url.host} is not payagent (status {answer.status_code})"
         )
     return body

@@ -73,6 +73,7 @@ def _as_json(item: "CheckResult") -> Json:
         "warning": item.is_warning,
         "detail": item.detail,
         "code": None if item.problem is None else item.problem.code,
+        "reason": None if item.problem is None else item.problem.reason,
         "fix": item.fix,
     }
 

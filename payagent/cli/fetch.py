@@ -190,7 +190,7 @@ class _Watcher:
             else:
                 body = self.link.post(ask.path, ask.body, ask.key)
         except ProblemError as error:
-            if error.problem["code"] == "batch_under_way":
+            if error.problem["code"] == "batch_in_progress":
                 self._show("another request buys the batch")
             return DaemonReply(int(str(error.problem["status"])), error.problem)
         except Refused as refused:
@@ -320,7 +320,7 @@ class _Fetcher:
         except OSError as error:
             paid = answer.headers.get("X-Payagent-Payment")
             context = {} if paid is None else {"payment": paid}
-            raise Refused("output_not_written", f"response body: {error.strerror}", **context) from None
+            raise Refused("write_failed/merchant_answer", f"response body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
             self.terminal.say("")  # start the next message on its own line
 

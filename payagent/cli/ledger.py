@@ -175,7 +175,7 @@ def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
 
     target = file.absolute()
     if target.exists() or target.is_symlink():
-        raise Refused("file_exists", f"{target} already exists")
+        raise Refused("already_exists/file", f"{target} exists already")
     with connect() as link, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         made = folder / target.name
         made.touch(mode=0o600)

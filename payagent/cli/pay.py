@@ -123,7 +123,7 @@ def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, or
         terminal.say(f"Taking the 402 for one of the only merchant, {merchant} ({only}).")
     if merchant not in origins:
         names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
-        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
+        raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}")
     return origins[merchant]
 
 
@@ -133,7 +133,7 @@ def _explaining(is_bare: bool) -> Iterator[None]:
     try:
         yield
     except ProblemError as error:
-        if not is_bare or error.problem["code"] != "body_not_understood":
+        if not is_bare or (error.problem["code"], error.problem.get("reason")) != ("invoice_invalid", "body"):
             raise
         raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
 
@@ -180,7 +180,7 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     asset = str(quote["outputs"][0]["asset"])
     if in_ada != (asset == LOVELACE):
         form = '"5 ADA"' if asset == LOVELACE else f'"120 units", in units of {show_asset(asset)}'
-        raise Refused("units_not_understood", f"for this invoice, write --max as {form}")
+        raise Refused("amount_invalid", f"for this invoice, write --max as {form}")
     return units, asset
 
 

@@ -44,7 +44,7 @@ EVENTS_IN_WORDS = {
     "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
     "cancel": "being cancelled: its UTxOs return to the wallet",
     "void": "void: it can never be on the chain",
-    "anchor_gone": "the deposit that it spends was rolled back: it cannot complete or be cancelled without it",
+    "deposit_rolled_back": "the deposit that it spends was rolled back: it can be neither completed nor cancelled",
     "deposit_restored": "the deposit that it spends is on the chain again",
     "time_over": "all its attempts expired: it is void once no rollback reaches that block",
     "confirm": "confirmed and posted in the ledger",

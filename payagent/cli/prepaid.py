@@ -24,6 +24,7 @@ from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import name_of
 
 if TYPE_CHECKING:
     from payagent.cli.daemon_client import OperatorClient
@@ -262,7 +263,7 @@ def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
         return PENDING
     if order["state"] == "done":
         if reason := order.get("reason"):
-            terminal.say(f"It ended early: {reason['detail']} ({reason['code']}).")
+            terminal.say(f"It ended early: {reason['detail']} ({name_of(reason['code'], reason['reason'])}).")
         return 0
     problem = as_shown(order["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
     terminal.complain(problem)

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TextIO, cast
 
-from payagent.core.problems import PROBLEMS, Refused
+from payagent.core.problems import PROBLEMS, Refused, name_of
 
 Json = dict[str, object]
 Columns = Sequence[str]
@@ -85,7 +85,7 @@ class Terminal:
         except OSError as error:
             # discard the rest: Python would try to write it once more when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
-            raise Refused("answer_not_written", error.strerror or type(error).__name__) from None
+            raise Refused("write_failed/answer", error.strerror or type(error).__name__) from None
 
     def say(self, text: str) -> None:
         """Write one message to stderr."""
@@ -145,7 +145,8 @@ class Terminal:
         if self.is_json:
             self.say(json.dumps(problem))
             return
-        self.say(f"error: {problem['title']} ({problem['code']})")
+        name = name_of(str(problem["code"]), cast(str | None, problem.get("reason")))
+        self.say(f"error: {problem['title']} ({name})")
         for line in str(problem["detail"]).splitlines():
             self.say(f"  {line}")
         for name, key in (("money", "money"), ("next", "fix")):
@@ -173,9 +174,8 @@ def describe(refused: Refused) -> Json:
     context: Mapping[str, object] = refused.context
     return {
         **context,
-        "code": refused.code,
+        **refused.record,
         "title": row.title,
-        "detail": refused.detail,
         "money": row.money,
         "fix": row.fix,
         "retryable": row.retryable,
@@ -185,8 +185,10 @@ def describe(refused: Refused) -> Json:
 
 def as_shown(problem: Mapping[str, object]) -> Json:
     """A problem (RFC 9457) of the daemon as the same object. An unknown code exits with 1."""
-    code = str(problem.get("code", "internal_error"))
+    code, reason = str(problem.get("code", "internal_error")), problem.get("reason")
     row = PROBLEMS.get(code)
+    if row is not None and reason in row.reasons:
+        row = row.of(str(reason))
     known: Json = {"title": "Refused by payagent", "exit_code": 1}
     if row is not None:
         known = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}

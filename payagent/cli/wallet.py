@@ -225,7 +225,7 @@ def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) 
         name = LOVELACE if asset is None else parse_asset(asset)
         units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
     if units == 0:
-        raise Refused("units_not_understood", "the amount is zero")
+        raise Refused("amount_invalid", "the amount is zero")
     return {"address": to, "asset": name, "units": str(units)}
 
 

@@ -96,10 +96,10 @@ class DaemonAddress:
         return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "limits": _LIMITS}
 
     def not_running(self) -> Exception:
-        return own_error("daemon_not_running", f"nobody answers on {self.socket or self.url}")
+        return own_error("daemon_not_running", f"nothing listens on {self.socket or self.url}")
 
     def silent(self, ask: AskDaemon, error: Exception) -> Exception:
-        return own_error("daemon_silent", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
+        return own_error("daemon_timeout", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
 
 
 class DaemonClient:

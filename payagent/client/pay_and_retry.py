@@ -29,10 +29,11 @@ from payagent.client.merchant_answers import decoded, plain, readable
 from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
 from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
+from payagent.core.problems import name_of
 from payagent.core.retry_schedule import backoff
 
 _BATCH_FIRST_S, _BATCH_MAX_S = 1, 5
-_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
+_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "invoice_invalid/body", "invoice_invalid/json"))
 
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 """Keys of `extensions`: on an unpaid 402 the daemon's reason, on a dry run's answer the quote."""
@@ -157,7 +158,7 @@ class PayAndRetry:
                     return answer, None
                 raise own_error(
                     "request_too_big_to_replay",
-                    f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",
+                    f"the request must be sent again, and only {self.spool_bytes} bytes of a body are kept",
                 )
             is_news = origin not in buyers and bool((self._buyers or {}).get(origin))
             if wants_wallet and not is_news:
@@ -180,7 +181,7 @@ class PayAndRetry:
     def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
         """Name the wallet in further requests to this merchant, which sells batches by address."""
         if any(name.lower() == WALLET for name, _ in call.headers):
-            raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
+            raise own_error("wallet_address_required", "the request has it, and the merchant asks again")
         reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
@@ -211,7 +212,7 @@ class BatchWait:
 
     def after_s(self, reply: DaemonReply) -> float | None:
         """Seconds until the next try; None if there is no batch to wait for or no time left."""
-        if reply.body.get("code") != "batch_under_way":
+        if reply.body.get("code") != "batch_in_progress":
             return None
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self.patience_s
@@ -222,7 +223,7 @@ class BatchWait:
 
 def _is_no_invoice(reply: DaemonReply, demand: httpx.Response) -> bool:
     """Whether payagent does not handle this 402. The reason is attached to it."""
-    if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
+    if reply.status < 400 or name_of(reply.body.get("code"), reply.body.get("reason")) not in _NO_INVOICE:
         return False
     demand.extensions[REFUSAL_MARK] = dict(reply.body)
     return True

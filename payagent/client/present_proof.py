@@ -28,7 +28,7 @@ from payagent.core import strict_json
 from payagent.core.cost_headers import cost_text
 from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
-from payagent.core.problems import Refused
+from payagent.core.problems import Refused, name_of
 from payagent.core.retry_schedule import again_after_s
 
 WAIT_S = 25
@@ -178,7 +178,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         if payment["state"] in WITHOUT_PROOF:
             raise _without_proof(payment)
         if payment["state"] == State.AWAITING_APPROVAL:
-            raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
+            raise own_error("awaiting_approval", f"{payment_id} waits for approval", payment=payment_id)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)
@@ -207,10 +207,11 @@ def _ask_about(payment_id: str, ask: AskDaemon, deadline_s: float) -> Steps[Json
 
 
 def _without_proof(payment: Json, **context: object) -> PayAgentError:
-    reason = payment.get("reason") or {}
+    why = payment.get("reason") or {}
+    name = name_of(why.get("code"), why.get("reason"))
     return own_error(
-        "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
-        f"{payment['id']} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
+        "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused",
+        f"{payment['id']} is {payment['state']}: {name}, {why.get('detail')}",
         payment=payment["id"],
         **context,
     )

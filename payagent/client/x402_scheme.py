@@ -175,7 +175,7 @@ class ExactCardanoScheme:
         if not url or urlsplit(url).scheme not in DEFAULT_PORTS:
             raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
         if sold and not self._is_the_calls(urljoin(url, sold), url):
-            raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the call was to {url[:300]!a}")
+            raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the request was to {url[:300]!a}")
         _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
 
     def _is_the_calls(self, sold: str, called: str) -> bool:

@@ -22,13 +22,13 @@ LENGTH_OF_TYPE = {KEY_BASE: 57, KEY_ENTERPRISE: 29}
 """Length in bytes, header included, for each payable CIP-19 type."""
 
 _REFUSED_TYPES = {
-    1: "address_script",
-    2: "address_script",
-    3: "address_script",
-    4: "address_pointer",
-    5: "address_pointer",
-    7: "address_script",
-    8: "address_byron",
+    1: "address_invalid/script",
+    2: "address_invalid/script",
+    3: "address_invalid/script",
+    4: "address_invalid/pointer",
+    5: "address_invalid/pointer",
+    7: "address_invalid/script",
+    8: "address_invalid/byron",
 }
 
 
@@ -53,19 +53,21 @@ def parse_address(value: object, network: Network) -> Address:
     prefix, raw = _bech32_decode(text)
     header, network_id = raw[0] >> 4, raw[0] & 0x0F
     if prefix.startswith("stake") or header in (14, 15):
-        raise Refused("address_stake", f"{text} names a stake account, which no output can pay")
+        raise Refused("address_invalid/stake", f"{text} names a stake account, which no output can pay")
     if prefix not in ("addr", "addr_test"):
-        raise Refused("address_wrong_prefix", f"the prefix of {text} is {prefix!r}")
+        raise Refused("address_invalid/wrong_prefix", f"the prefix of {text} is {prefix!r}")
     if (prefix == "addr") != (network_id == 1) or network_id not in (0, 1):
-        raise Refused("address_wrong_prefix", f"the prefix of {text} and its header name different networks")
+        raise Refused(
+            "address_invalid/wrong_prefix", f"the prefix of {text} and its header name different networks"
+        )
     if header in _REFUSED_TYPES:
         raise Refused(_REFUSED_TYPES[header], f"{text} is of CIP-19 type {header}")
     if header not in LENGTH_OF_TYPE:
-        raise Refused("address_unknown_type", f"{text} is of type {header}, which CIP-19 does not define")
+        raise Refused("address_invalid/unknown_type", f"{text} is of type {header}, which CIP-19 does not define")
     if len(raw) != (length := LENGTH_OF_TYPE[header]):
-        raise Refused("address_wrong_length", f"{text} has {len(raw)} bytes, type {header} has {length}")
+        raise Refused("address_invalid/wrong_length", f"{text} has {len(raw)} bytes, type {header} has {length}")
     if network_id != network.network_id:
-        raise Refused("address_wrong_network", f"{text} is not an address of {network.name}")
+        raise Refused("address_invalid/wrong_network", f"{text} is not an address of {network.name}")
     return Address(text, raw)
 
 
@@ -79,13 +81,13 @@ def encode_address(raw: bytes) -> Address:
 def _require_text(value: object) -> str:
     if not isinstance(value, str) or not value:
         kind = "empty" if value == "" else type(value).__name__
-        raise Refused("address_not_text", f"an address must be text, not {kind}")
+        raise Refused("address_invalid/not_text", f"an address must be text, not {kind}")
     if len(value) > 200 or not value.isascii() or not value.isprintable() or " " in value:
-        raise Refused("address_not_text", "an address must be at most 200 visible ASCII characters")
+        raise Refused("address_invalid/not_text", "an address must be at most 200 visible ASCII characters")
     if value != value.lower():
         if "1" not in value or (value[:2] in ("Ae", "Dd", "37", "2c") and set(value) <= _BASE58):
-            raise Refused("address_byron", f"{value} looks like a Byron address")
-        raise Refused("address_mixed_case", f"{value} is not in lower case")
+            raise Refused("address_invalid/byron", f"{value} looks like a Byron address")
+        raise Refused("address_invalid/mixed_case", f"{value} is not in lower case")
     return value
 
 
@@ -108,15 +110,15 @@ def _bech32_decode(text: str) -> tuple[str, bytes]:
     """Decode BIP-173 bech32 without its 90-character limit, which CIP-19 lifts. Bech32m is refused."""
     prefix, separator, data = text.rpartition("1")
     if not separator or not prefix:
-        raise Refused("address_wrong_prefix", f"{text} has no bech32 prefix")
+        raise Refused("address_invalid/wrong_prefix", f"{text} has no bech32 prefix")
     if len(data) < 7 or any(char not in _VALUE for char in data):
-        raise Refused("address_bad_checksum", f"{text} is not bech32")
+        raise Refused("address_invalid/bad_checksum", f"{text} is not bech32")
     values = [_VALUE[char] for char in data]
     if _polymod(_expand(prefix) + values) != 1:
-        raise Refused("address_bad_checksum", f"the checksum of {text} is wrong")
+        raise Refused("address_invalid/bad_checksum", f"the checksum of {text} is wrong")
     raw = _to_bytes(values[:-6])
     if raw is None or not raw:
-        raise Refused("address_bad_checksum", f"{text} has padding that is not canonical")
+        raise Refused("address_invalid/bad_checksum", f"{text} has padding that is not canonical")
     return prefix, raw
 
 

@@ -42,7 +42,7 @@ def above(thresholds: Mapping[str, int], spend: Mapping[str, int]) -> Reasons:
     """Return one finding for each asset of which the payment takes more than its approval threshold."""
     return tuple(
         Finding(
-            "above_threshold",
+            "approval_required",
             f"it takes {format_amount(asset, units)}, more than {format_amount(asset, thresholds[asset])}",
             asks=True,
         )

@@ -40,7 +40,7 @@ def require_within_caps(leaving: Mapping[str, int], caps: Caps, fee: str = WITH_
     if uncapped:
         raise Refused(
             "asset_not_allowed",
-            f"nothing says how much of {', '.join(uncapped[:8])} may leave: the config needs a table "
+            f"there is no limit for {', '.join(uncapped[:8])}: the config needs a table "
             "[[limits.assets]] for each",
             asset=uncapped[0],
         )

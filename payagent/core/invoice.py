@@ -111,7 +111,7 @@ def hash_of_terms(
 def parse_invoice_id(value: object) -> str:
     """Parse an invoice id: 1 to 128 of A-Z a-z 0-9 . _ : - (it goes into a header and a URL path)."""
     if not isinstance(value, str) or not _INVOICE_ID.fullmatch(value):
-        raise Refused("invoice_id_invalid", f"invoiceId is {str(value)[:60]!r}")
+        raise Refused("invoice_invalid/id", f"invoiceId is {str(value)[:60]!r}")
     return value
 
 
@@ -122,11 +122,13 @@ def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Out
     No output to our own payment key, with any stake part: it would count as spent but stay in the wallet.
     """
     if not outputs or len(outputs) > OUTPUTS_MAX:
-        raise Refused("outputs_too_many", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted")
+        raise Refused(
+            "invoice_invalid/too_many_outputs", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted"
+        )
     if len({output.asset for output in outputs}) != 1:
-        raise Refused("split_not_understood", "a split in another asset than the invoice's")
+        raise Refused("split_ambiguous", "a split in another asset than the invoice's")
     if len({output.address.raw for output in outputs}) != len(outputs):
-        raise Refused("split_not_understood", "the same address is to be paid twice")
+        raise Refused("split_ambiguous", "the same address is to be paid twice")
     if own is not None and any(output.address.payment_key_hash == own.payment_key_hash for output in outputs):
-        raise Refused("address_own", "an output pays the wallet's own key")
+        raise Refused("address_invalid/own", "an output pays this wallet")
     return outputs

@@ -168,9 +168,9 @@ _NEW_TERMS = (Moment.PAYMENT, Moment.NEXT_INVOICE)
 
 GUARDS = (
     MerchantRule("merchant_stopped", False, _ANY, _stopped),
-    MerchantRule("merchant_busy", False, (Moment.PAYMENT,), _crowded),
+    MerchantRule("merchant_in_flight_limit", False, (Moment.PAYMENT,), _crowded),
     MerchantRule("address_not_pinned", True, _NEW_TERMS, _not_pinned),
-    MerchantRule("price_drifted", True, _NEW_TERMS, _drifted),
+    MerchantRule("price_changed", True, _NEW_TERMS, _drifted),
 )
 """All rules. Rules that no approval can override come first."""
 

@@ -22,23 +22,23 @@ _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 def parse_count(value: object, what: str = "amount") -> int:
     """Parse a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without a leading zero.
 
-    Refuses bools, floats, signs, spaces, separators and non-ASCII digits with `amount_not_understood`, and
-    larger numbers with `amount_out_of_range`.
+    Refuses bools, floats, signs, spaces, separators and non-ASCII digits with `invoice_invalid/amount`, and
+    larger numbers with `invoice_invalid/amount_range`.
     """
     if isinstance(value, str):
         if len(value) > 19 and value.isascii() and value.isdigit():
-            raise Refused("amount_out_of_range", f"{what} has {len(value)} digits")
+            raise Refused("invoice_invalid/amount_range", f"{what} has {len(value)} digits")
         if not _DIGITS.fullmatch(value):
-            raise Refused("amount_not_understood", f"{what} is {value[:40]!r}, not plain digits")
+            raise Refused("invoice_invalid/amount", f"{what} is {value[:40]!r}, not plain digits")
         number = int(value)
     elif type(value) is int:
         number = value
     else:
-        raise Refused("amount_not_understood", f"{what} is a {type(value).__name__}, not an integer")
+        raise Refused("invoice_invalid/amount", f"{what} is a {type(value).__name__}, not an integer")
     if number < 0:
-        raise Refused("amount_not_understood", f"{what} is negative")
+        raise Refused("invoice_invalid/amount", f"{what} is negative")
     if number > MAX_UNITS:
-        raise Refused("amount_out_of_range", f"{what} is above 2^63-1")
+        raise Refused("invoice_invalid/amount_range", f"{what} is above 2^63-1")
     return number
 
 
@@ -46,14 +46,14 @@ def parse_units(value: object, what: str = "amount") -> int:
     """Parse a foreign amount of units, 1 to 2^63-1. Otherwise like `parse_count`."""
     number = parse_count(value, what)
     if number == 0:
-        raise Refused("amount_out_of_range", f"{what} is zero")
+        raise Refused("invoice_invalid/amount_range", f"{what} is zero")
     return number
 
 
 def check_supply(asset: str, units: int, what: str = "amount") -> int:
     """Return units, or refuse more than can exist: 45 billion ADA, or 2^63-1 units of a token."""
     if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
-        raise Refused("amount_out_of_range", f"{what} is more than exists")
+        raise Refused("invoice_invalid/amount_range", f"{what} is more than the supply")
     return units
 
 
@@ -64,12 +64,12 @@ def parse_asset(value: object) -> str:
     because limits are set by the exact name.
     """
     if not isinstance(value, str):
-        raise Refused("asset_not_understood", f"asset is a {type(value).__name__}")
+        raise Refused("invoice_invalid/asset", f"asset is a {type(value).__name__}")
     if value in ("ADA", "ada", LOVELACE):
         return LOVELACE
     match = _UNIT_ASSET.fullmatch(value)
     if match is None:
-        raise Refused("asset_not_understood", f"asset {value[:140]!r} is not ADA and not policy and name in hex")
+        raise Refused("invoice_invalid/asset", f"asset {value[:140]!r} is not ADA and not policy and name in hex")
     return match[1] + match[2]
 
 
@@ -80,7 +80,7 @@ def parse_bound(text: str, what: str) -> tuple[int, str | None]:
     """
     digits, space, asset = text.partition(" ")
     if asset in ("ADA", "ada"):
-        raise Refused("asset_not_understood", f"{what} is in units: lovelace, not ADA")
+        raise Refused("invoice_invalid/asset", f"{what} must be in lovelace, not ADA")
     return parse_units(digits, what), parse_asset(asset) if space else None
 
 
@@ -95,7 +95,7 @@ def parse_ada(text: object) -> int:
             lovelace = None
         if lovelace is not None and lovelace <= MAX_LOVELACE:
             return lovelace
-    raise Refused("units_not_understood", f"{str(text)[:40]!r} is not an amount that can be")
+    raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
 
 
 def format_units(units: int, decimals: int) -> str:

@@ -44,17 +44,15 @@ def parse_chain(value: object) -> Network:
     """Parse an invoice's chain. Names are case-sensitive. A bare "cardano" is refused: it names no network."""
     network = _BY_ALIAS.get(value) if isinstance(value, str) else None
     if network is None:
-        raise Refused(
-            "chain_not_understood", f"chain {str(value)[:60]!r} is not a Cardano network by any known name"
-        )
+        raise Refused("invoice_invalid/chain", f"chain {str(value)[:60]!r} is not a known Cardano network")
     return network
 
 
 def require_chain(value: object, network: Network) -> None:
-    """Refuse (`chain_not_understood`, `chain_wrong`) unless the invoice is for our network."""
+    """Refuse (`invoice_invalid/chain`, `network_mismatch`) unless the invoice is for our network."""
     named = parse_chain(value)
     if named is not network:
-        raise Refused("chain_wrong", f"the invoice is for {named.name}, this payagent pays on {network.name}")
+        raise Refused("network_mismatch", f"the invoice is for {named.name}, payagent pays on {network.name}")
 
 
 ROLLBACK_S = 129_600

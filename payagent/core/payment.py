@@ -118,11 +118,11 @@ POSTED = frozenset({State.CONFIRMED, State.SETTLED})
 
 
 def move(state: State, event: Event) -> State:
-    """Return the state after an event. Raise `illegal_transition` if the table has no such row."""
+    """Return the state after an event. Raise `wrong_state` if the table has no such row."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        raise Refused("illegal_transition", f"a payment that is {state} cannot take {event}") from None
+        raise Refused("wrong_state", f"a payment that is {state} cannot take {event}") from None
 
 
 class Delivery(StrEnum):

@@ -188,10 +188,10 @@ def _rank(name: str) -> int:
 
 
 _OF_THE_WALLET = {
-    "not_enough_funds": "the wallet has not enough for this payment now",
-    "funds_in_flight": "the wallet has enough for this payment once what is on its way is in a block",
-    "needs_consolidation": "the wallet has enough for this payment in more coins than fit one transaction",
-    "chain_not_ready": "the chain is not seen well enough to sign by",
+    "not_enough_funds": "the wallet does not have enough for this payment now",
+    "funds_pending": "the wallet has enough for this payment once pending change confirms",
+    "utxos_too_small/inputs": "the wallet has enough for this payment, but in too many UTxOs for one transaction",
+    "chain_not_ready": "the chain is not known well enough to sign",
 }
 """Refusals whose detail reveals what the wallet holds, with the detail that replaces it."""
 
@@ -202,16 +202,16 @@ def without_figures(refused: Refused) -> Refused:
     Of a limit that apps share, the app learns its name and that it has no room. Per-payment limits are not secret.
     """
     told = refused.context
-    if refused.code in _OF_THE_WALLET:
+    if refused.name in _OF_THE_WALLET:
         asset = {"asset": told["asset"]} if "asset" in told else {}
-        return Refused(refused.code, _OF_THE_WALLET[refused.code], **asset)
+        return Refused(refused.name, _OF_THE_WALLET[refused.name], **asset)
     if refused.code != "limit_exceeded" or not is_shared(str(told.get("limit")), told):
         return refused
     at = f" at {told['merchant']}" if "merchant" in told else ""
     takes = format_amount(str(told["asset"]), int(str(told["asked"])))
     detail = (
         f"{told['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
-        f"{takes}; who operates the wallet sees what it leaves"
+        f"{takes}; the operator can see what is left"
     )
     return Refused(refused.code, detail, **{**told, "left": None, "frees_at": None})
 

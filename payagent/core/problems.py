@@ -7,16 +7,26 @@ May import: the standard library.
 Never: raises for control flow inside core. A `Refused` always reaches the person or program that asked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-_NOTHING = "Nothing was signed and nothing is held for it."
+_NOTHING = "Nothing was signed and no money is held for it."
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemReason:
+    """One of several causes behind a code. None: as in the code's row."""
+
+    title: str
+    fix: str | None = None
+    money: str | None = None
+    retryable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row: HTTP `status`, CLI `exit_code`, and the texts.
+    """One row: HTTP `status`, CLI `exit_code`, the texts, and the `reasons` of a code that has several.
 
     `money` is empty if no payment was decided on: others may be in flight with their money held.
     """
@@ -27,29 +37,47 @@ class Problem:
     fix: str
     money: str = _NOTHING
     retryable: bool = False
+    reasons: Mapping[str, ProblemReason] = field(default_factory=dict)
+
+    def of(self, reason: str | None) -> "Problem":
+        """The row with the texts of its reason. KeyError if it has no such reason, or if one has to be given."""
+        if reason is None and not self.reasons:
+            return self
+        one = self.reasons[reason or ""]
+        given = {name: text for name in ProblemReason.__slots__ if (text := getattr(one, name)) is not None}
+        return replace(self, **given)
+
+
+def name_of(code: str | None, reason: str | None) -> str | None:
+    """The name that `Refused` takes: `payment_void/expired`, or the code alone if it has no reasons."""
+    return f"{code}/{reason}" if reason else code
 
 
 class Refused(Exception):  # noqa: N818  the design's word for what it is
-    """payagent refuses a request. `code` names a row of PROBLEMS. `context` is shown, so it holds no secrets."""
+    """payagent refuses a request. `name`: see `name_of`. `context` is shown, so it holds no secrets."""
 
-    def __init__(self, code: str, detail: str, **context: object) -> None:
-        if code not in PROBLEMS:
-            raise KeyError(f"problem code {code!r} has no row in PROBLEMS")
-        super().__init__(f"{code}: {detail}")
-        self.code = code
+    def __init__(self, name: str, detail: str, **context: object) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+        self.code, _, reason = name.partition("/")
+        self.reason = reason or None
+        if self.code not in PROBLEMS:
+            raise KeyError(f"problem code {self.code!r} has no row in PROBLEMS")
+        self.problem = PROBLEMS[self.code].of(self.reason)
         self.detail = detail
         self.context = context
         self.money = self.problem.money
 
     def with_money(self, money: str) -> "Refused":
         """Return a copy with another money text. All callers of one commit may share the original object."""
-        told = Refused(self.code, self.detail, **self.context)
+        told = Refused(self.name, self.detail, **self.context)
         told.money = money
         return told
 
     @property
-    def problem(self) -> Problem:
-        return PROBLEMS[self.code]
+    def record(self) -> dict[str, object]:
+        """What the ledger and the API keep of it."""
+        return {"code": self.code, "reason": self.reason, "detail": self.detail}
 
     @property
     def message(self) -> str:
@@ -60,191 +88,192 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
 
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:
-    """Turn refusals of a merchant's invoice into `self_transfer_invalid`: inside, the operator made the order."""
+    """Turn refusals of a merchant's invoice into `transfer_invalid`: inside, the operator made the order."""
     try:
         yield
     except Refused as refused:
-        if refused.problem.exit_code != EXIT_INVOICE and refused.code != "transaction_too_big":
+        if refused.problem.exit_code != EXIT_INVOICE and refused.name != "utxos_too_small/transaction_size":
             raise
-        raise Refused("self_transfer_invalid", refused.detail, **refused.context, **context) from None
+        raise Refused("transfer_invalid", refused.detail, **refused.context, **context) from None
 
 
 EXIT_INVOICE = 3
 """The exit code of all problems with a merchant's 402."""
-STILL_ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
-_SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
-_ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
+STILL_ASKED = "Nothing was signed. It counts against the limits while it waits for approval."
+_HELD_UNTIL_CANCELLED = "Its money stays held until the transaction that cancels it is deep enough in the chain."
+_SENDER = "Tell the merchant that its 402 cannot be paid safely."
+_SHRINK = "Send part of the wallet to its own address with `payagent wallet send`. That merges small UTxOs."
+_PROOF_AGAIN = "Repeat the same call. It presents the same proof and pays nothing again."
+_PAID = "The payment stands. Its money is held until it is in a block, then spent."
 
 PROBLEMS: dict[str, Problem] = {
-    "above_approved": Problem(
-        409,
-        7,
-        "The transaction would take more than a person was asked about",
-        "The wallet's coins are too small by now: send part of it to its own address, and approve again.",
-        money="Nothing was signed; the payment still waits for a decision.",
+    "address_invalid": Problem(
+        422,
+        3,
+        "The address cannot be paid",
+        "payagent pays key addresses (CIP-19 types 0 and 6) on its own network. " + _SENDER,
+        reasons={
+            "bad_checksum": ProblemReason("The address has a wrong checksum"),
+            "byron": ProblemReason("Byron addresses are not paid"),
+            "mixed_case": ProblemReason("The address is not in lower case"),
+            "not_text": ProblemReason("The address is not a text of visible ASCII"),
+            "own": ProblemReason("The invoice pays this wallet itself", _SENDER),
+            "pointer": ProblemReason("Pointer addresses are not paid"),
+            "script": ProblemReason("Script addresses are not paid"),
+            "stake": ProblemReason("A stake address cannot be paid"),
+            "unknown_type": ProblemReason("CIP-19 does not define the address type"),
+            "wrong_length": ProblemReason("The address has the wrong length for its type"),
+            "wrong_network": ProblemReason("The address is on another network"),
+            "wrong_prefix": ProblemReason("The address has the wrong prefix"),
+        },
     ),
-    "above_threshold": Problem(
-        403,
-        8,
-        "The payment is above what may leave without a person's word",
-        "Wait for the decision, or have it made: payagent payments approve ID, or deny ID.",
-        money="It counts against the limits until it is decided or its time is over; nothing was signed.",
-        retryable=True,
-    ),
-    "address_bad_checksum": Problem(422, 3, "The address is damaged", _ADDRESS),
-    "address_byron": Problem(422, 3, "A Byron address", _ADDRESS),
-    "address_mixed_case": Problem(422, 3, "The address is not in lower case", _ADDRESS),
-    "address_not_text": Problem(422, 3, "No address", _ADDRESS),
     "address_not_pinned": Problem(
         403,
         6,
-        "The invoice pays an address that is not known of this merchant",
-        "Ask the merchant, by another way than its 402, whether the address is its own. If it is, let the payment "
-        "go on (payagent payments approve ID); from then on the address is known.",
+        "The merchant has not been paid at this address before",
+        "Ask the merchant, not through its 402, whether the address is its own. If so, run `payagent payments "
+        "approve ID`. That also pins the address.",
         money=STILL_ASKED,
     ),
-    "address_own": Problem(422, 3, "The invoice pays this wallet itself", _SENDER),
-    "address_pointer": Problem(422, 3, "A pointer address", _ADDRESS),
-    "address_script": Problem(422, 3, "A script address", _ADDRESS),
-    "address_stake": Problem(422, 3, "A stake address cannot be paid", _ADDRESS),
-    "address_unknown_type": Problem(422, 3, "An address of a type unknown to CIP-19", _ADDRESS),
-    "address_wrong_length": Problem(422, 3, "The address has the wrong length for its type", _ADDRESS),
-    "address_wrong_network": Problem(422, 3, "An address of another network", _ADDRESS),
-    "address_wrong_prefix": Problem(422, 3, "The address has the wrong prefix", _ADDRESS),
     "already_decided": Problem(
         409,
         2,
-        "The payment does not wait for a decision",
-        "Look at it: payagent payments show ID. What is decided is not decided again.",
-        money="What was decided before stands.",
+        "The payment does not wait for approval",
+        "See `payagent payments show ID`. A decision cannot be changed.",
+        money="The earlier decision stands.",
+    ),
+    "already_exists": Problem(
+        409,
+        2,
+        "It exists already",
+        "Give another path, or move the existing file away. Nothing is overwritten.",
+        money="",
+        reasons={
+            "file": ProblemReason("The file exists already"),
+            "keystore": ProblemReason("A keystore exists already"),
+            "app": ProblemReason(
+                "An app with this name exists already",
+                "Choose another name, or give that app a new token: payagent app token NAME.",
+            ),
+            "merchant": ProblemReason(
+                "A merchant with this name or origin exists already",
+                "See `payagent merchants list`. Edit a merchant of the config file there, then send SIGHUP.",
+            ),
+        },
     ),
     "already_running": Problem(
         409,
         2,
-        "Another daemon has this wallet",
-        "Stop it first: two daemons on one ledger or one keystore would not know of each other's payments.",
+        "Another daemon uses this wallet",
+        "Stop it first. Two daemons on one ledger or keystore would not know of each other's payments.",
         money="",
     ),
-    "amount_not_understood": Problem(422, 3, "An amount that is not a whole number of units", _SENDER),
-    "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
-    "anchor_gone": Problem(
-        409,
-        8,
-        "The deposit that the payment spends is on no chain any more",
-        "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
-        "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
-        money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
-    ),
-    "app_ended": Problem(
-        409,
-        5,
-        "The app that ordered it has no token that is good",
-        "Order anew what is missing, by another app or after payagent app rotate-token NAME.",
-        money="What its payments bought stands; nothing more is paid for it.",
+    "amount_invalid": Problem(
+        400, 2, "The amount is not valid", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".', money=""
     ),
     "approval_denied": Problem(
         403,
         3,
-        "A person denied the payment",
-        "Do not ask again without a word with the operator: for a while the same call is refused unasked.",
+        "The payment was not approved",
+        "Ask the operator before you repeat the call.",
+        reasons={
+            "person": ProblemReason(
+                "The payment was denied",
+                "Ask the operator before you repeat the call. For a while the same call is refused at once.",
+            ),
+            "timeout": ProblemReason(
+                "The approval timed out",
+                "Repeat the call when the operator can decide. It asks for a new approval.",
+                retryable=True,
+            ),
+        },
     ),
-    "approval_timed_out": Problem(
+    "approval_required": Problem(
         403,
-        3,
-        "Nobody decided on the payment in time",
-        "Ask the operator to be at hand, and repeat the call: it is a new question.",
-        retryable=True,
-    ),
-    "awaiting_approval": Problem(
-        503,
         8,
-        "A person has to decide on the payment",
-        "Repeat the same call later: it finds this payment. To decide: payagent payments approve ID, or deny ID.",
-        money="It counts against the limits until it is decided or its time is over; nothing was signed.",
+        "The payment is above the approval threshold",
+        "Wait for the decision. To decide: payagent payments approve ID, or deny ID.",
+        money=STILL_ASKED,
         retryable=True,
     ),
-    "app_exists": Problem(
+    "approved_amount_exceeded": Problem(
         409,
-        2,
-        "An app has this name already",
-        "Take another name, or give that app a new token: payagent app rotate-token NAME.",
-        money="",
+        7,
+        "The transaction would cost more than was approved",
+        f"{_SHRINK} Then approve again.",
+        money="Nothing was signed. The payment still waits for approval.",
     ),
     "asset_not_allowed": Problem(
         403,
         6,
         "This asset may not be spent",
-        "Give it a table in [[limits.assets]] of the config and start the daemon again; an app that is bound to "
-        "some assets pays in no other.",
+        "Give it a table in [[limits.assets]] of the config and restart the daemon. If the app is bound to other "
+        "assets, use another app.",
     ),
-    "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
-    "attempt_expired": Problem(
-        409,
-        3,
-        "No block took the transaction in its time, and it could not be replaced",
-        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
-        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
-    ),
-    "backup_invalid": Problem(
-        422,
-        2,
-        "The file is no backup that can be relied on, or would be none",
-        "Take another backup; `payagent ledger verify` tells what is wrong with a ledger that runs.",
-        money="",
-    ),
-    "backup_not_written": Problem(
-        500,
-        2,
-        "The backup or snapshot, or what is in it, could not be written",
-        "Make room or name another place, and run the same command again: nothing is left of this one.",
-        money="",
+    "awaiting_approval": Problem(
+        503,
+        8,
+        "The payment waits for approval",
+        "Repeat the same call later. It finds this payment. To decide: payagent payments approve ID, or deny ID.",
+        money=STILL_ASKED,
         retryable=True,
     ),
     "bad_request": Problem(
-        400, 2, "The request is not understood", "Correct the request; see /openapi.json.", money=""
+        400, 2, "The request is not valid", "Correct the request. /openapi.json describes it.", money=""
     ),
-    "body_not_understood": Problem(422, 3, "The 402's body is not an invoice", _SENDER),
-    "batch_under_way": Problem(
+    "batch_in_progress": Problem(
         409,
         8,
-        "Another payment for the same prepaid balance is under way",
-        "Repeat the call itself, without a proof: it is served from the batch when that is paid.",
+        "Another payment for the same prepaid balance is in progress",
+        "Repeat the call to the merchant without a proof. It is served from the batch once that is paid.",
         retryable=True,
     ),
-    "body_too_big": Problem(
-        413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound.", money=""
-    ),
+    "body_too_big": Problem(413, 2, "The body is too big", "Send the 402 as received, at most 64 KiB.", money=""),
     "body_too_slow": Problem(
         408,
         2,
-        "The body did not come in time",
-        "Send it without pauses; it may be sent again.",
+        "The body did not arrive in time",
+        "Send it again, without pauses.",
         money="",
         retryable=True,
     ),
     "browser_refused": Problem(
         403,
         5,
-        "A web page may not use this API",
-        "Call it from a program, without Origin and Sec-Fetch-Site headers.",
+        "A browser may not make this request",
+        "Call the API from a program.",
         money="",
+        reasons={
+            "web_page": ProblemReason(
+                "A web page may not use this API",
+                "Call it from a program, without Origin and Sec-Fetch-Site headers.",
+            ),
+            "host": ProblemReason(
+                "The Host header does not name this machine",
+                "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+            ),
+        },
+    ),
+    "cancel_too_recent": Problem(
+        503,
+        8,
+        "The earlier payment for this purchase was just cancelled",
+        "Try again in a minute. A new payment must spend the UTxOs that the cancel returned, and they are in use.",
+        money="The cancelled payment's money is free again. Nothing new was signed.",
+        retryable=True,
     ),
     "chain_not_ready": Problem(
         503,
         4,
-        "The chain cannot be read well enough to pay",
-        "Wait: mostly it goes on by itself. `payagent doctor` looks at each provider.",
+        "payagent does not see enough of the chain to pay",
+        "Wait. This mostly passes by itself. `payagent doctor` checks each provider.",
         retryable=True,
-    ),
-    "chain_not_understood": Problem(422, 3, "The invoice's chain is not known", _SENDER),
-    "chain_wrong": Problem(
-        422, 3, "The invoice is for another chain", "Use a payagent that is configured for that network."
     ),
     "clock_skew": Problem(
         503,
         4,
-        "The local clock and the chain's disagree by more than 120 s",
-        "Set the machine's clock; nothing is signed until they agree.",
+        "The local clock and the chain differ by more than 120 s",
+        "Set the machine's clock. Nothing is signed until the two agree.",
         retryable=True,
     ),
     "config_invalid": Problem(
@@ -253,277 +282,274 @@ PROBLEMS: dict[str, Problem] = {
     "daemon_not_running": Problem(
         503,
         4,
-        "payagent is not running: start it with `payagent serve`",
-        "Start it with `payagent serve`, then repeat the command. If it runs, it listens on another socket: where "
-        "the config has no api.socket, that goes by $XDG_RUNTIME_DIR.",
-        money="Nothing reached it now; what it had taken before is durable, and goes on when it starts.",
+        "payagent is not running",
+        "Start it with `payagent serve`, then repeat the command. If it runs, it listens on another socket: "
+        "without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
+        money="The request did not reach it. Earlier payments are safe and go on when it starts.",
         retryable=True,
     ),
-    "daemon_silent": Problem(
+    "daemon_timeout": Problem(
         504,
         4,
-        "payagent did not answer as it should",
-        "Look at `payagent payments list`. A `pay` may be repeated: it finds the payment that it made.",
-        money="It may have taken the order; what it took is durable and goes on.",
+        "payagent did not answer properly",
+        "See `payagent payments list`. It is safe to repeat a `pay`: it finds its payment.",
+        money="It may have accepted the request. What it accepted goes on.",
         retryable=True,
     ),
     "decimals_mismatch": Problem(
         422,
         3,
-        "The invoice's decimals are not the asset's",
+        "The invoice and the config disagree on the asset's decimals",
         "Check the asset's decimals in the config. " + _SENDER,
     ),
-    "extension_required": Problem(
-        422,
-        3,
-        "The 402 requires an extension that payagent does not have",
-        "Ask the merchant for a way to pay without it.",
+    "deposit_rolled_back": Problem(
+        409,
+        8,
+        "A rollback removed the deposit that the payment spends",
+        "Nothing to do. The payment goes on if the deposit returns. Otherwise it ends as void, once no rollback "
+        "can reach the last time limit of its transactions.",
+        money="Its money stays held until then, because the signed transaction lands if the deposit returns.",
     ),
-    "fee_too_high": Problem(500, 1, "The fee would exceed its cap", "This is a bug or a lie about parameters."),
-    "file_exists": Problem(
+    "external_spend": Problem(
+        503,
+        4,
+        "The wallet's UTxOs were spent outside payagent",
+        "Look the transaction up in an explorer. Stop whatever else uses the wallet's recovery words. If the data "
+        "folder was rolled back, see operators.md. Then run `payagent wallet thaw`. If the words are stolen, send "
+        "everything to a new wallet at once.",
+    ),
+    "external_spend_new": Problem(
         409,
         2,
-        "There is such a file already",
-        "Nothing is overwritten: give another path, or move the file away.",
+        "Another transaction has spent the wallet's UTxOs since",
+        "Review that one too: `payagent wallet thaw` shows all of them. Then repeat the command.",
+        money="Nothing has changed. The wallet stays frozen and nothing is signed.",
+    ),
+    "fee_too_high": Problem(
+        500,
+        1,
+        "The fee would exceed its cap",
+        "Check `payagent doctor`: a provider may report false parameters. Otherwise report this as a bug.",
+    ),
+    "file_invalid": Problem(
+        422,
+        2,
+        "The file is not valid",
+        "Create the file again.",
         money="",
+        reasons={
+            "backup": ProblemReason(
+                "The backup is not valid, or would not be",
+                "Take another backup. For a ledger in use, `payagent ledger verify` names what is wrong.",
+            ),
+            "receipt": ProblemReason(
+                "The file is not a receipt",
+                "Save it again with `payagent payments show ID --receipt`, and check the unchanged file.",
+            ),
+        },
     ),
     "forbidden": Problem(
         403,
         5,
         "The token may not do this",
-        "Use a token with the needed scope; if its app has ended, run payagent app rotate-token NAME.",
+        "Use a token with the needed scope. If the app was revoked, payagent app token NAME lets it in again.",
         money="",
     ),
-    "funds_in_flight": Problem(
+    "funds_pending": Problem(
         503,
         7,
-        "The free funds do not suffice until change that is on its way is there",
-        "Try again when the payments under way are in a block, mostly within a minute. `payagent wallet split` "
-        "gives the wallet more coins, so that payments run side by side.",
+        "Not enough spendable funds until pending change confirms",
+        "Try again when the payments in flight are in a block, usually within a minute. `payagent wallet split` "
+        "makes more UTxOs, so that payments can run in parallel.",
         retryable=True,
     ),
-    "foreign_spend": Problem(
-        503,
-        4,
-        "Coins of the wallet were spent elsewhere",
-        "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see "
-        "docs/how-to/recover-an-older-ledger.md if the data folder was rolled back. Then run "
-        "`payagent wallet unfreeze`. If the words are stolen, send everything to a new wallet at once.",
-    ),
-    "foreign_spend_unseen": Problem(
-        409,
-        2,
-        "Another transaction spent coins of the wallet meanwhile",
-        "Look at it too, then thaw again: `payagent wallet unfreeze` shows all of them.",
-        money="Nothing has changed: nothing is signed until the wallet is thawed.",
-    ),
-    "handed_over_expired": Problem(
-        409,
-        3,
-        "The merchant did not broadcast the transaction in its time",
-        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
-        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
-    ),
-    "host_refused": Problem(
-        403,
-        5,
-        "The Host header is not one of this machine",
-        "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.allowed_hosts.",
-        money="",
-    ),
     "idempotency_key_invalid": Problem(
-        400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters.", money=""
+        400, 2, "The idempotency key is not valid", "Send 1 to 255 visible ASCII characters.", money=""
     ),
     "idempotency_key_reused": Problem(
         422,
         6,
         "The idempotency key belongs to another request",
         "Use a new key for a new purchase.",
-        money="The first request's payment stands as it was; nothing new was signed.",
-    ),
-    "illegal_transition": Problem(
-        409,
-        2,
-        "It is not in a state for that",
-        "Look at it first: `payagent payments show ID` tells of a payment, `payagent prepaid topups` of top-ups.",
-        money="Nothing has changed.",
-    ),
-    "intent_settling": Problem(
-        503,
-        8,
-        "The purchase's earlier payment was cancelled a short while ago",
-        "Try again in a minute: a new payment must spend what the cancel gave back, and that is in use.",
-        money="The cancelled payment's money is back; nothing new was signed.",
-        retryable=True,
+        money="The first request's payment is unchanged. Nothing new was signed.",
     ),
     "internal_error": Problem(
         500,
         1,
         "A bug in payagent",
-        "Repeat the same request: a payment that exists is found, not made again.",
-        money="What was durable before the error stands; see `payagent payments list`.",
+        "Repeat the same request. If it already made a payment, it finds that one.",
+        money="Committed payments are safe. See `payagent payments list`.",
         retryable=True,
     ),
-    "invoice_contradiction": Problem(422, 3, "The 402 says two different things", _SENDER),
+    "invoice_already_paid": Problem(
+        409,
+        6,
+        "The invoice already has a payment",
+        "See `payagent payments show ID`.",
+        money="That payment stands. Nothing new was signed.",
+        reasons={
+            "same_intent": ProblemReason(
+                "The invoice already has a payment for this purchase",
+                "Pay it again in the same way. That finds its payment with the headers of the retry, and costs "
+                "nothing.",
+            ),
+            "other_intent": ProblemReason(
+                "The invoice already has a payment for another purchase",
+                "See `payagent payments show ID`, or ask the merchant for a new invoice.",
+            ),
+        },
+    ),
     "invoice_expired": Problem(
+        422, 3, "The invoice has expired, or is about to", "Ask the merchant for a new invoice."
+    ),
+    "invoice_invalid": Problem(
         422,
         3,
-        "The invoice is over or too near its end to be paid safely",
-        "Ask the merchant for a new invoice.",
+        "The 402 is not an invoice that payagent understands",
+        _SENDER,
+        reasons={
+            "amount": ProblemReason("The amount is not a whole number of units"),
+            "amount_range": ProblemReason("The amount is outside the chain's range"),
+            "asset": ProblemReason("The asset is not given as policy and name"),
+            "body": ProblemReason("The 402's body is not an invoice"),
+            "chain": ProblemReason("The invoice names an unknown chain"),
+            "json": ProblemReason("The body is not strict JSON"),
+            "contradiction": ProblemReason("The 402 contradicts itself"),
+            "id": ProblemReason("The invoice id has unsafe characters or length"),
+            "missing_field": ProblemReason("The invoice lacks a required field"),
+            "mixed_dialects": ProblemReason("The 402 mixes two dialects"),
+            "too_many_outputs": ProblemReason(
+                "The invoice has too many outputs", "At most 16 are paid. " + _SENDER
+            ),
+            "too_big": ProblemReason(
+                "The 402 is too long to repeat in a proof", "At most 8 KiB are accepted. " + _SENDER
+            ),
+            "below_min_ada": ProblemReason(
+                "An output holds less ADA than the chain accepts",
+                "The merchant must ask for more in that output. " + _SENDER,
+            ),
+        },
     ),
-    "invoice_id_invalid": Problem(422, 3, "The invoice id has characters or a length that are not safe", _SENDER),
-    "invoice_incomplete": Problem(422, 3, "The invoice lacks a field that a payment needs", _SENDER),
-    "invoice_paid_already": Problem(
-        409,
-        6,
-        "The invoice has a payment already",
-        "Pay it again in the same way: that finds its payment, whose headers serve the retry, and takes nothing.",
-        money="That payment stands; nothing new was signed.",
-    ),
-    "invoice_paid_elsewhere": Problem(
-        409,
-        6,
-        "The invoice already belongs to another intent",
-        "Look at that payment (payagent payments show ID), or ask the merchant for a new invoice.",
-        money="The other payment stands; nothing new was signed.",
-    ),
-    "invoice_too_big": Problem(
-        422, 3, "The 402 is longer than a proof that repeats it may be", "8 KiB is the bound. " + _SENDER
-    ),
-    "json_not_understood": Problem(422, 3, "The body is not strict JSON", _SENDER),
-    "keystore_exists": Problem(
-        409,
-        2,
-        "There is a keystore already",
-        "Nothing is overwritten: give another path, or move the file away.",
-        money="",
+    "invoice_unsupported": Problem(
+        422,
+        3,
+        "The merchant asks for a way to pay that payagent lacks",
+        "Ask the merchant for another way to pay.",
+        reasons={
+            "extension": ProblemReason(
+                "The 402 requires an extension that payagent lacks",
+                "Ask the merchant for a way to pay without it.",
+            ),
+            "scheme": ProblemReason(
+                "The payment scheme is not supported", "Ask the merchant for x402's scheme `exact`."
+            ),
+            "transfer_method": ProblemReason(
+                "The 402 asks to lock the money in a contract",
+                "Ask the merchant for the transfer method `default`: a plain payment to an address.",
+            ),
+        },
     ),
     "keystore_invalid": Problem(
         400,
         5,
         "The keystore cannot be opened",
-        "Check the passphrase, the file's mode (0600) and that it is whole.",
+        "Check the passphrase, the file's mode (0600) and that the file is complete.",
         money="",
     ),
     "keystore_locked": Problem(
-        503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*.", money=""
+        503, 5, "The keystore is locked", "Give the passphrase. The config's [keystore] says how.", money=""
     ),
-    "last_address": Problem(
+    "last_pinned_address": Problem(
         409,
         2,
-        "It is the only address that the merchant may be paid at",
-        "Without one the next payment would make its own address known, whoever it pays. Let the new address be "
-        "paid first (payagent merchants pin NAME ADDRESS), then forget this one. To pay nothing there any more, "
-        "take the merchant out: payagent merchants remove NAME, or in the config file.",
+        "It is the merchant's only pinned address",
+        "Without one, the next payment would pin any address. Pin the new address first: payagent merchants pin "
+        "NAME ADDRESS. To stop paying the merchant, run `payagent merchants remove NAME` or edit the config.",
         money="",
     ),
     "lease_lost": Problem(
         503,
         1,
         "Another daemon has opened this ledger",
-        "Find the other daemon: one machine alone may have the data folder. This one has stopped.",
-        money="What was durable before stands; nothing was signed since.",
+        "Find the other daemon: only one machine may use the data folder. This one has stopped.",
+        money="Committed payments are safe. Nothing was signed since.",
     ),
     "ledger_behind": Problem(
         503,
         4,
-        "The ledger does not know all that was signed",
-        "Wait: payagent reads the wallet's transactions from the chain when what was signed has landed or run "
-        "out, and goes on by itself. If you have the newer ledger.db, stop payagent and put that one back.",
+        "The ledger is older than the last signature",
+        "Wait. payagent reads the wallet's transactions from the chain and then goes on. If you have the newer "
+        "ledger.db, stop payagent and put that file back.",
         retryable=True,
-    ),
-    "ledger_changed": Problem(
-        503,
-        2,
-        "The ledger is not as payagent left it",
-        "Keep the file as it is: `payagent doctor` names what is wrong. Find out what or who changed it, "
-        "then put a backup back in another folder with `payagent restore FILE` (docs/how-to/restore-a-backup.md "
-        "says what that forgets).",
-        money="What it says of payments cannot be relied on. What was sent before may land all the same.",
     ),
     "ledger_missing": Problem(
         503,
         2,
-        "The wallet's ledger is not there",
-        "Put ledger.db back, its newest state, with ledger.db-wal if there is one. If it is lost, put a backup "
-        "back in another folder with `payagent restore FILE`. If there is none: wait an hour, so that what was "
-        "signed has landed or run out, find out which purchases are paid, and begin anew in another folder with "
+        "The wallet's ledger is missing",
+        "Put back the newest ledger.db, with its ledger.db-wal if there is one. If it is lost, restore a backup "
+        "into another folder: `payagent restore FILE`. Without a backup, wait an hour, so that signed "
+        "transactions land or expire. Find out which purchases are paid. Then start over in another folder: "
         "`payagent init --restore FILE`.",
-        money="It knows what was paid and what is in flight: without it payagent could pay twice, so it does not "
-        "start.",
+        money="Without the ledger payagent could pay twice, so it does not start.",
     ),
     "ledger_newer": Problem(
         503,
         2,
-        "A newer payagent has changed the ledger",
-        "Start that one, or one newer still. docs/how-to/upgrade.md says what going back takes.",
-        money="The ledger is as it was, and what is under way goes on when the right payagent runs.",
+        "The ledger was written by a newer payagent",
+        "Start that version or a newer one. docs/how-to/upgrade.md says how to go back.",
+        money="The ledger is unchanged. Open payments go on when the right version runs.",
+    ),
+    "ledger_tampered": Problem(
+        503,
+        2,
+        "The ledger was changed from outside",
+        "Keep the file unchanged. `payagent doctor` names what is wrong. Find out who changed it. Then restore a "
+        "backup into another folder with `payagent restore FILE`. docs/operators.md (Backups) says what is lost.",
+        money="What it says of payments may be false. Transactions sent before may still land.",
     ),
     "limit_exceeded": Problem(
         403,
         6,
         "Above a limit",
-        "Raise the named limit; max_total is the caller's own (--max). One over a time also frees up by itself.",
+        "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
     ),
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),
-    "merchant_address_private": Problem(
-        502,
-        6,
-        "The merchant's name leads into a private network",
-        "Ask who answers for that name: a public merchant is not there. Where it is meant to be, set "
-        "merchants.NAME.allow_private_network = true and start payagent again.",
-        money="No money was moved by this.",
-    ),
-    "merchant_busy": Problem(
+    "merchant_in_flight_limit": Problem(
         503,
         8,
-        "As many payments to this merchant are on their way as may be",
-        "Wait until some of them are in a block; merchants.NAME.payments_in_flight_max is the bound.",
+        "Too many payments to this merchant are in flight",
+        "Wait until some of them are in a block, or raise merchants.NAME.in_flight_max.",
         retryable=True,
     ),
-    "merchant_exists": Problem(
-        409,
-        2,
-        "There is a merchant of that name or origin",
-        "Look at `payagent merchants list`; one of the config file is changed there, and read again by SIGHUP.",
-        money="",
+    "merchant_in_private_network": Problem(
+        502,
+        6,
+        "The merchant's name resolves to a private network",
+        "Check the DNS name: a public merchant is not in a private network. If it is meant to be, set "
+        "merchants.NAME.private_network = true and restart payagent.",
+        money="No money moved.",
     ),
     "merchant_not_allowed": Problem(
         403,
         6,
         "This merchant may not be paid",
-        "Add its origin to [merchants]; an app that is bound to some merchants pays no other.",
-    ),
-    "merchant_refused": Problem(
-        409,
-        3,
-        "The merchant refused the transaction before it broadcast it",
-        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
-        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
-    ),
-    "merchant_sells_none": Problem(
-        409,
-        3,
-        "The merchant sells no prepaid balance for this request",
-        "Where calls are left, use them first. Else name a call that it sells in batches, or its own request for "
-        "top-ups in merchants.NAME.topup.",
-        money="What the top-up paid before stands; nothing more is paid for it.",
+        "Add its origin to [merchants]. If the app is bound to other merchants, use another app.",
     ),
     "merchant_stopped": Problem(
         403,
         6,
-        "Nothing is bought from this merchant: it took money and did not serve",
-        "Find out from the merchant what became of the payments that it did not serve, then let it be paid again: "
-        "payagent merchants resume NAME. Proofs of what is paid may be shown all the same.",
+        "The merchant took money and did not serve, so it is stopped",
+        "Ask the merchant about the payments that it did not serve. Then allow new ones: payagent merchants "
+        "reopen NAME. Proofs of earlier payments are still presented.",
     ),
     "merchant_timeout": Problem(
         504,
         4,
         "The merchant did not answer in time",
-        "Try again later; proxy.read_timeout_s says how long the proxy waits.",
-        money="No money was moved by this.",
+        "Try again later. proxy.read_timeout_s says how long the proxy waits.",
+        money="No money moved.",
         retryable=True,
     ),
     "merchant_unreachable": Problem(
@@ -531,298 +557,301 @@ PROBLEMS: dict[str, Problem] = {
         4,
         "The merchant cannot be reached",
         "Try again later.",
-        money="No money was moved by this.",
+        money="No money moved.",
         retryable=True,
     ),
-    "method_not_allowed": Problem(405, 2, "The path does not take this method", "See /openapi.json.", money=""),
-    "mixed_dialects": Problem(422, 3, "The 402 mixes two dialects", _SENDER),
-    "mnemonic_invalid": Problem(
-        400, 2, "The recovery words are not valid", "24 English BIP-39 words, checksum right.", money=""
+    "method_not_allowed": Problem(
+        405, 2, "The path does not support this method", "/openapi.json lists the methods.", money=""
     ),
-    "needs_consolidation": Problem(
-        409,
-        7,
-        "There is enough money, in too many small coins for one transaction",
-        "Run `payagent wallet send` to your own address with part of it, or fund the wallet with one larger coin.",
+    "mnemonic_invalid": Problem(
+        400,
+        2,
+        "The recovery words are not valid",
+        "Give 24 words of the English BIP-39 list, in order.",
+        money="",
+    ),
+    "network_mismatch": Problem(
+        422, 3, "The invoice is for another network", "Use a payagent that is configured for that network."
     ),
     "not_an_invoice": Problem(
         422,
         3,
-        "A 402 that is no invoice",
-        "Present the proof of the earlier payment again, or call the merchant anew.",
+        "The 402 is not an invoice",
+        "Present the proof of the earlier payment again, or make the request to the merchant anew.",
     ),
     "not_enough_funds": Problem(
         409,
         7,
-        "Not enough free funds",
-        "Fund the wallet; `payagent wallet show` says what is held.",
+        "Not enough available funds",
+        "Fund the wallet. `payagent wallet show` lists what is available and what is held.",
         retryable=True,
     ),
-    "not_found": Problem(404, 2, "No such thing", "Check the id or the name: lists show what there is.", money=""),
+    "not_found": Problem(404, 2, "Not found", "Check the id or the name in the list command.", money=""),
     "not_served_yet": Problem(
         504,
         8,
-        "Paid or about to be, and the merchant has not served the call yet",
-        "Repeat the same call: it presents the same proof, and nothing is paid again.",
-        money="The payment lives on: it is held until it is in a block, and spent then.",
+        "The merchant has not served the request yet",
+        _PROOF_AGAIN,
+        money=_PAID,
         retryable=True,
     ),
     "not_signed_yet": Problem(
         503,
         8,
-        "The payment is admitted and not signed yet",
-        "Repeat the same request: it finds this payment.",
-        money="Its money is held; nothing has left.",
+        "The payment is not signed yet",
+        "Repeat the same request. It finds this payment.",
+        money="Its money is held. Nothing was sent.",
         retryable=True,
-    ),
-    "output_below_minimum": Problem(
-        422,
-        3,
-        "An output below what the ledger accepts",
-        "The merchant must ask for more in that output. " + _SENDER,
-    ),
-    "answer_not_written": Problem(
-        500,
-        2,
-        "The answer could not be written",
-        "Make room, and look at `payagent payments list` before you order anything again.",
-        money="What was ordered is done all the same.",
-    ),
-    "output_not_written": Problem(
-        500,
-        2,
-        "The merchant's answer could not be written",
-        "Make room or name another file, and run the same command again: it shows the same proof.",
-        money="What was paid stays paid, and nothing is paid again for the same call.",
-        retryable=True,
-    ),
-    "outputs_too_many": Problem(422, 3, "Too many outputs", "16 outputs are the bound. " + _SENDER),
-    "passphrase_too_short": Problem(
-        400, 2, "The passphrase is too short", "Choose a longer one; nothing was made.", money=""
-    ),
-    "paused": Problem(
-        503,
-        4,
-        "An operator has paused the wallet",
-        "Ask the operator; `payagent resume` signs again. Nothing else does, and no restart.",
-        money="Nothing was signed. What was held before the pause stays held; for a call that is new nothing is.",
-        retryable=True,
-    ),
-    "proof_too_big": Problem(
-        409,
-        7,
-        "The transaction takes too many coins to travel in a header",
-        "Run `payagent wallet send` to your own address with part of the wallet: it makes few large coins of "
-        "many.",
     ),
     "paid_not_served": Problem(
         502,
         8,
-        "Paid, and the merchant answers 402 instead of serving",
-        "Repeat the same call: it presents the same proof, and nothing is paid again. If the answer stays the "
-        "same, give the merchant the transaction's hash. Pay nothing that `merchant_answer` asks for.",
-        money="The payment lives on: it is held until it is in a block, and spent then.",
+        "Paid, but the merchant answers 402 instead of serving",
+        f"{_PROOF_AGAIN} If the merchant still refuses, give it the transaction's hash. Never pay what "
+        "`merchant_answer` asks for.",
+        money=_PAID,
+        retryable=True,
+    ),
+    "passphrase_too_short": Problem(
+        400, 2, "The passphrase is too short", "Choose a longer one. Nothing was created.", money=""
+    ),
+    "paused": Problem(
+        503,
+        4,
+        "The operator has paused the wallet",
+        "Ask the operator. Only `payagent resume` ends the pause, not a restart.",
+        money="Nothing was signed. Earlier holds stay. A new request holds nothing.",
         retryable=True,
     ),
     "payment_ended": Problem(
         502,
         3,
         "The payment ended without paying",
-        "Repeat the call: it opens a new payment.",
-        money="Nothing was paid, and nothing is held for it any more.",
+        "Repeat the call. It opens a new payment.",
+        money="Nothing was paid and its money is free again.",
         retryable=True,
+    ),
+    "payment_void": Problem(
+        409,
+        3,
+        "The payment does not go through",
+        "Nothing to do. payagent cancels the payment, which then ends as void.",
+        money=_HELD_UNTIL_CANCELLED,
+        reasons={
+            "expired": ProblemReason("The transaction expired and could not be replaced"),
+            "not_broadcast": ProblemReason("The merchant did not submit the transaction in time"),
+            "merchant_refused": ProblemReason("The merchant refused the transaction unsubmitted"),
+            "parent_replaced": ProblemReason(
+                "The payment whose change it spends was replaced",
+                "Repeat the call to pay anew. The old transaction can never land.",
+                "Its money is free again.",
+            ),
+            "cancelled_by_operator": ProblemReason(
+                "The operator cancelled the payment",
+                "Ask the operator why. Once the payment is void, the same call can be paid anew.",
+                f"{_HELD_UNTIL_CANCELLED} If nothing was signed, it is free at once.",
+            ),
+        },
+    ),
+    "price_changed": Problem(
+        403,
+        6,
+        "The price rose too much, or is in another asset",
+        "If the price is right, run `payagent payments approve ID`. Later prices are then compared with this one. "
+        "merchants.NAME.drift_percent sets the rise that needs no approval.",
+        money=STILL_ASKED,
     ),
     "provider_untrusted": Problem(
         503,
         4,
-        "The provider's answers contradict what must hold",
-        "Check chain.providers; `payagent doctor`.",
+        "The provider's answers are contradictory",
+        "Check chain.providers, and run `payagent doctor`.",
         money="",
     ),
     "rate_limited": Problem(
         429,
         4,
-        "Too many requests at once",
-        "Try again after Retry-After. To allow more, raise api.rate_limit_per_s and api.concurrent_requests_max.",
+        "Too many requests",
+        "Try again after Retry-After. The operator can raise api.calls_per_s and api.calls_at_once.",
         money="",
         retryable=True,
     ),
-    "parent_lost": Problem(
-        409,
-        3,
-        "The payment whose change it was to spend went by another transaction",
-        "Nothing is to be done: its transaction can never come into a block, and the same call can be paid anew.",
-        money="Its money is free again.",
-    ),
-    "price_drifted": Problem(
-        403,
-        6,
-        "The call costs more than what was agreed to for it, or is priced in another asset",
-        "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
-        "measured by this one. merchants.NAME.price_rise_percent_max says how much more is let through.",
-        money=STILL_ASKED,
-    ),
-    "receipt_invalid": Problem(
-        422,
-        2,
-        "The file is no receipt",
-        "Take it anew with `payagent payments show ID --receipt`, and check the file as it came.",
+    "recovery_words_on_disk": Problem(
+        400,
+        5,
+        "The recovery words are stored beside the keystore",
+        "Copy the words to a place off this machine, then delete the file.",
         money="",
     ),
     "request_too_big_to_replay": Problem(
         413,
         2,
-        "The call costs money, and its body is too big to be sent again with the proof",
-        "Raise proxy.body_buffer_bytes_max, or make room where temporary files lie.",
+        "The request's body is too big to send again with the proof",
+        "Raise proxy.body_buffer_bytes_max, or free space for temporary files.",
     ),
     "resource_mismatch": Problem(
         422,
         3,
-        "The 402 sells something else than what was called",
-        "Call the resource that it names. If it is the same, the merchant should name it by the URL of the call; "
-        "that it names another host or port can be set (resource_origins).",
-    ),
-    "resolved": Problem(
-        409,
-        3,
-        "An operator took the payment's coins back",
-        "Ask the operator why. The same call can be paid anew once the payment is void.",
-        money="Its money is held until the transaction that takes the coins back is deep enough in the chain; "
-        "of what nothing was signed for, it is free.",
+        "The 402 sells another resource than the requested one",
+        "Request the resource that it names. If both are the same, the merchant should name the URL of the "
+        "request. If only host or port differ, set merchants.NAME.known_as.",
     ),
     "restored_recently": Problem(
         503,
         4,
-        "The ledger was put back from a backup a short while ago",
-        "Wait until the time that is named, and find out meanwhile what was bought since the backup.",
+        "The ledger was restored from a backup recently",
+        "Wait until the given time. Meanwhile find out what was bought since the backup.",
         retryable=True,
-    ),
-    "scheme_not_supported": Problem(
-        422, 3, "Not a way of paying that payagent knows", "Ask the merchant for x402's scheme `exact`."
-    ),
-    "self_transfer_invalid": Problem(
-        400,
-        2,
-        "The transfer cannot be made as it was ordered",
-        "Correct the order: an address of this network, an amount that an output can hold, not more coins than "
-        "one transaction makes. See `payagent wallet send --help` and `payagent wallet split --help`.",
     ),
     "signer_lost": Problem(
         503,
         4,
         "The process that holds the key has ended",
-        "The daemon ends too: start it again, and look in the system's log for what killed the other.",
-        money="Nothing was signed since. What was admitted keeps its money held, and is signed at the next start.",
+        "The daemon ends too. Start it again, and look in the system log for what ended the process.",
+        money="Nothing was signed since. Admitted payments keep their money held and are signed after the start.",
         retryable=True,
     ),
     "signer_refused": Problem(
         500,
         1,
-        "The signer does not sign such a transaction",
-        "This is a bug, or the daemon is not itself: stop it, and report what the detail says.",
-        money="Nothing new was signed. Where nothing ever was, the payment is rejected, its money free; else it "
-        "stays held, since what was signed before may still land.",
+        "The signer refused the transaction",
+        "This is a bug, or the daemon was manipulated. Stop it and report the detail.",
+        money="Nothing new was signed. If nothing ever was, the payment is rejected and its money is free. "
+        "Otherwise its money stays held, because an earlier transaction may still land.",
     ),
-    "split_not_understood": Problem(
+    "split_ambiguous": Problem(
         422,
         3,
-        "The revenue share is not understood in full",
-        "Set split_mode for the merchant, or tell it. " + _SENDER,
+        "The revenue share can be read in more than one way",
+        "Set split_mode for the merchant. " + _SENDER,
     ),
     "store_failed": Problem(
         503,
         1,
         "The ledger cannot be read or written",
-        "Make room on the disk or mend it: nothing is signed meanwhile. If that is not enough, restart.",
-        money="What was durable before stands.",
+        "Free or repair the disk. If that does not help, restart payagent. Nothing is signed meanwhile.",
+        money="Committed payments are safe.",
         retryable=True,
     ),
     "terms_changed": Problem(
         409,
         6,
         "The same invoice id came with other terms",
-        "Do not pay it; ask the merchant.",
-        money="What was signed for the first terms stands; nothing new was signed.",
+        "Do not pay it. Ask the merchant.",
+        money="A payment for the first terms stands. Nothing new was signed.",
     ),
     "terms_not_understood": Problem(
         422,
         3,
-        "The 402 names money or terms that payagent does not know",
-        "The detail names the member. " + _SENDER,
+        "The 402 has a money term that payagent does not know",
+        "The detail names the field. " + _SENDER,
     ),
-    "topup_cancelled": Problem(
+    "topup_in_progress": Problem(
         409,
-        3,
-        "The top-up was cancelled",
-        "Order anew what is missing, if it is still wanted.",
-        money="What its payments bought stands; nothing more is paid for it.",
+        8,
+        "Another top-up of the same balance is in progress",
+        "Wait until it is done. `payagent prepaid topups` shows it.",
+        retryable=True,
     ),
     "topup_not_configured": Problem(
         400,
         2,
-        "It is not known by which request the merchant sells prepaid balance",
+        "No request is known that buys prepaid balance",
         "Set path in merchants.NAME.topup, or name an ordinary call that costs money: --path and --data-file.",
     ),
-    "topup_other_asset": Problem(
-        409,
-        6,
-        "The merchant sells something else than the top-up is in",
-        "Order it in what the merchant sells: the asset that it asks for, or calls; --dry-run shows the price.",
-        money="What the top-up paid before stands; nothing more is paid for it.",
-    ),
-    "topup_out_of_time": Problem(
-        504,
-        3,
-        "The top-up was not done within 24 hours",
-        "Look at what stood against it, and order anew what is missing.",
-        money="What its payments bought stands; nothing more is paid for it.",
-    ),
-    "topup_refused": Problem(
+    "topup_stopped": Problem(
         409,
         3,
-        "The merchant does not take the top-up's request",
-        "Correct the request: merchants.NAME.topup, or --path, --method and --data-file.",
-        money="What the top-up paid before stands; nothing more is paid for it.",
+        "The top-up stopped before its goal",
+        "Order what is missing again, if it is still wanted.",
+        money="What the top-up has already bought stays bought. Nothing more is paid for it.",
+        reasons={
+            "cancelled": ProblemReason("The top-up was cancelled"),
+            "timed_out": ProblemReason(
+                "The top-up was not done within 24 hours",
+                "The detail says what went wrong. Fix it, then order what is missing again.",
+            ),
+            "request_refused": ProblemReason(
+                "The merchant refuses the top-up's request",
+                "Correct the request: merchants.NAME.topup, or --path, --method and --data-file.",
+            ),
+            "too_small": ProblemReason(
+                "One payment costs more than the whole top-up",
+                "If the price is right, order at least that much. --dry-run shows the price.",
+            ),
+            "wrong_asset": ProblemReason(
+                "The merchant sells in another asset than ordered",
+                "Order in the asset that the merchant asks for, or in calls. --dry-run shows the price.",
+            ),
+            "nothing_sold": ProblemReason(
+                "The merchant sells no prepaid balance for this request",
+                "If calls are left, use them first. Otherwise name a call that is sold in batches, or set the "
+                "merchant's own request in merchants.NAME.topup.",
+            ),
+            "app_revoked": ProblemReason(
+                "The app that ordered the top-up has no valid token",
+                "Run `payagent app token NAME`, or use another app. Then order what is missing again.",
+            ),
+        },
     ),
-    "topup_too_small": Problem(
-        409,
-        6,
-        "One payment of the top-up costs more than all that is ordered",
-        "Order at least that much, if the price is right; --dry-run shows it.",
-        money="What the top-up paid before stands; nothing more is paid for it.",
-    ),
-    "topup_under_way": Problem(
-        409,
-        8,
-        "Another top-up of the same prepaid balance is under way",
-        "Wait until it is done; `payagent prepaid topups` shows it.",
-        retryable=True,
-    ),
-    "transaction_too_big": Problem(409, 7, "The transaction would be too big", "Consolidate the wallet first."),
-    "transfer_method_refused": Problem(
-        422,
-        3,
-        "The money is to be locked in a contract",
-        "Only plain payments to an address are made: ask the merchant for the transfer method `default`.",
+    "transfer_invalid": Problem(
+        400,
+        2,
+        "The transfer is not valid",
+        "Give an address of this network, an amount that an output can hold, and no more UTxOs than fit one "
+        "transaction. See `payagent wallet send --help` and `payagent wallet split --help`.",
     ),
     "unauthorized": Problem(401, 5, "No valid token", "Send `Authorization: Bearer <app token>`.", money=""),
-    "units_not_understood": Problem(
-        400, 2, "Not an amount", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".', money=""
-    ),
-    "upgrade_not_supported": Problem(
-        501, 2, "The proxy passes no WebSocket", "Call the merchant itself for a WebSocket.", money=""
+    "utxos_too_small": Problem(
+        409,
+        7,
+        "Funds are spread over too many small UTxOs",
+        f"{_SHRINK} Or fund the wallet with one larger UTxO.",
+        reasons={
+            "inputs": ProblemReason("Funds are spread over too many small UTxOs"),
+            "transaction_size": ProblemReason("The transaction would be too big"),
+            "header_size": ProblemReason("The transaction is too big for an HTTP header"),
+        },
     ),
     "wallet_address_required": Problem(
         422,
         3,
-        "The merchant wants X-Wallet-Address",
-        "Repeat the call with X-Wallet-Address; see `payagent wallet address`.",
+        "The merchant requires X-Wallet-Address",
+        "Repeat the call with X-Wallet-Address. `payagent wallet address` prints the address.",
     ),
-    "words_left": Problem(
-        400,
-        5,
-        "The recovery words lie beside the keystore",
-        "Keep the words off this machine, then delete the file.",
+    "websocket_not_supported": Problem(
+        501, 2, "The proxy does not support WebSockets", "Connect to the merchant directly.", money=""
+    ),
+    "write_failed": Problem(
+        500,
+        2,
+        "The output could not be written",
+        "Free disk space, then run the same command again.",
         money="",
+        reasons={
+            "answer": ProblemReason(
+                "The answer could not be written",
+                "Free disk space. See `payagent payments list` before you repeat the command.",
+                "The command was carried out.",
+            ),
+            "merchant_answer": ProblemReason(
+                "The merchant's answer could not be written",
+                "Free disk space or name another file, then repeat the command. It presents the same proof.",
+                "The payment stands. The same call pays nothing again.",
+                retryable=True,
+            ),
+            "backup": ProblemReason(
+                "The backup or restore could not be written",
+                "Free disk space or name another place, then repeat the command. Nothing is left of this one.",
+                retryable=True,
+            ),
+        },
+    ),
+    "wrong_state": Problem(
+        409,
+        2,
+        "The current state does not allow this",
+        "See `payagent payments show ID`, or `payagent prepaid topups` for a top-up.",
+        money="Nothing has changed.",
     ),
 }

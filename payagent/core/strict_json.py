@@ -38,7 +38,7 @@ def loads(
     """Parse one JSON value (RFC 8259) and refuse what RFC 7493 (I-JSON) calls unpredictable.
 
     Integers become int, all other numbers `JsonNumber`. Refused with `body_too_big`: more than `max_bytes` of
-    UTF-8. Refused with `json_not_understood`:
+    UTF-8. Refused with `invoice_invalid/json`:
     - text that is not UTF-8 or starts with a BOM;
     - nesting deeper than `max_depth`;
     - a key that occurs twice in one object, after resolving escapes;
@@ -80,7 +80,7 @@ def dumps(value: object, *, sort_keys: bool = False) -> str:
 
 
 def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
-    """Decode foreign bytes as strict UTF-8. Refused: `json_not_understood`, `body_too_big`."""
+    """Decode foreign bytes as strict UTF-8. Refused: `invoice_invalid/json`, `body_too_big`."""
     if len(data) > max_bytes:
         raise _too_big(max_bytes)
     try:
@@ -99,7 +99,7 @@ def _too_big(max_bytes: int) -> Refused:
 
 
 def _not_understood(why: str) -> Refused:
-    return Refused("json_not_understood", f"the body is not strict JSON: {why}")
+    return Refused("invoice_invalid/json", f"the body is not strict JSON: {why}")
 
 
 def _check_depth(text: str, max_depth: int) -> None:
@@ -129,7 +129,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def check_strings(value: object) -> None:
-    """Refuse a value with control characters or lone surrogates in a string (`json_not_understood`)."""
+    """Refuse a value with control characters or lone surrogates in a string (`invoice_invalid/json`)."""
     if isinstance(value, str):
         if _UNSAFE_CHAR.search(value):
             raise _not_understood(f"a string holds a control character or half a character: {ascii(value)[:60]}")

@@ -88,13 +88,13 @@ def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]
     body = response.body
     shapes = _shapes(body, response.headers)
     if len(shapes) > 1:
-        raise Refused("mixed_dialects", "the 402 has the shapes of " + " and ".join(shapes))
+        raise Refused("invoice_invalid/mixed_dialects", "the 402 has the forms of " + " and ".join(shapes))
     if shapes == [_X402]:
         return _read_x402(response, reading)
     if not isinstance(body, dict) or not shapes:
         raise _no_invoice(body)
     if shapes[0] not in (tbackend.NAME, flux.NAME):
-        raise Refused("body_not_understood", f"the 402 has the shape of {shapes[0]}, which is not paid")
+        raise Refused("invoice_invalid/body", f"the 402 has the form of {shapes[0]}, which is not supported")
     _require_json_type(response)
     _refuse_status(body)
     if shapes[0] == flux.NAME:
@@ -129,12 +129,12 @@ def _read_x402(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
         return x402_v1.read(said, reading)
     if isinstance(said, dict) and type(version) is int and version == x402_v2.VERSION and page is None:
         return x402_v2.read(said, reading)
-    raise Refused("body_not_understood", f"the 402 has a shape of x402 that is not paid: {show(said)}")
+    raise Refused("invoice_invalid/body", f"the 402 has an unsupported form of x402: {show(said)}")
 
 
 def _require_json_type(response: HttpResponse) -> None:
     if "content-type" in response.headers and not is_json_type(response.headers):
-        raise Refused("body_not_understood", f"the content type is {show(response.headers['content-type'], 80)}")
+        raise Refused("invoice_invalid/body", f"the content type is {show(response.headers['content-type'], 80)}")
 
 
 def proof_headers(
@@ -156,7 +156,7 @@ def proof_headers(
     elif dialect == x402_v1.NAME:
         headers = x402_v1.proof_headers(shown=shown, echo=echo or "")
     else:
-        raise Refused("body_not_understood", f"no proof is known for the dialect {dialect}")
+        raise Refused("invoice_invalid/body", f"no proof is known for the dialect {dialect}")
     for name, value in headers.items():
         if not _HEADER_VALUE.fullmatch(value):
             raise Refused("bad_request", f"the value for {name} is not ASCII text")
@@ -219,7 +219,7 @@ def _refuse_status(said: Mapping[str, object]) -> None:
 
 def _no_invoice(body: object) -> Refused:
     if isinstance(body, str):
-        return Refused("body_not_understood", f"the 402's body is not JSON: {show(body, 80)}")
+        return Refused("invoice_invalid/body", f"the 402's body is not JSON: {show(body, 80)}")
     if isinstance(body, dict) and ("detail" in body or "error" in body):
         return Refused("not_an_invoice", f"the 402 says {show(body)}")
-    return Refused("body_not_understood", f"the 402's body is {show(body)}")
+    return Refused("invoice_invalid/body", f"the 402's body is {show(body)}")

@@ -70,7 +70,9 @@ def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: InvoiceAmou
     }
     for name in said.keys() & body.keys():
         if said[name] != body[name]:
-            raise Refused("invoice_contradiction", f"{name} is {show(headers[name])}, the body says otherwise")
+            raise Refused(
+                "invoice_invalid/contradiction", f"{name} is {show(headers[name])}, the body says otherwise"
+            )
 
 
 def _read_expiry(expires_at: object, timeout: str | None, reading: Reading) -> int:
@@ -81,7 +83,7 @@ def _read_expiry(expires_at: object, timeout: str | None, reading: Reading) -> i
     if expires_at is not None:
         ends_ms.append(reading.check_expiry(_parse_time_ms(expires_at)))
     if not ends_ms:
-        raise Refused("invoice_incomplete", "the invoice has no expiresAt and no X-Timeout")
+        raise Refused("invoice_invalid/missing_field", "the invoice has no expiresAt and no X-Timeout")
     return min(ends_ms)
 
 
@@ -92,5 +94,6 @@ def _parse_time_ms(value: object) -> int:
         except ValueError:
             pass
     raise Refused(
-        "invoice_incomplete", f"expiresAt is {show(value)}, not a UTC time like 2026-11-24T13:38:18.993Z"
+        "invoice_invalid/missing_field",
+        f"expiresAt is {show(value)}, not a UTC time like 2026-11-24T13:38:18.993Z",
     )

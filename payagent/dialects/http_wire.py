@@ -111,15 +111,17 @@ class Reading:
         return stated
 
     def check_expiry(self, expires_at_ms: int) -> int:
-        """Refuse an expiry that has passed (`invoice_expired`) or is over a day away (`invoice_incomplete`).
+        """Refuse an expiry that has passed (`invoice_expired`) or is over a day away (`invoice_invalid`).
 
         A merchant that confuses seconds and milliseconds could otherwise be paid after its invoice expired.
         """
         left_ms = expires_at_ms - self.received_at_ms
         if left_ms <= 0:
-            raise Refused("invoice_expired", f"the invoice was over {-left_ms // 1000} s before it was received")
+            raise Refused("invoice_expired", f"the invoice expired {-left_ms // 1000} s before it was received")
         if left_ms > TIMEOUT_MAX_S * 1000:
-            raise Refused("invoice_incomplete", f"the invoice ends in {left_ms // 1000} s, a day is the most")
+            raise Refused(
+                "invoice_invalid/missing_field", f"the invoice ends in {left_ms // 1000} s, the maximum is a day"
+            )
         return expires_at_ms
 
 
@@ -185,7 +187,7 @@ def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> di
             raise Refused("bad_request", "a header's name and value must be text")
         if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(_TELLING):
             raise Refused(
-                "invoice_contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
+                "invoice_invalid/contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
             )
     return lowered
 
@@ -216,28 +218,28 @@ def is_json_type(headers: Mapping[str, str]) -> bool:
 
 
 def require(terms: Mapping[str, object], key: str) -> object:
-    """Return a required field. Absent or null is `invoice_incomplete`."""
+    """Return a required field. Absent or null is `invoice_invalid/missing_field`."""
     value = terms.get(key)
     if value is None:
-        raise Refused("invoice_incomplete", f"the invoice has no {key}")
+        raise Refused("invoice_invalid/missing_field", f"the invoice has no {key}")
     return value
 
 
 def parse_timeout_s(value: object, what: str) -> int:
     """Parse a relative timeout: a JSON int of 1 to 86,400 seconds. Zero or less is `invoice_expired`."""
     if type(value) is not int:
-        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+        raise Refused("invoice_invalid/amount", f"{what} is {show(value)}, not whole seconds")
     if value <= 0:
         raise Refused("invoice_expired", f"{what} is {show(value)} s")
     if value > TIMEOUT_MAX_S:
-        raise Refused("invoice_incomplete", f"{what} is {show(value)} s, a day is the most")
+        raise Refused("invoice_invalid/missing_field", f"{what} is {show(value)} s, the maximum is a day")
     return value
 
 
 def parse_timeout_text(value: str, what: str) -> int:
     """Parse a relative timeout in seconds from a header, like `parse_timeout_s`."""
     if not _TIMEOUT_TEXT.fullmatch(value):
-        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+        raise Refused("invoice_invalid/amount", f"{what} is {show(value)}, not whole seconds")
     return parse_timeout_s(int(value), what)
 
 

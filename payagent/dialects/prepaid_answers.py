@@ -222,4 +222,4 @@ def _check(remaining: int | None, total: int | None, used: int | None) -> None:
 
 
 def _unclear(why: str) -> Refused:
-    return Refused("body_not_understood", why)
+    return Refused("invoice_invalid/body", why)

@@ -39,7 +39,7 @@ def check_declared(info: object, call: HttpRequest) -> tuple[str, ...]:
     declared = info if isinstance(info, dict) else {}
     params, commitment = declared.get("bindingParams"), declared.get("commitment")
     if declared.get("profile") != PROFILE or not isinstance(params, dict) or params.keys() != {"headers"}:
-        raise Refused("body_not_understood", f"the request commitment is {show(info)}, which is not understood")
+        raise Refused("invoice_invalid/body", f"the request commitment is {show(info)}, which is not understood")
     bound = _check_names(params["headers"])
     parts = [_part("request", _bind(call, bound))]
     expected = {"version": "1", "algorithm": "sha256", "parts": parts, "digest": _digest(parts).hex()}
@@ -62,15 +62,17 @@ def _check_names(names: object) -> tuple[str, ...]:
     """Require lower-case names, sorted, without duplicates, and without the header that carries the proof."""
     listed = names if isinstance(names, list) else [None]
     if not all(isinstance(name, str) and _HEADER_NAME.fullmatch(name) for name in listed):
-        raise Refused("body_not_understood", f"the bound headers are {show(names)}, not a list of names")
+        raise Refused("invoice_invalid/body", f"the bound headers are {show(names)}, not a list of names")
     if sorted(set(listed)) != listed or "payment-signature" in listed:
-        raise Refused("body_not_understood", f"the bound headers are {show(names)}, which is not allowed")
+        raise Refused("invoice_invalid/body", f"the bound headers are {show(names)}, which is not allowed")
     return tuple(listed)
 
 
 def _bind(call: HttpRequest, bound: Sequence[str]) -> dict[str, object]:
     if not _METHOD.fullmatch(call.method) or not _URL.fullmatch(call.url) or "@" in _authority(call.url):
-        raise Refused("extension_required", f"no commitment can be made for {show(call.method)} {show(call.url)}")
+        raise Refused(
+            "invoice_unsupported/extension", f"no commitment can be made for {show(call.method)} {show(call.url)}"
+        )
     return {
         "domain": _DOMAIN,
         "method": call.method,
@@ -89,7 +91,9 @@ def _hash_value(value: str | None) -> str:
         return hashlib.sha256(b"\x00").hexdigest()
     trimmed = value.strip(" \t")
     if not _HEADER_VALUE.fullmatch(trimmed):
-        raise Refused("extension_required", "no commitment can be made for a header that is not plain ASCII")
+        raise Refused(
+            "invoice_unsupported/extension", "no commitment can be made for a header that is not plain ASCII"
+        )
     return hashlib.sha256(b"\x01" + trimmed.encode("ascii")).hexdigest()
 
 

@@ -68,19 +68,22 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     if isinstance(value, dict):
         stated = [said for said in (mode, value.get("mode"), value.get("splitMode")) if said is not None]
         if value.keys() - {"mode", "splitMode", "outputs"} or "outputs" not in value or len(stated) > 1:
-            raise Refused("split_not_understood", f"{name} is {show(value)}")
+            raise Refused("split_ambiguous", f"{name} is {show(value)}")
         mode = stated[0] if stated else None
         value = value["outputs"]
     if not isinstance(value, list):
-        raise Refused("split_not_understood", f"{name} is {show(value)}, not a list of outputs")
+        raise Refused("split_ambiguous", f"{name} is {show(value)}, not a list of outputs")
     if len(value) > OUTPUTS_MAX:
-        raise Refused("outputs_too_many", f"{name} has {len(value)} entries, {OUTPUTS_MAX} outputs are the most")
+        raise Refused(
+            "invoice_invalid/too_many_outputs",
+            f"{name} has {len(value)} entries, the maximum is {OUTPUTS_MAX}",
+        )
     shares = tuple(_read_share(f"{name}[{index}]", entry, asset, reading) for index, entry in enumerate(value))
     return SplitForm(name, _read_mode(name, mode), shares)
 
 
 def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
-    """Return the outputs of the invoice, pay_to first. Refused: `split_not_understood` if the forms disagree.
+    """Return the outputs of the invoice, pay_to first. Refused: `split_ambiguous` if the forms disagree.
 
     Each form is resolved on its own. Its mode is the first of: the mode that it states; `outputs` if it lists
     payTo; the mode that the other form states; the merchant's configured mode.
@@ -91,7 +94,7 @@ def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Rea
     if not meanings:
         meanings = [(Output("pay_to", ask.pay_to, ask.asset, ask.units),)]
     if any(_as_set(meaning) != _as_set(meanings[0]) for meaning in meanings):
-        raise Refused("split_not_understood", "the split forms disagree: " + "; ".join(map(str, forms)))
+        raise Refused("split_ambiguous", "the split forms disagree: " + "; ".join(map(str, forms)))
     outputs = check_outputs(meanings[0], reading.own)
     check_supply(ask.asset, sum(output.units for output in outputs), "the sum of all outputs")
     return outputs
@@ -105,22 +108,22 @@ def _read_mode(name: str, mode: object) -> SplitMode | None:
     if mode is None:
         return None
     if not isinstance(mode, str) or mode not in MODES:
-        raise Refused("split_not_understood", f"{name} states the mode {show(mode)}; known are {', '.join(MODES)}")
+        raise Refused("split_ambiguous", f"{name} states the mode {show(mode)}; known are {', '.join(MODES)}")
     return MODES[mode]
 
 
 def _read_share(name: str, entry: object, asset: str, reading: Reading) -> Share:
     if not isinstance(entry, dict) or entry.keys() - _KNOWN:
-        raise Refused("split_not_understood", f"{name} is {show(entry)}")
+        raise Refused("split_ambiguous", f"{name} is {show(entry)}")
     address_field = _only(name, entry, _ADDRESS_FIELDS)
     units_field = _only(name, entry, _UNITS_FIELDS)
     role = entry.get("role")
     if role is not None and (not isinstance(role, str) or len(role) > _ROLE_MAX):
-        raise Refused("split_not_understood", f"{name} has the role {show(role)}")
+        raise Refused("split_ambiguous", f"{name} has the role {show(role)}")
     _check_asset(name, entry, units_field, asset)
     stated = entry[units_field]
     if isinstance(stated, str) and stated.endswith("%"):
-        raise Refused("split_not_understood", f"{name} is a percentage: {show(entry)}")
+        raise Refused("split_ambiguous", f"{name} is a percentage: {show(entry)}")
     return Share(
         parse_address(entry[address_field], reading.network),
         check_supply(asset, parse_units(stated, f"{name}.{units_field}"), name),
@@ -130,16 +133,16 @@ def _read_share(name: str, entry: object, asset: str, reading: Reading) -> Share
 def _only(name: str, entry: Mapping[str, object], fields: tuple[str, ...]) -> str:
     present = [field for field in fields if field in entry]
     if len(present) != 1:
-        raise Refused("split_not_understood", f"{name} needs exactly one of {', '.join(fields)}: {show(entry)}")
+        raise Refused("split_ambiguous", f"{name} needs exactly one of {', '.join(fields)}: {show(entry)}")
     return present[0]
 
 
 def _check_asset(name: str, entry: Mapping[str, object], units_field: str, asset: str) -> None:
     for field in _ASSET_FIELDS:
         if entry.get(field) is not None and parse_asset(entry[field]) != asset:
-            raise Refused("split_not_understood", f"{name} is in another asset than the invoice: {show(entry)}")
+            raise Refused("split_ambiguous", f"{name} is in another asset than the invoice: {show(entry)}")
     if units_field == LOVELACE and asset != LOVELACE:
-        raise Refused("split_not_understood", f"{name} is in lovelace, the invoice is not: {show(entry)}")
+        raise Refused("split_ambiguous", f"{name} is in lovelace, the invoice is not: {show(entry)}")
 
 
 def _resolve(ask: InvoiceAmount, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
@@ -152,14 +155,14 @@ def _resolve(ask: InvoiceAmount, form: SplitForm, fallback: SplitMode | None) ->
     if mode == "outputs":
         if len(listed) != 1 or sum_units != ask.units:
             why = f"payTo must be in the list once and the list sum to {ask.units}"
-            raise Refused("split_not_understood", f"{why}; read {form}")
+            raise Refused("split_ambiguous", f"{why}; read {form}")
         pay_to_units = listed[0]
     elif listed:
-        raise Refused("split_not_understood", f"payTo is among its own splits, with mode {mode}; read {form}")
+        raise Refused("split_ambiguous", f"payTo is among its own splits, with mode {mode}; read {form}")
     else:
         pay_to_units = ask.units if mode == "additional" else ask.units - sum_units
     if pay_to_units <= 0:
-        raise Refused("split_not_understood", f"the splits leave {pay_to_units} to payTo; read {form}")
+        raise Refused("split_ambiguous", f"the splits leave {pay_to_units} to payTo; read {form}")
     pay_to = Output("pay_to", ask.pay_to, ask.asset, pay_to_units)
     return (pay_to, *(Output("split", share.address, ask.asset, share.units) for share in splits))
 
@@ -170,5 +173,5 @@ def _settle_mode(form: SplitForm, lists_pay_to: bool, fallback: SplitMode | None
     if lists_pay_to:
         return "outputs"
     if fallback is None:
-        raise Refused("split_not_understood", f"no split mode is stated or configured; read {form}")
+        raise Refused("split_ambiguous", f"no split mode is stated or configured; read {form}")
     return fallback

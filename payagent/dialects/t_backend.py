@@ -33,7 +33,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
     refuse_foreign_terms(detail, _DETAIL_KEYS, "detail")
     extra = _read_extra(detail.get("extra"))
     if detail.get("version", VERSION) != VERSION:
-        raise Refused("body_not_understood", f"version is {show(detail['version'])}, {VERSION} is known")
+        raise Refused("invoice_invalid/body", f"version is {show(detail['version'])}, {VERSION} is known")
     require_chain(require(detail, "chain"), reading.network)
     invoice_id = parse_invoice_id(require(detail, "invoiceId"))
     asset = parse_asset(require(detail, "asset"))
@@ -66,7 +66,7 @@ def _read_batch(batch: object) -> int:
     """Parse how many calls the payment buys. More than `BATCH_MAX` is refused as a mistake."""
     count = parse_units(batch, "extra.batchTarget")
     if count > BATCH_MAX:
-        raise Refused("body_not_understood", f"extra.batchTarget is {show(batch)}, {BATCH_MAX} is the bound")
+        raise Refused("invoice_invalid/body", f"extra.batchTarget is {show(batch)}, the maximum is {BATCH_MAX}")
     return count
 
 
@@ -74,7 +74,7 @@ def _read_extra(extra: object) -> Mapping[str, object]:
     if extra is None:
         return {}
     if not isinstance(extra, dict):
-        raise Refused("split_not_understood", f"extra is {show(extra)}, not an object")
+        raise Refused("split_ambiguous", f"extra is {show(extra)}, not an object")
     refuse_foreign_terms(extra, _EXTRA_KEYS, "extra")
     return extra
 
@@ -82,7 +82,7 @@ def _read_extra(extra: object) -> Mapping[str, object]:
 def _check_flags(extra: Mapping[str, object], asset: str) -> None:
     lovelace = extra.get("lovelace")
     if lovelace is not None and lovelace is not (asset == LOVELACE):
-        raise Refused("invoice_contradiction", f"extra.lovelace is {show(lovelace)}, the asset is {asset}")
+        raise Refused("invoice_invalid/contradiction", f"extra.lovelace is {show(lovelace)}, the asset is {asset}")
     babel = extra.get("babel")
     if babel is not None and babel is not False:
-        raise Refused("body_not_understood", f"extra.babel is {show(babel)}, which is documented nowhere")
+        raise Refused("invoice_invalid/body", f"extra.babel is {show(babel)}, which is not documented")

@@ -38,10 +38,10 @@ def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
     try:
         raw = base64.b64decode(value, validate=True)
     except ValueError:
-        raise Refused("json_not_understood", f"{name} is not base64: {show(value, 60)}") from None
+        raise Refused("invoice_invalid/json", f"{name} is not base64: {show(value, 60)}") from None
     terms = strict_json.loads(raw)
     if not isinstance(terms, dict):
-        raise Refused("body_not_understood", f"{name} holds {show(terms, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"{name} holds {show(terms, 80)}, not an object")
     return terms
 
 
@@ -53,7 +53,7 @@ def encode_header(value: object) -> str:
 def encode_transaction(cbor: bytes | None) -> str:
     """Encode the signed transaction for a payload. Payments of these dialects always have it."""
     if cbor is None:
-        raise Refused("bad_request", "the proof of x402 is the signed transaction, and there is none")
+        raise Refused("bad_request", "an x402 proof is the signed transaction, which is missing")
     return base64.b64encode(cbor).decode("ascii")
 
 
@@ -63,9 +63,9 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
     If none can be paid, the refusal is that of the first entry on our network, or else of the first entry.
     """
     if not isinstance(accepts, list) or not accepts:
-        raise Refused("body_not_understood", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
+        raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
     if len(accepts) > ACCEPTS_MAX:
-        raise Refused("body_not_understood", f"accepts has {len(accepts)} entries, {ACCEPTS_MAX} are the most")
+        raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, the maximum is {ACCEPTS_MAX}")
     offers: list[Invoice] = []
     ours: list[Refused] = []
     others: list[Refused] = []
@@ -81,10 +81,10 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
 
 def _require_entry(entry: object) -> Terms:
     if not isinstance(entry, dict):
-        raise Refused("body_not_understood", f"accepts holds {show(entry, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"accepts holds {show(entry, 80)}, not an object")
     scheme = require(entry, "scheme")
     if scheme != SCHEME:
-        raise Refused("scheme_not_supported", f"the scheme is {show(scheme, 80)}; {SCHEME} is paid")
+        raise Refused("invoice_unsupported/scheme", f"the scheme is {show(scheme, 80)}; {SCHEME} is paid")
     return entry
 
 
@@ -101,7 +101,7 @@ def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> 
         raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
     amount = require(entry, amount_key)
     if not isinstance(amount, str):
-        raise Refused("amount_not_understood", f"{amount_key} is {show(amount, 80)}, not a string of digits")
+        raise Refused("invoice_invalid/amount", f"{amount_key} is {show(amount, 80)}, not a string of digits")
     units = check_supply(asset, parse_units(amount, amount_key), amount_key)
     pay_to = parse_address(require(entry, "payTo"), reading.network)
     return check_outputs((Output("pay_to", pay_to, asset, units),), reading.own)
@@ -113,7 +113,7 @@ def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
     if extra is None:
         return {}
     if not isinstance(extra, dict):
-        raise Refused("body_not_understood", f"extra is {show(extra, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"extra is {show(extra, 80)}, not an object")
     refuse_foreign_terms(extra, known, "extra")
     return extra
 
@@ -136,7 +136,7 @@ def check_resource(resource: object, reading: Reading) -> str | None:
         raise Refused("resource_mismatch", f"the resource is {show(resource, 80)}, not a URL")
     call = reading.call
     if call is not None and not _is_same(resource, call.url, reading):
-        raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the call was to {show(call.url)}")
+        raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the request was to {show(call.url)}")
     return resource
 
 

@@ -36,9 +36,9 @@ def read(required: Terms, body: object, reading: Reading) -> Invoice:
     `resource` is not checked: it is the path relative to the router that the middleware is mounted on.
     """
     if required.get("version") != VERSION or required.get("scheme") != x402.SCHEME:
-        raise Refused("body_not_understood", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")
+        raise Refused("invoice_invalid/body", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")
     if not isinstance(body, dict) or body.get("paymentRequired") is not True:
-        raise Refused("body_not_understood", f"no proof is known for a 402 with the body {show(body)}")
+        raise Refused("invoice_invalid/body", f"no proof is known for a 402 with the body {show(body)}")
     refuse_foreign_terms(required, _KEYS, "PAYMENT-REQUIRED")
     refuse_foreign_terms(body, _BODY_KEYS, "the body")
     x402.read_extra(required, frozenset())

@@ -54,14 +54,14 @@ def find_page(text: str) -> Terms | None:
     if not starts:
         return None
     if len(starts) > 1:
-        raise Refused("invoice_contradiction", "the page states what it requires more than once")
+        raise Refused("invoice_invalid/contradiction", "the page states what it requires more than once")
     try:
         _, end = json.JSONDecoder().raw_decode(text, starts[0])
     except (ValueError, RecursionError) as error:
-        raise Refused("json_not_understood", f"the page's requirements are not JSON: {str(error)[:80]}") from None
+        raise Refused("invoice_invalid/json", f"the page's requirements are not JSON: {str(error)[:80]}") from None
     required = strict_json.loads(text[starts[0] : end])
     if not isinstance(required, dict):
-        raise Refused("body_not_understood", f"the page requires {show(required, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"the page requires {show(required, 80)}, not an object")
     return required
 
 
@@ -74,7 +74,9 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
 def _read_entry(entry: Terms, reading: Reading) -> Invoice:
     network = require(entry, "network")
     if network == _CONTRACT:
-        raise Refused("transfer_method_refused", f"the network {_CONTRACT} is a lock in a contract")
+        raise Refused(
+            "invoice_unsupported/transfer_method", f"the network {_CONTRACT} locks the money in a contract"
+        )
     require_chain("cardano-mainnet" if network == _MAINNET else network, reading.network)
     refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     extra = x402.read_extra(entry, _EXTRA_KEYS)
@@ -108,13 +110,13 @@ def _read_asset(value: object, name: object) -> str:
         and _ASSET_NAME.fullmatch(name)
     ):
         return parse_asset(value + name)
-    raise Refused("asset_not_understood", f"asset is {show(value, 140)}, its assetNameHex is {show(name, 80)}")
+    raise Refused("invoice_invalid/asset", f"asset is {show(value, 140)}, its assetNameHex is {show(name, 80)}")
 
 
 def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
     """Return X-PAYMENT in base64. The T Backend's header of the same name is raw."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict):
-        raise Refused("bad_request", "what the proof must repeat is not there")
+        raise Refused("bad_request", "the values that the proof must repeat are missing")
     payload = {"transaction": x402.encode_transaction(shown.cbor)}
     return {"X-PAYMENT": x402.encode_header({**said, "payload": payload})}

@@ -78,11 +78,11 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
     version = required.get("x402Version")
     if type(version) is not int or version != VERSION:
-        raise Refused("body_not_understood", f"x402Version is {show(version, 60)}; {VERSION} is known here")
+        raise Refused("invoice_invalid/body", f"x402Version is {show(version, 60)}; {VERSION} is known here")
     refuse_foreign_terms(required, _KEYS, "the 402")
     resource = required.get("resource")
     if resource is not None and not isinstance(resource, dict):
-        raise Refused("body_not_understood", f"resource is {show(resource, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"resource is {show(resource, 80)}, not an object")
     url = x402.check_resource(_read_url(resource), reading)
     extensions = required.get("extensions")
     _check_extensions(extensions, reading)
@@ -99,7 +99,7 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
     if extensions is None:
         return
     if not isinstance(extensions, dict):
-        raise Refused("body_not_understood", f"extensions is {show(extensions, 80)}, not an object")
+        raise Refused("invoice_invalid/body", f"extensions is {show(extensions, 80)}, not an object")
     is_committed = reading.salt is not None and reading.call is not None and _declaration(extensions) is not None
     known = {PAYMENT_IDENTIFIER} | ({REQUEST_COMMITMENT} if is_committed else set())
     for name in extensions.keys() - known:
@@ -107,7 +107,7 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
         info = extension.get("info") if isinstance(extension, dict) else None
         for said in (extension, info):
             if isinstance(said, dict) and said.get("required") not in (None, False):
-                raise Refused("extension_required", f"the 402 requires the extension {show(name, 80)}")
+                raise Refused("invoice_unsupported/extension", f"the 402 requires the extension {show(name, 80)}")
 
 
 def _declaration(extensions: object) -> object:
@@ -136,7 +136,7 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
 def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
     network = require(entry, "network")
     if not isinstance(network, str) or not _NETWORK.fullmatch(network):
-        raise Refused("chain_not_understood", f"the network is {show(network, 80)}, not one of Cardano's")
+        raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not one of Cardano's")
     require_chain(network, reading.network)
     refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     x402.check_resource(_read_url(entry.get("resource")), reading)
@@ -164,7 +164,7 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
 
 def _read_asset(value: object) -> str:
     if not isinstance(value, str) or not _ASSET.fullmatch(value):
-        raise Refused("asset_not_understood", f"asset is {show(value, 140)}, not lovelace or policy.name in hex")
+        raise Refused("invoice_invalid/asset", f"asset is {show(value, 140)}, not lovelace or policy.name in hex")
     return parse_asset(value)
 
 
@@ -176,12 +176,13 @@ def _check_extra(entry: Terms) -> object:
     for method in (said.get("assetTransferMethod"), entry.get("assetTransferMethod")):
         if method not in (None, "default") or keys:
             raise Refused(
-                "transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}"
+                "invoice_unsupported/transfer_method",
+                f"the transfer method is {show(method, 80)}, with {show(keys)}",
             )
     x402.read_extra(entry, _EXTRA_KEYS)
     flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
     if flow not in _FLOWS or submission not in _POLICIES or not _is_plain_fee(said):
-        raise Refused("body_not_understood", f"extra is {show(extra)}, which is not understood")
+        raise Refused("invoice_invalid/body", f"extra is {show(extra)}, which is not understood")
     _check_confirmations(said.get("confirmationPolicy"))
     return submission
 
@@ -202,7 +203,7 @@ def _check_confirmations(policy: object) -> None:
         return
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) else None
     if not isinstance(policy, dict) or len(policy) != 1 or type(depth) is not int or depth not in _CONFIRMATIONS:
-        raise Refused("body_not_understood", f"confirmationPolicy is {show(policy)}, which is not understood")
+        raise Refused("invoice_invalid/body", f"confirmationPolicy is {show(policy)}, which is not understood")
 
 
 def _write_echo(entry: Terms, shared: _Required) -> str:
@@ -217,7 +218,7 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
         echo["extensions"] = shared.extensions
     text = strict_json.dumps(echo)
     if len(text) > x402.ECHO_MAX_BYTES:
-        raise Refused("invoice_too_big", f"the proof would repeat {len(text)} bytes of the 402")
+        raise Refused("invoice_invalid/too_big", f"the proof would repeat {len(text)} bytes of the 402")
     return text
 
 
@@ -225,7 +226,7 @@ def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, 
     """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
     said = strict_json.loads(echo)
     if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):
-        raise Refused("bad_request", "what the proof must repeat is not there")
+        raise Refused("bad_request", "the values that the proof must repeat are missing")
     accepted: Mapping[str, object] = said["accepted"]
     payload: dict[str, object] = {"transaction": x402.encode_transaction(shown.cbor), "nonce": shown.nonce}
     extra = accepted.get("extra")

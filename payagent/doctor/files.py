@@ -139,11 +139,11 @@ def _books(settings: Settings) -> str:
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
     if missing:
-        raise Refused("ledger_changed", f"{path} lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_tampered", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):
-        raise Refused("ledger_changed", f"the postings in {path} do not sum to zero")
+        raise Refused("ledger_tampered", f"the postings in {path} do not sum to zero")
     if broken is not None:
-        raise Refused("ledger_changed", f"the events in {path} were changed from event {broken} on")
+        raise Refused("ledger_tampered", f"the events in {path} were changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
     for key, value in recorded.items():
         if None not in (value, ours[key]) and value != ours[key]:
@@ -183,7 +183,7 @@ def _words_on_disk(settings: Settings) -> CheckResult:
     what = f"{settings.data_dir / WORDS_FILE} holds them unencrypted: anyone who reads it can take the money"
     if settings.is_devnet:
         return CheckResult("recovery words", what, is_warning=True)
-    return CheckResult("recovery words", what, Refused("words_left", what))
+    return CheckResult("recovery words", what, Refused("recovery_words_on_disk", what))
 
 
 def _tls(settings: Settings) -> str:

@@ -128,7 +128,7 @@ class Egress:
     async def addresses(self, host: str, port: int) -> Sequence[str]:
         """Resolve a merchant's host to the addresses a request may reach. Raises OSError like the lookup.
 
-        Refused `merchant_address_private` if any address of the name is not public (for localhost: not loopback).
+        Refused: `merchant_in_private_network` if any address is not public (for localhost: not loopback).
         One bad address is enough, because an attacker who can add an address to the answer can have it used. A
         literal IP address is allowed as it is, because it comes from the operator's config.
         """
@@ -138,7 +138,7 @@ class Egress:
         is_allowed = is_loopback if host == "localhost" else is_public
         stray = next((address for address in found if not is_allowed(address)), None)
         if stray is not None and host not in self.private_hosts:
-            raise Refused("merchant_address_private", f"{host} leads to {stray}", sent=False)
+            raise Refused("merchant_in_private_network", f"{host} resolves to {stray}", sent=False)
         return found
 
     def transport(self) -> httpx.AsyncHTTPTransport:

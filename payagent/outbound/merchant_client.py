@@ -123,7 +123,7 @@ class MerchantClient:
         """Send a request and read the answer.
 
         Raises `merchant_unreachable` or `merchant_timeout`; the merchant may have carried the request out. Raises
-        `merchant_address_private` if the host's name leads where no request may go.
+        `merchant_in_private_network` if the host's name leads where no request may go.
         """
         try:
             async with (

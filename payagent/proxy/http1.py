@@ -74,13 +74,13 @@ class Target:
 
     def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
         """The refusal for a missing or unreadable answer. `is_sent`: part of the request may have arrived."""
-        ours = "daemon_silent" if is_sent else "daemon_not_running"
+        ours = "daemon_timeout" if is_sent else "daemon_not_running"
         code = "merchant_unreachable" if self.path is None else ours
         return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
         """The refusal for an answer that comes too late."""
-        return Refused("merchant_timeout" if self.path is None else "daemon_silent", detail)
+        return Refused("merchant_timeout" if self.path is None else "daemon_timeout", detail)
 
     @classmethod
     def of_origin(cls, origin: str) -> "Target":
@@ -144,8 +144,8 @@ class Upstream:
         """Send a request. The answer's head is there inside the block, and its body can be read.
 
         `begins` is called before the first byte may be sent. Leaving the block early closes the connection, which
-        stops the server. Raises `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading
-        the body raises `AnswerBrokenError`.
+        stops the server. Raises `merchant_unreachable`, `merchant_timeout` or `merchant_in_private_network`;
+        reading the body raises `AnswerBrokenError`.
         """
         line, head = await self._begin(call, begins)
         try:
@@ -378,7 +378,7 @@ class _Line(asyncio.Protocol):
         try:
             data = self._wire.send(event)
         except h11.LocalProtocolError as error:
-            raise Refused("bad_request", f"the call cannot be sent on: {error}") from None
+            raise Refused("bad_request", f"the request cannot be forwarded: {error}") from None
         if data:
             self._transport.write(data)
 

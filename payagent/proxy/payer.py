@@ -44,7 +44,7 @@ from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Tu
 from payagent.proxy.unpaid_call import UnpaidCalls
 from payagent.store.rows.payments import PaymentRow
 
-_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
+_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
 _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
 """The pause before a batch is requested again: after a clock was set back the next 402 seems old as well."""
@@ -147,7 +147,7 @@ class ProxyPayer:
         try:
             return await self._pay(trip, before, demand)
         except Refused as refused:
-            if refused.code != "batch_under_way" or trip.left_s <= 0:
+            if refused.code != "batch_in_progress" or trip.left_s <= 0:
                 raise
         origin, buyer = trip.errand.merchant.origin, self._first.buyer(trip.errand)
         await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)
@@ -262,14 +262,14 @@ class ProxyPayer:
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
-                    row.problem.code or "payment_ended",
+                    row.problem.name or "payment_ended",
                     row.problem.detail or "it ended without paying",
                     payment=row.id,
                 )
-            if row.state is State.CANCELLING and row.problem.code is not None:
-                raise Refused(row.problem.code, row.problem.detail or "its coins are taken back", payment=row.id)
+            if row.state is State.CANCELLING and row.problem.name is not None:
+                raise Refused(row.problem.name, row.problem.detail or "it is being cancelled", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
-                raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
+                raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:
@@ -331,11 +331,11 @@ def _paid_not_served(proof: Proof) -> Refused:
     """
     row, last = proof.row, proof.last
     told = None if last is None else as_told(last.status, last.headers, last.body)
-    code, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
+    name, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
-        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "merchant_refused"
-        code, detail = row.problem.code or ended, row.problem.detail or "it ended without paying"
-    return Refused(code, detail, payment=row.id, merchant_answer=told)
+        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
+        name, detail = row.problem.name or ended, row.problem.detail or "it ended without paying"
+    return Refused(name, detail, payment=row.id, merchant_answer=told)
 
 
 async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:

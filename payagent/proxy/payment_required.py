@@ -71,7 +71,7 @@ def decode(headers: Headers, raw: bytes) -> bytes:
     try:
         body = unpack.decompress(raw, BODY_MAX_BYTES + 1)
     except zlib.error:
-        raise Refused("body_not_understood", "the body is not what its Content-Encoding says") from None
+        raise Refused("invoice_invalid/body", "the body is not what its Content-Encoding says") from None
     if len(body) > BODY_MAX_BYTES:
         raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
     return body

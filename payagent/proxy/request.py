@@ -56,7 +56,7 @@ class ProxyRequest:
     def require_let_in(self) -> None:
         """Refuse `unauthorized` if the token has become invalid during a long request."""
         if self.find_app() is None:
-            raise Refused("unauthorized", "the call's token has ended meanwhile")
+            raise Refused("unauthorized", "the token was revoked or expired meanwhile")
 
     @property
     def key(self) -> str | None:
@@ -74,13 +74,13 @@ def read_errand(
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
     app, token, headers = _identify(headers, path_token, find_app)
     if PAY not in app.scopes:
-        raise Refused("forbidden", "the proxy needs a token for pay", needs=PAY)
+        raise Refused("forbidden", "the proxy needs a token with scope pay", needs=PAY)
     if wants_websocket(headers):
-        raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
+        raise Refused("websocket_not_supported", "the request asks for a WebSocket")
     if not _METHOD.fullmatch(scope["method"]) or scope["method"] == "CONNECT":
-        raise Refused("method_not_allowed", "the proxy takes every method in capitals but CONNECT")
+        raise Refused("method_not_allowed", "the proxy accepts any method in capitals except CONNECT")
     if name not in merchants:
-        raise Refused("merchant_not_allowed", "the path after /proxy/ names no merchant of [merchants]")
+        raise Refused("merchant_not_allowed", "the path after /proxy/ does not name a merchant of [merchants]")
     # checked even without a payment, because the request may draw on a prepaid balance
     app.require_may_call(merchants[name].origin)
     max_cost_units, max_cost_asset, dry_run = read_cost_headers(
@@ -128,7 +128,7 @@ def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tu
     ]
     app = find_app(said[0]) if said else None
     if app is None:
-        raise Refused("unauthorized", "the call has no token that is known here")
+        raise Refused("unauthorized", "the request has no valid token")
     token = said[0].encode("latin-1")  # if it was in the path, a Referer may repeat it
     return (
         app,

@@ -55,12 +55,12 @@ async def attend(
         except asyncio.CancelledError:
             task.uncancel()
             if intake.is_slow:
-                await reply.problem(Refused("body_too_slow", "the request's body did not come in its time"))
+                await reply.problem(Refused("body_too_slow", "the request's body did not arrive in time"))
             elif intake.is_gone:
                 log.info("proxy.client_gone")
             else:  # the server stops
                 intake.close()
-                await reply.problem(Refused("daemon_silent", "payagent stops, and the call was still waiting"))
+                await reply.problem(Refused("daemon_timeout", "payagent shut down while the request was waiting"))
         except Refused as refused:
             intake.close()
             await reply.problem(refused)
@@ -71,7 +71,7 @@ async def attend(
         except Exception:
             intake.close()
             log.exception("proxy.failed", method=scope["method"])
-            bug = Refused("internal_error", "the call could not be carried out; the log says why")
+            bug = Refused("internal_error", "the request failed; see the log")
             await reply.problem(bug)
         finally:
             await intake.aclose()

@@ -101,5 +101,5 @@ async def _within(timeout_s: float, waiting: Awaitable[object], purchase: Shared
     except TimeoutError:
         paid = {} if purchase is None else {"payment": purchase.id}
         raise Refused(
-            "not_served_yet", "an identical call has not been served in this call's time", **paid
+            "not_served_yet", "an identical request was not served in this request's time", **paid
         ) from None

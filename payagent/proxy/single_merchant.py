@@ -59,7 +59,7 @@ class SingleMerchantApp:
         if not path.startswith(b"/"):
             raise Refused("bad_request", "the path must begin with /")
         if wants_websocket(headers):
-            raise Refused("upgrade_not_supported", "the call asks for a WebSocket")
+            raise Refused("websocket_not_supported", "the request asks for a WebSocket")
         kept = [pair for pair in passing(headers, own=True) if pair[0] != b"host"]
         return UpstreamRequest(
             scope["method"].encode("ascii"),

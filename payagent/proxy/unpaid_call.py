@@ -69,7 +69,7 @@ class UnpaidCalls:
                 return read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
-                    raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
+                    raise Refused("invoice_invalid/body", f"the 402's body is in the coding {coding}") from None
             body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
 
     def ask_of(self, errand: ProxyRequest, body_sha256: str, demand: PaymentRequired) -> PaymentRequest:
@@ -170,7 +170,7 @@ class UnpaidCalls:
             return False
         await trip.intake.rest()
         if values(trip.errand.headers, WALLET) or not trip.intake.spool.is_whole:
-            raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
+            raise Refused("wallet_address_required", "the merchant asks whose prepaid balance to use")
         wallet = self._context.terms.own.text.encode("ascii")
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
         return True

@@ -377,7 +377,7 @@ class Settings(SettingsTable):
                     except Refused as refused:
                         raise ValueError(
                             f"merchants.{name}.{key}: an address cannot be paid on {self.network} "
-                            f"({refused.code}). Copy it again from the merchant"
+                            f"({refused.name}). Copy it again from the merchant"
                         ) from None
         return self
 

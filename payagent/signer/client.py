@@ -96,7 +96,7 @@ class SignerProcess:
 
     def _require_there(self) -> None:
         if self.problem is not None:
-            raise Refused("signer_lost", f"the process that holds the key is gone: {self.problem}")
+            raise Refused("signer_lost", f"the signer process has ended: {self.problem}")
 
     def _read(self, answer: bytes) -> bytes:
         """Parse an answer. An empty one means that the signer is lost."""
@@ -165,7 +165,7 @@ def _question(body: bytes, paid: int) -> bytes:
 
 
 def _refusal(told: Mapping[str, Any]) -> Refused:
-    return Refused(told["code"], told["detail"], **told["context"])
+    return Refused(told["name"], told["detail"], **told["context"])
 
 
 @contextmanager
@@ -258,10 +258,10 @@ def _unlock(line: socket.socket, order: Mapping[str, object], process: subproces
         answer = b""
     if not answer:
         raise Refused(
-            "signer_lost", "the process that was to open the keystore ended before it did" + _last_words(process)
+            "signer_lost", "the signer process ended before it opened the keystore" + _last_words(process)
         )
     told: dict[str, Any] = json.loads(answer)
-    if "code" in told:
+    if "name" in told:
         raise _refusal(told)
     return told
 

@@ -78,7 +78,7 @@ def _confine() -> list[str]:
 
 
 def _refusal(refused: Refused) -> bytes:
-    return json.dumps({"code": refused.code, "detail": refused.detail, "context": refused.context}).encode()
+    return json.dumps({"name": refused.name, "detail": refused.detail, "context": refused.context}).encode()
 
 
 def _since_boot_s() -> float:

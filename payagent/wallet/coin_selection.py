@@ -38,11 +38,13 @@ class _Filled(Enum):
 def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft:
     """Choose UTxOs that pay for the request, including `nonce_utxo` if given.
 
-    Refused: `not_enough_funds` with the missing amount; `needs_consolidation` if the funds are spread over more
-    UTxOs than fit one transaction; `transaction_too_big` if the outputs alone do not fit.
+    Refused: `not_enough_funds` with the missing amount; `utxos_too_small/inputs` if the funds are spread over more
+    UTxOs than fit one transaction; `utxos_too_small/transaction_size` if the outputs alone do not fit.
     """
     if order.size(1, _LEAST_INPUT_SIZE, 0, 0) > order.frame.parameters.max_tx_size:
-        raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
+        raise Refused(
+            "utxos_too_small/transaction_size", f"{len(order.planned)} outputs do not fit one transaction"
+        )
     _require_totals(utxos, order, nonce_utxo, input_count=min(1, len(utxos)))
     for sequence in (_frugal, _assets_then_largest, _largest):
         draft = Draft(order, [nonce_utxo] if nonce_utxo else [])
@@ -55,7 +57,8 @@ def choose(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None) -> Draft
             raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
     _require_totals(utxos, order, nonce_utxo, input_count=len(utxos))
     raise Refused(
-        "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(utxos)}"
+        "utxos_too_small/inputs",
+        f"the outputs need more UTxOs than fit one transaction; the wallet has {len(utxos)}",
     )
 
 

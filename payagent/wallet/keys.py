@@ -110,7 +110,7 @@ def seed_from_words(text: str) -> Seed:
     """
     words = text.lower().split()
     if len(words) != WORD_COUNT:
-        raise Refused("mnemonic_invalid", f"{len(words)} words, {WORD_COUNT} are needed")
+        raise Refused("mnemonic_invalid", f"{len(words)} words given, {WORD_COUNT} are needed")
     try:
         return Seed(bytes(_ENGLISH.to_entropy(words)))
     except (ValueError, LookupError):

@@ -56,7 +56,7 @@ def create(
 ) -> Header:
     """Write a new keystore durably and return its public part.
 
-    `scrypt_n` is the cost: a power of two, and n KiB of memory. Refused: `mnemonic_invalid`, `keystore_exists`,
+    `scrypt_n` is the cost: a power of two, and n KiB of memory. Refused: `mnemonic_invalid`, `already_exists`,
     `keystore_invalid` for an empty passphrase or a cost that `keystore` would refuse to read.
     """
     seed = seed_from_words(words)
@@ -125,16 +125,14 @@ def _second_look(seed: Seed, account: int, raw_address: bytes) -> None:
     keys = (root.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0").public_key for role in (0, 2))
     hashes = b"".join(hashlib.blake2b(key, digest_size=28).digest() for key in keys)
     if raw_address[1:] != hashes:
-        raise Refused(
-            "keystore_invalid", "the address comes out otherwise by a second derivation: nothing is made"
-        )
+        raise Refused("keystore_invalid", "a second derivation gives another address: nothing was created")
 
 
 def _write_new(path: Path, content: bytes) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
     except FileExistsError:
-        raise Refused("keystore_exists", f"{path} is there already, and nothing is overwritten") from None
+        raise Refused("already_exists/keystore", f"{path} exists already; nothing is overwritten") from None
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), MODE)

@@ -65,8 +65,8 @@ def select(
 ) -> TxPlan:
     """Choose UTxOs for the outputs and build the transaction.
 
-    A given `nonce_utxo` is always spent, whether it is in `utxos` or not. Refused: `output_below_minimum`,
-    `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`, `transaction_too_big`, `fee_too_high`.
+    A given `nonce_utxo` is always spent, whether it is in `utxos` or not. Refused: `invoice_invalid`,
+    `not_enough_funds`, `utxos_too_small`, `fee_too_high`.
     """
     frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, commitment=commitment)
     order = lay_order(outputs, frame)

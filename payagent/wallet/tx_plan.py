@@ -194,13 +194,13 @@ def _fixed_size(encoded: bytes, frame: Frame) -> int:
 def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
     """Plan and encode the requested outputs. A token output gets its min-ADA; an ADA output must reach it.
 
-    Refused: `output_below_minimum`, `amount_out_of_range`.
+    Refused: `invoice_invalid/below_min_ada`, `invoice_invalid/amount_range`.
     """
     planned, parts = [], []
     needs = {LOVELACE: 0}
     for output in asked:
         if not 0 < output.units <= MAX_UNITS:
-            raise Refused("amount_out_of_range", f"an output of {output.units} units cannot be")
+            raise Refused("invoice_invalid/amount_range", f"{output.units} units are outside an output's range")
         address = output.address.raw
         assets: Assets = () if output.asset == LOVELACE else ((output.asset, output.units),)
         encoded = cbor.single_asset(output.asset, output.units) if assets else b""
@@ -208,8 +208,8 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> TxRequest:
         lovelace = least if assets else output.units
         if lovelace < least:
             raise Refused(
-                "output_below_minimum",
-                f"{output.units} lovelace to {output.address}, where the ledger wants {least}",
+                "invoice_invalid/below_min_ada",
+                f"{output.units} lovelace to {output.address}, the minimum is {least}",
                 minimum=str(least),
             )
         planned.append(PlannedOutput(output.role, address, lovelace, assets))
@@ -394,7 +394,7 @@ class Draft:
 
 
 def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
-    """Build the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
+    """Build the body of a draft that pays. Refused: `fee_too_high`, `utxos_too_small/transaction_size`."""
     order, frame = draft.order, draft.order.frame
     utxos = tuple(sorted(draft.utxos, key=lambda utxo: (utxo.tx_id, utxo.index)))
     rest, encoded, fee_lovelace = _rest(draft)
@@ -409,7 +409,9 @@ def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
     ))  # fmt: skip
     size = 1 + len(body) + _WITNESS_SIZE + len(_TRUE) + len(frame.auxiliary)
     if size > frame.parameters.max_tx_size:
-        raise Refused("transaction_too_big", f"{size} bytes, {frame.parameters.max_tx_size} are the bound")
+        raise Refused(
+            "utxos_too_small/transaction_size", f"{size} bytes, the maximum is {frame.parameters.max_tx_size}"
+        )
     return TxPlan(
         nonce_utxo=nonce_utxo,
         inputs=utxos,

@@ -58,7 +58,7 @@ async def add_somebody(run: Run) -> None:
 
 
 def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
-    return refused.value.code
+    return refused.value.name
 
 
 def spent(run: Run) -> int:
@@ -121,11 +121,11 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert (denied.state, denied.problem.code) == (State.DENIED, "approval_denied")
+        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/person")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
-        assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+        assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied/person", row.id)
         await ask(run, "another call")
         await pass_time(run, 601)
         again = await ask(run)
@@ -156,7 +156,7 @@ async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -
         for key in ("a", "b", None):
             with pytest.raises(Refused) as refused:
                 await run.agent.pay(world.ask(key=key))
-            assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+            assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied/person", row.id)
         await ask(run, "another call", key="c")
         theirs, _ = await run.agent.pay(replace(world.ask(key="a"), app_id="app_somebody"))
         assert theirs.state is State.AWAITING_APPROVAL, "nobody said no to that app"
@@ -247,7 +247,7 @@ async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> 
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
-        assert (denied.state, denied.problem.code) == (State.DENIED, "approval_timed_out")
+        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/timeout")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -265,7 +265,7 @@ async def test_an_approval_after_the_timeout_is_refused(world: World) -> None:
         assert run.state(row.id) is State.AWAITING_APPROVAL
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
-        assert code_of(refused) == "approval_timed_out"
+        assert code_of(refused) == "approval_denied/timeout"
         assert run.state(row.id) is State.DENIED
         assert spent(run) == 0
         assert is_sound(run)
@@ -280,7 +280,7 @@ async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None
         assert approval is not None
         assert approval.expires_at_ms == (row.invoice.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.context.payment(row.id).problem.code == "approval_timed_out"
+        assert run.context.payment(row.id).problem == "approval_denied/timeout"
 
 
 async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(world: World) -> None:
@@ -296,12 +296,12 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
         run.context.chain.problem = "nobody answers"
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(late.id, SOMEBODY)
-        assert code_of(refused) == "approval_timed_out"
-        assert run.context.refusals["approval_timed_out"] == 0, "who is told it counts it"
+        assert code_of(refused) == "approval_denied/timeout"
+        assert run.context.refusals["approval_denied"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.payment(row.id).problem.code == "approval_timed_out"
+        assert run.context.payment(row.id).problem == "approval_denied/timeout"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.refusals["approval_timed_out"] == 1
+        assert run.context.refusals["approval_denied"] == 1
         assert spent(run) == 0
         assert is_sound(run)
 
@@ -412,7 +412,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         other = world.account.address
         for _ in range(3):
             await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
-        await refuses(run, row, "above_approved")
+        await refuses(run, row, "approved_amount_exceeded")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
         asked = payments.hold(run.context.conn, row.id, "approval")["lovelace"]

@@ -69,13 +69,13 @@ async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreez
         await run.look()
         assert run.context.chain.foreign == (tx_id,)
         await require_whole(run)
-        with pytest.raises(Refused, match="foreign_spend"):
+        with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
-        assert alerts.last_kind(run.context.conn, "foreign") == "foreign_spend"
+        assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         assert run.state(row.id) is State.CONFIRMED
     async with world.run() as run:  # a restart thaws nothing
         await run.look()
-        with pytest.raises(Refused, match="foreign_spend"):
+        with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP) == (tx_id,)
         assert await unfreeze(run.context, APP) == ()
@@ -140,12 +140,12 @@ async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_no
         assert [alert.facts["tx"] for alert in alerts.after(run.context.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
             await unfreeze(run.context, APP, [first])
-        assert refused.value.code == "foreign_spend_unseen"
+        assert refused.value.name == "external_spend_new"
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP, [first, second]) == (first, second)
         told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
-        assert told == ["foreign_spend", "foreign_spend", "cleared"]
+        assert told == ["external_spend", "external_spend", "cleared"]
         await run.pay_in_block("after the thaw")
 
 
@@ -182,7 +182,7 @@ async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: 
         assert tx_id not in world.transactions()
         assert run.owned() == before == world.on_chain()
         await require_whole(run)
-        with pytest.raises(Refused, match="foreign_spend"):
+        with pytest.raises(Refused, match="external_spend"):
             await run.pay("still frozen")
         await unfreeze(run.context, APP)
         await run.pay_in_block("again")
@@ -375,7 +375,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         another = spend_elsewhere(run)
         await run.look()
         assert run.context.chain.foreign == (another,)
-        assert alerts.last_kind(run.context.conn, "foreign") == "foreign_spend"
+        assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         await require_whole(run)
 
 

@@ -36,7 +36,7 @@ async def code_of(run: Run, ask: object) -> str:
     try:
         await run.agent.pay(ask)  # type: ignore[arg-type]
     except Refused as refused:
-        return refused.code
+        return refused.name
     return "paid"
 
 

@@ -408,7 +408,7 @@ async def test_a_flapping_provider_does_not_fill_the_ledger_with_alerts(
             liar.unfreeze()
             await pass_s(run, 20)
         told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
-        assert told == ["provider_out", "cleared", "provider_out"]
+        assert told == ["provider_excluded", "cleared", "provider_excluded"]
         await pass_s(run, 620)
         assert raised(run) == set()
 

@@ -21,7 +21,7 @@ def without_merchants(terms: AgentConfig) -> AgentConfig:
 
 
 def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
-    return refused.value.code
+    return refused.value.name
 
 
 def findings(run: Run) -> list[AuditFinding]:
@@ -60,14 +60,14 @@ async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: Wor
         for name, origin in (("t", "https://other.example"), ("other", world.origin)):
             with pytest.raises(Refused) as refused:
                 await add_merchant(run.context, APP, name, {"origin": origin})
-            assert code_of(refused) == "merchant_exists"
+            assert code_of(refused) == "already_exists/merchant"
         with pytest.raises(Refused) as refused:
             await remove_merchant(run.context, APP, "t")
         assert code_of(refused) == "not_found"
         await add_merchant(run.context, APP, "other", {"origin": "https://other.example"})
         with pytest.raises(Refused) as refused:
             await add_merchant(run.context, APP, "other", {"origin": "https://another.example"})
-        assert code_of(refused) == "merchant_exists"
+        assert code_of(refused) == "already_exists/merchant"
 
 
 @pytest.mark.parametrize(

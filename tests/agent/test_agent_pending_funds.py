@@ -25,7 +25,7 @@ async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_cha
         with pytest.raises(Refused) as caught:
             await run.agent.pay(ask)
         told = caught.value
-        assert told.code == "funds_in_flight"
+        assert told.code == "funds_pending"
         assert told.context == {"asset": "lovelace", "available": "0", "coming": str(change)}
         assert f"{format_ada(change)} more come back" in told.detail
         assert told.problem.retryable
@@ -43,7 +43,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(3)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Refused)]
-        assert [refusal.code for refusal in refused] == ["funds_in_flight"] * 2
+        assert [refusal.code for refusal in refused] == ["funds_pending"] * 2
         for ask in asks:
             await run.settle_down()
             await run.agent.pay(ask)
@@ -68,7 +68,7 @@ async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None
         await run.look()
         world.fault("submit", "drop")
         first = await run.pay("first")
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await run.pay("second")
         world.clock.ahead_ms += 200_000
         world.settings(timeout=900)
@@ -83,13 +83,13 @@ async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: Worl
         await run.look()
         await run.pay("first")
         agent, own = run.agent, world.account.address
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await agent.quote(world.ask("second"))
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await agent.transfers.send("app_test", own, "lovelace", 5 * ADA)
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await agent.transfers.split("app_test", 4, 5 * ADA)
-        with pytest.raises(Refused, match="funds_in_flight"):
+        with pytest.raises(Refused, match="funds_pending"):
             await agent.transfers.sweep("app_test", own)
         with pytest.raises(Refused, match="not_enough_funds"):
             await agent.transfers.split("app_test", 4, 50 * ADA)

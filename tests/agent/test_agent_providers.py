@@ -99,11 +99,11 @@ class TestTheRealReason:
             assert alerts.after(run.context.conn, 0) == []
             await run.pass_time(4)
             (told_of,) = alerts.after(run.context.conn, 0)
-            assert (told_of.kind, told_of.subject) == ("provider_out", "chain")
+            assert (told_of.kind, told_of.subject) == ("provider_excluded", "chain")
             assert "first: utxos: http 500" in told_of.facts["detail"]
             first.untell("/addresses/")
             await run.pass_time(2)
-            assert not alerts.raised(run.context.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
 async def test_a_submission_refused_without_a_class_is_told_once_until_that_provider_takes_one(
@@ -258,7 +258,7 @@ class TestParameters:
         async with world.run(providers=both(first, second)) as run:
             await run.look()
             told_of = alerts.after(run.context.conn, 0)
-            assert {row.subject for row in told_of if row.kind == "provider_out"} == {
+            assert {row.subject for row in told_of if row.kind == "provider_excluded"} == {
                 "provider:first",
                 "provider:second",
             }
@@ -266,7 +266,7 @@ class TestParameters:
             for relay in (first, second):
                 relay.untell(PARAMETERS)
             await run.pass_time(7)
-            assert not alerts.raised(run.context.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_excluded")
 
     @pytest.mark.parametrize("fee", [43, 45])
     async def test_a_provider_with_odd_parameters_still_has_its_network_checked(

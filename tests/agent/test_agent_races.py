@@ -134,7 +134,7 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
             old = run.agent.carrying._rebuild(replace(row, outputs=cheaper))
         raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
-        with pytest.raises(Refused, match="illegal_transition"):
+        with pytest.raises(Refused, match="wrong_state"):
             await run.context.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
         assert len(attempts(run, row)) == 1
         await run.look()

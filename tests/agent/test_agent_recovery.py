@@ -271,7 +271,7 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         (moved,) = onchain.foreign_there(run.context.conn)
         assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.attempt.tx_id, False)
         assert run.context.chain.foreign == ()
-        assert count_of(run.context.conn, "foreign_spend") == 0
+        assert count_of(run.context.conn, "external_spend") == 0
         await require_whole(run)
 
 
@@ -358,13 +358,13 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
                 await run.settle_down()
             with pytest.raises(Refused, match="transactions: http 500") as refused:
                 await run.pay("too early")
-            assert refused.value.code == "ledger_behind"
+            assert refused.value.name == "ledger_behind"
             (detail,) = [row.facts["detail"] for row in alerts.after(run.context.conn, 0)]
             assert "transactions: http 500" in detail
             relay.unfreeze()
             await run.settle_down(2)
             assert run.context.chain.behind is None or not is_new
-            assert not alerts.raised(run.context.conn, "provider_out")
+            assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
@@ -477,9 +477,9 @@ class TestTheWholeFolderRolledBack:
         async with world.run(record=record) as run:
             await run.look()
             assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
-            with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
+            with pytest.raises(Refused, match=r"external_spend.*the ledger does not know"):
                 await run.pay("forgotten")
-            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
             await require_whole(run)
             await unfreeze(run.context, APP)
         async with world.run(record=record) as run:  # what was thawed is known from then on

@@ -238,7 +238,7 @@ class TestTheSameInvoice:
             await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
-            assert (row.state, row.problem.code) == (State.CANCELLING, "attempt_expired")
+            assert (row.state, row.problem) == (State.CANCELLING, "payment_void/expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -269,9 +269,9 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.context.payment(row.id).problem.code) == (
+            assert (run.state(row.id), run.context.payment(row.id).problem) == (
                 State.CANCELLING,
-                "attempt_expired",
+                "payment_void/expired",
             )
             assert_sound(world, run)
             await wait_for_void(world, run)
@@ -424,7 +424,7 @@ class TestTheNextInvoice:
             await run.settle_down()
             assert run.context.payment(first.id).invoice.id != first.invoice.id
             world.clock.ahead_ms -= 310_000
-            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+            with pytest.raises(Refused, match="invoice_already_paid/other_intent"):
                 await run.agent.pay(world.ask_of(answer, key="another"))
             world.clock.ahead_ms += 310_000
 
@@ -483,7 +483,7 @@ class TestTheNextInvoice:
             assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
             assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
             assert row.invoice.id != paid.invoice.id
-            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+            with pytest.raises(Refused, match="invoice_already_paid/other_intent"):
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
 
@@ -662,8 +662,8 @@ class TestResolve:
             world.control("faults", clear=True)
             resolved = await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
-            assert (resolved.state, resolved.problem.code) == (State.CANCELLING, "resolved")
-            assert (await run.agent.carrying.resolve(row.id, APP)).attempt.tx_id == resolved.attempt.tx_id
+            assert (resolved.state, resolved.problem) == (State.CANCELLING, "payment_void/cancelled_by_operator")
+            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
             ]
@@ -671,7 +671,7 @@ class TestResolve:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_was_sent_may_win(self, world: World) -> None:
@@ -687,7 +687,7 @@ class TestResolve:
                 row.attempt.tx_id,
             )
             assert_at_rest(world, run)
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
@@ -703,7 +703,7 @@ class TestResolve:
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
-            assert (resolved.state, resolved.problem.code) == (State.REJECTED, "resolved")
+            assert (resolved.state, resolved.problem) == (State.REJECTED, "payment_void/cancelled_by_operator")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 

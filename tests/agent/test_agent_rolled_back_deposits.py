@@ -79,8 +79,8 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         await denied(run)
         assert run.owned() == world.on_chain() == {}
         assert run.books()["held"]["lovelace"] > 0
-        assert last_alert(run, row) == "anchor_gone"
-        assert "anchor_gone" in run.events(row.id)
+        assert last_alert(run, row) == "deposit_rolled_back"
+        assert "deposit_rolled_back" in run.events(row.id)
         assert_sound(world, run)
         await run.pass_time(2, PAST_THE_TTL_S)
         assert run.state(row.id) is State.IN_FLIGHT  # a fork may still reach back before its TTL
@@ -88,7 +88,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert run.state(row.id) is State.IN_FLIGHT
         await run.pass_time(4, 61)
         ended = run.context.payment(row.id)
-        assert (ended.state, ended.problem.code, ended.attempt.tx_id) == (State.VOID, "anchor_gone", None)
+        assert (ended.state, ended.problem, ended.tx_id) == (State.VOID, "deposit_rolled_back", None)
         assert last_alert(run, row) == "cleared"
         assert_at_rest(world, run)
         await require_whole(run)
@@ -125,7 +125,7 @@ async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
-        assert last_alert(run, row) == "anchor_gone"
+        assert last_alert(run, row) == "deposit_rolled_back"
         world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
         await run.pass_time(2, 201)
         assert run.state(row.id) is State.CONFIRMED
@@ -174,7 +174,7 @@ async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays
         await run.look()
         await run.agent.carrying.resolve(row.id, APP)
         await denied(run)
-        with pytest.raises(Refused, match="anchor_gone"):
+        with pytest.raises(Refused, match="deposit_rolled_back"):
             await run.agent.carrying.resolve(row.id, APP)
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(SETTLE_DEPTH + 3, 61)
@@ -190,7 +190,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
-        with pytest.raises(Refused, match="anchor_gone"):
+        with pytest.raises(Refused, match="deposit_rolled_back"):
             await run.agent.carrying.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
         assert len(queries.attempts(run.context.conn, row.id)) == 1
@@ -206,7 +206,7 @@ async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> No
         fork_with(world, before)
         await run.look()
         await denied(run)
-        assert {last_alert(run, row) for row in (parent, child)} == {"anchor_gone"}
+        assert {last_alert(run, row) for row in (parent, child)} == {"deposit_rolled_back"}
         assert run.owned() == world.on_chain() == {}
         assert_sound(world, run)
         await run.pass_time(1, PAST_THE_TTL_S)
@@ -259,7 +259,7 @@ async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: Wor
             await run.pass_time(2, 61)
             assert last_alert(run, row) is None  # what was denied before the silence does not count
             await run.pass_time(2, 61)
-            assert last_alert(run, row) == "anchor_gone"
+            assert last_alert(run, row) == "deposit_rolled_back"
             assert run.owned() == world.on_chain() == {}
 
 
@@ -280,7 +280,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
             other.unfreeze()
             await denied(run)
             await denied(run)
-            assert last_alert(run, row) == "anchor_gone"
+            assert last_alert(run, row) == "deposit_rolled_back"
             assert run.owned() == world.on_chain() == {}
 
 
@@ -295,7 +295,7 @@ async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) 
     async with living(world) as run:
         await denied(run)
         assert run.state(row.id) is State.VOID
-        assert run.events(row.id).count("anchor_gone") == 1
+        assert run.events(row.id).count("deposit_rolled_back") == 1
         assert run.events(row.id).count("time_over") == 1
         assert last_alert(run, row) == "cleared"
 
@@ -342,4 +342,4 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
 
 
 def test_show_tells_it_in_words() -> None:
-    assert {"anchor_gone", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()
+    assert {"deposit_rolled_back", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()

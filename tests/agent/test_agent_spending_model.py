@@ -357,16 +357,16 @@ class Day:
 
     def _refused(self, answer: BaseException, ask: PaymentRequest, before: Mapping[Key, int]) -> None:
         assert isinstance(answer, Refused), answer
-        self.seen[answer.code] += 1
-        if answer.code == "limit_exceeded":
+        self.seen[answer.name] += 1
+        if answer.name == "limit_exceeded":
             if answer.context["limit"] == "max_total":
                 assert int(str(answer.context["asked"])) > (ask.max_total_units or 0)
             else:
                 self._justified(answer, ask.app_id, ask.origin, before)
-        elif answer.code == "asset_not_allowed":
+        elif answer.name == "asset_not_allowed":
             assert answer.context["asset"] not in self.allowed.spendable()
         else:
-            assert answer.code in OF_THE_WALLET, answer
+            assert answer.name in OF_THE_WALLET, answer
 
     def _justified(self, refused: Refused, app: str, merchant: str, before: Mapping[Key, int]) -> None:
         """The limit that is named is one, leaves what is told, which is not enough, and none leaves less."""
@@ -389,10 +389,10 @@ class Day:
         """Paying does what was told just before."""
         if isinstance(told, Refused):
             assert isinstance(answer, Refused), (told, answer)
-            assert answer.code == told.code, (told, answer)
+            assert answer.name == told.code, (told, answer)
         elif told.refusal is not None:
             assert isinstance(answer, Refused), (told, answer)
-            assert answer.code == told.refusal.code, (told.refusal, answer)
+            assert answer.name == told.refusal.name, (told.refusal, answer)
         else:
             assert isinstance(answer, tuple), (told, answer)
             row = answer[0]
@@ -400,8 +400,14 @@ class Day:
             assert told.reasons or self._takes(self.run.context.payment(row.id)) == told.plan.spend
 
 
-OF_THE_WALLET = {"not_enough_funds", "funds_in_flight", "needs_consolidation", "output_below_minimum"}
-NOT_CARRIED_OUT = {"limit_exceeded", "asset_not_allowed", "above_approved", "approval_timed_out", *OF_THE_WALLET}
+OF_THE_WALLET = {"not_enough_funds", "funds_pending", "utxos_too_small/inputs", "invoice_invalid/below_min_ada"}
+NOT_CARRIED_OUT = {
+    "limit_exceeded",
+    "asset_not_allowed",
+    "approved_amount_exceeded",
+    "approval_denied/timeout",
+    *OF_THE_WALLET,
+}
 ABOVE = {"lovelace": 5 * ADA, GOLD: 250}
 
 

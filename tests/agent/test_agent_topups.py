@@ -106,7 +106,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.code) == ("done", None)
+            assert (row.state, row.problem) == ("done", None)
             made = payments.payments_of_topup(run.context.conn, row.id)
             assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
@@ -125,7 +125,7 @@ class TestAnOrder:
                 await order(run, COST + 1)
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, CHAT)
-            with pytest.raises(Refused, match="topup_under_way"):
+            with pytest.raises(Refused, match="topup_in_progress"):
                 await order(run, COST, key="another")
             await carry_out(run, first.id)
             assert (await order(run, COST)).state == "done"
@@ -137,7 +137,7 @@ class TestAnOrder:
             called = await order(run, COST, CHAT, key="a call")
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, key="a call")
-            assert (await carry_out(run, called.id)).code == "merchant_sells_none"
+            assert (await carry_out(run, called.id)).problem == "topup_stopped/nothing_sold"
 
     async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
         async with world.run() as run:
@@ -150,7 +150,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
-            assert (row.state, row.code) == ("done", "merchant_sells_none")
+            assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert len(world.transactions()) == 1
             assert (balance(run).bought, balance(run).used) == (BATCH, 2)
             assert wallet_balance(world)["remaining"] == balance(run).left
@@ -161,10 +161,10 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
-            assert (row.state, row.code) == ("done", "merchant_sells_none")
+            assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert not payments.payments_in(run.context.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
-            assert (refused.state, refused.code) == ("stopped", "topup_refused")
+            assert (refused.state, refused.problem) == ("stopped", "topup_stopped/request_refused")
             assert "409" in (refused.detail or "")
 
     async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
@@ -181,7 +181,7 @@ class TestAnOrder:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id)
-            assert (row.state, row.code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert world.transactions() == []
 
     async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
@@ -189,7 +189,7 @@ class TestAnOrder:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            with pytest.raises(Refused, match="batch_under_way"):
+            with pytest.raises(Refused, match="batch_in_progress"):
                 await run.pay()
             assert (await carry_out(run, row.id)).state == "done"
             assert world.call("hello").status_code == 200
@@ -201,7 +201,7 @@ class TestLimits:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.code) == ("stopped", "limit_exceeded")
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "per_day" in (row.detail or "")
             assert len(world.transactions()) == 2
 
@@ -210,7 +210,7 @@ class TestLimits:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
-            assert (row.state, row.code) == ("stopped", "limit_exceeded")
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "topup_per_day" in (row.detail or "")
             assert len(world.transactions()) == 1
             for _ in range(BATCH):
@@ -228,7 +228,7 @@ class TestLimits:
             row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
             await run.topups.beat()
             row = run.topups.find(row.id)
-            assert row.code == "limit_exceeded"
+            assert row.problem == "limit_exceeded"
             assert "topup_per_day" in (row.detail or "")
 
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
@@ -280,7 +280,7 @@ class TestLimits:
             (daily(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
             (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
             (daily(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
-            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
+            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are available"),
         ],
     )
     async def test_a_plan_names_what_stands_against_it(
@@ -320,11 +320,11 @@ class TestTheEndOfAnOrder:
         async with world.run() as run:
             await run.look()
             row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
-            assert (row.state, row.code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             for _ in range(3):
                 await go_round(run)
             assert not world.transactions()
-            with pytest.raises(Refused, match="illegal_transition"):
+            with pytest.raises(Refused, match="wrong_state"):
                 await run.topups.cancel(row.id, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
@@ -335,12 +335,12 @@ class TestTheEndOfAnOrder:
             row = await order(run, 50 * ADA)
             await run.topups.beat()
             row = await run.topups.cancel(row.id, APP)
-            assert (row.state, row.code) == ("stopping", None)
+            assert (row.state, row.problem) == ("stopping", None)
             assert await run.topups.cancel(row.id, APP) == row
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, row.id)
-            assert (row.state, row.code) == ("stopped", "topup_cancelled")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -393,7 +393,7 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
-    @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
+    @pytest.mark.parametrize("why", ["topup_stopped/cancelled", "topup_stopped/app_revoked"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
@@ -402,11 +402,11 @@ class TestTheEndOfAnOrder:
             row = await order_as_ops(run, COST)
             await run.topups.beat()
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
-            await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
+            await (run.topups.cancel(row.id, APP) if why == "topup_stopped/cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
-            assert (row.state, row.code) == ("stopped", why)
+            assert (row.state, row.problem) == ("stopped", why)
             ended = run.context.payment(asked.id)
-            assert (ended.state, ended.problem.code) == (State.DENIED, why)
+            assert (ended.state, ended.problem) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
@@ -427,8 +427,8 @@ class TestTheEndOfAnOrder:
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
-            assert run.topups.find(row.id).code == "topup_out_of_time"
-            assert run.context.payment(asked.id).problem.code == "topup_out_of_time"
+            assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
+            assert run.context.payment(asked.id).problem == "topup_stopped/timed_out"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -440,7 +440,7 @@ class TestTheEndOfAnOrder:
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
-            with pytest.raises(Refused, match="app_ended"):
+            with pytest.raises(Refused, match="topup_stopped/app_revoked"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             assert run.state(asked.id) is State.AWAITING_APPROVAL
             assert world.transactions() == []
@@ -454,7 +454,11 @@ class TestTheEndOfAnOrder:
             await revoke_ops(run)
             assert run.topups.find(row.id).state == "stopping"
             row = await carry_out(run, row.id)
-            assert (row.state, row.code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.problem, len(world.transactions())) == (
+                "stopped",
+                "topup_stopped/app_revoked",
+                1,
+            )
             await go_round(run)
             assert len(world.transactions()) == 1
 
@@ -466,7 +470,11 @@ class TestTheEndOfAnOrder:
             await run.topups.beat()
             world.clock.ahead_ms += 60_000
             row = await carry_out(run, row.id)
-            assert (row.state, row.code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            assert (row.state, row.problem, len(world.transactions())) == (
+                "stopped",
+                "topup_stopped/app_revoked",
+                1,
+            )
 
     async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
         async with world.run() as run:
@@ -564,7 +572,7 @@ class LostSigner:
 
 @pytest.mark.parametrize(
     ("code", "proof"),
-    [("signer_lost", "tx_hash"), ("illegal_transition", "tx_hash"), ("signer_lost", "signed_cbor")],
+    [("signer_lost", "tx_hash"), ("wrong_state", "tx_hash"), ("signer_lost", "signed_cbor")],
 )
 async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
     world: World, code: str, proof: Proof
@@ -604,7 +612,7 @@ class TestTrouble:
             world.clock.ahead_ms += PATIENCE_MS
             await run.settle_down()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert "merchant_unreachable" in (ended.detail or "")
 
     async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
@@ -638,9 +646,9 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
-            assert (row.state, row.code) == ("stopped", "topup_refused")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/request_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
-            assert {one.problem.code for one in made} == {"invoice_expired"}
+            assert {one.problem for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
@@ -661,7 +669,7 @@ class TestTrouble:
                         break
                     world.clock.ahead_ms += 10_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert sum(one.problem.code == "invoice_expired" for one in made) >= EXPIRED_MAX
+            assert sum(one.problem == "invoice_expired" for one in made) >= EXPIRED_MAX
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -712,7 +720,7 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
-            assert (row.state, row.code) == ("done", None)
+            assert (row.state, row.problem) == ("done", None)
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
@@ -728,7 +736,7 @@ class TestTrouble:
             world.clock.ahead_ms += 120_000
             await run.topups.beat()
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             assert len(world.transactions()) == 1
             require_whole(run)
@@ -749,7 +757,7 @@ class TestTrouble:
             assert run.state(paid.id) is State.VOID
             await run.topups.beat()
             ended = run.topups.find(row.id)
-            assert (ended.state, ended.code) == ("stopped", "foreign_spend")
+            assert (ended.state, ended.problem) == ("stopped", "external_spend")
             await unfreeze(run.context, APP)
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
@@ -759,8 +767,8 @@ class TestTrouble:
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
-            assert (row.state, row.code) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "who ordered it sees that"
+            assert (row.state, row.problem) == ("stopped", "not_enough_funds")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -975,8 +983,8 @@ class TestByItself:
             (row,) = topups.all_open(run.context.conn)
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
-            assert (row.state, row.code) == ("stopped", "topup_cancelled")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_max=99)
@@ -996,8 +1004,8 @@ class TestByItself:
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             (row,) = await autos(run)
-            assert (row.state, row.code) == ("stopped", "limit_exceeded")
-            subject = f"topup:{row.pool_id}"
+            assert (row.state, row.problem) == ("stopped", "limit_exceeded")
+            subject = f"topup:{row.pool}"
             assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
@@ -1063,7 +1071,7 @@ class TestOddMerchants:
             await go_round(run)
             world.settings(price=str(60 * ADA))
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.code) == ("stopped", "topup_too_small")
+            assert (ended.state, ended.problem) == ("stopped", "topup_stopped/too_small")
             assert len(world.transactions()) == 1
 
     async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
@@ -1072,7 +1080,7 @@ class TestOddMerchants:
         async with world.run() as run:
             await run.look()
             (row,) = await autos(run, 12)
-            assert (row.state, row.code) == ("stopped", "topup_other_asset")
+            assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert not world.transactions()
 
     async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
@@ -1101,7 +1109,7 @@ class TestOddMerchants:
                     await go_round(run)
                 assert refusals == 2, "not at each beat"
                 ended = await carry_out(run, row.id, seconds=30)
-                assert (ended.state, ended.code, refusals) == ("done", None, 0)
+                assert (ended.state, ended.problem, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
 
     async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
@@ -1116,7 +1124,7 @@ class TestOddMerchants:
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-                assert (ended.code, payment.invoice.commitment is not None) == (None, True)
+                assert (ended.problem, payment.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:
@@ -1136,7 +1144,7 @@ class TestOddMerchants:
                     await run.settle_down()
                     await go_round(run)
                 ended = run.topups.find(row.id)
-                assert (ended.state, ended.code) == ("stopped", "topup_out_of_time")
+                assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
                 assert "not_served_yet" in (ended.detail or "")
                 assert len(world.transactions()) == 1
 

@@ -107,7 +107,7 @@ async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, 
         await run.look()
         with pytest.raises(Refused, match="nothing is left to send but 1 coin with 9 ADA") as refused:
             await run.agent.transfers.sweep(APP, somebody_else(world))
-        assert (refused.value.code, refused.value.context["asset"]) == ("asset_not_allowed", DUST)
+        assert (refused.value.name, refused.value.context["asset"]) == ("asset_not_allowed", DUST)
         assert "--amount" in refused.value.detail
 
 
@@ -119,7 +119,7 @@ async def test_money_on_its_way_is_waited_for(world: World) -> None:
         await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 9 * ADA)
         with pytest.raises(Refused) as refused:
             await run.agent.transfers.sweep(APP, somebody_else(world))
-        assert refused.value.code == "funds_in_flight"
+        assert refused.value.name == "funds_pending"
 
 
 async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> None:
@@ -166,5 +166,5 @@ async def test_more_than_may_leave_at_once_says_what_to_do(world: World) -> None
         await run.look()
         with pytest.raises(Refused, match=r"--amount.*limits\.signed_per_day.*start the daemon again") as refused:
             await run.agent.transfers.sweep(APP, somebody_else(world))
-        assert refused.value.code == "limit_exceeded"
+        assert refused.value.name == "limit_exceeded"
         assert refused.value.context["limit"] == "per_transaction"

@@ -192,21 +192,21 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             codes = await refused(world, run, 12)
             assert len(codes) in (7, 8)
-            assert set(codes) <= {"funds_in_flight", "not_enough_funds"}
+            assert set(codes) <= {"funds_pending", "not_enough_funds"}
             assert own_orders(run) == []
 
     async def test_a_wallet_of_tokens(self, world: World) -> None:
         world.fund(4 * ADA, assets={f"{JUNK}01": 7})
         async with world.run(terms=kept) as run:
             await run.look()
-            assert set(await refused(world, run, 6)) <= {"funds_in_flight", "not_enough_funds"}
+            assert set(await refused(world, run, 6)) <= {"funds_pending", "not_enough_funds"}
             assert own_orders(run) == []
 
     async def test_when_it_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH)) as run:
             await run.look()
-            assert await refused(world, run, 30) == ["funds_in_flight"] * 29
+            assert await refused(world, run, 30) == ["funds_pending"] * 29
             await keep(run)
             assert own_orders(run) == []
 
@@ -217,7 +217,7 @@ class TestWhatIsRefusedAsBefore:
         ) as run:
             await run.look()
             codes = await refused(world, run, 30)
-            assert set(codes) == {"funds_in_flight"}
+            assert set(codes) == {"funds_pending"}
             assert len(codes) == 30 - 1 - DEPTH
             assert own_orders(run) == []
 
@@ -229,7 +229,7 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
-            assert [row.problem.code for row in rejected] == codes == ["funds_in_flight"] * 2
+            assert [row.problem for row in rejected] == codes == ["funds_pending"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
         world.fund(10_000 * ADA)
@@ -282,7 +282,7 @@ class TestWhatIsRefusedAsBefore:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).attempt.tx_id
-            assert await others == ["funds_in_flight"] * 5
+            assert await others == ["funds_pending"] * 5
             assert own_orders(run) == []
 
     async def test_what_a_guard_forbids_has_no_utxo_split(self, world: World) -> None:
@@ -294,7 +294,7 @@ class TestWhatIsRefusedAsBefore:
         ) as run:
             await run.look()
             await run.pay("the only one")
-            assert await refused(world, run, 30) == ["merchant_busy"] * 30
+            assert await refused(world, run, 30) == ["merchant_in_flight_limit"] * 30
             assert own_orders(run) == []
 
     async def test_while_it_is_paused(self, world: World) -> None:
@@ -338,7 +338,7 @@ class TestUtxosKeptReady:
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
         ) as run:
             await run.look()
-            assert await refused(world, run, 12) == ["funds_in_flight"] * 11
+            assert await refused(world, run, 12) == ["funds_pending"] * 11
             await land(run)
             world.fund(1_000 * ADA)
             await run.look()

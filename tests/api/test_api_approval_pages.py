@@ -173,4 +173,7 @@ async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
         await run.look()
         await api.pay("first")
         busy = await api.http.post("/v1/payments", json=api.body("second"))
-        assert (busy.json()["code"], run.context.refusals["merchant_busy"]) == ("merchant_busy", 1)
+        assert (busy.json()["code"], run.context.refusals["merchant_in_flight_limit"]) == (
+            "merchant_in_flight_limit",
+            1,
+        )

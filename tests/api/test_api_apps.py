@@ -265,8 +265,8 @@ async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"name": "payer"}, "app_exists"),
-        ({"name": "app_payer"}, "app_exists"),
+        ({"name": "payer"}, "already_exists/app"),
+        ({"name": "app_payer"}, "already_exists/app"),
         ({"name": "a b"}, "bad_request"),
         ({"name": "x", "scopes": []}, "bad_request"),
         ({"name": "x", "scopes": ["all"]}, "bad_request"),

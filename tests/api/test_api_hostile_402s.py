@@ -11,6 +11,7 @@ from kit.hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, addre
 from kit.hostile_x402 import hostile_x402s
 
 from payagent.agent.payments import intake
+from payagent.core.problems import name_of
 
 PAY_TO = address(DEVNET, 0, 0x50)
 
@@ -32,7 +33,7 @@ async def _code(api: Api, content: bytes) -> str:
     answer = await api.http.post("/v1/payments", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (201, 200) or answer.headers["content-type"] == "application/problem+json"
     assert answer.status_code < 500, answer.text
-    return str(answer.json().get("code", answer.status_code))
+    return str(name_of(answer.json().get("code", answer.status_code), answer.json().get("reason")))
 
 
 def _rows(world: World) -> list[Hostile]:
@@ -67,7 +68,7 @@ async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPa
             told = {
                 row.id: (await _code(api, _embedded(api, row)), row.code) for row in rows if row.id != "E1-spaces"
             }
-            strict = "json_not_understood"
+            strict = "invoice_invalid/json"
             assert {id: codes for id, codes in told.items() if codes[0] not in (codes[1], strict)} == {}
             assert run.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
             assert run.context.conn.execute("SELECT COUNT(*) FROM reservations").fetchone() == (0,)

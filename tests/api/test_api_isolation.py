@@ -85,7 +85,7 @@ async def test_a_request_of_another_app_is_no_way_to_its_payment(api: Api) -> No
     assert first.status_code == 201
     for headers in ({}, {"Idempotency-Key": "k"}):
         answer = await api.as_("payer").post("/v1/payments", json=body, headers=headers)
-        told = require_problem(answer, "invoice_paid_elsewhere")
+        told = require_problem(answer, "invoice_already_paid/other_intent")
         assert "payment" not in told
         _tells_nothing(answer.text.replace(first.json()["invoice_id"], ""), first.json())
 

@@ -130,7 +130,7 @@ async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guard
     for one in (await guarded.http.get("/v1/merchants/t")).json()["addresses"]:
         known = {"role": one["role"], "address": one["address"]}
         last = await guarded.http.post("/v1/merchants/t/unpin", json=known)
-    require_problem(last, "last_address")
+    require_problem(last, "last_pinned_address")
     for wrong in ({"role": "pay_to"}, order | {"role": "change"}, order | {"address": "addr1"}):
         require_problem(await guarded.http.post("/v1/merchants/t/pins", json=wrong), "bad_request")
 

@@ -72,7 +72,7 @@ async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
         for code, count in {
             "limit_exceeded": 2,
             "bad_request": 1,
-            "json_not_understood": 1,
+            "invoice_invalid": 1,
             "not_found": 1,
             "browser_refused": 1,
             "unauthorized": 1,

@@ -140,7 +140,7 @@ async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api:
     second = await api.http.post("/v1/payments", json=other, headers=key)
     assert first.status_code == 201
     assert (second.status_code, second.json()["code"]) == (422, "idempotency_key_reused")
-    assert second.json()["detail"] == "the key 'order-8' named another request before"
+    assert second.json()["detail"] == "the key 'order-8' was used for another request"
 
 
 async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was_delivered(api: Api) -> None:
@@ -221,7 +221,7 @@ async def test_another_apps_invoice_is_not_paid_again_and_not_handed_over(api: A
     first = await api.as_("payer").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
     second = await api.as_("other").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
     assert first.status_code == 201
-    assert (second.status_code, second.json()["code"]) == (409, "invoice_paid_elsewhere")
+    assert (second.status_code, second.json()["code"]) == (409, "invoice_already_paid")
     assert "headers" not in second.json()
 
 
@@ -261,11 +261,11 @@ async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api
 async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app_alone(api: Api) -> None:
     body = api.body()
     paid = (await api.as_("payer").post("/v1/payments", json=body)).json()["id"]
-    own = require_problem(await api.as_("payer").post("/v1/quotes", json=body), "invoice_paid_already")
+    own = require_problem(await api.as_("payer").post("/v1/quotes", json=body), "invoice_already_paid/same_intent")
     assert own["payment"] == paid
     assert own["state"] in ("signed", "in_flight")
     other = await api.as_("other").post("/v1/quotes", json=body)
-    require_problem(other, "invoice_paid_elsewhere")
+    require_problem(other, "invoice_already_paid/other_intent")
     assert paid not in other.text
     dearer = json.loads(json.dumps(body).replace('"amountUnits": "10000000"', '"amountUnits": "11000000"'))
     for path in ("/v1/quotes", "/v1/payments"):
@@ -276,7 +276,7 @@ async def test_a_quote_of_what_was_paid_by_a_key_says_what_paying_without_it_wou
     body = api.body()
     paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})).json()["id"]
     for path in ("/v1/quotes", "/v1/payments"):
-        told = require_problem(await api.http.post(path, json=body), "invoice_paid_elsewhere")
+        told = require_problem(await api.http.post(path, json=body), "invoice_already_paid/other_intent")
         assert told["payment"] == paid
 
 
@@ -312,7 +312,7 @@ async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: 
     assert rejected["reason"]["code"] == "limit_exceeded"
     for payment_id in (split, rejected["id"]):
         answer = await api.http.post(f"/v1/payments/{payment_id}/delivery", json={"status": 200})
-        assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+        assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")
 
 
 async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:

@@ -57,19 +57,19 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SPLIT, {"count": True, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
-        (SPLIT, {"count": 2, "lovelace": "1"}, "self_transfer_invalid", None),
+        (SPLIT, {"count": 2, "lovelace": "1"}, "transfer_invalid", None),
         (SPLIT, {"count": SPLIT_COUNT_MAX + 1, "lovelace": "1000000"}, "bad_request", "count"),
-        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "self_transfer_invalid", None),
+        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "transfer_invalid", None),
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "all": 1}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "all": True, "asset": "lovelace"}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "units": "45000000000000001"}, "bad_request", "units"),
-        (SEND, {"address": api.world.address, "units": "5"}, "self_transfer_invalid", None),
-        (SEND, {"address": "addr1xyz", "units": "5000000"}, "self_transfer_invalid", "address"),
-        (SEND, {"address": "addr1xyz", "all": True}, "self_transfer_invalid", "address"),
-        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "self_transfer_invalid", "asset"),
+        (SEND, {"address": api.world.address, "units": "5"}, "transfer_invalid", None),
+        (SEND, {"address": "addr1xyz", "units": "5000000"}, "transfer_invalid", "address"),
+        (SEND, {"address": "addr1xyz", "all": True}, "transfer_invalid", "address"),
+        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "transfer_invalid", "asset"),
         (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
         (NO_PAYMENT + "/delivery", {"status": 200, "body_base64": "?"}, "bad_request", "body_base64"),
         (NO_PAYMENT + "/delivery", {"status": 200, "unanswered": "reset"}, "bad_request", "unanswered"),
@@ -86,12 +86,12 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
 
 async def test_a_body_that_is_not_strict_json_is_refused(api: Api) -> None:
     for path, content, headers, code in (
-        (PAY, b"", JSON, "json_not_understood"),
-        (PAY, b"{", JSON, "json_not_understood"),
-        (PAY, b'{"origin": "a", "origin": "b"}', JSON, "json_not_understood"),
-        (PAY, b'{"max_total": NaN}', JSON, "json_not_understood"),
-        (PAY, b"\xff\xfe", JSON, "json_not_understood"),
-        (PAY, b"[" * 100_000, JSON, "json_not_understood"),
+        (PAY, b"", JSON, "invoice_invalid/json"),
+        (PAY, b"{", JSON, "invoice_invalid/json"),
+        (PAY, b'{"origin": "a", "origin": "b"}', JSON, "invoice_invalid/json"),
+        (PAY, b'{"max_total": NaN}', JSON, "invoice_invalid/json"),
+        (PAY, b"\xff\xfe", JSON, "invoice_invalid/json"),
+        (PAY, b"[" * 100_000, JSON, "invoice_invalid/json"),
         (PAY, b" " * (256 * 1024 + 1), JSON, "body_too_big"),
         (SPLIT, b"{", JSON, "bad_request"),
         (SPLIT, b'{"count": 1, "count": 2, "lovelace": "5000000"}', JSON, "bad_request"),
@@ -263,19 +263,19 @@ async def test_a_token_does_only_what_its_scopes_say(api: Api) -> None:
 async def test_a_web_page_cannot_spend(api: Api) -> None:
     body = api.body()
     for headers, code in (
-        ({"Host": "evil.example"}, "host_refused"),
-        ({"Host": "127.0.0.1.evil.example"}, "host_refused"),
-        ({"Host": "localhost.evil.example:8402"}, "host_refused"),
-        ({"Host": "192.168.1.2:8402"}, "host_refused"),
-        ({"Host": "payagent"}, "host_refused"),
-        ({"Origin": "https://evil.example"}, "browser_refused"),
-        ({"Origin": "null"}, "browser_refused"),
-        ({"Origin": api.url}, "browser_refused"),
-        ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
-        ({"Sec-Fetch-Site": "same-site"}, "browser_refused"),
+        ({"Host": "evil.example"}, "browser_refused/host"),
+        ({"Host": "127.0.0.1.evil.example"}, "browser_refused/host"),
+        ({"Host": "localhost.evil.example:8402"}, "browser_refused/host"),
+        ({"Host": "192.168.1.2:8402"}, "browser_refused/host"),
+        ({"Host": "payagent"}, "browser_refused/host"),
+        ({"Origin": "https://evil.example"}, "browser_refused/web_page"),
+        ({"Origin": "null"}, "browser_refused/web_page"),
+        ({"Origin": api.url}, "browser_refused/web_page"),
+        ({"Sec-Fetch-Site": "cross-site"}, "browser_refused/web_page"),
+        ({"Sec-Fetch-Site": "same-site"}, "browser_refused/web_page"),
         # the page of a merchant that the proxy handed on, and a link that another program opened
-        ({"Sec-Fetch-Site": "same-origin"}, "browser_refused"),
-        ({"Sec-Fetch-Site": "none"}, "browser_refused"),
+        ({"Sec-Fetch-Site": "same-origin"}, "browser_refused/web_page"),
+        ({"Sec-Fetch-Site": "none"}, "browser_refused/web_page"),
     ):
         for method, path in (
             ("POST", PAY),
@@ -286,7 +286,7 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
             told = await api.http.request(method, path, json=body, headers=headers)
             require_problem(told, code)
             assert not [name for name in told.headers if name.startswith("access-control-")]
-    require_problem(await api.http.get("/healthz", headers={"Host": "evil.example"}), "host_refused")
+    require_problem(await api.http.get("/healthz", headers={"Host": "evil.example"}), "browser_refused/host")
     require_nothing_signed(api)
     for host in ("localhost", "LOCALHOST:8402", "127.0.0.1:1", "[::1]:8402", "127.9.9.9"):
         answer = await api.http.get("/v1/limits", headers={"Host": host})
@@ -309,7 +309,7 @@ async def test_the_operator_may_name_the_machine_in_another_way(world: World) ->
         for host in ("payagent.internal", "Payagent.Internal:8402", "localhost:8402"):
             for path, status in (("/v1/limits", 200), ("/proxy/nobody/x", 403)):
                 answer = await api.http.get(path, headers={"Host": host})
-                assert (answer.status_code, answer.json().get("code")) != (403, "host_refused"), host
+                assert (answer.status_code, answer.json().get("code")) != (403, "browser_refused"), host
                 assert answer.status_code == status, answer.text
         for host in (
             "payagent.internal.evil.example",
@@ -318,7 +318,7 @@ async def test_the_operator_may_name_the_machine_in_another_way(world: World) ->
             "payagent.internal:x",
         ):
             for path in ("/v1/limits", "/proxy/nobody/x", "/healthz"):
-                require_problem(await api.http.get(path, headers={"Host": host}), "host_refused")
+                require_problem(await api.http.get(path, headers={"Host": host}), "browser_refused/host")
 
 
 async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> None:
@@ -326,7 +326,7 @@ async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> Non
     transport = httpx.AsyncHTTPTransport(uds=api.unix_path, verify=NO_TLS)
     async with httpx.AsyncClient(base_url="http://payagent", transport=transport, headers=headers) as http:
         assert (await http.get("/v1/limits")).status_code == 200
-        require_problem(await http.get("/v1/limits", headers={"Origin": "null"}), "browser_refused")
+        require_problem(await http.get("/v1/limits", headers={"Origin": "null"}), "browser_refused/web_page")
 
 
 async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None:
@@ -351,7 +351,7 @@ async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> Non
     api.run.world.settings(batch=10)
     first = await api.pay()
     answer = await api.http.post(PAY, json=api.body("another"))
-    told = require_problem(answer, "batch_under_way")
+    told = require_problem(answer, "batch_in_progress")
     assert (told["payment"], answer.headers["retry-after"]) == (first["id"], "2")
 
 

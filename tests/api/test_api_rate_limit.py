@@ -109,7 +109,7 @@ def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -
     for _ in range(rate * BURST_S - 1):
         with turnstile.admit("app"):
             pass
-    with turnstile.admit("app"), pytest.raises(Refused, match="the call's body counts") as refused:
+    with turnstile.admit("app"), pytest.raises(Refused, match="the request's body counts") as refused:
         turnstile.weigh("app", weight * BODY_BYTES)
     now_s += refused.value.context["retry_after_s"]
     with turnstile.admit("app"):
@@ -198,7 +198,7 @@ async def test_every_call_with_a_body_takes_strict_json_alone(api: Api) -> None:
             json.dumps({}).encode("utf-16"),
         ):
             answer = await api.http.post(path, content=content, headers=JSON)
-            assert answer.json()["code"] in ("bad_request", "json_not_understood"), (
+            assert answer.json()["code"] in ("bad_request", "invoice_invalid"), (
                 path,
                 content[:20],
                 answer.text,

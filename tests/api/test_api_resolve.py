@@ -10,7 +10,11 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert answer.status_code == 200, answer.text
     resolved = answer.json()
-    assert (resolved["state"], resolved["reason"]["code"], resolved["headers"]) == ("cancelling", "resolved", {})
+    assert (resolved["state"], resolved["reason"]["reason"], resolved["headers"]) == (
+        "cancelling",
+        "cancelled_by_operator",
+        {},
+    )
     history = (await api.http.get(f"/v1/payments/{paid['id']}")).json()["history"]
     (told,) = [happened["detail"] for happened in history if happened["event"] == "cancel"]
     assert told["by"] == "app_operator"
@@ -41,6 +45,6 @@ async def test_what_is_in_a_block_is_refused(api: Api) -> None:
     await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
-    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")
     assert "confirmed" in answer.json()["detail"]
     assert (await api.http.get(f"/v1/payments/{paid['id']}")).json()["state"] == "confirmed"

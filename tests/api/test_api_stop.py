@@ -73,7 +73,7 @@ async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(worl
             await at.until(lambda: at.peer.calls, "the merchant was not asked")
         answer = await asked
     assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_silent", True)
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_timeout", True)
 
 
 async def test_an_answer_that_a_stop_does_not_wait_for_is_broken_off_and_no_error_of_the_daemons(

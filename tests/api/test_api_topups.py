@@ -55,7 +55,7 @@ async def test_an_order_is_durable_and_carried_out(api: Api) -> None:
     beside = await order(api, key=None)
     assert (beside.status_code, beside.json()["code"], beside.json()["topup"]) == (
         409,
-        "topup_under_way",
+        "topup_in_progress",
         told["id"],
     )
     await carry_out(api)
@@ -188,15 +188,15 @@ async def test_an_order_is_cancelled(api: Api) -> None:
         assert (await api.as_(app).post(path)).json()["code"] == "forbidden"
     await api.run.topups.beat()
     ended = await api.as_("operator").post(path)
-    assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["code"]) == (
-        *(200, "stopping", "topup_cancelled"),
+    assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["reason"]) == (
+        *(200, "stopping", "cancelled"),
     )
     await carry_out(api)
     assert len(api.run.world.transactions()) == 1
     done = (await api.as_("reader").get(f"{PATH}/{told['id']}")).json()
-    assert (done["state"], done["reason"]["code"], done["bought"]) == ("stopped", "topup_cancelled", str(COST))
+    assert (done["state"], done["reason"]["reason"], done["bought"]) == ("stopped", "cancelled", str(COST))
     again = await api.as_("operator").post(path)
-    assert (again.status_code, again.json()["code"]) == (409, "illegal_transition")
+    assert (again.status_code, again.json()["code"]) == (409, "wrong_state")
     unknown = await api.as_("operator").post(f"{PATH}/top_none/cancel")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
 

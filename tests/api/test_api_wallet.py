@@ -186,7 +186,7 @@ async def test_a_unfreeze_clears_what_its_caller_has_seen(api: Api) -> None:
         answer = await api.http.post("/v1/wallet/unfreeze", json={"seen": seen})
         assert (answer.status_code, answer.json()["code"], answer.json()["key"]) == (400, "bad_request", "seen")
     answer = await api.http.post("/v1/wallet/unfreeze", json={"seen": [first]})
-    assert (answer.status_code, answer.json()["code"]) == (409, "foreign_spend_unseen")
+    assert (answer.status_code, answer.json()["code"]) == (409, "external_spend_new")
     assert second in answer.json()["detail"]
     answer = await api.http.post("/v1/wallet/unfreeze")
     assert answer.json() == {"tx": second, "txs": [first, second]}

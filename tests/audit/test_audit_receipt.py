@@ -129,7 +129,7 @@ def is_seen(receipt: Receipt) -> bool:
     try:
         return bool(judge(receipt))
     except Refused as refused:
-        return refused.code == "receipt_invalid"
+        return refused.name == "file_invalid/receipt"
 
 
 def unseen(receipt: Receipt) -> list[str]:
@@ -447,7 +447,7 @@ def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
 def test_a_file_that_is_no_receipt_is_said_to_be_none(raw: bytes) -> None:
     with pytest.raises(Refused) as refused:
         read_receipt(raw)
-    assert refused.value.code == "receipt_invalid"
+    assert refused.value.name == "file_invalid/receipt"
 
 
 def test_a_value_of_another_type_is_refused_or_found_wherever_it_stands(all_receipts: list[Receipt]) -> None:

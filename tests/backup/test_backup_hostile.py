@@ -95,11 +95,11 @@ BENT: dict[str, Callable[[Members], Members]] = {
 }
 
 
-async def refuse(world: World, path: Path, code: str = "backup_invalid") -> str:
+async def refuse(world: World, path: Path, code: str = "file_invalid/backup") -> str:
     before = listing(world.folder.parent) | {path.name}
     with pytest.raises(Refused) as refused:
         await put_back(world, path)
-    assert refused.value.code == code
+    assert refused.value.name == code
     assert listing(world.folder.parent) - {"restored.toml"} == before - {"restored.toml"}
     return refused.value.detail
 
@@ -169,7 +169,7 @@ async def test_a_pipe_a_folder_and_nothing_are_no_backups(world: World, backup: 
     (folder := backup.with_name("folder")).mkdir()
     for path in (pipe, folder):
         await refuse(world, path)
-    with pytest.raises(Refused, match="backup_invalid"):
+    with pytest.raises(Refused, match="file_invalid/backup"):
         await put_back(world, backup.with_name("nothing"))
 
 
@@ -190,7 +190,11 @@ async def test_a_backup_of_another_network_is_refused(world: World, backup: Path
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("keystore.json", "keystore_exists"), ("ledger.db", "file_exists"), ("ledger.db-wal", "file_exists")],
+    [
+        ("keystore.json", "already_exists/keystore"),
+        ("ledger.db", "already_exists/file"),
+        ("ledger.db-wal", "already_exists/file"),
+    ],
 )
 async def test_a_wallet_that_is_there_is_not_touched(world: World, backup: Path, name: str, code: str) -> None:
     data_dir = world.folder.with_name("restored")
@@ -209,13 +213,13 @@ async def test_a_folder_that_others_may_read_is_not_used(world: World, backup: P
 
 async def test_a_backup_does_not_overwrite(world: World, backup: Path) -> None:
     before = backup.read_bytes()
-    with pytest.raises(Refused, match="file_exists"):
+    with pytest.raises(Refused, match="already_exists/file"):
         taken(world)
     (link := backup.with_name("link.tar")).symlink_to(backup.with_name("nowhere"))
-    with pytest.raises(Refused, match="file_exists"):
+    with pytest.raises(Refused, match="already_exists/file"):
         taken(world, link.name)
     assert backup.read_bytes() == before
-    with pytest.raises(Refused, match="backup_not_written"):
+    with pytest.raises(Refused, match="write_failed/backup"):
         back_up(settings_of(world.folder), backup.with_name("nowhere") / "backup.tar", 1)
 
 
@@ -246,7 +250,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     process = command(name, file, data_dir, preexec_fn=little_room)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, ""), err
-    assert json.loads(err)["code"] == "backup_not_written"
+    assert json.loads(err)["reason"] == "backup"
     assert listing(world.folder.parent) == before
 
 
@@ -260,7 +264,7 @@ async def test_one_that_was_killed_leaves_no_wallet_and_does_not_keep_the_next_o
         process = command("restore", backup, data_dir)
         connection, _ = silent.accept()
         with connection:
-            with pytest.raises(Refused, match="file_exists"):
+            with pytest.raises(Refused, match="already_exists/file"):
                 await put_back(world, backup)
             process.send_signal(signal.SIGKILL)
             process.communicate(timeout=60)

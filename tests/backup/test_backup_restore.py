@@ -251,7 +251,7 @@ async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(wo
     token = (first.data_dir / "operator.token").read_text()
     for name in ("ledger.db", "keystore.json"):
         (first.data_dir / name).unlink()
-    with pytest.raises(Refused, match="file_exists"):
+    with pytest.raises(Refused, match="already_exists/file"):
         await put_back(world, lost.backup)
     assert listing(first.data_dir) == {"operator.token"}
     assert (first.data_dir / "operator.token").read_text() == token
@@ -280,6 +280,6 @@ async def test_books_that_are_not_whole_are_neither_taken_nor_put_back(world: Wo
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         conn.execute("DROP TRIGGER invoices_no_delete")
     before = listing(world.folder.parent)
-    with pytest.raises(Refused, match=r"backup_invalid.*invoices_no_delete"):
+    with pytest.raises(Refused, match=r"file_invalid.*invoices_no_delete"):
         taken(world, "second.tar")
     assert listing(world.folder.parent) == before

@@ -196,15 +196,15 @@ async def test_a_key_that_is_given_twice_makes_an_answer_unknown(
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_twice([utxo_row()], "quantity"))
     for read in (await source.tip(), await source.tx(TX), await source.utxos(ADDRESS)):
         assert isinstance(read, Unknown)
-        assert "json_not_understood" in read.reason
+        assert "invoice_invalid/json" in read.reason
 
 
 async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider, source: Blockfrost) -> None:
     path = f"GET /addresses/{ADDRESS}/utxos"
     for rows, why in (
         ([utxo_row(7), utxo_row(7)], "an output is listed twice"),
-        ([utxo_row(amount=[{"unit": "lovelace", "quantity": str(2**62)}])], "amount_out_of_range"),
-        ([utxo_row(amount=[{"unit": "lovelace", "quantity": 1.5}])], "amount_not_understood"),
+        ([utxo_row(amount=[{"unit": "lovelace", "quantity": str(2**62)}])], "invoice_invalid/amount_range"),
+        ([utxo_row(amount=[{"unit": "lovelace", "quantity": 1.5}])], "invoice_invalid/amount"),
         ([utxo_row(address="elsewhere")], "an output of another address"),
     ):
         provider.routes[path] = Reply(rows)

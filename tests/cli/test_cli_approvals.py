@@ -29,7 +29,7 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert "awaiting approval" in waits.err
     listed = asking.payagent("payments", "list", "--state", "awaiting_approval")
     (payment,) = listed.json["payments"]
-    assert (waits.error["code"], waits.error["payment"]) == ("awaiting_approval", payment["id"])
+    assert (waits.problem, waits.error["payment"]) == ("awaiting_approval", payment["id"])
     assert "payments approve" in asking.payagent("pay", file, "--merchant", "t", "--human").err
     assert "\n1 payment waits for approval: " in "\n" + asking.payagent("payments", "list", "--human").err
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
@@ -42,13 +42,13 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert headers.code == 0, headers.err
     assert asking.call("please", headers.json).status_code == 200
     again = asking.payagent("payments", "approve", payment["id"])
-    assert (again.code, again.error["code"]) == (2, "already_decided")
+    assert (again.code, again.problem) == (2, "already_decided")
 
 
 def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
     dry = ("pay", asking.saved("only asking"), "--merchant", "t", "--dry-run")
     (reason,) = asking.payagent(*dry).json["approval"]
-    assert reason["code"] == "above_threshold"
+    assert reason["code"] == "approval_required"
     told = asking.payagent(*dry, "--human")
     assert told.code == 10
     assert "needs approval" in told.out
@@ -69,7 +69,7 @@ def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
     denied = asking.payagent("payments", "deny", payment["id"])
     assert (denied.code, denied.json["state"]) == (0, "denied")
     refused = asking.payagent("pay", file, "--merchant", "t")
-    assert (refused.code, refused.error["code"]) == (3, "approval_denied")
+    assert (refused.code, refused.problem) == (3, "approval_denied/person")
 
 
 def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
@@ -88,7 +88,7 @@ def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
             _, told = client.communicate(timeout=30)
         finally:
             client.kill()
-    assert (client.returncode, "approval_denied" in told) == (1, True), told
+    assert (client.returncode, "approval_denied/person" in told) == (1, True), told
     again = subprocess.run(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True, check=False)
     assert (again.returncode, "'code': 'approval_denied'" in again.stderr) == (1, True), again.stderr
 
@@ -97,7 +97,7 @@ def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(a
     url = f"{asking.devnet.merchant_url}/chat"
     call = ("fetch", url, "-X", "POST", "-d", '{"message": "by fetch"}', "-H", "Content-Type: application/json")
     waits = asking.payagent(*call)
-    assert (waits.code, waits.error["code"]) == (8, "awaiting_approval")
+    assert (waits.code, waits.problem) == (8, "awaiting_approval")
     assert asking.payagent(*call).error["payment"] == waits.error["payment"]
     assert asking.payagent("payments", "approve", waits.error["payment"]).code == 0
     answer = asking.folder / "answer"
@@ -124,5 +124,5 @@ def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     assert "retry" not in shown
     _, err = command.communicate(timeout=60)
-    assert (command.returncode, "approval_denied" in err) == (3, True)
+    assert (command.returncode, "approval_denied/person" in err) == (3, True)
     asking.settings(batch=1)

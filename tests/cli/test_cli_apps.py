@@ -43,7 +43,7 @@ def test_an_app_pays_within_its_limits_until_it_is_revoked(shop: Shop) -> None:
     assert row_of(shop, "bot")["merchants"] == ["t"]
     assert pay(shop, "first", token).code == 0
     above = pay(shop, "second", token)
-    assert (above.code, above.error["code"], above.error["limit"]) == (6, "limit_exceeded", "per_day")
+    assert (above.code, above.problem, above.error["limit"]) == (6, "limit_exceeded", "per_day")
     assert above.error["frees_at"]
     shown = shop.payagent("limits", "--token-file", token).json["limits"]
     assert [one["limit"] for one in shown if one["app"] == "bot"] == ["per_payment", "per_day"]
@@ -59,7 +59,7 @@ def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
     assert "stores only its hash" in result.err
     assert token not in shop.payagent("app", "list").out
     again = shop.payagent("app", "add", "shown")
-    assert (again.code, again.error["code"]) == (2, "app_exists")
+    assert (again.code, again.problem) == (2, "already_exists/app")
 
 
 def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balances(shop: Shop) -> None:
@@ -180,7 +180,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
-    assert shop.payagent("app", "add", "x", "--per-day", "config").error["code"] == "units_not_understood"
+    assert shop.payagent("app", "add", "x", "--per-day", "config").problem == "amount_invalid"
     assert shop.payagent("pay", shop.folder / "too-much.json", "--merchant", "t").code == 0
 
 

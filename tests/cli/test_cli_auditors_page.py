@@ -63,7 +63,7 @@ def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> Non
     assert kinds == {"post"}
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
     refused = paid.payagent("ledger", "export", "--merchant", "nobody")
-    assert (refused.code, refused.out, refused.error["code"]) == (2, "", "bad_request")
+    assert (refused.code, refused.out, refused.problem) == (2, "", "bad_request")
 
 
 def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Shop) -> None:

@@ -54,7 +54,7 @@ def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
     process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
     try:
         until(
-            lambda: "put back" in checks(again.config)["daemon"]["detail"], "it does not say that it was put back"
+            lambda: "restored" in checks(again.config)["daemon"]["detail"], "it does not say that it was restored"
         )
         yield process
     finally:
@@ -92,7 +92,7 @@ def test_the_daemon_takes_no_order_for_a_while_and_says_until_when(
     shop: Shop, again: Again, daemon: "subprocess.Popen[str]"
 ) -> None:
     refused = invoke("pay", shop.saved("new"), "--merchant", "t", "--config", again.config)
-    assert (refused.code, refused.out, refused.error["code"]) == (4, "", "restored_recently")
+    assert (refused.code, refused.out, refused.problem) == (4, "", "restored_recently")
     assert refused.error["retryable"] is True
     assert str(again.said["signs_at"]) in refused.error["detail"]
 
@@ -113,9 +113,9 @@ def test_the_books_of_what_was_restored_are_whole(again: Again, daemon: "subproc
 
 def test_nothing_is_overwritten(shop: Shop, again: Again) -> None:
     refused = shop.payagent("backup", again.backup)
-    assert (refused.code, refused.error["code"]) == (2, "file_exists")
+    assert (refused.code, refused.problem) == (2, "already_exists/file")
     refused = invoke("restore", again.backup, "--config", again.config)
-    assert (refused.code, refused.error["code"]) == (2, "keystore_exists")
+    assert (refused.code, refused.problem) == (2, "already_exists/keystore")
 
 
 def test_the_commands_of_the_pages_on_backups_work(shop: Shop, tmp_path: Path) -> None:

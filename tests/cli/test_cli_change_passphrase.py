@@ -78,13 +78,13 @@ def test_what_is_refused_leaves_the_file_as_it_was(
     write_private(made / "passphrase", old)
     write_private(made / "new", new)
     result = invoke(*change(made))
-    assert (result.error["code"], result.code) == (code, exit_code)
+    assert (result.problem, result.code) == (code, exit_code)
     assert (made / "data/keystore.json").read_bytes() == before
 
 
 def test_it_is_refused_while_a_daemon_has_the_wallet(made: Path) -> None:
     with lease(load_settings(made / "config.toml", {}).data_dir, ("ledger.db", "keystore.json")):
-        assert invoke(*change(made)).error["code"] == "already_running"
+        assert invoke(*change(made)).problem == "already_running"
     assert words_of(made, PASSPHRASE) is not None
 
 
@@ -113,7 +113,7 @@ def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
     (made / "data/lock").unlink(missing_ok=True)
     os.chown(keystore, SOMEBODY, SOMEBODY)
     result = invoke(*change(made))
-    assert (result.error["code"], result.code) == ("config_invalid", 2)
+    assert (result.problem, result.code) == ("config_invalid", 2)
     assert "runuser" in result.error["detail"]
     assert (keystore.read_bytes(), keystore.stat().st_uid) == (before, SOMEBODY)
     assert not (made / "data/lock").exists()
@@ -131,9 +131,9 @@ def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
 
 def test_a_pipe_must_name_a_file(made: Path) -> None:
     result = invoke("wallet", "change-passphrase", "--config", made / "config.toml")
-    assert (result.code, result.error["code"]) == (2, "usage")
+    assert (result.code, result.problem) == (2, "usage")
 
 
 def test_there_is_no_command_that_exports_the_key() -> None:
     for name in ("export-key", "export", "words", "key"):
-        assert invoke("wallet", name).error["code"] == "usage"
+        assert invoke("wallet", name).problem == "usage"

@@ -121,10 +121,10 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
         assert paid.code == 0, paid.err
         assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]
         again = shop.payagent("merchants", "add", "shop", "--origin", "https://x.example")
-        assert (again.code, again.error["code"]) == (2, "merchant_exists")
+        assert (again.code, again.problem) == (2, "already_exists/merchant")
         assert shop.payagent("merchants", "remove", "shop").code == 0
         refused = shop.payagent("pay", shop.saved("gone"), "--origin", shop.devnet.merchant_url)
-        assert (refused.code, refused.error["code"]) == (6, "merchant_not_allowed")
+        assert (refused.code, refused.problem) == (6, "merchant_not_allowed")
 
 
 def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_of(

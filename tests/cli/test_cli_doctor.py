@@ -154,7 +154,7 @@ def test_it_finds_history_that_was_changed_though_the_guards_are_back(
         conn.execute(tampering)
         conn.execute(guard)
     check = checks(closed_shop.config_of(data))["ledger"]
-    assert (check["ok"], check["code"]) == (False, "ledger_changed")
+    assert (check["ok"], check["code"]) == (False, "ledger_tampered")
     assert str(check["detail"]).endswith(f"were changed from {first_bad} on")
 
 

@@ -229,7 +229,7 @@ def test_a_dry_run_says_what_it_would_take(street: Street) -> None:
     got = fetch(street.shop, street.chat, "-d", CALL, "--dry-run")
     assert (got.code, got.json["outputs"][0]["units"]) == (10, "2000000")
     over = fetch(street.shop, street.chat, "-d", CALL, "--dry-run", "--max", "1 ADA")
-    assert (over.code, over.error["code"]) == (6, "limit_exceeded")
+    assert (over.code, over.problem) == (6, "limit_exceeded")
     within = fetch(street.shop, street.chat, "-d", CALL, "--dry-run", "--max", "3 ADA", "--human")
     assert (within.code, b"2 ADA" in within.out) == (10, True)
     free = fetch(street.shop, f"{street.raw.url}/binary", "--dry-run", "--max", "1 ADA")
@@ -283,25 +283,25 @@ def test_a_saved_402_is_not_paid_beside_a_batch_that_is_being_bought(street: Str
     first, second = (street.shop.saved(f"saved {n}", f"{n}.json") for n in range(2))
     assert street.shop.payagent("pay", first, "--merchant", "t").code == 0
     got = street.shop.payagent("pay", second, "--merchant", "t")
-    assert (got.code, got.error["code"]) == (8, "batch_under_way")
+    assert (got.code, got.problem) == (8, "batch_in_progress")
 
 
 def test_no_more_is_paid_than_was_said(street: Street) -> None:
     got = fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "2 ADA")
-    assert (got.code, got.error["code"]) == (6, "limit_exceeded")  # the fee counts
+    assert (got.code, got.problem) == (6, "limit_exceeded")  # the fee counts
     assert fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "3 ADA").code == 0
     wrong = fetch(street.shop, street.chat, "-d", CALL, "--max", "120 units")
-    assert (wrong.code, wrong.error["code"]) == (2, "units_not_understood")
+    assert (wrong.code, wrong.problem) == (2, "amount_invalid")
     street.shop.settings(asset=TOKEN, price="10")
     token = fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "5 ADA")
-    assert (token.code, token.error["code"]) == (2, "units_not_understood")
+    assert (token.code, token.problem) == (2, "amount_invalid")
     assert fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "10 units").code == 0
 
 
 def test_a_bound_in_ada_is_none_in_tokens_when_the_merchant_turns_to_them(street: Street) -> None:
     before = len(street.shop.payments())
     got = fetch(street.shop, f"{street.raw.url}/turncoat", "--max", "5 ADA")
-    assert (got.code, got.error["code"]) == (6, "limit_exceeded")
+    assert (got.code, got.problem) == (6, "limit_exceeded")
     assert len(street.raw.asks) == 1
     assert [row["state"] for row in street.shop.payments()[: -before or None]] == ["rejected"]
 
@@ -332,7 +332,7 @@ def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_an_origin_that_is_not_configured_hears_nothing(street: Street) -> None:
     got = fetch(street.shop, f"{street.stranger.url}/chat", "-d", CALL)
-    assert (got.code, got.error["code"], street.stranger.connections) == (6, "merchant_not_allowed", 0)
+    assert (got.code, got.problem, street.stranger.connections) == (6, "merchant_not_allowed", 0)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_an_origin_that_is_not_configured_hears_nothing(street: Street) -> None:
     [
         ({"price": "400000000"}, "not_enough_funds", 7),
         ({"price": "2000000000"}, "limit_exceeded", 6),
-        ({"price": "1"}, "output_below_minimum", 3),
+        ({"price": "1"}, "invoice_invalid/below_min_ada", 3),
     ],
 )
 def test_a_refusal_says_why_and_pays_nothing(
@@ -349,7 +349,7 @@ def test_a_refusal_says_why_and_pays_nothing(
     street.shop.settings(**terms)
     held = street.shop.held()
     got = fetch(street.shop, street.chat, "-d", json.dumps({"message": code}))
-    assert (got.code, got.error["code"], got.out) == (exit_code, code, b""), got.err
+    assert (got.code, got.problem, got.out) == (exit_code, code, b""), got.err
     assert street.shop.held() == held
 
 
@@ -358,7 +358,7 @@ def test_what_the_merchant_says_instead_is_given(street: Street) -> None:
     assert (got.code, got.json["method"]) == (4, "GET")
     assert "the merchant answered 404" in got.err
     gone = fetch(street.shop, "http://127.0.0.1:9/chat")
-    assert (gone.code, gone.error["code"]) == (4, "merchant_unreachable")
+    assert (gone.code, gone.problem) == (4, "merchant_unreachable")
 
 
 def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> None:
@@ -392,7 +392,7 @@ def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
 def test_a_body_that_cannot_be_written_is_paid_for_once(street: Street, tmp_path: Path) -> None:
     words = (street.chat, "-d", '{"message": "full"}', "-o")
     got = fetch(street.shop, *words, "/dev/full")
-    assert (got.code, got.error["code"]) == (2, "output_not_written")
+    assert (got.code, got.problem) == (2, "write_failed/merchant_answer")
     paid = street.shop.payments()[0]
     assert got.error["payment"] == paid["id"]
     assert fetch(street.shop, *words, tmp_path / "answer.json").code == 0
@@ -446,6 +446,6 @@ def test_a_usage_error_is_reported(street: Street, arguments: tuple[str, ...]) -
 
 def test_without_the_daemon_nothing_is_sent(closed_shop: Shop) -> None:
     got = fetch(closed_shop, f"{closed_shop.devnet.merchant_url}/chat", "-d", CALL)
-    assert (got.code, got.error["code"]) == (4, "daemon_not_running")
+    assert (got.code, got.problem) == (4, "daemon_not_running")
     state = closed_shop.http.get(f"{closed_shop.devnet.merchant_url}/merchant/state").json()
     assert state["invoices"] == []

@@ -85,13 +85,13 @@ def test_help_loads_nothing_heavy() -> None:
 def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) -> None:
     result = invoke(*arguments)
     assert (result.code, result.out) == (2, "")
-    assert result.error["code"] == "usage"
+    assert result.problem == "usage"
     assert "--help" in result.error["fix"]
 
 
 def test_the_command_alone_shows_its_help_and_that_is_no_error() -> None:
     shown = invoke()
-    assert (shown.code, shown.out, shown.error["code"]) == (2, "", "usage")
+    assert (shown.code, shown.out, shown.problem) == (2, "", "usage")
     assert shown.error["detail"] == "no command given"
     out, err = io.StringIO(), io.StringIO()
     assert run([], Terminal(io.StringIO(), out, err, forced_json=False)) == 2
@@ -138,7 +138,7 @@ def test_a_devnet_listens_on_loopback_only(listen: str) -> None:
 def test_what_the_daemon_would_refuse_is_a_usage_error(command: tuple[str, ...], most: int) -> None:
     """The bound is the daemon's own: at it the command goes on to look for its config."""
     none = ("--config", "/nonexistent/config.toml")
-    assert invoke(*command, str(most), *none).error["code"] == "config_invalid"
+    assert invoke(*command, str(most), *none).problem == "config_invalid"
     beyond = invoke(*command, str(most + 1), *none)
-    assert (beyond.code, beyond.error["code"]) == (2, "usage")
+    assert (beyond.code, beyond.problem) == (2, "usage")
     assert str(most) in beyond.error["detail"]

@@ -119,7 +119,11 @@ def test_restored_words_give_the_same_address_and_are_not_written(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("file", "code"),
-    [("config.toml", "file_exists"), ("data/keystore.json", "keystore_exists"), ("data/ledger.db", "file_exists")],
+    [
+        ("config.toml", "already_exists/file"),
+        ("data/keystore.json", "already_exists/keystore"),
+        ("data/ledger.db", "already_exists/file"),
+    ],
 )
 def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, code: str) -> None:
     path = tmp_path / file
@@ -127,7 +131,7 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, c
     path.write_text("precious")
     before = listing(tmp_path)
     result = invoke(*arguments(tmp_path))
-    assert (result.code, result.out, result.error["code"]) == (2, "", code)
+    assert (result.code, result.out, result.problem) == (2, "", code)
     assert path.read_text() == "precious"
     assert listing(tmp_path) - {"passphrase"} == before
 
@@ -146,14 +150,14 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, c
 )
 def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[str, ...], code: str) -> None:
     result = invoke(*arguments(tmp_path, *more))
-    assert (result.code, result.error["code"]) == (2, code)
+    assert (result.code, result.problem) == (2, code)
     assert listing(tmp_path) == {"passphrase"}
 
 
 def test_a_folder_that_no_config_can_name_is_named_itself(tmp_path: Path) -> None:
     """One of another time's letters: a config file is UTF-8."""
     result = invoke(*arguments(tmp_path, "--data-dir", tmp_path / os.fsdecode(b"d\xe9p\xf4t")))
-    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert (result.code, result.problem) == (2, "config_invalid")
     assert "UTF-8" in result.error["detail"]
     assert result.error["detail"].startswith(f"{tmp_path}/d")
 
@@ -161,7 +165,7 @@ def test_a_folder_that_no_config_can_name_is_named_itself(tmp_path: Path) -> Non
 def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> None:
     one_folder = arguments(tmp_path, "--config", tmp_path / "data/config.toml")
     result = invoke(*one_folder, "--network", "preprod")
-    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert (result.code, result.problem) == (2, "config_invalid")
     assert "a folder of its own" in result.error["detail"]
     assert not (tmp_path / "data").exists()
     made(tmp_path, "--config", tmp_path / "data/config.toml")  # the devnet's money is worth nothing
@@ -181,7 +185,7 @@ def test_what_it_makes_a_daemon_starts_from_whatever_the_umask(tmp_path: Path) -
 def test_bad_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
     words = write_private(tmp_path / "words", "walrus " * 24)
     result = invoke(*arguments(tmp_path, "--restore", words))
-    assert (result.code, result.error["code"]) == (2, "mnemonic_invalid")
+    assert (result.code, result.problem) == (2, "mnemonic_invalid")
     assert "walrus" not in result.err
     assert not (tmp_path / "data").exists()
 
@@ -207,7 +211,7 @@ def test_a_passphrase_file_must_be_private_but_on_the_devnet(tmp_path: Path) -> 
 def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
     write_private(tmp_path / "passphrase", "seven77\n")
     result = invoke(*arguments(tmp_path, "--network", "preprod"))
-    assert (result.code, result.error["code"]) == (2, "passphrase_too_short")
+    assert (result.code, result.problem) == (2, "passphrase_too_short")
     assert "8 characters" in result.error["detail"]
     assert "seven77" not in result.err
     assert listing(tmp_path) == {"passphrase"}
@@ -218,7 +222,7 @@ def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
 def test_on_the_devnet_any_passphrase_does_for_new_words(tmp_path: Path) -> None:
     path = write_private(tmp_path / "passphrase", "test\n")
     restore = ("--restore", write_private(tmp_path / "words", WORDS))
-    assert invoke(*arguments(tmp_path, *restore)).error["code"] == "passphrase_too_short"
+    assert invoke(*arguments(tmp_path, *restore)).problem == "passphrase_too_short"
     os.chmod(path, 0o644)  # noqa: PTH101
     assert "chmod 600" in invoke(*arguments(tmp_path, *restore)).error["detail"]
     made(tmp_path)
@@ -234,7 +238,7 @@ def test_folders_that_it_made_on_the_way_go_with_a_failure(tmp_path: Path) -> No
     for data in (there / "a/b/data", empty):
         places = ("--config", there / "etc/deep/config.toml", "--data-dir", data)
         result = invoke(*arguments(tmp_path, *places, "--restore", words))
-        assert (result.code, result.error["code"]) == (2, "mnemonic_invalid")
+        assert (result.code, result.problem) == (2, "mnemonic_invalid")
         assert listing(tmp_path) == {"passphrase", "words", "there", "empty"}
         assert {path: path.stat().st_mode for path in before} == before
     places = ("--config", there / "etc/deep/config.toml", "--data-dir", there / "a/b/data")
@@ -247,7 +251,7 @@ def test_what_is_left_of_another_ledger_is_not_taken_nor_removed(tmp_path: Path)
     data.mkdir(mode=0o700)
     (data / "ledger.db-wal").write_text("precious")
     result = invoke(*arguments(tmp_path))
-    assert (result.code, result.error["code"]) == (2, "file_exists")
+    assert (result.code, result.problem) == (2, "already_exists/file")
     assert listing(tmp_path) == {"passphrase", "data", "data/ledger.db-wal"}
 
 
@@ -272,7 +276,7 @@ def test_errors_for_people_say_what_happened_and_what_to_do(tmp_path: Path) -> N
     words = [str(word) for word in arguments(tmp_path, "--human")]
     words.remove("--json")
     err = invoke(*words).err
-    assert "file_exists" in err
+    assert "already_exists/file" in err
     assert "\n  money: " not in err, "no payment was decided on"
     assert "\n  next: " in err
     with pytest.raises(json.JSONDecodeError):

@@ -47,7 +47,7 @@ def test_people_see_ada_and_a_total_and_programs_see_units(paid: Shop) -> None:
     assert len(alone) == 3
     assert paid.payagent("ledger", "spend", "--human", "--text", "nothing is so").out == "(none)\n"
     refused = paid.payagent("ledger", "spend", "--by", "week")
-    assert (refused.code, refused.error["code"]) == (2, "usage")
+    assert (refused.code, refused.problem) == (2, "usage")
     assert "'week' is not one of merchant, app, day, month, asset" in refused.error["detail"]
 
 
@@ -69,7 +69,7 @@ def test_a_snapshot_is_a_private_file_of_its_own(paid: Shop, tmp_path: Path) -> 
         assert conn.execute("SELECT state FROM v_payments").fetchall() == [("confirmed",)]
     before = file.read_bytes()
     again = paid.payagent("ledger", "snapshot", file)
-    assert (again.code, again.out, again.error["code"]) == (2, "", "file_exists")
+    assert (again.code, again.out, again.problem) == (2, "", "already_exists/file")
     assert file.read_bytes() == before
 
 
@@ -77,10 +77,10 @@ def test_a_snapshot_that_does_not_come_leaves_nothing(paid: Shop, tmp_path: Path
     token = write_private(tmp_path / "token", "pa_of_nobody\n")
     for file, more, code in (
         (tmp_path / "books.db", ("--token-file", token), "unauthorized"),
-        (tmp_path / "nowhere" / "books.db", (), "backup_not_written"),
+        (tmp_path / "nowhere" / "books.db", (), "write_failed/backup"),
     ):
         refused = paid.payagent("ledger", "snapshot", file, *more)
-        assert refused.error["code"] == code
+        assert refused.problem == code
         assert sorted(tmp_path.iterdir()) == [token]
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -
         thread.start()
         cut = invoke("ledger", "snapshot", tmp_path / "books.db", "--config", config)
         thread.join()
-    assert (cut.code, cut.error["code"]) == (4, "daemon_silent")
+    assert (cut.code, cut.problem) == (4, "daemon_timeout")
     assert sorted(tmp_path.iterdir()) == [address]
 
 

@@ -61,7 +61,7 @@ def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
     for more in ((), ("--split",)):
         assert guarded.payagent("merchants", "unpin", "t", NEW, *more).code == 0
     gone = guarded.payagent("merchants", "unpin", "t", NEW)
-    assert (gone.code, gone.error["code"]) == (2, "not_found")
+    assert (gone.code, gone.problem) == (2, "not_found")
     assert guarded.payagent("merchants", "show", "t").json["addresses"] == known
     guarded.settings(pay_to=role_address("pay_to").text)
 
@@ -73,7 +73,7 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert price == {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "13000000"}
     guarded.settings(price="20000000")
     refused = buy(guarded, "twice")
-    assert (refused.code, refused.error["code"]) == (8, "awaiting_approval")
+    assert (refused.code, refused.problem) == (8, "awaiting_approval")
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
     assert "ready       auto: 1 block deep, as accepted before" in shown
@@ -86,7 +86,7 @@ def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Sho
     assert guarded.payagent("merchants", "--human").out.split()[:3] == ["name", "origin", "ready"]
     for command in (("show", "u"), ("resume", "u"), ("pin", "u", NEW)):
         refused = guarded.payagent("merchants", *command)
-        assert (refused.code, refused.error["code"]) == (2, "not_found")
+        assert (refused.code, refused.problem) == (2, "not_found")
     wrong = guarded.payagent("merchants", "pin", "t", "addr1nonsense")
-    assert (wrong.code, wrong.error["code"]) == (2, "bad_request")
+    assert (wrong.code, wrong.problem) == (2, "bad_request")
     assert guarded.payagent("merchants", "resume", "t").json["strikes"] == 0

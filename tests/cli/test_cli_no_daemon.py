@@ -15,7 +15,7 @@ from kit.terminal import at_terminal
 @pytest.mark.parametrize("command", [("wallet",), ("payments", "show", "pay_1"), ("ledger",), ("limits",)])
 def test_without_a_daemon_it_says_how_to_start_it(closed_shop: Shop, command: tuple[str, ...]) -> None:
     result = closed_shop.payagent(*command)
-    assert (result.code, result.out, result.error["code"]) == (4, "", "daemon_not_running")
+    assert (result.code, result.out, result.problem) == (4, "", "daemon_not_running")
     said = closed_shop.payagent(*command, "--human").err
     for words in ("payagent is not running: start it with `payagent serve`", "\n  money: ", "\n  next: "):
         assert words in said
@@ -80,7 +80,7 @@ def test_doctor_tells_a_provider_of_another_network(closed_shop: Shop, tmp_path:
 
 def test_no_config_is_said_with_where_it_was_looked_for(tmp_path: Path) -> None:
     result = invoke("wallet", "--config", tmp_path / "none.toml")
-    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert (result.code, result.problem) == (2, "config_invalid")
 
 
 def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
                 answer = answers.read()
         assert daemon.wait(20) == 0
     assert answer.startswith(b"HTTP/1.1 504 ")
-    assert b'"code":"daemon_silent"' in answer
+    assert b'"code":"daemon_timeout"' in answer
     assert "Traceback" not in log.read_text()
 
 
@@ -143,7 +143,7 @@ def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: P
         squatter.setblocking(False)
         os.chown(path, 12_345, 12_345)
         result = invoke("wallet", "--config", config)
-        assert (result.code, result.error["code"]) == (2, "config_invalid")
+        assert (result.code, result.problem) == (2, "config_invalid")
         assert "belongs to another user" in result.error["detail"]
         with pytest.raises(BlockingIOError):
             squatter.accept()

@@ -27,7 +27,7 @@ def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(clo
         assert (told["ok"], told["code"]) == (False, "paused")
         assert "payagent resume" in told["fix"]
         refused = shop.payagent("pay", shop.saved("while paused"), "--merchant", "t")
-        assert (refused.code, refused.error["code"]) == (4, "paused")
+        assert (refused.code, refused.problem) == (4, "paused")
         assert "the token leaked" in refused.error["detail"]
         assert shop.payments() == []
         until(lambda: "chain" not in checks(shop.config)["daemon"]["detail"], "the chain is not seen")

@@ -63,14 +63,14 @@ def test_a_file_that_is_no_receipt_is_a_clear_error(tmp_path: Path, text: str) -
     file = tmp_path / "receipt.json"
     file.write_text(text)
     refused = invoke("ledger", "verify", "--receipt", file)
-    assert (refused.code, refused.out, refused.error["code"]) == (2, "", "receipt_invalid")
+    assert (refused.code, refused.out, refused.problem) == (2, "", "file_invalid/receipt")
 
 
 def test_a_missing_file_or_two_sources_are_usage_errors(tmp_path: Path) -> None:
-    assert invoke("ledger", "verify", "--receipt", tmp_path / "none").error["code"] == "usage"
+    assert invoke("ledger", "verify", "--receipt", tmp_path / "none").problem == "usage"
     (tmp_path / "r").write_text("{}")
     both = invoke("ledger", "verify", "--receipt", tmp_path / "r", "--head", f"1:{'0' * 64}")
-    assert (both.code, both.error["code"]) == (2, "usage")
+    assert (both.code, both.problem) == (2, "usage")
 
 
 def test_the_daemon_stops_at_once_with_a_stream_of_events_open(tmp_path: Path) -> None:

@@ -18,4 +18,4 @@ def test_everything_is_sent_but_what_a_stranger_sent(closed_shop: Shop) -> None:
         assert "Left behind: 1 coin with 1.5 ADA" in sent.err
         until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
         refused = shop.payagent("wallet", "send", role_address("creator").text, "--all", "--yes")
-        assert (refused.code, refused.error["code"]) == (6, "asset_not_allowed")
+        assert (refused.code, refused.problem) == (6, "asset_not_allowed")

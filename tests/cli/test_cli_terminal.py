@@ -78,7 +78,7 @@ def test_it_does_not_wait_on_and_on_for_a_chain_that_nobody_sees(monkeypatch: py
     code, talk = waited(Waiting("chain_not_ready"))
     assert code == 8
     assert "cannot be read: no provider tells its tip. The payment continues" in talk
-    code, talk = waited(Waiting("foreign_spend"))
+    code, talk = waited(Waiting("external_spend"))
     assert code == 0, "what is signed lands while nothing more is signed"
     assert "cannot be read" not in talk
 

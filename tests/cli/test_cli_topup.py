@@ -40,7 +40,7 @@ def test_a_dry_run_shows_the_price_and_pays_nothing(shop: Shop) -> None:
     assert "2 of 13 ADA" in shown.out
     assert "26 ADA" in shown.out
     above = shop.payagent("prepaid", "topup", "t", "--amount", "65 ADA", "--dry-run")
-    assert (above.code, above.error["code"], above.json["within_limits"]) == (6, "limit_exceeded", False)
+    assert (above.code, above.problem, above.json["within_limits"]) == (6, "limit_exceeded", False)
     assert "topup_per_day" in above.error["detail"]
     assert shop.payments() == []
 
@@ -50,14 +50,14 @@ def test_an_order_is_cancelled(shop: Shop) -> None:
     begun = shop.payagent("prepaid", "topup", "t", "--amount", "40 ADA", "--no-wait")
     until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["payments"], "nothing is paid")
     ended = shop.payagent("prepaid", "cancel", begun.json["id"])
-    assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (8, "stopping", "topup_cancelled")
+    assert (ended.code, ended.json["state"], ended.json["reason"]["reason"]) == (8, "stopping", "cancelled")
     shop.control("faults", clear=True)
     until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] == "stopped", "it does not end")
     assert left(shop) == "10", "what was paid is bought"
     again = shop.payagent("prepaid", "cancel", begun.json["id"])
-    assert (again.code, again.error["code"]) == (2, "illegal_transition")
+    assert (again.code, again.problem) == (2, "wrong_state")
     unknown = shop.payagent("prepaid", "cancel", "top/none")
-    assert (unknown.code, unknown.error["code"]) == (2, "not_found")
+    assert (unknown.code, unknown.problem) == (2, "not_found")
 
 
 def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
@@ -70,7 +70,7 @@ def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
     assert (again.code, again.json) == (0, done.json)
     assert len(shop.payments()) == 3
     other = shop.payagent("prepaid", "topup", "t", "--amount", "30 ADA", "--key", "march")
-    assert (other.code, other.error["code"]) == (6, "idempotency_key_reused")
+    assert (other.code, other.problem) == (6, "idempotency_key_reused")
     assert done.json["id"] in shop.payagent("prepaid", "topups", "--human").out
 
 
@@ -83,7 +83,7 @@ def test_without_waiting_it_is_pending_and_what_stops_it_is_told(shop: Shop) -> 
         *(begun.json["id"], "stopped", "limit_exceeded"),
     )
     refused = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA")
-    assert (refused.code, refused.error["code"]) == (6, "limit_exceeded")
+    assert (refused.code, refused.problem) == (6, "limit_exceeded")
 
 
 def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -> None:
@@ -95,16 +95,16 @@ def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -
         assert (planned.code, planned.json["prepaid"], planned.json["unit"]) == (10, True, "calls")
     assert "serves this request" in shop.payagent(*topup, "--dry-run", "--human").out
     ended = shop.payagent(*topup)
-    assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (0, "done", "merchant_sells_none")
+    assert (ended.code, ended.json["state"], ended.json["reason"]["reason"]) == (0, "done", "nothing_sold")
     assert ended.json["payments"] == []
 
 
 def test_usage_errors_are_reported_before_anything_is_ordered(shop: Shop) -> None:
     before = shop.payagent("prepaid", "topups").json
     for arguments, code in (
-        (("t", "--amount", "5"), "units_not_understood"),
+        (("t", "--amount", "5"), "amount_invalid"),
         (("nobody", "--amount", "5 ADA"), "merchant_not_allowed"),
     ):
-        assert shop.payagent("prepaid", "topup", *arguments).error["code"] == code
+        assert shop.payagent("prepaid", "topup", *arguments).problem == code
     assert shop.payagent("prepaid", "topup", "t", "--amount", "5 ADA", "--data-file", "-").code == 2
     assert shop.payagent("prepaid", "topups").json == before

@@ -54,7 +54,7 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
             assert session.end() == 2
         assert frozen_by(shop) == [first, second]
         refused = shop.payagent("wallet", "unfreeze", "--reviewed", first)
-        assert (refused.code, refused.error["code"]) == (2, "foreign_spend_unseen")
+        assert (refused.code, refused.problem) == (2, "external_spend_new")
         unfrozen = shop.payagent("wallet", "unfreeze", "--reviewed", first, "--reviewed", second)
         assert unfrozen.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []
@@ -70,12 +70,15 @@ def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_th
         tx = spend_elsewhere(shop)
         assert tx in shop.payagent("wallet", "--human").err
         doctor = checks(shop.config)["daemon"]
-        assert doctor["code"] == "foreign_spend"
+        assert doctor["code"] == "external_spend"
         assert "payagent wallet unfreeze" in doctor["fix"]
         shop.payagent("pause")
         resumed = shop.payagent("resume", "--human")
         assert resumed.out == "The pause is over.\n"
-        assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
+        assert (
+            f"Still not signing: nothing is signed until the operator unfreezes the wallet: transaction {tx}"
+            in resumed.err
+        )
         shop.payagent("pause")
         unfrozen = shop.payagent("wallet", "unfreeze", "--human")
         assert unfrozen.out == f"Unfrozen. It was frozen by {tx}.\n"

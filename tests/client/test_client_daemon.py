@@ -113,7 +113,7 @@ async def test_without_the_daemon_only_what_costs_fails(shop: Place, start: Star
         (free, "daemon_not_running"),
         (str(tmp_path / "no.sock"), "daemon_not_running"),
         (str(tmp_path / "file"), "config_invalid"),
-        (shop.peer.url, "daemon_silent"),
+        (shop.peer.url, "daemon_timeout"),
     ):
         program = start(daemon=daemon)
         assert (await program.call(f"{shop.peer.url}/free")).text == "ok"
@@ -335,7 +335,7 @@ async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: 
         shop.peer.answers["/chat"] = fail_while_it_restarts
         error = await refusal(start(daemon=relay.url).call(f"{shop.peer.url}/chat"))
     (payment,) = shop.payments
-    assert error.code in ("daemon_silent", "daemon_not_running")
+    assert error.code in ("daemon_timeout", "daemon_not_running")
     assert (error.payment, error.retryable) == (payment.id, True)
 
 

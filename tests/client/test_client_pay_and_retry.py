@@ -111,7 +111,7 @@ async def test_a_batch_that_does_not_come_is_waited_for_as_long_as_patience_last
     await shop.run.pay("bought, and never shown")
     program = start(patience_s=3.0)
     error = await refusal(program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY))
-    assert (error.code, error.retryable) == ("batch_under_way", True)
+    assert (error.code, error.retryable) == ("batch_in_progress", True)
     assert "Nothing was signed" in error.money
     assert len(shop.payments) == 1
 
@@ -454,7 +454,7 @@ async def test_a_transaction_that_the_merchant_refuses_is_told_as_refused(shop: 
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     error = await refusal(start().call(f"{shop.run.world.origin}/x402/chat", "POST", content=BODY))
     (payment,) = shop.payments
-    assert (error.code, error.payment) == ("merchant_refused", payment.id)
+    assert (error.code, error.reason, error.payment) == ("payment_void", "merchant_refused", payment.id)
 
 
 async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: Start) -> None:
@@ -724,7 +724,7 @@ async def test_our_headers_stay_between_us(shop: Place, start: Start) -> None:
 async def test_a_402_of_somebody_else_is_handed_on_as_it_came(shop: Place, start: Start) -> None:
     pending = as_402({"status": "pending"})
     page = b"HTTP/1.1 402 Payment Required\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\npay!"
-    for raw, code in ((pending, "not_an_invoice"), (page, "body_not_understood")):
+    for raw, code in ((pending, "not_an_invoice"), (page, "invoice_invalid")):
         shop.peer.answers["/chat"] = saying(raw)
         answer = await start().call(f"{shop.peer.url}/chat")
         assert (answer.status_code, answer.content) == (402, raw.partition(b"\r\n\r\n")[2])

@@ -5,7 +5,7 @@ import pytest
 from payagent.core.findings import Finding, above, judge
 from payagent.core.problems import Refused
 
-PRICE = Finding("above_threshold", "it is dear", asks=True)
+PRICE = Finding("approval_required", "it is dear", asks=True)
 PIN = Finding("merchant_not_allowed", "it pays somebody else", asks=False)
 
 
@@ -21,14 +21,14 @@ def test_a_person_is_told_every_reason() -> None:
 def test_what_asks_nobody_refuses_whatever_else_asks() -> None:
     with pytest.raises(Refused) as refused:
         judge([PRICE, PIN])
-    assert (refused.value.code, refused.value.detail) == (PIN.code, PIN.detail)
+    assert (refused.value.name, refused.value.detail) == (PIN.code, PIN.detail)
 
 
 @pytest.mark.parametrize(("units", "asks"), [(10, False), (11, True)])
 def test_a_person_is_asked_above_the_threshold_and_not_at_it(units: int, asks: bool) -> None:
     reasons = above({"lovelace": 10}, {"lovelace": units, "token": 1000})
     assert bool(reasons) is asks
-    assert all(reason.code == "above_threshold" for reason in reasons)
+    assert all(reason.code == "approval_required" for reason in reasons)
 
 
 def test_a_person_reads_ada_and_the_units_of_a_token() -> None:

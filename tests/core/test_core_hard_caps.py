@@ -18,7 +18,7 @@ def test_up_to_its_cap_an_asset_may_leave(leaving: dict[str, int]) -> None:
 def test_a_unit_more_is_refused_and_told(asset: str, units: int) -> None:
     with pytest.raises(Refused) as refused:
         require_within_caps({"lovelace": 1, TOKEN: 1} | {asset: units}, CAPS)
-    assert refused.value.code == "limit_exceeded"
+    assert refused.value.name == "limit_exceeded"
     told = {"limit": "per_transaction", "asset": asset, "left": str(CAPS[asset]), "asked": str(units)}
     assert refused.value.context == told
 
@@ -31,4 +31,4 @@ def test_a_token_is_barred_without_a_cap_or_with_one_of_nothing() -> None:
 def test_what_has_no_cap_does_not_leave() -> None:
     with pytest.raises(Refused) as refused:
         require_within_caps({"lovelace": 1, "bb" * 28: 1}, CAPS)
-    assert refused.value.code == "asset_not_allowed"
+    assert refused.value.name == "asset_not_allowed"

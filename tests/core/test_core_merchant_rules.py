@@ -115,7 +115,7 @@ class TestDrift:
     ) -> None:
         known = MerchantFacts(agreed=() if agreed_units is None else (agreed(agreed_units),))
         found = look(asks(units=units), MerchantRules(price_rise_percent_max=percent), known)
-        assert [(one.code, one.asks) for one in found] == [("price_drifted", True)] * asks_somebody
+        assert [(one.code, one.asks) for one in found] == [("price_changed", True)] * asks_somebody
 
     @pytest.mark.parametrize(
         ("prices", "units", "calls", "asks_somebody"),
@@ -141,7 +141,7 @@ class TestDrift:
     ) -> None:
         known = MerchantFacts(agreed=tuple(agreed(*price) for price in prices))
         found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=25), known)
-        assert [one.code for one in found] == ["price_drifted"] * asks_somebody
+        assert [one.code for one in found] == ["price_changed"] * asks_somebody
 
     @pytest.mark.parametrize(
         ("asset", "told"),
@@ -164,7 +164,7 @@ class TestDrift:
     def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
         rules, prices = MerchantRules(price_rise_percent_max=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
         (found,) = look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
-        assert (found.code, found.asks) == ("price_drifted", True)
+        assert (found.code, found.asks) == ("price_changed", True)
         assert found.detail == (
             f"it asks 1 units of {TOKEN} for 1 call; what was agreed to is of another asset: "
             f"2 ADA for 1 call, 3 units of {'cd' * 28} for 2 calls"
@@ -198,7 +198,7 @@ class TestStop:
 
 
 class TestCrowd:
-    @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_busy"])])
+    @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_in_flight_limit"])])
     def test_only_so_many_are_on_their_way(self, in_flight: int, expected: list[str]) -> None:
         assert (
             codes(asks(), MerchantRules(payments_in_flight_max=10), MerchantFacts(in_flight=in_flight)) == expected
@@ -213,7 +213,7 @@ class TestCrowd:
 def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
     known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
     rules = MerchantRules(first_use=True, price_rise_percent_max=0)
-    assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_drifted"]
+    assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_changed"]
     assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []
 
 

@@ -47,7 +47,7 @@ def test_every_pair_moves_by_the_table_or_is_refused(state: State, event: Event)
     if (state, event) in TRANSITIONS:
         assert move(state, event) is TRANSITIONS[state, event]
     else:
-        with pytest.raises(Refused, match="illegal_transition"):
+        with pytest.raises(Refused, match="wrong_state"):
             move(state, event)
 
 

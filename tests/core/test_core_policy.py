@@ -57,7 +57,7 @@ class TestWhatBinds:
         assert allowed_assets(limits) == {ADA}
         with pytest.raises(Refused, match=f"no limit is set for {TOKEN}") as refused:
             concerning(limits, APP, SHOP, [ADA, TOKEN])
-        assert (refused.value.code, refused.value.context) == ("asset_not_allowed", {"asset": TOKEN})
+        assert (refused.value.name, refused.value.context) == ("asset_not_allowed", {"asset": TOKEN})
 
     @pytest.mark.parametrize("window", Window)
     def test_a_limit_of_each_payment_alone_lets_no_asset_be_spent(self, window: Window) -> None:
@@ -214,11 +214,13 @@ class TestWindows:
         assert Scope() == WALLET == ("", "")
 
 
-@pytest.mark.parametrize("code", ["not_enough_funds", "funds_in_flight", "needs_consolidation", "chain_not_ready"])
+@pytest.mark.parametrize(
+    "code", ["not_enough_funds", "funds_pending", "utxos_too_small/inputs", "chain_not_ready"]
+)
 @pytest.mark.parametrize("more", [{}, {"asset": "lovelace"}], ids=["bare", "with its asset"])
 def test_an_app_is_told_nothing_of_what_the_wallet_has(code: str, more: dict[str, str]) -> None:
     told = policy.without_figures(Refused(code, "there are 123456 lovelace", **more, available="123456"))
-    assert (told.code, told.context) == (code, more)
+    assert (told.name, told.context) == (code, more)
     assert "123456" not in told.detail
 
 
@@ -255,21 +257,24 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("not_enough_funds", "the wallet has not enough for this payment now"),
-        ("funds_in_flight", "the wallet has enough for this payment once what is on its way is in a block"),
-        ("needs_consolidation", "the wallet has enough for this payment in more coins than fit one transaction"),
-        ("chain_not_ready", "the chain is not seen well enough to sign by"),
+        ("not_enough_funds", "the wallet does not have enough for this payment now"),
+        ("funds_pending", "the wallet has enough for this payment once pending change confirms"),
+        (
+            "utxos_too_small/inputs",
+            "the wallet has enough for this payment, but in too many UTxOs for one transaction",
+        ),
+        ("chain_not_ready", "the chain is not known well enough to sign"),
     ],
 )
 def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str, said: str) -> None:
     told = policy.without_figures(Refused(code, "it has 7 in 3 coins", asset=TOKEN, has="7"))
-    assert (told.code, told.detail, told.context) == (code, said, {"asset": TOKEN})
+    assert (told.name, told.detail, told.context) == (code, said, {"asset": TOKEN})
     assert policy.without_figures(Refused(code, "it has 7 in 3 coins")).context == {}
 
 
 def test_the_words_of_a_limit_that_is_shared() -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
-    what = "has no room for this payment, which takes 0.000009 ADA; who operates the wallet sees what it leaves"
+    what = "has no room for this payment, which takes 0.000009 ADA; the operator can see what is left"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))
     assert told.detail == f"per_day of the wallet, which apps share, {what}"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))

@@ -15,7 +15,7 @@ from payagent.core.strict_json import JsonNumber, dumps, loads
 def refused(data: bytes | str) -> str:
     with pytest.raises(Refused) as caught:
         loads(data)
-    return caught.value.code
+    return caught.value.name
 
 
 SAFE_TEXT = st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs"]), max_size=10)
@@ -39,7 +39,7 @@ def test_numbers_that_are_no_plain_integers_keep_their_text_and_are_no_amount(te
     assert value == JsonNumber(text)
     with pytest.raises(Refused) as caught:
         parse_units(value)
-    assert caught.value.code == "amount_not_understood"
+    assert caught.value.name == "invoice_invalid/amount"
 
 
 def test_integers_beyond_any_float_are_exact() -> None:
@@ -89,7 +89,7 @@ def test_integers_beyond_any_float_are_exact() -> None:
     ],
 )
 def test_refused_texts(data: bytes | str) -> None:
-    assert refused(data) == "json_not_understood"
+    assert refused(data) == "invoice_invalid/json"
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:
@@ -117,7 +117,7 @@ def test_the_size_is_counted_in_bytes_of_utf_8() -> None:
 def test_no_text_of_64_kib_takes_long(unit: str) -> None:
     text = '"' + unit * (65_000 // len(unit))
     started = time.process_time()
-    assert refused(text) == "json_not_understood"
+    assert refused(text) == "invoice_invalid/json"
     assert time.process_time() - started < 1
 
 
@@ -169,7 +169,7 @@ def test_a_body_of_exactly_64_kib_is_read_and_none_of_a_byte_more(text: str) -> 
 def test_what_was_closed_before_does_not_hide_how_deep_it_goes() -> None:
     closed = "[" + "[]," * 20
     assert loads(closed + "[" * 15 + "]" * 15 + "]") is not None
-    assert refused(closed + "[" * 16 + "]" * 16 + "]") == "json_not_understood"
+    assert refused(closed + "[" * 16 + "]" * 16 + "]") == "invoice_invalid/json"
 
 
 def test_the_key_that_is_given_twice_is_told() -> None:

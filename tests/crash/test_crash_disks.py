@@ -61,7 +61,7 @@ async def pay_until_refused(run: Run, most: int = 200) -> Refused:
         except Refused as refused:
             if refused.code == "store_failed":
                 return refused
-            if refused.code != "funds_in_flight":
+            if refused.code != "funds_pending":
                 raise
             run.world.block()
             with allowed("store_failed"):

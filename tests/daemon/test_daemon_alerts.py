@@ -260,7 +260,7 @@ def test_a_signature_is_what_the_standards_own_libraries_make() -> None:
 def test_a_secret_that_signs_nothing_well_is_refused_and_not_repeated(secret: str) -> None:
     with pytest.raises(Refused, match="openssl rand") as caught:
         signing_key(secret)
-    assert caught.value.code == "config_invalid"
+    assert caught.value.name == "config_invalid"
     assert secret.removeprefix("whsec_") == "" or secret not in str(caught.value)
 
 

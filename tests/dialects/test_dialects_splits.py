@@ -129,7 +129,7 @@ def test_ambiguous_splits_are_refused_with_what_was_read(
 ) -> None:
     with pytest.raises(Refused) as refused:
         read({"detail": detail(**extra)}, configured)
-    assert refused.value.code == "split_not_understood"
+    assert refused.value.name == "split_ambiguous"
     assert ANNA in refused.value.detail
     assert "2000000" in refused.value.detail
 
@@ -149,5 +149,5 @@ def test_ambiguous_splits_are_refused_with_what_was_read(
 def test_an_entry_that_is_not_understood_is_shown_in_the_refusal(entry: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         read({"detail": detail(split=_form("additional", [entry]))})
-    assert refused.value.code == "split_not_understood"
+    assert refused.value.name == "split_ambiguous"
     assert ANNA in refused.value.detail

@@ -117,7 +117,7 @@ def test_what_names_money_or_terms_is_refused_wherever_it_stands(terms: dict[str
     for body in ({"detail": {**detail(), **terms}}, {"detail": detail(**terms)}, FLUX | terms):
         with pytest.raises(Refused) as refused:
             read_one(make_response(402, {}, body), now)
-        assert refused.value.code == "terms_not_understood"
+        assert refused.value.name == "terms_not_understood"
 
 
 def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> None:
@@ -186,7 +186,7 @@ def test_an_invoice_lives_a_day_at_most(left_s: int) -> None:
             continue
         with pytest.raises(Refused) as refused:
             read_one(response, begun)
-        assert refused.value.code == "invoice_incomplete"
+        assert refused.value.name == "invoice_invalid/missing_field"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_an_expired_flux_invoice_is_not_paid_however_often_it_is_issued_again() 
                 make_response(402, headers, FLUX),
                 Reading("https://api.example.com", PREPROD, None, now_ms),
             )
-        assert refused.value.code == "invoice_expired"
+        assert refused.value.name == "invoice_expired"
 
 
 def test_a_body_that_the_client_forwards_as_text_is_read_like_the_value() -> None:
@@ -281,7 +281,7 @@ def test_a_header_that_says_two_things_of_a_payment_is_refused_in_any_letter_cas
     for values in (("a", "b"), (FLUX_HEADERS.get(name, "a"), "b")):
         with pytest.raises(Refused) as refused:
             make_response(402, [(name, values[0]), (name.lower(), values[1])], FLUX)
-        assert refused.value.code == "invoice_contradiction"
+        assert refused.value.name == "invoice_invalid/contradiction"
     assert make_response(402, [(name, "a"), (name.lower(), "a")], {}).headers[name.lower()] == "a"
 
 
@@ -296,16 +296,16 @@ def test_a_header_that_says_nothing_of_a_payment_may_stand_there_twice(name: str
 def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
     with pytest.raises(Refused) as refused:
         make_response(402, [("X-Pay-\0\r\nTo", "a"), ("x-pay-\0\r\nto", "b")], FLUX)
-    assert refused.value.code == "invoice_contradiction"
+    assert refused.value.name == "invoice_invalid/contradiction"
     assert refused.value.detail.isprintable()
 
 
 def test_a_refusal_names_the_shape_that_was_seen() -> None:
-    with pytest.raises(Refused, match="shape of x402"):
+    with pytest.raises(Refused, match="form of x402"):
         read({"x402Version": 4, "accepts": []})
-    with pytest.raises(Refused, match="shape of materios"):
+    with pytest.raises(Refused, match="form of materios"):
         read({}, headers={"X-402-Payment-Required": "1"})
-    with pytest.raises(Refused, match="shape of payment-wrapped"):
+    with pytest.raises(Refused, match="form of payment-wrapped"):
         read({"status": 402, "payment": {"amount": "1"}})
     with pytest.raises(Refused, match="t-backend and flux"):
         read(detail())
@@ -331,11 +331,11 @@ def test_proof_headers() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"invoice_id": "a\r\nX-Api-Key: b"}, "invoice_id_invalid"),
+        ({"invoice_id": "a\r\nX-Api-Key: b"}, "invoice_invalid/id"),
         ({"partner": "demo\r\nX: y"}, "bad_request"),
         ({"partner": "d\u00e9mo"}, "bad_request"),
         ({"shown": replace(SHOWN, tx_id="")}, "bad_request"),
-        ({"dialect": "x402-v3"}, "body_not_understood"),
+        ({"dialect": "x402-v3"}, "invoice_invalid/body"),
     ],
 )
 def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict[str, Any], code: str) -> None:
@@ -349,7 +349,7 @@ def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict
     }
     with pytest.raises(Refused) as refused:
         proof_headers(**(given | change))
-    assert refused.value.code == code
+    assert refused.value.name == code
 
 
 def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
@@ -363,14 +363,14 @@ def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
 def test_a_header_that_is_no_text_is_refused(headers: list[Any]) -> None:
     with pytest.raises(Refused) as refused:
         make_response(402, headers, "")
-    assert refused.value.code == "bad_request"
+    assert refused.value.name == "bad_request"
 
 
 def test_a_batch_of_more_calls_than_anybody_could_mean_is_refused() -> None:
     assert read({"detail": detail(batchTarget=10**9)}).batch_target == 10**9
     with pytest.raises(Refused) as refused:
         read({"detail": detail(batchTarget=10**9 + 1)})
-    assert refused.value.code == "body_not_understood"
+    assert refused.value.name == "invoice_invalid/body"
 
 
 @pytest.mark.parametrize("note", [None, "for a friend"])

@@ -87,33 +87,33 @@ def test_the_bare_network_is_mainnet_and_echoed_as_it_came() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"network": "cardano"}, "chain_wrong"),
-        ({"network": "cardano-masumi"}, "transfer_method_refused"),
-        ({"network": "base"}, "chain_not_understood"),
-        ({"extra": {}}, "asset_not_understood"),
-        ({"extra": None}, "asset_not_understood"),
-        ({"extra": {"assetNameHex": "0"}}, "asset_not_understood"),
-        ({"extra": {"assetNameHex": "AA"}}, "asset_not_understood"),
+        ({"network": "cardano"}, "network_mismatch"),
+        ({"network": "cardano-masumi"}, "invoice_unsupported/transfer_method"),
+        ({"network": "base"}, "invoice_invalid/chain"),
+        ({"extra": {}}, "invoice_invalid/asset"),
+        ({"extra": None}, "invoice_invalid/asset"),
+        ({"extra": {"assetNameHex": "0"}}, "invoice_invalid/asset"),
+        ({"extra": {"assetNameHex": "AA"}}, "invoice_invalid/asset"),
         ({"extra": {"assetNameHex": TOKEN[56:], "decimals": 6}}, "decimals_mismatch"),
         ({"extra": {"assetNameHex": TOKEN[56:], "feeLovelace": "1"}}, "terms_not_understood"),
         ({"extra": {"assetNameHex": "00"}}, "asset_not_allowed"),
-        ({"asset": DOTTED}, "asset_not_understood"),
-        ({"asset": TOKEN}, "asset_not_understood"),
-        ({"asset": "ADA", "extra": {}}, "asset_not_understood"),
-        ({"asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e"}, "asset_not_understood"),
-        ({"maxAmountRequired": 2_000_000}, "amount_not_understood"),
-        ({"maxAmountRequired": "0"}, "amount_out_of_range"),
-        ({"payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"}, "address_mixed_case"),
+        ({"asset": DOTTED}, "invoice_invalid/asset"),
+        ({"asset": TOKEN}, "invoice_invalid/asset"),
+        ({"asset": "ADA", "extra": {}}, "invoice_invalid/asset"),
+        ({"asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e"}, "invoice_invalid/asset"),
+        ({"maxAmountRequired": 2_000_000}, "invoice_invalid/amount"),
+        ({"maxAmountRequired": "0"}, "invoice_invalid/amount_range"),
+        ({"payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"}, "address_invalid/mixed_case"),
         ({"maxTimeoutSeconds": 0}, "invoice_expired"),
         ({"resource": "/elsewhere"}, "resource_mismatch"),
         ({"outputs": []}, "terms_not_understood"),
-        ({"scheme": "stream"}, "scheme_not_supported"),
+        ({"scheme": "stream"}, "invoice_unsupported/scheme"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(in_json(v1_required(v1_entry(**change))), url=HOME)
-    assert refused.value.code == code
+    assert refused.value.name == code
 
 
 @pytest.mark.parametrize("extra", [{}, None, {"assetNameHex": "", "decimals": 6}])
@@ -131,23 +131,23 @@ def test_a_page_may_be_written_without_blanks() -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        (page(v1_required()) + page(v1_required()), "invoice_contradiction"),
-        (page(v1_required()).replace('"exact"', "alert(1)"), "json_not_understood"),
-        (page(v1_required()).replace('"scheme"', '"scheme": "exact", "scheme"'), "json_not_understood"),
-        ("<script>window.__x402Requirements = " + "[" * 100_00 + "</script>", "json_not_understood"),
-        ("<script>window.__x402Requirements = [1]</script>", "body_not_understood"),
-        ("<script>window.__x402Requirements = {}</script>", "body_not_understood"),
-        ("<script>window.__x402Requirements == {}</script>", "body_not_understood"),
-        ("<script>window.__x402Requirements = getTerms();</script>", "json_not_understood"),
+        (page(v1_required()) + page(v1_required()), "invoice_invalid/contradiction"),
+        (page(v1_required()).replace('"exact"', "alert(1)"), "invoice_invalid/json"),
+        (page(v1_required()).replace('"scheme"', '"scheme": "exact", "scheme"'), "invoice_invalid/json"),
+        ("<script>window.__x402Requirements = " + "[" * 100_00 + "</script>", "invoice_invalid/json"),
+        ("<script>window.__x402Requirements = [1]</script>", "invoice_invalid/body"),
+        ("<script>window.__x402Requirements = {}</script>", "invoice_invalid/body"),
+        ("<script>window.__x402Requirements == {}</script>", "invoice_invalid/body"),
+        ("<script>window.__x402Requirements = getTerms();</script>", "invoice_invalid/json"),
         (page(v1_required()) + " " * 65_536, "body_too_big"),
-        (page(required()), "body_not_understood"),
-        ("<html><h1>402 Payment Required</h1></html>", "body_not_understood"),
+        (page(required()), "invoice_invalid/body"),
+        ("<html><h1>402 Payment Required</h1></html>", "invoice_invalid/body"),
     ],
 )
 def test_a_page_is_read_from_its_mark_on_as_strict_json_or_not_at_all(text: str, code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(parse_response(402, HTML, text.encode()), url=HOME)
-    assert refused.value.code == code
+    assert refused.value.name == code
 
 
 SDK = {
@@ -182,31 +182,31 @@ def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
 @pytest.mark.parametrize(
     ("terms", "body", "code"),
     [
-        (SDK | {"version": "2"}, SDK_BODY, "body_not_understood"),
-        (SDK | {"version": 1}, SDK_BODY, "body_not_understood"),
-        (SDK | {"scheme": "stream"}, SDK_BODY, "body_not_understood"),
-        (SDK | {"network": "eip155:8453"}, SDK_BODY, "chain_not_understood"),
-        (SDK | {"network": "cardano:mainnet"}, SDK_BODY, "chain_wrong"),
+        (SDK | {"version": "2"}, SDK_BODY, "invoice_invalid/body"),
+        (SDK | {"version": 1}, SDK_BODY, "invoice_invalid/body"),
+        (SDK | {"scheme": "stream"}, SDK_BODY, "invoice_invalid/body"),
+        (SDK | {"network": "eip155:8453"}, SDK_BODY, "invoice_invalid/chain"),
+        (SDK | {"network": "cardano:mainnet"}, SDK_BODY, "network_mismatch"),
         (SDK | {"splits": []}, SDK_BODY, "terms_not_understood"),
         (SDK | {"extra": {"splits": []}}, SDK_BODY, "terms_not_understood"),
         (SDK | {"maxTimeoutSeconds": 0}, SDK_BODY, "invoice_expired"),
         (SDK | {"decimals": 2}, SDK_BODY, "decimals_mismatch"),
-        ({key: SDK[key] for key in SDK if key != "asset"}, SDK_BODY, "invoice_incomplete"),
-        ({key: SDK[key] for key in SDK if key != "maxTimeoutSeconds"}, SDK_BODY, "invoice_incomplete"),
-        (SDK, {"error": "Payment Required", "paymentRequired": True}, "invoice_incomplete"),
-        (SDK, {**SDK_BODY, "invoiceId": "a b"}, "invoice_id_invalid"),
+        ({key: SDK[key] for key in SDK if key != "asset"}, SDK_BODY, "invoice_invalid/missing_field"),
+        ({key: SDK[key] for key in SDK if key != "maxTimeoutSeconds"}, SDK_BODY, "invoice_invalid/missing_field"),
+        (SDK, {"error": "Payment Required", "paymentRequired": True}, "invoice_invalid/missing_field"),
+        (SDK, {**SDK_BODY, "invoiceId": "a b"}, "invoice_invalid/id"),
         (SDK, {**SDK_BODY, "fee": "1"}, "terms_not_understood"),
-        (SDK, {"error": "Payment Required", "invoiceId": "i", "protocol": "x402"}, "body_not_understood"),
-        (SDK | {"maxAmountRequired": "45000000000000001"}, SDK_BODY, "amount_out_of_range"),
-        (SDK | {"payTo": OWN}, SDK_BODY, "address_own"),
-        (SDK, {**SDK_BODY, "paymentRequired": "true"}, "body_not_understood"),
-        (SDK, "", "body_not_understood"),
+        (SDK, {"error": "Payment Required", "invoiceId": "i", "protocol": "x402"}, "invoice_invalid/body"),
+        (SDK | {"maxAmountRequired": "45000000000000001"}, SDK_BODY, "invoice_invalid/amount_range"),
+        (SDK | {"payTo": OWN}, SDK_BODY, "address_invalid/own"),
+        (SDK, {**SDK_BODY, "paymentRequired": "true"}, "invoice_invalid/body"),
+        (SDK, "", "invoice_invalid/body"),
     ],
 )
 def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(sdk(terms, body), own=parse_address(OWN, NETWORKS["preprod"]))
-    assert refused.value.code == code
+    assert refused.value.name == code
 
 
 @pytest.mark.parametrize(
@@ -226,14 +226,14 @@ def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
 def test_bodies_of_other_shapes_of_x402(body: object) -> None:
     with pytest.raises(Refused) as refused:
         offers(in_json(body), url=URL)
-    assert refused.value.code == "body_not_understood"
+    assert refused.value.name == "invoice_invalid/body"
 
 
 @pytest.mark.parametrize("headers", [NO_JSON, JSON])
 def test_a_header_of_another_name_is_not_read(headers: dict[str, str]) -> None:
     with pytest.raises(Refused) as refused:
         offers(make_response(402, headers | {"X-Payment-Required": pack(required())}, {}))
-    assert refused.value.code == "body_not_understood"
+    assert refused.value.name == "invoice_invalid/body"
 
 
 def test_version_2_is_paid_where_version_1_stands_beside_it() -> None:

@@ -216,7 +216,7 @@ def address(data: bytes, parse: Callable[[object, Any], Address] = parse_address
         try:
             found = parse(text, network)
         except Refused as refused:
-            holds(refused.code.startswith("address_") and refused.detail.isascii(), refused)
+            holds(refused.name.startswith("address_") and refused.detail.isascii(), refused)
             continue
         kind = found.raw[0] >> 4
         holds(found.text == text and (kind, len(found.raw)) in ((0, 57), (6, 29)), found)
@@ -246,7 +246,7 @@ def _generous_parse(value: object, network: Any) -> Address:
     try:
         return parse_address(value, network)
     except Refused as refused:
-        if refused.code != "address_wrong_length":
+        if refused.name != "address_invalid/wrong_length":
             raise
         return Address(str(value), bytes(57))
 

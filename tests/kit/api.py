@@ -147,7 +147,7 @@ def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     assert error["message"] == " ".join(f"{row.title}: {told['detail']}. {row.money} {row.fix}".split())
     assert told["type"] == f"urn:payagent:problem:{code}"
     assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
-    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_in_progress")
     assert ("www-authenticate" in answer.headers) == (row.status == 401)
     return told
 

@@ -19,6 +19,7 @@ from kit.canaries import plant
 from kit.http import NO_TLS
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
+from payagent.core.problems import name_of
 from payagent.devnet.server import DevnetThread
 
 PASSPHRASE = plant("the passphrase", "canary-passphrase-of-the-cli")
@@ -53,6 +54,11 @@ class Result:
     def error(self) -> Any:
         """The last line of stderr, as a program reads it."""
         return json.loads(self.err.splitlines()[-1])
+
+    @property
+    def problem(self) -> str | None:
+        """The code of the error, and its reason."""
+        return name_of(self.error["code"], self.error.get("reason"))
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -221,11 +221,11 @@ def hostile_402s(network: Network, pay_to: str, own: str, now_ms: int) -> list[H
     return table.rows
 
 
-NOT = "amount_not_understood"
-RANGE = "amount_out_of_range"
-SPLIT = "split_not_understood"
+NOT = "invoice_invalid/amount"
+RANGE = "invoice_invalid/amount_range"
+SPLIT = "split_ambiguous"
 TERMS = "terms_not_understood"
-STRICT = "json_not_understood"
+STRICT = "invoice_invalid/json"
 UNITS = '"amountUnits": "10000000"'
 
 
@@ -262,8 +262,8 @@ def _amounts(t: _Table) -> None:
     t.set("A1-newline", NOT, "plain", "detail.amountUnits", "10000000\n")
     t.set("A1-list", NOT, "plain", "detail.amountUnits", ["10000000"])
     t.set("A1-object", NOT, "plain", "detail.amountUnits", {"value": "10000000"})
-    t.set("A1-null", "invoice_incomplete", "plain", "detail.amountUnits", None)
-    t.drop("A1-absent", "invoice_incomplete", "plain", "detail.amountUnits")
+    t.set("A1-null", "invoice_invalid/missing_field", "plain", "detail.amountUnits", None)
+    t.drop("A1-absent", "invoice_invalid/missing_field", "plain", "detail.amountUnits")
     for name, number in {"half": "1.5", "exp": "1e7", "huge-exp": "1e400", "point-zero": "10000000.0"}.items():
         t.text(f"A2-{name}", NOT, "plain", UNITS, f'"amountUnits": {number}')
     t.text("A2-2-to-53", NOT, "plain", UNITS, '"amountUnits": 9007199254740993.0')
@@ -299,30 +299,30 @@ def _assets(t: _Table) -> None:
         "object": {"policy": "aa" * 28},
     }
     for name, asset in wrong.items():
-        t.set(f"A5-{name}", "asset_not_understood", "plain", "detail.asset", asset)
-    t.drop("A5-absent", "invoice_incomplete", "plain", "detail.asset")
-    t.set("A5-lovelace-flag-on-token", "invoice_contradiction", "token", "detail.extra.lovelace", True)
-    t.set("A5-lovelace-flag-off", "invoice_contradiction", "plain", "detail.extra.lovelace", False)
-    t.set("A5-lovelace-flag-text", "invoice_contradiction", "plain", "detail.extra.lovelace", "true")
+        t.set(f"A5-{name}", "invoice_invalid/asset", "plain", "detail.asset", asset)
+    t.drop("A5-absent", "invoice_invalid/missing_field", "plain", "detail.asset")
+    t.set("A5-lovelace-flag-on-token", "invoice_invalid/contradiction", "token", "detail.extra.lovelace", True)
+    t.set("A5-lovelace-flag-off", "invoice_invalid/contradiction", "plain", "detail.extra.lovelace", False)
+    t.set("A5-lovelace-flag-text", "invoice_invalid/contradiction", "plain", "detail.extra.lovelace", "true")
     t.set("A5-same-name-other-policy", "asset_not_allowed", "token", "detail.asset", OTHER_POLICY, "agent")
 
 
 def _chains(t: _Table) -> None:
     other = "cardano-mainnet" if t.network.name != "mainnet" else "cardano-preprod"
-    t.set("B1-chain-other", "chain_wrong", "plain", "detail.chain", other)
-    t.set("B1-chain-preview", "chain_wrong", "plain", "detail.chain", "cardano:preview")
+    t.set("B1-chain-other", "network_mismatch", "plain", "detail.chain", other)
+    t.set("B1-chain-preview", "network_mismatch", "plain", "detail.chain", "cardano:preview")
     for chain in ("base", "cardano", "ethereum", t.network.wire.upper(), t.network.wire + " ", "", 1, ["cardano"]):
-        t.set(f"B1-chain-{chain}", "chain_not_understood", "plain", "detail.chain", chain)
-    t.drop("B1-chain-absent", "invoice_incomplete", "plain", "detail.chain")
+        t.set(f"B1-chain-{chain}", "invoice_invalid/chain", "plain", "detail.chain", chain)
+    t.drop("B1-chain-absent", "invoice_invalid/missing_field", "plain", "detail.chain")
 
 
 def _addresses(t: _Table) -> None:
     for id, code, value in _wrong_addresses(t):
         t.set(id, code, "plain", "detail.payTo", value)
-    t.drop("B2-absent", "invoice_incomplete", "plain", "detail.payTo")
+    t.drop("B2-absent", "invoice_invalid/missing_field", "plain", "detail.payTo")
     in_split = "detail.extra.split.outputs.0.address"
-    t.set("B5-own-in-split", "address_own", "split", in_split, t.own)
-    t.set("B3-script-in-split", "address_script", "split", in_split, address(t.network, 7, 0x52))
+    t.set("B5-own-in-split", "address_invalid/own", "split", in_split, t.own)
+    t.set("B3-script-in-split", "address_invalid/script", "split", in_split, address(t.network, 7, 0x52))
 
 
 def _wrong_addresses(t: _Table) -> list[tuple[str, str, Any]]:
@@ -333,53 +333,57 @@ def _wrong_addresses(t: _Table) -> list[tuple[str, str, Any]]:
     flipped = bytes([key[0] ^ 1]) + key[1:]
     stake = ("stake" if here.network_id else "stake_test", bytes([0xE0 | here.network_id]) + b"\x52" * 28)
     return [
-        ("B1-other-network", "address_wrong_network", bech32(other_hrp, flipped)),
-        ("B1-prefix-of-other-network", "address_wrong_prefix", bech32(other_hrp, key)),
-        ("B1-header-of-other-network", "address_wrong_prefix", bech32(hrp, flipped)),
-        ("B1-reserved-network", "address_wrong_prefix", bech32(hrp, bytes([0x65]) + key[1:])),
-        ("B1-prefix-foo", "address_wrong_prefix", bech32("foo", key)),
-        ("B1-prefix-addr-vkh", "address_wrong_prefix", bech32("addr_vkh", key)),
-        ("B1-prefix-bc", "address_wrong_prefix", bech32("bc", key)),
-        ("B2-no-prefix", "address_wrong_prefix", honest.rpartition("1")[2]),
-        ("B2-byron-icarus", "address_byron", BYRON[0]),
-        ("B2-byron-test", "address_byron", BYRON[1]),
-        ("B2-byron-daedalus", "address_byron", BYRON[2]),
-        ("B2-byron-header", "address_byron", address(here, 8, 0x52)),
-        ("B2-stake", "address_stake", bech32(*stake)),
-        ("B2-stake-as-addr", "address_stake", bech32(hrp, stake[1])),
-        ("B2-stake-script", "address_stake", address(here, 15, 0x52)),
-        ("B2-pointer-key", "address_pointer", address(here, 4, 0x01, size=32)),
-        ("B2-pointer-script", "address_pointer", address(here, 5, 0x01, size=32)),
-        *((f"B2-type-{kind}", "address_unknown_type", address(here, kind, 0x52)) for kind in range(9, 14)),
-        ("B2-type-0-short", "address_wrong_length", address(here, 0, 0x52, size=29)),
-        ("B2-type-6-long", "address_wrong_length", address(here, 6, 0x52, size=57)),
-        ("B2-one-byte-more", "address_wrong_length", address(here, 6, 0x52, size=30)),
-        ("B2-one-byte-less", "address_wrong_length", address(here, 0, 0x52, size=56)),
-        ("B2-header-only", "address_wrong_length", address(here, 6, 0x52, size=1)),
-        ("B2-one-letter-changed", "address_bad_checksum", honest[:-1] + ("q" if honest[-1] != "q" else "p")),
-        ("B2-one-letter-less", "address_bad_checksum", honest[:-8] + honest[-7:]),
-        ("B2-bech32m", "address_bad_checksum", bech32(hrp, key, Encoding.BECH32M)),
-        ("B2-letter-outside", "address_bad_checksum", honest[:-3] + "b" + honest[-2:]),
-        ("B2-padding", "address_bad_checksum", _padded(hrp, key)),
-        ("B2-upper-case", "address_mixed_case", honest.upper()),
+        ("B1-other-network", "address_invalid/wrong_network", bech32(other_hrp, flipped)),
+        ("B1-prefix-of-other-network", "address_invalid/wrong_prefix", bech32(other_hrp, key)),
+        ("B1-header-of-other-network", "address_invalid/wrong_prefix", bech32(hrp, flipped)),
+        ("B1-reserved-network", "address_invalid/wrong_prefix", bech32(hrp, bytes([0x65]) + key[1:])),
+        ("B1-prefix-foo", "address_invalid/wrong_prefix", bech32("foo", key)),
+        ("B1-prefix-addr-vkh", "address_invalid/wrong_prefix", bech32("addr_vkh", key)),
+        ("B1-prefix-bc", "address_invalid/wrong_prefix", bech32("bc", key)),
+        ("B2-no-prefix", "address_invalid/wrong_prefix", honest.rpartition("1")[2]),
+        ("B2-byron-icarus", "address_invalid/byron", BYRON[0]),
+        ("B2-byron-test", "address_invalid/byron", BYRON[1]),
+        ("B2-byron-daedalus", "address_invalid/byron", BYRON[2]),
+        ("B2-byron-header", "address_invalid/byron", address(here, 8, 0x52)),
+        ("B2-stake", "address_invalid/stake", bech32(*stake)),
+        ("B2-stake-as-addr", "address_invalid/stake", bech32(hrp, stake[1])),
+        ("B2-stake-script", "address_invalid/stake", address(here, 15, 0x52)),
+        ("B2-pointer-key", "address_invalid/pointer", address(here, 4, 0x01, size=32)),
+        ("B2-pointer-script", "address_invalid/pointer", address(here, 5, 0x01, size=32)),
+        *((f"B2-type-{kind}", "address_invalid/unknown_type", address(here, kind, 0x52)) for kind in range(9, 14)),
+        ("B2-type-0-short", "address_invalid/wrong_length", address(here, 0, 0x52, size=29)),
+        ("B2-type-6-long", "address_invalid/wrong_length", address(here, 6, 0x52, size=57)),
+        ("B2-one-byte-more", "address_invalid/wrong_length", address(here, 6, 0x52, size=30)),
+        ("B2-one-byte-less", "address_invalid/wrong_length", address(here, 0, 0x52, size=56)),
+        ("B2-header-only", "address_invalid/wrong_length", address(here, 6, 0x52, size=1)),
+        (
+            "B2-one-letter-changed",
+            "address_invalid/bad_checksum",
+            honest[:-1] + ("q" if honest[-1] != "q" else "p"),
+        ),
+        ("B2-one-letter-less", "address_invalid/bad_checksum", honest[:-8] + honest[-7:]),
+        ("B2-bech32m", "address_invalid/bad_checksum", bech32(hrp, key, Encoding.BECH32M)),
+        ("B2-letter-outside", "address_invalid/bad_checksum", honest[:-3] + "b" + honest[-2:]),
+        ("B2-padding", "address_invalid/bad_checksum", _padded(hrp, key)),
+        ("B2-upper-case", "address_invalid/mixed_case", honest.upper()),
         (
             "B2-mixed-case",
-            "address_mixed_case",
+            "address_invalid/mixed_case",
             honest[:-1] + honest[-1:].upper() if honest[-1].isalpha() else "Addr1",
         ),
-        ("B2-space-before", "address_not_text", " " + honest),
-        ("B2-space-after", "address_not_text", honest + " "),
-        ("B2-nbsp", "address_not_text", honest + "\u00a0"),
-        ("B2-zero-width", "address_not_text", honest[:9] + "\u200b" + honest[9:]),
-        ("B2-cyrillic", "address_not_text", "\u0430" + honest[1:]),
-        ("B2-long", "address_not_text", honest + "q" * 200),
-        ("B2-empty", "address_not_text", ""),
-        ("B2-number", "address_not_text", 5),
-        ("B2-list", "address_not_text", [honest]),
-        ("B2-object", "address_not_text", {"address": honest}),
-        ("B2-hex", "address_wrong_prefix", "00" + key.hex().replace("1", "0")),
-        *((f"B3-script-{kind}", "address_script", address(here, kind, 0x52)) for kind in (1, 2, 3, 7)),
-        ("B5-own", "address_own", t.own),
+        ("B2-space-before", "address_invalid/not_text", " " + honest),
+        ("B2-space-after", "address_invalid/not_text", honest + " "),
+        ("B2-nbsp", "address_invalid/not_text", honest + "\u00a0"),
+        ("B2-zero-width", "address_invalid/not_text", honest[:9] + "\u200b" + honest[9:]),
+        ("B2-cyrillic", "address_invalid/not_text", "\u0430" + honest[1:]),
+        ("B2-long", "address_invalid/not_text", honest + "q" * 200),
+        ("B2-empty", "address_invalid/not_text", ""),
+        ("B2-number", "address_invalid/not_text", 5),
+        ("B2-list", "address_invalid/not_text", [honest]),
+        ("B2-object", "address_invalid/not_text", {"address": honest}),
+        ("B2-hex", "address_invalid/wrong_prefix", "00" + key.hex().replace("1", "0")),
+        *((f"B3-script-{kind}", "address_invalid/script", address(here, kind, 0x52)) for kind in (1, 2, 3, 7)),
+        ("B5-own", "address_invalid/own", t.own),
     ]
 
 
@@ -435,16 +439,22 @@ def _shares(t: _Table) -> None:
     t.set("C2-overflow", RANGE, "split", f"{first}.amountUnits", str(45 * 10**15))
     t.set("C2-overflow-64-bit", RANGE, "token_split", f"{first}.amountUnits", str(2**63 - 1))
     t.set("C2-percent-text", SPLIT, "split", f"{first}.amountUnits", "20%")
-    t.set("C2-below-min-utxo", "output_below_minimum", "split", f"{first}.amountUnits", "1", "agent")
-    t.set("C2-17-splits", "outputs_too_many", "split", outputs, [_share(t.network, 0x60 + n) for n in range(17)])
+    t.set("C2-below-min-utxo", "invoice_invalid/below_min_ada", "split", f"{first}.amountUnits", "1", "agent")
+    t.set(
+        "C2-17-splits",
+        "invoice_invalid/too_many_outputs",
+        "split",
+        outputs,
+        [_share(t.network, 0x60 + n) for n in range(17)],
+    )
     t.set(
         "C2-16-splits-and-payTo",
-        "outputs_too_many",
+        "invoice_invalid/too_many_outputs",
         "split",
         outputs,
         [_share(t.network, 0x60 + n) for n in range(16)],
     )
-    t.set("C2-400-splits", "outputs_too_many", "split", outputs, [share] * 400)
+    t.set("C2-400-splits", "invoice_invalid/too_many_outputs", "split", outputs, [share] * 400)
     bare = {key: value for key, value in share.items() if key != "amountUnits"}
     for name in ("percent", "percentage", "bps", "share", "ratio"):
         t.set(f"C2-{name}", SPLIT, "split", first, {**bare, name: 20})
@@ -469,8 +479,8 @@ def _shares(t: _Table) -> None:
     t.set(
         "C3-lovelace-in-token", SPLIT, "token_split", first, {"address": share["address"], "lovelace": "2000000"}
     )
-    t.set("C3-ticker", "asset_not_understood", "split", f"{first}.asset", "USDM")
-    t.set("C3-no-asset", "asset_not_understood", "split", f"{first}.asset", "")
+    t.set("C3-ticker", "invoice_invalid/asset", "split", f"{first}.asset", "USDM")
+    t.set("C3-no-asset", "invoice_invalid/asset", "split", f"{first}.asset", "")
 
 
 def _share(network: Network, fill: int) -> dict[str, str]:
@@ -484,48 +494,54 @@ def _time(t: _Table) -> None:
     t.set("D3-too-short-to-sign", "invoice_expired", "plain", "detail.timeout", 119, "agent")
     for name, value in {"true": True, "text": "300", "float": 300.0, "list": [300]}.items():
         t.set(f"D3-{name}", NOT, "plain", "detail.timeout", value)
-    t.set("D3-null", "invoice_incomplete", "plain", "detail.timeout", None)
-    t.drop("D3-absent", "invoice_incomplete", "plain", "detail.timeout")
-    t.set("D3-milliseconds", "invoice_incomplete", "plain", "detail.timeout", 300_000)
-    t.set("D3-for-ever", "invoice_incomplete", "plain", "detail.timeout", 10**400)
+    t.set("D3-null", "invoice_invalid/missing_field", "plain", "detail.timeout", None)
+    t.drop("D3-absent", "invoice_invalid/missing_field", "plain", "detail.timeout")
+    t.set("D3-milliseconds", "invoice_invalid/missing_field", "plain", "detail.timeout", 300_000)
+    t.set("D3-for-ever", "invoice_invalid/missing_field", "plain", "detail.timeout", 10**400)
     for name, text, code in [
         ("past", "2020-01-01T00:00:00.000Z", "invoice_expired"),
-        ("year-9999", "9999-12-31T23:59:59.999Z", "invoice_incomplete"),
-        ("no-zone", "2026-11-24T13:38:18.993", "invoice_incomplete"),
-        ("offset", "2026-11-24T13:38:18.993+02:00", "invoice_incomplete"),
-        ("leap-second", "2026-12-31T23:59:60.000Z", "invoice_incomplete"),
-        ("no-such-day", "2026-02-30T00:00:00.000Z", "invoice_incomplete"),
-        ("date", "2026-11-24", "invoice_incomplete"),
-        ("word", "soon", "invoice_incomplete"),
-        ("year-0", "0000-01-01T00:00:00.000Z", "invoice_incomplete"),
-        ("other-digits", "\uff12026-11-24T13:38:18.993Z", "invoice_incomplete"),
+        ("year-9999", "9999-12-31T23:59:59.999Z", "invoice_invalid/missing_field"),
+        ("no-zone", "2026-11-24T13:38:18.993", "invoice_invalid/missing_field"),
+        ("offset", "2026-11-24T13:38:18.993+02:00", "invoice_invalid/missing_field"),
+        ("leap-second", "2026-12-31T23:59:60.000Z", "invoice_invalid/missing_field"),
+        ("no-such-day", "2026-02-30T00:00:00.000Z", "invoice_invalid/missing_field"),
+        ("date", "2026-11-24", "invoice_invalid/missing_field"),
+        ("word", "soon", "invoice_invalid/missing_field"),
+        ("year-0", "0000-01-01T00:00:00.000Z", "invoice_invalid/missing_field"),
+        ("other-digits", "\uff12026-11-24T13:38:18.993Z", "invoice_invalid/missing_field"),
     ]:
         t.set(f"D3-iso-{name}", code, "flux", "expiresAt", text)
-    t.set("D3-iso-number", "invoice_incomplete", "flux", "expiresAt", t.now_ms + 300_000)
-    t.drop("D3-iso-absent", "invoice_incomplete", "flux_bare", "expiresAt")
+    t.set("D3-iso-number", "invoice_invalid/missing_field", "flux", "expiresAt", t.now_ms + 300_000)
+    t.drop("D3-iso-absent", "invoice_invalid/missing_field", "flux_bare", "expiresAt")
     t.header("D3-header-zero", "invoice_expired", "flux", "X-Timeout", "0")
     t.header("D3-header-negative", "invoice_expired", "flux", "X-Timeout", "-5")
     t.header("D3-header-word", NOT, "flux", "X-Timeout", "1e3")
-    t.header("D3-header-for-ever", "invoice_incomplete", "flux", "X-Timeout", "999999999")
+    t.header("D3-header-for-ever", "invoice_invalid/missing_field", "flux", "X-Timeout", "999999999")
 
 
 def _flux(t: _Table) -> None:
     other = "cardano:mainnet" if t.network.name != "mainnet" else "cardano:preprod"
     for name, value, code in [
-        ("X-Invoice-Id", "6aec41a2-2b", "invoice_contradiction"),
-        ("X-Pay-To", address(t.network, 6, 0x53), "invoice_contradiction"),
-        ("X-Amount", "10000001", "invoice_contradiction"),
+        ("X-Invoice-Id", "6aec41a2-2b", "invoice_invalid/contradiction"),
+        ("X-Pay-To", address(t.network, 6, 0x53), "invoice_invalid/contradiction"),
+        ("X-Amount", "10000001", "invoice_invalid/contradiction"),
         ("X-Amount", "1e7", NOT),
-        ("X-Asset", TOKEN, "invoice_contradiction"),
-        ("X-Asset", "USDM", "asset_not_understood"),
-        ("X-Chain", other, "invoice_contradiction"),
-        ("X-Chain", "base", "chain_not_understood"),
-        ("PAYMENT-REQUIRED", "eyJ9", "mixed_dialects"),
-        ("X-402-Payment-Required", "materios", "mixed_dialects"),
-        ("X-Payment-Required", "e30=", "mixed_dialects"),
+        ("X-Asset", TOKEN, "invoice_invalid/contradiction"),
+        ("X-Asset", "USDM", "invoice_invalid/asset"),
+        ("X-Chain", other, "invoice_invalid/contradiction"),
+        ("X-Chain", "base", "invoice_invalid/chain"),
+        ("PAYMENT-REQUIRED", "eyJ9", "invoice_invalid/mixed_dialects"),
+        ("X-402-Payment-Required", "materios", "invoice_invalid/mixed_dialects"),
+        ("X-Payment-Required", "e30=", "invoice_invalid/mixed_dialects"),
     ]:
         t.header(f"D4-header-{name}-{value[:8]}", code, "flux", name, value)
-    t.header("D4-header-on-t-backend", "mixed_dialects", "plain", "X-Pay-To", address(t.network, 6, 0x53))
+    t.header(
+        "D4-header-on-t-backend",
+        "invoice_invalid/mixed_dialects",
+        "plain",
+        "X-Pay-To",
+        address(t.network, 6, 0x53),
+    )
     t.set("C1-flux-mode", SPLIT, "flux", "splitMode", "percentage")
     t.drop("C1-flux-no-mode", SPLIT, "flux", "splitMode")
     t.set("C1-flux-splits-false", SPLIT, "flux", "splits", False)
@@ -534,14 +550,14 @@ def _flux(t: _Table) -> None:
     t.set("C3-flux-currency", SPLIT, "flux", "splits.0.currency", TOKEN)
     t.set("A1-flux-amount", NOT, "flux_bare", "amount", "1_000")
     t.set("A4-flux-decimals", "decimals_mismatch", "flux", "decimals", 2)
-    t.set("A5-flux-currency", "asset_not_understood", "flux_bare", "currency", "USD")
-    t.set("B1-flux-chain", "chain_not_understood", "flux_bare", "chain", "base")
+    t.set("A5-flux-currency", "invoice_invalid/asset", "flux_bare", "currency", "USD")
+    t.set("B1-flux-chain", "invoice_invalid/chain", "flux_bare", "chain", "base")
     for key in ("invoiceId", "amount", "currency", "payTo", "chain"):
-        t.drop(f"E6-flux-without-{key}", "invoice_incomplete", "flux_bare", key)
-    t.set("E6-flux-amountUnits", "mixed_dialects", "flux", "amountUnits", "10000000")
-    t.set("E6-flux-extra", "mixed_dialects", "flux", "extra", {"outputs": []})
+        t.drop(f"E6-flux-without-{key}", "invoice_invalid/missing_field", "flux_bare", key)
+    t.set("E6-flux-amountUnits", "invoice_invalid/mixed_dialects", "flux", "amountUnits", "10000000")
+    t.set("E6-flux-extra", "invoice_invalid/mixed_dialects", "flux", "extra", {"outputs": []})
     t.set("E6-flux-fee", TERMS, "flux", "platformFee", "1000000")
-    t.set("E6-flux-accepts", "mixed_dialects", "flux", "accepts", [])
+    t.set("E6-flux-accepts", "invoice_invalid/mixed_dialects", "flux", "accepts", [])
     t.set("E5-flux-status", "not_an_invoice", "flux", "status", "submitted")
 
 
@@ -584,7 +600,7 @@ def _text(t: _Table) -> None:
 
 def _bodies(t: _Table) -> None:
     html = "<!doctype html><html><body><h1>402 Payment Required</h1></body></html>"
-    none, no, shape = "not_an_invoice", "wallet_address_required", "body_not_understood"
+    none, no, shape = "not_an_invoice", "wallet_address_required", "invoice_invalid/body"
     text_html, wanted = {"content-type": "text/html"}, "wallet_address_required_for_prepaid_batches"
     t.body("E5-html", shape, html, text_html)
     t.body("E5-html-as-json", STRICT, html)
@@ -631,12 +647,12 @@ def _bodies(t: _Table) -> None:
     t.set("E5-wallet-with-invoice", no, "plain", "detail.extra.partner", wanted)
     t.header("E5-json-as-html", shape, "plain", "Content-Type", "text/html")
     t.header("E5-json-as-text", shape, "plain", "Content-Type", "text/plain; charset=utf-8")
-    t.header("E5-materios-header", "mixed_dialects", "plain", "X-402-Payment-Required", "sr25519")
+    t.header("E5-materios-header", "invoice_invalid/mixed_dialects", "plain", "X-402-Payment-Required", "sr25519")
     _other_shapes(t)
 
 
 def _other_shapes(t: _Table) -> None:
-    shape = "body_not_understood"
+    shape = "invoice_invalid/body"
     x402 = {"scheme": "exact", "network": "cardano:preprod", "maxAmountRequired": "2000000", "payTo": t.pay_to}
     t.body("E5-materios", shape, {"amount_due": 5}, JSON | {"X-402-Payment-Required": "sr25519"})
     t.body("E5-x402-v1-sdk", shape, {"error": "Payment Required", "invoiceId": "a", "paymentRequired": True})
@@ -646,10 +662,10 @@ def _other_shapes(t: _Table) -> None:
     t.body("E5-anchor-api", shape, {"x402": {"version": "1", "accepts": [x402]}, "invoiceId": "inv_abc123"})
     wrapped = {"amount": "10", "recipient": "0xabc", "chain": "base"}
     t.body("E5-payment-wrapped", shape, {"status": 402, "detail": "Payment required", "payment": wrapped})
-    t.body("E5-detail-unwrapped", "mixed_dialects", t.bases["plain"].body["detail"])
-    t.body("E5-flux-in-detail", "mixed_dialects", {"detail": t.bases["flux"].body})
-    t.set("E5-x402-beside", "mixed_dialects", "plain", "accepts", [x402])
-    t.set("E5-payment-beside", "mixed_dialects", "plain", "payment", wrapped)
+    t.body("E5-detail-unwrapped", "invoice_invalid/mixed_dialects", t.bases["plain"].body["detail"])
+    t.body("E5-flux-in-detail", "invoice_invalid/mixed_dialects", {"detail": t.bases["flux"].body})
+    t.set("E5-x402-beside", "invoice_invalid/mixed_dialects", "plain", "accepts", [x402])
+    t.set("E5-payment-beside", "invoice_invalid/mixed_dialects", "plain", "payment", wrapped)
 
 
 _TERMS_BY_NAME = (
@@ -663,11 +679,11 @@ _TERMS_BY_NAME = (
 
 def _fields(t: _Table) -> None:
     for key, code in [
-        ("amount", "mixed_dialects"),
-        ("currency", "mixed_dialects"),
-        ("splits", "mixed_dialects"),
-        ("splitMode", "mixed_dialects"),
-        ("expiresAt", "mixed_dialects"),
+        ("amount", "invoice_invalid/mixed_dialects"),
+        ("currency", "invoice_invalid/mixed_dialects"),
+        ("splits", "invoice_invalid/mixed_dialects"),
+        ("splitMode", "invoice_invalid/mixed_dialects"),
+        ("expiresAt", "invoice_invalid/mixed_dialects"),
         ("outputs", TERMS),
         ("split", TERMS),
         ("fee", TERMS),
@@ -687,12 +703,12 @@ def _fields(t: _Table) -> None:
     for key in _TERMS_BY_NAME:
         t.set(f"E6-named-{key}", TERMS, "plain", f"detail.{key}", "see our terms")
     t.set("E6-note-with-address", TERMS, "plain", "detail.greeting", "ADDR_TEST1QZ")
-    t.set("E6-beside-splits", "mixed_dialects", "plain", "splits", [])
+    t.set("E6-beside-splits", "invoice_invalid/mixed_dialects", "plain", "splits", [])
     t.set("E6-beside-fee", TERMS, "plain", "fee", "1")
-    t.set("E6-babel", "body_not_understood", "plain", "detail.extra.babel", True)
-    t.set("E6-babel-text", "body_not_understood", "plain", "detail.extra.babel", "false")
-    t.set("E6-version", "body_not_understood", "plain", "detail.version", "0.2")
-    t.set("E6-version-number", "body_not_understood", "plain", "detail.version", 0.1)
+    t.set("E6-babel", "invoice_invalid/body", "plain", "detail.extra.babel", True)
+    t.set("E6-babel-text", "invoice_invalid/body", "plain", "detail.extra.babel", "false")
+    t.set("E6-version", "invoice_invalid/body", "plain", "detail.version", "0.2")
+    t.set("E6-version-number", "invoice_invalid/body", "plain", "detail.version", 0.1)
     t.set("E6-batch-zero", RANGE, "plain", "detail.extra.batchTarget", 0)
     t.set("E6-batch-float", NOT, "plain", "detail.extra.batchTarget", 99.5)
     t.set("E6-batch-true", NOT, "plain", "detail.extra.batchTarget", True)
@@ -713,10 +729,10 @@ def _ids(t: _Table) -> None:
         "list": ["inv-1"],
         "quote": 'inv"1',
     }.items():
-        t.set(f"E7-{name}", "invoice_id_invalid", "plain", "detail.invoiceId", value)
-    t.set("E7-crlf", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\r\nX-Payment: 00")
-    t.set("E7-tab", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\t1")
-    t.drop("E7-absent", "invoice_incomplete", "plain", "detail.invoiceId")
+        t.set(f"E7-{name}", "invoice_invalid/id", "plain", "detail.invoiceId", value)
+    t.set("E7-crlf", "invoice_invalid/id", "plain", "detail.invoiceId", "inv\r\nX-Payment: 00")
+    t.set("E7-tab", "invoice_invalid/id", "plain", "detail.invoiceId", "inv\t1")
+    t.drop("E7-absent", "invoice_invalid/missing_field", "plain", "detail.invoiceId")
     platform = address(t.network, 6, 0x51)
     share = [{"address": platform, "amountUnits": "2000000"}]
     for name, value in {

@@ -13,12 +13,12 @@ from payagent.core.network import Network
 
 HEADER = "PAYMENT-REQUIRED"
 NOT, RANGE, TERMS, STRICT = (
-    "amount_not_understood",
-    "amount_out_of_range",
+    "invoice_invalid/amount",
+    "invoice_invalid/amount_range",
     "terms_not_understood",
-    "json_not_understood",
+    "invoice_invalid/json",
 )
-SHAPE, METHOD, ASSET = "body_not_understood", "transfer_method_refused", "asset_not_understood"
+SHAPE, METHOD, ASSET = "invoice_invalid/body", "invoice_unsupported/transfer_method", "invoice_invalid/asset"
 
 
 def pack(terms: object) -> str:
@@ -115,7 +115,7 @@ def _headers(terms: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]
     ]:
         yield f"X1-{name}", code, JSON | {HEADER: value}
     two = {HEADER: good, HEADER.lower(): pack(terms | {"error": "other"})}
-    yield "X1-two-headers", "invoice_contradiction", JSON | two
+    yield "X1-two-headers", "invoice_invalid/contradiction", JSON | two
 
 
 def _wholes(terms: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -136,10 +136,14 @@ def _wholes(terms: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "X2-resource-text", SHAPE, {"resource": "https://api.example.com/chat"}
     yield "X2-resource-url-number", "resource_mismatch", {"resource": {"url": 7}}
     yield "X2-extensions-list", SHAPE, {"extensions": ["payment-identifier"]}
-    yield "X2-extension-required", "extension_required", {"extensions": {"x": {"info": {"required": True}}}}
+    yield (
+        "X2-extension-required",
+        "invoice_unsupported/extension",
+        {"extensions": {"x": {"info": {"required": True}}}},
+    )
     commitment = {"cardano-request-commitment": {"info": {"required": True, "profile": "http:1"}}}
-    yield "X2-commitment-required", "extension_required", {"extensions": commitment}
-    yield "X2-echo-long", "invoice_too_big", {"extensions": {"x": {"info": "x" * 9_000}}}
+    yield "X2-commitment-required", "invoice_unsupported/extension", {"extensions": commitment}
+    yield "X2-echo-long", "invoice_invalid/too_big", {"extensions": {"x": {"info": "x" * 9_000}}}
     yield "X2-splits", TERMS, {"splits": []}
     yield "X2-fee", TERMS, {"platformFee": "1"}
     yield "X2-pay-to", TERMS, {"payTo": entry["payTo"]}
@@ -151,13 +155,13 @@ def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple
         return id, code, good | change
 
     for key in ("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds"):
-        yield f"X3-no-{key}", "invoice_incomplete", {name: good[name] for name in good if name != key}
+        yield f"X3-no-{key}", "invoice_invalid/missing_field", {name: good[name] for name in good if name != key}
     for scheme in ("upto", "Exact", "exact\r\n", ["exact"], 1):
-        yield one(f"X3-scheme-{scheme!a}", "scheme_not_supported", scheme=scheme)
+        yield one(f"X3-scheme-{scheme!a}", "invoice_unsupported/scheme", scheme=scheme)
     other = "cardano:mainnet" if network.name != "mainnet" else "cip34:0-1"
-    yield one("X3-network-other", "chain_wrong", network=other)
+    yield one("X3-network-other", "network_mismatch", network=other)
     for named in ("eip155:8453", "cardano", network.wire, good["network"].upper(), good["network"] + "\n", 1):
-        yield one(f"X3-network-{named!a}", "chain_not_understood", network=named)
+        yield one(f"X3-network-{named!a}", "invoice_invalid/chain", network=named)
     for amount in ("-1", "01", "1e7", "10.0", "1_0", " 1", "\u0661\u0662", "\uff11", "10000000\r\nX-A: b", ""):
         yield one(f"X3-amount-{amount!a}", NOT, amount=amount)
     for value in (10_000_000, 10_000_000.0, True, ["1"]):
@@ -168,13 +172,17 @@ def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple
         yield one(f"X3-asset-{str(asset)[-8:]}", ASSET, asset=asset)
     yield one("X3-asset-odd-name", ASSET, asset="aa" * 28 + ".474")
     yield one("X3-asset-unknown", "asset_not_allowed", asset=OTHER_POLICY[:56] + "." + OTHER_POLICY[56:])
-    yield one("X3-own", "address_own", payTo=own)
-    yield one("X3-script", "address_script", payTo=address(network, 7, 0x52))
-    yield one("X3-byron", "address_byron", payTo=BYRON[0])
-    yield one("X3-evm", "address_mixed_case", payTo="0x209693Bc6afc0C5328bA36FaF03C514EF312287C")
-    yield one("X3-upper-case", "address_mixed_case", payTo=good["payTo"].upper())
-    yield one("X3-crlf", "address_not_text", payTo=good["payTo"] + "\r\nX-A: b")
-    for seconds, code in ((0, "invoice_expired"), (-600, "invoice_expired"), (600_000, "invoice_incomplete")):
+    yield one("X3-own", "address_invalid/own", payTo=own)
+    yield one("X3-script", "address_invalid/script", payTo=address(network, 7, 0x52))
+    yield one("X3-byron", "address_invalid/byron", payTo=BYRON[0])
+    yield one("X3-evm", "address_invalid/mixed_case", payTo="0x209693Bc6afc0C5328bA36FaF03C514EF312287C")
+    yield one("X3-upper-case", "address_invalid/mixed_case", payTo=good["payTo"].upper())
+    yield one("X3-crlf", "address_invalid/not_text", payTo=good["payTo"] + "\r\nX-A: b")
+    for seconds, code in (
+        (0, "invoice_expired"),
+        (-600, "invoice_expired"),
+        (600_000, "invoice_invalid/missing_field"),
+    ):
         yield one(f"X3-timeout-{seconds}", code, maxTimeoutSeconds=seconds)
     for timeout in ("600", 600.0, True):
         yield one(f"X3-timeout-{timeout!a}", NOT, maxTimeoutSeconds=timeout)
@@ -241,8 +249,12 @@ def _version_1(terms: dict[str, Any]) -> Iterator[Hostile]:
     yield row("policy-alone", ASSET, terms | {"accepts": [entry | {"asset": "aa" * 28}]})
     yield row("escrow", METHOD, terms | {"accepts": [entry | {"network": "cardano-masumi"}]})
     yield row("amount-number", NOT, terms | {"accepts": [entry | {"maxAmountRequired": 10_000_000}]})
-    yield row("t-backend-beside", "mixed_dialects", terms | {"detail": {"invoiceId": "i", "amountUnits": "1"}})
-    yield row("page-twice", "invoice_contradiction", f"{mark}{text};{mark}{text};", html)
+    yield row(
+        "t-backend-beside",
+        "invoice_invalid/mixed_dialects",
+        terms | {"detail": {"invoiceId": "i", "amountUnits": "1"}},
+    )
+    yield row("page-twice", "invoice_invalid/contradiction", f"{mark}{text};{mark}{text};", html)
     yield row("page-code", STRICT, f"{mark}load();</script>", html)
     yield row("page-cut", STRICT, mark + text[:-2], html)
     yield row("page-key-twice", STRICT, mark + text.replace('"error":', '"error": "", "error":'), html)

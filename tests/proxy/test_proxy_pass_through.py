@@ -792,9 +792,9 @@ async def test_an_app_reaches_the_merchants_that_it_is_bound_to_alone(at: Place)
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [
-        (["Origin: http://evil.example"], 403, b'"browser_refused"'),
-        (["Sec-Fetch-Site: cross-site"], 403, b'"browser_refused"'),
-        (["Upgrade: websocket", "Connection: Upgrade"], 501, b'"upgrade_not_supported"'),
+        (["Origin: http://evil.example"], 403, b'"web_page"'),
+        (["Sec-Fetch-Site: cross-site"], 403, b'"web_page"'),
+        (["Upgrade: websocket", "Connection: Upgrade"], 501, b'"websocket_not_supported"'),
         (["X-Payagent-Max-Costs: 5"], 400, b'"bad_request"'),
         (["X-Payagent-Max-Cost: 5 ADA"], 400, b'"bad_request"'),
         (["X-Payagent-Max-Cost: 5", "X-Payagent-Max-Cost: 6"], 400, b'"bad_request"'),

@@ -298,7 +298,7 @@ async def test_a_call_that_waits_when_payagent_stops_is_told_so(
             await life.aclose()
             got = await wire.answer()
     told = problem(got)
-    assert (got.status, told["code"], told["retryable"]) == (504, "daemon_silent", True)
+    assert (got.status, told["code"], told["retryable"]) == (504, "daemon_timeout", True)
     assert "ASGI" not in caplog.text
 
 
@@ -348,12 +348,12 @@ async def test_a_call_that_costs_nothing_is_not_paid(shop: Place) -> None:
     [
         (as_402("Payment required"), 422, "not_an_invoice"),
         (as_402({"status": "pending"}), 422, "not_an_invoice"),
-        (as_402(None, body=b"<html>pay me</html>"), 422, "json_not_understood"),
-        (as_402(None, "Content-Encoding: gzip", body=b"not gzip"), 422, "body_not_understood"),
-        (as_402(None, "Content-Encoding: br", body=b"\x0b\x02\x80"), 422, "body_not_understood"),
+        (as_402(None, body=b"<html>pay me</html>"), 422, "invoice_invalid"),
+        (as_402(None, "Content-Encoding: gzip", body=b"not gzip"), 422, "invoice_invalid"),
+        (as_402(None, "Content-Encoding: br", body=b"\x0b\x02\x80"), 422, "invoice_invalid"),
         (as_402(None, body=b"[" * 600_000), 413, "body_too_big"),
         (as_402(None, "Content-Encoding: gzip", body=gzip.compress(b" " * 100_000_000)), 413, "body_too_big"),
-        (b"HTTP/1.1 402 Pay\r\nContent-Length: 0\r\n\r\n", 422, "body_not_understood"),
+        (b"HTTP/1.1 402 Pay\r\nContent-Length: 0\r\n\r\n", 422, "invoice_invalid"),
     ],
 )
 async def test_a_402_that_is_no_invoice_is_a_problem(shop: Place, answer: bytes, status: int, code: str) -> None:

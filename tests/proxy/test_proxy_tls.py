@@ -50,7 +50,7 @@ async def test_one_that_is_trusted_for_another_name_is_refused(
             pass
     with pytest.raises(Refused) as caught:
         await client.call(f"{origin}/", "GET", body=b"", headers={}, timeout_s=5)
-    assert caught.value.code == "merchant_unreachable"
+    assert caught.value.name == "merchant_unreachable"
     await client.aclose()
     assert peer.calls == []
 

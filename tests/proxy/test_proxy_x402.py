@@ -172,10 +172,10 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     refused, told = shop.payments[0], json.loads(got.body or b"")
-    assert (got.status, told["code"], told["payment"]) == (409, "merchant_refused", refused.id)
+    assert (got.status, told["code"], told["payment"]) == (409, "payment_void", refused.id)
     assert told["merchant_answer"]["status"] == 402
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
-    assert (got.status, json.loads(got.body or b"")["code"]) == (409, "merchant_refused")
+    assert (got.status, json.loads(got.body or b"")["code"]) == (409, "payment_void")
 
     looks = 0
 

@@ -47,8 +47,8 @@ def test_a_body_that_the_policy_forbids_is_refused_with_why(name: str) -> None:
         admit(body.raw, paid)
     assert why in caught.value.detail
     is_amount = why.endswith("with its fee") or "how much" in why
-    assert (caught.value.code in ABOVE) == is_amount
-    assert is_amount or caught.value.code == "signer_refused"
+    assert (caught.value.name in ABOVE) == is_amount
+    assert is_amount or caught.value.name == "signer_refused"
 
 
 def test_what_is_at_the_caps_is_allowed() -> None:

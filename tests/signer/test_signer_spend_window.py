@@ -28,7 +28,7 @@ def refused(
 ) -> dict[str, object]:
     with pytest.raises(Refused) as caught:
         sums.require(inputs, leaving, now_s)
-    assert caught.value.code == "limit_exceeded"
+    assert caught.value.name == "limit_exceeded"
     return dict(caught.value.context)
 
 
@@ -114,6 +114,6 @@ def test_the_number_of_remembered_transactions_is_limited(monkeypatch: pytest.Mo
     sign(sums, of(B), lovelace=1)
     with pytest.raises(Refused, match="2 transactions were signed in 24 hours") as caught:
         sums.require(of(C), {ADA: 1}, 0)
-    assert caught.value.code == "signer_refused"
+    assert caught.value.name == "signer_refused"
     sign(sums, of(A), lovelace=2)
     sign(sums, of(C), DAY_S, lovelace=1)

@@ -100,7 +100,7 @@ def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
     text = schema.TABLES
     live = "WHERE state NOT IN ('rejected', 'denied')"
-    freed = "AND code IS NOT 'anchor_gone'"
+    freed = "AND code IS NOT 'deposit_rolled_back'"
     for rule in (
         "CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)",
         "FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),",

@@ -173,7 +173,7 @@ def with_topups(unit: Unit, count: int) -> int:
             now_ms=1,
             clock_ms=1,
         )
-        topups.end(unit, name, None, None, number + 1, number + 1)
+        topups.end(unit, name, dict.fromkeys(("code", "reason", "detail")), number + 1, number + 1)
     return pool.id
 
 

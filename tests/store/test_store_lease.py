@@ -17,5 +17,5 @@ def test_a_lock_that_the_disk_does_not_give_is_no_bug(tmp_path: Path, monkeypatc
     monkeypatch.setattr("payagent.store.db.lease.os.open", refuse)
     with pytest.raises(Refused) as told, lease(tmp_path, ()):
         pass
-    assert told.value.code == "store_failed"
+    assert told.value.name == "store_failed"
     assert told.value.detail == f"{tmp_path / 'lock'} cannot be opened: Read-only file system"

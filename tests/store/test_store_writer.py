@@ -169,7 +169,7 @@ def taking(memory: list[str], name: str) -> Job:
 def refused(future: "Future[object]") -> str:
     with pytest.raises(Refused) as raised:
         future.result(10)
-    assert raised.value.code == "store_failed"
+    assert raised.value.name == "store_failed"
     return raised.value.detail
 
 
@@ -423,11 +423,11 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete") as caught:
         Writer(path)
-    assert (caught.value.code, caught.value.problem.retryable) == ("ledger_changed", False)
+    assert (caught.value.name, caught.value.problem.retryable) == ("ledger_tampered", False)
 
 
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
-@pytest.mark.parametrize(("version", "code"), [(VERSION + 1, "ledger_newer"), (0, "ledger_changed")])
+@pytest.mark.parametrize(("version", "code"), [(VERSION + 1, "ledger_newer"), (0, "ledger_tampered")])
 def test_a_ledger_of_an_unknown_version_is_not_opened(
     path: Path, opens: Callable[[Path], object], version: int, code: str
 ) -> None:
@@ -438,7 +438,7 @@ def test_a_ledger_of_an_unknown_version_is_not_opened(
         conn.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(Refused, match=f"has version {version}") as caught:
         opens(path)
-    assert caught.value.code == code
+    assert caught.value.name == code
     assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
     assert not caught.value.problem.retryable
 

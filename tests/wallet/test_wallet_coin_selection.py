@@ -97,12 +97,12 @@ def test_a_token_output_carries_its_minimum_and_counts_it_as_spend() -> None:
 def test_an_ada_output_below_the_minimum_is_refused(short: int) -> None:
     chosen([utxo(50 * ADA)], pay(LEAST))
     error = refusal([utxo(50 * ADA)], pay(LEAST - short))
-    assert (error.code, error.context) == ("output_below_minimum", {"minimum": str(LEAST)})
+    assert (error.name, error.context) == ("invoice_invalid/below_min_ada", {"minimum": str(LEAST)})
 
 
 @pytest.mark.parametrize("units", [0, -1, 2**63])
 def test_an_amount_that_cannot_be_is_refused(units: int) -> None:
-    assert refusal([utxo(50 * ADA)], pay(units)).code == "amount_out_of_range"
+    assert refusal([utxo(50 * ADA)], pay(units)).name == "invoice_invalid/amount_range"
 
 
 def test_the_smallest_utxo_that_pays_alone_is_spent_and_is_the_nonce_utxo() -> None:
@@ -185,7 +185,7 @@ def test_utxos_that_are_named_pay_where_they_suffice_to_the_unit() -> None:
     ):
         with pytest.raises(Refused) as caught:
             build([spent], spent, outputs, **FRAME)
-        assert (caught.value.code, caught.value.context) == ("not_enough_funds", missing)
+        assert (caught.value.name, caught.value.context) == ("not_enough_funds", missing)
 
 
 @pytest.mark.parametrize("count", [22, 23, 24])
@@ -201,7 +201,7 @@ def test_tokens_are_kept_where_the_lovelace_would_leave_nothing_over() -> None:
     for attempt in (chosen, lambda utxos, asked: build(utxos, utxos[0], asked, **FRAME)):
         with pytest.raises(Refused) as caught:
             attempt([laden], pay(3 * ADA))
-        assert caught.value.code == "not_enough_funds"
+        assert caught.value.name == "not_enough_funds"
     plan = build([laden, spare], laden, pay(3 * ADA), **FRAME)
     assert plan == chosen([laden], pay(3 * ADA), nonce_utxo=spare)._replace(nonce_utxo=laden)
     assert [o.assets for o in plan.change] == [((ASSETS[1], 5),)]
@@ -210,7 +210,7 @@ def test_tokens_are_kept_where_the_lovelace_would_leave_nothing_over() -> None:
 @pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST, LEAST + 44 * 65 - 1])
 def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
     error = refusal([utxo(3 * ADA + ONE_IN_ONE_OUT + left)], pay(3 * ADA))
-    assert error.code == "not_enough_funds"
+    assert error.name == "not_enough_funds"
     output_fee = 44 * 65
     assert error.context == {"asset": "lovelace", "shortfall": str(LEAST + output_fee - left)}
     spare = utxo(1_500_000, 9)
@@ -236,7 +236,7 @@ def test_a_balance_that_is_exact_without_one_utxo_is_found(left_out: int, index:
 def test_the_nonce_utxo_is_not_the_utxo_that_is_left_out() -> None:
     wallet = [utxo(lovelace, n) for n, lovelace in enumerate((5_000_000, 972_000, 970_000, 970_001))]
     without_nonce_utxo = sum(c.lovelace for c in wallet[:3]) - ONE_IN_ONE_OUT - 44 * 72
-    assert refusal(wallet, pay(without_nonce_utxo), nonce_utxo=wallet[3]).code == "not_enough_funds"
+    assert refusal(wallet, pay(without_nonce_utxo), nonce_utxo=wallet[3]).name == "not_enough_funds"
     assert wallet[3] not in chosen(wallet, pay(without_nonce_utxo)).inputs
 
 
@@ -350,13 +350,13 @@ def test_utxos_laden_with_other_assets_are_left_out_when_they_would_not_fit() ->
 
 def test_room_for_the_outputs_but_not_for_the_change_wants_consolidation() -> None:
     wallet = [utxo(1 * ADA, n) for n in range(449)]
-    assert refusal(wallet, pay(449 * ADA - 876_000 - 1 * ADA)).code == "needs_consolidation"
+    assert refusal(wallet, pay(449 * ADA - 876_000 - 1 * ADA)).name == "utxos_too_small/inputs"
     assert len(chosen(wallet, pay(447 * ADA - 876_000 - 1 * ADA)).inputs) == 447
 
 
 def test_enough_money_in_too_many_utxos_wants_consolidation() -> None:
     wallet = [utxo(LEAST + n, n) for n in range(900)]
-    assert refusal(wallet, pay(600 * ADA)).code == "needs_consolidation"
+    assert refusal(wallet, pay(600 * ADA)).name == "utxos_too_small/inputs"
     swept = send_all(UtxoIndex(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     spent = {c.ref for c in swept.inputs}
     after = [c for c in wallet if c.ref not in spent] + [Utxo(swept.tx_id, 0, swept.outputs[0].lovelace)]
@@ -366,7 +366,7 @@ def test_enough_money_in_too_many_utxos_wants_consolidation() -> None:
 
 def test_a_token_in_too_many_utxos_wants_consolidation() -> None:
     wallet = [utxo(1_200_000, n, a1=10) for n in range(900)]
-    assert refusal(wallet, pay(8000, name=ASSETS[1])).code == "needs_consolidation"
+    assert refusal(wallet, pay(8000, name=ASSETS[1])).name == "utxos_too_small/inputs"
 
 
 @pytest.mark.parametrize(
@@ -380,17 +380,17 @@ def test_a_token_in_too_many_utxos_wants_consolidation() -> None:
 )
 def test_what_is_missing_is_told(outputs: list[Output], asset: str, shortfall: int) -> None:
     error = refusal([utxo(5 * ADA, 1), utxo(5 * ADA, 2, a1=100)], outputs)
-    assert error.code == "not_enough_funds"
+    assert error.name == "not_enough_funds"
     assert error.context == {"asset": asset, "shortfall": str(shortfall)}
 
 
 def test_an_empty_wallet_has_not_enough() -> None:
-    assert refusal([], pay(5 * ADA)).code == "not_enough_funds"
+    assert refusal([], pay(5 * ADA)).name == "not_enough_funds"
 
 
 def test_outputs_that_fit_no_transaction_are_refused_as_such() -> None:
     outputs = [Output("pay_to", payee(n), "lovelace", ADA) for n in range(300)]
-    assert refusal([utxo(5000 * ADA)], outputs).code == "transaction_too_big"
+    assert refusal([utxo(5000 * ADA)], outputs).name == "utxos_too_small/transaction_size"
 
 
 def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_is_refused() -> None:
@@ -403,17 +403,17 @@ def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_
 
     plan = chosen(exact(outputs(3)), outputs(3))
     assert (plan.size, plan.change) == (16_384, ())
-    assert refusal(exact(outputs(4)), outputs(4)).code == "transaction_too_big"
+    assert refusal(exact(outputs(4)), outputs(4)).name == "utxos_too_small/transaction_size"
     asked = outputs(3)[:-1]  # of which one less leaves room for the change
     plan = chosen([utxo(sum(o.units for o in asked) + 3 * ADA)], asked)
     assert (plan.size, len(plan.change)) == (16_384, 1)
 
 
 def test_the_absolute_cap_on_the_fee_holds() -> None:
-    assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).code == "fee_too_high"
+    assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).name == "fee_too_high"
     fee_lovelace = ONE_IN_ONE_OUT + 44 * 65
     assert chosen([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace).fee_lovelace == fee_lovelace
-    assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace - 1).code == "fee_too_high"
+    assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace - 1).name == "fee_too_high"
 
 
 def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_one_more() -> None:
@@ -427,7 +427,7 @@ def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_
     assert sized(spare).size == 16_384
     with pytest.raises(Refused) as caught:
         sized(spare + 1)
-    assert caught.value.code == "transaction_too_big"
+    assert caught.value.name == "utxos_too_small/transaction_size"
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_a_fan_out_may_be_as_large_as_one_transaction_holds_with_its_change() ->
     plan = chosen([utxo(500 * ADA)], list(split_outputs(OWN, SPLIT_COUNT_MAX, ADA)))
     assert len(plan.change) == SPLIT_COUNT_MAX + 1
     more = list(split_outputs(OWN, SPLIT_COUNT_MAX + 1, ADA))
-    assert refusal([utxo(500 * ADA)], more).code == "needs_consolidation"  # only without change would it fit
+    assert refusal([utxo(500 * ADA)], more).name == "utxos_too_small/inputs"  # only without change would it fit
 
 
 def test_a_fan_out_makes_equal_utxos_and_spends_the_fee_alone() -> None:
@@ -536,13 +536,13 @@ def test_a_sweep_leaves_out_utxos_with_what_is_barred(large: int) -> None:
     assert plan.spend == {"lovelace": 11 * ADA, ASSETS[2]: 7}
     with pytest.raises(Refused) as caught:
         send_all(UtxoIndex(wallet[:1]), payee(3), **frame)
-    assert caught.value.code == "not_enough_funds"
+    assert caught.value.name == "not_enough_funds"
 
 
 def test_a_sweep_of_too_little_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         send_all(UtxoIndex([utxo(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
-    assert caught.value.code == "not_enough_funds"
+    assert caught.value.name == "not_enough_funds"
     with pytest.raises(Refused):
         send_all(UtxoIndex(), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
 
@@ -563,7 +563,7 @@ def test_every_payment_that_the_largest_utxos_can_make_is_made(seed: int) -> Non
             assert not reference.largest_first_fits(wallet, asked, OWN.raw, TTL_SLOT)
             whole = reference.fits(wallet, asked, OWN.raw, TTL_SLOT, size_max=10**9)
             # Where one transaction without bounds would pay, the money is there, and that is what must be said.
-            assert code == "needs_consolidation" if whole else len(wallet) > 300 or code == "not_enough_funds"
+            assert code == "utxos_too_small/inputs" if whole else len(wallet) > 300 or code == "not_enough_funds"
         else:
             built += 1
             assert 0 <= plan.fee_lovelace - fee_of(plan) <= 176
@@ -576,4 +576,4 @@ def attempted(wallet: list[Utxo], asked: list[Output]) -> tuple[TxPlan | None, s
     try:
         return chosen(wallet, asked), ""
     except Refused as error:
-        return None, error.code
+        return None, error.name

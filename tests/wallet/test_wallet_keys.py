@@ -60,7 +60,7 @@ def test_signatures_verify_and_are_deterministic() -> None:
 def test_words_that_are_none_are_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(Refused) as caught:
         seed_from_words(text)
-    assert caught.value.code == "mnemonic_invalid"
+    assert caught.value.name == "mnemonic_invalid"
     assert "abandon" not in str(caught.value)
     assert caught.value.__cause__ is None
 

@@ -88,7 +88,7 @@ def test_a_keystore_is_never_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(Refused) as caught:
         create(path, WORDS, "another", PREPROD, scrypt_n=CHEAP)
-    assert caught.value.code == "keystore_exists"
+    assert caught.value.name == "already_exists/keystore"
     assert path.read_bytes() == before
 
 
@@ -117,7 +117,7 @@ def test_an_empty_passphrase_makes_no_keystore(tmp_path: Path) -> None:
 def test_bad_words_make_no_keystore(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         create(tmp_path / "k", "abandon " * 24, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
-    assert caught.value.code == "mnemonic_invalid"
+    assert caught.value.name == "mnemonic_invalid"
     assert not (tmp_path / "k").exists()
 
 

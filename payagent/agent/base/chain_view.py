@@ -131,7 +131,7 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, if the wallet may sign now.
 
-        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`; `chain_not_ready`
+        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `external_spend`; `chain_not_ready`
         until the wallet's newest transactions were compared with the ledger.
         """
         slot = self.require_in_step(now_ms)
@@ -154,8 +154,8 @@ class ChainView:
         if self.restored_at_ms is not None and now_ms < (until_ms := self.restored_at_ms + QUIET_MS):
             raise Refused(
                 "restored_recently",
-                f"nothing is signed until {iso_time(until_ms)}: the ledger was put back from a backup at "
-                f"{iso_time(self.restored_at_ms)}, and what was signed after that backup may still land",
+                f"nothing is signed until {iso_time(until_ms)}: the ledger was restored from a backup at "
+                f"{iso_time(self.restored_at_ms)}, and transactions signed after that backup may still land",
             )
 
         if self.behind is not None:
@@ -164,9 +164,9 @@ class ChainView:
             *others, last = self.foreign
             beside = f" (and {len(others)} before it)" if others else ""
             raise Refused(
-                "foreign_spend",
-                f"nothing is signed until an operator thaws: transaction {last}{beside} spent coins of this "
-                "wallet, and the ledger does not know it",
+                "external_spend",
+                f"nothing is signed until the operator unfreezes the wallet: transaction {last}{beside} spent its "
+                "UTxOs, and the ledger does not know it",
             )
         if not self.is_compared:
             told = "the wallet's newest transactions were not compared with the ledger yet"
@@ -220,7 +220,7 @@ class ChainView:
         late too often lands after the invoice expired (exactly-once.md R3).
         """
         if self.slots is None or self.tip is None:
-            raise Refused("chain_not_ready", "the chain's genesis and its newest block were not read yet")
+            raise Refused("chain_not_ready", "the chain's genesis and newest block were not read yet")
         ttl = slot + TTL_CAP_S
         if expires_at_ms is not None:
             left_s = self.slots.slot_at(expires_at_ms) - slot
@@ -230,6 +230,6 @@ class ChainView:
             since = ", counted from the newest block" if from_block else ""
             raise Refused(
                 "invoice_expired",
-                f"{left_s} s are left of the invoice{since}, {min_window_s + EXPIRY_MARGIN_S} s are needed",
+                f"the invoice expires in {left_s} s{since}, {min_window_s + EXPIRY_MARGIN_S} s are needed",
             )
         return ttl

@@ -112,7 +112,7 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
 
 def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
     asked = approvals.of_payment(unit.conn, payment_id)
-    return asked is not None and any(reason.code == "price_drifted" for reason in asked.reasons)
+    return asked is not None and any(reason.code == "price_changed" for reason in asked.reasons)
 
 
 def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
@@ -198,11 +198,11 @@ def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
 
 
 def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
-    """Unpin an address. Refused: `not_found`; `last_address`, since the next payment would pin any address."""
+    """Unpin an address. Refused: `not_found`; `last_pinned_address`: the next payment would pin any address."""
     if rules.first_use and not rules.filed and merchants.pins(unit.conn, origin) == {unwanted}:
-        raise Refused("last_address", f"{origin} may be paid at {unwanted.address} and at no other address")
+        raise Refused("last_pinned_address", f"{unwanted.address} is the only address pinned for {origin}")
     if not merchants.drop_pin(unit, origin, unwanted):
-        raise Refused("not_found", f"{unwanted.address} is no {unwanted.role} address that was learnt or pinned")
+        raise Refused("not_found", f"{unwanted.address} is not a pinned {unwanted.role} address")
     told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
     records.note(unit, None, "address_unpinned", None, now_ms, told)
 

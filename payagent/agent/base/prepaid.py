@@ -43,7 +43,7 @@ class Buyer:
             if not _HEADER_TEXT.fullmatch(text):
                 raise Refused(
                     "bad_request",
-                    f"{name} is at most 255 characters of plain ASCII, and no space at an end",
+                    f"{name} must be at most 255 ASCII characters without spaces at the ends",
                     key=name,
                 )
 
@@ -88,28 +88,28 @@ def _size(row: PaymentRow) -> tuple[str, int]:
 def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoice, ...]:
     """The offers that fit the top-up; all of them without a top-up.
 
-    Refused: `merchant_sells_none`, `topup_other_asset`, `topup_too_small`.
+    Refused: `topup_stopped/nothing_sold`, `topup_stopped/wrong_asset`, `topup_stopped/too_small`.
     """
     if part is None:
         return offers
     if part.is_call or part.unit == CALLS:
         offers = tuple(offer for offer in offers if is_batch(offer.batch_target))
         if not offers:
-            raise Refused("merchant_sells_none", "its 402 is for one call, not for a batch of them")
+            raise Refused("topup_stopped/nothing_sold", "its 402 is for one call, not for a batch of calls")
     if part.is_auto and part.unit != CALLS and all(is_batch(offer.batch_target) for offer in offers):
         raise Refused(
-            "topup_other_asset",
-            "the merchant sells calls: write topup.auto_below and topup.auto_to in calls",
+            "topup_stopped/wrong_asset",
+            "the merchant sells calls: give topup.auto_below and topup.auto_to in calls, not in an asset",
         )
     fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
     if not fit:
-        raise Refused("topup_other_asset", f"the merchant asks for {offers[0].asset}, not for {part.unit}")
+        raise Refused("topup_stopped/wrong_asset", f"the merchant asks for {offers[0].asset}, not for {part.unit}")
     affordable = tuple(offer for offer in fit if part.unit == CALLS or offer.total_units <= part.units)
     if not affordable:
         raise Refused(
-            "topup_too_small",
-            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, ordered are"
-            f" {format_amount(part.unit, part.units)} in all",
+            "topup_stopped/too_small",
+            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, the order is for"
+            f" {format_amount(part.unit, part.units)} in total",
         )
     return affordable
 
@@ -128,11 +128,11 @@ def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Topup
 
 
 def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
-    """Refused: the code that stopped the top-up, or `app_ended` if its app has ended."""
-    if order.stop_code is not None:
-        raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
+    """Refused: the code that stopped the top-up, or `topup_stopped/app_revoked` if its app has ended."""
+    if order.stop_problem is not None:
+        raise Refused(order.stop_problem, order.stop_detail or "", topup=order.id)
     if apps.has_ended(conn, order.app_id, now_ms):
-        raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
+        raise Refused("topup_stopped/app_revoked", "its token was revoked, or has expired", topup=order.id)
 
 
 def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:

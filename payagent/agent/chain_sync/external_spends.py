@@ -62,7 +62,7 @@ log = structlog.get_logger("payagent.agent")
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """Let signing go on: an operator says that only payagent uses the wallet. Returns the freezing transactions.
 
-    `seen`: the transactions that the operator has reviewed, if given. Refused: `foreign_spend_unseen`, if another
+    `seen`: the transactions that the operator has reviewed, if given. Refused: `external_spend_new`, if another
     one has frozen the wallet too; it may have arrived meanwhile.
     """
     now_ms = context.ports.clock.now_ms()
@@ -72,9 +72,8 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
         if unseen:
             raise Refused(
-                "foreign_spend_unseen",
-                f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
-                "were looked at",
+                "external_spend_new",
+                f"still frozen: transaction {unseen[-1]} also spent the wallet's UTxOs, and was not reviewed",
             )
         if frozen_by:
             last = frozen_by[-1]
@@ -188,9 +187,9 @@ class ExternalSpends:
         """The event for a spend. A restored ledger has forgotten what it signed before, and that lands first."""
         chain = self._context.chain
         if chain.restored_at_ms is None or chain.slots is None:
-            return "foreign_spend"
+            return "external_spend"
         is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
-        return "forgotten_spend" if is_older else "foreign_spend"
+        return "forgotten_spend" if is_older else "external_spend"
 
     async def _recheck(self, source: QuorumView) -> None:
         """Check whether external spends lost their block; one may be in another block already.
@@ -279,7 +278,7 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
     Its other UTxOs stay reserved until no rollback can reach that block. A payment with nothing signed is rejected
     instead, and the reason is returned.
     """
-    why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
+    why = Refused("external_spend", f"transaction {row.tx_id} outside payagent spent its UTxOs")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why
@@ -293,8 +292,7 @@ def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow
         block_hash=row.block_hash,
         block_height=row.block_height,
         block_slot=row.block_slot,
-        code=why.code,
-        detail=why.detail,
+        **why.record,
     )
     not_bought(unit, steps.row_of(unit, payment_id))
     records.release_hold(unit, payment_id, now_ms)

@@ -44,7 +44,7 @@ class ProviderSelection:
             TIP_AGE_MAX_S,
         )
         # alerts from before the last stop: those of providers that recovered since must be cleared
-        self._told_out = sorted(alerts.raised(context.conn, "provider_out"))
+        self._told_out = sorted(alerts.raised(context.conn, "provider_excluded"))
         self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
         self._back_ms: dict[str, int] = {}
         self._unsteady = set(self._told_out)
@@ -84,7 +84,7 @@ class ProviderSelection:
 
         def job(unit: Unit) -> None:
             for subject, detail in out.items():
-                raise_alert(unit, "provider_out", subject, {"detail": detail}, now_ms)
+                raise_alert(unit, "provider_excluded", subject, {"detail": detail}, now_ms)
             for subject in self._told_out:
                 if subject not in subjects:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)

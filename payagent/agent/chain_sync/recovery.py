@@ -58,7 +58,7 @@ _OLDER = "the ledger is older than what was signed with this wallet, or was lost
 
 ALERT_SUBJECT = "foreign"
 
-Why = Literal["foreign_spend", "forgotten_spend"]
+Why = Literal["external_spend", "forgotten_spend"]
 """The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
 
 log = structlog.get_logger("payagent.agent")
@@ -221,12 +221,12 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
     }
     records.note(unit, None, event, None, now_ms, told)
-    if event == "foreign_spend":
+    if event == "external_spend":
         detail = (
             f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
             "program has the wallet's words, or the data folder was rolled back"
         )
-        raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+        raise_again(unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
     return event
 
 

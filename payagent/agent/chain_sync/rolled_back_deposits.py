@@ -79,7 +79,9 @@ class RolledBackDeposits:
     async def _tell(self) -> None:
         """Raise one alert for each payment that is stuck, and clear it when it no longer is."""
         if self._told is None:
-            self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._context.conn, "anchor_gone")]
+            self._told = [
+                one.removeprefix(SUBJECT) for one in alerts.raised(self._context.conn, "deposit_rolled_back")
+            ]
         if self._told == list(self.stuck):
             return
         told, now_ms = self._told, self._context.ports.clock.now_ms()
@@ -144,9 +146,9 @@ def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         "cancel can land, unless the deposit comes back. Its money stays held"
     )
     facts = {"detail": detail, "payment": row.id, "coin": row.nonce_utxo or ""}
-    if raise_alert(unit, "anchor_gone", f"{SUBJECT}{row.id}", facts, now_ms):
+    if raise_alert(unit, "deposit_rolled_back", f"{SUBJECT}{row.id}", facts, now_ms):
         state = steps.row_of(unit, row.id).state
-        records.note(unit, row.id, "anchor_gone", state, now_ms, {"coin": row.nonce_utxo})
+        records.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"coin": row.nonce_utxo})
 
 
 def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:

@@ -81,7 +81,7 @@ class Admission:
         """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
 
         A refused decision is recorded as a rejected payment. It is raised instead without `on_record`, for
-        `chain_not_ready` and `merchant_busy`, and for `funds_in_flight` if the caller `can_wait` for change.
+        `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
@@ -108,7 +108,7 @@ class Admission:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        left_out = {"chain_not_ready", "merchant_busy"} | ({"funds_in_flight"} if can_wait else set())
+        left_out = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
         return self._open_payment(
             unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
         )
@@ -129,9 +129,8 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, purchase: PaymentIntent) -> None:
-        """Refused if the chosen invoice has a payment: `invoice_paid_already`, or `invoice_paid_elsewhere` for
-        another purchase's. An invoice without an id of its own counts as paid if its intent has a payment.
-        """
+        """Refused if the chosen invoice has a payment: `invoice_already_paid`. An invoice without an id of its own
+        counts as paid if its intent has a payment."""
         invoice = purchase.invoice
         known = _known(conn, invoice)
         paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
@@ -142,7 +141,7 @@ class Admission:
         if row is not None:
             _require_for(conn, purchase, row.id)
             told = f"{row.id} pays for it, and is {row.state}"
-            raise Refused("invoice_paid_already", told, payment=row.id, state=str(row.state))
+            raise Refused("invoice_already_paid/same_intent", told, payment=row.id, state=str(row.state))
 
     def _open_payment(
         self,
@@ -266,11 +265,11 @@ class Admission:
         if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
         if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
-            return Refused("attempt_expired", "a provider said that the transaction can never be valid")
+            return Refused("payment_void/expired", "a provider said that the transaction can never be valid")
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)
         except Refused as refusal:
-            return Refused("attempt_expired", f"no block took the transaction in its time: {refusal.detail}")
+            return Refused("payment_void/expired", f"the transaction expired in no block: {refusal.detail}")
         return None
 
     def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
@@ -297,7 +296,7 @@ class Admission:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
             reasons = self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
         except Refused as refusal:
-            if refusal.code != "funds_in_flight":
+            if refusal.code != "funds_pending":
                 return _Chance.NONE
             is_let_through = self._is_let_through(unit.conn, offer, purchase, now_ms)
             return _Chance.SOON if is_let_through else _Chance.ASKS
@@ -358,7 +357,7 @@ def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, code=told.code, detail=told.detail)
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
     return AdmittedPayment(payment_id, True, refusal=told)
 
 
@@ -376,7 +375,7 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
 def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
     """Id of the prepaid pool that the payment raises; None if it raises none.
 
-    Refused: `batch_under_way` or `awaiting_approval` while another payment for the pool is open.
+    Refused: `batch_in_progress` or `awaiting_approval` while another payment for the pool is open.
     """
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
@@ -388,14 +387,14 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = payments.payment(unit.conn, other)
         if row is not None and row.state is State.AWAITING_APPROVAL:
-            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
+            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for approval")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
-        raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
+        raise Refused("batch_in_progress", "another request buys a batch for the same partner and wallet", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
     # a serving time in the future came from a clock that ran ahead and was set right since
     is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
     if purchase.heard_at_ms <= served_ms and not is_mended:
-        raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
+        raise Refused("batch_in_progress", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
     paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
     check_supply(invoice.asset, paid, "what was ever paid for this prepaid balance")
@@ -414,7 +413,7 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
 
 
 def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> None:
-    """Refused: `invoice_paid_elsewhere` if the payment is another purchase's. A late copy of the same request
+    """Refused: `invoice_already_paid` if the payment is another purchase's. A late copy of the same request
     finds its payment. A payment of another app is not named.
 
     The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
@@ -428,21 +427,21 @@ def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> 
         is_ours = intent.app_id == purchase.app_id
         whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
         detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
-        raise Refused("invoice_paid_elsewhere", detail, **ours)
+        raise Refused("invoice_already_paid/other_intent", detail, **ours)
 
 
 def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
     """The invoice as recorded before, if it was. Refused: `terms_changed`."""
     known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
     if known is not None and known.terms_hash != invoice.terms_hash:
-        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came earlier with other terms")
     return known
 
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:
     if intent.fingerprint != fingerprint:
         key = intent.idempotency_key.removeprefix("key:")
-        raise Refused("idempotency_key_reused", f"the key {key!r} named another request before")
+        raise Refused("idempotency_key_reused", f"the key {key!r} was used for another request")
 
 
 def _open_intent(

@@ -81,7 +81,7 @@ class ApprovalRules:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
 
         Refused, with nothing changed and the approval still open: `already_decided`, `terms_changed`, `paused`,
-        `above_approved`, the code that stopped its top-up, and every code that refuses a new payment.
+        `approved_amount_exceeded`, the code that stopped its top-up, and every code that refuses a new payment.
         """
         row, approval = self._awaiting(unit, payment_id, by)
         if payment_id in self.over(unit.conn, min_window_s, now_ms):
@@ -105,7 +105,10 @@ class ApprovalRules:
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
                 most = format_amount(asset, worst.get(asset, 0))
-                raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
+                raise Refused(
+                    "approved_amount_exceeded",
+                    f"{format_amount(asset, units)} are needed now, only {most} was approved",
+                )
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
         note_price(unit, purchase)
@@ -116,7 +119,7 @@ class ApprovalRules:
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """Deny the payment. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
-        why = Refused("approval_denied", "a person denied it")
+        why = Refused("approval_denied/person", "the operator denied it")
         end(unit, payment_id, by, why, now_ms)
 
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
@@ -136,7 +139,7 @@ class ApprovalRules:
     def require_not_denied(
         self, unit: Unit, purchase: PaymentIntent, intent: IntentRow | None, now_ms: int
     ) -> None:
-        """Refused: `approval_denied` if the same request was denied in the last `timeout_s`.
+        """Refused: `approval_denied/person` if the same request was denied in the last `timeout_s`.
 
         The request counts, whatever its key; without a request, the intent. A denial dated more than `timeout_s`
         in the future came from a wrong clock and does not count.
@@ -150,10 +153,12 @@ class ApprovalRules:
             fingerprint=None if purchase.request is None else purchase.fingerprint,
         )
         if denied is not None:
-            raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
+            raise Refused(
+                "approval_denied/person", f"the operator denied {denied}, which is the same call", payment=denied
+            )
 
     def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> DecidedPayment:
-        why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
+        why = Refused("approval_denied/timeout", "nobody decided in time", payment=payment_id)
         end(unit, payment_id, Approver("clock"), why, now_ms)
         return DecidedPayment(payment_id, None, why)
 
@@ -172,7 +177,7 @@ class ApprovalRules:
                 **decided,
             )
         if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
-            raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
+            raise Refused("terms_changed", f"{payment_id} has other terms than the ones that the decision was for")
         return row, approval
 
     def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
@@ -180,7 +185,7 @@ class ApprovalRules:
         merchant = self.holding.rulebook.merchants.get(row.invoice.origin or "")
         if merchant is None or row.invoice.id is None or row.invoice.dialect is None:
             raise Refused(
-                "merchant_not_allowed", f"{row.invoice.origin} may not be paid any more", origin=row.invoice.origin
+                "merchant_not_allowed", f"{row.invoice.origin} may no longer be paid", origin=row.invoice.origin
             )
         wanted = same_again(row, self.holding.planner.chain.network)
         invoice = Invoice(
@@ -227,7 +232,7 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
     """End the payment as denied, and release its hold."""
     records.release_hold(unit, payment_id, now_ms, stage="approval")
     told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, code=why.code, detail=why.detail)
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, **why.record)
     _clear_question(unit, payment_id, why.detail, now_ms)
 
 
@@ -236,7 +241,7 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
     row = payments.payment(unit.conn, payment_id)
     if row is not None:
         told = as_told(unit.conn, row.app_id, refusal)
-        why = {"code": told.code, "detail": told.detail}
+        why = told.record
         if told is not refusal:
             why["figures"] = refusal.detail
         records.note(
@@ -255,8 +260,8 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
         if reason.code not in known:
             raise Refused(
                 reason.code,
-                f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
-                "its time is over, the same call asks with this among the reasons",
+                f"{reason.detail}. The approval was not for that. When it has expired, "
+                "the same call asks for approval with this reason",
             )
 
 

@@ -48,13 +48,13 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     """C3: store the signed bytes, and the attempt's change as pending UTxOs.
 
     If the merchant submits, the bytes leave with the answer that follows this commit, so it is C4 too. Refused:
-    `illegal_transition` if the payment no longer waits for this plan; `paused` if an operator paused first.
+    `wrong_state` if the payment no longer waits for this plan; `paused` if an operator paused first.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, payment_id)
     move(row.state, Event.SIGN)
     if not _is_planned_for(unit, row, plan):
-        raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
+        raise Refused("wrong_state", "the payment now waits for another transaction")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
@@ -88,13 +88,13 @@ def record_cancel(
 ) -> None:
     """C3 of a cancel: store its bytes and make it the payment's current attempt.
 
-    `by`: the app that ordered it. Refused: `illegal_transition` if the current attempt has changed since the
+    `by`: the app that ordered it. Refused: `wrong_state` if the current attempt has changed since the
     decision; `paused`.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
     if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
-        raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
+        raise Refused("wrong_state", "the payment has a newer attempt than the one to cancel")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
         _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
@@ -105,8 +105,7 @@ def record_cancel(
         now_ms,
         None if by is None else {"by": by},
         tx_id=plan.tx_id,
-        code=why.code,
-        detail=why.detail,
+        **why.record,
     )
 
 
@@ -144,7 +143,7 @@ def reject_unsigned(
     """
     hold = payments.hold(unit.conn, payment_id)
     told = None if by is None else {"by": by}
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, told, code=refusal.code, detail=refusal.detail)
+    records.move_payment(unit, payment_id, Event.REJECT, now_ms, told, **refusal.record)
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
@@ -156,7 +155,7 @@ def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Re
     if row.state is State.RESERVED:
         reject_unsigned(unit, payment_id, utxos, refusal, now_ms)
     facts = {
-        "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
+        "detail": f"the signer refused a transaction ({refusal.name}): {refusal.detail}",
         "payment": payment_id,
     }
     raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
@@ -236,13 +235,18 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     """
     is_over = slot >= (row.attempt.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
-        return Refused(row.problem.code or "handed_over_expired", row.problem.detail or "")
+        return Refused(row.problem.name or "payment_void/not_broadcast", row.problem.detail or "")
     if row.state is not State.IN_FLIGHT or not row.invoice.merchant_submits:
         return None
     if row.refused and not row.attempt.seen_in_block and row.delivery is not Delivery.ACCEPTED:
-        return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
+        return Refused(
+            "payment_void/merchant_refused", "the merchant refused the transaction without submitting it"
+        )
     if is_over:
-        return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
+        return Refused(
+            "payment_void/not_broadcast",
+            "the merchant got the transaction and did not submit it before its time limit",
+        )
     return None
 
 
@@ -302,8 +306,9 @@ def record_void(
 
 _ORPHANED: dict[str, object] = {
     "tx_id": None,
-    "code": "parent_lost",
-    "detail": "the payment whose change it was to spend went by another transaction",
+    "code": "payment_void",
+    "reason": "parent_replaced",
+    "detail": "the payment whose change it spends was replaced by another transaction",
 }
 
 
@@ -326,8 +331,9 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         block_hash=block.block_hash,
         block_height=block.block_height,
         block_slot=block.slot,
-        code="anchor_gone",
-        detail="a rollback took the deposit that it spends, and what was signed for it can land no more",
+        code="deposit_rolled_back",
+        reason=None,
+        detail="a rollback took the deposit that it spends, and its transactions can no longer land",
     )
     prepaid.not_bought(unit, row)
     records.release_hold(unit, payment_id, now_ms)

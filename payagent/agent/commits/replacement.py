@@ -154,20 +154,22 @@ def _is_never(conn: Connection, utxo: UtxoRow) -> bool:
 
 
 def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
-    """Refused: `anchor_gone` if the nonce UTxO was rolled back. An attempt could not land, only delay the end."""
+    """Refused: `deposit_rolled_back`. An attempt could not land, only delay the end."""
     if queries.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
-            "anchor_gone", f"the deposit that {row.id} spends or descends from is on no chain", payment=row.id
+            "deposit_rolled_back",
+            f"the deposit that {row.id} spends or descends from was rolled back",
+            payment=row.id,
         )
 
 
 def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
-    """Reserve the plan's inputs that the payment lacks. Refused: `funds_in_flight` if one was taken meanwhile."""
+    """Reserve the plan's inputs that the payment lacks. Refused: `funds_pending` if one was taken meanwhile."""
     had = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, payment_id)}
     for utxo in plan.inputs:
         if utxo.ref not in had:
             if utxo.ref not in utxos:
-                raise Refused("funds_in_flight", f"coin {utxo.ref} was taken for something else meanwhile")
+                raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
             make_unavailable(unit, utxos, utxo.ref)
             records.reserve(unit, (utxo.ref,), payment_id)
 
@@ -183,8 +185,8 @@ class Replacement:
     def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> TxPlan:
         """Plan the next attempt, reserve its inputs and move the payment to `replacing`.
 
-        Refused, with nothing changed: `anchor_gone`; `invoice_expired`; `limit_exceeded` if it costs more than
-        the hold; as `select` if inputs are gone and the available UTxOs do not suffice.
+        Refused, with nothing changed: `deposit_rolled_back`; `invoice_expired`; `limit_exceeded` if it costs more
+        than the hold; as `select` if inputs are gone and the available UTxOs do not suffice.
         """
         require_nonce_utxo(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
@@ -226,7 +228,7 @@ class Replacement:
             if wanted.invoice == row.invoice.seq:
                 raise
         if wanted.kind == "sweep":
-            raise Refused("not_enough_funds", "a coin that it was to send is not there any more")
+            raise Refused("not_enough_funds", "a UTxO that it was to send is gone")
         return select(
             UtxoIndex([*self.utxos, *(utxo_of(utxo) for utxo in there)]),
             wanted.outputs,

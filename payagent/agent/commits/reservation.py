@@ -125,7 +125,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     """The nonce UTxO for a payment whose intent has cancelled payments; None without any.
 
     It descends from every cancel, so no two payments of the intent can land, even if a rollback removes a cancel
-    (exactly-once.md R8). Refused: `intent_settling` while no such UTxO is available.
+    (exactly-once.md R8). Refused: `cancel_too_recent` while no such UTxO is available.
     """
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
@@ -134,4 +134,4 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     for row in first:
         if all(row in other for other in others):
             return utxo_of(row)
-    raise Refused("intent_settling", f"the coins that the cancel {cancels[-1]} gave back are in use")
+    raise Refused("cancel_too_recent", f"the UTxOs that the cancel {cancels[-1]} returned are in use")

@@ -101,7 +101,7 @@ class PaymentRules:
         """Why the invoice needs an approval; empty if it needs none.
 
         Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
-        `merchant_busy`.
+        `merchant_in_flight_limit`.
         """
         return judge((*self.look(conn, purchase, invoice), *above(self.approval_required_above, spend)))
 
@@ -117,7 +117,7 @@ class PaymentRules:
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
         """Why an admitted payment may no longer be signed; None if it may.
 
-        Its app or its top-up has ended, or its merchant may not be paid any more.
+        Its app or its top-up has ended, or its merchant may no longer be paid.
         """
         try:
             require_may_have(conn, row, now_ms)
@@ -136,7 +136,7 @@ class PaymentRules:
     def require_merchant(self, origin: str | None) -> None:
         """Refused: `merchant_not_allowed` if the merchant was removed after its invoice was read."""
         if origin not in self.merchants:
-            raise Refused("merchant_not_allowed", f"{origin} may not be paid any more", origin=origin)
+            raise Refused("merchant_not_allowed", f"{origin} may no longer be paid", origin=origin)
 
     def rules(self, origin: str) -> MerchantRules:
         """The rules of a merchant; empty rules if it is not configured."""
@@ -150,7 +150,7 @@ def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
         require_may_buy(conn, order, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name
-        raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
+        raise Refused("forbidden", f"the app {name} that made the request is revoked or has expired")
 
 
 def _require_bound_on(purchase: PaymentIntent, asset: str, spend: Mapping[str, int]) -> None:

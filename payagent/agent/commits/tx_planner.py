@@ -87,10 +87,10 @@ class Planner:
                 return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
             return self._plan_with(unit, pay, slot, self.unconfirmed_ancestors, by_one=True, waits=waits)
         except Refused as refusal:
-            if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
+            if invoice.proof == "tx_hash" or refusal.code != "utxos_too_small":
                 raise
             raise Refused(
-                "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
+                "utxos_too_small/header_size", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
             ) from None
 
     def transfer(self, unit: Unit, plan: TransferPlan, nonce_utxo: Utxo | None, now_ms: int) -> TxPlan:
@@ -106,7 +106,7 @@ class Planner:
         """The cancel: the payment's existing UTxOs, and its nonce UTxO in any case, back to the wallet.
 
         Pending ones are left out: they may never exist, and the cancel could not land. If the UTxOs do not pay for
-        the cancel, an available one is added. Refused: `paused`, `anchor_gone`.
+        the cancel, an available one is added. Refused: `paused`, `deposit_rolled_back`.
         """
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
@@ -185,14 +185,14 @@ class Planner:
         try:
             return plan(self.utxos)
         except Refused as refusal:
-            if refusal.code not in ("not_enough_funds", "needs_consolidation"):
+            if refusal.name not in ("not_enough_funds", "utxos_too_small/inputs"):
                 raise
             if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, by_one=by_one)):
                 return chained
             if missing := queries.missing_utxos(unit.conn):
                 raise Refused(
                     "chain_not_ready",
-                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
+                    f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
                 ) from None
             coming = _coming(unit, slot)
             whole = _planned(plan, UtxoIndex([*self.utxos, *coming]))
@@ -273,9 +273,9 @@ def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | 
 
 def _in_flight(asset: str, available: int, coming: int) -> Refused:
     return Refused(
-        "funds_in_flight",
-        f"{format_amount(asset, available)} are free, and {format_amount(asset, coming)} more come back as change "
-        "of transactions that are in no block yet; together they suffice",
+        "funds_pending",
+        f"{format_amount(asset, available)} are available, and {format_amount(asset, coming)} are pending change "
+        "in no block yet. Together they suffice",
         asset=asset,
         available=str(available),
         coming=str(coming),

@@ -34,7 +34,7 @@ class NewApp:
 async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """Add an app with its token and its own limits.
 
-    Refused: `app_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it has expired.
+    Refused: `already_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it expired.
     """
     _require_no_more(wanted.scopes, by)
     origins = None
@@ -46,11 +46,9 @@ async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash:
 
     def job(unit: Unit) -> None:
         if apps.by_name(unit.conn, wanted.name) is not None:
-            raise Refused("app_exists", f"there is an app {wanted.name!r}, or was one: names are not used again")
+            raise Refused("already_exists/app", f"the name {wanted.name!r} is taken; names are never reused")
         if apps.by_id(unit.conn, wanted.name) is not None:
-            raise Refused(
-                "app_exists", f"{wanted.name!r} is the id of an app, which stands for it as its name does"
-            )
+            raise Refused("already_exists/app", f"{wanted.name!r} is the id of another app")
         apps.add(unit, app, now_ms)
         told = {"merchants": _listed(origins), "assets": _listed(wanted.assets), "scopes": _listed(app.scopes)}
         records.note(unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **told, "by": by.id})
@@ -68,7 +66,7 @@ async def renew_token(
     app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     _require_no_more(app.scopes, by)
     if not app.scopes:
-        raise Refused("forbidden", f"the app {app.name} is payagent's own: nobody asks for it")
+        raise Refused("forbidden", f"the app {app.name} is payagent's own and cannot be changed")
     _require_ahead(expires_at_ms, now_ms)
     await context.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
     return app
@@ -90,7 +88,7 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
         if apps.revoke(unit, app.id, now_ms):
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
         for order in topups.open_of_app(unit.conn, app.id):
-            stop(unit, context, order, Refused("app_ended", "its token was revoked"), by.id)
+            stop(unit, context, order, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
 
     orders = topups.open_of_app(context.conn, app.id)
     await context.write("app", job)
@@ -114,13 +112,15 @@ def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
     """Refuse to issue or end a token for scopes that `by` itself lacks."""
     if missing := sorted(scopes - by.scopes):
         raise Refused(
-            "forbidden", f"a token gives and ends no scope that it lacks: {', '.join(missing)}", needs=missing[0]
+            "forbidden",
+            f"a token cannot grant or revoke a scope that it lacks: {', '.join(missing)}",
+            needs=missing[0],
         )
 
 
 def _require_ahead(expires_at_ms: int | None, now_ms: int) -> None:
     if expires_at_ms is not None and expires_at_ms <= now_ms:
-        raise Refused("bad_request", "expires_at is over already", key="expires_at")
+        raise Refused("bad_request", "expires_at is in the past", key="expires_at")
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:

@@ -67,7 +67,7 @@ class ConfigReload:
         new = self._read()
         changed = changes(self._settings, new)
         if fixed := needing_a_start(self._settings, new):
-            raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
+            raise Refused("config_invalid", f"restart the daemon to change {', '.join(fixed)}")
         # the signer keeps the caps it was started with, even those derived from a day's limit
         terms = replace(self._make(new), caps=self._context.filed.caps)
         now_ms = self._context.ports.clock.now_ms()

@@ -53,7 +53,7 @@ def standing(context: AgentContext, name: str) -> MerchantStatus:
 async def add_merchant(context: AgentContext, by_app: str, name: str, settings: Mapping[str, object]) -> None:
     """Add a merchant that may be paid from now on.
 
-    Refused: `bad_request`; `merchant_exists`, also if it is in the config file.
+    Refused: `bad_request`; `already_exists/merchant`, also if it is in the config file.
     """
     origin = read_merchant(name, settings, context.terms.network.name).origin
     row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), context.ports.clock.now_ms()
@@ -62,7 +62,7 @@ async def add_merchant(context: AgentContext, by_app: str, name: str, settings: 
         filed = ((one.name, one.origin) for one in context.filed.merchants.values())
         for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
             if name == known_name or origin == known_origin:
-                raise Refused("merchant_exists", f"the merchant {known_name} is {known_origin}")
+                raise Refused("already_exists/merchant", f"the merchant {known_name} is {known_origin}")
         added.add(unit, row)
         told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
         records.note(unit, None, "merchant_added", None, now_ms, told)
@@ -79,7 +79,7 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
         if row is None:
             raise Refused(
                 "not_found",
-                f"no merchant {name[:80]!r} was added at run time; one of the config file is taken out there",
+                f"no merchant {name[:80]!r} was added at run time; edit the config file for its merchants",
             )
         added.remove(unit, name)
         told = {"name": name, "origin": row.origin, "by": by_app}
@@ -94,13 +94,13 @@ async def pin(context: AgentContext, by_app: str, name: str, role: Role, address
     try:
         wanted = Pin(role, parse_address(address, context.terms.network).text)
     except Refused as refused:
-        raise Refused("bad_request", f"{refused.code}: {refused.detail}", key="address") from None
+        raise Refused("bad_request", str(refused), key="address") from None
     now_ms = context.ports.clock.now_ms()
     await context.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
 
 
 async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
-    """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_address`."""
+    """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_pinned_address`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:

@@ -136,7 +136,7 @@ class Intake:
             if is_kept:
                 request = ask.request
                 told = {
-                    "code": refusal.code,
+                    **refusal.record,
                     "detail": refusal.detail[:500],
                     "app": ask.app_id,
                     "origin": ask.origin[:200],

@@ -66,7 +66,7 @@ class PaymentLifecycle:
             await self.resume(row, asked=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
-                raise Refused(row.problem.code or "invoice_expired", row.problem.detail or "", payment=row.id)
+                raise Refused(row.problem.name or "invoice_expired", row.problem.detail or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
             row = self._context.payment(row.id)
@@ -74,7 +74,7 @@ class PaymentLifecycle:
             pauses.require_running(self._context.conn)
             row = await self._context.wait(row.id, SIGNING_PATIENCE_S)
         if row.state in UNSIGNED:
-            raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
+            raise Refused("not_signed_yet", f"{row.id} waits for its signature", payment=row.id)
         return row
 
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
@@ -111,7 +111,7 @@ class PaymentLifecycle:
                 self._sending.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
-                "invoice_expired", "payagent came to sign it when its invoice was nearly over"
+                "invoice_expired", "its invoice was about to expire before payagent could sign"
             )
             await self._context.write(
                 "reject",
@@ -120,7 +120,10 @@ class PaymentLifecycle:
             )
             return late
         elif asked or not self._context.is_paused:
-            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+            late = Refused(
+                "payment_void/expired",
+                "its invoice was about to expire before payagent could replace the transaction",
+            )
             await self._take_back(row, stopped or late, slot, now_ms)
         return None
 
@@ -206,8 +209,8 @@ class PaymentLifecycle:
 
         A payment with nothing signed is rejected. Otherwise a cancel competes for the nonce UTxO with the signed
         attempt. A cancel that needs a UTxO which is not on the chain is signed again without it.
-        Refused: `illegal_transition` if the payment is in a block or has ended; `not_signed_yet` while it is being
-        signed; `anchor_gone` if no cancel could land.
+        Refused: `wrong_state` if the payment is in a block or has ended; `not_signed_yet` while it is being
+        signed; `deposit_rolled_back` if no cancel could land.
         """
         now_ms = self._context.ports.clock.now_ms()
         row = self._context.payment(payment_id)
@@ -217,11 +220,11 @@ class PaymentLifecycle:
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
-            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back{ends}")
+            raise Refused("wrong_state", f"a payment that is {row.state} cannot be cancelled{ends}")
         if row.id in self._signing.claimed:
-            raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
+            raise Refused("not_signed_yet", f"{row.id} is being signed right now", payment=row.id)
         with self._signing.claim(row.id):
-            why = Refused("resolved", "an operator took its coins back")
+            why = Refused("payment_void/cancelled_by_operator", "the operator cancelled it")
             if row.state is State.RESERVED:
                 await self._context.write(
                     "reject",

@@ -81,7 +81,7 @@ class PrepaidCalls:
         try:
             return await self._context.write("let_through", job)
         except Refused as refused:
-            told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
+            told = {**refused.record, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
             if self._reception.is_on_record(call.app_id):
                 self._reception.note_on_record(call.app_id)

@@ -86,7 +86,7 @@ def open_order(
 ) -> TopupRow:
     """Inside a commit: return the top-up with this key, or add it.
 
-    Refused: `topup_under_way` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
+    Refused: `topup_in_progress` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
         _require_same(known, pools.pool(unit.conn, known.pool_id), wish)
@@ -94,7 +94,7 @@ def open_order(
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
-        raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
+        raise Refused("topup_in_progress", f"{other.id} is still open", topup=other.id)
     request, is_call = request_of(merchant, wish)
     return topups.add(
         unit,
@@ -120,8 +120,8 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
     if order.stop_code is not None:
         return
     now_ms = context.ports.clock.now_ms()
-    topups.stop(unit, order.id, why.code, why.detail)
-    told = {"topup": order.id, "code": why.code, "detail": why.detail, "by": by_app}
+    topups.stop(unit, order.id, why.record)
+    told = {"topup": order.id, **why.record, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
@@ -132,11 +132,11 @@ def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_ap
 def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
     clock_ms = context.limits_clock_ms(unit.conn, now_ms)
-    code, detail = (None, None) if why is None else (why.code, why.detail)
-    if topups.end(unit, order.id, code, detail, now_ms, clock_ms):
+    record = dict.fromkeys(("code", "reason", "detail")) if why is None else why.record
+    if topups.end(unit, order.id, record, now_ms, clock_ms):
         if why is not None:
             _end_question(unit, order, Approver("clock"), why, now_ms)
-        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "detail": detail}
+        told = {"topup": order.id, "clock_ms": clock_ms, **record}
         records.note(unit, None, "topup_ended", None, now_ms, told)
         _tell(unit, order, why, now_ms)
 
@@ -160,8 +160,9 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
         clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.trigger == "auto" and why.code != "topup_cancelled":
-        raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
+    elif order.trigger == "auto" and why.name != "topup_stopped/cancelled":
+        told = {name: str(value) for name, value in why.record.items() if value}
+        raise_alert(unit, "topup_failed", subject, facts | told, now_ms)
 
 
 def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, bool]:
@@ -179,7 +180,7 @@ def _require_same(known: TopupRow, pool: Pool, wish: TopupGoal) -> None:
     """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
     same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
     if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
-        raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
+        raise Refused("idempotency_key_reused", f"the key was used for the top-up {known.id}", topup=known.id)
 
 
 def dump_request(request: TopupSource) -> str:

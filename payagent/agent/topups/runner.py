@@ -63,16 +63,16 @@ EXPIRED_MAX = 10
 LATER = frozenset(
     {
         "awaiting_approval",
-        "batch_under_way",
+        "batch_in_progress",
         "chain_not_ready",
         "clock_skew",
-        "foreign_spend",
-        "funds_in_flight",
-        "intent_settling",
+        "external_spend",
+        "funds_pending",
+        "cancel_too_recent",
         "internal_error",
         "invoice_expired",
         "ledger_behind",
-        "merchant_busy",
+        "merchant_in_flight_limit",
         "merchant_timeout",
         "merchant_unreachable",
         "not_signed_yet",
@@ -89,7 +89,7 @@ LATER = frozenset(
 
 _ENDS_ORDER = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
-    State.DENIED: ("approval_denied", "a person denied its payment"),
+    State.DENIED: ("approval_denied/person", "the operator denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
@@ -192,15 +192,15 @@ class TopupRunner:
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
         """Buy nothing more for a top-up. It ends at once, or when its last payment is delivered.
 
-        Refused: `not_found`; `illegal_transition` if it has ended.
+        Refused: `not_found`; `wrong_state` if it has ended.
         """
         context = self._context
-        why = Refused("topup_cancelled", "an operator cancelled it")
+        why = Refused("topup_stopped/cancelled", "an operator cancelled it")
 
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
             if row is None or row.ended_at_ms is not None:
-                raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
+                raise Refused("wrong_state", "the top-up has already ended")
             stop(unit, context, row, why, by_app)
 
         order = self.find(topup_id)
@@ -274,8 +274,8 @@ class TopupRunner:
         now_ms = context.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
-            code, detail = _ENDS_ORDER[last.state]
-            await self._break_off(order, Refused(last.problem.code or code, last.problem.detail or detail))
+            name, detail = _ENDS_ORDER[last.state]
+            await self._break_off(order, Refused(last.problem.name or name, last.problem.detail or detail))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (
@@ -288,13 +288,15 @@ class TopupRunner:
         elif bought(order, made) >= order.units:
             await self._end(order, None)
             return
-        if order.stop_code is not None:
-            raise Refused(order.stop_code, order.stop_reason or "")
+        if order.stop_problem is not None:
+            raise Refused(order.stop_problem, order.stop_detail or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
         expired = takewhile(lambda row: row.problem.code == "invoice_expired", reversed(made))
         if sum(1 for _ in expired) >= EXPIRED_MAX:
-            raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
+            raise Refused(
+                "topup_stopped/request_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time"
+            )
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)
 
@@ -338,7 +340,7 @@ class TopupRunner:
         require_may_buy(context.conn, order, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
         if under_way is not None and context.payment(under_way).prepaid.topup_id != order.id:
-            raise Refused("batch_under_way", "a call buys a batch for the same balance")
+            raise Refused("batch_in_progress", "a call buys a batch for the same balance")
         request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)
@@ -404,7 +406,14 @@ class TopupRunner:
         if why is None:
             log.info("topup.done", topup=order.id)
         else:
-            log.warning("topup.stopped", topup=order.id, trigger=order.trigger, code=why.code, why=why.detail)
+            log.warning(
+                "topup.stopped",
+                topup=order.id,
+                trigger=order.trigger,
+                code=why.code,
+                reason=why.reason,
+                why=why.detail,
+            )
         self._go_on(order)
 
     def _go_on(self, order: TopupRow) -> None:
@@ -413,13 +422,13 @@ class TopupRunner:
         self._context.changes.notify(order.id)
 
     def _give_up(self, order: TopupRow, why: str) -> None:
-        raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
+        raise Refused("topup_stopped/timed_out", self._wait_of(order).trouble or why)
 
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
         failures = wait.failures + 1
         delay_ms = backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, failures)
-        now_ms, trouble = self._context.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        now_ms, trouble = self._context.ports.clock.now_ms(), str(why)
         self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
@@ -453,7 +462,7 @@ class TopupRunner:
         self, app_id: str, merchant: MerchantConfig, request: TopupSource, heard: MerchantReply, part: TopupPart
     ) -> PaymentRequest:
         if heard.body is None:
-            raise Refused("body_too_big", "the 402's body is longer than any that is read")
+            raise Refused("body_too_big", "the 402's body is too long to read")
         headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
         body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
         return PaymentRequest(
@@ -479,11 +488,11 @@ def _require_offer(heard: MerchantReply) -> None:
         return
     answer = parse_answer(heard.status, heard.headers, heard.body or b"")
     if wants_wallet_address(answer):
-        raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
+        raise Refused("wallet_address_required", "the merchant got the wallet's address and asks again")
     if may_pass(heard.status):
         raise Refused("merchant_unreachable", f"it answered {heard.status}")
-    raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
+    raise Refused("topup_stopped/request_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
 
 def _sells_none() -> Refused:
-    return Refused("merchant_sells_none", "it served the request without asking for money")
+    return Refused("topup_stopped/nothing_sold", "it served the request without asking for money")

@@ -88,7 +88,7 @@ class UtxoQueue:
                 try:
                     return await admit(True)
                 except Refused as refused:
-                    if refused.code != "funds_in_flight":
+                    if refused.code != "funds_pending":
                         raise
                 finally:
                     self._trying -= 1

@@ -81,7 +81,7 @@ class OuterMiddleware:
                     log.info("api.broken_off", why="payagent stops")
                     await break_off(scope, receive)
                 else:
-                    silent = Refused("daemon_silent", "payagent stops, and the request was still waiting")
+                    silent = Refused("daemon_timeout", "payagent shut down while the request was waiting")
                     await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -94,7 +94,7 @@ class OuterMiddleware:
                     log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
-                bug = Refused("internal_error", "the request failed; the log says why")
+                bug = Refused("internal_error", "the request failed; see the log")
                 await self._tell(refused or bug, request_id)(scope, receive, answer)
 
     def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
@@ -122,7 +122,7 @@ def require_own_target(scope: Scope) -> None:
 
 
 def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool = False) -> None:
-    """Raise `host_refused` or `browser_refused` for a request that a web page may have made.
+    """Raise `browser_refused/host` or `browser_refused/web_page` for a request that a web page may have made.
 
     `allowed_hosts` are names that the operator configured besides loopback ones: lower case, without a port.
     A page may request paths that cost nothing and reveal nothing, unless `everywhere` is set.
@@ -133,13 +133,14 @@ def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool =
         host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
         if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in allowed_hosts):
             raise Refused(
-                "host_refused", "the Host header is no loopback name or address, and not in api.allowed_hosts"
+                "browser_refused/host",
+                "the Host header is not a loopback name or address, and not in api.allowed_hosts",
             )
     if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:
-            raise Refused("browser_refused", "the request has an Origin header")
+            raise Refused("browser_refused/web_page", "the request has an Origin header")
         if "sec-fetch-site" in headers:
-            raise Refused("browser_refused", "the request has a Sec-Fetch-Site header")
+            raise Refused("browser_refused/web_page", "the request has a Sec-Fetch-Site header")
 
 
 def _is_tcp(scope: Scope) -> bool:

@@ -76,6 +76,7 @@ def problem_of(refused: Refused, request_id: str) -> ProblemDetails:
             "detail": refused.detail,
             "instance": f"urn:payagent:request:{request_id}",
             "code": refused.code,
+            "reason": refused.reason,
             "retryable": row.retryable,
             "money": refused.money,
             "fix": row.fix,
@@ -94,7 +95,7 @@ def problem_response(refused: Refused, request_id: str, headers: dict[str, str] 
         sent["Connection"] = "close"
     if status in (429, 503):
         sent["Retry-After"] = str(refused.context.get("retry_after_s", RETRY_AFTER_S))
-    if refused.code == "batch_under_way":
+    if refused.code == "batch_in_progress":
         sent["Retry-After"] = str(BATCH_RETRY_AFTER_S)
     return JsonResponse(problem_of(refused, request_id), status, sent, MEDIA_TYPE)
 

@@ -55,13 +55,11 @@ class RateLimiter:
         """Count one request from its token check to its answer. Raises `rate_limited` over either limit."""
         tally, now_ms = self._tally(app_id)
         if tally.inside >= self._rates.concurrent_requests_max:
-            raise Refused(
-                "rate_limited", f"{tally.inside} calls of this app are not answered yet, as many as may be"
-            )
+            raise Refused("rate_limited", f"{tally.inside} requests of this app are open, which is the limit")
         if wait_ms := tally.left.wait_ms(1, now_ms):
             raise Refused(
                 "rate_limited",
-                f"this app makes more than {self._rates.rate_limit_per_s} calls in a second",
+                f"this app made more than {self._rates.rate_limit_per_s} requests in a second",
                 retry_after_s=math.ceil(wait_ms / 1000),
             )
         tally.left.take(1)

@@ -233,4 +233,5 @@ class Shown(BaseModel):
 
 class Reason(Shown):
     code: str
+    reason: str | None
     detail: str | None

@@ -282,7 +282,7 @@ class Payment(BaseModel):
         """`more`: the fields that a subclass adds, and `approval`."""
         terms = context.terms
         if row.problem.code is not None:
-            more["reason"] = Reason(code=row.problem.code, detail=row.problem.detail)
+            more["reason"] = Reason(code=row.problem.code, reason=row.problem.reason, detail=row.problem.detail)
         return cls.model_validate(
             {
                 "id": row.id,

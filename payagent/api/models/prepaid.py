@@ -254,8 +254,10 @@ class Topup(BaseModel):
                 "ended_at": row.ended_at_ms,
             }
         )
-        if (code := row.code or row.stop_code) is not None:
-            topup.reason = Reason(code=code, detail=row.detail if row.code else row.stop_detail)
+        if row.code is not None:
+            topup.reason = Reason(code=row.code, reason=row.reason, detail=row.detail)
+        elif row.stop_code is not None:
+            topup.reason = Reason(code=row.stop_code, reason=row.stop_reason, detail=row.stop_detail)
         return topup
 
 

@@ -76,7 +76,7 @@ class SendFunds(RequestBody):
     all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
 
     def destination(self, network: Network) -> Address:
-        """Refused: `self_transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
+        """Refused: `transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
         if ("all" in self.model_fields_set) == ("units" in self.model_fields_set):
             raise Refused("bad_request", "give either units or all", key="units")
         if {"all", "asset"} <= self.model_fields_set:

@@ -56,7 +56,7 @@ _WHO = "links"
 _HEADINGS = {
     "approved": "The payment was approved",
     "denied": "The payment was denied",
-    "timed_out": PROBLEMS["approval_timed_out"].title,
+    "timed_out": PROBLEMS["approval_denied"].reasons["timeout"].title,
 }
 
 Row = tuple[str, str]
@@ -140,7 +140,7 @@ def _require_own_page(request: Request, origin: str) -> None:
     """
     sites, origins = request.headers.getlist("sec-fetch-site"), request.headers.getlist("origin")
     if sites != ["same-origin"] or origins not in ([origin], ["null"]):
-        raise Refused("browser_refused", "the decision does not come from the page of the link")
+        raise Refused("browser_refused/web_page", "the decision was not sent by the approval page")
 
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:

@@ -142,7 +142,9 @@ def need(*scopes: str) -> Need:
         inside.enter_context(request.app.state.turnstile.admit(app.id))
         if not app.scopes & set(scopes):
             raise Refused(
-                "forbidden", f"the request needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
+                "forbidden",
+                f"the request needs a token with scope {' or '.join(scopes)}",
+                needs=" or ".join(scopes),
             )
         require_clear_query(request)
         return Caller(app, agent, token_hash)

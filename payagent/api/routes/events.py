@@ -91,7 +91,7 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     elif _SEQ.fullmatch(last_id):
         asked, key = int(last_id), "Last-Event-ID"
     else:
-        raise Refused("bad_request", "Last-Event-ID is not an event's number", key="Last-Event-ID")
+        raise Refused("bad_request", "Last-Event-ID must be the number of an event", key="Last-Event-ID")
     if asked > newest:
         raise Refused("bad_request", f"there is no event {asked} yet; the last is {newest}", key=key)
     return asked

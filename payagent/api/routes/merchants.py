@@ -76,7 +76,7 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
     status_code=200,
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
-    """Only an address that was learned or pinned at run time. Refused as `last_address` if none would be left."""
+    """Only an address that was learned or pinned at run time. `last_pinned_address` if none would be left."""
     wanted = CreatePin.read(await caller.json_body(request))
     await unpin(caller.context, caller.app.id, name, wanted.role, wanted.address)
     return _known(caller, name)

@@ -97,7 +97,7 @@ async def pay_at_once(request: Request) -> JsonResponse:
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Nothing is reserved. Refused as the payment would be, except by limits: these are reported in `refusal`. If
-    the invoice already has a payment, the refusal is `invoice_paid_already`."""
+    the invoice already has a payment, the refusal is `invoice_already_paid/same_intent`."""
     ask = CreatePayment.ask(caller.app.id, await caller.json_body(request), None)
     return JsonResponse(Quote.of(await caller.agent.quote(ask), caller.context.terms))
 
@@ -200,7 +200,7 @@ async def delivery(
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "reporting another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.attempt.tx_id is None and row.state is not State.REPLACING):
-        raise Refused("illegal_transition", "the payment has no proof that can have been presented")
+        raise Refused("wrong_state", "the payment has no proof that can have been presented")
     deliveries = caller.agent.deliveries
     if isinstance(answer, str):
         row, advice = await deliveries.take_silence(row.id, answer)
@@ -217,7 +217,7 @@ async def delivery(
 async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id: PaymentId) -> JsonResponse:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
-    in a block or has ended, or if a rollback took its deposit (`anchor_gone`)."""
+    in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""
     row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(Payment.of(caller.context, row))
 

@@ -98,7 +98,7 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 )
 async def unfreeze_wallet(request: Request, caller: Operator) -> JsonResponse:
     """Confirms that no other program uses this wallet's key any more. `txs`: the transactions that had frozen it;
-    `tx`: the last of them, or null. Refused as `foreign_spend_unseen` if `seen` is given and lacks one of them."""
+    `tx`: the last of them, or null. Refused as `external_spend_new` if `seen` is given and lacks one of them."""
     order = UnfreezeWallet.read(await caller.json_body(request, may_be_absent=True))
     txs = await unfreeze(caller.context, caller.app.id, order.seen)
     return JsonResponse(UnfreezeResult(tx=txs[-1] if txs else None, txs=txs))

@@ -239,28 +239,27 @@ _EVENTS_TOLD = (
     "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
 )
 """SQL: events with a detail that JSON functions can read. SQLite aborts the query on a detail that is not JSON."""
+_WHY = "detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail'"
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, stop and end as in the row, stop and end as in the events) of every top-up.
 
-    Each side is (stop code, reason and detail, end time, end on the limits' clock, code, reason, detail); None
-    where nothing is
-    recorded.
+    Each side is (stop code, reason, detail, end time, end on the limits' clock, code, reason, detail); None where
+    nothing is recorded.
     """
     stops = {
-        topup_id: stop
-        for topup_id, *stop in conn.execute(
-            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail' "  # noqa: S608
-            f"FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_stopped'"
+        topup_id: why
+        for topup_id, *why in conn.execute(
+            f"SELECT detail ->> '$.topup', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608  our own names
+            "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
-        topup_id: end
-        for topup_id, *end in conn.execute(
-            "SELECT detail ->> '$.topup', at_ms, detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  our own names
-            "detail ->> '$.reason', detail ->> '$.detail' "
-            f"FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
+        topup_id: (at_ms, *ended)
+        for at_ms, topup_id, *ended in conn.execute(
+            f"SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608
+            "WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *told in conn.execute(

@@ -26,7 +26,7 @@ class Contents:
 def copy_ledger(path: Path, target: Path) -> None:
     """Copy the ledger page by page in one read transaction. The copy needs no -wal file beside it.
 
-    Refused: `backup_not_written`.
+    Refused: `write_failed/backup`.
     """
     try:
         with (
@@ -36,7 +36,7 @@ def copy_ledger(path: Path, target: Path) -> None:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
     except DatabaseError as error:
-        raise Refused("backup_not_written", f"{path} cannot be copied: {error}") from None
+        raise Refused("write_failed/backup", f"{path} cannot be copied: {error}") from None
 
 
 def contents(conn: sqlite3.Connection) -> Contents:

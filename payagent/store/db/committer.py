@@ -171,7 +171,7 @@ class Committer:
         row = self.conn.execute("SELECT epoch FROM boot").fetchone()
         if row != (self._own.epoch,):
             self._own.on_lost()
-            raise Refused("lease_lost", "another daemon has opened this ledger since: this one writes no more")
+            raise Refused("lease_lost", "another daemon has opened this ledger, so this one stopped writing")
 
     def _seal(self, before: tuple[int, ...]) -> tuple[int, ...]:
         try:

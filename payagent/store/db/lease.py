@@ -55,7 +55,7 @@ def require_local(folder: Path, mounts: Path = MOUNTS) -> None:
     if kind in SHARED_KINDS or kind.startswith("fuse."):
         raise Refused(
             "config_invalid",
-            f"{folder} is on a file system of kind {kind}, where a lock keeps no other machine away: "
+            f"{folder} is on a file system of kind {kind}, where a lock does not stop other machines: "
             "move data_dir to a local disk",
         )
 

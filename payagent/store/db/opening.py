@@ -61,7 +61,7 @@ def require_ledger(path: Path) -> None:
     counts as missing: a copy of ledger.db without its ledger.db-wal looks like that.
     """
     if not path.exists():
-        raise Refused("ledger_missing", f"{path} is not there")
+        raise Refused("ledger_missing", f"{path} is missing")
     if not path.is_file():
         raise Refused("store_failed", f"{path} is not a file")
     with opening(path), closing(open_read_only(path)) as conn:
@@ -136,8 +136,8 @@ def bring_up_to_date(path: Path) -> None:
 def migrate(conn: sqlite3.Connection) -> None:
     """Migrate the schema and check its guards.
 
-    Refused: an unknown version; `ledger_changed` if guard triggers are missing.
+    Refused: an unknown version; `ledger_tampered` if guard triggers are missing.
     """
     schema.bring_up_to_date(conn)
     if missing := schema.missing_guards(conn):
-        raise Refused("ledger_changed", f"ledger.db lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_tampered", f"ledger.db lacks the triggers {', '.join(missing)}")

@@ -30,12 +30,12 @@ def version(conn: sqlite3.Connection) -> int:
 
 
 def require_known(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Refused: `ledger_newer`; `ledger_changed` if the file has tables, but no version of ours."""
+    """Refused: `ledger_newer`; `ledger_tampered` if the file has tables, but no version of ours."""
     found, newest = version(conn), 1 + len(migrations)
     if found > newest:
         raise Refused("ledger_newer", f"ledger.db has version {found}, and this payagent knows {newest}")
     if found < 1 and conn.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
-        raise Refused("ledger_changed", f"ledger.db has version {found}, which no release of payagent wrote")
+        raise Refused("ledger_tampered", f"ledger.db has version {found}, which no release of payagent wrote")
 
 
 def bring_up_to_date(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

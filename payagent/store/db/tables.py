@@ -126,7 +126,7 @@ CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice_seq) WHERE stat
 -- what was signed for a payment that is void by its time limits can land on no chain: its nonce UTxO may be
 -- another's
 CREATE UNIQUE INDEX payments_one_per_nonce_utxo ON payments(nonce_utxo)
-  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone';
+  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'deposit_rolled_back';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
@@ -136,8 +136,8 @@ CREATE INDEX payments_of_topup ON payments(topup_id) WHERE topup_id IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool_id)
   WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_presented ON payments(created_at_ms) WHERE delivery = 'presented';
-CREATE INDEX payments_denied ON payments(updated_at_ms) WHERE code = 'approval_denied';
-CREATE INDEX payments_rolled_back ON payments(code) WHERE code = 'anchor_gone';
+CREATE INDEX payments_denied ON payments(updated_at_ms) WHERE code = 'approval_denied' AND reason = 'person';
+CREATE INDEX payments_rolled_back ON payments(code) WHERE code = 'deposit_rolled_back';
 CREATE INDEX payments_paying ON payments(pool_id, seq)
   WHERE pool_id IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_pending ON payments(pool_id)

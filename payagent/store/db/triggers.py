@@ -35,7 +35,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
-_NOT_FREED = _NOT_REFUSED + " AND {0}code IS NOT 'anchor_gone'"
+_NOT_FREED = _NOT_REFUSED + " AND {0}code IS NOT 'deposit_rolled_back'"
 _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 

@@ -101,7 +101,7 @@ def denied_between(
     """
     row = conn.execute(
         "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
-        "WHERE p.code = 'approval_denied' AND p.updated_at_ms > ? AND p.updated_at_ms < ? "
+        "WHERE p.code = 'approval_denied' AND p.reason = 'person' AND p.updated_at_ms > ? AND p.updated_at_ms < ? "
         "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
         "ORDER BY p.seq DESC LIMIT 1",
         (since_ms, until_ms, intent_id, app_id, fingerprint),

@@ -96,7 +96,7 @@ def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
 def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
     """Refused: `unauthorized`, if the token of the calling app has ended."""
     if has_ended(conn, app_id, now_ms):
-        raise Refused("unauthorized", "the call's token has ended meanwhile")
+        raise Refused("unauthorized", "the token was revoked or expired meanwhile")
 
 
 def find(conn: sqlite3.Connection, name: str) -> AppRow:

@@ -183,20 +183,21 @@ def any_rolled_back(conn: sqlite3.Connection) -> bool:
     """Whether `is_rolled_back` can be true for any UTxO."""
     row = conn.execute(
         "SELECT EXISTS (SELECT 1 FROM utxos WHERE state = 'rolled_back') "
-        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_rolled_back WHERE code = 'anchor_gone')"
+        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_rolled_back "
+        "WHERE code = 'deposit_rolled_back')"
     ).fetchone()
     return bool(row[0])
 
 
 _DESCENT = """
-SELECT c.state, p.nonce_utxo, p.state = 'void' AND p.code = 'anchor_gone' FROM utxos c
+SELECT c.state, p.nonce_utxo, p.state = 'void' AND p.code = 'deposit_rolled_back' FROM utxos c
 LEFT JOIN attempts a ON a.tx_id = c.tx_id AND c.state = 'pending' LEFT JOIN payments p ON p.id = a.payment_id
 WHERE c.ref = ?
 """
 
 
 def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
-    """Whether the deposit that a UTxO is, or descends from, is on no chain any more.
+    """Whether the deposit that a UTxO is, or descends from, was rolled back.
 
     Nothing that spends the UTxO can land now. The same holds for change of a payment that is void for this reason.
     `known` caches the results for other UTxOs in the same state of the ledger; new results are added.
@@ -219,7 +220,7 @@ def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, b
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether a transaction is an attempt of a payment that is void because its deposit was rolled back."""
     maker = payment_of_attempt(conn, tx_id)
-    return maker is not None and maker.state is State.VOID and maker.problem.code == "anchor_gone"
+    return maker is not None and maker.state is State.VOID and maker.problem.code == "deposit_rolled_back"
 
 
 def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:

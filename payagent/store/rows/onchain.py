@@ -170,7 +170,7 @@ def last_slot(conn: sqlite3.Connection) -> int | None:
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
     """External spends since an operator last unfroze the wallet, oldest first."""
     rows = conn.execute(
-        "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'foreign_spend' AND seq > ? ORDER BY seq",
+        "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'external_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "unfrozen")[0],),
     )
     return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)

@@ -39,7 +39,7 @@ def require_running(conn: sqlite3.Connection) -> None:
     """Checked before every signature, and again in the commit that makes it durable. Refused: `paused`."""
     if (pause := standing(conn)) is not None:
         why = f": {pause.reason}" if pause.reason else ""
-        raise Refused("paused", f"an operator has paused the wallet at {iso_time(pause.at_ms)}{why}")
+        raise Refused("paused", f"the operator paused the wallet at {iso_time(pause.at_ms)}{why}")
 
 
 def begin(unit: Unit, by_app: str, reason: str, now_ms: int) -> bool:

@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, sqlite3. Never: writes.
+May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
+from payagent.core.problems import name_of
 
 Stage = Literal["approval", "payment"]
 """The stage of a hold: `approval` while a decision is pending, `payment` from the decision on."""
@@ -85,6 +86,11 @@ class ProblemPart:
     code: str | None
     reason: str | None
     detail: str | None
+
+    @property
+    def name(self) -> str | None:
+        """The name that `Refused` takes."""
+        return name_of(self.code, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ May import: core, store. Never: commits; counts what a top-up bought (its paymen
 """
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from payagent.core.problems import name_of
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
@@ -52,7 +54,16 @@ class TopupRow:
         """
         if self.ended_at_ms is None:
             return "open" if self.stop_code is None else "stopping"
-        return "done" if self.code in (None, "merchant_sells_none") else "stopped"
+        return "done" if self.problem in (None, "topup_stopped/nothing_sold") else "stopped"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it ended before its goal, as the name that `Refused` takes."""
+        return name_of(self.code, self.reason)
+
+    @property
+    def stop_problem(self) -> str | None:
+        return name_of(self.stop_code, self.stop_reason)
 
 
 _TOPUP = (
@@ -86,23 +97,23 @@ def add(
         "clock_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         values,
     )
-    return TopupRow(int(cursor.lastrowid or 0), *values, *[None] * 8)
+    return TopupRow(int(cursor.lastrowid or 0), *values, *(None,) * 8)
 
 
-def stop(unit: Unit, topup_id: str, code: str, detail: str) -> None:
-    """Buy nothing more for a top-up. The first reason stays."""
+def stop(unit: Unit, topup_id: str, why: Mapping[str, object]) -> None:
+    """Buy nothing more for a top-up, by a `Refused.record`. The first stop stays."""
     unit.conn.execute(
-        "UPDATE topups SET stop_code = ?, stop_detail = ? WHERE id = ? AND stop_code IS NULL",
-        (code, detail, topup_id),
+        "UPDATE topups SET stop_code = ?, stop_reason = ?, stop_detail = ? WHERE id = ? AND stop_code IS NULL",
+        (why["code"], why["reason"], why["detail"], topup_id),
     )
 
 
-def end(unit: Unit, topup_id: str, code: str | None, detail: str | None, now_ms: int, clock_ms: int) -> bool:
-    """End a top-up. False if it had ended before."""
+def end(unit: Unit, topup_id: str, why: Mapping[str, object], now_ms: int, clock_ms: int) -> bool:
+    """End a top-up, by a `Refused.record`. False if it had ended before."""
     ended = unit.conn.execute(
-        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, detail = ? "
+        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, reason = ?, detail = ? "
         "WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, clock_ms, code, detail, topup_id),
+        (now_ms, clock_ms, why["code"], why["reason"], why["detail"], topup_id),
     )
     return ended.rowcount > 0
 

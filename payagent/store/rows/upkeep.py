@@ -21,7 +21,7 @@ _BEGUN = """
 SELECT p.created_at_ms, h.units, v.merchant_submits FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p
 JOIN invoices v ON v.seq = p.first_invoice_seq
 LEFT JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' AND h.asset = 'lovelace'
-WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.code = 'funds_in_flight')
+WHERE p.created_at_ms > ? AND (h.units IS NOT NULL OR p.code = 'funds_pending')
 """
 _ORDERS = """
 SELECT p.kind, p.state, h.units, h.counted_at_ms FROM payments p

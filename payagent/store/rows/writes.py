@@ -141,7 +141,7 @@ def move_payment(
 
     The event records these columns and `facts`, so the log explains how each got its value.
     The state is read inside the transaction, so an event decided on older data is checked again. Refused:
-    `illegal_transition`, and nothing changes.
+    `wrong_state`, and nothing changes.
     """
     old = State(unit.conn.execute("SELECT state FROM payments WHERE id = ?", (payment_id,)).fetchone()[0])
     new = move(old, event)
