@@ -24,6 +24,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from payagent.core import strict_json
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_count, parse_units
@@ -39,7 +40,7 @@ LINE_MAX_CHARS = 300
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FAULTS = {"extra_forbidden": 0, "missing": 1}
+_FAULTS = {"extra_forbidden": 0, "missing": 1, "refused": 3}
 
 T = TypeVar("T")
 Pairs = list[tuple[str, str]]
@@ -112,11 +113,16 @@ def _line(text: str) -> str:
     return text
 
 
+def refusing(refused: Refused) -> PydanticCustomError:
+    """What a field's validator raises to refuse with a code of its own. Any other fault of the body goes first."""
+    return PydanticCustomError("refused", "refused", {"refused": refused})
+
+
 def _origin(value: object) -> str:
     try:
         return parse_origin(value if isinstance(value, str) else "")
     except ValueError as error:
-        raise Refused("merchant_not_allowed", str(error), key="origin") from None
+        raise refusing(Refused("merchant_not_allowed", str(error), key="origin")) from None
 
 
 def read_pairs(value: object) -> Pairs:
@@ -192,11 +198,17 @@ def strict_body(raw: bytes) -> object:
 
 
 def _refusal(error: ValidationError) -> Refused:
-    """`bad_request` with the first fault: an unknown key, or else a missing one, or else a wrong value."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    """`bad_request` with the first fault: an unknown key, or else a missing one, or else a wrong value.
+
+    If there is none, the refusal of a field's own parser.
+    """
+    faults = error.errors(include_url=False, include_input=False)
     fault = min(faults, key=lambda one: _FAULTS.get(one["type"], 2))
+    if fault["type"] == "refused":
+        refused: Refused = fault["ctx"]["refused"]
+        return refused
     path = [str(part) for part in takewhile(_is_field, fault["loc"])]
-    if fault["type"] in _FAULTS:
+    if fault["type"] in ("extra_forbidden", "missing"):
         where, key = ".".join(path[:-1]) or "the body", str(fault["loc"][-1])[:80]
         what = "lacks" if fault["type"] == "missing" else "has the unknown key"
         return Refused("bad_request", f"{where} {what} {key!a}", key=key)

@@ -23,6 +23,7 @@ from payagent.api.models.base import (
     Time,
     Units,
     absent,
+    refusing,
 )
 from payagent.api.models.payments import RequestLine, RequestWithHeaders, quote_verdict
 from payagent.core.ledger import add
@@ -49,7 +50,8 @@ def _configured(merchant: object, info: ValidationInfo[AgentConfig]) -> str:
     with suppress(ValueError):
         origin = origin or parse_origin(merchant if isinstance(merchant, str) else "")
     if origin not in merchants:
-        raise Refused("merchant_not_allowed", f"{ascii(merchant)[:80]} is not in [merchants]", key="merchant")
+        detail = f"{ascii(merchant)[:80]} is not in [merchants]"
+        raise refusing(Refused("merchant_not_allowed", detail, key="merchant"))
     return str(origin)
 
 

@@ -23,6 +23,7 @@ from payagent.api.models.base import (
     Units,
     absent,
     closed,
+    refusing,
 )
 from payagent.api.models.payments import Payment
 from payagent.core.address import Address, parse_address
@@ -54,8 +55,11 @@ class UnfreezeWallet(RequestBody):
 
 
 def _own_asset(value: object) -> str:
-    with own_order(key="asset"):
-        return parse_asset(value)
+    try:
+        with own_order(key="asset"):
+            return parse_asset(value)
+    except Refused as refused:
+        raise refusing(refused) from None
 
 
 def _true(value: object) -> object:
