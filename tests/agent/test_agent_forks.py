@@ -52,7 +52,7 @@ class TestOnePayment:
             assert_calm(world, run)
 
     @pytest.mark.parametrize("kind", ["rate", "server"])
-    @pytest.mark.parametrize("path", ["/txs/{0.tx_id}", "/blocks/{0.block_hash}"])
+    @pytest.mark.parametrize("path", ["/txs/{0.attempt.tx_id}", "/blocks/{0.block.hash}"])
     async def test_a_recheck_without_an_answer_is_made_again(self, world: World, path: str, kind: str) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:

@@ -152,7 +152,7 @@ async def test_repeated_answers_do_not_hide_the_next_invoice_of_a_lost_payment(
                 await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
                 row, _ = await run.agent.pay(world.ask())
         assert (row.id, row.nonce_utxo) == (first.id, first.nonce_utxo)
-        assert row.invoice.id != first.invoice_id, "it pays the new one"
+        assert row.invoice.id != first.invoice.id, "it pays the new one"
 
 
 async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: World) -> None:

@@ -95,7 +95,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         await run.agent.sending.drain(10)
         row = run.context.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
-        assert row.invoice.id != first.invoice_id
+        assert row.invoice.id != first.invoice.id
         await run.settle_down()
         assert run.state(first.id) is State.CONFIRMED
 
@@ -158,7 +158,7 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         with pytest.raises(Refused, match="store_failed"):
             await run.look()
         await run.agent.sending.drain(10)
-        assert world.waiting() == [row.tx_id]
+        assert world.waiting() == [row.attempt.tx_id]
         failing[0] = ""
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED

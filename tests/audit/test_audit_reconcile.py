@@ -319,7 +319,7 @@ async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
         )
         answer = await reconciled(run)
         assert [(f["kind"], f["row"], f["tx_hash"]) for f in answer["findings"]] == [
-            ("missing", lost.id, lost.tx_id),
+            ("missing", lost.id, lost.attempt.tx_id),
             ("missing", "1000", "c" * 64),
         ]
         assert f"{9 * ADA} lovelace" in answer["findings"][1]["what"]

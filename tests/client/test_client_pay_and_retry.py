@@ -43,7 +43,7 @@ async def test_a_call_is_paid_and_served(shop: Place, start: Start) -> None:
     answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY)
     assert answer.status_code == 200, answer.text
     (payment,) = shop.payments
-    cost = sum(output.units for output in payment.outputs) + (payment.fee_lovelace or 0)
+    cost = sum(output.units for output in payment.outputs) + (payment.attempt.fee_lovelace or 0)
     marks = {name: value for name, value in answer.headers.items() if name.startswith("x-payagent-")}
     assert marks == {
         "x-payagent-payment": payment.id,
@@ -51,7 +51,7 @@ async def test_a_call_is_paid_and_served(shop: Place, start: Start) -> None:
         "x-payagent-state": "confirmed",
     }
     assert payment.delivery is Delivery.ACCEPTED
-    assert shop.run.world.transactions() == [payment.tx_id]
+    assert shop.run.world.transactions() == [payment.attempt.tx_id]
 
 
 async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start) -> None:
@@ -100,7 +100,7 @@ async def test_calls_at_once_buy_one_batch(shop: Place, start: Start) -> None:
     answers = await asyncio.gather(*(program.call(url, "POST", content=body) for body in bodies))
     assert [answer.status_code for answer in answers] == [200] * 5
     (payment,) = shop.payments
-    assert shop.run.world.transactions() == [payment.tx_id]
+    assert shop.run.world.transactions() == [payment.attempt.tx_id]
     assert sum("x-payagent-payment" in answer.headers for answer in answers) == 1
 
 
@@ -190,7 +190,7 @@ async def test_every_form_of_x402_is_paid_once_and_served(
     answer = await start().call(f"{shop.run.world.origin}/x402/chat?a=%2F1", "POST", content=BODY)
     assert answer.status_code == 200, answer.text
     (payment,) = shop.payments
-    assert answer.json()["txHash"] == payment.tx_id
+    assert answer.json()["txHash"] == payment.attempt.tx_id
     assert payment.delivery is Delivery.ACCEPTED
 
 
@@ -243,7 +243,7 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(
     assert (await start().call(f"{shop.peer.url}/chat?a=1")).text == "served"
     (payment,) = shop.payments
     shown = [("/chat?a=1", True)] * (2 if first == "" else 1)
-    assert asked == [("/chat?a=1", False), *shown, (f"/chat?a=1&tx={payment.tx_id}", False)]
+    assert asked == [("/chat?a=1", False), *shown, (f"/chat?a=1&tx={payment.attempt.tx_id}", False)]
     assert payment.delivery is Delivery.ACCEPTED
 
 
@@ -255,7 +255,7 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: W
         answer = await Program(shop, way).call(f"{shop.peer.url}/chat?a=1", "POST", content=BODY, headers=headers)
         assert (answer.status_code, answer.text) == (200, "served")
         (payment,) = shop.payments
-        assert payment.commitment is not None
+        assert payment.invoice.commitment is not None
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: St
     got = await start().call(f"{shop.peer.url}/chat")
     assert (got.status_code, got.text) == (200, "served")
     (payment,) = shop.payments
-    assert tries == [payment.tx_id] * 3
+    assert tries == [payment.attempt.tx_id] * 3
 
 
 async def test_when_patience_ends_the_next_call_shows_the_same_proof(
@@ -392,7 +392,7 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(
     assert shop.run.events(payment.id).count("delivery_present") == 1
     shop.peer.answers["/chat"] = wall
     assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
-    assert [call.header("x-payment") for call in wall.retries] == [payment.tx_id]
+    assert [call.header("x-payment") for call in wall.retries] == [payment.attempt.tx_id]
     assert len(shop.payments) == 1
 
 
@@ -576,12 +576,12 @@ async def test_a_redirect_after_paying_is_not_paid_again_and_gets_no_proof(
     (payment,) = shop.payments
     assert (error.code, error.payment) == ("paid_not_served", payment.id)
     assert (str(error.request.url), error.problem["merchant_answer"]["status"]) == (target, 402)
-    assert first.proofs == [payment.tx_id]
+    assert first.proofs == [payment.attempt.tx_id]
     assert second.retries == []
     assert not any(
         name.startswith((b"x-payment", b"x-invoice")) for call in second.firsts for name, _ in call.headers
     )
-    assert shop.run.world.transactions() == [payment.tx_id]
+    assert shop.run.world.transactions() == [payment.attempt.tx_id]
 
 
 async def test_a_redirect_before_paying_is_followed_and_its_target_paid(shop: Place, start: Start) -> None:
