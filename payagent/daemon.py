@@ -23,7 +23,7 @@ import structlog
 from payagent import sandbox as fence
 from payagent.agent.agent import Agent
 from payagent.agent.base.chain_view import require_right_clock
-from payagent.agent.base.config import AgentConfig, filed_terms
+from payagent.agent.base.config import AgentConfig, file_config
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
@@ -135,8 +135,10 @@ def serve(
             _warn_of_risks(settings)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
-            doors = Listeners(unix, tcp, context)
-            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
+            listeners = Listeners(unix, tcp, context)
+            asyncio.run(
+                _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
+            )
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
 
@@ -206,7 +208,7 @@ async def _serve(
     settings: Settings,
     account: Account,
     signer: SignerProcess,
-    doors: Listeners,
+    listeners: Listeners,
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
@@ -216,7 +218,11 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
+    async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
+        agent,
+        topups,
+        scheduler,
+    ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         door = ProxyApp(
@@ -224,7 +230,7 @@ async def _serve(
             create_app(
                 agent,
                 topups,
-                heartbeat=sweeps.stale,
+                heartbeat=scheduler.stale,
                 signer=lambda: signer.problem,
                 allowed_hosts=hosts | _link_host(links),
                 rates=rates,
@@ -233,16 +239,16 @@ async def _serve(
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
-        plain, secure = doors.sorted()
+        plain, secure = listeners.sorted()
         server = make_server(door, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
-            make = partial(make_terms, own=account.address, redactor=redactor)
+            make = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_read_anew, config, reread)
             _read_on_sighup(ConfigReload(agent.context, settings, read, make))
         signer.watch(_stop)
         _keep_what_is_there()
-        announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
+        announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
             await server.serve(sockets=plain)
         finally:
@@ -275,55 +281,55 @@ async def _running(
     is_lost = threading.Event()
     own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
-    sources = [_source(name, provider, redactor) for name, provider in settings.chain.named.items()]
+    providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
     merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
     try:
-        await _require_right_clock(sources, ports.clock.now_ms)
-        terms = make_terms(settings, account.address, redactor)
+        await _require_right_clock(providers, ports.clock.now_ms)
+        config = make_config(settings, account.address, redactor)
         with opening(database):
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
-            agent = Agent(terms, ports, writer, readers, sources, signer)
+            agent = Agent(config, ports, writer, readers, providers, signer)
             recovery = Recovery(agent.context, record)
             await recovery.begin()
-        beats = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
+        intervals = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
         topups = TopupRunner(agent, merchants)
-        sweeps = Scheduler(
+        scheduler = Scheduler(
             agent,
             ChainSync(agent, merchants),
             AlertMonitor(agent.context, webhook, links),
             topups,
             recovery,
-            beats,
+            intervals,
         )
-        sweeps.start()
+        scheduler.start()
         try:
-            yield agent, topups, sweeps
+            yield agent, topups, scheduler
         finally:
-            await sweeps.stop()
+            await scheduler.stop()
     finally:
         await merchants.aclose()
         if webhook is not None:
             await webhook.aclose()
-        for source in sources:
-            await source.aclose()
+        for blockfrost in providers:
+            await blockfrost.aclose()
         writer.close()
         record.close()
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {database}")
 
 
-async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
+async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
     """Refuse a wrong local clock (`clock_skew`). Providers that tell no time are ignored."""
 
-    async def ask(source: Blockfrost) -> int | None:
+    async def ask(blockfrost: Blockfrost) -> int | None:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOCK_PATIENCE_S):
-                read = await source.clock_off_s(now_ms)
+                read = await blockfrost.clock_off_s(now_ms)
                 return read.value if isinstance(read, Found) else None
         return None
 
-    told = await asyncio.gather(*map(ask, sources))
+    told = await asyncio.gather(*map(ask, providers))
     require_right_clock([off_s for off_s in told if off_s is not None])
 
 
@@ -409,16 +415,16 @@ async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Addre
             raise Refused("config_invalid", f"ledger.db is of {key} {known}, the configuration says {value}")
 
 
-def make_terms(settings: Settings, own: Address, redactor: Redactor) -> AgentConfig:
+def make_config(settings: Settings, own: Address, redactor: Redactor) -> AgentConfig:
     """Convert the settings to the agent's config. Merchants' API keys are read and redacted here."""
     keys = {
         name: _secret(merchant.api_key_file, redactor, read_header_secret)
         for name, merchant in settings.merchants.items()
     }
-    return filed_terms(settings, own, keys)
+    return file_config(settings, own, keys)
 
 
-def _source(name: str, provider: ProviderSettings, redactor: Redactor) -> Blockfrost:
+def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Blockfrost:
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 

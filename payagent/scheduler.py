@@ -68,19 +68,19 @@ class Scheduler:
     def __init__(
         self,
         agent: Agent,
-        watch: ChainSync,
+        chain_sync: ChainSync,
         alerts: AlertMonitor,
         topups: TopupRunner,
         recovery: Recovery,
-        beats: JobIntervals,
+        intervals: JobIntervals,
     ) -> None:
         self._agent = agent
         self._context = agent.context
-        self._watch = watch
+        self._chain_sync = chain_sync
         self._alerts = alerts
         self._topups = topups
         self._recovery = recovery
-        self._beats = beats
+        self._intervals = intervals
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
         self._last_error = "the first look at the chain is not done"
@@ -94,19 +94,19 @@ class Scheduler:
     def start(self) -> None:
         """Start all jobs, with a first run at once."""
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # logs every run
-        for name, beat, seconds in (
-            ("watch", self._look, self._beats.watch_s),
-            ("scan", self._scan, self._beats.watch_s),
-            ("merchants", self._watch.inquiries.poll_merchants, self._beats.merchants_s),
-            ("unserved", self._agent.deliveries.give_up_unserved, self._beats.merchants_s),
-            ("prepaid", self._watch.inquiries.observe_prepaid, self._beats.prepaid_s),
-            ("alerts", self._alerts.beat, self._beats.alerts_s),
-            ("topups", self._topups.beat, self._beats.prepaid_s),
-            ("coins", self._agent.stock.keep_ready, self._beats.alerts_s),
-            ("approvals", self._agent.decisions.deny_what_is_over, self._beats.alerts_s),
+        for name, run_once, seconds in (
+            ("watch", self._look, self._intervals.watch_s),
+            ("scan", self._scan, self._intervals.watch_s),
+            ("merchants", self._chain_sync.merchant_polling.poll_merchants, self._intervals.merchants_s),
+            ("unserved", self._agent.deliveries.give_up_unserved, self._intervals.merchants_s),
+            ("prepaid", self._chain_sync.merchant_polling.observe_prepaid, self._intervals.prepaid_s),
+            ("alerts", self._alerts.run_once, self._intervals.alerts_s),
+            ("topups", self._topups.run_once, self._intervals.prepaid_s),
+            ("coins", self._agent.utxo_pool.keep_ready, self._intervals.alerts_s),
+            ("approvals", self._agent.decisions.deny_what_is_over, self._intervals.alerts_s),
         ):
             self._scheduler.add_job(
-                self._beat, _Every(seconds), [name, beat], id=name, next_run_time=datetime.now(UTC)
+                self._beat, _Every(seconds), [name, run_once], id=name, next_run_time=datetime.now(UTC)
             )
         self._scheduler.start()
         self._mind_the_clock()
@@ -117,7 +117,7 @@ class Scheduler:
         if self._last_success_s is None:
             return self._last_error
         age_s = now_s - self._last_success_s
-        if age_s > max(self._beats.watch_s * MISSED_BEATS_MAX, 30) + self._beats.idle_s:
+        if age_s > max(self._intervals.watch_s * MISSED_BEATS_MAX, 30) + self._intervals.idle_s:
             return f"the last look at the chain that succeeded is {age_s:.0f} s ago: {self._last_error}"
         return None
 
@@ -130,7 +130,7 @@ class Scheduler:
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        await self._agent.sending.drain(until_s - clock())
+        await self._agent.submitter.drain(until_s - clock())
         self._scheduler.shutdown(wait=False)
 
     def _mind_the_clock(self) -> None:
@@ -164,23 +164,23 @@ class Scheduler:
             self._failures.pop(name, None)
 
     async def _scan(self) -> None:
-        await self._recovery.beat(self._watch.hearing.view)
+        await self._recovery.run_once(self._chain_sync.provider_selection.view)
 
     async def _look(self) -> None:
         if self._may_rest():
             return
-        if await self._watch.tick():
+        if await self._chain_sync.run_once():
             self._last_success_s = asyncio.get_running_loop().time()
             self._tell(self._why_not_ready())
         else:
-            self._last_error = self._watch.trouble or "the chain was not read in full"
+            self._last_error = self._chain_sync.trouble or "the chain was not read in full"
             self._tell(self._last_error)
 
     def _may_rest(self) -> bool:
         """Whether the next pass can wait. A payment admitted meanwhile is seen by the next run."""
-        if self._last_success_s is None or self._context.chain.behind is not None or not self._watch.is_idle:
+        if self._last_success_s is None or self._context.chain.behind is not None or not self._chain_sync.is_idle:
             return False
-        return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
+        return asyncio.get_running_loop().time() < self._last_success_s + self._intervals.idle_s
 
     def _why_not_ready(self) -> str | None:
         try:

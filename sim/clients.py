@@ -145,7 +145,7 @@ class BuyerTask:
                 if town.draw() < 0.3:
                     return False  # gives up waiting: the next try begins with a new request
                 continue
-            merchant = life.agent.context.terms.merchants.get(row.invoice.origin or "")
+            merchant = life.agent.context.config.merchants.get(row.invoice.origin or "")
             proof = retry_headers(row, merchant, town.wallet)
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:
@@ -242,16 +242,16 @@ class BuyerTask:
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
         if want.key is not None:
             headers.append((b"idempotency-key", want.key.encode()))
-        merchant = life.agent.context.terms.merchants[want.shop.origin]
+        merchant = life.agent.context.config.merchants[want.shop.origin]
         keys = (want.key.encode(),) if want.key is not None else ()
         find_app = partial(apps.by_id, life.agent.context.conn, want.app_id)
-        errand = ProxyRequest(
+        request = ProxyRequest(
             want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
         )
 
         async def work(intake: ClientBody, reply: ClientReply) -> None:
             intake.listen()
-            await life.clerk.run(Exchange(errand, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
+            await life.payer.run(Exchange(request, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
 
         scope: dict[str, object] = {
             "type": "http",

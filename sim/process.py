@@ -70,7 +70,7 @@ class Host(Protocol):
 
     def daemon_now_ms(self) -> int: ...
 
-    def sources(self) -> list[PacedProvider]: ...
+    def providers(self) -> list[PacedProvider]: ...
 
     def merchants(self) -> MerchantClient: ...
 
@@ -183,31 +183,31 @@ class SimProcess:
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), InProcess(host.signer))
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.providers(), InProcess(host.signer))
         merchants = host.merchants()
-        self.watch = ChainSync(self.agent, merchants)
+        self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
-        self.clerk = ProxyPayer(self.agent)
+        self.payer = ProxyPayer(self.agent)
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
         """Start as daemon.py does: first recover what the ledger may lack, then start the jobs."""
         await self._recovery.begin()
-        self.spawn(self._every(1, self.watch.tick))
-        self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.hearing.view)))
-        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.poll_merchants))
-        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.observe_prepaid))
+        self.spawn(self._every(1, self.chain_sync.run_once))
+        self.spawn(self._every(1, lambda: self._recovery.run_once(self.chain_sync.provider_selection.view)))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.chain_sync.merchant_polling.poll_merchants))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.chain_sync.merchant_polling.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.agent.deliveries.give_up_unserved))
-        self.spawn(self._every(1, self.topups.beat))
-        if self.agent.context.terms.upkeep_fees_per_day_lovelace:
+        self.spawn(self._every(1, self.topups.run_once))
+        if self.agent.context.config.upkeep_fees_per_day_lovelace:
             self.spawn(self._every(1, self._keep_ready))
-        if self.agent.context.terms.approval_required_above:
+        if self.agent.context.config.approval_required_above:
             self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:
         """Not after the faults stopped: a transfer ordered then could not settle before the end of the run."""
         if not self._host.is_calm:
-            await self.agent.stock.keep_ready()
+            await self.agent.utxo_pool.keep_ready()
 
     def take_over(self) -> None:
         """Another daemon opens the ledger. From here on this one must commit nothing."""
@@ -312,7 +312,7 @@ class SimProcess:
 
     async def stop(self) -> None:
         """Shut down in order: transactions being submitted finish first."""
-        await self.agent.sending.drain(20)
+        await self.agent.submitter.drain(20)
         self.is_over = True
         self._end()
 
@@ -321,10 +321,10 @@ class SimProcess:
         self._committer.close()
         self._leased.close()
 
-    async def _every(self, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async def _every(self, intervals: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         while True:
             try:
                 await act()
             except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
                 self._host.failed_inside("a beat", repr(error))
-            await asyncio.sleep(self._host.beat_s * beats)
+            await asyncio.sleep(self._host.beat_s * intervals)

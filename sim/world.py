@@ -299,13 +299,13 @@ class World:
                 elif act == "send":
                     await life.call(agent.transfers.send("app_test", SENT_TO, self.plan.asset, SENT_UNITS))
                 elif act == "sweep":
-                    await life.call(agent.transfers.sweep("app_test", account().address))
+                    await life.call(agent.transfers.send_all("app_test", account().address))
                 elif act == "spend elsewhere":
                     if any(one.lie for one in self.plan.providers):
                         continue  # what one of two providers denies is not accepted while it denies it
                     self._spend_elsewhere()
                 elif rows:
-                    await life.call(agent.carrying.resolve(self.rng.choice(rows).id, "app_test"))
+                    await life.call(agent.lifecycle.resolve(self.rng.choice(rows).id, "app_test"))
             except (DeadError, Refused):
                 continue
             self.story.reach(f"an operator orders: {act}")
@@ -485,7 +485,7 @@ class World:
     def daemon_now_ms(self) -> int:
         return START_MS + int(self.loop.now_s * 1000) + self._clock_off_ms
 
-    def sources(self) -> list[PacedProvider]:
+    def providers(self) -> list[PacedProvider]:
         return [
             SimProvider(habits, self.net, self.rng, self.story, self.mix, self._released)
             for habits in self.plan.providers

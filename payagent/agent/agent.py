@@ -42,23 +42,23 @@ class Agent:
 
     def __init__(
         self,
-        terms: AgentConfig,
+        config: AgentConfig,
         ports: Ports,
         writer: Writes,
         readers: Readers,
-        sources: Sequence[PacedProvider],
+        providers: Sequence[PacedProvider],
         signer: Signatures,
     ) -> None:
-        self.context = context = AgentContext(terms, ports, writer, readers, sources)
-        self.sending = TxSubmitter(context)
+        self.context = context = AgentContext(config, ports, writer, readers, providers)
+        self.submitter = TxSubmitter(context)
         self.signing = PaymentSigner(context, signer)
-        self.carrying = PaymentLifecycle(context, self.signing, self.sending)
-        self._reception = Intake(context)
-        self.stock = UtxoPool(context, self.signing, self.carrying, self._reception)
-        self.transfers = Transfers(context, self.signing, self.carrying)
-        self.decisions = Decisions(context, self.signing, self.sending)
-        self.deliveries = Deliveries(context, self.carrying)
-        self.prepaid_calls = PrepaidCalls(context, self._reception)
+        self.lifecycle = PaymentLifecycle(context, self.signing, self.submitter)
+        self._intake = Intake(context)
+        self.utxo_pool = UtxoPool(context, self.signing, self.lifecycle, self._intake)
+        self.transfers = Transfers(context, self.signing, self.lifecycle)
+        self.decisions = Decisions(context, self.signing, self.submitter)
+        self.deliveries = Deliveries(context, self.lifecycle)
+        self.prepaid_calls = PrepaidCalls(context, self._intake)
 
     async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment of its intent. The bool is True for a new payment.
@@ -67,41 +67,41 @@ class Agent:
         """
         now_ms = self.context.ports.clock.now_ms()
         try:
-            merchant = self.context.terms.merchant(ask.origin)
-            offers = self._reception.offers(merchant, ask, now_ms)
+            merchant = self.context.config.merchant(ask.origin)
+            offers = self._intake.offers(merchant, ask, now_ms)
         except Refused as refusal:
-            if ask.origin in self.context.terms.merchants and (row := self._paid_already(ask)) is not None:
+            if ask.origin in self.context.config.merchants and (row := self._paid_already(ask)) is not None:
                 return row, False
-            await self._reception.note_refusal(ask, refusal, None, now_ms)
+            await self._intake.note_refusal(ask, refusal, None, now_ms)
             raise
-        purchase = self._reception.purchase(ask, offers, now_ms)
-        if (known := self._known_already(purchase)) is not None:
-            return await self.carrying.once_signed(known), False
-        with self.signing.claim(purchase.ids.payment):
+        intent = self._intake.intent(ask, offers, now_ms)
+        if (known := self._known_already(intent)) is not None:
+            return await self.lifecycle.once_signed(known), False
+        with self.signing.claim(intent.ids.payment):
             try:
-                admitted = await self.stock.admit(purchase)
+                admitted = await self.utxo_pool.admit(intent)
             except Refused as refusal:
-                await self._reception.note_refusal(ask, refusal, purchase, now_ms)
+                await self._intake.note_refusal(ask, refusal, intent, now_ms)
                 raise as_told(self.context.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
-                self._reception.note_on_record(ask.app_id, ask.topup)
+                self._intake.note_on_record(ask.app_id, ask.topup)
                 raise admitted.refusal
-            carried_out = await self.carrying.carry_out(admitted)
+            carried_out = await self.lifecycle.carry_out(admitted)
             if admitted.plan is not None:
-                self.stock.look_ahead(admitted.plan)
+                self.utxo_pool.look_ahead(admitted.plan)
             return carried_out
 
-    def _known_already(self, purchase: PaymentIntent) -> PaymentRow | None:
+    def _known_already(self, intent: PaymentIntent) -> PaymentRow | None:
         """The payment that admission would find, if nothing is left to decide or record.
 
         That is so if the intent is the same and one of its payments is for this very invoice. An attempt that is
         missing from the signer's record returns None: the writer then records it, or says why not.
         """
-        (offer, *others), conn = purchase.offers, self.context.conn
-        intent = None if others else intents.live_intent(conn, purchase.app_id, purchase.key)
-        row = None if intent is None else payments.live_payment_of(conn, intent.id)
-        if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
+        (offer, *others), conn = intent.offers, self.context.conn
+        stored = None if others else intents.live_intent(conn, intent.app_id, intent.key)
+        row = None if stored is None else payments.live_payment_of(conn, stored.id)
+        if stored is None or row is None or stored.fingerprint != intent.fingerprint:
             return None
         told = (offer.origin, offer.invoice_id, offer.terms_hash)
         if told != (row.invoice.origin, row.invoice.id, row.invoice.terms_hash):
@@ -119,11 +119,11 @@ class Agent:
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()
-        offers = self._reception.offers(self.context.terms.merchant(ask.origin), ask, now_ms)
-        purchase = self._reception.purchase(ask, offers, now_ms)
+        offers = self._intake.offers(self.context.config.merchant(ask.origin), ask, now_ms)
+        intent = self._intake.intent(ask, offers, now_ms)
 
         def job(unit: Unit) -> PaymentQuote:
-            chosen = self.context.admission.choose(unit, purchase, now_ms)
+            chosen = self.context.admission.choose(unit, intent, now_ms)
             self.context.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
             try:
@@ -131,18 +131,18 @@ class Agent:
                     unit,
                     invoice,
                     invoice.expires_at_ms,
-                    self.context.terms.min_window_s,
+                    self.context.config.min_window_s,
                     now_ms,
                     waits=ask.topup is not None,
                 )
             except Refused:
-                self.context.admission.holding.require_before_fee(unit, chosen, now_ms, count)
+                self.context.admission.reservation.require_before_fee(unit, chosen, now_ms, count)
                 raise
             try:
-                self.context.admission.rulebook.require_within_limits(
-                    unit.conn, purchase, plan.spend, invoice.asset, now_ms, count
+                self.context.admission.rules.require_within_limits(
+                    unit.conn, intent, plan.spend, invoice.asset, now_ms, count
                 )
-                reasons = self.context.admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
+                reasons = self.context.admission.rules.reasons(unit.conn, intent, invoice, plan.spend)
                 if count > 1:
                     spend = {asset: units * count for asset, units in plan.spend.items()}
                     self._require_funds(spend, self.context.admission.planner.totals_with_change(unit, now_ms))
@@ -168,9 +168,9 @@ class Agent:
     def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
         """The live payment of a repeated intent whose 402 has expired or only says "pending"."""
         key = ask.key(None)
-        intent = None if key is None else intents.live_intent(self.context.conn, ask.app_id, key)
-        if intent is None:
+        stored = None if key is None else intents.live_intent(self.context.conn, ask.app_id, key)
+        if stored is None:
             return None
-        require_same(intent, ask.fingerprint)
-        row = payments.live_payment_of(self.context.conn, intent.id)
+        require_same(stored, ask.fingerprint)
+        row = payments.live_payment_of(self.context.conn, stored.id)
         return None if row is None else self.context.require_noted(row)

@@ -1,7 +1,7 @@
 """`AgentContext`: the state that all parts of the agent share. It cannot sign, submit or pay.
 
 It holds the ledger's readers and writer, the config in force, the available UTxOs, the chain as last read, and the
-clock. `take_terms` replaces the config at run time, so read `terms` each time and do not keep it.
+clock. `take_config` replaces the config at run time, so read `config` each time and do not keep it.
 May import: core, chain.provider, chain.throttled_provider, store, wallet, agent.commits, agent.base. Never:
 decides on a payment; signs; submits.
 """
@@ -47,15 +47,22 @@ class AgentContext:
     """One per agent. Call it from one event loop."""
 
     def __init__(
-        self, terms: AgentConfig, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedProvider]
+        self,
+        config: AgentConfig,
+        ports: Ports,
+        writer: Writes,
+        readers: Readers,
+        all_providers: Sequence[PacedProvider],
     ) -> None:
-        self.filed = terms
-        """The config of the file alone. `terms` is the config in force, with the changes made at run time."""
-        self.terms = terms = overlaid(terms, readers.conn)
+        self.from_file = config
+        """The config of the file alone. `config` is the one in force, with the changes made at run time."""
+        self.config = config = overlaid(config, readers.conn)
         self.ports = ports
-        self.sources = [ThrottledProvider(source, ports.clock, terms.call_rate) for source in sources]
+        self.all_providers = [
+            ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers
+        ]
         self.chain = ChainView(
-            terms.network,
+            config.network,
             restored_at_ms=about.restored_at_ms(readers.conn),
             foreign=onchain.frozen_by(readers.conn),
         )
@@ -63,8 +70,8 @@ class AgentContext:
         self.utxos = UtxoIndex(utxo_of(row) for row in queries.free_utxos(readers.conn))
         self._writer = writer
         self._readers = readers
-        self.admission = Admission.by(terms, self.utxos, self.chain)
-        self.senders: Sequence[ThrottledProvider] = self.sources
+        self.admission = Admission.by(config, self.utxos, self.chain)
+        self.submit_providers: Sequence[ThrottledProvider] = self.all_providers
         """The providers that the last pass believed. Transactions are submitted to these."""
         self.providers: Mapping[str, str | None] = {}
         """By name: why the last pass did not believe a provider; None if it did."""
@@ -99,19 +106,19 @@ class AgentContext:
             self.changes.notify(payment_id)
         return result
 
-    async def take_terms(self, filed: AgentConfig, job: Callable[[Unit], None]) -> None:
+    async def take_config(self, from_file: AgentConfig, job: Callable[[Unit], None]) -> None:
         """Put this config into force, with the changes that `job` makes, as of the job's commit."""
 
         def take(unit: Unit) -> AgentConfig:
             job(unit)
-            terms = overlaid(filed, unit.conn)
-            unit.undo(partial(self.admission.take, self.terms))
-            self.admission.take(terms)
-            return terms
+            config = overlaid(from_file, unit.conn)
+            unit.undo(partial(self.admission.take, self.config))
+            self.admission.take(config)
+            return config
 
         async with self._taking:
-            self.terms = await self.write("terms", take)
-            self.filed = filed
+            self.config = await self.write("config", take)
+            self.from_file = from_file
 
     def payment(self, payment_id: str) -> PaymentRow:
         """The payment as it is now. Refused: `not_found`."""
@@ -138,7 +145,7 @@ class AgentContext:
         """
         if row.invoice.merchant_submits or not has_proof(row):
             return has_proof(row)
-        merchant = self.terms.merchants.get(row.invoice.origin or "")
+        merchant = self.config.merchants.get(row.invoice.origin or "")
         return may_be_shown(
             merchant.ready if merchant else "confirmed",
             merchants.readiness(self.conn, row.invoice.origin or ""),
@@ -151,7 +158,7 @@ class AgentContext:
 
     def is_by_auto(self, row: PaymentRow) -> bool:
         """Whether `ready = "auto"` decides when to present the proof."""
-        merchant = self.terms.merchants.get(row.invoice.origin or "")
+        merchant = self.config.merchants.get(row.invoice.origin or "")
         return merchant is not None and merchant.ready == "auto" and not row.invoice.merchant_submits
 
     def depth(self, row: PaymentRow) -> int:
@@ -159,7 +166,7 @@ class AgentContext:
         if row.block.height is None or row.state not in ON_CHAIN:
             return 0
         seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
-        return max(seen, self.terms.confirm_depth if row.state in POSTED else 1)
+        return max(seen, self.config.confirm_depth if row.state in POSTED else 1)
 
     def take_tip(self, tip: Tip) -> None:
         """Take the newest block: a proof answered "pending" before it may be presented again."""
@@ -199,7 +206,7 @@ class AgentContext:
     def assets_allowed(self) -> frozenset[str]:
         """The assets that the wallet's limits allow it to spend."""
         at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
-        return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
+        return policy.allowed_assets(policy.in_force(self.config.limits, at_run_time))
 
     @property
     def latest_ms(self) -> int:
@@ -209,7 +216,7 @@ class AgentContext:
 
     def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.rows.limit_counters)."""
-        return self.admission.rulebook.clock_ms(conn, now_ms)
+        return self.admission.rules.clock_ms(conn, now_ms)
 
     def new_ids(self) -> Ids:
         """Fresh ids for a payment or a transfer. They are used up even if an existing one is found."""

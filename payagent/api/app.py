@@ -83,7 +83,7 @@ def create_app(
     app.state.topups = orders
     app.state.body_s = body_s
     app.state.links = links
-    app.state.turnstile = RateLimiter(rates, time.monotonic)
+    app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(
         OuterMiddleware,
         new_id=partial(agent.context.ports.new_id, "call"),

@@ -23,7 +23,7 @@ Detail = Mapping[str, Any]
 def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each table about merchants follows from its events."""
     kept: dict[str, Rows] = {
-        "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
+        "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.all_merchants(conn)},
         "address_pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
         "unserved_streaks": {

@@ -81,18 +81,18 @@ async def _utxos_by(
     provider: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
 ) -> tuple[ChainUtxo, ...]:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
-    source = Blockfrost("provider", provider.base_url, project_id)
+    blockfrost = Blockfrost("provider", provider.base_url, project_id)
     try:
         view = ChainView(NETWORKS[network])
-        view.learn_genesis(_found("genesis", await source.genesis()))
-        view.learn_parameters(_found("parameters", await source.parameters()))
-        view.tip, view.problem = _found("newest block", await source.tip()), None
-        off_s = await source.clock_off_s(now_ms)
+        view.learn_genesis(_found("genesis", await blockfrost.genesis()))
+        view.learn_parameters(_found("parameters", await blockfrost.parameters()))
+        view.tip, view.problem = _found("newest block", await blockfrost.tip()), None
+        off_s = await blockfrost.clock_off_s(now_ms)
         require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
         view.require_in_step(now_ms())
-        return _found("UTxOs", await source.utxos(address))
+        return _found("UTxOs", await blockfrost.utxos(address))
     finally:
-        await source.aclose()
+        await blockfrost.aclose()
 
 
 def _found(what: str, read: Read[T]) -> T:

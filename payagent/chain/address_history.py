@@ -42,27 +42,27 @@ class History:
     utxos: tuple[ChainUtxo, ...]
 
 
-async def read_history(source: ChainProvider, address: str, since_s: int) -> History | Unknown:
+async def read_history(provider: ChainProvider, address: str, since_s: int) -> History | Unknown:
     """Read the history, or say why it could not be read."""
     movements: dict[str, Movement] = {}
     listed: tuple[AddressTx, ...] = ()
     below: Tip | None = None
     for _ in range(AT_REST_PASSES):
-        tip = await _answered(source.tip, len(movements))
+        tip = await _answered(provider.tip, len(movements))
         if not isinstance(tip, Found):
             return _unknown("tip", tip)
-        if below is not None and not isinstance(await source.block(below.hash), Found):
+        if below is not None and not isinstance(await provider.block(below.hash), Found):
             below = None
         from_s = since_s if below is None else max(since_s, below.time_s - INDEX_LAG_S)
-        fresh = await _answered(partial(source.transactions, address, from_s), len(movements))
+        fresh = await _answered(partial(provider.transactions, address, from_s), len(movements))
         if not isinstance(fresh, Found):
             return _unknown("transactions", fresh)
         listed = (*(tx for tx in listed if below is not None and tx.time_s < from_s), *fresh.value)
-        doubt = await _read_movements(source, address, fresh.value, movements)
-        utxos = doubt or await _answered(partial(source.utxos, address), len(movements))
+        doubt = await _read_movements(provider, address, fresh.value, movements)
+        utxos = doubt or await _answered(partial(provider.utxos, address), len(movements))
         if not isinstance(utxos, Found):
             return _unknown("utxos", utxos)
-        if await source.tip() == tip and all(tx.tx_id in movements for tx in listed):
+        if await provider.tip() == tip and all(tx.tx_id in movements for tx in listed):
             moved = {tx.tx_id: movements[tx.tx_id] for tx in listed}
             return History(tip.value, listed, moved, utxos.value)
         below = tip.value
@@ -70,14 +70,14 @@ async def read_history(source: ChainProvider, address: str, since_s: int) -> His
 
 
 async def _read_movements(
-    source: ChainProvider, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
+    provider: ChainProvider, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
 ) -> Unknown | None:
     """Add the movements not read yet. One that is not found is left out: a fork removed it after it was listed."""
     for tx in listed:
         if tx.tx_id not in movements:
             if len(movements) >= PACED_AFTER:
                 await asyncio.sleep(PACE_S)
-            moved = await _answered(partial(source.movement, tx.tx_id, address), len(movements))
+            moved = await _answered(partial(provider.movement, tx.tx_id, address), len(movements))
             if isinstance(moved, Unknown):
                 return moved
             if isinstance(moved, Found):

@@ -19,8 +19,8 @@ SEARCH_PATIENCE_S = 60.0
 class Disputes:
     """The open disputes by subject. `own` is the wallet's address, whose UTxOs reveal a liar."""
 
-    def __init__(self, members: Sequence[ProviderState], clock: ProviderClock, own: str) -> None:
-        self._members = members
+    def __init__(self, states: Sequence[ProviderState], clock: ProviderClock, own: str) -> None:
+        self._states = states
         self._clock = clock
         self._own = own
         self._open: dict[str, Silence] = {}
@@ -33,9 +33,9 @@ class Disputes:
 
     def settle(self, subject: str) -> None:
         self._open.pop(subject, None)
-        for member in self._members:
-            member.shown.pop(subject, None)
-            member.suspicions.pop(subject, None)
+        for state in self._states:
+            state.shown.pop(subject, None)
+            state.suspicions.pop(subject, None)
 
     def note(self, subject: str) -> bool:
         """Note that providers disagree. Returns whether the disagreement lasts, which raises an alert."""
@@ -52,18 +52,18 @@ class Disputes:
             return False
         now_ms = self._clock.now_ms()
         for one in said:
-            member = next((m for m in self._members if m.source.name == one.name), None)
-            if member is None:
+            state = next((m for m in self._states if m.provider.name == one.name), None)
+            if state is None:
                 continue
-            why = await self._lie(member, tx_id, one.read)
-            if why == TWO_HEIGHTS or member.is_convicted(tx_id, why, now_ms):
-                member.send_out(now_ms, why or "")
+            why = await self._lie(state, tx_id, one.read)
+            if why == TWO_HEIGHTS or state.is_convicted(tx_id, why, now_ms):
+                state.send_out(now_ms, why or "")
         return True
 
-    async def _lie(self, member: ProviderState, tx_id: str, read: Read[TxSeen]) -> str | None:
+    async def _lie(self, state: ProviderState, tx_id: str, read: Read[TxSeen]) -> str | None:
         try:
             async with asyncio.timeout(SEARCH_PATIENCE_S):
-                return await member.lie(tx_id, read, self._own)
+                return await state.lie(tx_id, read, self._own)
         except TimeoutError:
             return None
 

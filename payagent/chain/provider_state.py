@@ -92,7 +92,7 @@ class Exclusion:
 class ProviderState:
     """The state of one provider. `trouble` says why it is not believed; None when it is."""
 
-    source: ThrottledProvider
+    provider: ThrottledProvider
     trouble: str | None = "not asked yet"
     has_answered: bool = False
     is_foreign: bool = False
@@ -118,7 +118,7 @@ class ProviderState:
     """Whether its network is ours and its parameters were read."""
 
     genesis: Found[Genesis] | None = None
-    sentence: Exclusion = field(default_factory=Exclusion)
+    exclusion: Exclusion = field(default_factory=Exclusion)
     lied: str = ""
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
@@ -168,35 +168,35 @@ class ProviderState:
 
     def is_given_up(self, now_ms: int) -> bool:
         """Whether nothing waits for it: it was missing for `ABSENT_MS`, or is excluded again after a relapse."""
-        is_out_again = self.sentence.is_relapse and self.sentence.holds(now_ms)
+        is_out_again = self.exclusion.is_relapse and self.exclusion.holds(now_ms)
         return is_out_again or (self.absence is not None and _lasts_ms(self.absence, ABSENT_MS))
 
     def is_sent_out(self, now_ms: int) -> bool:
         """Whether it is excluded for a lie."""
-        lied_ms = self.source.lied_at_ms
+        lied_ms = self.provider.lied_at_ms
         if lied_ms is not None and Span(lied_ms, lied_ms + SENTENCE_MS).holds(now_ms):
             self.send_out(lied_ms, "it answered a submission with another transaction's id")
-        if not self.sentence.holds(now_ms):
+        if not self.exclusion.holds(now_ms):
             self.lied = ""
         return bool(self.lied)
 
     def send_out(self, at_ms: int, why: str) -> None:
         self.lied = why
         self.trouble = why
-        self.sentence = self.sentence.after(at_ms)
+        self.exclusion = self.exclusion.after(at_ms)
 
     async def contradiction(self, tip: Tip) -> str | None:
         """Say how it contradicts itself about its tip; None if it does not. Replicas do that for a moment."""
-        source, before = self.source, self.tip
+        provider, before = self.provider, self.tip
         if tip != self.confirmed_tip:
-            own = await source.block(tip.hash)
+            own = await provider.block(tip.hash)
             if isinstance(own, NotFound):
                 return "it does not know the block that it calls its newest"
             if isinstance(own, Found):
                 if (own.value.height, own.value.slot) != (tip.height, tip.slot):
                     return "it tells another height of the block that it calls its newest"
                 self.confirmed_tip = tip
-        if before and tip.height < before.height and isinstance(await source.block(before.hash), Found):
+        if before and tip.height < before.height and isinstance(await provider.block(before.hash), Found):
             return "its newest block went back, and the one before is still there"
         return None
 
@@ -212,7 +212,7 @@ class ProviderState:
                 return f"its newest block is {tip.height - height} higher than one {tip.slot - slot} slots before"
         elif self.peak is not None and tip.height < height:
             self.leapt = None
-            if not isinstance(await self.source.block(self.peak.hash), NotFound):
+            if not isinstance(await self.provider.block(self.peak.hash), NotFound):
                 return None
             self.fallen = missed(self.fallen, now_ms)
             if not _lasts_ms(self.fallen, FALLEN_MS):
@@ -222,18 +222,18 @@ class ProviderState:
 
     async def lie(self, tx_id: str, read: Read[TxSeen], own: str) -> str | None:
         """Say which of its other answers contradict what it says of a transaction; None if none does."""
-        source = self.source
+        provider = self.provider
         if isinstance(read, Found):
             seen, before = read.value, self.shown.get(tx_id, read.value)
             self.shown[tx_id] = seen
-            block = await source.block(seen.block_hash)
+            block = await provider.block(seen.block_hash)
             if before.block_hash == seen.block_hash and before != seen:
                 return TWO_HEIGHTS
             if isinstance(block, Found):
                 is_it = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
                 return None if is_it else TWO_HEIGHTS
             return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
-        listed = await source.utxos(own) if isinstance(read, NotFound) else None
+        listed = await provider.utxos(own) if isinstance(read, NotFound) else None
         if isinstance(listed, Found) and any(utxo.tx_id == tx_id for utxo in listed.value):
             return f"it lists a coin of {tx_id}, and denies that transaction"
         return None

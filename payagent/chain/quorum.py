@@ -61,7 +61,7 @@ class ProviderQuorum:
 
     def __init__(
         self,
-        sources: Sequence[ThrottledProvider],
+        providers: Sequence[ThrottledProvider],
         clock: ProviderClock,
         own: str,
         vouch: Callable[[Genesis], None],
@@ -69,100 +69,100 @@ class ProviderQuorum:
         slot_at: Callable[[int], int | None],
         tip_age_max_s: int,
     ) -> None:
-        self._members = [ProviderState(source) for source in sources]
+        self._states = [ProviderState(provider) for provider in providers]
         self._clock = clock
         self._vouch = vouch
         self._weigh = weigh
         self._slot_at = slot_at
         self._tip_age_max_s = tip_age_max_s
-        self._disputes = Disputes(self._members, clock, own)
+        self._disputes = Disputes(self._states, clock, own)
 
     @property
     def troubles(self) -> dict[str, str | None]:
         """Why each provider is not believed, by name; None when it is."""
-        return {member.source.name: member.trouble for member in self._members}
+        return {state.provider.name: state.trouble for state in self._states}
 
     @property
     def has_foreign(self) -> bool:
         """Whether a provider shows another network, or parameters that differ from another provider's."""
-        return any(member.is_foreign for member in self._members)
+        return any(state.is_foreign for state in self._states)
 
     @property
     def has_several(self) -> bool:
-        return len(self._members) > 1
+        return len(self._states) > 1
 
     def outs(self) -> dict[str, str]:
         """Alerts when there are several providers: excluded ones, blocked signing, a lasting dispute."""
         if not self.has_several:
             return {}
         found = {
-            f"provider:{member.source.name}": f"{member.source.name} is not heard: {member.trouble}"
-            for member in self._members
-            if member.trouble and (member.is_foreign or member.is_late or member.lied or member.is_mute("tip"))
+            f"provider:{state.provider.name}": f"{state.provider.name} is not heard: {state.trouble}"
+            for state in self._states
+            if state.trouble and (state.is_foreign or state.is_late or state.lied or state.is_mute("tip"))
         }
         found |= {
-            f"provider:{member.source.name}": f"{member.source.name}: its newest block is lower than one before"
-            for member in self._members
-            if not member.trouble and is_lasting(member.fallen)
+            f"provider:{state.provider.name}": f"{state.provider.name}: its newest block is lower than one before"
+            for state in self._states
+            if not state.trouble and is_lasting(state.fallen)
         }
         found |= {
-            f"provider:{member.source.name}": f"{member.source.name}: {member.odd.detail}"
-            for member in self._members
-            if not member.trouble and member.odd and member.odd.forbids
+            f"provider:{state.provider.name}": f"{state.provider.name}: {state.odd.detail}"
+            for state in self._states
+            if not state.trouble and state.odd and state.odd.forbids
         }
         for subject in self._disputes.lasting[:1]:
             found["providers"] = f"the providers disagree about {subject}, and it cannot be told who lies"
         return found
 
-    def senders(self) -> list[ThrottledProvider]:
+    def submit_providers(self) -> list[ThrottledProvider]:
         """The providers that get submissions, believed ones first; none on another network or caught in a lie."""
         now_ms = self._clock.now_ms()
-        fit = [m for m in self._members if not m.is_foreign and not m.sentence.holds(now_ms)]
-        return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
+        fit = [m for m in self._states if not m.is_foreign and not m.exclusion.holds(now_ms)]
+        return [state.provider for state in sorted(fit, key=lambda state: state.trouble is not None)]
 
-    async def look(self) -> QuorumView | None:
+    async def observe(self) -> QuorumView | None:
         """Find which providers are believed now, and return their view; None if there are none."""
         tips = await self._hear()
-        tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
-        heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
-        for member in self._members:
-            member.note_look(member in heard, self._clock.now_ms())
-        late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
+        tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._states, tips, strict=True)]
+        heard = [state for state, tip in zip(self._states, tips, strict=True) if tip and not state.trouble]
+        for state in self._states:
+            state.note_look(state in heard, self._clock.now_ms())
+        late = [state for state, tip in zip(self._states, tips, strict=True) if tip and state.is_late]
         return self._view(heard, heard or late) if heard or late else None
 
     def _view(self, heard: Sequence[ProviderState], speaking: Sequence[ProviderState]) -> QuorumView:
         """Build the view of the believed providers, or of the merely late ones if there are no others."""
         now_ms = self._clock.now_ms()
-        tips = [member.tip for member in speaking if member.tip]
+        tips = [state.tip for state in speaking if state.tip]
         self._compare(tips)
         is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         is_final = is_current and not any(
-            (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
-            for member in self._members
+            (state.exclusion.holds(now_ms) and not state.exclusion.is_relapse) or state.is_dead_at_start
+            for state in self._states
         )
         return QuorumView(
             tip=min(tips, key=lambda tip: tip.height),
             is_current=is_current,
             is_final=is_final,
-            odd=next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None),
+            odd=next((state.odd.detail for state in speaking if state.odd and state.odd.forbids), None),
             _heard=tuple(speaking),
-            _awaited=tuple(m.source.name for m in self._members if self._is_awaited(m, speaking)),
-            _members=tuple(self._members),
+            _awaited=tuple(m.provider.name for m in self._states if self._is_awaited(m, speaking)),
+            _states=tuple(self._states),
             _disputes=self._disputes,
             _clock=self._clock,
         )
 
-    def _is_odd_one_out(self, member: ProviderState) -> bool:
+    def _is_odd_one_out(self, state: ProviderState) -> bool:
         """Whether its parameters are unexpected while those of another, not given up, are not."""
-        if member.odd is None:
+        if state.odd is None:
             return False
         now_ms = self._clock.now_ms()
-        member.is_foreign = any(
-            other.is_vetted and other.odd is None and not other.is_given_up(now_ms) for other in self._members
+        state.is_foreign = any(
+            other.is_vetted and other.odd is None and not other.is_given_up(now_ms) for other in self._states
         )
-        if member.is_foreign:
-            member.trouble = member.odd.detail
-        return member.is_foreign
+        if state.is_foreign:
+            state.trouble = state.odd.detail
+        return state.is_foreign
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
@@ -171,111 +171,111 @@ class ProviderQuorum:
         else:
             self._disputes.settle(HEIGHTS)
 
-    def _is_awaited(self, member: ProviderState, speaking: Sequence[ProviderState]) -> bool:
+    def _is_awaited(self, state: ProviderState, speaking: Sequence[ProviderState]) -> bool:
         """Whether a provider only failed to answer or is late, and not for long yet.
 
         Late ones are waited for, because a clock that is off by a little could otherwise leave one provider alone.
         """
-        is_out = member in speaking or member.is_foreign or member.lied or member.is_dead_at_start
-        return not is_out and not member.is_mute("time" if member.is_late else "tip")
+        is_out = state in speaking or state.is_foreign or state.lied or state.is_dead_at_start
+        return not is_out and not state.is_mute("time" if state.is_late else "tip")
 
     async def _hear(self) -> list[Tip | None]:
         """Return the tip of each provider that is believed or only late. Sets `trouble`."""
         now_ms = self._clock.now_ms()
-        asked = [member for member in self._members if not self._is_kept_out(member, now_ms)]
+        asked = [state for state in self._states if not self._is_kept_out(state, now_ms)]
         slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
-        examined = [self._examine(member, now_ms) for member in asked]
+        examined = [self._examine(state, now_ms) for state in asked]
         late = slow, _unread("tip", slow)
         told = await in_time(examined, HEARING_PATIENCE_S, late, lambda one: one[1] is None)
-        tips = {member.source.name: self._heard_of(member, *one) for member, one in zip(asked, told, strict=True)}
-        return [tips.get(member.source.name) for member in self._members]
+        tips = {state.provider.name: self._heard_of(state, *one) for state, one in zip(asked, told, strict=True)}
+        return [tips.get(state.provider.name) for state in self._states]
 
-    def _is_kept_out(self, member: ProviderState, now_ms: int) -> bool:
-        member.is_late = False
-        if not self.has_several or not member.is_sent_out(now_ms):  # a single provider is never excluded
+    def _is_kept_out(self, state: ProviderState, now_ms: int) -> bool:
+        state.is_late = False
+        if not self.has_several or not state.is_sent_out(now_ms):  # a single provider is never excluded
             return False
-        member.trouble = member.lied
+        state.trouble = state.lied
         return True
 
-    def _heard_of(self, member: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
+    def _heard_of(self, state: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
         """Return its tip if it is believed or only late."""
         now_ms = self._clock.now_ms()
-        member.note("tip", Unknown(trouble) if trouble else read, now_ms)
+        state.note("tip", Unknown(trouble) if trouble else read, now_ms)
         if trouble is not None or not isinstance(read, Found):
-            member.trouble = trouble
+            state.trouble = trouble
             return None
-        member.tip = read.value
-        member.trouble = self._lateness(member, read.value, now_ms)
-        member.is_late = member.trouble is not None
-        member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
+        state.tip = read.value
+        state.trouble = self._lateness(state, read.value, now_ms)
+        state.is_late = state.trouble is not None
+        state.note("time", read if state.trouble is None else Unknown(state.trouble), now_ms)
         return read.value
 
-    async def _examine(self, member: ProviderState, now_ms: int) -> tuple[Read[Tip], str | None]:
+    async def _examine(self, state: ProviderState, now_ms: int) -> tuple[Read[Tip], str | None]:
         """Return its tip, and why it is not to be believed."""
-        read = await self._read_tip(member)
+        read = await self._read_tip(state)
         if not isinstance(read, Found):
             return read, _unread("tip", read)
-        member.has_answered = True
-        trouble = await self._distrust(member, now_ms)
+        state.has_answered = True
+        trouble = await self._distrust(state, now_ms)
         if trouble is None and self.has_several:
-            trouble = await member.contradiction(read.value)
+            trouble = await state.contradiction(read.value)
         if trouble is None:
-            trouble = await member.climb(read.value, now_ms)
+            trouble = await state.climb(read.value, now_ms)
         return read, trouble
 
-    async def _read_tip(self, member: ProviderState) -> Read[Tip]:
+    async def _read_tip(self, state: ProviderState) -> Read[Tip]:
         if not self.has_several:
-            return await member.source.tip()
+            return await state.provider.tip()
         try:
             async with asyncio.timeout(TIP_PATIENCE_S):
-                return await member.source.tip()
+                return await state.provider.tip()
         except TimeoutError:
             return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
 
-    async def _distrust(self, member: ProviderState, now_ms: int) -> str | None:
+    async def _distrust(self, state: ProviderState, now_ms: int) -> str | None:
         """Say why the provider's network or parameters are not to be believed; read at first and every hour.
 
         They are also read again after the provider said that a transaction can never be valid, because the
         parameters may have changed. A server without parameters, as for minutes when an epoch begins, keeps its
         earlier ones.
         """
-        if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
+        if state.checked.holds(now_ms) and state.provider.refused_at_ms < state.checked.from_ms:
             return None
-        genesis = member.genesis or await member.source.genesis()
+        genesis = state.genesis or await state.provider.genesis()
         found = genesis if isinstance(genesis, Found) else None  # already read when it is asked again
-        if member.is_vetted:  # otherwise a dripping server would pass over several tries
-            member.genesis = found
-        parameters = await member.source.parameters()
-        member.genesis = found
+        if state.is_vetted:  # otherwise a dripping server would pass over several tries
+            state.genesis = found
+        parameters = await state.provider.parameters()
+        state.genesis = found
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         try:
             self._vouch(genesis.value)
         except Refused as refusal:
-            member.genesis, member.odd = None, None
-            member.is_foreign, member.is_vetted = True, False
+            state.genesis, state.odd = None, None
+            state.is_foreign, state.is_vetted = True, False
             return refusal.detail
-        if not isinstance(parameters, Found) and not member.is_vetted:
+        if not isinstance(parameters, Found) and not state.is_vetted:
             return _unread("parameters", parameters)
-        member.genesis = None
+        state.genesis = None
         if isinstance(parameters, Found):
             odd = self._weigh(parameters.value)
-            if odd is not None and member.odd is None:  # the others may have them too by now
-                for other in self._members:
+            if odd is not None and state.odd is None:  # the others may have them too by now
+                for other in self._states:
                     other.checked = Span()
-            member.odd = odd
-        member.is_foreign, member.is_vetted = False, True
-        is_as_ever = isinstance(parameters, Found) and member.odd is None
-        member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
+            state.odd = odd
+        state.is_foreign, state.is_vetted = False, True
+        is_as_ever = isinstance(parameters, Found) and state.odd is None
+        state.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
         return None
 
-    def _lateness(self, member: ProviderState, tip: Tip, now_ms: int) -> str | None:
+    def _lateness(self, state: ProviderState, tip: Tip, now_ms: int) -> str | None:
         """Say why its tip is not recent: old, always lagging, or in the future; None when it is recent."""
         slot = self._slot_at(now_ms)
         age_s = 0 if slot is None else slot - tip.slot
-        if age_s <= FRESH_S or member.fresh_at_ms is None or now_ms < member.fresh_at_ms:
-            member.fresh_at_ms = now_ms
-        if age_s > self._tip_age_max_s or now_ms - member.fresh_at_ms > self._tip_age_max_s * 1000:
+        if age_s <= FRESH_S or state.fresh_at_ms is None or now_ms < state.fresh_at_ms:
+            state.fresh_at_ms = now_ms
+        if age_s > self._tip_age_max_s or now_ms - state.fresh_at_ms > self._tip_age_max_s * 1000:
             return f"its newest block is {age_s} s old"
         if age_s < -AHEAD_MAX_S and self.has_several:
             return f"its newest block is {-age_s} s in the future"

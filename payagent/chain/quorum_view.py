@@ -54,14 +54,14 @@ class QuorumView:
     """Why the parameters that all providers give forbid signing; None when they do not."""
     _heard: tuple[ProviderState, ...]
     _awaited: tuple[str, ...]
-    _members: tuple[ProviderState, ...]
+    _states: tuple[ProviderState, ...]
     _disputes: Disputes
     _clock: ProviderClock
 
     @property
     def name(self) -> str:
         """The names of the believed providers."""
-        return ", ".join(member.source.name for member in self._heard)
+        return ", ".join(state.provider.name for state in self._heard)
 
     @property
     def is_for_good(self) -> bool:
@@ -84,7 +84,7 @@ class QuorumView:
     def _missing(self) -> list[ProviderState]:
         """The providers that cannot say what they may know, and are not given up."""
         now_ms = self._clock.now_ms()
-        return [member for member in self._members if member.is_missing(now_ms)]
+        return [state for state in self._states if state.is_missing(now_ms)]
 
     @property
     def stands_alone(self) -> bool:
@@ -93,13 +93,13 @@ class QuorumView:
 
     def is_lonely(self, what: str) -> bool:
         """Whether this kind of answer comes from one provider although several are configured."""
-        return self._is_alone(what) and len(self._members) > 1
+        return self._is_alone(what) and len(self._states) > 1
 
     def _is_alone(self, what: str) -> bool:
         return len(self._witnesses(what)) + len(self._awaited) < 2
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
-        said = await self._ask("tx", lambda source: source.tx(tx_id))
+        said = await self._ask("tx", lambda provider: provider.tx(tx_id))
         read = weigh_tx(said)
         if not _is_open(read):
             self._disputes.settle(tx_id)
@@ -108,17 +108,17 @@ class QuorumView:
         return read
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
-        return weigh_block(await self._ask("block", lambda source: source.block(block_hash)))
+        return weigh_block(await self._ask("block", lambda provider: provider.block(block_hash)))
 
     async def utxos(self, address: str) -> Read[Listing]:
-        return weigh_utxos(await self._ask("coins", lambda source: source.utxos(address)))
+        return weigh_utxos(await self._ask("coins", lambda provider: provider.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        said = await self._ask("transactions", lambda source: source.transactions(address, since_s))
+        said = await self._ask("transactions", lambda provider: provider.transactions(address, since_s))
         return self._noted(f"the transactions of {address}", weigh_transactions(said))
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        said = await self._ask("movement", lambda source: source.movement(tx_id, address))
+        said = await self._ask("movement", lambda provider: provider.movement(tx_id, address))
         return self._noted(f"what {tx_id} moved", weigh_movement(said))
 
     async def has_unknown_spend(self, address: str, since_s: int, is_known: Callable[[str], bool]) -> Read[bool]:
@@ -127,12 +127,12 @@ class QuorumView:
         Any provider's word counts. `Unknown` only if none of them could tell.
         """
 
-        async def read(source: ThrottledProvider) -> Read[bool]:
-            listed = await source.transactions(address, since_s)
+        async def read(provider: ThrottledProvider) -> Read[bool]:
+            listed = await provider.transactions(address, since_s)
             if not isinstance(listed, Found):
                 return listed
             for tx_id in (tx.tx_id for tx in listed.value if not is_known(tx.tx_id)):
-                moved = await source.movement(tx_id, address)
+                moved = await provider.movement(tx_id, address)
                 if isinstance(moved, Unknown):
                     return moved
                 if isinstance(moved, Found) and moved.value.spent:
@@ -154,23 +154,23 @@ class QuorumView:
 
     def _witnesses(self, what: str) -> list[ProviderState]:
         """The providers that can answer this kind of read; all of them if none can."""
-        return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
+        return [state for state in self._heard if not state.is_mute(what)] or list(self._heard)
 
     async def _ask(
         self, what: str, ask: Callable[[ThrottledProvider], Coroutine[Any, Any, Read[T]]]
     ) -> list[ProviderAnswer[T]]:
         patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
         late = Unknown("no answer while others told their own")
-        asked = [ask(member.source) for member in self._heard]
+        asked = [ask(state.provider) for state in self._heard]
         reads = await in_time(asked, patience_s, late, lambda read: not isinstance(read, Unknown))
         now_ms = self._clock.now_ms()
-        for member, read in zip(self._heard, reads, strict=True):
-            member.note(what, read, now_ms)
+        for state, read in zip(self._heard, reads, strict=True):
+            state.note(what, read, now_ms)
         able = self._witnesses(what)
         said = [
-            ProviderAnswer(member.source.name, member.tip.slot if member.tip else 0, read)
-            for member, read in zip(self._heard, reads, strict=True)
-            if member in able
+            ProviderAnswer(state.provider.name, state.tip.slot if state.tip else 0, read)
+            for state, read in zip(self._heard, reads, strict=True)
+            if state in able
         ]
         return [*said, *(ProviderAnswer(name, 0, Unknown("waited for")) for name in self._awaited)]
 

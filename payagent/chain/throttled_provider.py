@@ -49,8 +49,8 @@ class ProviderClock(Protocol):
 class ThrottledProvider:
     """A `ChainProvider` that keeps its provider's limits. `rate` is None if there are none."""
 
-    def __init__(self, source: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
-        self._source = source
+    def __init__(self, provider: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
+        self._provider = provider
         self._clock = clock
         self._bucket = TokenBucket(rate, clock.now_ms()) if rate else None
         self._breaker = CLOSED
@@ -63,11 +63,11 @@ class ThrottledProvider:
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0
         """When it last said that a transaction can never be valid: the parameters may have changed."""
-        source.pace(self._further)
+        provider.pace(self._further)
 
     @property
     def name(self) -> str:
-        return self._source.name
+        return self._provider.name
 
     def trouble(self, now_ms: int) -> str | None:
         """Why it may not be called now; None when it may."""
@@ -77,34 +77,34 @@ class ThrottledProvider:
         return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
 
     async def tip(self) -> Read[Tip]:
-        return await self._read(self._source.tip)
+        return await self._read(self._provider.tip)
 
     async def genesis(self) -> Read[Genesis]:
-        return await self._read(self._source.genesis)
+        return await self._read(self._provider.genesis)
 
     async def parameters(self) -> Read[ProtocolParameters]:
-        return await self._read(self._source.parameters)
+        return await self._read(self._provider.parameters)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        return self._counted(await self._read(lambda: self._source.utxos(address)))
+        return self._counted(await self._read(lambda: self._provider.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        return await self._read(lambda: self._source.transactions(address, since_s))
+        return await self._read(lambda: self._provider.transactions(address, since_s))
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        return await self._read(lambda: self._source.movement(tx_id, address))
+        return await self._read(lambda: self._provider.movement(tx_id, address))
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
-        return await self._read(lambda: self._source.tx(tx_id))
+        return await self._read(lambda: self._provider.tx(tx_id))
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
-        return await self._read(lambda: self._source.block(block_hash))
+        return await self._read(lambda: self._provider.block(block_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Submit at once, whatever the bucket holds. Callers ask `takes_submissions` before."""
         self._take(1)
         self.calls += 1
-        answer = await self._source.submit(raw, tx_id)
+        answer = await self._provider.submit(raw, tx_id)
         self.failures += answer.kind in _TOLD_NOTHING
         now_ms = self._clock.now_ms()
         if (pause := _PAUSES.get(answer.kind)) is not None:
@@ -120,7 +120,7 @@ class ThrottledProvider:
         return answer
 
     async def aclose(self) -> None:
-        await self._source.aclose()
+        await self._provider.aclose()
 
     async def _read(self, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
         """Read if the breaker and the rate limit allow it. On trial, only one read runs at a time."""

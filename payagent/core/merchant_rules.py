@@ -57,7 +57,7 @@ class MerchantRules:
     """
 
     first_use: bool = False
-    filed: Pins = frozenset()
+    from_file: Pins = frozenset()
     price_rise_percent_max: int | None = None
     stop_after_unserved: int | None = None
     payments_in_flight_max: int | None = None
@@ -106,7 +106,7 @@ def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> Invoi
 
 def first_pins(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> tuple[Pin, ...]:
     """Return the addresses to pin if this is the merchant's first payment; empty otherwise."""
-    is_first = rules.first_use and not rules.filed and not known.pins
+    is_first = rules.first_use and not rules.from_file and not known.pins
     return claim.pins if is_first else ()
 
 
@@ -125,9 +125,9 @@ def _crowded(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -
 
 
 def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    pinned = rules.filed | known.pins
+    pinned = rules.from_file | known.pins
     new = [pin for pin in claim.pins if pin not in pinned]
-    if not (rules.filed or rules.first_use) or not pinned or not new:
+    if not (rules.from_file or rules.first_use) or not pinned or not new:
         return None
     return f"it pays {_named(new)}; known of this merchant are {_named(sorted(pinned))}"
 
@@ -175,7 +175,7 @@ GUARDS = (
 """All rules. Rules that no approval can override come first."""
 
 
-def look(
+def check(
     claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
 ) -> tuple[Finding, ...]:
     """Return the findings of all rules that apply at `moment`."""

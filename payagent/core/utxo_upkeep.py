@@ -165,18 +165,18 @@ def _most_at_once(times_ms: Iterable[int]) -> int:
     return most
 
 
-def decide(demand: Demand, stock: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
+def decide(demand: Demand, utxos: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
     """Return the split or gathering that is worth its fee now, or None.
 
     `stock`: the UTxOs that payments may spend, or the largest of them.
     `dust`: the smallest UTxOs that no payment needs.
     """
-    return _split(demand, stock, budget) or _gather(demand, dust, budget)
+    return _split(demand, utxos, budget) or _gather(demand, dust, budget)
 
 
-def room(demand: Demand, stock: Iterable[Held]) -> int:
+def room(demand: Demand, utxos: Iterable[Held]) -> int:
     """How many payments could start now, each with its own UTxO."""
-    return sum(_carries(utxo.spare_lovelace, utxo.left, demand) > 0 for utxo in stock)
+    return sum(_carries(utxo.spare_lovelace, utxo.left, demand) > 0 for utxo in utxos)
 
 
 def _carries(spare_lovelace: int, left: int, demand: Demand) -> int:
@@ -184,15 +184,15 @@ def _carries(spare_lovelace: int, left: int, demand: Demand) -> int:
     return max(0, min(left, spare_lovelace // demand.cost_lovelace))
 
 
-def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | None:
+def _split(demand: Demand, utxos: Sequence[Held], budget: Budget) -> Split | None:
     """Return the split that gains most, if the UTxOs can make fewer payments than are needed."""
     if not demand.typical_lovelace:
         return None
-    lacks_utxos = _suited(demand, stock) < demand.merchant_submits_at_once
-    if not lacks_utxos and not _is_low(demand, stock):
+    lacks_utxos = _suited(demand, utxos) < demand.merchant_submits_at_once
+    if not lacks_utxos and not _is_low(demand, utxos):
         return None
     best, best_gain = None, 0
-    for utxo in stock:
+    for utxo in utxos:
         split = _split_of(utxo, demand, budget)
         gain = 0 if split is None else _gain(utxo, split, demand, lacks_utxos=lacks_utxos)
         if gain > best_gain:
@@ -200,21 +200,21 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     return best
 
 
-def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
+def _is_low(demand: Demand, utxos: Sequence[Held]) -> bool:
     """Whether the UTxOs can make fewer payments than wait now.
 
     If none wait: fewer than came at once before, and suited UTxOs are less than half of that. More would not need
     a split, because the next block confirms all change.
     """
-    carried = sum(_carries(utxo.spare_lovelace, utxo.left, demand) for utxo in stock)
+    carried = sum(_carries(utxo.spare_lovelace, utxo.left, demand) for utxo in utxos)
     if demand.waiting:
         return carried < demand.waiting
-    return carried < demand.at_once and 2 * _suited(demand, stock) < min(demand.at_once, UTXOS_MAX)
+    return carried < demand.at_once and 2 * _suited(demand, utxos) < min(demand.at_once, UTXOS_MAX)
 
 
-def _suited(demand: Demand, stock: Iterable[Held]) -> int:
+def _suited(demand: Demand, utxos: Iterable[Held]) -> int:
     """How many UTxOs, pending ones included, are large enough for a typical payment."""
-    return sum(utxo.spare_lovelace >= demand.cost_lovelace for utxo in stock)
+    return sum(utxo.spare_lovelace >= demand.cost_lovelace for utxo in utxos)
 
 
 def _split_of(utxo: Held, demand: Demand, budget: Budget) -> Split | None:

@@ -15,7 +15,7 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import parse_chain, require_chain
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import Reading, parse_timeout_text, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import Reading, parse_timeout_text, refuse_unknown_terms, require, show
 from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "flux"
@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Reading) -> Invoice:
     """Parse the invoice from the body and the headers. Each kind of refusal has its own code."""
-    refuse_foreign_terms(body, _KEYS, "the body")
+    refuse_unknown_terms(body, _KEYS, "the body")
     require_chain(require(body, "chain"), reading.network)
     invoice_id = parse_invoice_id(require(body, "invoiceId"))
     asset = parse_asset(require(body, "currency"))

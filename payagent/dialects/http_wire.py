@@ -243,7 +243,7 @@ def parse_timeout_text(value: str, what: str) -> int:
     return parse_timeout_s(int(value), what)
 
 
-def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+def refuse_unknown_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
     """Refuse unknown members that refer to money or terms (`terms_not_understood`).
 
     A member refers to them by its own name, or by an address or such a name anywhere in its value. All other

@@ -14,7 +14,7 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_unknown_terms, require, show
 from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "t-backend"
@@ -29,8 +29,8 @@ _EXTRA_KEYS = frozenset(("lovelace", "babel", "partner", "batchTarget", "outputs
 
 def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Reading) -> Invoice:
     """Parse the invoice in `detail`. Each kind of refusal has its own code."""
-    refuse_foreign_terms(body, frozenset(("detail",)), "the body beside detail")
-    refuse_foreign_terms(detail, _DETAIL_KEYS, "detail")
+    refuse_unknown_terms(body, frozenset(("detail",)), "the body beside detail")
+    refuse_unknown_terms(detail, _DETAIL_KEYS, "detail")
     extra = _read_extra(detail.get("extra"))
     if detail.get("version", VERSION) != VERSION:
         raise Refused("invoice_invalid/body", f"version is {show(detail['version'])}, {VERSION} is known")
@@ -75,7 +75,7 @@ def _read_extra(extra: object) -> Mapping[str, object]:
         return {}
     if not isinstance(extra, dict):
         raise Refused("split_ambiguous", f"extra is {show(extra)}, not an object")
-    refuse_foreign_terms(extra, _EXTRA_KEYS, "extra")
+    refuse_unknown_terms(extra, _EXTRA_KEYS, "extra")
     return extra
 
 

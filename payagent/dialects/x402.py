@@ -19,7 +19,7 @@ from payagent.core.network import parse_chain
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.resource import is_called
-from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_unknown_terms, require, show
 
 SCHEME = "exact"
 ACCEPTS_MAX = 64
@@ -114,7 +114,7 @@ def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
         return {}
     if not isinstance(extra, dict):
         raise Refused("invoice_invalid/body", f"extra is {show(extra, 80)}, not an object")
-    refuse_foreign_terms(extra, known, "extra")
+    refuse_unknown_terms(extra, known, "extra")
     return extra
 
 

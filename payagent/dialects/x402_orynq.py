@@ -16,7 +16,7 @@ from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
 from payagent.dialects import flux, x402
-from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_unknown_terms, require, show
 from payagent.dialects.x402 import Terms
 
 VERSION = "1"
@@ -39,8 +39,8 @@ def read(required: Terms, body: object, reading: Reading) -> Invoice:
         raise Refused("invoice_invalid/body", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")
     if not isinstance(body, dict) or body.get("paymentRequired") is not True:
         raise Refused("invoice_invalid/body", f"no proof is known for a 402 with the body {show(body)}")
-    refuse_foreign_terms(required, _KEYS, "PAYMENT-REQUIRED")
-    refuse_foreign_terms(body, _BODY_KEYS, "the body")
+    refuse_unknown_terms(required, _KEYS, "PAYMENT-REQUIRED")
+    refuse_unknown_terms(body, _BODY_KEYS, "the body")
     x402.read_extra(required, frozenset())
     require_chain(require(required, "network"), reading.network)
     asset = parse_asset(require(required, "asset"))

@@ -23,7 +23,7 @@ from payagent.dialects.http_wire import (
     ProofMaterial,
     Reading,
     parse_timeout_s,
-    refuse_foreign_terms,
+    refuse_unknown_terms,
     require,
     show,
 )
@@ -67,7 +67,7 @@ def find_page(text: str) -> Terms | None:
 
 def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
-    refuse_foreign_terms(required, _KEYS, "the 402")
+    refuse_unknown_terms(required, _KEYS, "the 402")
     return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, reading), reading)
 
 
@@ -78,7 +78,7 @@ def _read_entry(entry: Terms, reading: Reading) -> Invoice:
             "invoice_unsupported/transfer_method", f"the network {_CONTRACT} locks the money in a contract"
         )
     require_chain("cardano-mainnet" if network == _MAINNET else network, reading.network)
-    refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
+    refuse_unknown_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     extra = x402.read_extra(entry, _EXTRA_KEYS)
     asset = _read_asset(require(entry, "asset"), extra.get("assetNameHex"))
     outputs = x402.read_output(entry, "maxAmountRequired", asset, reading)

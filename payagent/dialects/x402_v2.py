@@ -24,7 +24,7 @@ from payagent.dialects.http_wire import (
     ProofMaterial,
     Reading,
     parse_timeout_s,
-    refuse_foreign_terms,
+    refuse_unknown_terms,
     require,
     show,
 )
@@ -79,7 +79,7 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
     version = required.get("x402Version")
     if type(version) is not int or version != VERSION:
         raise Refused("invoice_invalid/body", f"x402Version is {show(version, 60)}; {VERSION} is known here")
-    refuse_foreign_terms(required, _KEYS, "the 402")
+    refuse_unknown_terms(required, _KEYS, "the 402")
     resource = required.get("resource")
     if resource is not None and not isinstance(resource, dict):
         raise Refused("invoice_invalid/body", f"resource is {show(resource, 80)}, not an object")
@@ -138,7 +138,7 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
     if not isinstance(network, str) or not _NETWORK.fullmatch(network):
         raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not one of Cardano's")
     require_chain(network, reading.network)
-    refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
+    refuse_unknown_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     x402.check_resource(_read_url(entry.get("resource")), reading)
     submission = _check_extra(entry)
     asset = _read_asset(require(entry, "asset"))

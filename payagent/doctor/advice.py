@@ -107,13 +107,15 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
 
 def _signed_less(settings: Settings) -> Iterator[Choice]:
     """Spending limits above what the signer allows, which therefore have no effect."""
-    filed = settings.limits
-    rows = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
-    rows += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
+    from_file = settings.limits
+    rows = [(LOVELACE, window, units) for window, units in from_file.most_lovelace.items()]
+    rows += [
+        (token.asset, window, units) for token in from_file.assets for window, units in token.most_units.items()
+    ]
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
         rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
     for asset, window, units in dict.fromkeys(rows):
-        less = None if units is None else filed.signed_less(Window(window), asset, units)
+        less = None if units is None else from_file.signed_less(Window(window), asset, units)
         if less is not None:
             yield (
                 _key(window, asset),
@@ -126,7 +128,7 @@ def _apps(settings: Settings) -> Iterator[Choice]:
     """Apps that pay without limits of their own: a stolen token could spend all that the wallet allows."""
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
         bound = {limit.scope.app for limit in spending.limits(conn)}
-        for app in apps.everybody(conn):
+        for app in apps.all_apps(conn):
             token = apps.last_token(conn, app.id)
             is_program = "pay" in app.scopes and "operate" not in app.scopes
             if is_program and app.id not in bound and token is not None and token.revoked_at_ms is None:

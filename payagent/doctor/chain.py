@@ -33,13 +33,17 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
 
 async def _provider(provider: ProviderSettings, name: str, network: str, now_ms: Callable[[], int]) -> str:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
-    source = Blockfrost(name, provider.base_url, project_id)
+    blockfrost = Blockfrost(name, provider.base_url, project_id)
     try:
-        genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
-        off_s = await source.clock_off_s(now_ms)
-        is_view_only = await source.lacks_submit()
+        genesis, parameters, tip = (
+            await blockfrost.genesis(),
+            await blockfrost.parameters(),
+            await blockfrost.tip(),
+        )
+        off_s = await blockfrost.clock_off_s(now_ms)
+        is_view_only = await blockfrost.lacks_submit()
     finally:
-        await source.aclose()
+        await blockfrost.aclose()
     newest = _value("newest block", tip)
     view = ChainView(NETWORKS[network])
     view.learn_genesis(_value("genesis", genesis))

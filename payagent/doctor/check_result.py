@@ -27,9 +27,9 @@ class CheckResult:
         return None if self.problem is None else self.problem.problem.fix
 
 
-def finding(name: str, look: Callable[[], str]) -> CheckResult:
+def finding(name: str, check: Callable[[], str]) -> CheckResult:
     """Run a check. A refusal that it raises becomes the result."""
     try:
-        return CheckResult(name, look())
+        return CheckResult(name, check())
     except Refused as refused:
         return CheckResult(name, refused.detail, refused)

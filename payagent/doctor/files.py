@@ -154,7 +154,7 @@ def _books(settings: Settings) -> str:
 def _set_at_run_time(settings: Settings) -> str:
     """Run-time settings, the config entries they override, and limits of merchants that are gone."""
     with opened(settings.data_dir / LEDGER_FILE) as conn:
-        limits, added = spending.limits(conn), merchants.everybody(conn)
+        limits, added = spending.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
     hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
     parts = [f"{len(limits)} limits and {len(added)} merchants"]

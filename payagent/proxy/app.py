@@ -17,7 +17,7 @@ from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.exchange import Exchange
 from payagent.proxy.http1 import Target, Upstream
 from payagent.proxy.payer import ProxyPayer
-from payagent.proxy.request import ROOT, read_errand
+from payagent.proxy.request import ROOT, read_request
 from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, attend
 from payagent.store.rows import apps
@@ -50,8 +50,8 @@ class ProxyApp:
         self._egress = egress
         self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, agent.context.refusals)
         self._upstreams: dict[str, Upstream] = {}
-        self._clerk = ProxyPayer(agent)
-        self._turnstile = RateLimiter(bounds.rates, time.monotonic)
+        self._payer = ProxyPayer(agent)
+        self._rate_limiter = RateLimiter(bounds.rates, time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["raw_path"].startswith(ROOT):
@@ -59,12 +59,12 @@ class ProxyApp:
             return
 
         async def work(intake: ClientBody, reply: ClientReply) -> None:
-            merchants = {merchant.name: merchant for merchant in self._context.terms.merchants.values()}
-            errand = read_errand(scope, merchants, self._find_app, self._context.terms.own.text)
-            with self._turnstile.admit(errand.app_id):
+            merchants = {merchant.name: merchant for merchant in self._context.config.merchants.values()}
+            request = read_request(scope, merchants, self._find_app, self._context.config.own.text)
+            with self._rate_limiter.admit(request.app_id):
                 intake.listen()
-                upstream = self._upstream(errand.merchant.origin)
-                await self._clerk.run(Exchange(errand, intake, reply, upstream, self._bounds.payment_timeout_s))
+                upstream = self._upstream(request.merchant.origin)
+                await self._payer.run(Exchange(request, intake, reply, upstream, self._bounds.payment_timeout_s))
 
         spool = BodyBuffer(self._bounds.body_buffer_bytes_max)
         await attend(scope, receive, send, self._context.ports.new_id("call"), spool, self._rules, work)

@@ -18,7 +18,7 @@ from payagent.proxy.request_body import ClientBody
 class Exchange:
     """One proxy request in progress. `deadline_s` is in the event loop's time."""
 
-    errand: ProxyRequest
+    request: ProxyRequest
     intake: ClientBody
     reply: ClientReply
     upstream: Upstream
@@ -27,11 +27,11 @@ class Exchange:
 
     def call(self, body: UpstreamBody, headers: Headers, poll: str | None = None) -> UpstreamRequest:
         """Build the request to the merchant with these headers; to poll it, add `poll` to the query instead."""
-        errand = self.errand
-        target = errand.target
+        request = self.request
+        target = request.target
         if poll is not None:
-            headers, target = errand.headers, target + (b"&" if b"?" in target else b"?") + poll.encode("ascii")
-        return UpstreamRequest(errand.method.encode("ascii"), target, headers, body if errand.has_body else None)
+            headers, target = request.headers, target + (b"&" if b"?" in target else b"?") + poll.encode("ascii")
+        return UpstreamRequest(request.method.encode("ascii"), target, headers, body if request.has_body else None)
 
     def start_clock(self) -> None:
         self.deadline_s = asyncio.get_running_loop().time() + self.payment_timeout_s

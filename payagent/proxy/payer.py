@@ -80,7 +80,7 @@ class UsedUp:
     """
 
     refused: Refused
-    demand: PaymentRequired | None
+    payment_required: PaymentRequired | None
 
 
 class ProxyPayer:
@@ -89,135 +89,144 @@ class ProxyPayer:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._context = agent.context
-        self._flights = SingleFlight()
+        self._single_flight = SingleFlight()
         self._steps = ShieldedTasks()
-        self._first = UnpaidCalls(agent, self._steps)
+        self._unpaid_calls = UnpaidCalls(agent, self._steps)
 
-    async def run(self, trip: Exchange) -> None:
+    async def run(self, exchange: Exchange) -> None:
         """Serve the request. Raises `Refused` only before any part of an answer was sent."""
-        if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
-            trip.intake.close()
-            await trip.reply.json(PrepaidQuoteAnswer.of(prepaid, self._context.terms))
+        if (
+            exchange.request.dry_run
+            and (prepaid := self._unpaid_calls.prepaid_quote(exchange.request)) is not None
+        ):
+            exchange.intake.close()
+            await exchange.reply.json(PrepaidQuoteAnswer.of(prepaid, self._context.config))
             return
-        demand = await self._first.demand_of(trip, trip.intake)
-        if demand is None:
+        payment_required = await self._unpaid_calls.demand_of(exchange, exchange.intake)
+        if payment_required is None:
             return
-        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
-        if trip.errand.dry_run:
+        ask = self._unpaid_calls.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
+        if exchange.request.dry_run:
             quote = await self._agent.quote(ask)
-            trip.intake.close()
-            await trip.reply.json(Quote.of(quote, self._context.terms))
+            exchange.intake.close()
+            await exchange.reply.json(Quote.of(quote, self._context.config))
             return
-        trip.start_clock()
-        with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
-            await self._buy(trip, flight, demand)
+        exchange.start_clock()
+        with self._single_flight.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
+            await self._buy(exchange, flight, payment_required)
 
-    async def _buy(self, trip: Exchange, flight: Flight, demand: PaymentRequired | None) -> None:
+    async def _buy(self, exchange: Exchange, flight: Flight, payment_required: PaymentRequired | None) -> None:
         """Pay, or share the payment of an identical request, until the client has its answer."""
-        past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
+        past = flight.shared if flight.shared is not None and flight.shared.is_over else None
         used_up: UsedUp | None = None
         while True:
-            turn = await flight.take_turn(trip.left_s)
+            turn = await flight.take_turn(exchange.left_s)
             try:
-                purchase = flight.purchase
-                if purchase is None or purchase is past:
-                    demand = demand or await self._first.demand_of(trip, trip.intake.spool)
-                    if demand is None:
+                shared = flight.shared
+                if shared is None or shared is past:
+                    payment_required = payment_required or await self._unpaid_calls.demand_of(
+                        exchange, exchange.intake.spool
+                    )
+                    if payment_required is None:
                         return
-                    bought = await self._pay_unless_batch(trip, purchase, demand)
+                    bought = await self._pay_unless_batch(exchange, shared, payment_required)
                     if bought is None:
-                        demand = None
+                        payment_required = None
                         continue
                     if used_up is not None and past is not None and bought.id == past.id:
                         raise used_up.refused
-                    flight.purchase = purchase = bought
-                if purchase.is_served:
+                    flight.shared = shared = bought
+                if shared.is_served:
                     turn.release()
-                used_up = await self._show(trip, purchase, turn)
+                used_up = await self._show(exchange, shared, turn)
                 if used_up is None:
                     return
-                past, demand = purchase, used_up.demand
+                past, payment_required = shared, used_up.payment_required
             finally:
                 turn.release()
 
     async def _pay_unless_batch(
-        self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired
+        self, exchange: Exchange, before: SharedPayment | None, payment_required: PaymentRequired
     ) -> SharedPayment | None:
         """Pay. Returns None if another request was buying a batch, which may serve this one: start again."""
         try:
-            return await self._pay(trip, before, demand)
+            return await self._pay(exchange, before, payment_required)
         except Refused as refused:
-            if refused.code != "batch_in_progress" or trip.left_s <= 0:
+            if refused.code != "batch_in_progress" or exchange.left_s <= 0:
                 raise
-        origin, buyer = trip.errand.merchant.origin, self._first.buyer(trip.errand)
-        await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)
+        origin, buyer = exchange.request.merchant.origin, self._unpaid_calls.buyer(exchange.request)
+        await self._agent.prepaid_calls.wait_for_batch(origin, buyer, exchange.left_s)
         await asyncio.sleep(_ASK_AGAIN_S)
         return None
 
-    async def _pay(self, trip: Exchange, before: SharedPayment | None, demand: PaymentRequired) -> SharedPayment:
+    async def _pay(
+        self, exchange: Exchange, before: SharedPayment | None, payment_required: PaymentRequired
+    ) -> SharedPayment:
         """Open the intent, or find the open one. An intent is over once its answer is delivered."""
         if before is not None:
-            await before.decided(trip.left_s)
-        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
+            await before.decided(exchange.left_s)
+        ask = self._unpaid_calls.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
 
         async def pay() -> tuple[PaymentRow, bool]:
-            trip.errand.require_let_in()
+            exchange.request.require_let_in()
             return await self._agent.pay(ask)
 
         row, _ = await self._steps.to_its_end(pay())
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _show(self, trip: Exchange, purchase: SharedPayment, turn: Turn) -> UsedUp | None:
+    async def _show(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> UsedUp | None:
         """Send the proof, and again while the merchant may still accept it. None: the client has its answer."""
-        row = await self._until_ready(trip, self._context.payment(purchase.id))
-        proof = Proof(row, self._proof_headers(trip.errand, row), self._context.depth(row))
+        row = await self._until_ready(exchange, self._context.payment(shared.id))
+        proof = Proof(row, self._proof_headers(exchange.request, row), self._context.depth(row))
         while True:
-            after_s, used_up = await self._show_once(trip, purchase, turn, proof)
+            after_s, used_up = await self._show_once(exchange, shared, turn, proof)
             if after_s is None:
                 return used_up
-            if after_s >= trip.left_s or not await self._may_show_again(trip, proof, after_s):
-                await self._give_up(trip, proof)
+            if after_s >= exchange.left_s or not await self._may_show_again(exchange, proof, after_s):
+                await self._give_up(exchange, proof)
                 return None
 
-    async def _may_show_again(self, trip: Exchange, proof: Proof, after_s: float) -> bool:
+    async def _may_show_again(self, exchange: Exchange, proof: Proof, after_s: float) -> bool:
         """Wait until the proof may be sent again; False if the time does not suffice."""
         await asyncio.sleep(after_s)
         try:
-            row = await self._until_ready(trip, self._context.payment(proof.row.id))
+            row = await self._until_ready(exchange, self._context.payment(proof.row.id))
         except Refused as refused:
             if refused.code == "not_served_yet":
                 return False
             raise
         if row.attempt.tx_id != proof.row.attempt.tx_id:
-            proof.headers, proof.poll = self._proof_headers(trip.errand, row), None
+            proof.headers, proof.poll = self._proof_headers(exchange.request, row), None
         proof.row, proof.depth = row, self._context.depth(row)
         return True
 
     async def _show_once(
-        self, trip: Exchange, purchase: SharedPayment, turn: Turn, proof: Proof
+        self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof
     ) -> tuple[float | None, UsedUp | None]:
         """Send the proof once. Returns (seconds until the next retry, used-up proof).
 
         The seconds are None if the client has its answer or the proof is used up.
         """
-        silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, purchase)
+        silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, shared)
         try:
-            async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
+            async with exchange.upstream.call(
+                exchange.call(exchange.intake.spool, proof.headers, proof.poll)
+            ) as answer:
                 silence.cancel()
                 response = await _hear(answer, proof)
                 proof.row, advice = await self._steps.to_its_end(
                     self._agent.deliveries.take_answer(
-                        purchase.id, response, shown_depth=proof.depth, has_served=purchase.is_served
+                        shared.id, response, shown_depth=proof.depth, has_served=shared.is_served
                     )
                 )
                 if advice.answer.said is RetryVerdict.SERVED:
                     turn.release()
-                    await self._deliver(trip, purchase, answer, proof.row)
+                    await self._deliver(exchange, shared, answer, proof.row)
                     return None, None
-                is_used_up = proof.poll is None and _is_used_up(advice, purchase)
+                is_used_up = proof.poll is None and _is_used_up(advice, shared)
                 if advice.again_after_s is None and answer.status != 402 and not is_used_up:
-                    await trip.reply.stream(answer, trip.intake.close, _marks(proof.row))
+                    await exchange.reply.stream(answer, exchange.intake.close, _marks(proof.row))
                     return None, None
                 proof.last, proof.reason = await _keep(answer), advice.answer.reason
                 if is_used_up:
@@ -227,37 +236,37 @@ class ProxyPayer:
                 proof.poll = advice.answer.poll_query
                 return advice.again_after_s, None
         except (Refused, AnswerBrokenError) as lost:
-            if trip.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
+            if exchange.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
                 raise
-            log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
+            log.info("proxy.retry_lost", payment=shared.id, reason=str(lost))
             if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
-                await self._steps.to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
+                await self._steps.to_its_end(self._agent.deliveries.record_unanswered(shared.id, str(lost)))
             proof.lost_count += 1
             return again_after_s(proof.lost_count), None
         finally:
             silence.cancel()
 
-    def _note_silence(self, purchase: SharedPayment) -> None:
+    def _note_silence(self, shared: SharedPayment) -> None:
         step = self._steps.start(
-            self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
+            self._agent.deliveries.record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
         )
         step.add_done_callback(tell_log)
 
     async def _deliver(
-        self, trip: Exchange, purchase: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
+        self, exchange: Exchange, shared: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
     ) -> None:
         """Forward a paid answer. It counts as delivered once its last byte was sent."""
 
         def last() -> None:
-            trip.intake.close()
-            purchase.is_over = True
+            exchange.intake.close()
+            shared.is_over = True
 
-        with purchase.serving():
-            await trip.reply.stream(answer, last, _marks(row))
-            await self._steps.to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
-            purchase.delivered()
+        with shared.serving():
+            await exchange.reply.stream(answer, last, _marks(row))
+            await self._steps.to_its_end(self._agent.deliveries.record_delivery(shared.id, answer.status))
+            shared.delivered()
 
-    async def _until_ready(self, trip: Exchange, row: PaymentRow) -> PaymentRow:
+    async def _until_ready(self, exchange: Exchange, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to accept the proof."""
         while not self._context.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
@@ -272,35 +281,35 @@ class ProxyPayer:
                 raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
-            if trip.left_s <= 0:
+            if exchange.left_s <= 0:
                 raise _not_served(row)
-            row = await self._context.wait(row.id, min(trip.left_s, _WAIT_S))
+            row = await self._context.wait(row.id, min(exchange.left_s, _WAIT_S))
         return row
 
-    async def _give_up(self, trip: Exchange, proof: Proof) -> None:
+    async def _give_up(self, exchange: Exchange, proof: Proof) -> None:
         """Answer when time is up: the merchant's last answer says most, unless it asks for money again."""
         if proof.last is None:
             raise _not_served(proof.row)
         if proof.last.status == 402:
             raise _paid_not_served(proof)
-        trip.intake.close()
-        await trip.reply.send_kept(proof.last, _marks(proof.row))
+        exchange.intake.close()
+        await exchange.reply.send_kept(proof.last, _marks(proof.row))
 
-    def _proof_headers(self, errand: ProxyRequest, row: PaymentRow) -> Headers:
+    def _proof_headers(self, request: ProxyRequest, row: PaymentRow) -> Headers:
         """Return the headers of the retry.
 
         They name the same buyer as the first request, because an invoice is bound to it. If an earlier request
         bought a batch for another balance, they name that balance's owner.
         """
-        said = retry_headers(row, errand.merchant, self._context.terms.own.text)
+        said = retry_headers(row, request.merchant, self._context.config.own.text)
         proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
-        if row.prepaid.partner is not None and self._first.buyer(errand) != Buyer(
+        if row.prepaid.partner is not None and self._unpaid_calls.buyer(request) != Buyer(
             row.prepaid.partner, row.prepaid.wallet or ""
         ):
-            return replaced([pair for pair in errand.headers if pair[0] not in BUYER], proof)
-        first = {key for key, _ in errand.headers}
+            return replaced([pair for pair in request.headers if pair[0] not in BUYER], proof)
+        first = {key for key, _ in request.headers}
         proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first]
-        return replaced(errand.headers, proof, unless=BUYER)
+        return replaced(request.headers, proof, unless=BUYER)
 
 
 def _marks(row: PaymentRow) -> Headers:
@@ -310,12 +319,12 @@ def _marks(row: PaymentRow) -> Headers:
     return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
 
-def _is_used_up(advice: Advice, purchase: SharedPayment) -> bool:
+def _is_used_up(advice: Advice, shared: SharedPayment) -> bool:
     """Whether the payment served another request and the merchant wants a new payment for this one.
 
     Until it has served a request here there is no reason to pay again, whatever the merchant says.
     """
-    return purchase.is_served and advice.answer.said in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
+    return shared.is_served and advice.answer.said in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
 
 
 def _not_served(row: PaymentRow) -> Refused:
@@ -362,8 +371,8 @@ async def _keep(answer: UpstreamAnswer) -> BufferedAnswer | None:
 
 
 def _used_up(proof: Proof, said: RetryVerdict, now_ms: int) -> UsedUp:
-    kept, demand = proof.last, None
+    kept, payment_required = proof.last, None
     if kept is not None and said is RetryVerdict.INVOICED:
         with suppress(CodingError, Refused):  # on failure the request is sent again
-            demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
-    return UsedUp(_paid_not_served(proof), demand)
+            payment_required = read_demand(kept.status, kept.headers, kept.body, now_ms)
+    return UsedUp(_paid_not_served(proof), payment_required)

@@ -66,7 +66,7 @@ class ProxyRequest:
         return read_key(self.keys[0].decode("latin-1")) if self.keys else None
 
 
-def read_errand(
+def read_request(
     scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
 ) -> ProxyRequest:
     """Parse a request. `merchants` go by name; `wallet` is the address that names a partner's buyer."""

@@ -54,13 +54,13 @@ class Flight:
     """The requests of one intent in progress. `purchase` is the current payment."""
 
     def __init__(self) -> None:
-        self.purchase: SharedPayment | None = None
+        self.shared: SharedPayment | None = None
         self.calls = 0
         self._turn = asyncio.Lock()
 
     async def take_turn(self, timeout_s: float) -> "Turn":
         """Wait for the right to pay, or to send a proof that was not accepted yet."""
-        await _within(timeout_s, self._turn.acquire(), self.purchase)
+        await _within(timeout_s, self._turn.acquire(), self.shared)
         return Turn(self._turn)
 
 
@@ -80,26 +80,26 @@ class SingleFlight:
     """All flights by the key of their intent."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, Flight] = {}
+        self._single_flight: dict[Hashable, Flight] = {}
 
     @contextmanager
     def join(self, key: Hashable) -> Iterator[Flight]:
-        flight = self._flights.setdefault(key, Flight())
+        flight = self._single_flight.setdefault(key, Flight())
         flight.calls += 1
         try:
             yield flight
         finally:
             flight.calls -= 1
             if not flight.calls:
-                del self._flights[key]
+                del self._single_flight[key]
 
 
-async def _within(timeout_s: float, waiting: Awaitable[object], purchase: SharedPayment | None) -> None:
+async def _within(timeout_s: float, waiting: Awaitable[object], shared: SharedPayment | None) -> None:
     try:
         async with asyncio.timeout(max(timeout_s, 0)):
             await waiting
     except TimeoutError:
-        paid = {} if purchase is None else {"payment": purchase.id}
+        paid = {} if shared is None else {"payment": shared.id}
         raise Refused(
             "not_served_yet", "an identical request was not served in this request's time", **paid
         ) from None

@@ -40,25 +40,25 @@ class UnpaidCalls:
         self._context = agent.context
         self._steps = steps
 
-    async def demand_of(self, trip: Exchange, body: UpstreamBody) -> PaymentRequired | None:
+    async def demand_of(self, exchange: Exchange, body: UpstreamBody) -> PaymentRequired | None:
         """Send the request without a proof. Returns a 402, or None after any other answer was forwarded."""
-        headers, is_costly = trip.errand.headers, False
-        if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
-            if await self._answers_nobody(trip, body):
+        headers, is_costly = exchange.request.headers, False
+        if self._agent.prepaid_calls.is_price_wanted(self._call_of(exchange.request)):
+            if await self._answers_nobody(exchange, body):
                 return None
-            body, is_costly = trip.intake.spool, True
+            body, is_costly = exchange.intake.spool, True
         while True:
-            async with self._drawing(trip, body, headers, is_costly) as (answer, use):
-                if await self._wants_wallet(trip, answer):
-                    body, headers = trip.intake.spool, trip.errand.headers
+            async with self._drawing(exchange, body, headers, is_costly) as (answer, use):
+                if await self._wants_wallet(exchange, answer):
+                    body, headers = exchange.intake.spool, exchange.request.headers
                     continue
                 if answer.status != 402:
-                    await self._hand_on(trip, answer, use)
+                    await self._hand_on(exchange, answer, use)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
-            await trip.intake.rest()
-            trip.errand.require_let_in()
-            if not trip.intake.spool.is_whole:
+            await exchange.intake.rest()
+            exchange.request.require_let_in()
+            if not exchange.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
                     "the merchant asks for a payment, and the body was not kept; see proxy.body_buffer_bytes_max",
@@ -70,74 +70,76 @@ class UnpaidCalls:
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("invoice_invalid/body", f"the 402's body is in the coding {coding}") from None
-            body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
+            body, headers = exchange.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
 
-    def ask_of(self, errand: ProxyRequest, body_sha256: str, demand: PaymentRequired) -> PaymentRequest:
+    def ask_of(self, request: ProxyRequest, body_sha256: str, payment_required: PaymentRequired) -> PaymentRequest:
         return PaymentRequest(
-            app_id=errand.app_id,
-            origin=errand.merchant.origin,
-            response=demand.response,
-            received=demand.received,
+            app_id=request.app_id,
+            origin=request.merchant.origin,
+            response=payment_required.response,
+            received=payment_required.received,
             request=MerchantRequest(
-                errand.method, errand.target.decode("ascii"), body_sha256, combined(errand.headers)
+                request.method, request.target.decode("ascii"), body_sha256, combined(request.headers)
             ),
-            idempotency_key=errand.key,
-            max_total_units=errand.max_cost_units,
-            max_total_asset=errand.max_cost_asset,
-            buyer=self.buyer(errand),
-            heard_at_ms=demand.heard_at_ms,
+            idempotency_key=request.key,
+            max_total_units=request.max_cost_units,
+            max_total_asset=request.max_cost_asset,
+            buyer=self.buyer(request),
+            heard_at_ms=payment_required.heard_at_ms,
         )
 
-    def prepaid_quote(self, errand: ProxyRequest) -> PrepaidQuote | None:
+    def prepaid_quote(self, request: ProxyRequest) -> PrepaidQuote | None:
         """For a dry run: quote what the request would use of a prepaid balance that would serve it."""
-        return self._agent.prepaid_calls.quote(self._call_of(errand))
+        return self._agent.prepaid_calls.quote(self._call_of(request))
 
-    def buyer(self, errand: ProxyRequest) -> Buyer:
+    def buyer(self, request: ProxyRequest) -> Buyer:
         """Return the owner of the prepaid balance, from the headers. Two different values are refused."""
-        said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
-        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._context.terms.own.text))
+        said = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
+        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._context.config.own.text))
 
-    async def _answers_nobody(self, trip: Exchange, body: UpstreamBody) -> bool:
+    async def _answers_nobody(self, exchange: Exchange, body: UpstreamBody) -> bool:
         """Send the request without naming a buyer, so no balance can serve it.
 
         Returns True if the answer was forwarded, which is any but a 4xx. Otherwise the price is learned, if the
         merchant states one, and the request has to be sent again.
         """
-        headers = [pair for pair in trip.errand.headers if pair[0] not in BUYER]
-        async with trip.upstream.call(trip.call(body, headers)) as answer:
+        headers = [pair for pair in exchange.request.headers if pair[0] not in BUYER]
+        async with exchange.upstream.call(exchange.call(body, headers)) as answer:
             if not 400 <= answer.status < 500:
-                await trip.reply.stream(answer, trip.intake.close)
+                await exchange.reply.stream(answer, exchange.intake.close)
                 return True
             raw = await answer.peek(BODY_MAX_BYTES)
-        await trip.intake.rest()
-        if not trip.intake.spool.is_whole:
+        await exchange.intake.rest()
+        if not exchange.intake.spool.is_whole:
             raise Refused(
                 "request_too_big_to_replay", "the request's body was not kept; see proxy.body_buffer_bytes_max"
             )
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
-                demand = read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
-                ask = self.ask_of(trip.errand, trip.intake.spool.sha256, demand)
-                await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
+                payment_required = read_demand(
+                    answer.status, answer.headers, raw, self._context.ports.clock.now_ms()
+                )
+                ask = self.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
+                await self._agent.prepaid_calls.learn_price(self._call_of(exchange.request), ask)
         return False
 
     @asynccontextmanager
     async def _drawing(
-        self, trip: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
+        self, exchange: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
     ) -> AsyncIterator[tuple[UpstreamAnswer, int | None]]:
         """Send the request. Yields the answer, and the number of its use of a prepaid balance if there may be one.
 
         The use is given back if nothing was served or sent, even if the client disconnects. It stays if no answer
         came, because the merchant may have served the request.
         """
-        trip.errand.require_let_in()
+        exchange.request.require_let_in()
         begun = asyncio.Event()
         letting = self._steps.start(
-            self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
+            self._agent.prepaid_calls.let_through(self._call_of(exchange.request), is_costly=is_costly)
         )
         try:
             use = await asyncio.shield(letting)
-            async with trip.upstream.call(trip.call(body, headers), begun.set) as answer:
+            async with exchange.upstream.call(exchange.call(body, headers), begun.set) as answer:
                 if not is_served(answer.status):
                     await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
@@ -157,7 +159,7 @@ class UnpaidCalls:
             await asyncio.wait((letting,))
             await self._agent.prepaid_calls.give_back(letting.result())
 
-    async def _wants_wallet(self, trip: Exchange, answer: UpstreamAnswer) -> bool:
+    async def _wants_wallet(self, exchange: Exchange, answer: UpstreamAnswer) -> bool:
         """Whether to repeat the request with the wallet's address: the merchant sells batches by address."""
         if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
             return False
@@ -168,31 +170,33 @@ class UnpaidCalls:
             return False
         if response is None or not wants_wallet_address(response):
             return False
-        await trip.intake.rest()
-        if values(trip.errand.headers, WALLET) or not trip.intake.spool.is_whole:
+        await exchange.intake.rest()
+        if values(exchange.request.headers, WALLET) or not exchange.intake.spool.is_whole:
             raise Refused("wallet_address_required", "the merchant asks whose prepaid balance to use")
-        wallet = self._context.terms.own.text.encode("ascii")
-        trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (WALLET, wallet)])
+        wallet = self._context.config.own.text.encode("ascii")
+        exchange.request = replace(exchange.request, headers=[*exchange.request.headers, (WALLET, wallet)])
         return True
 
-    async def _hand_on(self, trip: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
+    async def _hand_on(self, exchange: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
         """Forward an answer that nobody paid for. A served request counts even if the client disconnects."""
         try:
-            await trip.reply.stream(answer, trip.intake.close)
+            await exchange.reply.stream(answer, exchange.intake.close)
         finally:
             if is_served(answer.status):
-                await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
+                await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(exchange), use))
 
-    def _served(self, trip: Exchange) -> ServedRequest:
+    def _served(self, exchange: Exchange) -> ServedRequest:
         """Describe a served request. An Idempotency-Key names the same one only with the same target and body."""
-        errand = trip.errand
-        if len(errand.keys) != 1:
-            return self._call_of(errand)
-        target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
-        key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
-        return replace(self._call_of(errand), key=key)
+        request = exchange.request
+        if len(request.keys) != 1:
+            return self._call_of(request)
+        target, named = request.target.decode("latin-1"), request.keys[0].decode("latin-1")
+        key = f"{request.merchant.origin} {request.method} {target} {exchange.intake.spool.sha256} {named}"
+        return replace(self._call_of(request), key=key)
 
-    def _call_of(self, errand: ProxyRequest) -> ServedRequest:
+    def _call_of(self, request: ProxyRequest) -> ServedRequest:
         """Describe a request that may draw on a prepaid balance, before its body has arrived."""
-        path = errand.target.decode("latin-1").partition("?")[0]
-        return ServedRequest(errand.app_id, errand.merchant.origin, self.buyer(errand), errand.method, path, None)
+        path = request.target.decode("latin-1").partition("?")[0]
+        return ServedRequest(
+            request.app_id, request.merchant.origin, self.buyer(request), request.method, path, None
+        )

@@ -73,7 +73,7 @@ async def pass_time(run: Run, seconds: int) -> None:
 
 async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         free = run.selectable()
         row = await ask(run)
         assert (row.nonce_utxo, row.attempt.tx_id) == (None, None)
@@ -91,18 +91,18 @@ async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: Worl
 
 async def test_a_payment_below_the_threshold_needs_no_approval(world: World) -> None:
     async with world.run(terms=with_terms(approval_required_above={"lovelace": 11 * ADA})) as run:
-        await run.look()
+        await run.run_pass()
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
 async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.attempt.tx_id is not None
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert world.transactions() == [approved.attempt.tx_id]
@@ -117,7 +117,7 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
 
 async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for_a_while(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
@@ -137,7 +137,7 @@ async def test_a_denial_made_by_a_wrong_clock_ends_when_the_clock_is_right(tmp_p
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         async with world.run(terms=ASKING) as run:
-            await run.look()
+            await run.run_pass()
             await add_somebody(run)
             row = await ask(run)
             world.clock.ahead_ms = 86_400_000
@@ -149,7 +149,7 @@ async def test_a_denial_made_by_a_wrong_clock_ends_when_the_clock_is_right(tmp_p
 async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -> None:
     """Another Idempotency-Key is another intent and the same call: a program in a loop wears nobody out by it."""
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run, key="a")
         await run.agent.decisions.deny(row.id, SOMEBODY)
@@ -166,7 +166,7 @@ async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -
 
 async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
@@ -188,7 +188,7 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
 @pytest.mark.parametrize("second", ["approve", "deny"])
 async def test_of_two_decisions_one_counts_and_the_other_is_refused(world: World, first: str, second: str) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         decide = {"approve": run.agent.decisions.approve, "deny": run.agent.decisions.deny}
@@ -201,7 +201,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_refused(world: World
         assert (refused.code, refused.problem.status) == ("already_decided", 409)
         assert refused.context["decision"] == {"approve": "approved", "deny": "denied"}[first]
         assert refused.context["state"] in ("denied", "reserved", "signed", "in_flight")
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert len(world.transactions()) == (first == "approve")
 
@@ -210,7 +210,7 @@ async def test_a_second_approval_leaves_the_payment_being_signed_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         signing, release, sign = asyncio.Event(), asyncio.Event(), run.agent.signing.sign
@@ -227,7 +227,7 @@ async def test_a_second_approval_leaves_the_payment_being_signed_alone(
             await run.agent.decisions.approve(row.id, SOMEBODY)
         assert code_of(refused) == "already_decided"
         with pytest.raises(Refused) as refused:
-            await run.agent.carrying.resolve(row.id, "app_somebody")
+            await run.agent.lifecycle.resolve(row.id, "app_somebody")
         assert code_of(refused) == "not_signed_yet"
         release.set()
         assert (await first).attempt.tx_id is not None
@@ -235,7 +235,7 @@ async def test_a_second_approval_leaves_the_payment_being_signed_alone(
 
 async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         row = await ask(run)
         run.world.clock.ahead_ms += 500_000
         await run.agent.decisions.deny_what_is_over()
@@ -258,7 +258,7 @@ async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> 
 
 async def test_an_approval_after_the_timeout_is_refused(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         row = await ask(run)
         world.clock.ahead_ms += 601_000
         await run.settle_down()
@@ -274,11 +274,11 @@ async def test_an_approval_after_the_timeout_is_refused(world: World) -> None:
 async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None:
     world.settings(timeout=400)
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         row = await ask(run)
         approval = approvals.of_payment(run.context.conn, row.id)
         assert approval is not None
-        assert approval.expires_at_ms == (row.invoice.expires_at_ms or 0) - run.context.terms.min_window_s * 1000
+        assert approval.expires_at_ms == (row.invoice.expires_at_ms or 0) - run.context.config.min_window_s * 1000
         await pass_time(run, 290)
         assert run.context.payment(row.id).problem == "approval_denied/timeout"
 
@@ -287,7 +287,7 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
     """Nobody can approve it any more, and what it counts would keep others out while the chain is away."""
     world.settings(timeout=400)
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         row, late = await ask(run), await ask(run, "late")
         world.clock.ahead_ms += 270_000
         await run.agent.decisions.deny_what_is_over()
@@ -308,15 +308,15 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
 
 async def test_a_pending_approval_survives_a_restart(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert spent(run) > PRICE
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -333,13 +333,13 @@ class LostSigner:
 
 async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World) -> None:
     async with world.run(terms=ASKING, signer=LostSigner(world.account.signer)) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert (approved.state, approved.attempt.tx_id) == (State.RESERVED, None)
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert len(world.transactions()) == 1
@@ -348,7 +348,7 @@ async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World
 
 async def test_waiting_payments_use_up_a_budget(world: World) -> None:
     async def lowered(run: Run) -> None:
-        await run.look()
+        await run.run_pass()
         await ask(run, "one")
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask("two"))
@@ -361,7 +361,7 @@ async def test_waiting_payments_use_up_a_budget(world: World) -> None:
 
 async def test_approving_decides_by_what_holds_now(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         everybody = replace(apps.require(run.context.conn, APP), id="app_somebody")
@@ -378,7 +378,7 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
         await refuses(run, row, "chain_not_ready")
         run.context.chain.problem = None
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -394,21 +394,21 @@ async def refuses(run: Run, row: PaymentRow, code: str) -> None:
 
 async def test_a_merchant_that_is_not_configured_any_more_is_not_paid(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         row = await ask(run)
     async with world.run(terms=lambda terms: replace(ASKING(terms), merchants={})) as run:
-        await run.look()
+        await run.run_pass()
         await refuses(run, row, "merchant_not_allowed")
 
 
 async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         world.settings(price=str(40 * ADA))
         row = await ask(run)
         world.fund(*[1_100_000] * 60)
-        await run.look()
+        await run.run_pass()
         other = world.account.address
         for _ in range(3):
             await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
@@ -425,7 +425,7 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
     world: World, bound: str, spare: int
 ) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         needed = (await run.agent.quote(world.ask())).plan.spend["lovelace"]
     most = needed + spare
     per_payment, per_day, cap = (
@@ -434,7 +434,7 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
     limits, caps = daily(per_payment, per_day), {"lovelace": cap}
     more = {"max_total_units": most} if bound == "max_total" else {}
     async with world.run(terms=lambda terms: replace(ASKING(terms), limits=limits, caps=caps)) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run, **more)
         assert spent(run) == most
@@ -450,7 +450,7 @@ async def test_a_payment_whose_fee_exceeds_a_limit_asks_for_no_approval(world: W
     limits, caps = daily(most if bound == "per_payment" else 99 * ADA, 99 * ADA), {"lovelace": 99 * ADA}
     caps = {"lovelace": most} if bound == "caps" else caps
     async with world.run(terms=lambda terms: replace(ASKING(terms), limits=limits, caps=caps)) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
         assert code_of(refused) == "limit_exceeded"
@@ -460,14 +460,14 @@ async def test_a_payment_whose_fee_exceeds_a_limit_asks_for_no_approval(world: W
 async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world: World) -> None:
     world.settings(price=str(40 * ADA))
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         needed = (await run.agent.quote(world.ask())).plan.spend["lovelace"]
     async with world.run(terms=lambda terms: replace(ASKING(terms), limits=daily(needed, 99 * ADA))) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         world.fund(*[1_100_000] * 60)
-        await run.look()
+        await run.run_pass()
         for _ in range(3):  # not free for a while
             await run.agent.transfers.send(APP, world.account.address, "lovelace", 45 * ADA)
         await refuses(run, row, "limit_exceeded")
@@ -478,7 +478,7 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
 
 async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         world.settings(price=str(2 * PRICE))
@@ -494,12 +494,12 @@ async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
 async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: World) -> None:
     world.settings(timeout=600)
     async with world.run(terms=ASKING) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         world.fault("submit", "drop")
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         world.control("faults", clear=True)
         world.clock.ahead_ms += 620_000
@@ -511,7 +511,7 @@ async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: W
 
 async def test_a_handed_over_payment_is_signed_at_the_first_request_after_its_approval(world: World) -> None:
     async with world.run(terms=lambda terms: with_handover(ASKING(terms))) as run:
-        await run.look()
+        await run.run_pass()
         await add_somebody(run)
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -537,7 +537,7 @@ async def test_two_decisions_that_fail_in_one_commit_get_their_own_errors(world:
 
     held, release = threading.Event(), threading.Event()
     async with world.run(terms=ASKING, checkpoint=fail_once) as run:
-        await run.look()
+        await run.run_pass()
         paid, waits = await ask(run, "paid"), await ask(run, "waits")
         await run.agent.decisions.approve(paid.id, SOMEBODY)
         before = asyncio.create_task(run.context.write("wait", lambda _: (held.set(), release.wait())))

@@ -64,7 +64,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
     world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
     row, _ = await run.agent.pay(ask(world))
     await show(world, run, row)
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)
     await run.settle_down()
     await wait_for_void(world, run)
     assert run.state(row.id) is State.VOID
@@ -86,17 +86,17 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
 ) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(settle_depth=12)) as run:
-        await run.look()
+        await run.run_pass()
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": policy})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         if policy == "client":
             await run.settle_down()
         depth = fork_before(world, run.context.payment(first.id))
         assert broadcast(world, first.attempt.cbor or b"") == 200
         world.block(depth + 2)
-        await run.look()
+        await run.run_pass()
         await run.settle_down(2)
         booked = run.context.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
@@ -113,14 +113,14 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
 async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": "client"})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         world.block(fork_before(world, run.context.payment(first.id)) + 2)
-        await run.look()
+        await run.run_pass()
         for _ in range(8):
             world.clock.ahead_ms += 250_000
             world.block()
@@ -136,7 +136,7 @@ class TestRefusalsThatDoNotCount:
         world.fund(50 * ADA)
         world.settings(x402={"confirmations": -1})
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.pay(ask(world))
             await show(world, run, row)
             await run.agent.deliveries.record_delivery(row.id, 200)
@@ -149,7 +149,7 @@ class TestRefusalsThatDoNotCount:
         world.fund(50 * ADA)
         world.settings(x402={"confirmations": 5})
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.pay(ask(world))
             await show(world, run, row)
             row = await say(run, row, "No matching payment requirements")
@@ -160,7 +160,7 @@ class TestRefusalsThatDoNotCount:
         """A late refusal, and then the block is lost: the same bytes are in flight again."""
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.pay(ask(world))
             broadcast(world, row.attempt.cbor or b"")
             await run.settle_down()
@@ -169,7 +169,7 @@ class TestRefusalsThatDoNotCount:
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
             world.fault("submit", "drop")
             world.block(2)
-            await run.look()
+            await run.run_pass()
             world.control("faults", clear=True)
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
@@ -200,11 +200,11 @@ async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: Wor
     exact = next(lovelace for lovelace in range(units + 155_381, units + 180_000) if paid_by(lovelace))
     world.fund(exact)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="not_enough_funds"):
             await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
         world.fund(50 * ADA)
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
         assert len(queries.attempts(run.context.conn, row.id)[0].inputs) == 1
         for _ in range(2):
@@ -219,7 +219,7 @@ async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: Wo
         x402={"payment_identifier": "optional", "confirmations": -1, "fault": "settle_500_before_broadcast"}
     )
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first, _ = await run.agent.pay(ask(world))
         await show(world, run, first)
         world.settings(x402={"fault": None})
@@ -235,13 +235,13 @@ async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: Wo
 async def test_a_provider_that_stands_still_makes_no_payment_void(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         world.clock.ahead_ms += 1_000_000
         await run.settle_down(VOID_DEPTH + 2)
         for step_ms in (61_000, 61_000, 61_000, 3_600_000):
             world.clock.ahead_ms += step_ms
-            await run.look()
+            await run.run_pass()
         assert run.state(row.id) is State.CANCELLING
         world.clock.ahead_ms -= 3_000_000
         await wait_for_void(world, run)
@@ -255,7 +255,7 @@ async def test_a_long_402_leaves_less_room_for_the_transaction_in_the_proof(worl
     required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
     required["accepts"] = [required["accepts"][0] | {"amount": str(150 * ADA)}]
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(
             ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=b""))
         )
@@ -281,13 +281,13 @@ async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_pa
             raise RuntimeError("killed")
 
     async with world.run(checkpoint=kill) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused):
             await run.agent.pay(ask(world))
     world.clock.ahead_ms += 3_000_000
     world.block()
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, is_new = await run.agent.pay(ask(world))
         assert is_new
         assert row.state is State.IN_FLIGHT
@@ -333,22 +333,22 @@ async def test_an_identical_cancel_is_no_new_attempt(world: World) -> None:
     """A fork brought the payment and took it away again, within the second: what was signed then is sent again."""
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         world.clock.stop()
-        cancelled = await run.agent.carrying.resolve(row.id, APP)
-        await run.agent.sending.drain(10)
+        cancelled = await run.agent.lifecycle.resolve(row.id, APP)
+        await run.agent.submitter.drain(10)
         world.block()
-        await run.look()
+        await run.run_pass()
         assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id, (
             "the payment was there before its cancel"
         )
         depth = fork_before(world, run.context.payment(row.id))
         world.block(depth + 1)
         for _ in range(4):
-            await run.look()
+            await run.run_pass()
         assert run.state(row.id) is State.IN_FLIGHT
-        again = await run.agent.carrying.resolve(row.id, APP)
+        again = await run.agent.lifecycle.resolve(row.id, APP)
         assert (again.state, again.attempt.tx_id) == (State.CANCELLING, cancelled.attempt.tx_id)
         await run.settle_down(2)
         assert world.transactions() in ([row.attempt.tx_id], [cancelled.attempt.tx_id])

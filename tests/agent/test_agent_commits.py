@@ -53,7 +53,7 @@ class TestCommitPoints:
         world.fund(50 * ADA)
         signer = BadSigner(world.account.signer, "signs something else")
         async with world.run(signer=signer) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(CheckFailed, match="signature"):
                 await run.pay(key="k")
             [row] = payments.payments_in(run.context.conn, list(State))
@@ -68,7 +68,7 @@ class TestCommitPoints:
         """The signer would refuse it too: then its money would be held for a signature that never comes."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(caps={"lovelace": 2 * ADA})) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
                 await run.pay(key="k")
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
@@ -80,7 +80,7 @@ class TestCommitPoints:
         world.fund(50 * ADA)
         switch = Switch("before submit")
         async with world.run(checkpoint=switch) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             assert row.state is State.SIGNED
             assert not world.waiting()
@@ -92,13 +92,13 @@ class TestCommitPoints:
         """It may have reached somebody all the same; once it is in a block, it goes on."""
         world.fund(50 * ADA)
         async with world.run(checkpoint=Switch("before submit")) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
         world.clock.ahead_ms += 290_000
         async with world.run() as run:
             await run.settle_down(2)
-            run.agent.sending.send_off(row.id)
-            await run.agent.sending.drain(10)
+            run.agent.submitter.send_off(row.id)
+            await run.agent.submitter.drain(10)
             assert run.state(row.id) is State.SIGNED
             assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)
             assert run.books()["held"]
@@ -121,7 +121,7 @@ class TestOneThatRaises:
         world.fund(50 * ADA, 50 * ADA)
         signer = BadSigner(world.account.signer, "mended")
         async with world.run(signer=signer) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "full", count=1)
             row = await run.pay("a")
             signer.trouble = "fails"
@@ -137,7 +137,7 @@ class TestOneThatRaises:
     async def test_a_row_that_makes_no_sense_does_not_stop_the_others(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA, 50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             broken, lost = await run.pay("broken"), await run.pay("lost")
             world.fault("submit", "drop", count=1)
             sent = await run.pay("in flight")
@@ -148,7 +148,7 @@ class TestOneThatRaises:
             conn.close()
             world.control("rollback", depth=1)
             world.block(2)
-            await run.look()
+            await run.run_pass()
             assert "block_lost" in run.events(lost.id)
             await run.pass_time(2)
             assert {run.state(lost.id), run.state(sent.id)} == {State.CONFIRMED}
@@ -158,7 +158,7 @@ class TestOneThatRaises:
         world.settings(timeout=3000)
         signer = BadSigner(world.account.signer, "mended")
         async with world.run(signer=signer) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             row = await run.pay("a")
             signer.trouble = "fails"
@@ -169,7 +169,7 @@ class TestOneThatRaises:
             for _ in range(3):
                 before, _ = queries.submissions(run.context.conn, row.attempt.tx_id or "")
                 world.clock.ahead_ms += 60_000
-                await run.look()
+                await run.run_pass()
                 after, _ = queries.submissions(run.context.conn, row.attempt.tx_id or "")
                 assert after == before + 1
             assert len(payments.payments_in(run.context.conn, [State.RESERVED])) == 1
@@ -209,7 +209,7 @@ class TestLimits:
                 with pytest.raises(Refused):
                     await run.pay("the clock alone frees nothing")
                 world.block()
-                await run.look()
+                await run.run_pass()
                 if ahead_ms:
                     with pytest.raises(Refused, match="limit_exceeded"):
                         await run.pay(message)
@@ -220,7 +220,7 @@ class TestLimits:
         terms = with_terms(limits=limit_of(20))
         signer = BadSigner(world.account.signer)
         async with world.run(terms=terms, signer=signer) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(world.ask("first"))
             world.clock.ahead_ms += 240_000
@@ -233,16 +233,16 @@ class TestLimits:
     async def test_self_transfers_do_not_count(self, world: World) -> None:
         world.fund(60 * ADA, 20 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
-            await run.look()
+            await run.run_pass()
             await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
     async def test_a_release_that_could_not_be_recorded_releases_nothing(self, world: World) -> None:
         world.fund(50 * ADA)
         switch = Switch()
         async with world.run(signer=BadSigner(world.account.signer), checkpoint=switch) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(world.ask())
             world.clock.ahead_ms += 240_000
@@ -258,14 +258,14 @@ class TestLimits:
     async def test_a_later_copy_of_the_402_does_not_put_off_the_end(self, world: World) -> None:
         world.block()
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             ask = world.ask(key="k")
             ends_ms = world.clock.now_ms() + 300_000
             with pytest.raises(Refused, match="not_enough_funds"):
                 await run.agent.pay(ask)
             world.clock.ahead_ms += 100_000
             world.fund(50 * ADA)
-            await run.look()
+            await run.run_pass()
             row, is_new = await run.agent.pay(ask)
             slots = run.context.chain.slots
             assert is_new
@@ -278,13 +278,13 @@ class TestReady:
         world.fund(50 * ADA)
         merchant = replace(world.terms.merchants[world.origin], ready="submitted")
         async with world.run(terms=with_terms(merchants={world.origin: merchant})) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "full", count=1)
             row = await run.pay()
             assert row.state is State.IN_FLIGHT
             assert not run.context.is_ready(row)
             world.clock.ahead_ms += 6_000
-            await run.look()
+            await run.run_pass()
             assert run.context.payment(row.id).state is State.IN_FLIGHT
             assert run.context.is_ready(run.context.payment(row.id))
 
@@ -293,10 +293,10 @@ class TestTheCaller:
     async def test_the_same_call_after_it_was_served_is_the_same_payment(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             ask = world.ask()
             row, is_new = await run.agent.pay(ask)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             await run.agent.deliveries.record_delivery(row.id, 200)
             again, is_new_again = await run.agent.pay(ask)
@@ -306,7 +306,7 @@ class TestTheCaller:
     async def test_another_app_does_not_learn_which_payment_an_invoice_has(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             ask = world.ask()
             row, _ = await run.agent.pay(ask)
             await run.context.write(
@@ -322,7 +322,7 @@ class TestTheCaller:
         """It came first for the app whose limit refused it: the payment is of who was let through all the same."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             ask = world.ask()
 
             def add_app(unit: Unit) -> None:
@@ -342,7 +342,7 @@ class TestTheCaller:
     async def test_a_key_of_another_request_is_refused_though_the_402_cannot_be_read(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("one", key="k")
             unreadable = world.ask_of(world.call("other"), key="k", body='{"detail":{"status":"pending"}}')
             with pytest.raises(Refused, match="idempotency_key_reused"):
@@ -351,7 +351,7 @@ class TestTheCaller:
     async def test_a_payment_that_is_not_signed_yet_is_told_as_that(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(signer=BadSigner(world.account.signer)) as run:
-            await run.look()
+            await run.run_pass()
             ask = world.ask(key="k")
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(ask)
@@ -375,9 +375,9 @@ class TestTheCaller:
     async def test_an_invoice_without_an_end_is_over_after_an_hour(self, on_clock: World) -> None:
         on_clock.fund(50 * ADA)
         async with on_clock.run() as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.transfers.send("app_test", somebody_else(on_clock), "lovelace", 5 * ADA)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert row.invoice.expires_at_ms is None
             await run.pass_time(1, 3_580)

@@ -53,12 +53,12 @@ async def test_a_search_keeps_only_the_newest_transactions_in_memory(
     monkeypatch.setattr(scan, "REMEMBERED_MAX", 2)
     async with world.run() as run:
         before = remembered()
-        await run.look()
+        await run.run_pass()
         spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         assert await unfreeze(run.context, APP)
         world.block()
-        await run.look()
+        await run.run_pass()
         assert remembered() == before + 2
 
 
@@ -66,7 +66,7 @@ async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreez
     async with world.run() as run:
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.foreign == (tx_id,)
         await require_whole(run)
         with pytest.raises(Refused, match="external_spend"):
@@ -74,7 +74,7 @@ async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreez
         assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         assert run.state(row.id) is State.CONFIRMED
     async with world.run() as run:  # a restart thaws nothing
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP) == (tx_id,)
@@ -91,7 +91,7 @@ async def undo_the_last_block(run: Run) -> None:
     run.world.control("rollback", depth=1)
     run.world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
     run.world.block(2)
-    await run.look()
+    await run.run_pass()
     await run.pass_time(5, 61)
 
 
@@ -99,11 +99,11 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
     token = "ab" * 28 + "53"
     world.fund(10 * ADA, 10 * ADA, assets={token: MAX_UNITS})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         both = [utxo for utxo in run.context.utxos if utxo.assets]
         assert [utxo.assets for utxo in both] == [((token, MAX_UNITS),)] * 2
         tx_id = spend_elsewhere(run, 3 * ADA, *both)
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.foreign == (tx_id,)
         await require_whole(run)
         await undo_the_last_block(run)
@@ -116,10 +116,10 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
 ) -> None:
     tx_id, _, index = (ref := world.fund_with_datum(7 * ADA)).partition("#")
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         assert ref not in run.selectable()
         spender = spend_elsewhere(run, 3 * ADA, Utxo(tx_id, int(index), 7 * ADA))
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.foreign == (spender,)
         await require_whole(run)
         await undo_the_last_block(run)
@@ -132,11 +132,11 @@ async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_no
     world: World,
 ) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         second = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         assert [alert.facts["tx"] for alert in alerts.after(run.context.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
             await unfreeze(run.context, APP, [first])
@@ -151,7 +151,7 @@ async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_no
 
 async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = spend_elsewhere(run)
         change = world.devnet.run(
             lambda devnet: next(
@@ -161,22 +161,22 @@ async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_sp
             )
         )
         second = spend_elsewhere(run, ADA * 2, Utxo(first, change[0][1], change[1], ()))
-        await run.look()
+        await run.run_pass()
         assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {first, second}
         await require_whole(run)
 
 
 async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         before = run.owned()
         tx_id = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         assert run.owned() != before
         world.control("rollback", depth=1)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(2)
-        await run.look()
+        await run.run_pass()
         assert onchain.foreign_there(run.context.conn) == []
         await run.pass_time(5, 61)
         assert tx_id not in world.transactions()
@@ -201,21 +201,21 @@ async def test_a_rollback_of_it_is_noticed_however_many_blocks_come_before_the_n
         world.block(30)
 
     async with world.run(terms=with_terms(settle_depth=10)) as run:
-        await run.look()
+        await run.run_pass()
         before = run.owned()
         spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         world.block(5)
-        await run.look()
+        await run.run_pass()
         if not is_down:
             undo()
-            await run.look()
+            await run.run_pass()
             await run.pass_time(5, 61)
             assert run.owned() == before == world.on_chain()
     if is_down:
         undo()
         async with world.run(terms=with_terms(settle_depth=10)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pass_time(5, 61)
             assert run.owned() == before == world.on_chain()
 
@@ -224,11 +224,11 @@ async def test_a_settled_external_spend_is_no_longer_read(world: World) -> None:
     terms = with_terms(settle_depth=8)
     with Relay(world.devnet).serving() as relay:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             tx_id = spend_elsewhere(run)
-            await run.look()
+            await run.run_pass()
             world.block(20)
-            await run.look()
+            await run.run_pass()
         asked = [path for _, path in relay.calls].count(f"/txs/{tx_id}")
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
             world.block(2)
@@ -258,17 +258,17 @@ async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_s
     terms = with_terms(settle_depth=8)
     with Forgetful(world.devnet).serving() as relay:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             spent = []
             for _ in range(7):
                 spent.append(spend_elsewhere(run))
-                await run.look()
+                await run.run_pass()
             world.block(20)
             relay.forgets = True
             for _ in range(4):
                 before = relay.asked
                 world.block()
-                await run.look()
+                await run.run_pass()
                 assert relay.asked - before <= 4
             assert onchain.foreign_settled(run.context.conn) >= height(world) - 4 - 8
             before = relay.asked
@@ -282,11 +282,11 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
 ) -> None:
     """A ledger that was lost has all that it ever paid there."""
     async with world.run(terms=with_terms(settle_depth=8)) as run:
-        await run.look()
+        await run.run_pass()
         spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         world.block(20)
-        await run.look()
+        await run.run_pass()
         read: list[object] = []
         monkeypatch.setattr(onchain, "ForeignRow", lambda *row: read.append(row))
         await run.pass_time(3, 61)
@@ -297,7 +297,7 @@ async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(worl
     """A provider's list may lack one for days, and each search lists all transactions since that one came."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             relay.tell(f"/addresses/{world.address}/utxos", 200, [])
             await run.pass_time(40, 61)
             listings = relay.calls.count(("GET", f"/addresses/{world.address}/transactions"))
@@ -305,7 +305,7 @@ async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(worl
             relay.unfreeze()
             await run.settle_down()
             tx_id = spend_elsewhere(run)
-            await run.look()
+            await run.run_pass()
             assert run.context.chain.foreign == (tx_id,), "other coins are searched for at once"
 
 
@@ -320,8 +320,8 @@ async def test_a_search_of_a_long_past_lets_others_go_on_between(
     monkeypatch.setattr(QuorumView, "transactions", transactions)
     monkeypatch.setattr(onchain, "is_ours", lambda *_: True)
     async with world.run() as run:
-        await run.look()
-        view, turns = run.watch.hearing.view, 0
+        await run.run_pass()
+        view, turns = run.chain_sync.provider_selection.view, 0
 
         async def others() -> None:
             nonlocal turns
@@ -346,11 +346,11 @@ def raw_of(world: World, tx_id: str) -> bytes:
 
 async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves_it(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         low = height(world)
         tx_id = spend_elsewhere(run)
         raw = raw_of(world, tx_id)
-        await run.look()
+        await run.run_pass()
         before = onchain.foreign_there(run.context.conn)
         await unfreeze(run.context, APP)
         fork_with(world, low, raw)
@@ -373,7 +373,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         row = await run.pay_in_block("it is told already")
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.foreign == (another,)
         assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         await require_whole(run)
@@ -381,10 +381,10 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
 
 async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         low = height(world)
         tx_id = spend_elsewhere(run)
-        await run.look()
+        await run.run_pass()
         fork_with(world, low, raw_of(world, tx_id))
         await run.pass_time(3, 61)
         assert run.context.chain.foreign == onchain.frozen_by(run.context.conn) == (tx_id,)
@@ -395,7 +395,7 @@ async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(worl
 
 async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop", count=1)
         row = await run.pay("overtaken")
         assert run.state(row.id) is State.IN_FLIGHT
@@ -403,7 +403,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
         tx_id = spend_elsewhere(
             run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
         )
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.foreign == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
         assert run.books()["held"]
@@ -417,7 +417,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
         world.control("rollback", depth=6)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.CANCELLING
         assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id
         await unfreeze(run.context, APP)
@@ -428,7 +428,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
 
 async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_since(world: World) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         low = height(world)
         world.fault("submit", "drop")
         row = await run.pay("overtaken for a while")
@@ -437,10 +437,10 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         tx_id = spend_elsewhere(
             run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
         )
-        await run.look()
+        await run.run_pass()
         assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
         fork_with(world, low, row.attempt.cbor or b"")
-        await run.look()
+        await run.run_pass()
         await run.pass_time(4, 61)
         assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
         assert nonce_utxo.ref not in {utxo.ref for utxo in queries.utxos(run.context.conn)}, "it is spent"
@@ -454,7 +454,7 @@ async def test_a_spend_in_a_block_far_above_all_others_is_not_booked_there(
     """It never came so deep that what it overtook was void, and no tip came so high that it could be lost."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             tx_id = spend_elsewhere(run)
             world.block()
             path = f"/txs/{tx_id}"
@@ -474,7 +474,7 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
     """No chain holds both. A daemon that dies before it asks for the other one leaves books that are whole."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             low = height(world)
             world.fault("submit", "drop")
             row = await run.pay("overtaken for a while")
@@ -483,11 +483,11 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             tx_id = spend_elsewhere(
                 run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
             )
-            await run.look()
+            await run.run_pass()
             assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
             fork_with(world, low, row.attempt.cbor or b"")
             relay.tell("/addresses/", 500, {})
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
             assert onchain.foreign_there(run.context.conn) == []
             await require_verified(run)
@@ -501,14 +501,14 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
 async def test_the_other_utxos_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run(terms=with_terms(settle_depth=8)) as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop", count=1)
         row = await run.pay("of two coins")
         reserved = {utxo.ref: utxo for utxo in queries.utxos_reserved_for(run.context.conn, row.id)}
         assert len(reserved) == 2
         nonce_utxo = reserved.pop(row.nonce_utxo or "")
         spend_elsewhere(run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ()))
-        await run.look()
+        await run.run_pass()
         await run.pass_time(4, 61)
         assert run.state(row.id) is State.VOID
         assert not reserved.keys() & run.selectable()
@@ -521,14 +521,14 @@ async def test_a_payment_that_lost_an_input_other_than_its_nonce_utxo_still_ends
     """The attempt can land no more; what takes the anchor back spends what is left."""
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
         utxos = queries.utxos_reserved_for(run.context.conn, row.id)
         other = next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)
         world.control("faults", clear=True)
         spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.IN_FLIGHT
         await unfreeze(run.context, APP)
         for _ in range(12):
@@ -557,7 +557,7 @@ async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
             plan = build(both, both[0], (out,), change=own, ttl_slot=slot + 500, network_id=network_id)
             submit(world, sign(plan, world.account.signer))
             world.block(2)
-            await run.look()
+            await run.run_pass()
             assert onchain.foreign_there(run.context.conn) == []
             assert (run.context.chain.foreign, onchain.frozen_by(run.context.conn)) == ((), ())
             run.context.chain.foreign = (plan.tx_id,)

@@ -45,7 +45,7 @@ class TestOnePayment:
         async with world.run() as run:
             row = await run.pay_in_block()
             world.control("rollback", depth=1)
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.CONFIRMED
             await run.pass_time(4)
             assert run.events(row.id).count("block_lost") == 1
@@ -61,7 +61,7 @@ class TestOnePayment:
             world.control("rollback", depth=1)
             world.block(2)
             world.fault(path.format(row), kind)
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.CONFIRMED
             world.control("faults", clear=True)
             world.clock.ahead_ms += 11_000  # one that said "too many" is left alone for a while
@@ -76,13 +76,13 @@ class TestOnePayment:
             row = await run.pay_in_block()
             world.control("rollback", depth=1)
             world.fault("submit", "drop")
-            await run.look()
+            await run.run_pass()
             await run.pass_time(8)
             assert run.state(row.id) is State.IN_FLIGHT
             assert not run.selectable()
             world.control("faults", clear=True)
             world.clock.ahead_ms += 100_000
-            await run.look()
+            await run.run_pass()
             await run.settle_down(4)
             assert run.state(row.id) is State.SETTLED
             assert_calm(world, run)
@@ -92,10 +92,10 @@ class TestOnePayment:
         async with world.run() as run:
             row = await run.pay_in_block()
             world.control("rollback", depth=1)
-            await run.look()
+            await run.run_pass()
         world.block(3)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.IN_FLIGHT
             await run.pass_time(2)
             assert_calm(world, run)
@@ -107,7 +107,7 @@ class TestOnePayment:
             world.control("rollback", depth=1)
             world.block(2)
             world.fault("submit", "drop")
-            await run.look()
+            await run.run_pass()
             utxos = {utxo.ref: utxo for utxo in queries.utxos(run.context.conn)}
             assert (
                 {ref for ref, utxo in utxos.items() if utxo.state == "available"}
@@ -129,7 +129,7 @@ class TestOnePayment:
                 relay.freeze(f"/blocks/{run.context.payment(row.id).block.hash}")
                 world.control("rollback", depth=1, readd=True)
                 world.block(3)
-                await run.look()
+                await run.run_pass()
                 seen = run.context.payment(row.id)
                 block = world.http.get(f"{world.devnet.chain_url}/txs/{row.attempt.tx_id}").json()["block"]
                 assert seen.block.hash == block
@@ -145,10 +145,10 @@ class TestOnePayment:
                 relay.freeze(f"/blocks/{run.context.payment(row.id).block.hash}")
                 world.control("rollback", depth=1)
                 world.block(4)
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.CONFIRMED
                 relay.unfreeze()
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.IN_FLIGHT
                 await run.pass_time(4)
                 assert_calm(world, run)
@@ -162,11 +162,11 @@ class TestOnePayment:
                 relay.freeze(f"/txs/{row.attempt.tx_id}")
                 world.control("rollback", depth=1)
                 world.block(2)
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.CONFIRMED
                 relay.unfreeze()
                 world.block(13)
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.CONFIRMED
                 await run.settle_down()
                 assert run.state(row.id) is State.IN_FLIGHT
@@ -197,7 +197,7 @@ class TestParentAndChild:
             world.block(3)
             if unanswered is not None:
                 world.fault(f"/txs/{run.context.payment(names[unanswered]).attempt.tx_id}", "server", count=1)
-            await run.look()
+            await run.run_pass()
             assert_memory(run)
             await run.pass_time(10)
             assert {run.state(payment_id) for payment_id in names.values()} == {State.SETTLED}
@@ -217,7 +217,7 @@ class TestParentAndChild:
             world.fault(f"/txs/{parent.attempt.tx_id}", "not_found", count=1)
             if denied == "tx and block":
                 world.fault(f"/blocks/{parent.block.hash}", "not_found", count=1)
-            await run.look()
+            await run.run_pass()
             assert ("block_lost" in run.events(parent.id)) is (denied == "tx and block")
             assert child.nonce_utxo not in run.selectable()
             assert_memory(run)
@@ -233,9 +233,9 @@ class TestParentAndChild:
         world.fault("/addresses/", "server")
         async with world.run(terms=terms) as run:
             assert run.selectable() == world.unspent()
-            await run.look()
+            await run.run_pass()
             world.control("faults", clear=True)
-            await run.look()
+            await run.run_pass()
             await run.pay("next")
             with pytest.raises(Refused, match="not_enough_funds"):
                 await run.pay("at once")
@@ -257,7 +257,7 @@ class TestCommitsThatFail:
                 raise sqlite3.OperationalError("disk full")
 
         async with world.run(checkpoint=checkpoint) as run:
-            await run.look()
+            await run.run_pass()
             failing.add(f"before {at.partition(' ')[0]}")
             with contextlib.suppress(Refused):
                 await run.pay(key="k")
@@ -271,7 +271,7 @@ class TestCommitsThatFail:
             assert_memory(run)
             failing.clear()
             world.control("faults", clear=True)
-            await run.look()
+            await run.run_pass()
             await run.pay(key="k")
             await run.pass_time(3)
             assert_calm(world, run)
@@ -290,7 +290,7 @@ class TestCommitsThatFail:
             world.block(2)
             failing.add("before observe")
             with contextlib.suppress(Refused):
-                await run.look()
+                await run.run_pass()
             assert run.state(row.id) is State.CONFIRMED
             assert_memory(run)
             failing.clear()
@@ -331,7 +331,7 @@ class Walk:
                     # what is refused is refused: no funds, no chain, no disk
                     with contextlib.suppress(Refused):
                         await self.step(run, moves.choice(self.MOVES))
-                    await run.agent.sending.drain(10)
+                    await run.agent.submitter.drain(10)
                     assert_memory(run)
         self.failing_often = 0.0
         world.control("faults", clear=True)
@@ -359,7 +359,7 @@ class Walk:
             case "block":
                 world.block(choice([1, 1, 2]))
             case "look":
-                await run.look()
+                await run.run_pass()
             case "grow":
                 await run.settle_down()
             case "fork":
@@ -370,9 +370,9 @@ class Walk:
                 world.block(choice([1, 2, 4]))
             case "fork_seen":
                 self.roll_back(choice([1, 2]))
-                await run.look()
+                await run.run_pass()
                 world.block(choice([1, 3]))
-                await run.look()
+                await run.run_pass()
             case "fault":
                 world.fault(*choice(self.FAULTS), count=choice([1, 2]))
             case "disk":
@@ -388,19 +388,19 @@ async def test_walk_162_forks_seen_low_twice_under_several_payments(world: World
     """As it was found: the tip is seen low, and then grows past without the payments."""
     world.fund(30 * ADA, 30 * ADA, 60 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         for message in ("a", "b"):
             await run.pay(message)
             await run.settle_down()
         world.control("rollback", depth=2, readd=True)
-        await run.look()
+        await run.run_pass()
         await run.pay("c")
         world.block(3)
-        await run.look()
+        await run.run_pass()
         world.control("rollback", depth=3)
-        await run.look()
+        await run.run_pass()
         world.block(3)
-        await run.look()
+        await run.run_pass()
         await run.pass_time(4)
     async with world.run() as run:
         await run.pass_time(4)
@@ -411,15 +411,15 @@ async def test_walk_195_a_deep_fork_is_not_forgotten_for_a_read_that_was_refused
     """As it was found: the one read after the fork is over a limit, and the next tips are plain growth."""
     world.fund(60 * ADA, 60 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("a")
         await run.pay("b")
         await run.settle_down()
         world.block(2)
-        await run.look()
+        await run.run_pass()
         world.fault("/txs/", "server", count=2)
         world.control("rollback", depth=3)
         world.block(4)
-        await run.look()
+        await run.run_pass()
         await run.pass_time(8)
         assert_calm(world, run)

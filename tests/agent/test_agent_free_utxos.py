@@ -33,11 +33,11 @@ async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, 
             known = {row.ref for row in queries.free_utxos(run.context.conn)}
             assert {utxo.ref for utxo in run.context.utxos} == known
 
-        await run.look()
+        await run.run_pass()
         check()
         disk.point = f"before {name}"
         codes = []
-        for step in (lambda: run.pay("while it is full"), lambda: world.fund(20 * ADA), run.look):
+        for step in (lambda: run.pay("while it is full"), lambda: world.fund(20 * ADA), run.run_pass):
             try:
                 if (waiting := step()) is not None:
                     await waiting

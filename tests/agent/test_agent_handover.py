@@ -42,7 +42,7 @@ class TestHandedOver:
     async def test_nothing_is_broadcast_and_the_headers_carry_the_bytes(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             assert (row.state, row.invoice.merchant_submits, row.invoice.proof) == (
                 State.IN_FLIGHT,
@@ -60,7 +60,7 @@ class TestHandedOver:
     async def test_what_the_merchant_broadcasts_is_followed_to_the_end(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=4)) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             assert broadcast(world, row.attempt.cbor or b"") == 200
             await run.settle_down()
@@ -73,7 +73,7 @@ class TestHandedOver:
     async def test_after_a_block_held_it_payagent_sends_it_again_itself(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             broadcast(world, row.attempt.cbor or b"")
             await run.settle_down()
@@ -88,7 +88,7 @@ class TestHandedOver:
     async def test_a_restart_broadcasts_nothing_either(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
         async with world.run() as run:
             await run.pass_time(4)
@@ -101,12 +101,12 @@ class TestHandedOver:
         for _ in range(5):
             world.fund(*[1 * ADA] * 45)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.settings(price=str(200 * ADA), splits=[])
             with pytest.raises(Refused, match="utxos_too_small/header_size"):
                 await run.pay()
         async with world.run(terms=lambda terms: without_handover(terms)) as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.pay(world.ask("by hash"))
             assert row.state is not State.REJECTED
 
@@ -120,7 +120,7 @@ class TestCancel:
     async def test_a_payment_that_nobody_submits_in_time_is_cancelled(self, world: World) -> None:
         world.fund(50 * ADA, 30 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             before = run.owned()
             await pass_ttl(world, run)
@@ -141,12 +141,12 @@ class TestCancel:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             await run.settle_down()
             world.clock.ahead_ms += 200_000
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.CANCELLING, "one block is not deep"
             await run.settle_down(VOID_DEPTH)
             for _ in range(5):
@@ -163,7 +163,7 @@ class TestCancel:
         """A merchant that broadcasts at the last moment, in a block that payagent sees late."""
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             world.fault("/txs/" + (row.attempt.tx_id or ""), "server")
             broadcast(world, row.attempt.cbor or b"")
@@ -179,7 +179,7 @@ class TestCancel:
     async def test_a_cancel_whose_block_is_lost_is_on_its_way_again(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             await wait_for_void(world, run)
@@ -190,7 +190,7 @@ class TestCancel:
             world.control("rollback", depth=depth + 1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
             world.block(depth + 2)
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.CANCELLING
             assert run.books()["held"]
             assert run.owned() == world.on_chain()
@@ -204,7 +204,7 @@ class TestCancel:
     async def test_a_cancel_that_is_not_in_a_block_in_time_is_signed_anew(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             world.fault("submit", "drop")
             await pass_ttl(world, run)
@@ -222,14 +222,14 @@ class TestCancel:
     async def test_a_restart_between_the_cancel_and_its_sending_sends_it(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             world.fault("submit", "drop")
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
         world.control("faults", clear=True)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.clock.ahead_ms += 10_000
             await run.settle_down(2)
             await wait_for_void(world, run)
@@ -240,7 +240,7 @@ class TestAnswers:
     async def test_a_proof_that_is_accepted_counts_once_the_client_has_the_answer(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             row, advice = await run.agent.deliveries.take_answer(row.id, make_response(200, {}, {}))
             assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.SERVED, None)
@@ -251,7 +251,7 @@ class TestAnswers:
     async def test_the_same_proof_is_shown_again_with_growing_pauses(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             pauses = []
             for _ in range(7):
@@ -262,7 +262,7 @@ class TestAnswers:
     async def test_a_cancelled_payment_shows_no_proof(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             _, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, "busy"))
@@ -273,7 +273,7 @@ class TestTheNextPaymentOfTheIntent:
     async def test_it_spends_what_the_cancel_gave_back(self, world: World) -> None:
         world.fund(50 * ADA, 40 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             same, is_new = await run.agent.pay(world.ask())
@@ -288,12 +288,12 @@ class TestTheNextPaymentOfTheIntent:
     async def test_it_waits_while_nothing_of_the_cancel_is_free(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await run.pay()
             await pass_ttl(world, run)
             await wait_for_void(world, run)
             world.fund(60 * ADA)
-            await run.look()
+            await run.run_pass()
             await past_the_invoice(world, run)
             other, _ = await run.agent.pay(world.ask("another"))
             with pytest.raises(Refused, match="cancel_too_recent"):
@@ -320,14 +320,14 @@ class TestDeath:
                 raise RuntimeError("killed")
 
         async with world.run(checkpoint=die) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             if not dead:
                 await wait_for_void(world, run)
             assert dead
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await run.pass_time(2)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID

@@ -7,23 +7,23 @@ from payagent.core.payment import State
 
 async def test_a_wallet_is_idle_once_its_payments_are_confirmed(world: World) -> None:
     async with world.run() as run:
-        await run.look()
-        assert not run.watch.is_idle, "who has no coin waits for one"
+        await run.run_pass()
+        assert not run.chain_sync.is_idle, "who has no coin waits for one"
         world.fund(50 * ADA)
-        await run.look()
-        assert run.watch.is_idle
+        await run.run_pass()
+        assert run.chain_sync.is_idle
         row = await run.pay()
-        assert not run.watch.is_idle
+        assert not run.chain_sync.is_idle
         await run.settle_down(3)
         assert run.state(row.id) is State.CONFIRMED
-        assert run.watch.is_idle
+        assert run.chain_sync.is_idle
 
 
 async def test_a_provider_that_cannot_be_read_is_asked_again_soon(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("/blocks/", "server")
         world.block()
-        await run.look()
-        assert not run.watch.is_idle
+        await run.run_pass()
+        assert not run.chain_sync.is_idle

@@ -48,7 +48,7 @@ def on_record(run: Run) -> int:
 async def test_unreadable_402s_are_recorded_only_so_often_per_app(world: World) -> None:
     answer = world.call("hello")
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask_of(answer, key=str(n), body='{"detail": "x"}') for n in range(6)]
         assert [await code_of(run, ask) for ask in asks[:3]] == ["not_an_invoice"] * 3
         before = on_record(run)
@@ -63,7 +63,7 @@ async def test_unreadable_402s_are_recorded_only_so_often_per_app(world: World) 
 
 async def test_refusals_by_a_limit_are_recorded_only_so_often(world: World) -> None:
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 50 * ADA))) as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(f"call {n}", key=str(n)) for n in range(8)]
         codes = [await code_of(run, ask) for ask in asks]
         paid = codes.count("paid")
@@ -78,7 +78,7 @@ async def test_paid_and_unrecorded_requests_use_up_no_room_for_refusals(world: W
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         unseen = [await code_of(run, world.ask(f"early {n}", key=f"early {n}")) for n in range(5)]
         assert unseen == ["chain_not_ready"] * 5
-        await run.look()
+        await run.run_pass()
         known = world.ask("known", key="known")
         assert [await code_of(run, known) for _ in range(6)] == ["paid"] * 6
         before = on_record(run)
@@ -91,7 +91,7 @@ async def test_paid_and_unrecorded_requests_use_up_no_room_for_refusals(world: W
 async def test_prices_of_refused_requests_are_recorded_only_so_often(world: World, code: str) -> None:
     """Each call has an address of its own, which the app chooses; what is paid has its price on record."""
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
-        await run.look()
+        await run.run_pass()
         heard = replace(world.ask(), max_total_units=1, heard_at_ms=world.clock.now_ms())
         if code == "paused":
             await pause(run.context, APP, "")
@@ -105,7 +105,7 @@ async def test_prices_of_refused_requests_are_recorded_only_so_often(world: Worl
 async def test_delivery_reports_are_recorded_only_so_often_unless_they_change_the_state(world: World) -> None:
     answers = make_response(500, {}, {}), make_response(200, {}, {})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         deliveries, before = run.agent.deliveries, len(run.events(row.id))
         with patch.object(events, "KEPT_AT_ONCE", before + 3):
@@ -125,7 +125,7 @@ async def test_delivery_reports_are_recorded_only_so_often_unless_they_change_th
                 await deliveries.take_answer(row.id, answers[0])
             assert run.events(row.id)[before + 6 :] == ["merchant_answered"] * 3
         assert run.context.payment(row.id).delivery is Delivery.ACCEPTED
-        owner = Owner(run.context.terms.own, DEVNET)
+        owner = Owner(run.context.config.own, DEVNET)
         assert not [one for one in verify(run.context.conn, owner) if isinstance(one, AuditFinding)]
 
 
@@ -160,10 +160,10 @@ async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: 
         return int(run.context.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = world.ask(key="one")
         row, _ = await run.agent.pay(first)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         body, (id_,) = json.dumps(first.response.body), [row.invoice.id]
         others = [
             replace(first, response=make_response(402, {}, json.loads(body.replace(str(id_), f"{id_}-{n}"))))

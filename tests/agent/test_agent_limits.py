@@ -15,7 +15,7 @@ from payagent.agent.operator.limits import LimitStatus, set_limits, standing
 from payagent.core.payment import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problems import Refused
-from payagent.daemon import make_terms
+from payagent.daemon import make_config
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
@@ -59,14 +59,14 @@ async def test_what_a_payment_takes_is_told_with_its_fee_only_where_that_is_in_i
     for most, takes in ((COST - 1, "takes 13 ADA and its fee"), (COST, r"takes 13\.\d+ ADA with its fee")):
         limits = limits_of("lovelace", {Window.PAYMENT: most, Window.DAY: 100 * ADA})
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             assert re.search(takes, (await refusal(run, "dear")).detail)
 
 
 async def test_what_the_signer_would_refuse_by_its_fee_is_refused_before_anything_is_held(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(caps={"lovelace": COST})) as run:
-        await run.look()
+        await run.run_pass()
         told = (await refusal(run, "dear")).detail
         assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", told)
         assert not payments.payments_in(run.context.conn, [State.RESERVED])
@@ -80,7 +80,7 @@ async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> 
         before = standing(run.context)
     async with world.run() as run:
         assert standing(run.context) == before  # before it has seen any block
-        await run.look()
+        await run.run_pass()
         assert left(standing(run.context), Window.DAY) == left(before, Window.DAY)
         assert (await refusal(run, "second")).context["limit"] == "per_day"
 
@@ -161,7 +161,7 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
     world.fund(*[20 * ADA] * 4, assets={TOKEN: 1000})
     limits = daily(1000 * ADA, 5 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
-        await run.look()
+        await run.run_pass()
 
         def job(unit: Unit) -> None:
             apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, frozenset({TOKEN})), 1)
@@ -222,12 +222,12 @@ async def test_small_change_through_many_merchants_is_within_the_wallets_limit(m
     at_each = limits_of("lovelace", {"per_day": 5 * ADA}, Scope(merchant=origins[0]))
     limits = (*daily(2 * ADA, 9 * ADA), *at_each)
     async with mall.run(terms=with_terms(limits=limits)) as run:
-        await run.look()
+        await run.run_pass()
         asks = [_small(mall, origin, n) for n in range(4) for origin in origins]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {one.code for one in refused} == {"limit_exceeded"}
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         spent = spending.totals(run.context.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
         by_shop = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
@@ -246,7 +246,7 @@ async def test_a_merchants_own_limit_binds_there_and_nowhere_else(mall: World) -
     first, second, *_ = mall.terms.merchants
     limits = (*mall.terms.limits, *limits_of("lovelace", {"per_day": 2 * ADA}, Scope(merchant=first)))
     async with mall.run(terms=with_terms(limits=limits)) as run:
-        await run.look()
+        await run.run_pass()
         await run.agent.pay(_small(mall, first, 1))  # type: ignore[arg-type]
         with pytest.raises(Refused) as refused:
             await run.agent.pay(_small(mall, first, 2))  # type: ignore[arg-type]
@@ -263,9 +263,9 @@ async def test_a_merchants_limit_of_the_config_file_binds(world: World) -> None:
         '[merchants.shop.limits]\nper_day = "20 ADA"\n'
     )
     settings = load_settings(path, {"HOME": str(world.folder)})
-    world.terms = make_terms(settings, world.terms.own, Redactor())
+    world.terms = make_config(settings, world.terms.own, Redactor())
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("a")
         refused = await refusal(run, "b")
     assert (refused.code, refused.context["limit"]) == ("limit_exceeded", "per_day")
@@ -275,7 +275,7 @@ async def test_a_merchants_limit_of_the_config_file_binds(world: World) -> None:
 async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(world: World) -> None:
     world.fund(*[50 * ADA] * 5)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 45 * ADA))) as run:
-        await run.look()
+        await run.run_pass()
         await run.context.write(
             "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
         )
@@ -301,7 +301,7 @@ async def test_what_is_still_on_its_way_counts_however_long_it_takes(tmp_path: P
         world.fund(*[50 * ADA] * 3)
         limits = (*daily(1000 * ADA, 1000 * ADA), *limits_of("lovelace", {Window.HOUR: 20 * ADA}))
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             await run.pay("first")
             for _ in range(9):

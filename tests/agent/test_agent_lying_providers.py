@@ -200,7 +200,7 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
         run.world.clock.ahead_ms += 10_000
         if passed % 20 == 0:
             run.world.block()
-        await run.look()
+        await run.run_pass()
         if until():
             return passed
     return seconds + 10
@@ -215,9 +215,9 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
     async with world.run(
         providers=providers(liar, honest, liar_is_first), terms=with_terms(confirm_depth=3)
     ) as run:
-        await run.look()
+        await run.run_pass()
         lie(liar)
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         took_s = await pass_s(run, IN_TIME_S, lambda: run.state(row.id) is State.CONFIRMED)
         assert took_s <= IN_TIME_S
@@ -234,12 +234,12 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
     """One that tells it alone is believed, until it, or whoever is heard then, denies it again and again."""
     world.fund(50 * ADA)
     async with world.run(providers={"liar": liar.url}, terms=with_terms(confirm_depth=depth)) as run:
-        await run.look()
+        await run.run_pass()
         liar.swallows = True
         row = await run.pay()
         world.block()
         invent_tx(liar, row.attempt.tx_id or "", tip_of(liar))
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is (State.CONFIRMED if depth == 1 else State.IN_BLOCK)
         liar.unfreeze()
         open_again = (State.IN_FLIGHT, State.IN_BLOCK)
@@ -263,7 +263,7 @@ async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provide
         providers=providers(liar, honest, True), terms=with_terms(unconfirmed_ancestors_max=8), timeouts=Timeouts()
     ) as run:
         try:
-            await run.look()
+            await run.run_pass()
             rows = [(await run.agent.pay(world.ask(f"call {number}")))[0] for number in range(4)]
             async with asyncio.timeout(10):
                 while len(world.waiting()) < len(rows):
@@ -286,15 +286,15 @@ async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_wh
         providers={"one": honest.url}, terms=with_terms(unconfirmed_ancestors_max=8), timeouts=Timeouts()
     ) as run:
         try:
-            await run.look()
+            await run.run_pass()
             for number in range(3):
                 await run.agent.pay(world.ask(f"call {number}"))
             async with asyncio.timeout(10):
-                while not (honest.submissions() and run.agent.sending.count == 3):
+                while not (honest.submissions() and run.agent.submitter.count == 3):
                     await asyncio.sleep(0.05)
         finally:
             over.set()
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         assert honest.submissions() == 1
 
 
@@ -306,11 +306,11 @@ async def test_an_attempt_that_one_provider_calls_invalid_is_still_sent_again_an
     world.fund(50 * ADA)
     liar.tell("/tx/submit", 400, {"status_code": 400, "error": "Bad Request", "message": "FeeTooSmallUTxO"})
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         honest.swallows = True
         row = await run.pay()
         world.clock.ahead_ms += 6_000
-        await run.look()
+        await run.run_pass()
         assert honest.submissions() == 2
         await pass_s(run, TTL_CAP_S)
         honest.unfreeze()
@@ -354,9 +354,9 @@ async def test_alerts_name_the_excluded_provider_the_reason_and_its_return(
     world.fund(50 * ADA, 60 * ADA)
     world.block(2)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         lie(liar)
-        await run.look()
+        await run.run_pass()
         await run.pay()
         await pass_s(run, 160)
         assert raised(run) == {"provider:liar"}
@@ -372,7 +372,7 @@ async def test_a_provider_that_cannot_list_utxos_blocks_no_deposit(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         liar.tell("/addresses/", 500, DOWN)
         world.fund(50 * ADA)
         assert await pass_s(run, 1000, lambda: bool(run.selectable())) <= 900
@@ -416,7 +416,7 @@ async def test_a_flapping_provider_does_not_fill_the_ledger_with_alerts(
 async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:
     world.fund(50 * ADA, 60 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         answers_another_id(liar)
         await run.pay("first")
         await pass_s(run, 20)
@@ -430,15 +430,15 @@ async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Re
 async def test_a_clock_that_was_ahead_prolongs_no_exclusion(world: World, liar: Relay, honest: Relay) -> None:
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         answers_another_id(liar)
         await run.pay("first")
-        await run.look()
+        await run.run_pass()
         assert run.context.providers["liar"]
         liar.unfreeze()
         await pass_s(run, 20)
         world.clock.ahead_ms -= 100_000
-        await run.look()
+        await run.run_pass()
         assert run.context.providers["liar"] is None
 
 
@@ -447,10 +447,10 @@ async def test_after_a_restart_beside_a_dead_one_known_utxos_are_paid_with_at_on
 ) -> None:
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
     is_dead(liar)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         assert world.waiting() == [row.attempt.tx_id]
         assert await pass_s(run, 200, lambda: run.state(row.id) is State.CONFIRMED) <= 130
@@ -463,7 +463,7 @@ class TestInvented:
     async def test_a_block_that_it_does_not_know_itself(self, world: World, liar: Relay, honest: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             liar.swallows = honest.swallows = True
             row = await run.pay()
             invent_tx(liar, row.attempt.tx_id or "", tip_of(liar) | {"hash": FAKE})
@@ -479,7 +479,7 @@ class TestInvented:
         """It cannot be told who lies: the payment is sent again and again, and confirmation waits."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             invent_block(liar, row.attempt.tx_id or "")
             sent = honest.submissions()
@@ -499,7 +499,7 @@ class TestInvented:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             liar.swallows = honest.swallows = True
             row = await run.pay()
             invent_block(liar, row.attempt.tx_id or "")
@@ -514,7 +514,7 @@ class TestInvented:
         world.fund(50 * ADA)
         terms = with_terms(confirm_depth=1, settle_depth=3)
         async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
-            await run.look()
+            await run.run_pass()
             liar.swallows = honest.swallows = True
             row = await run.pay()
             invent_block(liar, row.attempt.tx_id or "")
@@ -532,7 +532,7 @@ class TestInvented:
         world.fund(50 * ADA)
         terms = with_terms(confirm_depth=1, settle_depth=3)
         async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
-            await run.look()
+            await run.run_pass()
             liar.swallows = honest.swallows = True
             row = await run.pay()
             invent_block(liar, row.attempt.tx_id or "")
@@ -549,10 +549,10 @@ class TestInvented:
         """Each time the liar is alone it is read once: these are not three reads in a row."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True), terms=with_terms(void_depth=2)) as run:
-            await run.look()
+            await run.run_pass()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            cancel = await run.agent.carrying.resolve(row.id, APP)
+            cancel = await run.agent.lifecycle.resolve(row.id, APP)
             invent_block(liar, cancel.attempt.tx_id or "")
             for _ in range(4):
                 await be_missed(world, run, honest, looks=14)
@@ -562,7 +562,7 @@ class TestInvented:
     async def test_a_utxo(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             invent_utxo(liar, world, 900 * ADA)
             if honest_is_away:
                 honest.tell("/addresses/", 500, DOWN)
@@ -583,7 +583,7 @@ class TestInvented:
         """No later look undoes it while the liar stands by it: it is not booked before the other is given up."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             invent_utxo(liar, world, 900 * ADA)
             for _ in range(3):
                 await be_missed(world, run, honest, looks=40)
@@ -595,7 +595,7 @@ class TestInvented:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             invent_utxo(liar, world, 900 * ADA)
             honest.tell("/addresses/", 500, DOWN)
             await pass_s(run, 400)
@@ -607,7 +607,7 @@ class TestInvented:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
         invent_utxo(liar, world, 900 * ADA)
         honest.tell("/addresses/", 500, DOWN)
         async with world.run(providers=providers(liar, honest, True)) as run:
@@ -619,7 +619,7 @@ class TestInvented:
         """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
         world.fund(50 * ADA, 60 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
-            await run.look()
+            await run.run_pass()
             liar.tell("/addresses/", 404, NO_SUCH)
             liar.tell("/txs/", 404, NO_SUCH)
             await pass_s(run, 240)
@@ -639,7 +639,7 @@ class TestInvented:
                 world.clock.ahead_ms += 10_000
                 world.control("rollback", depth=1)
                 world.block(2)
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.CONFIRMED
             assert "block_lost" not in run.events(row.id)
 
@@ -648,7 +648,7 @@ async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(
     """No block will ever be so high: the payment stood in it for ever, with its hold, and was not sent again."""
     world.fund(50 * ADA)
     async with world.run(providers={"liar": liar.url}) as run:
-        await run.look()
+        await run.run_pass()
         liar.swallows = True
         row = await run.pay()
         invent_tx(liar, row.attempt.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
@@ -665,16 +665,16 @@ async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, ho
     """A tip far ahead makes no block deeper than the honest tip shows it."""
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=5)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         is_a_little_ahead_and_stands_by_it(liar)
         for _ in range(4):
             world.block()
             world.clock.ahead_ms += 10_000
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) in (State.IN_FLIGHT, State.IN_BLOCK)
         world.block()
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.CONFIRMED
 
 
@@ -686,9 +686,9 @@ async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
     world.fund(50 * ADA)
     pair = {"liar": liar.url} if is_alone else providers(liar, honest, True)
     async with world.run(providers=pair) as run:
-        await run.look()
+        await run.run_pass()
         lie(liar)
-        await run.look()
+        await run.run_pass()
         liar.unfreeze()
         await pass_s(run, 20)
         row = await run.pay()
@@ -724,7 +724,7 @@ async def test_a_provider_with_low_tips_stalls_nothing_without_an_alert(
     world.block(30)
     lie(liar)
     async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=3)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         for _ in range(30):
             lie(liar)
@@ -744,7 +744,7 @@ async def test_a_lagging_index_excludes_no_provider_and_ends_no_payment(
     """The honest one lists our change, and its index of transactions is behind: that alone is no lie."""
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         honest.tell(f"/txs/{row.attempt.tx_id}", 404, NO_SUCH)
         await pass_s(run, 170)
@@ -762,7 +762,7 @@ async def test_a_provider_that_lies_for_ever_keeps_no_payment_from_ending(
     async with world.run(
         providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
     ) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         for _ in range(250):
             invent_block(liar, row.attempt.tx_id or "")
@@ -779,7 +779,7 @@ async def test_no_payment_settles_while_a_provider_is_excluded(world: World, lia
     async with world.run(
         providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
     ) as run:
-        await run.look()
+        await run.run_pass()
         answers_another_id(liar)
         row = await run.pay()
         await pass_s(run, 200)
@@ -795,11 +795,11 @@ async def test_beside_one_that_is_dead_a_payment_settles_once_that_was_missed_fo
 ) -> None:
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        await run.look()
+        await run.run_pass()
     is_dead(liar)
     terms = with_terms(confirm_depth=1, settle_depth=3)
     async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         took_s = await pass_s(run, 660, lambda: run.state(row.id) is State.SETTLED)
         assert 590 <= took_s <= 660
@@ -812,7 +812,7 @@ async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar:
         row = await run.pay_in_block()
         world.control("rollback", depth=1)
         world.block(2)
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.IN_FLIGHT
         await pass_s(run, 60)
         assert run.state(row.id) is State.CONFIRMED

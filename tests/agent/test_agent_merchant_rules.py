@@ -23,7 +23,7 @@ from payagent.core.address import encode_address
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
-from payagent.daemon import make_terms
+from payagent.daemon import make_config
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor
@@ -68,7 +68,7 @@ def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
 class TestAddresses:
     async def test_the_first_payment_says_who_may_be_paid(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             first = await run.pay("first")
             known = [
                 ("pay_to", pay_to("pay_to")),
@@ -94,14 +94,14 @@ class TestAddresses:
         self, world: World, changed: dict[str, object], restarted: bool
     ) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(**changed)
             if not restarted:
                 await self._asks(run)
         if restarted:
             async with world.run(terms=guarded(world, PINNED)) as run:
-                await run.look()
+                await run.run_pass()
                 await self._asks(run)
 
     async def _asks(self, run: Run) -> None:
@@ -120,14 +120,14 @@ class TestAddresses:
         franken = encode_address(shop.raw[:29] + b"\x66" * 28)
         assert franken.payment_key_hash == shop.payment_key_hash
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(pay_to=franken.text)
             assert await question(run, "second") == ["address_not_pinned"]
 
     async def test_a_dropped_revenue_share_needs_no_approval(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(splits=[CREATOR])
             assert (await run.pay("second")).state is State.IN_FLIGHT
@@ -135,20 +135,20 @@ class TestAddresses:
     async def test_of_two_first_payments_at_once_one_is_the_first(self, world: World) -> None:
         """Decided one after the other, whatever the event loop does: the second sees what the first pinned."""
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             asks = []
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
                 asks.append(world.ask(name))
             ended = [row for row, _ in await asyncio.gather(*(run.agent.pay(ask) for ask in asks))]
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, payments_in_flight_max=1))) as run:
-            await run.look()
+            await run.run_pass()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
@@ -156,7 +156,7 @@ class TestAddresses:
     async def test_an_operator_changes_what_is_known(self, world: World) -> None:
         """Each change is in the events, with who made it."""
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             world.settings(splits=[])
             await run.pay("first")
             world.settings(pay_to=pay_to("new"))
@@ -184,9 +184,9 @@ class TestAddresses:
                 await pin(run.context, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
-        filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
-        async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
-            await run.look()
+        from_file = frozenset({Pin("pay_to", pay_to("pay_to"))})
+        async with world.run(terms=guarded(world, MerchantRules(from_file=from_file))) as run:
+            await run.run_pass()
             assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
             await run.pay("without")
@@ -194,7 +194,7 @@ class TestAddresses:
 
     async def test_a_quote_tells_of_it(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             assert (await run.agent.quote(world.ask("asked only"))).reasons == ()
             world.settings(pay_to=pay_to("thief"))
@@ -205,7 +205,7 @@ class TestAddresses:
         """A thief's offer before the merchant's own is passed over, and alone it is asked about."""
         path = "/x402/report?day=1"
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             for accepts in (["pay_to"], ["thief", "pay_to"]):
                 row, _ = await run.agent.pay(_offering(world, path, accepts, str(len(accepts))))
                 assert row.outputs[0].address == pay_to("pay_to")
@@ -214,7 +214,7 @@ class TestAddresses:
 
     async def test_an_approved_address_is_pinned(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(pay_to=pay_to("new"), splits=[])
             assert (await approve(run, "second")).state is State.IN_FLIGHT
@@ -224,7 +224,7 @@ class TestAddresses:
 
     async def test_a_denied_address_is_not_pinned(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(pay_to=pay_to("thief"))
             row = await run.pay("second")
@@ -245,8 +245,8 @@ class TestAddresses:
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
 
     async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
-        filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
-        async with world.run(terms=guarded(world, MerchantRules(filed=filed))) as run:
+        from_file = frozenset({Pin("pay_to", pay_to("pay_to"))})
+        async with world.run(terms=guarded(world, MerchantRules(from_file=from_file))) as run:
             await pin(run.context, APP, "t", "pay_to", pay_to("new"))
             await unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
@@ -256,7 +256,7 @@ class TestAddresses:
         terms = guarded(world, PINNED)
         above = {"lovelace": 5 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
-            await run.look()
+            await run.run_pass()
             rows = []
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
@@ -276,7 +276,7 @@ class TestAddresses:
         world.settings(timeout=7_200, splits=[])
         asking = {"approval_required_above": above, "approval_timeout_s": 600}
         async with world.run(terms=lambda now: replace(terms(now), **asking)) as run:  # type: ignore[arg-type]
-            await run.look()
+            await run.run_pass()
             rows = []
             for price in (10, 20):
                 world.settings(price=str(price * ADA))
@@ -368,7 +368,7 @@ class TestPrices:
         """What a batch costs is of all its calls: one call is not worth as much."""
         world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
         async with world.run(terms=guarded(world, MerchantRules(price_rise_percent_max=0))) as run:
-            await run.look()
+            await run.run_pass()
             world.settings(batch=1)
             dear = world.ask("one call, at the price of four")
             world.settings(price=str(ADA * 5 // 2))
@@ -403,7 +403,7 @@ class TestPrices:
         async with world.run(
             terms=lambda now: replace(terms(now), approval_required_above={"lovelace": ADA})
         ) as run:
-            await run.look()
+            await run.run_pass()
             for price in (4_000_000, 5_000_000):
                 world.settings(price=str(price), splits=[])
                 await approve(run, f"at {price}")
@@ -418,7 +418,7 @@ class TestPrices:
         terms = guarded(world, self.DRIFT)
         limits = (*world.terms.limits, *daily(10**12, 10**12, token))
         async with world.run(terms=lambda now: replace(terms(now), limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             world.fund(20 * ADA, assets={token: 10**9})
             await run.settle_down(2)
             await run.pay_in_block("in ADA")
@@ -433,7 +433,7 @@ class TestPrices:
     async def test_only_what_was_confirmed_says_what_a_call_costs(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             world.settings(price=str(20 * ADA))
             assert (await run.pay("before it is in a block")).state is State.IN_FLIGHT
@@ -457,7 +457,7 @@ class TestPrices:
             await run.pay_in_block("first")
         world.settings(price=str(20 * ADA))
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
-            await run.look()
+            await run.run_pass()
             assert await question(run, "second") == ["price_changed"]
 
 
@@ -474,10 +474,10 @@ class TestUnservedStreak:
             assert second.delivery is Delivery.PAID_NOT_SERVED
             assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
         async with world.run(terms=guarded(world, self.STOP)) as run:
-            await run.look()
+            await run.run_pass()
             told = await refusal(run, "third")
             assert told.code == "merchant_stopped"
-            merchant = run.context.terms.merchants[world.origin]
+            merchant = run.context.config.merchants[world.origin]
             assert retry_headers(run.context.payment(second.id), merchant, world.address)["X-Payment"]
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
@@ -496,7 +496,7 @@ class TestUnservedStreak:
             async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
                 row = await run.pay_in_block("paid")
                 world.clock.ahead_ms = 86_400_000
-                await run.look()
+                await run.run_pass()
                 assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
                 unpaid = make_response(402, {}, world.call("another").text)
                 row, advice = await run.agent.deliveries.take_answer(row.id, unpaid)
@@ -658,14 +658,14 @@ async def pass_an_hour(run: Run, but_s: int = 0) -> None:
 async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:
     """D1: it is never paid, and an operator hears of it, until the merchant is looked into."""
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         for message in ("first", "second"):
             answer = world.call(message)
             await run.agent.pay(world.ask_of(answer))
             with pytest.raises(Refused, match="terms_changed"):
                 await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
         assert alerts.raised(run.context.conn, "terms_changed") == [f"terms:{world.origin}"]
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         assert len(world.waiting()) == 2
         await reopen(run.context, APP, "t")
         assert alerts.raised(run.context.conn, "terms_changed") == []
@@ -674,7 +674,7 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
 async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -> None:
     world.settings(batch=4)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         answer = world.call("hello")
         fewer = answer.text.replace('"batchTarget":4', '"batchTarget":3')
         assert fewer != answer.text
@@ -687,7 +687,7 @@ class TestCrowds:
     async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
         """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
         async with world.run(terms=guarded(world, MerchantRules(payments_in_flight_max=2))) as run:
-            await run.look()
+            await run.run_pass()
             for message in ("first", "second"):
                 await run.pay(message)
             before = payments.payment_counts(run.context.conn)
@@ -722,11 +722,13 @@ def test_the_config_says_what_merchants_are_held_to(tmp_path: Path) -> None:
         f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{pay_to("pay_to")}"]\n'
         f'split_to = ["{pay_to("platform")}", "{pay_to("creator")}"]\nstop_after_unserved = 5\n'
     )
-    terms = make_terms(load_settings(config, {"HOME": str(tmp_path)}), role_address("wallet"), Redactor())
-    filed = {Pin("pay_to", pay_to("pay_to"))} | {Pin("split", pay_to(name)) for name in ("platform", "creator")}
+    terms = make_config(load_settings(config, {"HOME": str(tmp_path)}), role_address("wallet"), Redactor())
+    from_file = {Pin("pay_to", pay_to("pay_to"))} | {
+        Pin("split", pay_to(name)) for name in ("platform", "creator")
+    }
     held = MerchantRules(
         first_use=True,
-        filed=frozenset(filed),
+        from_file=frozenset(from_file),
         price_rise_percent_max=25,
         stop_after_unserved=5,
         payments_in_flight_max=100,

@@ -25,7 +25,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 
 def findings(run: Run) -> list[AuditFinding]:
-    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.config.own, DEVNET))
     return [one for one in told if isinstance(one, AuditFinding)]
 
 
@@ -34,17 +34,17 @@ async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_aft
 ) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run(terms=without_merchants) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert code_of(refused) == "merchant_not_allowed"
         await add_merchant(run.context, APP, "shop", {"origin": world.origin, "partner": "demo"})
         assert (await run.pay()).state is State.IN_FLIGHT
     async with world.run(terms=without_merchants) as run:
-        await run.look()
+        await run.run_pass()
         assert (await run.pay("again")).state is State.IN_FLIGHT
-        merchant = run.context.terms.merchant(world.origin)
-        assert (merchant.name, merchant.partner, merchant.is_filed) == ("shop", "demo", False)
+        merchant = run.context.config.merchant(world.origin)
+        assert (merchant.name, merchant.partner, merchant.is_from_file) == ("shop", "demo", False)
         await run.settle_down()
         await remove_merchant(run.context, APP, "shop")
         with pytest.raises(Refused) as refused:
@@ -52,7 +52,7 @@ async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_aft
         assert code_of(refused) == "merchant_not_allowed"
         assert findings(run) == []
     async with world.run(terms=without_merchants) as run:
-        assert run.context.terms.merchants == {}
+        assert run.context.config.merchants == {}
 
 
 async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: World) -> None:
@@ -90,7 +90,7 @@ async def test_what_the_file_would_not_take_is_not_taken_at_run_time(
         with pytest.raises(Refused) as refused:
             await add_merchant(run.context, APP, name, table)
         assert code_of(refused) == "bad_request"
-        assert merchants.everybody(run.context.conn) == []
+        assert merchants.all_merchants(run.context.conn) == []
 
 
 async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until_it_is_removed(
@@ -99,9 +99,9 @@ async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until
     async with world.run(terms=without_merchants) as run:
         await add_merchant(run.context, APP, "mine", {"origin": world.origin, "ready": "submitted"})
     async with world.run() as run:
-        assert run.context.terms.merchant(world.origin).name == "mine"
+        assert run.context.config.merchant(world.origin).name == "mine"
         await remove_merchant(run.context, APP, "mine")
-        assert run.context.terms.merchant(world.origin).name == "t"
+        assert run.context.config.merchant(world.origin).name == "t"
 
 
 async def test_verify_finds_a_merchant_row_that_the_daemon_did_not_write(world: World) -> None:

@@ -50,7 +50,7 @@ class PausingSigner:
 
 async def hold(run: Run, signer: PausingSigner, asked: Callable[[], Awaitable[object]]) -> PaymentRow:
     """What is asked for is held, and signed by nobody yet: the pause came while it was on the way."""
-    await run.look()
+    await run.run_pass()
     signer.writer = run.context._writer  # type: ignore[assignment]
     with pytest.raises(Refused) as refused:
         await asked()
@@ -67,7 +67,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 async def test_a_pause_refuses_new_payments_and_holds_nothing(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await pause(run.context, APP, "a leak")
         with pytest.raises(Refused, match="a leak") as refused:
             await run.pay()
@@ -75,10 +75,10 @@ async def test_a_pause_refuses_new_payments_and_holds_nothing(world: World) -> N
         assert refused.value.problem.retryable
         assert payments.payments_in(run.context.conn, list(State)) == []
         assert run.books().get("held", {}) == {}
-        other = parse_address(role_address("creator").text, run.context.terms.network)
+        other = parse_address(role_address("creator").text, run.context.config.network)
         for order in (
             run.agent.transfers.send(APP, other, "lovelace", 5 * ADA),
-            run.agent.transfers.sweep(APP, other),
+            run.agent.transfers.send_all(APP, other),
             run.agent.transfers.split(APP, 2, 5 * ADA),
         ):
             with pytest.raises(Refused) as refused:
@@ -91,11 +91,11 @@ async def test_a_pause_refuses_new_payments_and_holds_nothing(world: World) -> N
 async def test_a_pause_lets_signed_payments_finish(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ask = world.ask()
         row, _ = await run.agent.pay(ask)
         await pause(run.context, APP, "")
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         again, is_new = await run.agent.pay(ask)
@@ -106,10 +106,10 @@ async def test_a_pause_lets_signed_payments_finish(world: World) -> None:
 async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await pause(run.context, APP, "for the night")
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         standing = pauses.standing(run.context.conn)
         assert standing is not None
         assert (standing.by, standing.reason) == (APP, "for the night")
@@ -159,7 +159,7 @@ async def revoke_the_payer(run: Run) -> None:
 
 
 async def remove_the_merchant(run: Run) -> None:
-    await run.context.take_terms(replace(run.context.filed, merchants={}), lambda _unit: None)
+    await run.context.take_config(replace(run.context.from_file, merchants={}), lambda _unit: None)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World
         row = await lose(world, run)
         await pause(run.context, APP, "")
         with pytest.raises(Refused) as refused:
-            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.lifecycle.resolve(row.id, APP)
         assert code_of(refused) == "paused"
         await pass_time_of(world, run, 2_400)
         await run.settle_down(2)
@@ -229,7 +229,7 @@ async def test_once_a_pause_is_answered_no_attempt_is_added_whatever_was_under_w
 ) -> None:
     world.fund(*[20 * ADA] * 8)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(8)]
         tasks = [asyncio.create_task(run.agent.pay(ask)) for ask in asks]
         for _ in range(yields):

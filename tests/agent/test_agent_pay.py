@@ -30,14 +30,14 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
     world.settings(dialect=dialect)
     world.fund(100 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay("hello")
         assert (row.state, row.invoice.dialect) == (State.IN_FLIGHT, dialect)
         assert served(world, run, row.id, "hello") == 402
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
         assert served(world, run, row.id, "hello") == 200
-        await run.watch.inquiries.poll_merchants()
+        await run.chain_sync.merchant_polling.poll_merchants()
         assert run.context.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
@@ -64,10 +64,10 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
         await run.pay_in_block()
         world.clock.ahead_ms += 1000  # so old it is when the merchant is first asked, whatever that took
         client = MerchantClient(net)
-        watch = ChainSync(run.agent, client)
+        chain_sync = ChainSync(run.agent, client)
         counts = []
         for _ in range(0, 3600, 2):
-            await watch.inquiries.poll_merchants()
+            await chain_sync.merchant_polling.poll_merchants()
             counts.append(net.calls)
             world.clock.ahead_ms += 2000
         await client.aclose()
@@ -79,14 +79,14 @@ async def test_a_merchant_is_asked_of_an_invoice_that_is_in_no_block_yet(world: 
     world.fund(100 * ADA)
     net = CountingNet()
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay()
         client = MerchantClient(net)
-        watch = ChainSync(run.agent, client)
-        await watch.inquiries.poll_merchants()
+        chain_sync = ChainSync(run.agent, client)
+        await chain_sync.merchant_polling.poll_merchants()
         assert net.calls == 1
         world.clock.ahead_ms -= 3_600_000
-        await watch.inquiries.poll_merchants()
+        await chain_sync.merchant_polling.poll_merchants()
         assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
         await client.aclose()
 
@@ -95,14 +95,14 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     net = CountingNet()
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         rows = [await run.pay(f"call {number}") for number in range(60)]
         world.clock.ahead_ms += 60_000
         client = MerchantClient(net)
-        watch = ChainSync(run.agent, client)
-        await watch.inquiries.poll_merchants()
+        chain_sync = ChainSync(run.agent, client)
+        await chain_sync.merchant_polling.poll_merchants()
         assert net.calls == 50
-        await watch.inquiries.poll_merchants()
+        await chain_sync.merchant_polling.poll_merchants()
         await client.aclose()
         assert all(run.context.payment(row.id).merchant_status for row in rows), "those left out went first"
 
@@ -123,10 +123,10 @@ async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(worl
 async def test_a_request_that_comes_again_is_answered_without_a_commit(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ask = world.ask("hello")
         first, is_new = await run.agent.pay(ask)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         commits = run.commits
         again, is_new_again = await run.agent.pay(ask)
         assert (first.id, is_new, is_new_again) == (again.id, True, False)
@@ -136,13 +136,13 @@ async def test_a_request_that_comes_again_is_answered_without_a_commit(world: Wo
 async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ask = world.ask(key="one")
         answers = await asyncio.gather(*(run.agent.pay(ask) for _ in range(50)))
         assert len({row.id for row, _ in answers}) == len({row.attempt.tx_id for row, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
         assert all(row.attempt.tx_id is not None for row, _ in answers)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 1
 
@@ -150,10 +150,10 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
 async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-        await run.agent.sending.drain(30)
+        await run.agent.submitter.drain(30)
         await run.settle_down(2)
         rows = [run.context.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
@@ -167,14 +167,14 @@ async def test_limits_hold_whatever_races(world: World) -> None:
     world.fund(*[20 * ADA] * 30)
     limit = daily(1000 * ADA, 40 * ADA)
     async with world.run(terms=with_terms(limits=limit)) as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(20)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         paid = [answer for answer in answers if not isinstance(answer, BaseException)]
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {refusal.code for refusal in refused} == {"limit_exceeded"}
         assert len(paid) + len(refused) == 20
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
         assert 26 * ADA < taken <= 40 * ADA
 
@@ -191,13 +191,13 @@ async def test_too_little_money_is_refused_and_nothing_is_held(
     else:
         world.block()
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ask = world.ask(key="k")
         with pytest.raises(Refused, match=code):
             await run.agent.pay(ask)
         assert "held" not in run.books()
         world.fund(50 * ADA)
-        await run.look()
+        await run.run_pass()
         row, is_new = await run.agent.pay(ask)
         assert is_new
         assert row.state is State.SIGNED
@@ -206,7 +206,7 @@ async def test_too_little_money_is_refused_and_nothing_is_held(
 async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> None:
     world.block()
     async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.pay(world.ask())
 
@@ -214,7 +214,7 @@ async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> N
 async def test_one_key_names_one_request(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("first", key="k")
         with pytest.raises(Refused, match="idempotency_key_reused"):
             await run.agent.pay(world.ask("second", key="k"))
@@ -223,7 +223,7 @@ async def test_one_key_names_one_request(world: World) -> None:
 async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay("hello", key="k")
         world.settings(price="20000000")
         again, is_new = await run.agent.pay(world.ask("hello", key="k"))
@@ -249,7 +249,7 @@ async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world
 async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay("hello")
         pending = world.call("hello", Payment.of(run.context, row).headers)
         assert pending.json() == {"detail": {"status": "pending"}}
@@ -262,7 +262,7 @@ async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(w
 async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         answer = world.call("hello")
         row, _ = await run.agent.pay(world.ask_of(answer, key="a"))
         with pytest.raises(Refused, match="invoice_already_paid/other_intent") as other:
@@ -278,7 +278,7 @@ async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World
 async def test_an_unknown_origin_is_refused(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(merchants={})) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="merchant_not_allowed"):
             await run.agent.pay(world.ask())
 
@@ -287,7 +287,7 @@ async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
     world.settings(timeout=130)
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
         assert payments.payments_in(run.context.conn, list(State))[0].problem == "invoice_expired"
@@ -296,7 +296,7 @@ async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
 async def test_the_caller_can_tighten(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(
             Refused, match=r"max_total leaves 13 ADA, this payment takes 13\.17\d+ ADA with its fee"
         ):
@@ -310,7 +310,7 @@ async def test_the_caller_can_tighten(world: World) -> None:
 async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
-        await run.look()
+        await run.run_pass()
         quote = await run.agent.quote(world.ask())
         assert quote.refusal is not None
         assert quote.refusal.code == "limit_exceeded"
@@ -325,7 +325,7 @@ async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_t
     """Else who funds the wallet for it is refused again."""
     world.fund(5 * ADA)
     async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
-        await run.look()
+        await run.run_pass()
         for pays in (run.agent.quote, run.agent.pay):
             with pytest.raises(Refused, match="limit_exceeded: per_payment leaves 12 ADA"):
                 await pays(world.ask())
@@ -338,16 +338,16 @@ async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_t
 async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert run.context.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
         assert len(run.context.utxos) >= 6
         out = world.account.address
-        swept, _ = await run.agent.transfers.sweep("app_test", out)
-        await run.agent.sending.drain(10)
+        swept, _ = await run.agent.transfers.send_all("app_test", out)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert run.context.payment(swept.id).state is State.CONFIRMED
         assert len(run.context.utxos) == 1
@@ -359,9 +359,9 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
 async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(world: World) -> None:
     world.fund(500 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.agent.transfers.split("app_test", SPLIT_COUNT_MAX, ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert len(run.context.utxos) == SPLIT_COUNT_MAX + 1
         assert run.owned() == world.on_chain()
@@ -379,7 +379,7 @@ async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:
 async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         waiting = asyncio.create_task(run.context.wait(row.id, 20))
         await run.settle_down()

@@ -18,7 +18,7 @@ def paid(units: int, fee_lovelace: int | None) -> int:
 async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_change(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = await run.pay("first")
         change = 50 * ADA - paid(sum(o.units for o in first.outputs), first.attempt.fee_lovelace)
         ask = world.ask("second")
@@ -39,7 +39,7 @@ async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_cha
 async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(3)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Refused)]
@@ -47,7 +47,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         for ask in asks:
             await run.settle_down()
             await run.agent.pay(ask)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 3
 
@@ -55,7 +55,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
 async def test_a_payment_does_not_wait_for_too_little_change(world: World) -> None:
     world.fund(20 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("first")
         with pytest.raises(Refused, match="not_enough_funds"):
             await run.pay("second")
@@ -65,7 +65,7 @@ async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None
     world.fund(50 * ADA)
     world.settings(timeout=200)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop")
         first = await run.pay("first")
         with pytest.raises(Refused, match="funds_pending"):
@@ -80,7 +80,7 @@ async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None
 async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("first")
         agent, own = run.agent, world.account.address
         with pytest.raises(Refused, match="funds_pending"):
@@ -90,7 +90,7 @@ async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: Worl
         with pytest.raises(Refused, match="funds_pending"):
             await agent.transfers.split("app_test", 4, 5 * ADA)
         with pytest.raises(Refused, match="funds_pending"):
-            await agent.transfers.sweep("app_test", own)
+            await agent.transfers.send_all("app_test", own)
         with pytest.raises(Refused, match="not_enough_funds"):
             await agent.transfers.split("app_test", 4, 50 * ADA)
         await run.settle_down()

@@ -42,7 +42,7 @@ async def run(world: World):  # type: ignore[no-untyped-def]
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=4)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         yield run
 
 
@@ -86,7 +86,7 @@ async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: R
     run.world.control("rollback", depth=1)
     run.world.block(2)
     run.world.fault("submit", "drop")
-    await run.look()
+    await run.run_pass()
     assert run.state(row.id) is State.IN_FLIGHT
     assert (balance(run).bought, balance(run).used, balance(run).unexplained) == (0, 0, 2)
     assert not {prepaid_account(run.world.origin), merchant_account(run.world.origin)} & run.books().keys()
@@ -106,7 +106,7 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     assert (len(refused), {one.code for one in refused}) == (4, {"batch_in_progress"})
     (row,) = [one[0] for one in results if isinstance(one, tuple)]
     assert all(one.context["payment"] == row.id for one in refused)
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)
     await run.settle_down()
     with pytest.raises(Refused, match="batch_in_progress"):
         await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
@@ -122,7 +122,7 @@ async def test_a_batch_served_by_a_wrong_clock_does_not_block_the_next(tmp_path:
         world.fund(*[100 * ADA] * 2)
         world.settings(batch=4)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay("first")
             await run.settle_down()
             world.clock.ahead_ms = 86_400_000
@@ -151,7 +151,7 @@ async def test_a_batch_in_a_block_is_waited_for_beyond_its_invoices_end(world: W
         row = await run.pay_in_block("first")
         assert run.state(row.id) is State.IN_BLOCK
         world.clock.ahead_ms += 160_000
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="batch_in_progress"):
             await run.pay("second")
         assert run.state(row.id) is State.IN_BLOCK
@@ -171,7 +171,7 @@ async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
     assert told[0]["origin"] == "https://elsewhere.example"
     assert "invoiceId" in told[1]["received"]
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)
     require_whole(run, in_flight=True)
 
 
@@ -225,7 +225,7 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
         told.append(prepaid.price(run.context.conn, run.world.origin, "POST", "/chat"))
     assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
     asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
-    await run.context.take_terms(asking(run.context.filed), lambda unit: None)
+    await run.context.take_config(asking(run.context.from_file), lambda unit: None)
     run.world.settings(price=str(5 * ADA))
     asked = await run.pay("fourth")
     assert prepaid.price(run.context.conn, run.world.origin, "POST", "/chat") == ("lovelace", 3 * ADA)
@@ -280,12 +280,12 @@ async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(ru
     with pytest.raises(Refused, match="limit_exceeded"):
         await run.agent.pay(ask)
     (pool,) = prepaid.all_pools(run.context.conn)
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     assert prepaid.last_observation(run.context.conn, pool.id) is None
     await run.agent.pay(replace(ask, max_total_units=None, idempotency_key="paid"))
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)
     await run.settle_down()
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     assert prepaid.last_observation(run.context.conn, pool.id) is not None
 
 
@@ -298,7 +298,7 @@ async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_f
 
     await run.context.write("pool", job)
     await run.pay_in_block("first")
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     told = {
         pool.wallet: prepaid.last_observation(run.context.conn, pool.id)
         for pool in prepaid.all_pools(run.context.conn)
@@ -314,14 +314,14 @@ def headers(run: Run, payment_id: str) -> dict[str, str]:
     from payagent.agent.base.payment_view import retry_headers
 
     row = run.context.payment(payment_id)
-    return retry_headers(row, run.context.terms.merchants[run.world.origin], run.world.address)
+    return retry_headers(row, run.context.config.merchants[run.world.origin], run.world.address)
 
 
 async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
     row = await run.pay_in_block("first")
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
     await run.agent.deliveries.record_delivery(row.id, 200)
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     (one,) = prepaid.holdings(run.context.conn)
     told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
@@ -331,14 +331,14 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     assert run.world.call("beside payagent").status_code == 200
     await run.agent.prepaid_calls.record_call(call(run))
     run.world.clock.ahead_ms += 1000
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
     assert run.world.call("beside payagent again").status_code == 200
     run.world.clock.ahead_ms += 600_000
     run.world.block()
-    await run.watch.inquiries.observe_prepaid()
+    await run.chain_sync.merchant_polling.observe_prepaid()
     told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
     assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
@@ -352,12 +352,12 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
         async with world.run() as run:
             row = await run.pay_in_block("first")
             world.clock.ahead_ms = 86_400_000
-            await run.watch.inquiries.observe_prepaid()
+            await run.chain_sync.merchant_polling.observe_prepaid()
             pool = row.prepaid.pool_id or 0
             before = prepaid.last_observation(run.context.conn, pool)
             assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
             world.clock.ahead_ms = 0
-            await run.watch.inquiries.observe_prepaid()
+            await run.chain_sync.merchant_polling.observe_prepaid()
             told = prepaid.last_observation(run.context.conn, pool)
             assert before is not None
             assert told is not None
@@ -375,12 +375,12 @@ async def test_uses_of_a_batch_that_was_never_paid_count_for_no_app(run: Run) ->
     run.world.control("rollback", depth=1)
     run.world.block(2)
     run.world.fault("submit", "drop")
-    await run.look()
+    await run.run_pass()
     assert run.state(row.id) is State.IN_FLIGHT
     assert spending.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
-    await run.agent.carrying.resolve(row.id, "app_test")
-    await run.agent.sending.drain(10)
+    await run.agent.lifecycle.resolve(row.id, "app_test")
+    await run.agent.submitter.drain(10)
     for _ in range(6):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
@@ -403,8 +403,8 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
         run.world.clock.ahead_ms += 1000
         run.world.fault("submit", "drop", count=1)
         row = await run.pay(name)
-        await run.agent.carrying.resolve(row.id, "app_test")
-        await run.agent.sending.drain(10)
+        await run.agent.lifecycle.resolve(row.id, "app_test")
+        await run.agent.submitter.drain(10)
         for _ in range(6):
             run.world.clock.ahead_ms += 61_000
             await run.settle_down()
@@ -419,8 +419,8 @@ async def test_uses_of_a_pending_batch_count_though_the_batch_before_failed(
     run.world.fault("submit", "drop")
     first = await run.pay("first")
     run.world.control("faults", clear=True)
-    await run.agent.carrying.resolve(first.id, "app_test")
-    await run.agent.sending.drain(10)
+    await run.agent.lifecycle.resolve(first.id, "app_test")
+    await run.agent.submitter.drain(10)
     for _ in range(2):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
@@ -511,7 +511,7 @@ async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_den
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
         asking = with_terms(approval_required_above={"lovelace": 3 * ADA})
-        await run.context.take_terms(asking(run.context.filed), lambda unit: None)
+        await run.context.take_config(asking(run.context.from_file), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL
         if not is_denied_first:
@@ -535,7 +535,7 @@ async def test_uses_count_when_the_purchase_that_covered_them_is_rejected(world:
         (held,) = payments.payments_in(run.context.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
         assert spending.totals(run.context.conn, Scope("app_two")) == payments.hold(run.context.conn, held.id)
-        await run.agent.carrying.resolve(held.id, "app_test")
+        await run.agent.lifecycle.resolve(held.id, "app_test")
         assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)
 
@@ -552,7 +552,7 @@ async def test_a_use_without_an_answer_stays_counted_after_a_restart(world: Worl
         await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
         assert await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two")) is not None
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two"))
         require_whole(run)

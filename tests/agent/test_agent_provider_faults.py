@@ -21,9 +21,9 @@ async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
     """Time and blocks pass until the payment is confirmed; a few rounds must do, beside two pauses."""
     for _ in range(16):
         world.clock.ahead_ms += 12_000
-        await run.look()
+        await run.run_pass()
         world.block()
-        await run.look()
+        await run.run_pass()
         if run.context.payment(payment_id).state is State.CONFIRMED:
             return
     raise AssertionError(f"not confirmed: {run.context.payment(payment_id)}, {run.events(payment_id)}")
@@ -49,7 +49,7 @@ async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
 async def test_whatever_a_submission_answers_it_is_one_transaction(world: World, kind: str, accept: str) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", kind, accept=accept, count=2)
         row = await run.pay()
         assert row.state is State.IN_FLIGHT
@@ -64,7 +64,7 @@ async def test_whatever_a_submission_answers_it_is_one_transaction(world: World,
 async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "hang", count=1, accept="now")
         row = await run.pay()
         assert row.state is State.IN_FLIGHT
@@ -78,16 +78,16 @@ async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World)
 async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         world.block()
         world.fault("/txs/", kind)
-        await run.look()
+        await run.run_pass()
         assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
         world.control("faults", clear=True)
         world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
-        await run.look()
+        await run.run_pass()
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
 
@@ -96,12 +96,12 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
     world.fund(50 * ADA)
     world.fault("reads", "server")
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="chain_not_ready"):
             await run.agent.pay(world.ask())
         assert not payments.payments_in(run.context.conn, list(State))
         world.control("faults", clear=True)
-        await run.look()
+        await run.run_pass()
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
@@ -113,7 +113,7 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
         assert run.context.payment(row.id).state is State.CONFIRMED
         world.control("rollback", depth=1)
         world.block(2)
-        await run.look()
+        await run.run_pass()
         reopened = run.context.payment(row.id)
         assert (reopened.state, reopened.attempt.tx_id) == (State.IN_FLIGHT, row.attempt.tx_id)
         assert set(run.books()) == {"external", "held", "wallet"}
@@ -151,12 +151,12 @@ async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World
         world.control("rollback", depth=1)
         world.block(2)
         world.fault("submit", "drop", count=1)
-        await run.look()
+        await run.run_pass()
         assert len(run.context.utxos) == 0
         with pytest.raises(Refused, match="funds_pending"):
             await run.agent.pay(world.ask("next"))
         world.clock.ahead_ms += 12_000
-        await run.look()
+        await run.run_pass()
         await run.settle_down()
         assert len(run.context.utxos) == 1
 
@@ -164,7 +164,7 @@ async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World
 async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(confirm_depth=3, settle_depth=6)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         states = []
         for _ in range(6):
@@ -178,12 +178,12 @@ async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -
 async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop")
         row = await run.pay()
         world.clock.ahead_ms += 290_000
         sent = queries.submissions(run.context.conn, row.attempt.tx_id or "")
-        await run.look()
+        await run.run_pass()
         assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == sent
         assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
@@ -193,7 +193,7 @@ async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world:
     world.fund(50 * ADA)
     world.fund(60 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         assert len(run.context.utxos) == 2
         world.fault("reads", "stale_index", blocks=2)
         await run.settle_down()
@@ -207,9 +207,9 @@ async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world:
 async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.fund(60 * ADA)
-        await run.look()
+        await run.run_pass()
         world.control("rollback", depth=1)
         world.block(2)
         for seconds, owned in ((0, 110), (30, 110), (30, 110), (60, 50)):
@@ -223,7 +223,7 @@ async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(worl
 async def test_a_utxo_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay()
         world.fault("reads", "stale_index", blocks=1)
         await run.settle_down()
@@ -246,14 +246,14 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
             raise OSError("the signer is gone")
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         good = world.account.signer
         run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
         [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = run.context.payment(reserved.id)
         assert (row.state, row.nonce_utxo, row.attempt.ttl_slot) == (
             State.IN_FLIGHT,
@@ -272,7 +272,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         raise OSError("killed")
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         run.agent.signing.sign = stop_before_signing  # type: ignore[method-assign]
         with pytest.raises(OSError, match="killed"):
             await run.agent.pay(world.ask(key="k"))
@@ -281,7 +281,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
     world.clock.ahead_ms += 240_000
     async with world.run() as run:
         world.block()
-        await run.look()
+        await run.run_pass()
         row = run.context.payment(reserved.id)
         assert (row.state, row.problem) == (State.REJECTED, "invoice_expired")
         assert "held" not in run.books()
@@ -386,14 +386,14 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
     monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         paid = [await run.pay(f"call {number}") for number in range(5)]
     async with world.run() as run:
         sent = []
         for _ in range(3):
-            await run.watch.tick()
-            sent.append(run.agent.sending.count)
-            await run.agent.sending.drain(10)
+            await run.chain_sync.run_once()
+            sent.append(run.agent.submitter.count)
+            await run.agent.submitter.drain(10)
         assert max(sent) == 2
         counts = [queries.submissions(run.context.conn, row.attempt.tx_id or "")[0] for row in paid]
         assert min(counts) >= 2, "each once more"

@@ -59,32 +59,32 @@ class TestTheRealReason:
     async def test_utxos_that_cannot_be_read_are_named_with_the_reason(self, world: World, first: Relay) -> None:
         first.tell("/addresses/", 500, OUT_OF_ORDER)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="utxos: http 500"):
                 run.context.chain.require_ready(world.clock.now_ms())
-            assert run.watch.trouble == "first: utxos: http 500"
+            assert run.chain_sync.trouble == "first: utxos: http 500"
 
     async def test_a_payment_that_cannot_be_looked_for_is_named_with_the_reason(
         self, world: World, first: Relay
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay()
             first.tell("/txs/", 500, OUT_OF_ORDER)
             await run.settle_down()
-            assert run.watch.trouble == "first: tx: http 500"
+            assert run.chain_sync.trouble == "first: tx: http 500"
             first.untell("/txs/")
             await run.settle_down()
-            assert run.watch.trouble is None
+            assert run.chain_sync.trouble is None
 
     async def test_an_old_block_is_named_with_the_reason(self, world: World, first: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/blocks/latest", 500, OUT_OF_ORDER)
             world.clock.ahead_ms += 301_000
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match=r"30\d s old; .*first: could not be read .tip: http 500"):
                 run.context.chain.require_ready(world.clock.now_ms())
 
@@ -93,7 +93,7 @@ class TestTheRealReason:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/addresses/", 500, OUT_OF_ORDER)
             await run.pass_time(9)
             assert alerts.after(run.context.conn, 0) == []
@@ -111,7 +111,7 @@ async def test_a_submission_refused_without_a_class_is_told_once_until_that_prov
 ) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run(providers={"first": first.url}) as run:
-        await run.look()
+        await run.run_pass()
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         row = await run.pay("one")
         await run.pay("two")
@@ -121,11 +121,11 @@ async def test_a_submission_refused_without_a_class_is_told_once_until_that_prov
         assert "Invalid transaction CBOR." in told_of.facts["detail"]
         first.untell("/tx/submit")
         world.clock.ahead_ms += 6_000
-        await run.look()
+        await run.run_pass()
         assert not alerts.raised(run.context.conn, "submission_refused")
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         world.clock.ahead_ms += 12_000
-        await run.look()
+        await run.run_pass()
         assert not alerts.raised(run.context.conn, "submission_refused"), "it has these already"
 
 
@@ -145,7 +145,7 @@ class TestTwoProviders:
     async def test_a_submission_goes_to_every_provider(self, world: World, first: Relay, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay()
             assert (first.submissions(), second.submissions()) == (1, 1)
 
@@ -172,7 +172,7 @@ class TestTwoProviders:
         world.fund(50 * ADA)
         first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
         async with world.run(providers={"first": first.url}) as run:
-            assert not await run.watch.tick()
+            assert not await run.chain_sync.run_once()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
             assert not payments.payments_in(run.context.conn, list(State))
@@ -190,7 +190,7 @@ class TestParameters:
         """Of two providers both tell it, so it is no lie of one."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
         for relay in (first, second):
             relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
@@ -207,11 +207,11 @@ class TestParameters:
         """Else for most of an hour after an epoch's change all that is signed would be refused."""
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": 45})
             first.tell("/tx/submit", 400, TOO_LITTLE)
             await run.pay()
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="min_fee_a = 45"):
                 await run.agent.pay(world.ask("again"))
 
@@ -236,13 +236,13 @@ class TestParameters:
         monkeypatch.setattr("payagent.chain.provider_state.ABSENT_MS", 150_000)
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             second.tell("/", 500, OVER_LIMIT)
             first.tell("/tx/submit", 400, TOO_LITTLE)
             row = await run.pay()
             first.untell("/tx/submit")
             first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
-            await run.look()
+            await run.run_pass()
             await run.pass_time(11)
             assert run.context.providers["first"] is not None
             await run.pass_time(9)
@@ -256,7 +256,7 @@ class TestParameters:
         for relay in (first, second):
             relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             told_of = alerts.after(run.context.conn, 0)
             assert {row.subject for row in told_of if row.kind == "provider_excluded"} == {
                 "provider:first",
@@ -275,11 +275,11 @@ class TestParameters:
         world.fund(50 * ADA, 50 * ADA)
         first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
             world.clock.ahead_ms += 61_000
-            await run.look()
-            assert run.context.senders == []
+            await run.run_pass()
+            assert run.context.submit_providers == []
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
@@ -288,11 +288,11 @@ class TestParameters:
     ) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell(PARAMETERS, 404, NO_SUCH)
             first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
             world.clock.ahead_ms += 3_601_000
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
@@ -302,7 +302,7 @@ class TestParameters:
         """At an epoch's change: else the one that was asked first is not heard for most of an hour."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             for relay in (first, second):
                 relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 43})
             first.tell("/tx/submit", 400, TOO_LITTLE)
@@ -317,19 +317,19 @@ class TestParameters:
         """As Blockfrost's backend at an epoch's start, until it has read the new epoch's."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/tx/submit", 400, TOO_LITTLE)
             await run.pay()
             first.untell("/tx/submit")
             first.tell(PARAMETERS, 404, NO_SUCH)
             asked = first.calls.count(("GET", PARAMETERS))
-            await run.look()
+            await run.run_pass()
             assert first.calls.count(("GET", PARAMETERS)) > asked
             row = await run.pay("again")
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
         async with world.run(providers={"first": first.url}) as run:  # at first it has to tell them
-            assert not await run.watch.tick()
+            assert not await run.chain_sync.run_once()
 
     @pytest.mark.parametrize(
         "change", [{"min_fee_a": 43}, {"max_tx_size": 32_768}, {"coins_per_utxo_size": "4000"}]
@@ -340,7 +340,7 @@ class TestParameters:
         world.fund(50 * ADA)
         first.tell(PARAMETERS, 200, told(first, PARAMETERS) | change)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -352,29 +352,29 @@ class TestTooMany:
     async def test_the_only_provider_gets_nothing_while_it_wants_a_pause(self, world: World, first: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/tx/submit", 429, OVER_LIMIT, Retry_After="60")
             row = await run.pay()
             for ahead_ms, sent in ((30_000, 1), (29_000, 1), (2_000, 2)):
                 world.clock.ahead_ms += ahead_ms
-                await run.look()
+                await run.run_pass()
                 assert first.submissions() == sent
             first.unfreeze()
             world.clock.ahead_ms += 61_000
-            await run.look()
+            await run.run_pass()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
 
     async def test_the_other_provider_gets_it_meanwhile(self, world: World, first: Relay, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             first.tell("/tx/submit", 429, OVER_LIMIT, Retry_After="120")
             second.tell("/tx/submit", 425, OVER_LIMIT)
             await run.pay()
             for _ in range(4):
                 world.clock.ahead_ms += 22_000
-                await run.look()
+                await run.run_pass()
             assert first.submissions() == 1
             assert second.submissions() >= 3
 
@@ -396,20 +396,20 @@ class TestEvidence:
             for height in (1, 2, 1, 2):
                 denies_all(first, height, slot if tip_is_fresh else 0)
                 world.clock.ahead_ms += 61_000
-                await run.look()
+                await run.run_pass()
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == owned
             kinds = {entry.kind for entry in run.entries()}
             assert kinds == {"deposit", "reserve", "post"}
             first.unfreeze()
-            await run.look()
+            await run.run_pass()
             await run.settle_down()
             assert run.selectable() == world.unspent()
 
     async def test_after_one_empty_list_lack_of_funds_is_not_recorded_as_a_refusal(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fault("/addresses/", "not_found", count=1)
             await run.settle_down()
             assert not run.selectable()
@@ -423,11 +423,11 @@ class TestEvidence:
         """The list of coins is ahead of the index of transactions, and a deposit makes it worth taking in."""
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             world.fault("/txs/", "not_found")
             world.fund(20 * ADA)
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.IN_FLIGHT
             assert not queries.missing_utxos(run.context.conn)
             world.control("faults", clear=True)
@@ -441,15 +441,15 @@ class TestEvidence:
         """Its word is what the heartbeat's `stale` goes by."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
-            assert await run.watch.tick()
+            assert await run.chain_sync.run_once()
             await run.pay()
-            assert await run.watch.tick()
+            assert await run.chain_sync.run_once()
             world.fault(path, "server")
             world.block()
-            assert not await run.watch.tick()
-            assert not await run.watch.tick()
+            assert not await run.chain_sync.run_once()
+            assert not await run.chain_sync.run_once()
             world.control("faults", clear=True)
-            assert await run.watch.tick()
+            assert await run.chain_sync.run_once()
 
     @pytest.mark.parametrize("lie", [{"block_height": 2**63 - 1}, {"block_height": 2**63 - 1, "block": "fa" * 32}])
     async def test_a_block_above_its_own_newest_is_asked_after_until_it_is_not(
@@ -458,12 +458,12 @@ class TestEvidence:
         """One absurd height kept a payment in its block, and not confirmed, until a restart."""
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             world.block()
             path = f"/txs/{row.attempt.tx_id}"
             second.tell(path, 200, told(second, path) | lie)
-            await run.look()
+            await run.run_pass()
             assert run.state(row.id) is State.IN_BLOCK
             second.unfreeze()
             await run.settle_down()
@@ -479,10 +479,10 @@ class TestDeadAtTheStart:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
         terms = with_terms(confirm_depth=1, settle_depth=3)
         async with world.run(providers={"first": NOBODY, "second": second.url}, terms=terms) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             for _ in range(4):
                 world.clock.ahead_ms += 5_000
@@ -496,7 +496,7 @@ class TestDeadAtTheStart:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             first.tell("/", 500, OVER_LIMIT)
             await run.pass_time(5)
@@ -510,7 +510,7 @@ class TestDeadAtTheStart:
                 world.clock.ahead_ms += 5_000
                 await run.settle_down()
             world.fund(50 * ADA)
-            await run.look()
+            await run.run_pass()
             await run.pass_time(9)
             assert not queries.utxos(run.context.conn)
             await run.pass_time(4)
@@ -519,5 +519,5 @@ class TestDeadAtTheStart:
     async def test_a_single_configured_provider_is_believed(self, world: World, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
-            await run.look()
+            await run.run_pass()
             assert run.owned() == world.on_chain()

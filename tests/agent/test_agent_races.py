@@ -28,22 +28,22 @@ def movable_world(tmp_path: Path) -> Iterator[World]:
 async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its_task(world: World) -> None:
     world.fund(*[20 * ADA] * 40)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         stop = asyncio.Event()
 
-        async def sweep() -> None:
+        async def send_all() -> None:
             while not stop.is_set():
                 for row in payments.payments_in(run.context.conn, [State.RESERVED]):
-                    await run.agent.carrying.resume(row)
+                    await run.agent.lifecycle.resume(row)
                 await asyncio.sleep(0)
 
-        sweeping = asyncio.create_task(sweep())
+        sweeping = asyncio.create_task(send_all())
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(30)]
         for ask in asks:
             await run.agent.pay(ask)
         stop.set()
         await sweeping
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 30
 
@@ -52,7 +52,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
 async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: World, yields: int) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ask = world.ask(key="k")
         task = asyncio.create_task(run.agent.pay(ask))
         for _ in range(yields):
@@ -63,7 +63,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         await run.context.write("flush", lambda _unit: None)  # what the caller left in the queue is done
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down(2)
         assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
@@ -83,7 +83,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         held = asyncio.create_task(run.context.write("hold", lambda _unit: (begun.set(), release.wait(10))))
         try:
             await asyncio.to_thread(begun.wait, 10)
-            looking = asyncio.create_task(run.look())
+            looking = asyncio.create_task(run.run_pass())
             while not waiting.qsize():
                 await asyncio.sleep(0)
             paying = asyncio.create_task(run.agent.pay(ask))
@@ -92,7 +92,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         finally:
             release.set()
         await asyncio.gather(held, looking, paying)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         row = run.context.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
         assert row.invoice.id != first.invoice.id
@@ -119,11 +119,11 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         await pass_time_of(world, run, TTL_S + 1)
         row = run.context.payment(row.id)
         assert row.state is State.REPLACING
-        plan = run.agent.carrying._rebuild(row)
+        plan = run.agent.lifecycle._rebuild(row)
         assert len(plan.inputs) == 2
         unsigned.clear()
         if stale == "ttl":
-            old = run.agent.carrying._rebuild(
+            old = run.agent.lifecycle._rebuild(
                 replace(row, attempt=replace(row.attempt, ttl_slot=(row.attempt.ttl_slot or 0) - 1))
             )
         elif stale == "coins":
@@ -132,12 +132,12 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
             old = plan._replace(nonce_utxo=next(utxo for utxo in plan.inputs if utxo != plan.nonce_utxo))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
-            old = run.agent.carrying._rebuild(replace(row, outputs=cheaper))
+            old = run.agent.lifecycle._rebuild(replace(row, outputs=cheaper))
         raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
         with pytest.raises(Refused, match="wrong_state"):
             await run.context.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
         assert len(attempts(run, row)) == 1
-        await run.look()
+        await run.run_pass()
         assert [one.tx_id for one in attempts(run, row)][1:] == [plan.tx_id]
 
 
@@ -156,8 +156,8 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         world.clock.ahead_ms += 60_000
         failing[0] = "before deposit"
         with pytest.raises(Refused, match="store_failed"):
-            await run.look()
-        await run.agent.sending.drain(10)
+            await run.run_pass()
+        await run.agent.submitter.drain(10)
         assert world.waiting() == [row.attempt.tx_id]
         failing[0] = ""
         await run.settle_down()
@@ -175,14 +175,14 @@ async def test_an_attempt_seen_but_not_recorded_is_not_replaced(movable_world: W
     world.fund(50 * ADA)
     world.settings(timeout=7_200)
     async with world.run(checkpoint=fail) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         world.block()
         world.clock.ahead_ms += (TTL_S + 1) * 1000
         world.block()
         failing[0] = "before observe"
-        await run.look()
+        await run.run_pass()
         assert (run.state(row.id), len(attempts(run, row))) == (State.IN_FLIGHT, 1)
         failing[0] = ""
-        await run.look()
+        await run.run_pass()
         assert run.state(row.id) is State.CONFIRMED

@@ -27,14 +27,14 @@ async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> A
     world.fund(*[50 * ADA] * 3)
     merchant = replace(world.terms.merchants[world.origin], ready=ready)  # type: ignore[arg-type]
     async with world.run(terms=with_terms(confirm_depth=3, merchants={world.origin: merchant})) as run:
-        await run.look()
+        await run.run_pass()
         yield run
 
 
 async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
     """Show the proof to the devnet's merchant, and tell the agent what it answered."""
     depth = run.context.depth(row)
-    merchant = run.context.terms.merchants[run.world.origin]
+    merchant = run.context.config.merchants[run.world.origin]
     answer = run.world.call(message, retry_headers(row, merchant, run.world.address))
     told = make_response(answer.status_code, dict(answer.headers), answer.text)
     return await run.agent.deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
@@ -111,7 +111,7 @@ async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(worl
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay()
         assert not run.context.is_ready(row)
-        await run.watch.inquiries.poll_merchants()
+        await run.chain_sync.merchant_polling.poll_merchants()
         row = run.context.payment(row.id)
         assert (row.state, row.merchant_status, run.context.is_ready(row)) == (State.IN_FLIGHT, "confirmed", True)
         row, _ = await show(run, row)

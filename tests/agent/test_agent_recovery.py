@@ -64,7 +64,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         assert record.read() is None
         rows = [await run.pay("one"), await run.pay("two")]
         assert record.read() == last_signed(run.context.conn)
@@ -81,10 +81,10 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
     world.block(20)
     with Relay(world.devnet).serving() as relay:
         async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
-            await run.look()
-            await run.look()
+            await run.run_pass()
+            await run.run_pass()
             pass_quiet(world)
-            await run.look()
+            await run.run_pass()
             assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.attempt.tx_id]
             asked = relay.calls.count(("GET", f"/txs/{row.attempt.tx_id}"))
             await run.pass_time(3, 61)
@@ -121,7 +121,7 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
     monkeypatch.setattr(scan, "ROWS_AT_ONCE", 1)
     world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         rows = [await run.pay(f"call {number}") for number in range(7)]
         await run.settle_down()
     put(world, None)
@@ -129,12 +129,12 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
     with Faltering(world.devnet).serving() as relay:
         terms = with_terms(settle_depth=8)
         async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
-            await run.look()
-            await run.look()
+            await run.run_pass()
+            await run.run_pass()
             pass_quiet(world)
             told = []
             while (behind := run.context.chain.behind) is not None:
-                await run.look()
+                await run.run_pass()
                 told.append(behind.rpartition(": ")[2])
             assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
             assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {
@@ -156,24 +156,24 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         forgotten = [await run.pay_in_block("forgotten"), await run.pay("under way")]
     put(world, old)
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="ledger_behind"):
             await run.pay("too early")
         world.block()
     world.clock.ahead_ms += QUIET_MS - 30_000
     async with world.run(record=record) as run:  # a restart begins no quiet time anew, and ends none
         world.block()
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="ledger_behind"):
             await run.pay("still too early")
         world.clock.ahead_ms += 60_000
         world.block()
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.behind is None
         assert run.context.chain.foreign == ()
         found = {row.tx_id for row in onchain.foreign_there(run.context.conn)}
         assert found == {row.attempt.tx_id for row in forgotten}
-        await run.look()
+        await run.run_pass()
         await require_whole(run)
         row = await run.pay("after it")
         await run.settle_down()
@@ -198,13 +198,13 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
     true, world.clock = world.clock, Clock()
     world.clock.ahead_ms = true.ahead_ms + off_s * 1000
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         world.clock.ahead_ms, true.ahead_ms = true.ahead_ms + 60_000, true.ahead_ms + 60_000
         for passed_s, is_behind in ((0, True), (60, True), (QUIET_MS // 1000 - 90, True), (60, False)):
             for clock in (true, world.clock):
                 clock.ahead_ms += passed_s * 1000
             world.block()
-            await run.look()
+            await run.run_pass()
             assert (run.context.chain.behind is not None) is is_behind, passed_s
         assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.attempt.tx_id}
 
@@ -213,19 +213,19 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
     """A clock may be ahead of the newest block by as much as a tip may be old, and a TTL is by the clock."""
     true = world.clock
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         old = copied(world)
     world.clock = Clock()
     world.clock.ahead_ms = true.ahead_ms + 250_000
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         await run.agent.transfers.split(APP, 2, 5 * ADA)
     put(world, old)
     world.clock = true
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         pass_quiet(world)
-        await run.look()
+        await run.run_pass()
         assert (run.context.chain.behind, run.context.chain.tip is None) == (None, False)
         assert run.context.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
 
@@ -234,15 +234,15 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         old = copied(world)
         await run.pay_in_block("forgotten")
     put(world, old)
     for _ in range(2):
         async with world.run(record=record) as run:
-            await run.look()
+            await run.run_pass()
             pass_quiet(world)
-            await run.look()
+            await run.run_pass()
             assert run.context.chain.behind is None
             behind = count_of(run.context.conn, "ledger_behind")
     assert behind == 1
@@ -256,14 +256,14 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await run.pay_in_block("known")
         old = copied(world)
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay_in_block("forgotten")
     low = height(world) - 1
     put(world, old)
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         pass_quiet(world)
-        await run.look()
+        await run.run_pass()
         (before,) = onchain.foreign_there(run.context.conn)
         assert (before.tx_id, run.context.chain.behind) == (row.attempt.tx_id, None)
         fork_with(world, low, row.attempt.cbor or b"")
@@ -285,14 +285,14 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
             await run.pay_in_block(message)
     put(world, old)
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         pass_quiet(world)
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.behind is None
         caught_up = copied(world)
         ahead = record.read()
     async with world.run() as run:  # it signs, and dies before it notes that
-        await run.look()
+        await run.run_pass()
         row = await run.pay("not noted")
     assert record.read() == ahead
     with unwritable(world.folder / SIGNER_FILE):
@@ -317,19 +317,19 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         await run.pay_in_block("three")
     put(world, None)
     if not has_record:
         (world.folder / SIGNER_FILE).unlink()
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="ledger_behind"):
             await run.pay("too early")
-        await run.look()
+        await run.run_pass()
         pass_quiet(world)
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.behind is None
         assert len(onchain.foreign_there(run.context.conn)) == 3
         await require_whole(run)
@@ -350,9 +350,9 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
     with Relay(world.devnet).serving() as relay:
         relay.tell(f"/addresses/{world.address}/transactions", 500, {})
         async with world.run(record=record, providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             pass_quiet(world)
-            await run.look()
+            await run.run_pass()
             for _ in range(13):
                 world.clock.ahead_ms += 12_000
                 await run.settle_down()
@@ -369,7 +369,7 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         assert run.context.chain.behind is None
         row = await run.pay_in_block("first")
         assert run.state(row.id) is State.CONFIRMED
@@ -382,23 +382,23 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
     async with world.run() as run:  # it signs, and no record is kept
         await run.pay_in_block("not noted")
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         world.block()
-        await run.look()
+        await run.run_pass()
         await run.agent.transfers.split(APP, 2, 5 * ADA)
         assert (record.read() or LastSigned(0, "", 0)).attempts == 2
 
 
 async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         with unwritable(world.folder / SIGNER_FILE):
             with pytest.raises(Refused, match="store_failed"):
                 await run.pay("not noted")
-            await run.look()
+            await run.run_pass()
             assert world.waiting() == []
             (row,) = payments.payments_in(run.context.conn, (State.SIGNED,))
-        await run.look()
+        await run.run_pass()
         assert world.waiting() == [row.attempt.tx_id]
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.attempt.tx_id
 
@@ -406,7 +406,7 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
 async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
     with ExitStack() as blocked:
         async with world.run(record=record, terms=with_handover) as run:
-            await run.look()
+            await run.run_pass()
             first = await run.pay("noted")
             ask = world.ask("not noted")
             blocked.enter_context(unwritable(world.folder / SIGNER_FILE))
@@ -457,9 +457,9 @@ class TestTheWholeFolderRolledBack:
         """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
         record = SignerFile(world.folder / SIGNER_FILE)
         async with world.run(record=record) as run:
-            await run.look()
+            await run.run_pass()
             await run.agent.transfers.send(APP, world.account.address, "lovelace", 1 * ADA)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             ledger, signed = copied(world), (world.folder / SIGNER_FILE).read_bytes()
             world.fund(50 * ADA)
@@ -475,7 +475,7 @@ class TestTheWholeFolderRolledBack:
     ) -> None:
         forgotten = await self.roll_back(world)
         async with world.run(record=record) as run:
-            await run.look()
+            await run.run_pass()
             assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
             with pytest.raises(Refused, match=r"external_spend.*the ledger does not know"):
                 await run.pay("forgotten")
@@ -483,7 +483,7 @@ class TestTheWholeFolderRolledBack:
             await require_whole(run)
             await unfreeze(run.context, APP)
         async with world.run(record=record) as run:  # what was thawed is known from then on
-            await run.look()
+            await run.run_pass()
             await run.pay("when somebody has looked at it")
 
     async def test_one_provider_that_hides_it_lets_nothing_be_signed(
@@ -494,7 +494,7 @@ class TestTheWholeFolderRolledBack:
             liar.freeze(listing)
             await self.roll_back(world)
             async with world.run(record=record, providers=providers(liar, honest, True)) as run:
-                await run.look()
+                await run.run_pass()
                 with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
                     await run.pay("forgotten")
 
@@ -508,7 +508,7 @@ class TestTheWholeFolderRolledBack:
         with Relay(world.devnet).serving() as relay:
             relay.tell(listing, 500, {})
             async with world.run(record=record, providers={"relay": relay.url}) as run:
-                await run.look()
+                await run.run_pass()
                 with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
                     await run.pay("too early")
                 relay.unfreeze()
@@ -569,18 +569,18 @@ class TestALiar:
                     if is_away:
                         honest.tell("/blocks/latest", 500, {})
                     world.block()
-                    await run.look()
+                    await run.run_pass()
             honest.unfreeze()
             for _ in range(20):
                 world.clock.ahead_ms += 10_000
                 world.block()
-                await run.look()
+                await run.run_pass()
             assert not onchain.foreign_there(run.context.conn)
             assert run.context.chain.behind is not None
             assert "providers" in raised(run)
             liar.unfreeze()
             world.block()
-            await run.look()
+            await run.run_pass()
             assert run.context.chain.behind is None
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()

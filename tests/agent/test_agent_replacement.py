@@ -62,7 +62,7 @@ class TestTheSameInvoice:
                 first.invoice.seq,
             )
             assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
-            merchant = run.context.terms.merchants[world.origin]
+            merchant = run.context.config.merchants[world.origin]
             assert retry_headers(row, merchant, world.address)["X-Payment"] == row.attempt.tx_id
             assert_sound(world, run)
             await run.settle_down()
@@ -81,7 +81,7 @@ class TestTheSameInvoice:
             world.clock.ahead_ms += (TTL_S - 200) * 1000
             await run.settle_down()
             world.clock.ahead_ms += 250_000
-            await run.look()
+            await run.run_pass()
             assert len(attempts(run, row)) == 1, "by the local clock alone it may still be in the next block"
             world.fault(f"/txs/{row.attempt.tx_id}", "rate", count=1)
             await run.settle_down()
@@ -128,10 +128,10 @@ class TestTheSameInvoice:
     async def test_a_self_transfer_is_replaced_though_it_has_no_invoice(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
-            row, _ = await run.agent.transfers.sweep(APP, world.account.address)
-            await run.agent.sending.drain(10)
+            row, _ = await run.agent.transfers.send_all(APP, world.account.address)
+            await run.agent.submitter.drain(10)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -161,7 +161,7 @@ class TestTheSameInvoice:
             world.clock.ahead_ms += LONG_S * 1000
         world.block()
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await run.settle_down()
             if late:
                 assert run.state(row.id) is State.CANCELLING
@@ -188,7 +188,7 @@ class TestTheSameInvoice:
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
             fork_with(world, low, row.attempt.cbor or b"")
-            await run.look()
+            await run.run_pass()
             assert (run.state(row.id), run.context.payment(row.id).attempt.tx_id) == (
                 State.CONFIRMED,
                 row.attempt.tx_id,
@@ -306,7 +306,7 @@ class TestTakenBack:
                 world.control("rollback", depth=depth)
                 world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
                 world.block(depth + 1)
-                await run.look()
+                await run.run_pass()
                 assert run.state(row.id) is State.CANCELLING
                 assert spending.totals(run.context.conn, WALLET) == payments.hold(run.context.conn, row.id)
                 assert_sound(world, run)
@@ -324,7 +324,7 @@ class TestTakenBack:
             await run.settle_down()
             world.control("rollback", depth=height(world) - (run.context.payment(row.id).block.height or 0) + 1)
             world.block(4)
-            await run.look()
+            await run.run_pass()
             await run.settle_down()
             assert run.state(row.id) is State.CANCELLING
             await wait_for_void(world, run)
@@ -336,11 +336,11 @@ class TestTakenBack:
         world.settings(price="969750", splits=[])
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             exact = exact_utxo((await run.agent.quote(world.ask())).plan, world.account.address)
             world.fund(exact)
             world.fault("submit", "drop")
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
             assert len(attempts(run, row)[0].inputs) == 1
             assert payments.hold(run.context.conn, row.id) == {"lovelace": exact}
@@ -385,7 +385,7 @@ class TestTheNextInvoice:
         if settings:
             world.settings(**settings)
         row, is_new = await run.agent.pay(world.ask())
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         assert (row.id, is_new) == (first.id, False)
         return first, run.context.payment(row.id)
 
@@ -395,7 +395,7 @@ class TestTheNextInvoice:
             first, row = await self.next_one(world, run)
             assert (row.nonce_utxo, len(attempts(run, row))) == (first.nonce_utxo, 2)
             assert row.invoice.id != first.invoice.id
-            merchant = run.context.terms.merchants[world.origin]
+            merchant = run.context.config.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice.id, row.attempt.tx_id)
             assert payments.hold(run.context.conn, row.id) == spending.totals(run.context.conn, WALLET)
@@ -414,13 +414,13 @@ class TestTheNextInvoice:
         world.fund(50 * ADA, 50 * ADA)
         answer = world.call("hello")
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             first, _ = await run.agent.pay(world.ask_of(answer))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask())
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert run.context.payment(first.id).invoice.id != first.invoice.id
             world.clock.ahead_ms -= 310_000
@@ -434,17 +434,17 @@ class TestTheNextInvoice:
         """That one was refused by its own bound; the payment goes by the invoice again, as by its own."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=12)) as run:
-            await run.look()
+            await run.run_pass()
             answer = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             first, low = run.context.payment(paid.id), height(world)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask(key="two"))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             second = run.context.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
@@ -465,19 +465,19 @@ class TestTheNextInvoice:
         """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             first = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
             paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await pass_time_of(world, run, 310)
             second = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             row = run.context.payment(row.id)
             assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
@@ -492,17 +492,17 @@ class TestTheNextInvoice:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask(key="two"))
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await pass_time_of(world, run, 310)
-            second, filed = world.call("hello"), run.context.filed
-            merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
-            await run.context.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
+            second, from_file = world.call("hello"), run.context.from_file
+            merchants = {origin: replace(one, proof="signed_cbor") for origin, one in from_file.merchants.items()}
+            await run.context.take_config(replace(from_file, merchants=merchants), lambda _unit: None)
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
-            await run.context.take_terms(filed, lambda _unit: None)
+            await run.context.take_config(from_file, lambda _unit: None)
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
             assert (row.id, row.invoice.id, row.invoice.merchant_submits) == (paid.id, paid.invoice.id, False)
 
@@ -522,7 +522,7 @@ class TestTheNextInvoice:
         """What was posted for the new invoice is reversed, and what the old one took is posted."""
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             low = height(world)
             first, row = await self.next_one(world, run, price="1500000", splits=[])
             await run.settle_down()
@@ -535,7 +535,7 @@ class TestTheNextInvoice:
             assert world.transactions() == [first.attempt.tx_id]
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
-            merchant = run.context.terms.merchants[world.origin]
+            merchant = run.context.config.merchants[world.origin]
             assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice.id
             assert_at_rest(world, run)
 
@@ -544,7 +544,7 @@ class TestTheNextInvoice:
         world.fund(50 * ADA)
         world.settings(batch=4)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             low = height(world)
             first, row = await self.next_one(world, run, price="1500000", splits=[])
             await run.settle_down()
@@ -608,7 +608,7 @@ class TestTheNextInvoice:
             row, _ = await run.agent.pay(again)
             assert (row.id, len(attempts(run, row))) == (first.id, 2)
             assert row.invoice.id != first.invoice.id
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -632,17 +632,17 @@ class TestNeverValid:
         with Relay(world.devnet).serving() as relay:
             relay.tell("/tx/submit", 400, never)
             async with world.run(providers={"relay": relay.url}) as run:
-                await run.look()
+                await run.run_pass()
                 row = await run.pay()
                 assert run.state(row.id) is State.IN_FLIGHT
                 told = alerts.after(run.context.conn, 0)
                 assert [(one.kind, one.subject) for one in told] == [("never_valid", f"never:{row.id}")]
                 for _ in range(5):
                     world.clock.ahead_ms += 30_000
-                    await run.look()
+                    await run.run_pass()
                 assert relay.submissions() == 1
                 world.clock.ahead_ms += RESUBMIT_MAX_MS - 150_000
-                await run.look()
+                await run.run_pass()
                 assert relay.submissions() == 2
                 assert len(alerts.after(run.context.conn, 0)) == 1
                 relay.unfreeze()
@@ -660,10 +660,10 @@ class TestResolve:
         async with world.run() as run:
             row = await lose(world, run)
             world.control("faults", clear=True)
-            resolved = await run.agent.carrying.resolve(row.id, APP)
-            await run.agent.sending.drain(10)
+            resolved = await run.agent.lifecycle.resolve(row.id, APP)
+            await run.agent.submitter.drain(10)
             assert (resolved.state, resolved.problem) == (State.CANCELLING, "payment_void/cancelled_by_operator")
-            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
+            assert (await run.agent.lifecycle.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
             ]
@@ -672,15 +672,15 @@ class TestResolve:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="wrong_state"):
-                await run.agent.carrying.resolve(row.id, APP)
+                await run.agent.lifecycle.resolve(row.id, APP)
 
     async def test_what_was_sent_may_win(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
-            await run.agent.carrying.resolve(row.id, APP)
-            await run.agent.sending.drain(10)
+            await run.agent.lifecycle.resolve(row.id, APP)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert (run.state(row.id), run.context.payment(row.id).attempt.tx_id) == (
                 State.CONFIRMED,
@@ -688,7 +688,7 @@ class TestResolve:
             )
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="wrong_state"):
-                await run.agent.carrying.resolve(row.id, APP)
+                await run.agent.lifecycle.resolve(row.id, APP)
 
     async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -698,11 +698,11 @@ class TestResolve:
                 raise RuntimeError("killed")
 
         async with world.run(checkpoint=kill) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
-            resolved = await run.agent.carrying.resolve(row.id, APP)
+            resolved = await run.agent.lifecycle.resolve(row.id, APP)
             assert (resolved.state, resolved.problem) == (State.REJECTED, "payment_void/cancelled_by_operator")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
@@ -710,10 +710,10 @@ class TestResolve:
     async def test_what_is_handed_over_is_cancelled_too(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_handover) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay()
-            await run.agent.carrying.resolve(row.id, APP)
-            await run.agent.sending.drain(10)
+            await run.agent.lifecycle.resolve(row.id, APP)
+            await run.agent.submitter.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -733,8 +733,8 @@ class TestResolve:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.sending.drain(10)
+            assert (await run.agent.lifecycle.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.submitter.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -755,19 +755,19 @@ class TestAnOrderThatComesAgain:
             elif kind == "split":
                 row, _ = await agent.transfers.split(APP, 2, 10 * ADA, "K")
             else:
-                row, _ = await agent.transfers.sweep(APP, to, "K")
-            await agent.sending.drain(10)
+                row, _ = await agent.transfers.send_all(APP, to, "K")
+            await agent.submitter.drain(10)
             return agent.context.payment(row.id)
 
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.fund(20 * ADA)  # a coin that the first does not know of
             low = height(world)
             world.fault("submit", "drop")
             first = await order(run)
             world.control("faults", clear=True)
-            await run.agent.carrying.resolve(first.id, APP)
-            await run.agent.sending.drain(10)
+            await run.agent.lifecycle.resolve(first.id, APP)
+            await run.agent.submitter.drain(10)
             await wait_for_void(world, run)
             void = run.context.payment(first.id)
             again = await order(run)

@@ -52,7 +52,7 @@ async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
     row = await run.pay_in_block()
     deposit = made_by(world, row.nonce_utxo)
     fork_with(world, before)
-    await run.look()
+    await run.run_pass()
     return run.context.payment(row.id), deposit
 
 
@@ -93,7 +93,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert_at_rest(world, run)
         await require_whole(run)
         world.fund(50 * ADA)
-        await run.look()
+        await run.run_pass()
         again = await run.pay("hello")  # the same purchase: nothing of the first can land any more
         await run.settle_down()
         assert again.id != row.id
@@ -107,7 +107,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         before = height(world)
         ref = world.fund_with_datum(7 * ADA)
         deposit = made_by(world, ref)
-        await run.look()
+        await run.run_pass()
         assert queries.utxo_states(run.context.conn)[ref] == "locked"
         await require_whole(run)
         fork_with(world, before)
@@ -115,7 +115,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         assert run.owned() == world.on_chain() == {"lovelace": 20 * ADA}
         await require_whole(run)
         world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
-        await run.look()
+        await run.run_pass()
         assert queries.utxo_states(run.context.conn)[ref] == "locked"
         assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
 
@@ -156,7 +156,7 @@ async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.VOID
         world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
-        await run.look()
+        await run.run_pass()
         assert run.owned() == world.on_chain() == {"lovelace": 50 * ADA}
         again = await run.pay_in_block("another call")
         assert again.nonce_utxo == row.nonce_utxo
@@ -171,11 +171,11 @@ async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays
         world.fund(50 * ADA)
         row = await run.pay_in_block()
         fork_with(world, before)
-        await run.look()
-        await run.agent.carrying.resolve(row.id, APP)
+        await run.run_pass()
+        await run.agent.lifecycle.resolve(row.id, APP)
         await denied(run)
         with pytest.raises(Refused, match="deposit_rolled_back"):
-            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.lifecycle.resolve(row.id, APP)
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.CANCELLING
@@ -191,7 +191,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
         with pytest.raises(Refused, match="deposit_rolled_back"):
-            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.lifecycle.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
         assert len(queries.attempts(run.context.conn, row.id)) == 1
 
@@ -204,7 +204,7 @@ async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> No
         child = await run.pay_in_block("child")
         assert (child.nonce_utxo or "").startswith(parent.attempt.tx_id or "?")
         fork_with(world, before)
-        await run.look()
+        await run.run_pass()
         await denied(run)
         assert {last_alert(run, row) for row in (parent, child)} == {"deposit_rolled_back"}
         assert run.owned() == world.on_chain() == {}
@@ -222,13 +222,13 @@ async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(wor
         world.fund(8 * ADA)
         before = height(world)
         world.fund(9 * ADA)
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         await run.settle_down()
         assert len(queries.attempts(run.context.conn, row.id)[0].inputs) == 2
         assert not (row.nonce_utxo or "").startswith(gone_tx(world, before))
         fork_with(world, before)
-        await run.look()
+        await run.run_pass()
         await denied(run)
         assert last_alert(run, row) is None
         assert run.owned() == world.on_chain() == {"lovelace": 8 * ADA}
@@ -249,7 +249,7 @@ async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: Wor
             world.fund(50 * ADA)
             row = await run.pay_in_block()
             fork_with(world, before)
-            await run.look()
+            await run.run_pass()
             await run.pass_time(1, 61)
             relay.tell(f"/txs/{(row.nonce_utxo or '').partition('#')[0]}", 500, {})
             await run.pass_time(6, 61)

@@ -29,7 +29,7 @@ async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_to
     world.fund(50 * ADA)
     signer = BadSigner(world.account.signer, "refuses")
     async with world.run(signer=signer) as run:
-        await run.look()
+        await run.run_pass()
         for key in ("a", "b"):
             with pytest.raises(Refused, match="too much in a day") as caught:
                 await run.agent.pay(world.ask(key, key=key))
@@ -50,7 +50,7 @@ async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_
 ) -> None:
     world.fund(50 * ADA)
     async with world.run(signer=BadSigner(world.account.signer)) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
         (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
@@ -91,8 +91,8 @@ async def test_a_cancel_that_the_signer_refuses_leaves_all_as_it_is(world: World
         row = await lose(world, run)
         signer.trouble = "refuses"
         with pytest.raises(Refused, match="too much in a day"):
-            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.lifecycle.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
         assert not_signed(run) == [("signer_refused", row.id)]
         signer.trouble = "mended"
-        assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
+        assert (await run.agent.lifecycle.resolve(row.id, APP)).state is State.CANCELLING

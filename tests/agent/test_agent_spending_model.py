@@ -171,7 +171,7 @@ class Day:
         before = {key: self.allowed.least(key) for key in self.allowed.limits}
         told = await self._quote(wanted[0]) if len(wanted) == 1 else None
         answers = await asyncio.gather(*(self.run.agent.pay(one) for one in wanted), return_exceptions=True)
-        await self.run.agent.sending.drain(10)
+        await self.run.agent.submitter.drain(10)
         paid = [(answer[0], one) for answer, one in zip(answers, wanted, strict=True) if isinstance(answer, tuple)]
         for row, one in sorted(paid, key=lambda pair: pair[0].seq):
             self._admitted(row, one)
@@ -197,13 +197,13 @@ class Day:
             off_s = random.choice([0, LONGER_S[window]])
             about_s = max(one.posted_s + LENGTH_S[window] + off_s - self.allowed.now_s, 10)
         self.world.clock.ahead_ms += (about_s + random.randint(-20, 20)) * 1000
-        await self.look()
+        await self.run_pass()
 
-    async def look(self) -> None:
+    async def run_pass(self) -> None:
         """A block, and what it made of everything."""
         await self.run.settle_down()
         await self.run.agent.decisions.deny_what_is_over()
-        await self.run.agent.sending.drain(10)
+        await self.run.agent.submitter.drain(10)
         self.take_stock()
 
     def take_stock(self) -> None:
@@ -242,7 +242,7 @@ class Day:
 
     async def roll_back(self) -> None:
         self.world.control("rollback", depth=self.random.choice([1, 2]))
-        await self.look()
+        await self.run_pass()
 
     async def lose(self) -> None:
         """What is sent from now on gets lost, until it does not."""
@@ -262,7 +262,7 @@ class Day:
         units = max(1, row.outputs[0].units + self.random.choice([-ADA, -1, 0, 1, ADA]))
         ask = self.ask(before.app_id, before.origin, row.outputs[0].asset, units, None)
         again, is_new = await self.run.agent.pay(replace(ask, request=before.request))
-        await self.run.agent.sending.drain(10)
+        await self.run.agent.submitter.drain(10)
         assert (again.id, is_new) == (row.id, False)
         self.seen["again"] += 1
         self.take_stock()
@@ -277,7 +277,7 @@ class Day:
         await set_limits(self.run.context, APP, NAMES.get(app), names.get(merchant), asset, {window: most})
         key = Key(app, merchant, asset, window)
         self.allowed.limits.pop(key, None)
-        of_the_file = filed(merchants).get(key)
+        of_the_file = from_file(merchants).get(key)
         if most is not None or of_the_file is not None:
             self.allowed.limits[key] = of_the_file if most is None else most  # type: ignore[assignment]
 
@@ -300,7 +300,7 @@ class Day:
             self.allowed.bought[row.id] = asked
             self.take_stock()
             return
-        await self.run.agent.sending.drain(10)
+        await self.run.agent.submitter.drain(10)
         self._counts(decided.id, asked.app, asked.merchant, self._takes(self.run.context.payment(decided.id)))
         self.seen["approved"] += 1
 
@@ -314,7 +314,7 @@ class Day:
         rows = payments.payments_in(self.run.context.conn, [State.IN_FLIGHT])
         if rows:
             self.world.clock.ahead_ms += 1_000  # two cancels of one second would be one transaction
-            await self.run.agent.carrying.resolve(self.random.choice(rows).id, APP)
+            await self.run.agent.lifecycle.resolve(self.random.choice(rows).id, APP)
 
     async def send(self) -> None:
         """The operator's own order, which no limit binds and none counts."""
@@ -411,7 +411,7 @@ NOT_CARRIED_OUT = {
 ABOVE = {"lovelace": 5 * ADA, GOLD: 250}
 
 
-def filed(merchants: list[str]) -> dict[Key, int]:
+def from_file(merchants: list[str]) -> dict[Key, int]:
     """The limits of the config file."""
     return {
         Key("", "", "lovelace", "per_payment"): 20 * ADA,
@@ -433,7 +433,7 @@ def mall(folder: Path) -> Iterator[World]:
         origins = list(devnet.devnet.merchants)
         limits = (
             limits_of(key.asset, {key.window: units}, Scope(key.app, key.merchant))
-            for key, units in filed(origins).items()
+            for key, units in from_file(origins).items()
         )
         world.terms = replace(
             world.terms,
@@ -459,15 +459,15 @@ async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
     """Two lives of a daemon, one after the other; what was seen how often."""
     random, seen, asked = Random(seed), Counter[str](), dict[str, PaymentRequest]()
     with mall(folder) as world:
-        allowed = Allowed(filed(list(world.terms.merchants)))
+        allowed = Allowed(from_file(list(world.terms.merchants)))
         for life in range(2):
             async with world.run() as run:
-                await run.look()
+                await run.run_pass()
                 if not life:
                     await run.context.write("apps", add_apps)
                 day = Day(world, run, allowed, random, seen, life * 100_000, asked)
                 day.take_stock()
-                doing = [day.pay] * 9 + [day.look] * 3 + [day.pass_time] * 2 + [day.set_a_limit] * 3
+                doing = [day.pay] * 9 + [day.run_pass] * 3 + [day.pass_time] * 2 + [day.set_a_limit] * 3
                 doing += [day.decide] * 3 + [day.resolve, day.send, day.roll_back, day.lose] + [day.come_again] * 4
                 for _ in range(steps // 2):
                     await random.choice(doing)()

@@ -67,19 +67,19 @@ def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
     return replace(world.terms, merchants=merchants)
 
 
-def wish(world: World, units: int, request: TopupSource | None = None, unit: str = "lovelace") -> TopupGoal:
+def goal(world: World, units: int, request: TopupSource | None = None, unit: str = "lovelace") -> TopupGoal:
     return TopupGoal(world.origin, unit, units, request)
 
 
 async def order(run: Run, units: int, request: TopupSource | None = None, key: str = "k") -> TopupRow:
-    row, _ = await run.topups.order(APP, key, wish(run.world, units, request))
+    row, _ = await run.topups.order(APP, key, goal(run.world, units, request))
     return row
 
 
 async def go_round(run: Run) -> None:
     """A beat, what it set off, and a block."""
-    await run.topups.beat()
-    await run.agent.sending.drain(10)
+    await run.topups.run_once()
+    await run.agent.submitter.drain(10)
     await run.settle_down()
 
 
@@ -104,7 +104,7 @@ def wallet_balance(world: World) -> dict[str, object]:
 class TestAnOrder:
     async def test_batches_are_bought_until_the_amount_is_reached(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("done", None)
             made = payments.payments_of_topup(run.context.conn, row.id)
@@ -118,7 +118,7 @@ class TestAnOrder:
 
     async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             first = await order(run, COST)
             assert await order(run, COST) == first
             with pytest.raises(Refused, match="idempotency_key_reused"):
@@ -141,14 +141,14 @@ class TestAnOrder:
 
     async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             assert (await carry_out(run, (await order(run, COST, REQUEST)).id)).state == "done"
             assert (balance(run).bought, balance(run).used) == (BATCH, 0)
 
     async def test_an_ordinary_call_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
             assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert len(world.transactions()) == 1
@@ -159,7 +159,7 @@ class TestAnOrder:
     async def test_one_call_is_no_top_up(self, world: World) -> None:
         world.settings(batch=1)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
             assert (row.state, row.problem) == ("done", "topup_stopped/nothing_sold")
             assert not payments.payments_in(run.context.conn, list(State))
@@ -173,22 +173,22 @@ class TestAnOrder:
             with pytest.raises(Refused, match="topup_not_configured"):
                 await order(run, COST)
             with pytest.raises(Refused, match="topup_not_configured"):
-                await run.topups.plan(APP, wish(world, COST))
+                await run.topups.plan(APP, goal(world, COST))
 
     async def test_another_asset_than_ordered_is_not_paid(self, world: World) -> None:
         token = "5c" * 28 + "636c69"
         world.settings(asset=token, price="100", splits=[])
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, COST)).id)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert world.transactions() == []
 
     async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
-            await run.topups.beat()
+            await run.topups.run_once()
             with pytest.raises(Refused, match="batch_in_progress"):
                 await run.pay()
             assert (await carry_out(run, row.id)).state == "done"
@@ -199,7 +199,7 @@ class TestLimits:
     async def test_the_limits_of_all_payments_hold(self, world: World) -> None:
         limits = daily(20 * ADA, 30 * ADA)
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "per_day" in (row.detail or "")
@@ -208,7 +208,7 @@ class TestLimits:
     async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
         world.terms = with_topup(world, topup_per_day_lovelace=2 * COST)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             assert "topup_per_day" in (row.detail or "")
@@ -226,28 +226,28 @@ class TestLimits:
     async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
         async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
             row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
-            await run.topups.beat()
+            await run.topups.run_once()
             row = run.topups.find(row.id)
             assert row.problem == "limit_exceeded"
             assert "topup_per_day" in (row.detail or "")
 
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
-            plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+            await run.run_pass()
+            plan = await run.topups.plan(APP, goal(world, 50 * ADA))
             assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
             assert not topups.all_open(run.context.conn)
             assert not payments.payments_in(run.context.conn, list(State))
 
     async def test_a_plan_by_a_call_that_the_balance_serves_makes_no_call(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await carry_out(run, (await order(run, COST)).id)
-            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
             assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "nobody knows what it costs"
             await know_price(run)
-            plan = await run.topups.plan(APP, wish(world, COST, CHAT))
+            plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
             assert (plan.unit, plan.units) == ("calls", 1)
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -261,13 +261,13 @@ class TestLimits:
             world.settings(batch=BATCH)
             auto(world)
             async with world.run() as run:
-                await run.look()
+                await run.run_pass()
                 for _ in range(2):
-                    await run.topups.beat()
-                await run.agent.sending.drain(10)
+                    await run.topups.run_once()
+                await run.agent.submitter.drain(10)
                 (running,) = topups.all_open(run.context.conn)
                 assert len(world.waiting()) == 1, "it is paid, and in no block yet"
-                plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+                plan = await run.topups.plan(APP, goal(world, 50 * ADA))
                 assert isinstance(plan, TopupPlan)
                 assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
                 assert plan.under_way == running.id
@@ -288,8 +288,8 @@ class TestLimits:
     ) -> None:
         world.terms = with_topup(world, **terms)
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
-            plan = await run.topups.plan(APP, wish(world, units))
+            await run.run_pass()
+            plan = await run.topups.plan(APP, goal(world, units))
             assert plan.quote.refusal is not None
             assert told in plan.quote.refusal.detail
 
@@ -305,7 +305,7 @@ async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
 
 
 async def order_as_ops(run: Run, units: int) -> TopupRow:
-    row, _ = await run.topups.order("app_ops", "ops", wish(run.world, units))
+    row, _ = await run.topups.order("app_ops", "ops", goal(run.world, units))
     return row
 
 
@@ -318,7 +318,7 @@ class TestTheEndOfAnOrder:
 
     async def test_an_order_of_which_nothing_is_under_way_ends_at_once(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             for _ in range(3):
@@ -331,14 +331,14 @@ class TestTheEndOfAnOrder:
 
     async def test_what_is_paid_is_shown_before_it_ends(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, 50 * ADA)
-            await run.topups.beat()
+            await run.topups.run_once()
             row = await run.topups.cancel(row.id, APP)
             assert (row.state, row.problem) == ("stopping", None)
             assert await run.topups.cancel(row.id, APP) == row
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, row.id)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
@@ -348,16 +348,16 @@ class TestTheEndOfAnOrder:
 
     async def test_what_is_paid_waits_for_a_merchant_that_is_taken_out_and_put_back(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
             await go_round(run)
             (paid,) = payments.payments_of_topup(run.context.conn, row.id)
             assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
-            await run.context.take_terms(replace(run.context.filed, merchants={}), lambda _unit: None)
+            await run.context.take_config(replace(run.context.from_file, merchants={}), lambda _unit: None)
             await go_round(run)
             assert run.topups.find(row.id).state == "open"
-            await run.context.take_terms(
-                replace(run.context.filed, merchants=world.terms.merchants), lambda _unit: None
+            await run.context.take_config(
+                replace(run.context.from_file, merchants=world.terms.merchants), lambda _unit: None
             )
             world.clock.ahead_ms += 60_000
             assert (await carry_out(run, row.id)).state == "done"
@@ -369,11 +369,11 @@ class TestTheEndOfAnOrder:
     ) -> None:
         """The merchant takes a proof from the partner alone whose invoice it is."""
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
-            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
+            await run.context.take_config(replace(run.context.from_file, merchants=other), lambda _unit: None)
             assert (await carry_out(run, row.id)).state == "done"
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
@@ -381,11 +381,11 @@ class TestTheEndOfAnOrder:
     async def test_all_of_an_order_is_bought_for_the_partner_that_it_was_given_for(self, world: World) -> None:
         """Whichever is configured since: it counts for no other's balance."""
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, 2 * COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
-            await run.context.take_terms(replace(run.context.filed, merchants=other), lambda _unit: None)
+            await run.context.take_config(replace(run.context.from_file, merchants=other), lambda _unit: None)
             assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
             assert (await carry_out(run, row.id)).state == "done"
             assert len(world.transactions()) == 2
@@ -397,10 +397,10 @@ class TestTheEndOfAnOrder:
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run)
             row = await order_as_ops(run, COST)
-            await run.topups.beat()
+            await run.topups.run_once()
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             await (run.topups.cancel(row.id, APP) if why == "topup_stopped/cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
@@ -418,25 +418,25 @@ class TestTheEndOfAnOrder:
         world.settings(timeout=86_400)
         asking = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
         async with world.run(terms=asking) as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
-            await run.topups.beat()
+            await run.topups.run_once()
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
-            await run.topups.beat()
+            await run.topups.run_once()
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
-            await run.topups.beat()
+            await run.topups.run_once()
             assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
             assert run.context.payment(asked.id).problem == "topup_stopped/timed_out"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run, world.clock.now_ms() + 60_000)
             await order_as_ops(run, COST)
-            await run.topups.beat()
+            await run.topups.run_once()
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
@@ -447,10 +447,10 @@ class TestTheEndOfAnOrder:
 
     async def test_revoking_the_app_ends_its_orders(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run)
             row = await order_as_ops(run, 50 * ADA)
-            await run.topups.beat()
+            await run.topups.run_once()
             await revoke_ops(run)
             assert run.topups.find(row.id).state == "stopping"
             row = await carry_out(run, row.id)
@@ -464,10 +464,10 @@ class TestTheEndOfAnOrder:
 
     async def test_a_token_that_expires_ends_them_too(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run, world.clock.now_ms() + 60_000)
             row = await order_as_ops(run, 50 * ADA)
-            await run.topups.beat()
+            await run.topups.run_once()
             world.clock.ahead_ms += 60_000
             row = await carry_out(run, row.id)
             assert (row.state, row.problem, len(world.transactions())) == (
@@ -478,7 +478,7 @@ class TestTheEndOfAnOrder:
 
     async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run)
             row = await order_as_ops(run, 2 * COST)
             await renew_token(run.context, apps.require(run.context.conn, APP), "ops", "3" * 64, None)
@@ -502,10 +502,10 @@ class TestTheEndOfAnOrder:
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=TopupSource("POST", "/topup", ""))
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
+                await run.run_pass()
                 await add_orderer(run)
                 row, _ = await run.topups.order("app_ops", "k", TopupGoal(peer.url, "lovelace", 50 * ADA))
-                await run.topups.beat()
+                await run.topups.run_once()
                 assert ended.is_set()
                 for _ in range(3):
                     await go_round(run)
@@ -540,18 +540,18 @@ async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
     world: World, name: str, when: str, nth: int
 ) -> None:
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         topup_id = (await order(run, 2 * COST)).id
     killed = Killed(f"{when} {name}", nth)
     async with world.run(checkpoint=killed) as run:
-        await run.look()
+        await run.run_pass()
         for _ in range(ROUNDS):
             if killed.dead or run.topups.find(topup_id).ended_at_ms is not None:
                 break
             with contextlib.suppress(Refused):  # a process that is gone writes nothing more
                 await go_round(run)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await carry_out(run, topup_id, seconds=12)
         assert row.state == "done", row
         assert len(world.transactions()) == 2
@@ -581,13 +581,13 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
     world.settings(proof=proof)
     world.terms = with_topup(world, proof=proof)
     async with world.run(signer=LostSigner(world.account.signer, code)) as run:
-        await run.look()
+        await run.run_pass()
         topup_id = (await order(run, COST)).id
-        await run.topups.beat()
+        await run.topups.run_once()
         (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
         assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         assert (await carry_out(run, topup_id, seconds=12)).state == "done"
         (payment,) = payments.payments_of_topup(run.context.conn, topup_id)
         assert payment.delivery is Delivery.ACCEPTED
@@ -602,12 +602,12 @@ class TestTrouble:
         dead = "http://127.0.0.1:9"
         merchant = replace(terms.merchants[world.origin], origin=dead)
         async with world.run(terms=lambda _terms: replace(gone, merchants={dead: merchant})) as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.topups.order(APP, "k", TopupGoal(dead, "lovelace", COST))
             for _ in range(5):
                 world.clock.ahead_ms += 400_000
                 await run.settle_down()
-                await run.topups.beat()
+                await run.topups.run_once()
             assert run.topups.find(row.id).state == "open"
             world.clock.ahead_ms += PATIENCE_MS
             await run.settle_down()
@@ -630,7 +630,7 @@ class TestTrouble:
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
+                await run.run_pass()
                 world.clock.stop()
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 counts = []
@@ -644,7 +644,7 @@ class TestTrouble:
     async def test_invoices_that_are_over_when_they_come_end_it(self, world: World) -> None:
         world.settings(timeout=60)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/request_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
@@ -654,7 +654,7 @@ class TestTrouble:
 
     async def test_invoices_that_were_over_before_something_was_served_do_not_end_it(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, 2 * COST)
             for served in (1, 2):
                 world.settings(timeout=60)
@@ -673,34 +673,34 @@ class TestTrouble:
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
             apart.clock.ahead_ms = 86_400_000
-            await run.look()
-            await run.topups.beat()
+            await run.run_pass()
+            await run.topups.run_once()
             assert not payments.payments_of_topup(run.context.conn, row.id), "the chain seems to stand still"
             apart.clock.ahead_ms = 0
-            await run.look()
+            await run.run_pass()
             assert (await carry_out(run, row.id)).state == "done"
 
     async def test_a_clock_that_is_put_forward_ends_no_order_by_its_apps_token(self, apart: World) -> None:
         async with apart.run() as run:
-            await run.look()
+            await run.run_pass()
             await add_orderer(run, apart.clock.now_ms() + 3_600_000)
             row = await order_as_ops(run, COST)
             apart.clock.ahead_ms = 86_400_000
-            await run.look()
-            await run.topups.beat()
+            await run.run_pass()
+            await run.topups.run_once()
             assert run.topups.find(row.id).state == "open"
             apart.clock.ahead_ms = 0
-            await run.look()
+            await run.run_pass()
             assert (await carry_out(run, row.id)).state == "done"
 
     async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
         """The merchant credited the batch, and answers no proof twice."""
         world.settings(replays="refuse")
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
             await go_round(run)
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
@@ -718,7 +718,7 @@ class TestTrouble:
         world.settings(proof="signed_cbor")
         world.terms = with_topup(world, proof="signed_cbor")
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
             assert (row.state, row.problem) == ("done", None)
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
@@ -727,14 +727,14 @@ class TestTrouble:
     async def test_what_is_bought_at_the_end_of_its_day_is_shown_too(self, world: World) -> None:
         """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, 2 * COST)
             world.clock.ahead_ms += PATIENCE_MS - 60_000
             await run.settle_down()
-            await run.topups.beat()
-            await run.agent.sending.drain(10)
+            await run.topups.run_once()
+            await run.agent.submitter.drain(10)
             world.clock.ahead_ms += 120_000
-            await run.topups.beat()
+            await run.topups.run_once()
             ended = await carry_out(run, row.id)
             assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -744,18 +744,18 @@ class TestTrouble:
     async def test_it_ends_where_the_utxos_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
         """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
             world.fault("submit", "drop", count=1)
-            await run.topups.beat()
-            await run.agent.sending.drain(10)
+            await run.topups.run_once()
+            await run.agent.submitter.drain(10)
             (paid,) = payments.payments_of_topup(run.context.conn, row.id)
             nonce_utxo = next(one for one in queries.utxos(run.context.conn) if one.ref == paid.nonce_utxo)
             spend_elsewhere(run, 3 * ADA, utxo_of(nonce_utxo))
-            await run.look()
+            await run.run_pass()
             await run.pass_time(5, 61)
             assert run.state(paid.id) is State.VOID
-            await run.topups.beat()
+            await run.topups.run_once()
             ended = run.topups.find(row.id)
             assert (ended.state, ended.problem) == ("stopped", "external_spend")
             await unfreeze(run.context, APP)
@@ -765,7 +765,7 @@ class TestTrouble:
     async def test_too_little_money_stops_it(self, world: World) -> None:
         world.settings(price=str(900 * ADA))
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "not_enough_funds")
             assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
@@ -790,7 +790,7 @@ def noted(run: Run) -> list[tuple[str, str]]:
 
 async def announce(run: Run) -> None:
     """The first beat says that the next one orders."""
-    await run.topups.beat()
+    await run.topups.run_once()
     assert kinds(run)[-1] == "topup_announced"
 
 
@@ -805,7 +805,7 @@ async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
 class TestByItself:
     async def test_it_is_off_unless_configured(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             for _ in range(3):
                 await go_round(run)
             assert not topups.page(run.context.conn, None, 10)
@@ -816,8 +816,8 @@ class TestByItself:
         """In the log, as an alert and as an event; once, and again when its settings have changed."""
         auto(world)
         async with world.run() as run:
-            await run.look()
-            await run.topups.beat()
+            await run.run_pass()
+            await run.topups.run_once()
             (told,) = alerts.after(run.context.conn, 0)
             assert (told.kind, told.facts["left"], told.facts["below"], told.facts["to"]) == (
                 *("topup_announced", "0", "3", "8"),
@@ -827,28 +827,28 @@ class TestByItself:
             assert "topup.announced" in capsys.readouterr().out
             assert not topups.page(run.context.conn, None, 10)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             assert (await autos(run, 12))[0].state == "done", "it was announced before the restart"
             assert kinds(run) == ["topup_announced", "cleared"]
             await know_price(run)
             for n in range(8):
                 await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
-            await run.topups.beat()
+            await run.topups.run_once()
             assert len(topups.all_open(run.context.conn)) == 1, "the second is ordered at once"
             await autos(run, 12)
         auto(world, below=20, to=24)
         async with world.run() as run:
-            await run.look()
-            await run.topups.beat()
+            await run.run_pass()
+            await run.topups.run_once()
             assert not topups.all_open(run.context.conn)
             assert kinds(run) == ["topup_announced", "cleared", "topup_announced"]
-            await run.topups.beat()
+            await run.topups.run_once()
             assert len(topups.all_open(run.context.conn)) == 1
 
     async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
         auto(world)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await know_price(run)
             (row,) = await autos(run, 12)
             assert (row.trigger, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
@@ -866,14 +866,14 @@ class TestByItself:
     async def test_the_merchants_word_counts_where_it_is_less(self, world: World) -> None:
         auto(world)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await autos(run, 12)
             for n in range(6):
                 assert world.call(f"past payagent {n}").status_code == 200
             assert len(await autos(run)) == 1, "nobody has asked the merchant"
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            await run.watch.inquiries.observe_prepaid()
+            await run.chain_sync.merchant_polling.observe_prepaid()
             _, second = await autos(run, 12)
             assert (second.units, second.state) == (6, "done")
             assert wallet_balance(world)["remaining"] == 10
@@ -881,7 +881,7 @@ class TestByItself:
     async def test_at_most_so_many_a_day(self, world: World) -> None:
         auto(world, per_day_max=2, to=4)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await know_price(run)
             for day in range(2):
                 await autos(run, 8)
@@ -898,24 +898,24 @@ class TestByItself:
         auto(world, per_day_max=1, to=4)
         limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             await know_price(run)
             await autos(run, 8)
             for n in range(0 if fails else 4):
                 await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             world.clock.ahead_ms += 3 * 86_400_000
             for _ in range(3):
-                await run.topups.beat()
+                await run.topups.run_once()
             (row,) = topups.page(run.context.conn, None, 10)
             assert row.state == ("stopped" if fails else "done")
             await run.settle_down()
-            await run.topups.beat()
+            await run.topups.run_once()
             assert len(topups.page(run.context.conn, None, 10)) == 2
 
     async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
         apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
         async with apart.run() as run:
-            await run.look()
+            await run.run_pass()
             for _ in range(8):
                 await go_round(run)
             assert balance(run).left == BATCH
@@ -933,7 +933,7 @@ class TestByItself:
     async def test_a_word_on_another_unit_orders_nothing(self, world: World) -> None:
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             (row,) = await autos(run, 8)
             world.clock.ahead_ms += 1000
             said = prepaid.Observation(
@@ -946,11 +946,11 @@ class TestByItself:
         """The merchant credits what is paid when it is shown to it, and is asked as soon as it is confirmed."""
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await announce(run)
             await go_round(run)
             world.clock.ahead_ms += 1000
-            await run.watch.inquiries.observe_prepaid()
+            await run.chain_sync.merchant_polling.observe_prepaid()
             (pool,) = prepaid.all_pools(run.context.conn)
             told = prepaid.last_observation(run.context.conn, pool.id)
             assert told is not None
@@ -962,10 +962,10 @@ class TestByItself:
     async def test_a_word_from_before_an_apps_own_purchase_orders_nothing(self, world: World) -> None:
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             paid = await run.pay()
             (pool,) = prepaid.all_pools(run.context.conn)
-            await run.watch.inquiries.observe_prepaid()
+            await run.chain_sync.merchant_polling.observe_prepaid()
             told = prepaid.last_observation(run.context.conn, pool.id)
             assert told is not None
             assert told.remaining == 0
@@ -977,9 +977,9 @@ class TestByItself:
     async def test_one_that_an_operator_cancels_is_no_alert(self, world: World) -> None:
         auto(world)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await announce(run)
-            await run.topups.beat()
+            await run.topups.run_once()
             (row,) = topups.all_open(run.context.conn)
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
@@ -989,7 +989,7 @@ class TestByItself:
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_max=99)
         async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
-            await run.look()
+            await run.run_pass()
             await announce(run)
             assert len(await autos(run, 2)) == 1
             for count, hours in enumerate((1, 2, 4, 8, 16, 24, 24), 2):
@@ -1002,19 +1002,19 @@ class TestByItself:
         limits = daily(5 * ADA, 5 * ADA)
         hour_ms = 3_600_000
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             (row,) = await autos(run)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
             subject = f"topup:{row.pool}"
             assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
-            await run.look()
+            await run.run_pass()
             for pause_ms, count in ((hour_ms - 60_000, 1), (120_000, 2), (hour_ms, 2), (hour_ms, 3)):
                 world.clock.ahead_ms += pause_ms
                 await run.settle_down()
                 assert len(await autos(run, 3)) == count
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             world.clock.ahead_ms += 24 * hour_ms
             await run.settle_down()
             assert (await autos(run, 12))[-1].state == "done"
@@ -1037,11 +1037,11 @@ async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterato
         known = next(iter(world.terms.merchants.values()))
         merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted", **terms)  # type: ignore[arg-type]
         async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", units))
             for _ in range(3):
-                await run.topups.beat()
-                await run.agent.sending.drain(10)
+                await run.topups.run_once()
+                await run.agent.submitter.drain(10)
             assert run.topups.find(row.id).state == "done"
             price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
             await run.context.write("price", lambda unit: prepaid.note_price(unit, *price))
@@ -1066,7 +1066,7 @@ async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
 class TestOddMerchants:
     async def test_a_price_above_the_whole_order_is_not_paid(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, 20 * ADA)
             await go_round(run)
             world.settings(price=str(60 * ADA))
@@ -1078,7 +1078,7 @@ class TestOddMerchants:
         """A batch of calls would not raise it, however many are bought."""
         auto(world, unit="lovelace", below=20 * ADA, to=26 * ADA)
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             (row,) = await autos(run, 12)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert not world.transactions()
@@ -1102,7 +1102,7 @@ class TestOddMerchants:
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
+                await run.run_pass()
                 world.clock.stop()
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(4):
@@ -1119,7 +1119,7 @@ class TestOddMerchants:
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request, request_commitment=True)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
+                await run.run_pass()
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 2 * ADA))
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
@@ -1135,7 +1135,7 @@ class TestOddMerchants:
             known = next(iter(world.terms.merchants.values()))
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
+                await run.run_pass()
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 world.clock.ahead_ms += PATIENCE_MS - 60_000
                 for hours in (0, 23, 1):
@@ -1161,7 +1161,7 @@ class TestOddMerchants:
             terms = with_terms(merchants={peer.url: replace(known, origin=peer.url, topup_request=request)})
             killed = Killed("after delivery", nth)
             async with world.run(terms=terms, checkpoint=killed) as run:
-                await run.look()
+                await run.run_pass()
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(3):
                     with contextlib.suppress(Refused):
@@ -1169,7 +1169,7 @@ class TestOddMerchants:
             assert wall.served == 1
             wall.serve = saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
             async with world.run(terms=terms) as run:
-                await run.look()
+                await run.run_pass()
                 assert (await carry_out(run, row.id)).state == "done"
                 assert len(world.transactions()) == 1
 
@@ -1210,8 +1210,8 @@ class TestOddMerchants:
             await serve(run, theirs, 1)
             row, _ = await run.topups.order(APP, "more", TopupGoal(theirs.origin, "lovelace", 3 * ADA))
             for _ in range(3):
-                await run.topups.beat()
-                await run.agent.sending.drain(10)
+                await run.topups.run_once()
+                await run.agent.submitter.drain(10)
             assert run.topups.find(row.id).state == "done"
             await serve(run, theirs, 1)
             await run.settle_down()
@@ -1220,15 +1220,15 @@ class TestOddMerchants:
 
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row = await order(run, COST)
-            await run.topups.beat()
-            await run.agent.sending.drain(10)
+            await run.topups.run_once()
+            await run.agent.submitter.drain(10)
             await run.settle_down()
         world.clock.ahead_ms += PATIENCE_MS
         world.block()
         async with world.run() as run:
-            await run.look()
-            await run.topups.beat()
+            await run.run_pass()
+            await run.topups.run_once()
             (payment,) = payments.payments_of_topup(run.context.conn, row.id)
             assert payment.delivery is not Delivery.NOT_PRESENTED

@@ -48,12 +48,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def emptied(run: Run) -> PaymentRow:
-    row, _ = await run.agent.transfers.sweep(APP, somebody_else(run.world))
-    await run.agent.sending.drain(10)
+    row, _ = await run.agent.transfers.send_all(APP, somebody_else(run.world))
+    await run.agent.submitter.drain(10)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
-    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.config.own, DEVNET))
     assert [one for one in told if isinstance(one, AuditFinding)] == []
     return row
 
@@ -64,7 +64,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
     world.fund(1_500_000, assets={DUST: 1})
     world.fund(2 * ADA, assets={CLOSED: 7, KNOWN: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
-        await run.look()
+        await run.run_pass()
         row = await emptied(run)
         assert world.on_chain() == {"lovelace": 3_500_000, DUST: 1, CLOSED: 7, KNOWN: 1}
         assert {(one.asset, one.units) for one in row.outputs} == {
@@ -80,7 +80,7 @@ async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
     world.fund(20 * ADA)
     world.fund(5 * ADA, assets={KNOWN: 50})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
-        await run.look()
+        await run.run_pass()
         row = await emptied(run)
         assert world.on_chain() == {}
         assert told_of(run.context.conn, row.id) is None
@@ -90,9 +90,9 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
     world.fund(20 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
-        await run.look()
-        row, is_new = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
-        again, is_new_again = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
+        await run.run_pass()
+        row, is_new = await run.agent.transfers.send_all(APP, somebody_else(world), "all")
+        again, is_new_again = await run.agent.transfers.send_all(APP, somebody_else(world), "all")
         assert (again.id, is_new, is_new_again) == (row.id, True, False)
         behind = told_of(run.context.conn, again.id)
         assert behind is not None
@@ -104,9 +104,9 @@ async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, 
     world.fund(9 * ADA, assets={DUST: 1})
     world.fund(*pure)
     async with world.run(terms=capped) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="nothing is left to send but 1 coin with 9 ADA") as refused:
-            await run.agent.transfers.sweep(APP, somebody_else(world))
+            await run.agent.transfers.send_all(APP, somebody_else(world))
         assert (refused.value.name, refused.value.context["asset"]) == ("asset_not_allowed", DUST)
         assert "--amount" in refused.value.detail
 
@@ -115,19 +115,19 @@ async def test_money_on_its_way_is_waited_for(world: World) -> None:
     world.fund(50 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
-        await run.look()
+        await run.run_pass()
         await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 9 * ADA)
         with pytest.raises(Refused) as refused:
-            await run.agent.transfers.sweep(APP, somebody_else(world))
+            await run.agent.transfers.send_all(APP, somebody_else(world))
         assert refused.value.name == "funds_pending"
 
 
 async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> None:
     world.fund(9 * ADA, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
-        await run.look()
+        await run.run_pass()
         await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 7 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert world.on_chain()[DUST] == 1
         assert world.on_chain()["lovelace"] < 2 * ADA
@@ -137,9 +137,9 @@ async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
     world.fund(20 * ADA, 3 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
-        await run.look()
-        row, _ = await run.agent.transfers.sweep(APP, world.account.address)
-        await run.agent.sending.drain(10)
+        await run.run_pass()
+        row, _ = await run.agent.transfers.send_all(APP, world.account.address)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert len(run.context.utxos) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.attempt.fee_lovelace or 0), DUST: 1}
@@ -152,7 +152,7 @@ async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: W
     world.fund(3 * ADA, assets={DUST: 1})
     terms = with_terms(caps=CAPS, limits=daily(9 * ADA, 99 * ADA))
     async with world.run(terms=terms, signer=Strict(world.account)) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay()
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -163,8 +163,8 @@ async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: W
 async def test_more_than_may_leave_at_once_says_what_to_do(world: World) -> None:
     world.fund(60 * ADA, 60 * ADA)
     async with world.run(terms=capped) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match=r"--amount.*limits\.signed_per_day.*start the daemon again") as refused:
-            await run.agent.transfers.sweep(APP, somebody_else(world))
+            await run.agent.transfers.send_all(APP, somebody_else(world))
         assert refused.value.name == "limit_exceeded"
         assert refused.value.context["limit"] == "per_transaction"

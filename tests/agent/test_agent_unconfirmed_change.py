@@ -51,7 +51,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
     world.fund(300 * ADA)
     async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=4)) as run:
-        await run.look()
+        await run.run_pass()
         rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
         assert [queries.unconfirmed_ancestors(run.context.conn, row.attempt.tx_id or "") for row in rows] == list(
             range(DEPTH + 1)
@@ -74,7 +74,7 @@ async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
 async def test_twenty_payments_from_one_utxo_land_within_a_few_blocks(world: World) -> None:
     world.fund(500 * ADA)
     async with world.run(terms=chained) as run:
-        await run.look()
+        await run.run_pass()
         paid: set[str] = set()
         for _ in range(4):
             for number in range(20):
@@ -89,12 +89,12 @@ async def test_twenty_payments_from_one_utxo_land_within_a_few_blocks(world: Wor
 async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("first")
         with pytest.raises(Refused, match="funds_pending"):
             await run.pay("second")
     async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="funds_pending"):
             await run.pay("third")
 
@@ -102,10 +102,10 @@ async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World)
 async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("handed over")
     async with world.run(terms=chained) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="funds_pending"):
             await run.pay("another")
 
@@ -113,7 +113,7 @@ async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
 async def test_change_of_what_has_little_time_left_is_not_spent(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=chained) as run:
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop")
         await run.pay("first")
         world.clock.ahead_ms += 200_000
@@ -133,14 +133,14 @@ async def test_change_of_what_was_refused_is_not_spent_until_a_provider_takes_it
     world.fund(100 * ADA)
     with Relay(world.devnet).serving() as relay:
         async with world.run(terms=chained, providers={"relay": relay.url}) as run:
-            await run.look()
+            await run.run_pass()
             relay.tell("/tx/submit", 400, body)
             await run.pay("first")
             with pytest.raises(Refused, match="funds_pending"):
                 await run.pay("second")
             relay.untell("/tx/submit")
             world.clock.ahead_ms += 6_000
-            await run.look()
+            await run.run_pass()
             second = await run.pay("second")
             await run.settle_down()
             assert run.state(second.id) is State.CONFIRMED
@@ -153,7 +153,7 @@ async def test_change_of_what_one_of_two_providers_took_is_spent(world: World) -
         relay.tell("/tx/submit", 400, NO_CBOR)
         urls = {"relay": relay.url, "devnet": world.devnet.chain_url}
         async with world.run(terms=chained, providers=urls) as run:
-            await run.look()
+            await run.run_pass()
             rows = [await run.pay(name) for name in ("first", "second")]
             await run.settle_down()
             assert [run.state(row.id) for row in rows] == [State.CONFIRMED] * 2
@@ -163,7 +163,7 @@ async def test_a_confirmed_utxo_is_the_nonce_utxo_when_there_is_one(world: World
     world.settings(price="6000000", splits=[])
     world.fund(4 * ADA, 20 * ADA)
     async with world.run(terms=chained) as run:
-        await run.look()
+        await run.run_pass()
         first = await run.pay("first")
         assert len(attempts(run, first)[0].inputs) == 1
         world.settings(price="15000000", splits=[])
@@ -182,8 +182,8 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
         world.control("faults", clear=True)
-        run.agent.sending.send_off(rows[2].id)
-        await run.agent.sending.drain(10)
+        run.agent.submitter.send_off(rows[2].id)
+        await run.agent.submitter.drain(10)
         assert world.waiting() == [row.attempt.tx_id for row in rows]
         await run.settle_down()
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
@@ -193,10 +193,10 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
 async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=chained) as run:
-        await run.look()
+        await run.run_pass()
         await run.pay("first")
         row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         assert_at_rest(world, run)
@@ -215,8 +215,8 @@ class TestAChildWithoutItsParent:
         """The parent is cancelled, and that is deep."""
         parent, child = await family(world, run, "parent", "child")
         world.control("faults", clear=True)
-        await run.agent.carrying.resolve(parent.id, APP)
-        await run.agent.sending.drain(10)
+        await run.agent.lifecycle.resolve(parent.id, APP)
+        await run.agent.submitter.drain(10)
         await wait_for_void(world, run)
         await wait_for_void(world, run)
         return [parent, child]
@@ -255,7 +255,7 @@ class TestAChildWithoutItsParent:
     async def test_the_parent_comes_back_on_a_fork(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)) as run:
-            await run.look()
+            await run.run_pass()
             low = height(world)
             parent, child, grandchild = await replace_parent(world, run)
             await run.settle_down()
@@ -273,7 +273,7 @@ class TestAChildWithoutItsParent:
     async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=chained) as run:
-            await run.look()
+            await run.run_pass()
             rows = [await run.pay(name) for name in ("a", "b", "c")]
             await run.settle_down()
             world.control("rollback", depth=1)
@@ -297,14 +297,14 @@ class TestAChildWithoutItsParent:
         world.fund(300 * ADA)
         terms = with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)
         async with two_providers(world, terms) as run:
-            await run.look()
+            await run.run_pass()
             low = height(world)
             parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is run.state(child.id) is State.VOID
             cancel = attempts(run, parent)[-1]
             world.fault(f"/txs/{cancel.tx_id}", "server", count=2)
             fork_with(world, low, cancel.cbor)
-            await run.look()
+            await run.run_pass()
             assert run.state(parent.id) is State.VOID, "nobody answered what became of it"
             fork_with(world, low)
             world.devnet.run(lambda devnet: devnet.chain.submit(cancel.cbor))
@@ -316,14 +316,14 @@ class TestAChildWithoutItsParent:
         world.settings(price="6000000", splits=[], timeout=LONG_S)
         world.fund(4 * ADA, 20 * ADA)
         async with world.run(terms=chained) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             parent = await run.pay("parent")
             world.settings(price="15000000", splits=[], timeout=LONG_S)
             child = await run.pay("child")
             assert not (child.nonce_utxo or "").startswith(parent.attempt.tx_id or "-")
             world.fund(60 * ADA)
-            await run.look()
+            await run.run_pass()
             await pass_time_of(world, run, TTL_S + 60)
             await run.settle_down(2)
             assert run.state(parent.id) is State.CONFIRMED
@@ -339,14 +339,14 @@ class TestACancelOfWhatIsNotThere:
         world.settings(price="6000000", splits=[], timeout=900)
         world.fund(4 * ADA, 20 * ADA)
         async with world.run(terms=chained) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             parent = await run.pay("parent")
             world.settings(price="15000000", splits=[], timeout=900)
             child = await run.pay("child")
             assert any(ref.startswith(parent.attempt.tx_id or "-") for ref in attempts(run, child)[0].inputs)
             world.fund(60 * ADA)
-            await run.look()
+            await run.run_pass()
             await pass_time_of(world, run, 900)
             await pass_time_of(world, run, 400)
             await wait_for_void(world, run)
@@ -361,7 +361,7 @@ class TestACancelOfWhatIsNotThere:
             row, other = await self.cancelled(world, run)
             world.control("faults", clear=True)
             spend_elsewhere(run, 3 * ADA, Utxo(other.tx_id, other.output_index, other.lovelace, ()))
-            await run.look()
+            await run.run_pass()
             await unfreeze(run.context, APP)
             await run.settle_down()
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [
@@ -381,10 +381,10 @@ class TestACancelOfWhatIsNotThere:
             row, other = await self.cancelled(world, run)
             assert other.lovelace == 110 * ADA
             fork_with(world, low)
-            await run.look()
+            await run.run_pass()
             world.control("faults", clear=True)
-            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.sending.drain(10)
+            assert (await run.agent.lifecycle.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.submitter.drain(10)
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [
                 {row.nonce_utxo, other.ref},
                 {row.nonce_utxo},
@@ -396,11 +396,11 @@ class TestACancelOfWhatIsNotThere:
     @staticmethod
     async def cancelled(world: World, run: Run) -> tuple[PaymentRow, UtxoRow]:
         """A payment of two coins whose cancel no provider has, and the one that is not its anchor."""
-        await run.look()
+        await run.run_pass()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
         utxos = queries.utxos_reserved_for(run.context.conn, row.id)
         assert len(utxos) == 2
-        await run.agent.carrying.resolve(row.id, APP)
-        await run.agent.sending.drain(10)
+        await run.agent.lifecycle.resolve(row.id, APP)
+        await run.agent.submitter.drain(10)
         return row, next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)

@@ -47,7 +47,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     """The codes of those of so many purchases at once that were refused."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-    await run.agent.sending.drain(30)
+    await run.agent.submitter.drain(30)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
@@ -66,7 +66,7 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
 async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first = await run.pay("first")
         signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
         assert await run.agent.signing.give_way() == 0
@@ -87,7 +87,7 @@ class TestABurst:
     async def test_it_is_paid_from_one_utxo_before_a_block_comes(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             before = world.transactions()
             rows = await burst(world, run, 100)
             assert world.transactions() == before, "no block came"
@@ -103,7 +103,7 @@ class TestABurst:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=3, upkeep_fees_per_day_lovelace=PER_DAY)
         ) as run:
-            await run.look()
+            await run.run_pass()
             rows = await burst(world, run, 60)
             depths = [queries.unconfirmed_ancestors(run.context.conn, row.attempt.tx_id or "") for row in rows]
             assert max(depths) <= 3
@@ -113,7 +113,7 @@ class TestABurst:
     async def test_two_at_once_make_one_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             first, second = await asyncio.gather(burst(world, run, 30, "a"), burst(world, run, 30, "b"))
             assert [order.kind for order in own_orders(run)] == ["split"]
             await land(run, *first, *second)
@@ -122,7 +122,7 @@ class TestABurst:
     async def test_few_wait_for_each_others_change_and_cost_no_fee(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             rows = await burst(world, run, DEPTH)
             assert own_orders(run) == []
             await land(run, *rows)
@@ -131,12 +131,12 @@ class TestABurst:
     async def test_a_utxo_is_split_before_one_after_the_other_has_used_up_the_depth(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             rows = []
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
-                await run.agent.stock.keep_ready()
-                await run.agent.sending.drain(10)
+                await run.agent.utxo_pool.keep_ready()
+                await run.agent.submitter.drain(10)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -144,7 +144,7 @@ class TestABurst:
     async def test_a_known_intent_does_not_wait_in_the_queue(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             known = world.ask("known", key="known")
             row, _ = await run.agent.pay(known)
             many = asyncio.ensure_future(burst(world, run, 40))
@@ -156,7 +156,7 @@ class TestABurst:
     async def test_it_is_sent_when_the_provider_hears_again(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             rows = await burst(world, run, 30)
             assert world.waiting() == []
@@ -167,7 +167,7 @@ class TestABurst:
     async def test_a_block_between_makes_no_difference(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             rows = await burst(world, run, 40, "a")
             await land(run, *rows)
             rows += await burst(world, run, 40, "b")
@@ -178,7 +178,7 @@ class TestABurst:
     async def test_a_deposit_with_tokens_serves_too(self, world: World) -> None:
         world.fund(5_000 * ADA, assets={f"{JUNK}01": 7})
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             rows = await burst(world, run, 30)
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -189,7 +189,7 @@ class TestWhatIsRefusedAsBefore:
     async def test_a_wallet_that_its_payments_use_up(self, world: World) -> None:
         world.fund(12 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             codes = await refused(world, run, 12)
             assert len(codes) in (7, 8)
             assert set(codes) <= {"funds_pending", "not_enough_funds"}
@@ -198,14 +198,14 @@ class TestWhatIsRefusedAsBefore:
     async def test_a_wallet_of_tokens(self, world: World) -> None:
         world.fund(4 * ADA, assets={f"{JUNK}01": 7})
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             assert set(await refused(world, run, 6)) <= {"funds_pending", "not_enough_funds"}
             assert own_orders(run) == []
 
     async def test_when_it_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH)) as run:
-            await run.look()
+            await run.run_pass()
             assert await refused(world, run, 30) == ["funds_pending"] * 29
             await keep(run)
             assert own_orders(run) == []
@@ -215,7 +215,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=150_000)
         ) as run:
-            await run.look()
+            await run.run_pass()
             codes = await refused(world, run, 30)
             assert set(codes) == {"funds_pending"}
             assert len(codes) == 30 - 1 - DEPTH
@@ -226,7 +226,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=1, upkeep_fees_per_day_lovelace=150_000)
         ) as run:
-            await run.look()
+            await run.run_pass()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
             assert [row.problem for row in rejected] == codes == ["funds_pending"] * 2
@@ -237,7 +237,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
-            await run.look()
+            await run.run_pass()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
 
     async def test_what_a_limit_forbids_has_no_utxo_split(self, world: World) -> None:
@@ -246,7 +246,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, limits=limits)
         ) as run:
-            await run.look()
+            await run.run_pass()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
             assert len(rejected) == 30, "each is on record"
@@ -259,7 +259,7 @@ class TestWhatIsRefusedAsBefore:
             unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, approval_required_above=above
         )
         async with world.run(terms=terms) as run:
-            await run.look()
+            await run.run_pass()
             rows = await burst(world, run, 30)
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
             assert own_orders(run) == []
@@ -272,13 +272,16 @@ class TestWhatIsRefusedAsBefore:
             approval_required_above={"lovelace": 10 * ADA},
         )
         async with world.run(terms=terms) as run:
-            await run.look()
+            await run.run_pass()
             signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
             first = asyncio.create_task(run.pay("takes the coin"))
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(payments.payments_in(run.context.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
+            while (
+                len(payments.payments_in(run.context.conn, (State.REJECTED,))) < 5
+                and not run.agent.utxo_pool._queue
+            ):
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).attempt.tx_id
@@ -292,7 +295,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=PER_DAY, merchants=busy)
         ) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("the only one")
             assert await refused(world, run, 30) == ["merchant_in_flight_limit"] * 30
             assert own_orders(run) == []
@@ -300,14 +303,14 @@ class TestWhatIsRefusedAsBefore:
     async def test_while_it_is_paused(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             await land(run, *await burst(world, run, 20))
             orders = len(own_orders(run))
             await pause(run.context, APP, "a drill")
             world.fund(10_000 * ADA)
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="paused"):
-                await run.agent.stock.keep_utxos([2 * ADA] * 500)
+                await run.agent.utxo_pool.keep_utxos([2 * ADA] * 500)
             await keep(run)
             assert len(own_orders(run)) == orders
             await unpause(run.context, APP)
@@ -316,7 +319,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             with pytest.raises(Refused, match="chain_not_ready"):
-                await run.agent.stock.keep_utxos([2 * ADA] * 50)
+                await run.agent.utxo_pool.keep_utxos([2 * ADA] * 50)
             await keep(run)
             assert own_orders(run) == []
 
@@ -325,7 +328,7 @@ class TestUtxosKeptReady:
     async def test_a_wallet_without_a_past_keeps_its_one_utxo(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             await keep(run)
             await run.pay("one")
             await run.settle_down()
@@ -337,11 +340,11 @@ class TestUtxosKeptReady:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
         ) as run:
-            await run.look()
+            await run.run_pass()
             assert await refused(world, run, 12) == ["funds_pending"] * 11
             await land(run)
             world.fund(1_000 * ADA)
-            await run.look()
+            await run.run_pass()
             await keep(run)
             (split,) = own_orders(run)
             assert (split.kind, len(split.outputs)) == ("split", 12)
@@ -361,21 +364,21 @@ class TestUtxosKeptReady:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
         ) as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("one")
             for n in range(11):
                 with pytest.raises(Refused, match="limit_exceeded"):
                     await run.pay(f"too much {n}", max_total_units=1)
             await land(run)
             world.fund(1_000 * ADA)
-            await run.look()
+            await run.run_pass()
             await keep(run)
             assert own_orders(run) == []
 
     async def test_its_fee_is_in_the_books_as_any(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             await land(run, *await burst(world, run, 20))
             (split,) = own_orders(run)
             posted = [entry for entry in run.entries() if (entry.payment_id, entry.kind) == (split.id, "post")]
@@ -390,7 +393,7 @@ class TestUtxosKeptReady:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
         ) as run:
-            await run.look()
+            await run.run_pass()
             await refused(world, run, 80, "a")
             await land(run)
             await keep(run)
@@ -413,7 +416,7 @@ class TestUtxosKeptReady:
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
         ) as run:
-            await run.look()
+            await run.run_pass()
             await refused(world, run, 12)
             await land(run)
             world.fault("submit", "drop")
@@ -432,7 +435,7 @@ class TestGathering:
     async def test_dust_become_one_utxo_when_it_is_quiet(self, world: World) -> None:
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             row = await run.pay("one")
             await land(run)
             await keep(run)
@@ -452,7 +455,7 @@ class TestGathering:
         world.settings(price="2000000", splits=[], timeout=7200)
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             world.fault("submit", "drop")
             row = await run.pay("one")
             await pass_time_of(world, run, HOUR_S + 60)
@@ -463,11 +466,11 @@ class TestGathering:
     async def test_once_in_a_day(self, world: World) -> None:
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             await keep(run)
             await land(run)
             world.fund(*[1_200_000] * 55)
-            await run.look()
+            await run.run_pass()
             await keep(run)
             assert len(own_orders(run)) == 1
             await pass_time_of(world, run, DAY_S + 60)
@@ -484,7 +487,7 @@ class TestGathering:
             )
         world.block()
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             before = run.owned()
             await keep(run)
             (gathered,) = own_orders(run)
@@ -505,6 +508,6 @@ class TestGathering:
             return replace(kept(base), limits=(*daily(1000 * ADA, 1000 * ADA), *daily(10, 100, token)))  # type: ignore[arg-type]
 
         async with world.run(terms=terms) as run:  # type: ignore[arg-type]
-            await run.look()
+            await run.run_pass()
             await keep(run)
             assert own_orders(run) == []

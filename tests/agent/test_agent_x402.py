@@ -17,7 +17,7 @@ from kit.handover import pass_ttl
 from kit.payments import wait_for_void
 from kit.x402 import PATH, ask, get, show
 
-from payagent.agent.base.config import AgentConfig, merchant_terms
+from payagent.agent.base.config import AgentConfig, merchant_config
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core.invoice import Invoice
@@ -43,7 +43,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"confirmations": -1})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         assert (row.invoice.dialect, row.invoice.merchant_submits, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
@@ -65,7 +65,7 @@ async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
     world.fund(50 * ADA)
     world.settings(x402={"version": version, "confirmations": -1})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         world.clock.ahead_ms += 27_000
         row, _ = await run.agent.pay(ask(world))
         answer, row, advice = await show(world, run, row)
@@ -76,7 +76,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
     world.fund(50 * ADA, 50 * ADA)
     world.settings(x402={"confirmations": -1})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         first, _ = await run.agent.pay(ask(world))
         again, is_new = await run.agent.pay(ask(world))
         assert (again.id, again.attempt.cbor, is_new) == (first.id, first.attempt.cbor, False)
@@ -96,9 +96,9 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"confirmations": 1})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
-        merchant = run.context.terms.merchants[world.origin]
+        merchant = run.context.config.merchants[world.origin]
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
@@ -117,7 +117,7 @@ async def test_where_version_1_names_no_transaction_the_chain_tells_whether_ther
     world.settings(x402={"version": 1, "confirmations": -1})
     unsent = parse_answer(202, [("content-type", "application/json")], b'{"pending":true,"transaction":""}')
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         assert row.invoice.dialect == "x402-v1"
         row, advice = await run.agent.deliveries.take_answer(row.id, unsent)
@@ -132,13 +132,13 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
         assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
         assert (row.state, row.problem) == (State.CANCELLING, "payment_void/merchant_refused")
         assert retry_headers(row, None, world.address) == {}
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
@@ -151,24 +151,24 @@ async def test_who_comes_second_with_the_same_refusal_is_told_that_it_is_taken_b
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         answers = await asyncio.gather(show(world, run, row), show(world, run, row))
         assert [row.state for _, row, _ in answers] == [State.CANCELLING] * 2
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
 
 
 async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         run.context.chain.problem = "the provider is away"
         _, row, _ = await show(world, run, row)
         assert row.state is State.IN_FLIGHT
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         await run.settle_down()
         assert run.state(row.id) is State.CANCELLING
 
@@ -178,7 +178,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
     world.fund(50 * ADA)
     world.settings(x402={"fault": fault, "fault_count": 1, "confirmations": -1})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
         assert advice.answer.said is RetryVerdict.UNCLEAR
@@ -197,7 +197,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
 async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         world.clock.ahead_ms += 400_000
         await pass_ttl(world, run)
@@ -212,9 +212,9 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
     world.fund(50 * ADA)
     world.settings(x402={"submission_policy": "client", "confirmations": 0})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         assert (row.invoice.merchant_submits, row.invoice.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.attempt.tx_id]
         assert not run.context.is_ready(run.context.payment(row.id))
@@ -254,7 +254,7 @@ async def test_of_several_offers_the_first_that_can_be_paid_is(
 ) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_tokens) as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world, offering(world, *assets)))
         assert [(o.asset, o.units) for o in row.outputs] == [(paid, 2_000_000)]
 
@@ -262,7 +262,7 @@ async def test_of_several_offers_the_first_that_can_be_paid_is(
 async def test_a_token_that_the_wallet_has_is_paid_in_the_merchants_order(world: World) -> None:
     world.fund(50 * ADA, assets={TOKEN: 5000})
     async with world.run(terms=with_tokens) as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(ask(world, offering(world, (DOTTED, "500"), ("lovelace", "2000000"))))
         assert [(o.asset, o.units) for o in row.outputs] == [(TOKEN, 500)]
 
@@ -285,7 +285,7 @@ async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
     limits = (*daily(most, 100 * ADA), *daily(1_000_000, 2_000_000, TOKEN))
     terms = with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})
     async with world.run(terms=terms) as run:
-        await run.look()
+        await run.run_pass()
         answer = offering(world, *assets)
         told = await run.agent.quote(ask(world, answer))
         row, _ = await run.agent.pay(ask(world, answer))
@@ -298,7 +298,7 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
     async with world.run(terms=with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})) as run:
-        await run.look()
+        await run.run_pass()
         answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
         row, _ = await run.agent.pay(ask(world, answer))
         assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
@@ -308,7 +308,7 @@ async def test_an_offer_whose_utxos_are_in_flight_is_not_given_up_for_one_that_i
     """The first is never within limits; what is to be told is that the second can be paid in a moment."""
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         answer = offering(world, ("lovelace", "9000000000"), ("lovelace", "2000000"))
         await run.agent.pay(ask(world, answer, idempotency_key="one"))
         with pytest.raises(Refused, match="funds_pending"):
@@ -330,7 +330,7 @@ async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
         return plan(planner, unit, invoice, *more)
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         monkeypatch.setattr(Planner, "plan", counting)
         await run.agent.pay(ask(world, offering(world, *[("lovelace", str(2_000_000 + n)) for n in range(64)])))
     assert planned == [2_000_000, 2_000_000]
@@ -339,7 +339,7 @@ async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
 async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         other = world.http.get(f"{world.origin}/x402/other")
         with pytest.raises(Refused, match="resource_mismatch"):
             await run.agent.pay(ask(world, other))
@@ -356,17 +356,17 @@ async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_
         named = read_merchant(
             "m", {"origin": world.origin, "resource_origins": ["http://localhost:3000"]}, "devnet"
         )
-        resource_origins = merchant_terms("m", named, None).resource_origins
+        resource_origins = merchant_config("m", named, None).resource_origins
         return replace(
             terms, merchants={o: replace(m, resource_origins=resource_origins) for o, m in terms.merchants.items()}
         )
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="resource_mismatch"):
             await run.agent.pay(asked)
     async with world.run(terms=knowing) as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(asked)
         assert (row.invoice.origin, row.invoice.merchant_submits) == (world.origin, True)
 
@@ -385,11 +385,11 @@ async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> No
         )
 
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="invoice_unsupported/extension"):
             await run.agent.pay(asked)
     async with world.run(terms=committing) as run:
-        await run.look()
+        await run.run_pass()
         row, _ = await run.agent.pay(asked)
         auxiliary = cbor2.loads(row.attempt.cbor or b"")[3]
         assert auxiliary == {402: {"p": "http:1", "h": bytes.fromhex(row.invoice.commitment or "")}}
@@ -418,11 +418,11 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
 
     asked = ask(world)
     async with world.run(checkpoint=kill) as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused):
             await run.agent.pay(asked)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         (row,) = payments.payments_in(run.context.conn, list(State))
         assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
         again, is_new = await run.agent.pay(asked)

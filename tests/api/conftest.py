@@ -12,6 +12,6 @@ async def api(world: World) -> AsyncIterator[Api]:
     """A funded wallet behind a running API."""
     world.fund(*[100_000_000] * 5)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             yield api

@@ -45,7 +45,7 @@ async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: 
     world.fund(100 * ADA)
     bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with world.run(terms=ASKING) as run, served(run, bounds, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, "approve")
         forged = (link[:-1] + "~", link.replace("/approve/", "/deny/"), link.replace("pay_", "pay_0"), link[:-43])
         for path in (*forged[:3], *[forged[1]] * (BURST_S + 2)):
@@ -57,7 +57,7 @@ async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: 
 async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_record(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, "approve")
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         page = await api.http.post(link, headers=OWN_FORM)
@@ -70,7 +70,7 @@ async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_rec
 async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_counts(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, "approve")
         (ends_at,) = [value for name, value in rows((await api.http.get(link)).text) if name == "open until"]
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
@@ -98,7 +98,7 @@ async def test_a_reload_of_what_was_decided_shows_it_and_decides_nothing(
 ) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, way)
         pressed = await api.http.post(link, headers=OWN_FORM)
         assert (pressed.status_code, pressed.headers["location"]) == (303, link), "a reload sends no form again"
@@ -112,7 +112,7 @@ async def test_a_reload_of_what_was_decided_shows_it_and_decides_nothing(
 async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, "deny")
         await api.http.post(f"/v1/payments/{link.split('/')[2]}/approve", json={})
         late = await api.http.post(link, headers=OWN_FORM)
@@ -123,7 +123,7 @@ async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -
 async def test_a_question_that_is_over_says_that_nobody_decided(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         link = await link_of(api, "approve")
         world.clock.ahead_ms += 3_600_000
         late = await api.http.post(link, headers=OWN_FORM)
@@ -143,7 +143,7 @@ async def test_each_amount_says_of_what_it_is_and_what_a_limit_leaves_counts_the
     )
     asking = with_terms(approval_required_above={TOKEN: 10}, limits=limits)
     async with world.run(terms=asking) as run, served(run, links=LINKS) as api:
-        await run.look()
+        await run.run_pass()
         world.settings(price="50", asset=TOKEN, splits=[])
         told = rows((await api.http.get(await link_of(api, "approve"))).text)
         named = dict(told)
@@ -170,7 +170,7 @@ async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
         o: replace(m, rules=MerchantRules(payments_in_flight_max=1)) for o, m in world.terms.merchants.items()
     }
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
-        await run.look()
+        await run.run_pass()
         await api.pay("first")
         busy = await api.http.post("/v1/payments", json=api.body("second"))
         assert (busy.json()["code"], run.context.refusals["merchant_in_flight_limit"]) == (

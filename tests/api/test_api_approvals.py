@@ -15,7 +15,7 @@ async def api(world: World) -> AsyncIterator[Api]:
     """A funded wallet behind a running API; above 5 ADA a person decides."""
     world.fund(*[100 * ADA] * 5)
     async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             yield api
 
@@ -62,7 +62,7 @@ async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_again
     approver = await add_app(api, "approver", "approve")
     api.world.settings(price="2000000", splits=[])
     before = await api.pay("before")
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     api.world.settings(price="6000000")
     asked = await ask(api)
@@ -91,7 +91,7 @@ async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> N
     assert approved.status_code == 200, approved.text
     assert approved.json()["headers"]["X-Payment"] == approved.json()["tx_hash"]
     assert (approved.json()["approval"]["decision"], approved.json()["approval"]["by"]) == ("approved", "approver")
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     payer = (await api.as_("payer").get(f"/v1/payments/{asked['id']}?wait=5")).json()
     assert payer["state"] == "confirmed"

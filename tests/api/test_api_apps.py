@@ -96,7 +96,7 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
 async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.sending.drain(10)  # what it waits for below is the block
+    await api.run.agent.submitter.drain(10)  # what it waits for below is the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -104,9 +104,9 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
         require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
         await stream.end()
-        await api.run.agent.sending.drain(10)
+        await api.run.agent.submitter.drain(10)
         api.world.block()
-        await api.run.look()
+        await api.run.run_pass()
         require_problem(await waiting, "unauthorized")
     shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
     assert shown["state"] == "confirmed"  # what it had under way went on
@@ -298,7 +298,7 @@ async def test_limits_that_are_set_count_at_once_and_after_a_restart(api: Api) -
     refused = require_problem(await api.http.post(PAY, json=api.body()), "limit_exceeded")
     assert (refused["limit"], refused["left"]) == ("per_hour", "4000000")
     async with api.world.run() as again:
-        await again.look()
+        await again.run_pass()
         assert (await again.agent.quote(api.world.ask("b"))).refusal is not None
     back = await api.http.post("/v1/limits", json={"limits": {"per_day": None, "per_hour": None}})
     assert {one["set_by"] for one in back.json()["limits"]} == {"config"}

@@ -43,7 +43,7 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         await api.pay("a")
         seen = await stream.next()
     await api.pay("b")
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     newest, _ = events.last_event(api.run.context.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
@@ -62,7 +62,7 @@ async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> No
         "note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"})
     )
     last = await api.pay("ours, too", app="payer")
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     newest, _ = events.last_event(api.run.context.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]
@@ -168,7 +168,7 @@ async def _is_open(api: Api, app: str) -> bool:
 async def test_a_stop_ends_the_streams_at_once(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         ended: list[asyncio.Task[None]] = []
         async with served(run) as api:
             http = httpx.AsyncClient(

@@ -31,7 +31,7 @@ async def test_both_ways_answer_alike(
 ) -> None:
     world.fund(50 * ADA)
     async with world.run() as run, served(run) as api:
-        await run.look()
+        await run.run_pass()
         content = body or httpx.Request("POST", "http://a", json=api.body("hello")).content
         token = {} if app is None else {"authorization": f"Bearer {api.tokens.get(app, 'pa_nobody')}"}
         answers, counted = [], []

@@ -57,7 +57,7 @@ async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPa
     world.fund(41_000_000_000_000_000)  # so that no row is refused for want of money
     world.fund(5_000_000, assets={TOKEN: 50_000_000, OTHER_POLICY: 50_000_000})
     async with world.run(terms=terms) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             rows = _rows(world)
             plain = next(row for row in rows if row.code == "terms_changed")

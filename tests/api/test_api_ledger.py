@@ -140,7 +140,7 @@ async def test_entries_balance_and_export_show_the_same_part(
     api: Api, chosen: dict[str, str], kinds: set[str]
 ) -> None:
     await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     http = api.as_("reader")
     entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
     assert {entry["kind"] for entry in entries} == kinds
@@ -158,7 +158,7 @@ async def test_entries_balance_and_export_show_the_same_part(
 async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_it_was(api: Api) -> None:
     api.world.settings(batch=4)
     row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     await api.run.agent.deliveries.record_delivery(str(row["id"]), 200)
     buyer = Buyer("demo", api.world.address)
@@ -184,7 +184,7 @@ async def test_an_origin_names_a_merchant_too(api: Api) -> None:
 
 async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
     await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     answer = (await api.as_("reader").get("/v1/ledger/reconcile")).json()
     assert (answer["clean"], answer["complete"], answer["found"], answer["findings"]) == (True, True, 0, [])
     assert answer["checked"] == {"transactions": 5, "utxos": 5}

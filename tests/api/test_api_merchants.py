@@ -49,7 +49,7 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 async def test_a_payment_says_how_deep_it_is(api: Api, blocks: int) -> None:
     payment = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down(blocks)
     told = (await api.http.get(f"/v1/payments/{payment['id']}")).json()
     assert told["depth"] == (blocks or None)
@@ -65,14 +65,14 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
         )
         merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
         async with world.run(terms=with_terms(merchants=merchants)) as run:
-            await run.look()
+            await run.run_pass()
             async with served(run) as api:
                 yield api
 
 
 async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> None:
     await guarded.pay(request={"method": "POST", "path": "/chat?x=1", "body_sha256": "0" * 64})
-    await guarded.run.agent.sending.drain(10)
+    await guarded.run.agent.submitter.drain(10)
     on_its_way = (await guarded.as_("operator").get("/v1/merchants/t")).json()
     assert on_its_way["in_flight"] == 1
     await guarded.run.settle_down()
@@ -137,7 +137,7 @@ async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guard
 
 async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None:
     row = await guarded.pay("first")
-    await guarded.run.agent.sending.drain(10)
+    await guarded.run.agent.submitter.drain(10)
     await guarded.run.settle_down()
     await guarded.run.pass_time(1, 301)
     await guarded.run.agent.deliveries.record_delivery(str(row["id"]), 402)

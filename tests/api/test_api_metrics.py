@@ -34,7 +34,7 @@ async def test_numbers_follow_what_happens(api: Api) -> None:
     assert before['payagent_payments{state="in_flight"}'] == 0
     assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
     row = await api.pay("first")
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     spent = 13_000_000 + int(str(row["fee"]))
     held = await numbers(api)
     assert held['payagent_payments{state="in_flight"}'] == 1
@@ -83,7 +83,7 @@ async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
 
 async def test_a_provider_that_tells_nothing_is_counted(api: Api) -> None:
     api.world.fault("/blocks/latest", "rate", count=1)
-    await api.run.look()
+    await api.run.run_pass()
     found = await numbers(api)
     assert found['payagent_provider_failures_total{provider="devnet"}'] >= 1
 

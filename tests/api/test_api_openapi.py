@@ -94,7 +94,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
 async def test_generated_calls_get_the_answers_that_are_described(world: World) -> None:
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run, Bounds(rates=Rates(rate_limit_per_s=10_000))) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))

@@ -39,7 +39,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     assert "X-Idempotency-Key" not in paid["headers"]
     assert paid["ready"] is False
 
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
     assert (seen["state"], seen["ready"]) == ("confirmed", True)
@@ -86,9 +86,9 @@ async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> No
         said = {"method": "POST", "path": "/chat", "body_sha256": SHA256, "headers": who}
         body = api.body(request=said) | {"response": {"status": 402, "headers": {}, "body": heard.json()}}
         paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": message})).json()
-        other = {api.world.origin: replace(api.run.context.terms.merchants[api.world.origin], partner="since")}
-        await api.run.context.take_terms(replace(api.run.context.filed, merchants=other), lambda _unit: None)
-        await api.run.agent.sending.drain(10)
+        other = {api.world.origin: replace(api.run.context.config.merchants[api.world.origin], partner="since")}
+        await api.run.context.take_config(replace(api.run.context.from_file, merchants=other), lambda _unit: None)
+        await api.run.agent.submitter.drain(10)
         await api.run.settle_down()
         seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
         assert {name: seen["headers"][name] for name in who} == who
@@ -108,10 +108,10 @@ async def test_what_a_client_says_was_served_is_delivered_though_the_daemon_dies
             raise sqlite3.OperationalError("the process is gone")
 
     async with world.run(checkpoint=die) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             paid = await api.pay()
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
     assert dead
@@ -127,7 +127,7 @@ async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api
     assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 49}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len({answer.json()["headers"]["X-Payment"] for answer in answers}) == 1
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     assert len(api.world.transactions()) == 1
 
@@ -172,7 +172,7 @@ async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) ->
 
 async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     waiting = asyncio.create_task(api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 60}))
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
@@ -183,7 +183,7 @@ async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
 
 async def test_waiting_ends_when_the_time_is_up(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     answer = await api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 1})
     assert answer.json()["state"] == "in_flight"
 
@@ -318,7 +318,7 @@ async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: 
 async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             body = api.body()
             paid = (await api.http.post("/v1/payments", json=body)).json()
@@ -400,7 +400,7 @@ async def test_no_address_in_a_402_is_called(api: Api) -> None:
         assert paid.status_code == 201, paid.text
         path = f"/v1/payments/{paid.json()['id']}"
         await api.http.post(f"{path}/delivery", json={"status": 502})
-        await api.run.agent.sending.drain(10)
+        await api.run.agent.submitter.drain(10)
         await api.run.settle_down()
         assert (await api.http.get(path)).json()["state"] == "confirmed"
         assert called == []

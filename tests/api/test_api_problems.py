@@ -339,9 +339,9 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         assert ready.json()["checks"]["chain"] != "ok"
         assert "retry-after" in ready.headers
         world.fault("/addresses", "server", count=1)
-        await run.look()
+        await run.run_pass()
         assert "transactions: http 500" in (await api.http.get("/readyz")).json()["checks"]["chain"]
-        await run.look()
+        await run.run_pass()
         assert (await api.http.get("/readyz")).status_code == 200
         require_problem(await api.http.post(PAY, json=body), "not_enough_funds")
         require_nothing_signed(api)

@@ -37,7 +37,7 @@ async def begun(api: Api, path: str, app: str = "first") -> AsyncIterator[Stream
 
 def through_the_proxy(api: Api) -> str:
     """A call to the merchant that costs nothing."""
-    return f"/proxy/{api.run.context.terms.merchants[api.world.origin].name}/nothing-here"
+    return f"/proxy/{api.run.context.config.merchants[api.world.origin].name}/nothing-here"
 
 
 async def answered(reader: asyncio.StreamReader) -> httpx.Response:
@@ -89,31 +89,31 @@ async def test_a_body_counts_by_its_length_and_the_others_are_served(world: Worl
 
 def test_a_body_larger_than_the_burst_is_admitted_and_paid_off_afterwards() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(rate_limit_per_s=1), lambda: now_s)
-    with turnstile.admit("app_1"):
-        turnstile.weigh("app_1", 64 * BODY_BYTES)
+    rate_limiter = RateLimiter(Rates(rate_limit_per_s=1), lambda: now_s)
+    with rate_limiter.admit("app_1"):
+        rate_limiter.weigh("app_1", 64 * BODY_BYTES)
     for waited_s, is_let_in in ((55.5, False), (1.0, True)):
         now_s += waited_s
         told = contextlib.nullcontext() if is_let_in else pytest.raises(Refused, match="rate_limited")
-        with told, turnstile.admit("app_1"):
-            turnstile.weigh("app_1", BODY_BYTES - 1)
-    with turnstile.admit("app_2"):
-        turnstile.weigh("app_2", 64 * BODY_BYTES)
+        with told, rate_limiter.admit("app_1"):
+            rate_limiter.weigh("app_1", BODY_BYTES - 1)
+    with rate_limiter.admit("app_2"):
+        rate_limiter.weigh("app_2", 64 * BODY_BYTES)
 
 
 @pytest.mark.parametrize("rate", [1, 2, 10])
 @pytest.mark.parametrize("weight", [1, 7, 64])
 def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(rate_limit_per_s=rate), lambda: now_s)
+    rate_limiter = RateLimiter(Rates(rate_limit_per_s=rate), lambda: now_s)
     for _ in range(rate * BURST_S - 1):
-        with turnstile.admit("app"):
+        with rate_limiter.admit("app"):
             pass
-    with turnstile.admit("app"), pytest.raises(Refused, match="the request's body counts") as refused:
-        turnstile.weigh("app", weight * BODY_BYTES)
+    with rate_limiter.admit("app"), pytest.raises(Refused, match="the request's body counts") as refused:
+        rate_limiter.weigh("app", weight * BODY_BYTES)
     now_s += refused.value.context["retry_after_s"]
-    with turnstile.admit("app"):
-        turnstile.weigh("app", weight * BODY_BYTES)
+    with rate_limiter.admit("app"):
+        rate_limiter.weigh("app", weight * BODY_BYTES)
 
 
 async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
@@ -138,13 +138,13 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
 
 def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
     now_s = 0.0
-    turnstile = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
+    rate_limiter = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
 
     def enter() -> int:
         entered = 0
         with contextlib.suppress(Refused):
             while True:
-                with turnstile.admit("app_1"):
+                with rate_limiter.admit("app_1"):
                     entered += 1
         return entered
 

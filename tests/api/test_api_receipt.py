@@ -25,7 +25,7 @@ async def test_a_receipt_tells_the_whole_payment_from_the_402_to_what_the_retry_
     request = {"method": "POST", "path": "/chat?fast=1", "body_sha256": "ab" * 32}
     body = api.body(request=request)
     paid = (await api.http.post("/v1/payments", json=body)).json()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     too_soon = {"status": 402, "body": {"error": "x"}}
     await api.http.post(f"/v1/payments/{paid['id']}/delivery", json=too_soon)
@@ -88,7 +88,7 @@ async def test_a_receipt_is_for_those_who_may_see_the_wallet(api: Api) -> None:
 async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(world: World) -> None:
     world.fund(100_000_000)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             assert (await api.http.post("/v1/payments", json=api.body())).status_code == 403
             (row,) = (await api.http.get("/v1/payments")).json()["payments"]

@@ -6,7 +6,7 @@ from kit.api import Api
 async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert answer.status_code == 200, answer.text
     resolved = answer.json()
@@ -23,7 +23,7 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
 async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
@@ -42,7 +42,7 @@ async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api)
 
 async def test_what_is_in_a_block_is_refused(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")

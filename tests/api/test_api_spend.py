@@ -13,7 +13,7 @@ FUNDED_LOVELACE = 500_000_000
 
 
 async def confirm(api: Api) -> None:
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
 
 
@@ -52,10 +52,10 @@ async def test_spend_is_told_by_what_was_asked_and_adds_up_to_the_chain(api: Api
 async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run, served(run) as api:
-        await run.look()
+        await run.run_pass()
         await api.pay()
         await confirm(api)
-        api.run.context.terms.merchants.clear()  # type: ignore[attr-defined]
+        api.run.context.config.merchants.clear()  # type: ignore[attr-defined]
         (row,) = (await spend(api))["spend"]
         assert (row["merchant"], row["origin"]) == (world.origin, world.origin)
 

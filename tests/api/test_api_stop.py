@@ -31,7 +31,7 @@ async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
 async def test_who_waits_for_a_change_is_told_how_it_stands_and_keeps_no_stop_waiting(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run, asyncio.TaskGroup() as asking:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             payment = await api.pay()
             topup = (await api.as_("operator").post("/v1/prepaid/topups", json=TOPUP)).json()

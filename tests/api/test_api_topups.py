@@ -25,15 +25,15 @@ async def api(world: World) -> AsyncIterator[Api]:
     merchants = {origin: replace(one, topup_request=request) for origin, one in world.terms.merchants.items()}
     world.terms = replace(world.terms, merchants=merchants)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             yield api
 
 
 async def carry_out(api: Api) -> None:
     for _ in range(12):
-        await api.run.topups.beat()
-        await api.run.agent.sending.drain(10)
+        await api.run.topups.run_once()
+        await api.run.agent.submitter.drain(10)
         await api.run.settle_down()
 
 
@@ -125,7 +125,7 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
         try:
             return await quote(ask, count)
         finally:
-            agent.context.terms = replace(agent.context.terms, merchants={})
+            agent.context.config = replace(agent.context.config, merchants={})
 
     monkeypatch.setattr(agent, "quote", quote_then_lose_it)
     answer = await order(api, dry_run=True, units=str(COST))
@@ -186,7 +186,7 @@ async def test_an_order_is_cancelled(api: Api) -> None:
     path = f"{PATH}/{told['id']}/cancel"
     for app in ("payer", "reader"):
         assert (await api.as_(app).post(path)).json()["code"] == "forbidden"
-    await api.run.topups.beat()
+    await api.run.topups.run_once()
     ended = await api.as_("operator").post(path)
     assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["reason"]) == (
         *(200, "stopping", "cancelled"),

@@ -25,7 +25,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
     assert wallet["chain"]["tip_height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     left = str(500_000_000 - spent)
     assert await totals(api) == {"lovelace": {"available": left, "held": "0", "total": left}}
@@ -47,7 +47,7 @@ async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Ap
     send = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "units": "7000000"})
     assert (send.status_code, send.json()["kind"]) == (201, "send")
     assert send.json()["headers"] == {}
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     assert [utxo["lovelace"] for utxo in utxos].count("5000000") == 7
@@ -81,7 +81,7 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
     world.fund(100_000_000, 7_000_000)
     world.fund(5_000_000, assets={TOKEN: 12})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             sent = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "all": True})
             assert (sent.status_code, sent.json()["kind"]) == (201, "sweep")
@@ -89,7 +89,7 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
                 ("lovelace", str(112_000_000 - int(sent.json()["fee"]))),
                 (TOKEN, "12"),
             }
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain() == {}
             assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
@@ -100,7 +100,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
     world.fund(2_000_000, assets={TOKEN: 12})
     order, key = {"address": PAYEE, "all": True}, {"Idempotency-Key": "all"}
     async with world.run(terms=with_terms(caps={"lovelace": 200_000_000})) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             sent = await api.http.post("/v1/wallet/send", json=order, headers=key)
             again = await api.http.post("/v1/wallet/send", json=order, headers=key)
@@ -109,7 +109,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
             assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
             assert "[[limits.assets]]" in behind["detail"]
             assert again.json()["left_behind"] == behind
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain() == {"lovelace": 2_000_000, TOKEN: 12}
             refused = await api.http.post("/v1/wallet/send", json=order)
@@ -121,12 +121,12 @@ async def test_a_token_is_sent_in_its_own_units(world: World) -> None:
     world.fund(100_000_000)
     world.fund(5_000_000, assets={TOKEN: 12})
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             order = {"address": PAYEE, "asset": TOKEN, "units": "5"}
             sent = await api.http.post("/v1/wallet/send", json=order)
             assert sent.status_code == 201, sent.text
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain()[TOKEN] == 7
             assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "total": "7"}
@@ -136,7 +136,7 @@ async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(wor
     world.fund(*[100_000_000] * 3)
     limits = daily(20_000_000, 30_000_000) + daily(5, 50, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
-        await run.look()
+        await run.run_pass()
         async with served(run) as api:
             paid = await api.pay()
             spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
@@ -156,7 +156,7 @@ async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(wor
 
 async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.sending.drain(10)
+    await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     reader = api.as_("reader")
     mine = (await reader.get("/v1/ledger/entries", params={"payment": paid["id"]})).json()["entries"]
@@ -177,9 +177,9 @@ async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -
 
 async def test_a_unfreeze_clears_what_its_caller_has_seen(api: Api) -> None:
     first = spend_elsewhere(api.run)
-    await api.run.look()
+    await api.run.run_pass()
     second = spend_elsewhere(api.run)
-    await api.run.look()
+    await api.run.run_pass()
     assert (await api.http.get("/v1/wallet")).json()["frozen_by"] == [first, second]
     assert (await api.as_("payer").get("/v1/wallet")).json()["frozen_by"] is None
     for seen in (None, first, [1], [first, "F" * 64]):

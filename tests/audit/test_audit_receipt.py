@@ -189,7 +189,7 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
         answer = get_x402(world)
         received = {"status": 402, "headers": dict(answer.headers), "body": answer.text}
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             row, _ = await run.agent.pay(replace(ask_x402(world, answer), received=json.dumps(received)))
             await show_x402(world, run, row)
             await run.agent.deliveries.record_delivery(row.id, 200)
@@ -219,7 +219,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
         (merchant,) = world.terms.merchants.values()
         known = {world.origin: replace(merchant, resource_origins=frozenset((inside,)))}
         async with world.run(terms=with_terms(merchants=known)) as run:
-            await run.look()
+            await run.run_pass()
             asked = ask_x402(world, httpx.Response(402, headers=headers(sold)))
             await run.agent.pay(replace(asked, received=received(sold)))
         (receipt,) = receipts(tmp_path / "ledger.db", world.terms)
@@ -232,7 +232,7 @@ async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -
         world.settings(price="2000000", splits=[])
         world.fund(100 * ADA)
         async with world.run(terms=kept) as run:
-            await run.look()
+            await run.run_pass()
             await burst(world, run, 20)
             await land(run)
             world.fund(*[1_200_000] * 55)

@@ -94,7 +94,7 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
 async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         answer = await reconciled(run)
         assert (answer["findings"], answer["could_not_tell"], answer["clean"]) == ([], [], True)
         shown = world.devnet.run(lambda devnet: devnet.chain.txs_at(world.account.address.raw))
@@ -107,7 +107,7 @@ async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
 async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         whole = (await reconciled(run))["checked"]["transactions"]
         slots = world.devnet.run(lambda devnet: [block.slot for block in devnet.chain.blocks if block.txs])
         counts = []
@@ -180,7 +180,7 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_i
             world.control("rollback", depth=5)
             late.freeze(f"/addresses/{world.address}/utxos", "?count=100&page=1")
             world.fund(7 * ADA)
-            await run.look()
+            await run.run_pass()
             answer = await reconciled(run)
             assert (answer["findings"], answer["complete"]) == ([], True)
             assert [told["units"] for told in answer["in_flight"]] == [{"lovelace": str(7 * ADA)}]
@@ -193,11 +193,11 @@ async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world
         world.fund(7 * ADA)
         await run.settle_down()
         world.control("rollback", depth=3)
-        await run.look()
+        await run.run_pass()
         low = await reconciled(run)
         assert (low["findings"], low["complete"]) == ([], False)
         world.block(4)
-        await run.look()
+        await run.run_pass()
         denied = await reconciled(run)
         assert (denied["findings"], denied["complete"]) == ([], False)
         await run.pass_time(16)
@@ -279,7 +279,7 @@ async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world
     """Both blocks of the deposit and of the payment are lost, and payagent has not looked since."""
     async with paid(world) as run:
         world.fund(9 * ADA)
-        await run.look()
+        await run.run_pass()
         payment = await run.pay("two")
         await run.settle_down()
         world.control("rollback", depth=2)

@@ -31,11 +31,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     async def go_on(world: World) -> None:
         await live(world)
         async with world.run(terms=with_handover) as run:
-            await run.look()
+            await run.run_pass()
             await pass_ttl(world, run)
             await wait_for_void(world, run)
             await run.agent.transfers.send("app_test", STRANGER, "lovelace", 3 * ADA)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             await run.settle_down()
 
     clock = Clock()

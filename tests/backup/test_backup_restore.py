@@ -101,7 +101,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
     lost = await lost_payment(world)
     again, restored = await put_back(world, lost.backup)
     async with again.run() as run:
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="restored_recently") as refused:
             await run.agent.pay(world.ask("new"))
         assert "nothing is signed until" in refused.value.detail
@@ -109,12 +109,12 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
     world.clock.ahead_ms += restored.signs_at_ms - 60_000 - world.clock.now_ms()
     world.block()
     async with again.run() as run:  # a restart does not make it shorter
-        await run.look()
+        await run.run_pass()
         for order in (run.agent.pay(world.ask("new")), run.agent.transfers.split("app_test", 2, 2 * ADA)):
             with pytest.raises(Refused, match="restored_recently"):
                 await order
         world.clock.ahead_ms += 60_000
-        await run.look()
+        await run.run_pass()
         row = await run.pay("new")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -123,7 +123,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
 async def test_a_payment_that_was_under_way_is_followed_meanwhile(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay("under way")
         backup = taken(world)
     again, _ = await put_back(world, backup)
@@ -138,7 +138,7 @@ async def test_the_utxos_of_a_lost_payment_are_not_spent_again(world: World) -> 
     await pass_quiet(world)
     on_chain = len(world.transactions())
     async with again.run() as run:
-        await run.look()
+        await run.run_pass()
         assert not lost.spent & run.selectable()
         row = await run.pay("new")
         (attempt,) = queries.attempts(run.context.conn, row.id)
@@ -164,7 +164,7 @@ async def test_one_that_lands_late_is_seen_before_anything_is_signed(world: Worl
     assert spent
     await pass_quiet(world)
     async with again.run() as run:
-        await run.look()
+        await run.run_pass()
         assert not spent & run.selectable()
 
 
@@ -174,7 +174,7 @@ async def test_a_provider_that_does_not_answer_keeps_nobody_from_restoring(world
     assert "cannot read its genesis" in str(restored.differences)
     await pass_quiet(world)
     async with again.run() as run:
-        await run.look()
+        await run.run_pass()
         assert not lost.spent & run.selectable()
 
 
@@ -233,13 +233,13 @@ async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that
     record = SignerFile(again.folder / "signer.json")
     for _ in range(2):  # a restart does not make it shorter, nor longer
         async with again.run(record=record) as run:
-            await run.look()
+            await run.run_pass()
             with pytest.raises(Refused, match="ledger_behind"):
                 await run.agent.pay(world.ask("new"))
         world.clock.ahead_ms += QUIET_MS // 2 + 1_000
         world.block()
     async with again.run(record=record) as run:
-        await run.look()
+        await run.run_pass()
         row = await run.pay("new")
         assert not lost.spent & set(queries.attempts(run.context.conn, row.id)[0].inputs)
         assert run.context.chain.foreign == (), "what the lost ledger knew freezes nothing"

@@ -72,7 +72,7 @@ def provider() -> Iterator[FaultyProvider]:
 
 
 @pytest.fixture
-async def source(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
+async def blockfrost(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
     adapter = Blockfrost("main", provider.base_url, SECRET)
     yield adapter
     await adapter.aclose()
@@ -95,20 +95,20 @@ async def hasty(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
     await adapter.aclose()
 
 
-async def test_what_is_found_is_read_in_full(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_what_is_found_is_read_in_full(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes["GET /genesis"] = Reply(GENESIS)
     provider.routes["GET /epochs/latest/parameters"] = Reply(PARAMETERS)
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
-    assert await source.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
-    assert await source.genesis() == Found(Genesis(1, 1_654_041_600, 1))
-    assert await source.parameters() == Found(ProtocolParameters(44, 155_381, 4310, 16_384, 5000, 225))
-    assert await source.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
-    assert await source.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
+    assert await blockfrost.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
+    assert await blockfrost.genesis() == Found(Genesis(1, 1_654_041_600, 1))
+    assert await blockfrost.parameters() == Found(ProtocolParameters(44, 155_381, 4310, 16_384, 5000, 225))
+    assert await blockfrost.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
+    assert await blockfrost.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
 
 
 async def test_an_output_is_read_with_its_tokens_datum_and_script(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     amount = [{"unit": "lovelace", "quantity": "1500000"}, {"unit": TOKEN, "quantity": "12"}]
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(
@@ -119,7 +119,7 @@ async def test_an_output_is_read_with_its_tokens_datum_and_script(
             utxo_row(4, inline_datum="182a"),
         ]
     )
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     plain, rich, script, inline = read.value
     assert plain == ChainUtxo(f"{1:064x}", 0, ADDRESS, 2_000_001, {}, BLOCK, False, False)
@@ -128,11 +128,11 @@ async def test_an_output_is_read_with_its_tokens_datum_and_script(
 
 
 async def test_a_token_amount_above_63_bits_spoils_its_own_output_and_no_other(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     amount = [{"unit": "lovelace", "quantity": "1500000"}, {"unit": TOKEN, "quantity": str(2**64 - 1)}]
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(1), utxo_row(2, amount=amount)])
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     assert [(row.unreadable, dict(row.assets)) for row in read.value] == [(False, {}), (True, {})]
 
@@ -165,21 +165,21 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 
 
 async def test_an_output_older_than_what_the_provider_keeps_is_in_no_known_block(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     """Dolos leaves the block empty there."""
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7, block=""), utxo_row(8)])
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     assert [row.block_hash for row in read.value] == [None, BLOCK]
 
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS.keys())
 async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_partial(
-    provider: FaultyProvider, source: Blockfrost, row: dict[str, Any]
+    provider: FaultyProvider, blockfrost: Blockfrost, row: dict[str, Any]
 ) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7), row])
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
 def _twice(value: Any, key: str) -> bytes:
@@ -189,17 +189,17 @@ def _twice(value: Any, key: str) -> bytes:
 
 
 async def test_a_key_that_is_given_twice_makes_an_answer_unknown(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes["GET /blocks/latest"] = Reply(_twice(LATEST, "height"))
     provider.routes[f"GET /txs/{TX}"] = Reply(_twice(NOT_FOUND.body, "status_code"), 404)
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_twice([utxo_row()], "quantity"))
-    for read in (await source.tip(), await source.tx(TX), await source.utxos(ADDRESS)):
+    for read in (await blockfrost.tip(), await blockfrost.tx(TX), await blockfrost.utxos(ADDRESS)):
         assert isinstance(read, Unknown)
         assert "invoice_invalid/json" in read.reason
 
 
-async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     path = f"GET /addresses/{ADDRESS}/utxos"
     for rows, why in (
         ([utxo_row(7), utxo_row(7)], "an output is listed twice"),
@@ -208,15 +208,15 @@ async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider
         ([utxo_row(address="elsewhere")], "an output of another address"),
     ):
         provider.routes[path] = Reply(rows)
-        assert await source.utxos(ADDRESS) == Unknown(f"utxos: http 200, not understood ({why})")
+        assert await blockfrost.utxos(ADDRESS) == Unknown(f"utxos: http 200, not understood ({why})")
 
 
-async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     for path in (f"/txs/{TX}", f"/blocks/{BLOCK}", f"/addresses/{ADDRESS}/utxos"):
         provider.routes[f"GET {path}"] = NOT_FOUND
-    assert await source.tx(TX) == NotFound()
-    assert await source.block(BLOCK) == NotFound()
-    assert await source.utxos(ADDRESS) == Found(())
+    assert await blockfrost.tx(TX) == NotFound()
+    assert await blockfrost.block(BLOCK) == NotFound()
+    assert await blockfrost.utxos(ADDRESS) == Found(())
 
 
 NOT_REALLY_404 = {
@@ -237,12 +237,12 @@ NOT_REALLY_404 = {
 
 @pytest.mark.parametrize("reply", NOT_REALLY_404.values(), ids=NOT_REALLY_404.keys())
 async def test_any_other_404_is_unknown_and_no_empty_wallet(
-    provider: FaultyProvider, source: Blockfrost, reply: Reply
+    provider: FaultyProvider, blockfrost: Blockfrost, reply: Reply
 ) -> None:
     provider.routes[f"GET /txs/{TX}"] = reply
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = reply
-    assert isinstance(await source.tx(TX), Unknown)
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.tx(TX), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
 BROKEN = {
@@ -271,11 +271,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN.keys())
 async def test_a_broken_answer_is_unknown_and_never_an_exception(
-    provider: FaultyProvider, source: Blockfrost, reply: Reply
+    provider: FaultyProvider, blockfrost: Blockfrost, reply: Reply
 ) -> None:
     provider.routes["GET /blocks/latest"] = reply
     provider.routes["GET /blocks/elsewhere"] = Reply(LATEST)
-    read = await source.tip()
+    read = await blockfrost.tip()
     assert isinstance(read, Unknown)
     assert SECRET not in read.reason
 
@@ -285,11 +285,11 @@ async def test_a_broken_answer_is_unknown_and_never_an_exception(
     [(403, "another network"), (402, "used up"), (418, "banned"), (429, "http 429"), (400, "http 400")],
 )
 async def test_what_an_operator_can_mend_is_said(
-    provider: FaultyProvider, source: Blockfrost, status: int, told: str
+    provider: FaultyProvider, blockfrost: Blockfrost, status: int, told: str
 ) -> None:
     """Blockfrost answers 403 to a project id of another network too."""
     provider.routes["GET /blocks/latest"] = Reply({"status_code": status, "message": SECRET}, status)
-    read = await source.tip()
+    read = await blockfrost.tip()
     assert isinstance(read, Unknown)
     assert f"http {status}" in read.reason
     assert told in read.reason
@@ -300,11 +300,11 @@ BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
 
 @pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
 async def test_an_answer_that_unpacks_to_much_is_unknown_and_takes_no_memory(
-    provider: FaultyProvider, source: Blockfrost, coding: str, body: bytes
+    provider: FaultyProvider, blockfrost: Blockfrost, coding: str, body: bytes
 ) -> None:
     """No coding was asked for; the libraries take it off all the same, in steps."""
     provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
-    read, peak_bytes = await measured(source.tip())
+    read, peak_bytes = await measured(blockfrost.tip())
     assert isinstance(read, Unknown)
     assert peak_bytes < 48 * 2**20
 
@@ -321,52 +321,52 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
 async def test_what_goes_on_for_ever_in_whatever_form_ends_soon_and_takes_no_memory(
-    provider: FaultyProvider, source: Blockfrost, flood: Reply
+    provider: FaultyProvider, blockfrost: Blockfrost, flood: Reply
 ) -> None:
     provider.routes["GET /blocks/latest"] = flood
-    read, peak_bytes = await measured(source.tip())
+    read, peak_bytes = await measured(blockfrost.tip())
     assert read == Unknown("tip: the answer is too big")
     assert peak_bytes < 16 * 2**20
 
 
 @pytest.mark.parametrize("odd", [b"no header\r\n", b"A: a\r\r\n"])
 async def test_a_head_that_is_none_fills_no_log(
-    provider: FaultyProvider, source: Blockfrost, caplog: pytest.LogCaptureFixture, odd: bytes
+    provider: FaultyProvider, blockfrost: Blockfrost, caplog: pytest.LogCaptureFixture, odd: bytes
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\n" + odd + (b"k" * 60_000 + b"\r\n") * 10
     provider.routes["GET /blocks/latest"] = Reply(head, fault="flood", more=b"\r\n{}")
-    assert isinstance(await source.tip(), Unknown)
+    assert isinstance(await blockfrost.tip(), Unknown)
     assert "kkk" not in caplog.text
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"0.1"])
 async def test_a_list_of_nothing_but_brackets_is_not_read_into_hundreds_of_megabytes(
-    provider: FaultyProvider, source: Blockfrost, value: bytes
+    provider: FaultyProvider, blockfrost: Blockfrost, value: bytes
 ) -> None:
     body = b"[" + b",".join([value] * 3_000_000) + b"]"
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(body)
-    read, peak_bytes = await measured(source.utxos(ADDRESS))
+    read, peak_bytes = await measured(blockfrost.utxos(ADDRESS))
     assert read == Unknown("utxos: http 200, not understood (too many values)")
     assert peak_bytes < 64 * 2**20
 
 
 async def test_an_answer_before_the_answer_is_not_taken_for_the_answer(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     """Nor is what comes after it taken for the answer to the next call."""
     other = "99" * 32
     provider.routes[f"GET /txs/{other}"] = Reply(NOT_FOUND.body, 404, fault="early")
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION, fault="early")
-    assert isinstance(await source.tx(other), NotFound)
-    assert isinstance(await source.tx(TX), Found)
-    assert isinstance(await source.tx(other), NotFound)
+    assert isinstance(await blockfrost.tx(other), NotFound)
+    assert isinstance(await blockfrost.tx(TX), Found)
+    assert isinstance(await blockfrost.tx(other), NotFound)
 
 
-async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "hash": "99" * 32})
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply({**LATEST, "hash": "99" * 32})
-    assert isinstance(await source.tx(TX), Unknown)
-    assert isinstance(await source.block(BLOCK), Unknown)
+    assert isinstance(await blockfrost.tx(TX), Unknown)
+    assert isinstance(await blockfrost.block(BLOCK), Unknown)
 
 
 @pytest.mark.parametrize("fault", ["silent", "drip"])
@@ -385,11 +385,11 @@ async def test_a_server_that_does_not_come_to_an_end_is_unknown_within_the_deadl
 
 
 async def test_nobody_listening_is_unknown(unused_tcp_port: int) -> None:
-    source = Blockfrost("main", f"http://127.0.0.1:{unused_tcp_port}", SECRET)
-    assert await source.tip() == Unknown("tip: no connection")
-    answer = await source.submit(b"\x84", TX)
+    blockfrost = Blockfrost("main", f"http://127.0.0.1:{unused_tcp_port}", SECRET)
+    assert await blockfrost.tip() == Unknown("tip: no connection")
+    answer = await blockfrost.submit(b"\x84", TX)
     assert answer.kind is SubmitKind.OUTAGE
-    await source.aclose()
+    await blockfrost.aclose()
 
 
 def _own_certificate(folder: Path) -> ssl.SSLContext:
@@ -420,12 +420,12 @@ async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_
     monkeypatch.setenv("SSLKEYLOGFILE", str(keys))
     impostor.routes["GET /blocks/latest"] = Reply(LATEST)
     impostor.routes["POST /tx/submit"] = Reply(TX)
-    source = Blockfrost("main", impostor.base_url, SECRET)
-    assert await source.tip() == Unknown("tip: no secure connection")
-    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
+    blockfrost = Blockfrost("main", impostor.base_url, SECRET)
+    assert await blockfrost.tip() == Unknown("tip: no secure connection")
+    assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert impostor.seen == []
     assert not keys.exists(), "a key with which a recording tells the project id"
-    await source.aclose()
+    await blockfrost.aclose()
     impostor.close()
 
 
@@ -442,16 +442,16 @@ def _slice(numbers: list[int], page: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("total", [0, 1, 99, 100, 101, 200, 250])
-async def test_all_pages_are_read(provider: FaultyProvider, source: Blockfrost, total: int) -> None:
+async def test_all_pages_are_read(provider: FaultyProvider, blockfrost: Blockfrost, total: int) -> None:
     numbers = list(range(total))
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(numbers, page))
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     assert [row.lovelace for row in read.value] == [2_000_000 + number for number in numbers]
 
 
 async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_whole(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     """An output is spent after page 1 of the first pass was read: row 100 moves up and out of sight."""
     numbers, reads_of_page_1, height = list(range(250)), 0, 1
@@ -467,22 +467,22 @@ async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_who
 
     provider.routes["GET /blocks/latest"] = lambda _: Reply({**LATEST, "height": height, "hash": f"{height:064x}"})
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(rows)
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     assert [row.lovelace - 2_000_000 for row in read.value] == numbers
     assert 100 in numbers
 
 
 async def test_a_row_on_two_pages_is_never_counted_and_never_dropped(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     numbers = [*range(150), 5]
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(numbers, page))
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
 async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     height = 0
 
@@ -493,12 +493,12 @@ async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(
 
     provider.routes["GET /blocks/latest"] = next_block
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(list(range(150)), page))
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
     assert len(read.value) == 150
 
 
-async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     numbers, height = list(range(250)), 0
 
     def rows(page: int) -> list[dict[str, Any]]:
@@ -510,36 +510,36 @@ async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, source
 
     provider.routes["GET /blocks/latest"] = lambda _: Reply({**LATEST, "height": height, "hash": f"{height:064x}"})
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(rows)
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
 async def test_a_fault_on_a_later_page_is_unknown_and_endless_pages_end(
-    provider: FaultyProvider, source: Blockfrost, hasty: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost, hasty: Blockfrost
 ) -> None:
     def second_page_lost(seen: Seen) -> Reply:
         return NOT_FOUND if "page=2" in seen.path else Reply(_slice(list(range(100)), 1))
 
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = second_page_lost
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_slice(list(range(100)), 1))
     assert isinstance(await hasty.utxos(ADDRESS), Unknown)
 
 
-async def test_pages_of_ever_more_tokens_end(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_pages_of_ever_more_tokens_end(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     laden = [{"unit": f"{TOKEN}{number:04x}", "quantity": "1"} for number in range(1_000)]
     rows = [utxo_row(number) for number in range(100)]
     rows = [{**row, "amount": [*row["amount"], *laden]} for row in rows]
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(json.dumps(rows).encode())
-    read = await source.utxos(ADDRESS)
+    read = await blockfrost.utxos(ADDRESS)
     assert read == Unknown("utxos: more than 500000 token amounts")
     assert len(provider.seen) < 10
 
 
 async def test_a_page_with_more_rows_than_asked_for_is_unknown(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(number) for number in range(101)])
-    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
 def _newest_first(numbers: list[int]) -> Callable[[Seen], Reply]:
@@ -554,29 +554,29 @@ def _newest_first(numbers: list[int]) -> Callable[[Seen], Reply]:
 
 @pytest.mark.parametrize("total", [0, 1, 99, 100, 101, 250])
 async def test_all_transactions_of_an_address_are_read_oldest_first(
-    provider: FaultyProvider, source: Blockfrost, total: int
+    provider: FaultyProvider, blockfrost: Blockfrost, total: int
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first(list(range(total)))
-    read = await source.transactions(ADDRESS, 0)
+    read = await blockfrost.transactions(ADDRESS, 0)
     rows = tuple(AddressTx(f"{number:064x}", number, 1_000 + number) for number in range(total))
     assert read == Found(rows)
     if total > 100:
-        since = await source.transactions(ADDRESS, 1_000 + total - 2)
+        since = await blockfrost.transactions(ADDRESS, 1_000 + total - 2)
         assert since == Found(rows[-2:])
         assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not asked for"
 
 
 async def test_an_address_that_was_never_used_has_no_transactions(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = NOT_FOUND
-    assert await source.transactions(ADDRESS, 0) == Found(())
+    assert await blockfrost.transactions(ADDRESS, 0) == Found(())
 
 
 async def test_transactions_that_come_while_pages_are_read_hide_no_older_one(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     numbers = list(range(150))
 
@@ -587,19 +587,21 @@ async def test_transactions_that_come_while_pages_are_read_hide_no_older_one(
 
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = growing
-    read = await source.transactions(ADDRESS, 0)
+    read = await blockfrost.transactions(ADDRESS, 0)
     assert isinstance(read, Found)
     assert [row.block_height for row in read.value] == list(range(150))
 
 
-async def test_pages_on_both_sides_of_a_fork_are_read_again(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_pages_on_both_sides_of_a_fork_are_read_again(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first([1, 2])
     provider.routes[f"GET /blocks/{BLOCK}"] = [NOT_FOUND, Reply(LATEST)]
-    assert isinstance(await source.transactions(ADDRESS, 0), Found)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Found)
     provider.routes[f"GET /blocks/{BLOCK}"] = NOT_FOUND
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply({}, 500)
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
 
 
 def _pages_asked(provider: FaultyProvider) -> list[int]:
@@ -608,7 +610,7 @@ def _pages_asked(provider: FaultyProvider) -> list[int]:
 
 
 async def test_pages_of_transactions_wait_for_their_turns_and_go_on_where_they_broke_off(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     numbers = list(range(1050))
@@ -618,19 +620,19 @@ async def test_pages_of_transactions_wait_for_their_turns_and_go_on_where_they_b
     async def turn() -> bool:
         return turns.pop(0)
 
-    source.pace(turn)
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    blockfrost.pace(turn)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
     numbers += [1050, 1051, 1052]
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
     assert _pages_asked(provider) == [1, 2, 3, 4, 1, 5, 6]
-    read = await source.transactions(ADDRESS, 0)
+    read = await blockfrost.transactions(ADDRESS, 0)
     assert isinstance(read, Found)
     assert [row.block_height for row in read.value] == numbers
     assert _pages_asked(provider)[7:] == [1, 6, 7, 8, 9, 10, 11]
 
 
 async def test_what_a_fork_has_moved_since_pages_were_read_is_read_anew(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     numbers = list(range(1050))
@@ -639,35 +641,35 @@ async def test_what_a_fork_has_moved_since_pages_were_read_is_read_anew(
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = lambda seen: (
         lost if "page=5" in seen.path else listed(seen)
     )
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
     del numbers[-7:]
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = listed
-    read = await source.transactions(ADDRESS, 0)
+    read = await blockfrost.transactions(ADDRESS, 0)
     assert isinstance(read, Found)
     assert [row.block_height for row in read.value] == numbers
     assert _pages_asked(provider)[5:] == list(range(1, 12))
 
 
 async def test_pages_of_before_a_fork_of_the_tip_are_not_gone_on_with(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     listed = _newest_first(list(range(350)))
     provider.routes[f"GET /blocks/{BLOCK}"] = [NOT_FOUND, Reply(LATEST)]
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = lambda seen: (
         Reply({}, 500) if "page=3" in seen.path and len(provider.seen) < 6 else listed(seen)
     )
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
-    assert isinstance(await source.transactions(ADDRESS, 0), Found)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Found)
     assert _pages_asked(provider) == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4]
 
 
 async def test_the_transactions_of_a_long_life_are_no_endless_pages(
-    provider: FaultyProvider, source: Blockfrost, monkeypatch: pytest.MonkeyPatch
+    provider: FaultyProvider, blockfrost: Blockfrost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("payagent.chain.blockfrost._MAX_PAGES", 3)
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first(list(range(450)))
-    read = await source.transactions(ADDRESS, 0)
+    read = await blockfrost.transactions(ADDRESS, 0)
     assert isinstance(read, Found)
     assert len(read.value) == 450
 
@@ -685,11 +687,11 @@ BAD_TX_PAGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("page", BAD_TX_PAGES.values(), ids=BAD_TX_PAGES.keys())
 async def test_a_page_of_transactions_that_is_not_understood_is_unknown(
-    provider: FaultyProvider, source: Blockfrost, page: Any
+    provider: FaultyProvider, blockfrost: Blockfrost, page: Any
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = Reply(page)
-    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await blockfrost.transactions(ADDRESS, 0), Unknown)
 
 
 OTHER = "addr_test1other"
@@ -704,41 +706,41 @@ def utxo(number: int) -> dict[str, int]:
 
 
 async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     inputs = [spent_row(1), spent_row(2, address=OTHER), spent_row(3, reference=True)]
     outputs = [made_row(0, address=OTHER, amount="not ours to read"), made_row(1)]
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
     moved = Movement({f"{1:064x}#0": utxo(1)}, {f"{TX}#1": utxo(1)})
-    assert await source.movement(TX, ADDRESS) == Found(moved)
+    assert await blockfrost.movement(TX, ADDRESS) == Found(moved)
     assert len(provider.seen) == 1
 
 
 @pytest.mark.parametrize("reference", [{}, {"reference": None}], ids=["absent", "null"])
 async def test_an_input_without_a_reference_flag_was_spent(
-    provider: FaultyProvider, source: Blockfrost, reference: dict[str, Any]
+    provider: FaultyProvider, blockfrost: Blockfrost, reference: dict[str, Any]
 ) -> None:
     """Blockfrost's OpenAPI does not require `reference`, and other servers of its API say null."""
     row = {name: value for name, value in spent_row(1).items() if name != "reference"}
     provider.routes[f"GET /txs/{TX}/utxos"] = moving([row | reference], [])
-    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{1:064x}#0": utxo(1)}, {}))
+    assert await blockfrost.movement(TX, ADDRESS) == Found(Movement({f"{1:064x}#0": utxo(1)}, {}))
 
 
 @pytest.mark.parametrize("is_valid", [True, False])
 async def test_collateral_moved_only_when_the_script_failed(
-    provider: FaultyProvider, source: Blockfrost, is_valid: bool
+    provider: FaultyProvider, blockfrost: Blockfrost, is_valid: bool
 ) -> None:
     inputs, outputs = [spent_row(1), spent_row(2, collateral=True)], [made_row(0), made_row(1, collateral=True)]
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
-    assert isinstance(await source.movement(TX, ADDRESS), Unknown), "which it was could not be read"
+    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown), "which it was could not be read"
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": is_valid})
     spent, made = (1, 0) if is_valid else (2, 1)
     moved = Movement({f"{spent:064x}#0": utxo(spent)}, {f"{TX}#{made}": utxo(made)})
-    assert await source.movement(TX, ADDRESS) == Found(moved)
+    assert await blockfrost.movement(TX, ADDRESS) == Found(moved)
 
 
 async def test_what_a_failed_script_took_is_read_with_its_tokens(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     """Blockfrost lists it twice then: in the ordinary way, and as collateral, without its tokens."""
     tokens = {"amount": [{"unit": "lovelace", "quantity": "2000002"}, {"unit": TOKEN, "quantity": "5"}]}
@@ -747,7 +749,7 @@ async def test_what_a_failed_script_took_is_read_with_its_tokens(
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": False})
     whole = {"lovelace": 2_000_002, TOKEN: 5}
-    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{2:064x}#0": whole}, {f"{TX}#1": whole}))
+    assert await blockfrost.movement(TX, ADDRESS) == Found(Movement({f"{2:064x}#0": whole}, {f"{TX}#1": whole}))
 
 
 BAD_MOVES: dict[str, Reply] = {
@@ -763,29 +765,29 @@ BAD_MOVES: dict[str, Reply] = {
 
 @pytest.mark.parametrize("reply", BAD_MOVES.values(), ids=BAD_MOVES.keys())
 async def test_a_movement_that_is_not_understood_is_unknown(
-    provider: FaultyProvider, source: Blockfrost, reply: Reply
+    provider: FaultyProvider, blockfrost: Blockfrost, reply: Reply
 ) -> None:
     provider.routes[f"GET /txs/{TX}/utxos"] = reply
-    assert isinstance(await source.movement(TX, ADDRESS), Unknown)
+    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown)
     provider.routes[f"GET /txs/{TX}/utxos"] = NOT_FOUND
-    assert await source.movement(TX, ADDRESS) == NotFound()
+    assert await blockfrost.movement(TX, ADDRESS) == NotFound()
 
 
-async def test_calls_share_one_connection(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_calls_share_one_connection(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes["POST /tx/submit"] = Reply(TX)
     for _ in range(4):
-        assert isinstance(await source.tip(), Found)
-    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.ACCEPTED
+        assert isinstance(await blockfrost.tip(), Found)
+    assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.ACCEPTED
     assert provider.connections == 1
 
 
 async def test_many_tasks_share_a_source_and_each_gets_its_own_answer(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     ids = [f"{number:064x}" for number in range(60)]
     for number, tx_id in enumerate(ids):
         provider.routes[f"GET /txs/{tx_id}"] = Reply({**TRANSACTION, "hash": tx_id, "block_height": number})
-    reads = await asyncio.gather(*(source.tx(tx_id) for tx_id in ids))
+    reads = await asyncio.gather(*(blockfrost.tx(tx_id) for tx_id in ids))
     assert reads == [Found(TxSeen(tx_id, BLOCK, number, 2_000)) for number, tx_id in enumerate(ids)]
     assert provider.connections <= 8
 
@@ -799,25 +801,25 @@ async def test_base_url_is_used_as_it_stands_and_the_environment_is_not_read(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     for base_url, project_id in ((provider.base_url, SECRET), (provider.base_url + "/", None)):
-        source = Blockfrost("main", base_url, project_id)
-        assert isinstance(await source.tip(), Found)
-        await source.aclose()
+        blockfrost = Blockfrost("main", base_url, project_id)
+        assert isinstance(await blockfrost.tip(), Found)
+        await blockfrost.aclose()
     assert [seen.path for seen in provider.seen] == ["/x/y/blocks/latest"] * 2
     assert [seen.headers.get("project_id") for seen in provider.seen] == [SECRET, None]
 
 
 async def test_the_project_id_shows_nowhere(
-    provider: FaultyProvider, source: Blockfrost, caplog: pytest.LogCaptureFixture
+    provider: FaultyProvider, blockfrost: Blockfrost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     echo = {"status_code": 400, "error": "Bad Request", "message": f"unknown token {SECRET}"}
     provider.routes["POST /tx/submit"] = Reply(echo, 400)
     provider.routes["GET /blocks/latest"] = Reply(echo, 403)
-    read, answer = await source.tip(), await source.submit(b"\x84", TX)
+    read, answer = await blockfrost.tip(), await blockfrost.submit(b"\x84", TX)
     assert provider.seen[0].headers["project_id"] == SECRET
     assert "unknown token" in answer.detail
     assert "urllib3" in caplog.text
-    for shown in (repr(source), str(source), repr(read), repr(answer), caplog.text):
+    for shown in (repr(blockfrost), str(blockfrost), repr(read), repr(answer), caplog.text):
         assert SECRET not in shown
     with pytest.raises(Refused) as refused:
         Blockfrost("main", provider.base_url, SECRET + "\n")
@@ -826,10 +828,10 @@ async def test_the_project_id_shows_nowhere(
 
 @pytest.mark.parametrize("before", range(150, 200, 10))
 async def test_no_part_of_the_project_id_shows_where_an_echo_is_cut(
-    provider: FaultyProvider, source: Blockfrost, before: int
+    provider: FaultyProvider, blockfrost: Blockfrost, before: int
 ) -> None:
     provider.routes["POST /tx/submit"] = Reply("x" * before + SECRET, 400)
-    answer = await source.submit(b"\x84", TX)
+    answer = await blockfrost.submit(b"\x84", TX)
     assert "xxx" in answer.detail
     assert SECRET[:8] not in answer.detail
 
@@ -849,23 +851,25 @@ async def test_a_project_id_that_is_a_part_of_an_answer_changes_nothing_of_what_
 
 
 async def test_a_long_refusal_of_a_submission_is_not_read_into_hundreds_of_megabytes(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes["POST /tx/submit"] = Reply(b"[" + b"[]," * 4_000_000 + b"0]", 400)
-    answer, peak_bytes = await measured(source.submit(b"\x84", TX))
+    answer, peak_bytes = await measured(blockfrost.submit(b"\x84", TX))
     assert answer.kind is SubmitKind.AMBIGUOUS
     assert peak_bytes < 64 * 2**20
 
 
-async def test_other_users_of_the_libraries_notice_nothing(provider: FaultyProvider, source: Blockfrost) -> None:
-    assert isinstance(await source.tip(), Found)
+async def test_other_users_of_the_libraries_notice_nothing(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
+    assert isinstance(await blockfrost.tip(), Found)
     assert blockfrost.api.requests is requests
     other = blockfrost.BlockFrostApi(project_id="other", base_url=provider.origin, api_version="x/y")
     assert (await asyncio.to_thread(other.block_latest, return_type="json"))["hash"] == BLOCK
 
 
 async def test_each_request_is_the_one_that_the_library_itself_sends(
-    provider: FaultyProvider, source: Blockfrost
+    provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     names = ("project_id", "user-agent", "content-type")
 
@@ -874,12 +878,18 @@ async def test_each_request_is_the_one_that_the_library_itself_sends(
         provider.seen.clear()
         return requested
 
-    for read in (source.tip(), source.genesis(), source.parameters(), source.tx(TX), source.block(BLOCK)):
+    for read in (
+        blockfrost.tip(),
+        blockfrost.genesis(),
+        blockfrost.parameters(),
+        blockfrost.tx(TX),
+        blockfrost.block(BLOCK),
+    ):
         await read
-    for read in (source.utxos(ADDRESS), source.transactions(ADDRESS, 0), source.movement(TX, ADDRESS)):
+    for read in (blockfrost.utxos(ADDRESS), blockfrost.transactions(ADDRESS, 0), blockfrost.movement(TX, ADDRESS)):
         await read
-    await source.clock_off_s(lambda: 0)
-    await source.submit(b"\x84", TX)
+    await blockfrost.clock_off_s(lambda: 0)
+    await blockfrost.submit(b"\x84", TX)
     ours = sent()
     library = blockfrost.BlockFrostApi(project_id=SECRET, base_url=provider.origin, api_version="x/y")
     paged = {"count": 100, "page": 1}
@@ -896,10 +906,10 @@ async def test_each_request_is_the_one_that_the_library_itself_sends(
     assert ours == sent()
 
 
-async def test_the_exact_bytes_are_submitted(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_the_exact_bytes_are_submitted(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     raw = bytes(range(256)) * 64
     provider.routes["POST /tx/submit"] = Reply(TX.encode(), content_type="text/plain")
-    assert (await source.submit(raw, TX)).kind is SubmitKind.ACCEPTED
+    assert (await blockfrost.submit(raw, TX)).kind is SubmitKind.ACCEPTED
     (seen,) = provider.seen
     assert (seen.path, seen.body) == ("/x/y/tx/submit", raw)
     assert seen.headers["content-type"] == "application/cbor"
@@ -924,18 +934,18 @@ SUBMISSIONS = {
 
 @pytest.mark.parametrize(("reply", "kind"), SUBMISSIONS.values(), ids=SUBMISSIONS.keys())
 async def test_a_submission_is_classified_by_what_really_happened(
-    provider: FaultyProvider, source: Blockfrost, hasty: Blockfrost, reply: Reply, kind: SubmitKind
+    provider: FaultyProvider, blockfrost: Blockfrost, hasty: Blockfrost, reply: Reply, kind: SubmitKind
 ) -> None:
     provider.routes["POST /tx/submit"] = reply
     has_no_end = reply.fault in ("silent", "drip")
-    answer = await (hasty if has_no_end else source).submit(b"\x84\xa3", TX)
+    answer = await (hasty if has_no_end else blockfrost).submit(b"\x84\xa3", TX)
     assert answer.kind is kind, answer
     assert len(provider.seen) == 1
 
 
-async def test_retry_after_reaches_the_answer(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_retry_after_reaches_the_answer(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes["POST /tx/submit"] = Reply({"status_code": 429}, 429, headers={"Retry-After": "17"})
-    answer = await source.submit(b"\x84", TX)
+    answer = await blockfrost.submit(b"\x84", TX)
     assert (answer.kind, answer.retry_after_s) == (SubmitKind.RATE, 17)
 
 
@@ -950,53 +960,55 @@ async def test_a_submission_that_never_got_a_thread_was_not_sent(provider: Fault
     assert all(isinstance(read, Unknown) for read in await asyncio.gather(*tips))
 
 
-async def test_what_is_sent_again_leaves_reads_their_turn(provider: FaultyProvider, source: Blockfrost) -> None:
+async def test_what_is_sent_again_leaves_reads_their_turn(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     """A fork makes hundreds due at once, and the threads are few: a read behind them must not run out of time."""
     submission_s, threads = 1.5, 8
     provider.routes["POST /tx/submit"] = Reply(TX)
-    again = [asyncio.create_task(source.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
+    again = [asyncio.create_task(blockfrost.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
     await asyncio.sleep(0)  # each has asked for a thread
-    assert isinstance(await source.tip(), Found)
+    assert isinstance(await blockfrost.tip(), Found)
     ahead = [seen.method for seen in provider.seen].index("GET")
     assert ahead / threads * submission_s < Timeouts().call_s
     await asyncio.gather(*again)
 
 
 async def test_closing_ends_what_is_under_way_and_later_calls_are_unknown(provider: FaultyProvider) -> None:
-    source = Blockfrost("main", provider.base_url, SECRET)
+    blockfrost = Blockfrost("main", provider.base_url, SECRET)
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
     provider.routes["POST /tx/submit"] = Reply(fault="silent")
-    tips = [asyncio.create_task(source.tip()) for _ in range(12)]
+    tips = [asyncio.create_task(blockfrost.tip()) for _ in range(12)]
     assert await asyncio.to_thread(provider.wait_for_requests, 8)
-    await source.aclose()
+    await blockfrost.aclose()
     reads: list[Read[Tip]] = await asyncio.gather(*tips)
     assert all(isinstance(read, Unknown) for read in reads)
-    assert isinstance(await source.tip(), Unknown)
-    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
+    assert isinstance(await blockfrost.tip(), Unknown)
+    assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
 
 
 async def test_cancelling_a_task_frees_its_thread(provider: FaultyProvider) -> None:
-    source = Blockfrost("main", provider.base_url, SECRET)
+    blockfrost = Blockfrost("main", provider.base_url, SECRET)
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
-    tips = [asyncio.create_task(source.tip()) for _ in range(8)]
+    tips = [asyncio.create_task(blockfrost.tip()) for _ in range(8)]
     assert await asyncio.to_thread(provider.wait_for_requests, 8)
     for tip in tips:
         tip.cancel()
     await asyncio.gather(*tips, return_exceptions=True)
     provider.routes["GET /blocks/latest"] = Reply(LATEST)
-    assert isinstance(await source.tip(), Found)
-    await source.aclose()
+    assert isinstance(await blockfrost.tip(), Found)
+    await blockfrost.aclose()
 
 
 @pytest.mark.parametrize("text", ["", "ab", TX.upper(), TX + "\n", "../genesis", TX + "?x=1"])
 async def test_what_is_not_a_hash_never_becomes_a_path(
-    provider: FaultyProvider, source: Blockfrost, text: str
+    provider: FaultyProvider, blockfrost: Blockfrost, text: str
 ) -> None:
-    for ask in (source.tx, source.block):
+    for ask in (blockfrost.tx, blockfrost.block):
         with pytest.raises(ValueError, match="form"):
             await ask(text)
     with pytest.raises(ValueError, match="form"):
-        await source.utxos("addr/../../genesis")
+        await blockfrost.utxos("addr/../../genesis")
     assert provider.seen == []
 
 

@@ -24,13 +24,13 @@ def test_lies_told_at_one_time_count_as_one_exclusion() -> None:
     once = Exclusion().after(LATER_MS)
     again_ms = LATER_MS + SENTENCE_MS + 1000
     for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
-        sentence = once
+        exclusion = once
         for at_ms in found:
-            sentence = sentence.after(at_ms)
-        assert sentence.is_relapse
-        assert sentence.holds(again_ms)
-        assert sentence.holds(again_ms + 900 + SENTENCE_MS - 1)
-        assert not sentence.holds(again_ms + 900 + SENTENCE_MS)
+            exclusion = exclusion.after(at_ms)
+        assert exclusion.is_relapse
+        assert exclusion.holds(again_ms)
+        assert exclusion.holds(again_ms + 900 + SENTENCE_MS - 1)
+        assert not exclusion.holds(again_ms + 900 + SENTENCE_MS)
 
 
 def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> None:
@@ -45,8 +45,8 @@ def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> N
 
 def test_a_clock_put_back_a_day_starts_a_new_exclusion() -> None:
     day_ms = 86_400_000
-    sentence = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
-    assert sentence == Exclusion().after(LATER_MS)
+    exclusion = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
+    assert exclusion == Exclusion().after(LATER_MS)
 
 
 class Clock:
@@ -86,9 +86,9 @@ class Slow:
         return self._told
 
 
-def panel_of(*sources: Slow) -> ProviderQuorum:
+def panel_of(*providers: Slow) -> ProviderQuorum:
     clock = Clock()
-    guarded = [ThrottledProvider(source, clock, None) for source in sources]  # type: ignore[arg-type]
+    guarded = [ThrottledProvider(source, clock, None) for source in providers]  # type: ignore[arg-type]
     return ProviderQuorum(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
 
 
@@ -104,7 +104,7 @@ def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
     """What they say together of a transaction, and how long that took."""
 
     async def ask() -> tuple[Read[TxSeen], float]:
-        view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).look()
+        view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).observe()
         assert view is not None
         return await view.tx(TX), asyncio.get_running_loop().time()
 
@@ -132,10 +132,10 @@ def heard(*first_s: float) -> tuple[str, float]:
     """Who is heard at the first look, of providers that take so long over each thing that is asked at first."""
 
     async def ask() -> tuple[str, float]:
-        sources = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
-        for source, seconds in zip(sources, first_s, strict=True):
+        providers = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
+        for source, seconds in zip(providers, first_s, strict=True):
             source.first_s = seconds
-        view = await panel_of(*sources).look()
+        view = await panel_of(*providers).observe()
         assert view is not None
         return view.name, asyncio.get_running_loop().time()
 
@@ -154,18 +154,18 @@ def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> No
 @pytest.mark.parametrize("is_out", [False, True])
 def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
     """Else one that is in and out would put off for ever what the other is believed in alone."""
-    (member,) = panel_of(Slow("0", 0, SEEN))._members
-    member.note("coins", Unknown("no answer"), 0)
+    (state,) = panel_of(Slow("0", 0, SEEN))._states
+    state.note("coins", Unknown("no answer"), 0)
     for minute in range(1, 4):
-        member.note_look(not is_out, minute * 60_000)
-    assert member.is_mute("coins") is is_out
+        state.note_look(not is_out, minute * 60_000)
+    assert state.is_mute("coins") is is_out
 
 
 def test_one_that_was_sent_out_is_not_silent_for_that_nobody_asks_it() -> None:
     """It may have been sent out for nothing, and be the one that is honest."""
-    (member,) = panel_of(Slow("0", 0, SEEN))._members
-    member.note("tx", Unknown("no answer"), 0)
-    member.send_out(0, "it contradicts itself")
+    (state,) = panel_of(Slow("0", 0, SEEN))._states
+    state.note("tx", Unknown("no answer"), 0)
+    state.send_out(0, "it contradicts itself")
     for minute in range(1, 11):
-        member.note_look(is_heard=False, now_ms=minute * 60_000)
-    assert not member.is_mute("tx")
+        state.note_look(is_heard=False, now_ms=minute * 60_000)
+    assert not state.is_mute("tx")

@@ -14,7 +14,7 @@ from kit.cli import TOKEN, Result, Shop, checks, invoke, spawn, until, write_pri
 
 from payagent.core.timestamps import iso_time
 from payagent.devnet.merchant import role_address
-from payagent.store.rows.merchants import everybody
+from payagent.store.rows.merchants import all_merchants
 
 OTHER = role_address("creator").text
 
@@ -158,7 +158,7 @@ def test_how_the_t_backend_means_its_splits_is_written_when_it_is_added(shop: Sh
     assert 'split_mode = "additional"' in added.err
     assert "on top" in added.err
     with closing(sqlite3.connect(f"file:{shop.data_dir}/ledger.db?mode=ro", uri=True)) as conn:
-        (row,) = everybody(conn)
+        (row,) = all_merchants(conn)
     assert row.settings["split_mode"] == "additional"
     shop.payagent("merchants", "remove", "tb")
     chosen = shop.payagent("merchants", "add", "tb", *t_backend, "--split-mode", "inclusive")

@@ -16,7 +16,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
-from payagent.daemon import make_terms
+from payagent.daemon import make_config
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
@@ -337,7 +337,7 @@ def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -
         write_private(key, text)
         assert "visible ASCII" in str(checks(safe)["key of t"]["detail"])
         with pytest.raises(Refused, match="visible ASCII"):
-            make_terms(settings, role_address("wallet"), Redactor())
+            make_config(settings, role_address("wallet"), Redactor())
 
 
 def test_a_credential_that_cannot_be_looked_at_ends_no_other_check(

@@ -430,7 +430,7 @@ async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(worl
     world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         agent, wall = at.run.agent, Paywall()
-        known = dict(agent.context.filed.merchants)
+        known = dict(agent.context.from_file.merchants)
         added = known.pop(at.peer.url)
         said = b'{"detail": "wallet_address_required_for_prepaid_batches"}'
         refusal = saying(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
@@ -440,11 +440,11 @@ async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(worl
             await (wall if knows else refusal)(heard)
 
         at.peer.answers["/chat"] = sell
-        await agent.context.take_terms(replace(agent.context.filed, merchants=known), lambda _unit: None)
+        await agent.context.take_config(replace(agent.context.from_file, merchants=known), lambda _unit: None)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == (402 if wants == "money" else 400)
-            terms = replace(agent.context.filed, merchants={**known, added.origin: added})
-            await agent.context.take_terms(terms, lambda _unit: None)
+            terms = replace(agent.context.from_file, merchants={**known, added.origin: added})
+            await agent.context.take_config(terms, lambda _unit: None)
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
         buyers = [(call.header("x-partner"), call.header("x-wallet-address")) for call in at.peer.calls]
         assert buyers == [(None, None)] * 2 + [("demo", world.address)] * 2

@@ -134,8 +134,8 @@ async def test_a_batch_is_shown_for_whom_an_earlier_call_bought_it(
     call = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
     asked = {"status": 402, "headers": {}, "body": world.call("hello", bought_for).json()}
     paid = await shop.api.pay("hello", app="payer", request=call | {"headers": bought_for}, response=asked)
-    other = {world.origin: replace(shop.run.context.terms.merchants[world.origin], partner="since")}
-    await shop.run.context.take_terms(replace(shop.run.context.filed, merchants=other), lambda _unit: None)
+    other = {world.origin: replace(shop.run.context.config.merchants[world.origin], partner="since")}
+    await shop.run.context.take_config(replace(shop.run.context.from_file, merchants=other), lambda _unit: None)
     answer = await start(patience_s=5.0).call(f"{world.origin}/chat", "POST", content=body)
     assert answer.status_code == 200, answer.text
     assert [payment.id for payment in shop.payments] == [paid["id"]]

@@ -76,7 +76,7 @@ async def market(
         sold = MerchantConfig("sdk", merchant.url, None, None, "confirmed", 5)
         merchants = {**world.terms.merchants, merchant.url: sold}
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
-            await run.look()
+            await run.run_pass()
             async with served(run, bounds) as api, blocks(run) if ticking else nullcontext():
                 there = Market(api, merchant, patience_s)
                 try:
@@ -254,11 +254,11 @@ async def bent(at: Market, bent: Bent, resource_origins: frozenset[str] = frozen
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
-    known = dict(agent.context.filed.merchants)
+    known = dict(agent.context.from_file.merchants)
     known[bent.url] = MerchantConfig(
         "bent", bent.url, None, None, "confirmed", 5, resource_origins=resource_origins
     )
-    await agent.context.take_terms(replace(agent.context.filed, merchants=known), lambda _unit: None)
+    await agent.context.take_config(replace(agent.context.from_file, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
         yield bent

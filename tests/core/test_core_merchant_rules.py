@@ -14,9 +14,9 @@ from payagent.core.merchant_rules import (
     MerchantRules,
     Moment,
     Pin,
+    check,
     claim_of,
     first_pins,
-    look,
     must_stop,
 )
 from payagent.core.problems import PROBLEMS
@@ -33,7 +33,7 @@ def asks(*pins: Pin, units: int = 100, asset: str = "lovelace", calls: int = 1) 
 def codes(
     claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
 ) -> list[str]:
-    return [finding.code for finding in look(claim, rules, known, moment)]
+    return [finding.code for finding in check(claim, rules, known, moment)]
 
 
 def test_a_claim_is_what_the_outputs_come_to() -> None:
@@ -61,7 +61,7 @@ class TestPins:
 
     @pytest.mark.parametrize("pins", [(THIEF,), (SHOP, THIEF), (SHOP, PARTNER, THIEF)])
     def test_an_address_that_is_not_known_asks(self, pins: tuple[Pin, ...]) -> None:
-        (finding,) = look(asks(*pins), PINNED, MerchantFacts(frozenset({SHOP, PARTNER})))
+        (finding,) = check(asks(*pins), PINNED, MerchantFacts(frozenset({SHOP, PARTNER})))
         assert (finding.code, finding.asks) == ("address_not_pinned", True)
         assert "pays split addr_thief; known of this merchant are pay_to addr_shop, split addr_partner" in (
             finding.detail
@@ -76,7 +76,7 @@ class TestPins:
         assert codes(asks(SHOP), PINNED, MerchantFacts(frozenset({SHOP, PARTNER}))) == []
 
     def test_addresses_of_the_config_leave_nothing_to_be_learnt(self) -> None:
-        rules = MerchantRules(first_use=True, filed=frozenset({SHOP}))
+        rules = MerchantRules(first_use=True, from_file=frozenset({SHOP}))
         assert codes(asks(SHOP), rules, MerchantFacts()) == []
         assert codes(asks(SHOP, PARTNER), rules, MerchantFacts()) == ["address_not_pinned"]
         assert first_pins(asks(SHOP, PARTNER), rules, MerchantFacts()) == ()
@@ -114,7 +114,7 @@ class TestDrift:
         self, agreed_units: int | None, percent: int | None, units: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=() if agreed_units is None else (agreed(agreed_units),))
-        found = look(asks(units=units), MerchantRules(price_rise_percent_max=percent), known)
+        found = check(asks(units=units), MerchantRules(price_rise_percent_max=percent), known)
         assert [(one.code, one.asks) for one in found] == [("price_changed", True)] * asks_somebody
 
     @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ class TestDrift:
         self, prices: list[tuple[int, int]], units: int, calls: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=tuple(agreed(*price) for price in prices))
-        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=25), known)
+        found = check(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=25), known)
         assert [one.code for one in found] == ["price_changed"] * asks_somebody
 
     @pytest.mark.parametrize(
@@ -156,21 +156,21 @@ class TestDrift:
     )
     def test_it_says_how_much_more(self, asset: str, told: str) -> None:
         known = MerchantFacts(agreed=(agreed(2_000_000, asset=asset),))
-        (found,) = look(
+        (found,) = check(
             asks(units=9_770_000, asset=asset, calls=4), MerchantRules(price_rise_percent_max=25), known
         )
         assert found.detail == told
 
     def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
         rules, prices = MerchantRules(price_rise_percent_max=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
-        (found,) = look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
+        (found,) = check(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
         assert (found.code, found.asks) == ("price_changed", True)
         assert found.detail == (
             f"it asks 1 units of {TOKEN} for 1 call; what was agreed to is of another asset: "
             f"2 ADA for 1 call, 3 units of {'cd' * 28} for 2 calls"
         )
         assert (
-            look(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=(*prices, agreed(1, asset=TOKEN)))) == ()
+            check(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=(*prices, agreed(1, asset=TOKEN)))) == ()
         )
 
     @given(*[st.integers(1, 2**63 - 1)] * 2, *[st.integers(1, 10**9)] * 2, st.integers(0, 10_000))
@@ -178,7 +178,7 @@ class TestDrift:
         self, known_units: int, units: int, known_calls: int, calls: int, percent: int
     ) -> None:
         known = MerchantFacts(agreed=(agreed(known_units, known_calls),))
-        found = look(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=percent), known)
+        found = check(asks(units=units, calls=calls), MerchantRules(price_rise_percent_max=percent), known)
         most = Fraction(100 + percent, 100)
         is_more = units > known_units * most
         assert bool(found) == (is_more or Fraction(units, calls) > Fraction(known_units, known_calls) * most)
@@ -192,7 +192,7 @@ class TestStop:
 
     @pytest.mark.parametrize("moment", Moment)
     def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:
-        (found,) = look(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(is_stopped=True), moment)
+        (found,) = check(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(is_stopped=True), moment)
         assert (found.code, found.asks) == ("merchant_stopped", False)
         assert codes(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(), moment) == []
 
@@ -224,13 +224,13 @@ PINS = st.sets(
 
 @given(PINS, st.frozensets(st.sampled_from([Pin("pay_to", "a"), Pin("split", "b")])), PINS, st.booleans())
 def test_nothing_is_paid_unasked_that_is_not_known(
-    paid: set[Pin], filed: frozenset[Pin], had: set[Pin], is_first: bool
+    paid: set[Pin], from_file: frozenset[Pin], had: set[Pin], is_first: bool
 ) -> None:
     """Whatever came before: who is paid without a question is known, or the very first."""
     rules, known = (
-        MerchantRules(first_use=True, filed=filed),
+        MerchantRules(first_use=True, from_file=from_file),
         MerchantFacts(frozenset() if is_first else frozenset(had)),
     )
     claim = asks(*sorted(paid))
-    may_be_paid = filed | known.pins | set(first_pins(claim, rules, known))
-    assert bool(look(claim, rules, known)) == (not paid <= may_be_paid)
+    may_be_paid = from_file | known.pins | set(first_pins(claim, rules, known))
+    assert bool(check(claim, rules, known)) == (not paid <= may_be_paid)

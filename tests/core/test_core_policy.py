@@ -65,9 +65,9 @@ class TestWhatBinds:
         assert allowed_assets([of_wallet(window, 5)]) == ({ADA} if lets else set())
 
     def test_what_is_set_at_run_time_stands_over_the_same_limit_only(self) -> None:
-        filed = (of_wallet(Window.PAYMENT, 5), of_wallet(Window.DAY, 20))
+        from_file = (of_wallet(Window.PAYMENT, 5), of_wallet(Window.DAY, 20))
         over = (of_wallet(Window.DAY, 50), Limit(Scope(APP), ADA, Window.DAY, 1))
-        assert in_force(filed, over) == (filed[0], over[0], over[1])
+        assert in_force(from_file, over) == (from_file[0], over[0], over[1])
 
     def test_a_window_without_an_amount_sets_no_limit(self) -> None:
         limits = limits_of(ADA, {"per_payment": 5, "per_hour": None, "total": 0}, Scope(APP))

@@ -90,12 +90,12 @@ class TestASplitForThoseWhoWait:
         assert decide(replace(TWO_ADA, waiting=DEEP), [utxo(9_998 * ADA, DEEP)], [], BUDGET) is None
 
     def test_enough_utxos_are_not_split(self) -> None:
-        stock = [utxo(40 * ADA, ref=f"c#{index}") for index in range(3)]
-        assert decide(replace(TWO_ADA, waiting=27), stock, [], BUDGET) is None
+        utxos = [utxo(40 * ADA, ref=f"c#{index}") for index in range(3)]
+        assert decide(replace(TWO_ADA, waiting=27), utxos, [], BUDGET) is None
 
     def test_the_utxo_that_gains_most_is_split(self) -> None:
-        stock = [utxo(500 * ADA, 3, ref="deep"), utxo(400 * ADA, 9, ref="shallow"), utxo(9 * ADA, 9, ref="small")]
-        split = decide(replace(TWO_ADA, waiting=500), stock, [], BUDGET)
+        utxos = [utxo(500 * ADA, 3, ref="deep"), utxo(400 * ADA, 9, ref="shallow"), utxo(9 * ADA, 9, ref="small")]
+        split = decide(replace(TWO_ADA, waiting=500), utxos, [], BUDGET)
         assert isinstance(split, Split)
         assert split.ref == "shallow"
 
@@ -120,12 +120,12 @@ class TestASplitForThoseWhoWait:
         assert split.each_lovelace == KEPT_LOVELACE + 90 * ADA + FEE_LOVELACE
 
     def test_the_fee_bounds_how_many(self) -> None:
-        demand, stock = replace(TWO_ADA, waiting=999), [utxo(9_998 * ADA)]
-        split = decide(demand, stock, [], replace(BUDGET, left_lovelace=400_000))
+        demand, utxos = replace(TWO_ADA, waiting=999), [utxo(9_998 * ADA)]
+        split = decide(demand, utxos, [], replace(BUDGET, left_lovelace=400_000))
         assert isinstance(split, Split)
         assert 70 < split.count < 80
-        assert decide(demand, stock, [], replace(BUDGET, left_lovelace=170_000)) is None
-        assert decide(demand, stock, [], replace(BUDGET, left_lovelace=0)) is None
+        assert decide(demand, utxos, [], replace(BUDGET, left_lovelace=170_000)) is None
+        assert decide(demand, utxos, [], replace(BUDGET, left_lovelace=0)) is None
 
     def test_what_lies_under_tokens_stays_with_them(self) -> None:
         mixed = utxo(KEPT_LOVELACE + 3 * ASSET_LOVELACE + ADA, assets="abc")
@@ -147,10 +147,10 @@ class TestASplitForLater:
         assert decide(replace(TWO_ADA, at_once=DEEP + 1), [utxo(9_998 * ADA)], [], BUDGET) is None
 
     def test_many_utxos_that_are_deep_already_are_as_good_as_new_with_the_next_block(self) -> None:
-        stock = [utxo(20 * ADA, index % 2, in_block=False, ref=f"c#{index}") for index in range(75)]
-        assert decide(replace(TWO_ADA, at_once=900), stock, [], BUDGET) is None
+        utxos = [utxo(20 * ADA, index % 2, in_block=False, ref=f"c#{index}") for index in range(75)]
+        assert decide(replace(TWO_ADA, at_once=900), utxos, [], BUDGET) is None
         large = utxo(9_998 * ADA, 7, in_block=False, ref="large")
-        assert isinstance(decide(replace(TWO_ADA, at_once=900), [*stock[1:40], large], [], BUDGET), Split)
+        assert isinstance(decide(replace(TWO_ADA, at_once=900), [*utxos[1:40], large], [], BUDGET), Split)
 
     def test_what_is_handed_over_takes_a_utxo_each(self) -> None:
         demand = replace(TWO_ADA, at_once=2, merchant_submits_at_once=2)

@@ -69,10 +69,10 @@ async def of_the_agent(folder: Path) -> Counts:
     with world_with_clock(folder) as world:
         world.fund(*[20 * ADA] * (PAYMENTS + 1))
         async with world.run() as run:
-            await run.look()
+            await run.run_pass()
             await run.pay("first")
             await run.settle_down(3)
-            statements, source = Statements(), run.context.sources[0]
+            statements, source = Statements(), run.context.all_providers[0]
             statements.watch(run.context._writer._committer.conn)  # type: ignore[attr-defined]
             statements.watch(run.context.conn)
             calls = source.calls

@@ -40,7 +40,7 @@ def world(tmp_path: Path) -> Iterator[CrashWorld]:
 async def life(world: CrashWorld) -> AsyncIterator[tuple[Run, CountingSigner]]:
     signer = CountingSigner(world.account.signer)
     async with world.run(signer=signer, providers={"devnet": world.guard.url}) as run:
-        await run.look()
+        await run.run_pass()
         yield run, signer
 
 
@@ -65,7 +65,7 @@ async def pay_until_refused(run: Run, most: int = 200) -> Refused:
                 raise
             run.world.block()
             with allowed("store_failed"):
-                await run.look()
+                await run.run_pass()
     raise AssertionError("it took everything")
 
 
@@ -181,12 +181,12 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
         with BAD_DISKS[trouble](run, spare):
             refused = await pay_until_refused(run)
             assert SAID[trouble] in refused.detail
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             left = len(world.guard.received)
             sent = set(world.guard.received)
             with allowed("store_failed"):
-                await run.look()
-            await run.agent.sending.drain(10)
+                await run.run_pass()
+            await run.agent.submitter.drain(10)
             assert_nothing_left_unrecorded(world)
         assert len(sent) <= signatures_kept(world) <= signer.signed
         assert left <= signer.signed
@@ -203,7 +203,7 @@ async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashW
             signer.then = lambda: disk.enter_context(BAD_DISKS[trouble](run, 0))
             with pytest.raises(Refused, match="store_failed"):
                 await run.pay("hello", key="key")
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             assert signer.signed == 1
             assert signatures_kept(world) == 0
             assert world.guard.received == []
@@ -223,11 +223,11 @@ async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_ag
         world.block()
         with log_cannot_be_written(run, 0):
             with allowed("store_failed"):
-                assert not await run.watch.tick()
+                assert not await run.chain_sync.run_once()
             with allowed("store_failed"):
-                assert not await run.watch.tick()
+                assert not await run.chain_sync.run_once()
         assert run.state(row.id) is State.IN_FLIGHT
-        assert await run.watch.tick()
+        assert await run.chain_sync.run_once()
         assert run.state(row.id) is State.CONFIRMED
         await assert_recovered(world, run)
 
@@ -244,12 +244,12 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
         assert "KiB of room" in (find(run.context, lambda: None, lambda: None)["ledger"] or "")
         refused = await pay_until_refused(run)
         assert SAID["full"] in refused.detail
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         assert_nothing_left_unrecorded(world)
         assert signatures_kept(world) <= signer.signed
     with allowed("store_failed"):
         async with life(world) as (run, _):  # a start on a full disk: it works or says why not
-            await run.look()
+            await run.run_pass()
     ballast.unlink()
     async with life(world) as (run, _):
         await assert_recovered(world, run)
@@ -266,7 +266,7 @@ async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
     sent = len(world.guard.received)
     with pytest.raises(Refused, match="store_failed"):
         async with life(world) as (run, _):
-            await run.look()
+            await run.run_pass()
     assert len(world.guard.received) == sent
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     async with life(world) as (run, _):
@@ -308,8 +308,8 @@ async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
             for ask in asks[1:]:
                 with allowed("store_failed"):
                     await run.agent.pay(ask)
-            await run.agent.sending.drain(10)
-            await run.watch.tick()
+            await run.agent.submitter.drain(10)
+            await run.chain_sync.run_once()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             for plug in plugs:
@@ -334,21 +334,21 @@ async def test_a_clock_that_jumps_and_comes_back_pays_once(world: CrashWorld, wh
             row = await run.pay("hello", key="key")
             if when == "in block":
                 world.block()
-                await run.look()
+                await run.run_pass()
         ask = world.ask("hello", key="key") if row is None else None
         jumping.jump_ms = jump_ms
         if ask is not None:
             with allowed("chain_not_ready", "clock_skew", "invoice_expired"):
                 row, _ = await run.agent.pay(ask)
         for _ in range(2):
-            await run.look()
+            await run.run_pass()
             world.block()
-        await run.look()
+        await run.run_pass()
         assert signer.signed <= 1
         jumping.jump_ms = 0
         again, _ = await run.agent.pay(ask or world.ask("hello", key="key"))
         assert row is None or again.id == row.id
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.pass_time(4)
         assert run.state(again.id) is State.CONFIRMED
         assert signer.signed == 1

@@ -42,10 +42,10 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
     world.guard.gone = False
     terms = with_terms(unconfirmed_ancestors_max=2, upkeep_fees_per_day_lovelace=2 * ADA)
     async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}, terms=terms) as run:
-        await run.look()
+        await run.run_pass()
         asks = [world.ask(key, key=key) for key in keys]
         await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-        await run.agent.sending.drain(30)
+        await run.agent.submitter.drain(30)
         if disk.dead:
             return
         for _ in range(30):

@@ -110,20 +110,20 @@ async def test_a_wallet_that_runs_low_is_told_of_once_and_once_when_it_is_back(
 ) -> None:
     world.fund(30 * ADA)
     async with life(world, receiver) as (run, alerting):
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.calls == [], "the wallet was not read yet"
-        await run.look()
-        await alerting.beat()
+        await run.run_pass()
+        await alerting.run_once()
         assert receiver.calls == []
         await run.agent.transfers.send(APP, ELSEWHERE, "lovelace", 15 * ADA, None)
         await run.settle_down()
         for _ in range(3):
-            await alerting.beat()
+            await alerting.run_once()
         assert receiver.said() == [("wallet_low", "wallet")]
         world.fund(5 * ADA, 10 * ADA)
-        await run.look()
+        await run.run_pass()
         for _ in range(3):
-            await alerting.beat()
+            await alerting.run_once()
         assert receiver.said() == [("wallet_low", "wallet"), ("cleared", "wallet")]
         low, back = receiver.calls
         left = int(low.said["left"])
@@ -148,12 +148,12 @@ async def test_change_that_is_on_its_way_is_not_missed(world: World, receiver: R
     """The one coin is reserved, then spent, and its change is in no block: nothing of that is a low wallet."""
     world.fund(40 * ADA)
     async with life(world, receiver) as (run, alerting):
-        await run.look()
+        await run.run_pass()
         await run.pay()
         assert run.selectable() == set()
-        await alerting.beat()
+        await alerting.run_once()
         await run.settle_down()
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.calls == []
 
 
@@ -161,21 +161,21 @@ async def test_money_that_is_held_for_payments_is_gone(world: World, receiver: R
     world.fund(30 * ADA)
     world.settings(price="12000000")
     async with life(world, receiver) as (run, alerting):
-        await run.look()
+        await run.run_pass()
         await run.pay()
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.said() == [("wallet_low", "wallet")]
 
 
 async def test_a_utxo_that_somebody_else_spent_is_no_money(world: World, receiver: Receiver) -> None:
     world.fund(15 * ADA, 16 * ADA)
     async with life(world, receiver) as (run, alerting):
-        await run.look()
+        await run.run_pass()
         utxo = next(one for one in queries.utxos(run.context.conn) if one.lovelace == 16 * ADA)
         await run.context.write(
             "test", lambda unit: unit.conn.execute("UPDATE utxos SET state = 'missing' WHERE ref = ?", (utxo.ref,))
         )
-        await alerting.beat()
+        await alerting.run_once()
         assert [call.said["left"] for call in receiver.calls] == [str(15 * ADA)]
 
 
@@ -185,26 +185,26 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
     world.fund(*[100 * ADA] * 3)
     world.settings(batch=4)
     async with life(world, receiver) as (run, alerting):
-        await run.look()
+        await run.run_pass()
         first = await run.pay("first")
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.calls == [], "four calls are on their way"
         await run.settle_down()
         await run.agent.deliveries.record_delivery(first.id, 200)
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.calls == [], "three are left"
         for number in range(2):
             buyer = Buyer("demo", world.address)
             await run.agent.prepaid_calls.record_call(
                 ServedRequest(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
             )
-            await alerting.beat()
+            await alerting.run_once()
         assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"
         said = receiver.calls[0].said
         assert (said["left"], said["below"], said["unit"]) == ("2", "3", "calls")
         assert (said["merchant"], said["partner"], said["wallet"]) == (world.origin, "demo", world.address)
         await run.pay("another")
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.said()[1:] == [("cleared", "prepaid:1")]
         require_whole(run)
 
@@ -220,7 +220,7 @@ async def test_what_anything_else_raises_is_told_the_same_way(
                 "test",
                 lambda unit: raise_alert(unit, "topup_failed", "topup:1", facts, now_ms),  # noqa: B023
             )
-            await alerting.beat()
+            await alerting.run_once()
     assert receiver.said() == [("topup_failed", "topup:1")]
     (logged,) = lines(written, "alert.raised")
     assert (logged["kind"], logged["detail"]) == ("topup_failed", "no batch is sold")
@@ -228,8 +228,8 @@ async def test_what_anything_else_raises_is_told_the_same_way(
 
 async def test_a_call_is_signed_as_the_page_says(world: World, receiver: Receiver) -> None:
     async with life(world, receiver) as (run, alerting):
-        await run.look()
-        await alerting.beat()
+        await run.run_pass()
+        await alerting.run_once()
     (call,) = receiver.calls
     assert call.headers["content-type"] == "application/json"
     assert call.headers["user-agent"] == USER_AGENT
@@ -269,24 +269,24 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
 ) -> None:
     receiver.status = 503
     async with life(world, receiver) as (run, alerting):
-        await run.look()
+        await run.run_pass()
         for wait_ms in (0, 5 * SECOND, 30 * SECOND):
             world.clock.ahead_ms += wait_ms
-            await alerting.beat()
-            await alerting.beat()
+            await alerting.run_once()
+            await alerting.run_once()
         assert len(receiver.calls) == 3
     async with life(world, receiver) as (run, alerting):
-        await alerting.beat()
+        await alerting.run_once()
         assert len(receiver.calls) == 3, "two minutes are not over"
         receiver.status = 302
         world.clock.ahead_ms += 120 * SECOND
-        await alerting.beat()
+        await alerting.run_once()
         assert [call.path for call in receiver.calls] == ["/hook"] * 4, "a redirect was followed"
         receiver.status = 200
         world.clock.ahead_ms += 600 * SECOND
-        await alerting.beat()
+        await alerting.run_once()
         world.clock.ahead_ms += DAY
-        await alerting.beat()
+        await alerting.run_once()
         assert len(receiver.calls) == 5
         assert len(set(receiver.ids())) == len({call.body for call in receiver.calls}) == 1
         assert is_in_order([int(call.headers["webhook-timestamp"]) for call in receiver.calls])
@@ -306,17 +306,17 @@ async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World
     world.clock.ahead_ms = DAY
     async with life(world, receiver) as (run, alerting):
         await run.context.write("test", lambda unit: raise_one(unit, "first", run.context.ports.clock.now_ms()))
-        await alerting.beat()
+        await alerting.run_once()
         await run.context.write("test", lambda unit: raise_one(unit, "second", run.context.ports.clock.now_ms()))
         assert len(receiver.calls) == 1
     world.clock.ahead_ms, receiver.status = 0, 204
     async with life(world, receiver) as (run, alerting):
-        await alerting.beat()
+        await alerting.run_once()
         assert receiver.said()[1:] == [("paused", "first"), ("paused", "second")]
         receiver.status = 503
         await run.context.write("test", lambda unit: raise_one(unit, "third", run.context.ports.clock.now_ms()))
         for _ in range(2):
-            await alerting.beat()
+            await alerting.run_once()
         assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
 
 
@@ -335,9 +335,9 @@ async def test_a_receiver_that_is_not_there_stops_nothing(world: World, written:
     receiver = Receiver()
     receiver.server.server_close()
     async with life(world, receiver) as (run, alerting):
-        await run.look()
-        await alerting.beat()
-        await alerting.beat()
+        await run.run_pass()
+        await alerting.run_once()
+        await alerting.run_once()
         assert [one.tries for one in alerts.after(run.context.conn, 0)] == [1]
     (logged,) = lines(written, "alert.not_delivered")
     assert logged["why"] == "ConnectError"
@@ -354,11 +354,11 @@ def test_it_is_tried_ever_less_often_and_for_three_days() -> None:
 
 async def test_what_is_old_when_a_webhook_is_named_is_not_sent(world: World, receiver: Receiver) -> None:
     async with life(world, None) as (run, alerting):
-        await run.look()
-        await alerting.beat()
+        await run.run_pass()
+        await alerting.run_once()
     world.clock.ahead_ms += 4 * DAY
     async with life(world, receiver) as (run, alerting):
-        await alerting.beat()
+        await alerting.run_once()
         assert (len(receiver.calls), len(alerts.after(run.context.conn, 0))) == (0, 1)
 
 

@@ -31,7 +31,7 @@ class Agent:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.context = self.decisions = self.sending = self.stock = self.deliveries = self
+        self.context = self.decisions = self.submitter = self.utxo_pool = self.deliveries = self
 
     async def give_up_unserved(self) -> None:
         return
@@ -65,9 +65,9 @@ class Watch:
     several: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.hearing = self.inquiries = self
+        self.provider_selection = self.merchant_polling = self
 
-    async def tick(self) -> bool:
+    async def run_once(self) -> bool:
         self.looks += 1
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
@@ -91,17 +91,17 @@ class Watch:
 class Quiet:
     """Alerts, top-ups or the recovery: nothing runs low, and nothing is behind."""
 
-    async def beat(self, view: None = None) -> None:
+    async def run_once(self, view: None = None) -> None:
         return
 
 
 async def test_a_failed_pass_does_not_stop_the_scheduler() -> None:
-    watch = Watch(fail_first=3)
-    watch.go_on.set()
-    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    chain_sync = Watch(fail_first=3)
+    chain_sync.go_on.set()
+    sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     assert sweeps.stale() is not None
-    await asyncio.wait_for(watch.several.wait(), 10)
+    await asyncio.wait_for(chain_sync.several.wait(), 10)
     assert sweeps.stale() is None
     await sweeps.stop()
 
@@ -118,79 +118,79 @@ class WallClock:
 
 @pytest.mark.parametrize("off", [timedelta(days=-1), timedelta(days=365 * 56)])
 async def test_the_scheduler_runs_on_after_a_clock_jump(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
-    clock, watch = WallClock(), Watch()
+    clock, chain_sync = WallClock(), Watch()
     for module in ("payagent.scheduler", "apscheduler.schedulers.base"):
         monkeypatch.setattr(f"{module}.datetime", clock)
     monkeypatch.setattr("payagent.scheduler.CLOCK_LOOK_S", 0.01)
-    watch.go_on.set()
-    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    chain_sync.go_on.set()
+    sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await looks(watch, 3)
+    await looks(chain_sync, 3)
     clock.off = off
-    await looks(watch, 3)
+    await looks(chain_sync, 3)
     await sweeps.stop()
 
 
 async def test_expired_approvals_are_looked_for() -> None:
-    agent, watch = Agent(), Watch()
-    watch.go_on.set()
-    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    agent, chain_sync = Agent(), Watch()
+    chain_sync.go_on.set()
+    sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(agent.asked.wait(), 10)
     await sweeps.stop()
 
 
 async def test_passes_do_not_overlap() -> None:
-    watch = Watch()
-    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    chain_sync = Watch()
+    sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(watch.started.wait(), 10)
+    await asyncio.wait_for(chain_sync.started.wait(), 10)
     for _ in range(20):
         await asyncio.sleep(0.01)
-    assert watch.looks == 1
-    watch.go_on.set()
-    await asyncio.wait_for(watch.several.wait(), 10)
-    assert watch.at_once_max == 1
+    assert chain_sync.looks == 1
+    chain_sync.go_on.set()
+    await asyncio.wait_for(chain_sync.several.wait(), 10)
+    assert chain_sync.at_once_max == 1
     await sweeps.stop()
 
 
 async def test_an_idle_wallet_has_rare_passes_and_an_admission_brings_the_next() -> None:
-    watch = Watch(is_idle=True)
-    watch.go_on.set()
-    beats = replace(FAST, idle_s=3600, merchants_s=0.01)
-    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), beats)  # type: ignore[arg-type]
+    chain_sync = Watch(is_idle=True)
+    chain_sync.go_on.set()
+    intervals = replace(FAST, idle_s=3600, merchants_s=0.01)
+    sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), intervals)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(watch.started.wait(), 10)
+    await asyncio.wait_for(chain_sync.started.wait(), 10)
     async with asyncio.timeout(10):
-        while watch.polls < 20:
+        while chain_sync.polls < 20:
             await asyncio.sleep(0.001)
-    assert watch.looks == 1
-    watch.is_idle = False
-    await looks(watch, 3)
+    assert chain_sync.looks == 1
+    chain_sync.is_idle = False
+    await looks(chain_sync, 3)
     await sweeps.stop()
 
 
 async def test_a_stop_lets_the_running_pass_end_and_starts_no_other() -> None:
-    agent, watch = Agent(), Watch()
-    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    agent, chain_sync = Agent(), Watch()
+    sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(watch.started.wait(), 10)
+    await asyncio.wait_for(chain_sync.started.wait(), 10)
     stopping = asyncio.create_task(sweeps.stop())
     await asyncio.sleep(0)
     assert not stopping.done()
-    watch.go_on.set()
+    chain_sync.go_on.set()
     await asyncio.wait_for(stopping, 10)
-    assert (watch.looks, watch.ended) == (1, 1)
+    assert (chain_sync.looks, chain_sync.ended) == (1, 1)
     assert agent.drained_s is not None
     assert agent.drained_s < DRAIN_S, "the look has taken a part of the time that a stop has"
 
 
 async def test_readiness_is_that_of_the_last_pass() -> None:
-    agent, watch = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
-    watch.go_on.set()
-    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    agent, chain_sync = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
+    chain_sync.go_on.set()
+    sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(watch.several.wait(), 10)
+    await asyncio.wait_for(chain_sync.several.wait(), 10)
     assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
     await sweeps.stop()
 
@@ -208,33 +208,33 @@ def written() -> Iterator[io.StringIO]:
     structlog.reset_defaults()
 
 
-async def looks(watch: Watch, count: int) -> None:
+async def looks(chain_sync: Watch, count: int) -> None:
     """Until so many more looks have ended."""
-    wanted = watch.ended + count
+    wanted = chain_sync.ended + count
     async with asyncio.timeout(10):
-        while watch.ended < wanted:
+        while chain_sync.ended < wanted:
             await asyncio.sleep(0.001)
 
 
 async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     written: io.StringIO,
 ) -> None:
-    agent, watch = Agent(), Watch(whole=False, trouble="first: timeout after 5.1 s")
+    agent, chain_sync = Agent(), Watch(whole=False, trouble="first: timeout after 5.1 s")
     now_s = agent.ports.clock.now_ms() // 1000
     agent.chain.slots = SlotClock(0, now_s)
     agent.chain.tip = Tip(1, 0, "ab" * 32, now_s)
-    watch.go_on.set()
-    sweeps = Scheduler(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    chain_sync.go_on.set()
+    sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await looks(watch, 5)
-    watch.trouble = "first: timeout after 5.2 s"
-    await looks(watch, 5)
-    watch.trouble = "first: http 500"
-    await looks(watch, 5)
-    watch.whole, watch.trouble = True, None
-    await looks(watch, 5)
+    await looks(chain_sync, 5)
+    chain_sync.trouble = "first: timeout after 5.2 s"
+    await looks(chain_sync, 5)
+    chain_sync.trouble = "first: http 500"
+    await looks(chain_sync, 5)
+    chain_sync.whole, chain_sync.trouble = True, None
+    await looks(chain_sync, 5)
     agent.chain.tip = Tip(1, -1_000, "ab" * 32, now_s - 1_000)
-    await looks(watch, 5)
+    await looks(chain_sync, 5)
     await sweeps.stop()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     told = [(line["event"], line.get("problem"), line["level"]) for line in lines]
@@ -248,11 +248,11 @@ async def test_the_log_reports_trouble_with_the_chain_once_per_change(
 
 
 async def test_a_pass_that_fails_in_the_same_way_is_logged_once(written: io.StringIO) -> None:
-    watch = Watch(fail_first=1_000_000)
-    watch.go_on.set()
-    sweeps = Scheduler(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    chain_sync = Watch(fail_first=1_000_000)
+    chain_sync.go_on.set()
+    sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await looks(watch, 5)
+    await looks(chain_sync, 5)
     await sweeps.stop()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["sweep.failed"]

@@ -108,7 +108,7 @@ async def place(world: World, way: str, mode: str) -> AsyncIterator[Place]:
     with HostileMerchant(world, mode, slow_s=SLOW_ANSWER_S).serving() as merchant:
         terms = MerchantConfig("t", merchant.url, "demo", None, "submitted", 1, proof=proof)
         async with world.run(terms=lambda given: replace(given, merchants={merchant.url: terms})) as run:
-            await run.look()
+            await run.run_pass()
             async with served(run, HURRIED if mode == "accept_then_timeout" else PATIENT) as api:
                 yield Place(api, merchant, way)
 
@@ -215,7 +215,7 @@ DRIVERS = {"proxy": call_proxy, "api": call_api}
 async def blocks(at: Place, count: int = 2) -> None:
     for _ in range(count):
         await asyncio.to_thread(at.run.world.block)
-        await at.run.look()
+        await at.run.run_pass()
 
 
 def assert_books(at: Place) -> None:
@@ -241,7 +241,7 @@ async def buy_in_spite(at: Place, driver: str) -> None:
         "accepted" if was_served else "presented" if shows_word(at, driver) else "not_presented"
     )
     assert len(settlements(at.run.world)) == 1
-    await at.run.watch.inquiries.poll_merchants()
+    await at.run.chain_sync.merchant_polling.poll_merchants()
     await blocks(at)
     payment = await at.payment()
     assert payment["state"] == "confirmed"
@@ -287,7 +287,7 @@ async def test_a_purchase_is_settled_once(world: World, mode: str, way: str, dri
 async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World, mode: str, way: str) -> None:
     async with place(world, way, mode) as at:
         assert not await call_proxy(at)
-        await at.run.watch.inquiries.poll_merchants()
+        await at.run.chain_sync.merchant_polling.poll_merchants()
         assert at.merchant.counts[mode] == 1
         payment = await at.payment()
         assert (payment["state"], payment["delivery"]) == ("in_flight", "presented")

@@ -25,7 +25,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
     class Hasty(PaymentSigner):
         async def sign(self, payment_id: str, plan: TxPlan) -> None:
-            await self._context.sources[0].submit(sign(plan, self._signer), plan.tx_id)
+            await self._context.all_providers[0].submit(sign(plan, self._signer), plan.tx_id)
             await super().sign(payment_id, plan)
 
     setattr(payagent.agent.agent, "PaymentSigner", Hasty)  # noqa: B010  a module does not export what it imports

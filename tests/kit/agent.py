@@ -224,7 +224,7 @@ class World:
         """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
-        sources = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
+        adapters = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
         own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
         writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
         readers = Readers(path)
@@ -233,16 +233,16 @@ class World:
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
         signs = InProcess(signer or self.account.signer)
-        agent = Agent(terms(self.terms), ports, writer, readers, sources, signs)
+        agent = Agent(terms(self.terms), ports, writer, readers, adapters, signs)
         recovery = None if record is None else Recovery(agent.context, record)
         try:
             if recovery is not None:
                 await recovery.begin()
             yield Run(self, agent, ChainSync(agent, merchants), TopupRunner(agent, merchants), recovery)
         finally:
-            await agent.sending.drain(10)
+            await agent.submitter.drain(10)
             await merchants.aclose()
-            for source in sources:
+            for source in adapters:
                 await source.aclose()
             writer.close()
 
@@ -253,7 +253,7 @@ class Run:
 
     world: World
     agent: Agent
-    watch: ChainSync
+    chain_sync: ChainSync
     topups: TopupRunner
     recovery: Recovery | None = None
 
@@ -267,28 +267,28 @@ class Run:
         """How many there were in this life."""
         return self.context._writer.commits  # type: ignore[attr-defined, no-any-return]
 
-    async def look(self) -> None:
+    async def run_pass(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
-        await self.watch.tick()
+        await self.chain_sync.tick()
         if self.recovery is not None:
-            await self.recovery.beat(self.watch.hearing.view)
-        await self.agent.sending.drain(10)
+            await self.recovery.run_once(self.chain_sync.provider_selection.view)
+        await self.agent.submitter.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
         """Pay for a call and have its bytes sent."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
-        await self.agent.sending.drain(10)
+        await self.agent.submitter.drain(10)
         return self.context.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:
         """Blocks, and a look after each."""
         for _ in range(blocks):
             self.world.block()
-            await self.look()
+            await self.run_pass()
 
     async def pay_in_block(self, message: str = "hello") -> PaymentRow:
         """Look, pay, and see it in a block; the payment as it was when it was sent."""
-        await self.look()
+        await self.run_pass()
         row = await self.pay(message)
         await self.settle_down()
         return row

@@ -59,20 +59,20 @@ async def live(world: World) -> None:
         world.settings(batch=1)
         await use_the_batch(run)
         await run.agent.transfers.split("app_test", 3, 10 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         await run.agent.transfers.send("app_test", world.account.address, "lovelace", 5 * ADA)
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         await run.settle_down()
         await decide_on_some(world, run)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         (world.folder / "early").mkdir()
         copy_of(world.folder / "ledger.db", world.folder / "early")
-        await run.look()
+        await run.run_pass()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.pay(world.ask("too much"))
     async with world.run(terms=with_handover) as run:
-        await run.look()
+        await run.run_pass()
         taken_back = await run.pay("taken back")
         await pass_ttl(world, run)
         await wait_for_void(world, run)
@@ -92,18 +92,18 @@ async def live(world: World) -> None:
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent.context.admission.rulebook.approval_required_above = {"lovelace": 1 * ADA}
+    agent.context.admission.rules.approval_required_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.decisions.approve(approved.id, by)
     await agent.decisions.deny(denied.id, by)
-    await agent.sending.drain(10)
+    await agent.submitter.drain(10)
     await run.settle_down()
-    agent.context.admission.rulebook.approval_required_above = {}
+    agent.context.admission.rules.approval_required_above = {}
 
 
 async def use_the_batch(run: Run) -> None:
     """By who bought it, and by another app: what it used, and what it was let through for and used not."""
-    (operator,) = apps.everybody(run.context.conn)
+    (operator,) = apps.all_apps(run.context.conn)
     user = await add_app(
         run.context, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
     )

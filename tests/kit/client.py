@@ -13,7 +13,7 @@ import pytest
 from kit.agent import ADA, World
 from kit.proxy import Place, blocks, place
 from payagent.client import AsyncPayAgentTransport, PayAgentTransport
-from payagent.client import pay_and_retry as purchase
+from payagent.client import pay_and_retry as intent
 from payagent.client import present_proof as showing
 
 UTXOS = [20 * ADA] * 8
@@ -87,7 +87,7 @@ def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) ->
     """A program's time is over as soon as it is so: a busy machine gets done what it has to before."""
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3_600 if when() else 0))
     monkeypatch.setattr(showing, "time", clock)
-    monkeypatch.setattr(purchase, "time", clock)
+    monkeypatch.setattr(intent, "time", clock)
 
 
 async def refusal(call: Awaitable[httpx.Response]) -> Any:

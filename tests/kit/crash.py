@@ -221,7 +221,7 @@ class Script:
             raise Dead from None
 
     async def _look(self, run: Run) -> None:
-        await run.look()
+        await run.run_pass()
         self._require_alive()
 
     def _once(self, name: str) -> bool:
@@ -234,7 +234,7 @@ class Script:
 
     async def _buy(self, run: Run, name: str) -> PaymentRow:
         row, _ = await run.agent.pay(self.world.ask(name, key=name))
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         self._require_alive()
         self.ids[name] = row.id
         return run.context.payment(row.id)
@@ -286,13 +286,13 @@ class Script:
         row = run.context.payment(row.id)
         if row.state is State.IN_FLIGHT:
             await show(self.world, run, row)
-            await run.agent.sending.drain(10)
+            await run.agent.submitter.drain(10)
             self._require_alive()
         await self._reach(run, row, State.VOID)
 
     async def _split(self, run: Run) -> None:
         row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA, key="split")
-        await run.agent.sending.drain(10)
+        await run.agent.submitter.drain(10)
         self._require_alive()
         self.ids["split"] = row.id
         await self._reach(run, row, *PAID)

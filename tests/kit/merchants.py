@@ -21,7 +21,7 @@ async def approve(run: Run, message: str) -> PaymentRow:
     """PaymentRequest about a payment, and let it go on."""
     row = await run.pay(message)
     await run.agent.decisions.approve(row.id, SOMEBODY)
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)
     return run.context.payment(row.id)
 
 

@@ -32,7 +32,7 @@ def assert_memory(run: Run) -> None:
 async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:
     """A payment whose bytes the provider says to have, and drops."""
     world.fault("submit", "drop")
-    await run.look()
+    await run.run_pass()
     row = await run.pay(message)
     assert (row.state, world.waiting()) == (State.IN_FLIGHT, [])
     return row
@@ -74,7 +74,7 @@ def assert_sound(world: World, run: Run) -> None:
     with run.context.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.terms).model_dump()).encode())
+            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.config).model_dump()).encode())
             assert list(check_receipt(receipt)) == []
 
 
@@ -117,14 +117,14 @@ def somebody_else(world: World) -> Address:
 
 
 def is_sound(run: Run) -> bool:
-    told = verify(run.context.conn, Owner(run.context.terms.own, DEVNET))
+    told = verify(run.context.conn, Owner(run.context.config.own, DEVNET))
     return [one for one in told if isinstance(one, AuditFinding)] == []
 
 
 async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
     """Payments of which each spends the change of the one before; no provider has any of them."""
     world.fault("submit", "drop")
-    await run.look()
+    await run.run_pass()
     rows = [await run.pay(name) for name in names]
     for parent, child in pairwise(rows):
         assert (child.nonce_utxo or "").startswith(parent.tx_id or "-")

@@ -289,7 +289,7 @@ async def place(world: World, bounds: Bounds = Bounds(), **terms: object) -> Asy
         raw = replace(MerchantConfig("t", peer.url, None, None, "confirmed", 5), **terms)  # type: ignore[arg-type]
         merchants = {world.origin: replace(known, name="devnet"), raw.origin: raw}
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
-            await run.look()
+            await run.run_pass()
             async with served(run, bounds) as api:
                 yield Place(api, peer)
 
@@ -306,7 +306,7 @@ async def blocks(run: Run) -> AsyncIterator[None]:
     async def go_on() -> None:
         while True:
             await asyncio.to_thread(run.world.block)
-            await run.look()
+            await run.run_pass()
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(go_on())

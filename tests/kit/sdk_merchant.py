@@ -81,11 +81,11 @@ class DevnetFacilitator:
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
         wanted, payment = _json(requirements), _json(payload)
 
-        def look(running: Devnet) -> str | None:
+        def run_pass(running: Devnet) -> str | None:
             running.node.tick()
             return self.facilitator.verify(wanted, payment)
 
-        reason = await asyncio.to_thread(self._devnet.run, look)
+        reason = await asyncio.to_thread(self._devnet.run, run_pass)
         return VerifyResponse(is_valid=reason is None, invalid_reason=reason)
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:

@@ -26,7 +26,7 @@ async def burst(world: World, run: Run, count: int, name: str = "call") -> list[
     """So many purchases at once, signed and sent."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.sending.drain(30)
+    await run.agent.submitter.drain(30)
     return [row for row, _ in answers]
 
 
@@ -41,4 +41,4 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 async def keep(run: Run) -> None:
     """As the heartbeat does, until there is nothing more to do."""
     await run.agent.stock.keep_ready()
-    await run.agent.sending.drain(10)
+    await run.agent.submitter.drain(10)

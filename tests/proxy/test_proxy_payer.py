@@ -15,7 +15,7 @@ from payagent.agent.operator.limits import set_limits
 from payagent.api.http import server
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Window
-from payagent.proxy import payer as clerk
+from payagent.proxy import payer as payer
 from payagent.proxy.app import Bounds
 
 UTXOS = [20 * ADA] * 8
@@ -269,7 +269,7 @@ async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof
 async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clerk, "_SILENT_S", 0.05)
+    monkeypatch.setattr(payer, "_SILENT_S", 0.05)
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall(serve=Heard.until_hung_up)

@@ -97,9 +97,11 @@ async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_conf
         body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
         said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
         paid = await shop.api.pay("hello", app="payer", request=said)
-        other = {world.origin: replace(shop.run.context.terms.merchants[world.origin], partner="since")}
-        await shop.run.context.take_terms(replace(shop.run.context.filed, merchants=other), lambda _unit: None)
-        await shop.run.agent.sending.drain(10)
+        other = {world.origin: replace(shop.run.context.config.merchants[world.origin], partner="since")}
+        await shop.run.context.take_config(
+            replace(shop.run.context.from_file, merchants=other), lambda _unit: None
+        )
+        await shop.run.agent.submitter.drain(10)
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]
@@ -115,7 +117,7 @@ async def test_a_batch_for_another_wallet_is_shown_for_it_by_a_call_that_names_n
         said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest(), "headers": who}
         asked = {"status": 402, "headers": {}, "body": world.call("hello", who).json()}
         paid = await shop.api.pay("hello", app="payer", request=said, response=asked)
-        await shop.run.agent.sending.drain(10)
+        await shop.run.agent.submitter.drain(10)
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]

@@ -28,12 +28,12 @@ from payagent.agent.chain_sync import rolled_back_deposits as rolled_back
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.commits import admission, replacement
-from payagent.agent.commits import approvals as questions
+from payagent.agent.commits import approvals as approval_rules
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.commits import rules as rulebook
+from payagent.agent.commits import rules as rules
 from payagent.agent.commits import tx_planner as planner
-from payagent.agent.payments import lifecycle as carrying
+from payagent.agent.payments import lifecycle as lifecycle
 from payagent.agent.payments import sign as signing
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
@@ -149,12 +149,12 @@ def _answered_before_commit(stack: ExitStack) -> None:
             await self._context.write(
                 "sign",
                 lambda unit: steps.record_attempt(
-                    unit, admitted.payment_id, admitted.plan, raw, self._context.terms.own.raw, now_ms
+                    unit, admitted.payment_id, admitted.plan, raw, self._context.config.own.raw, now_ms
                 ),
             )
 
         task = asyncio.create_task(write())
-        self._sending._tasks.add(task)
+        self._submitter._tasks.add(task)
         row = self._context.payment(admitted.payment_id)
         attempt = replace(row.attempt, tx_id=admitted.plan.tx_id, cbor=raw)
         return replace(row, attempt=attempt, state=State.IN_FLIGHT), True
@@ -409,11 +409,11 @@ def _key_outside(stack: ExitStack) -> None:
         await asyncio.sleep(1)
         return await pay(self, ask)
 
-    def admit_by_what_was(self: Any, unit: Any, purchase: Any, **more: Any) -> Any:
-        if purchase.response not in seen:
-            return admit(self, unit, purchase, **more)
-        with patch.object(intents, "live_intent", lambda *_: seen[purchase.response]):
-            return admit(self, unit, purchase, **more)
+    def admit_by_what_was(self: Any, unit: Any, intent: Any, **more: Any) -> Any:
+        if intent.response not in seen:
+            return admit(self, unit, intent, **more)
+        with patch.object(intents, "live_intent", lambda *_: seen[intent.response]):
+            return admit(self, unit, intent, **more)
 
     put(stack, Agent, "pay", pay_by_what_was)
     put(stack, admission.Admission, "admit", admit_by_what_was)
@@ -422,25 +422,25 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, counted = Agent.pay, rulebook.PaymentRules.require_within_limits, spending.counted
+    pay, decide, counted = Agent.pay, rules.PaymentRules.require_within_limits, spending.counted
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
-        clock_ms = self.context.admission.rulebook.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
-        limits = self.context.terms.limits
+        clock_ms = self.context.admission.rules.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
+        limits = self.context.config.limits
         seen[ask.received] = {limit: counted(self.context.conn, limit, clock_ms) for limit in limits}
         await asyncio.sleep(1)
         return await pay(self, ask)
 
-    def decide_by_what_was(self: Any, conn: Any, purchase: Any, *rest: Any, **named: Any) -> Any:
-        spent = seen.get(purchase.response)
+    def decide_by_what_was(self: Any, conn: Any, intent: Any, *rest: Any, **named: Any) -> Any:
+        spent = seen.get(intent.response)
         if spent is None:
-            return decide(self, conn, purchase, *rest, **named)
-        with patch.object(rulebook.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
-            return decide(self, conn, purchase, *rest, **named)
+            return decide(self, conn, intent, *rest, **named)
+        with patch.object(rules.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+            return decide(self, conn, intent, *rest, **named)
 
     put(stack, Agent, "pay", pay_by_what_was)
-    put(stack, rulebook.PaymentRules, "require_within_limits", decide_by_what_was)
+    put(stack, rules.PaymentRules, "require_within_limits", decide_by_what_was)
 
 
 @mutant("void when its deposit is denied")
@@ -474,12 +474,12 @@ def _no_fee_cap(stack: ExitStack) -> None:
 
 @mutant("only ADA counts against limits")
 def _tokens_without_limit(stack: ExitStack) -> None:
-    real = rulebook.policy.concerning
+    real = rules.policy.concerning
 
     def concerning(*args: Any) -> tuple[Limit, ...]:
         return tuple(limit for limit in real(*args) if limit.asset == LOVELACE)
 
-    put(stack, rulebook.policy, "concerning", concerning)
+    put(stack, rules.policy, "concerning", concerning)
 
 
 # --- what is written down ----------------------------------------------------------------------------------------
@@ -513,7 +513,9 @@ def _key_logged(stack: ExitStack) -> None:
     real = Agent.pay
 
     async def pay(self: Agent, ask: PaymentRequest) -> Any:
-        structlog.get_logger().warning("pay", headers=self.context.terms.merchants[ask.origin].own_headers("addr"))
+        structlog.get_logger().warning(
+            "pay", headers=self.context.config.merchants[ask.origin].own_headers("addr")
+        )
         return await real(self, ask)
 
     put(stack, Agent, "pay", pay)
@@ -557,7 +559,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 def _pause_of_purchases(stack: ExitStack) -> None:
     """What was admitted before, replacements and cancels are signed while signing is paused."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
-    for module in (steps, context, signing, carrying):
+    for module in (steps, context, signing, lifecycle):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
@@ -574,17 +576,17 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 @mutant("nobody's answer is a yes")
 def _silence_is_consent(stack: ExitStack) -> None:
     def consent(
-        self: questions.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
+        self: approval_rules.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
     ) -> requests.DecidedPayment | None:
-        with suppress(Refused), patch.object(questions.ApprovalRules, "over", lambda *_: []):
+        with suppress(Refused), patch.object(approval_rules.ApprovalRules, "over", lambda *_: []):
             return self.approve(unit, payment_id, requests.Approver("clock"), min_window_s, now_ms)
         return None
 
-    put(stack, questions.ApprovalRules, "over", _all_that_wait)
-    put(stack, questions.ApprovalRules, "deny_when_over", consent)
+    put(stack, approval_rules.ApprovalRules, "over", _all_that_wait)
+    put(stack, approval_rules.ApprovalRules, "deny_when_over", consent)
 
 
-def _all_that_wait(_self: questions.ApprovalRules, conn: Any, *_: int) -> list[str]:
+def _all_that_wait(_self: approval_rules.ApprovalRules, conn: Any, *_: int) -> list[str]:
     return [row.id for row in payments.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 

@@ -69,7 +69,7 @@ class MerchantConfig:
     auto_topup: AutoTopup | None = None
     prepaid_alert_below: int | None = None
     rules: MerchantRules = field(default_factory=MerchantRules)
-    is_filed: bool = True
+    is_from_file: bool = True
     """Whether the config file has it. Otherwise it was added at run time."""
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
@@ -133,14 +133,14 @@ def rules_of(merchant: MerchantSettings) -> MerchantRules:
     by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
     return MerchantRules(
         first_use=merchant.pin == "first_use",
-        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
+        from_file=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
         price_rise_percent_max=merchant.price_rise_percent_max,
         stop_after_unserved=merchant.stop_after_unserved,
         payments_in_flight_max=merchant.payments_in_flight_max,
     )
 
 
-def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -> MerchantConfig:
+def merchant_config(name: str, merchant: MerchantSettings, api_key: str | None) -> MerchantConfig:
     topup = merchant.topup
     unit, below = topup.auto_below
     return MerchantConfig(
@@ -162,16 +162,16 @@ def merchant_terms(name: str, merchant: MerchantSettings, api_key: str | None) -
     )
 
 
-def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> AgentConfig:
+def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> AgentConfig:
     """The config of the file, for the wallet `own`. `keys`: the merchants' API keys by merchant name."""
     return AgentConfig(
         network=NETWORKS[settings.network],
         own=own,
         merchants={
-            merchant.origin: merchant_terms(name, merchant, keys[name])
+            merchant.origin: merchant_config(name, merchant, keys[name])
             for name, merchant in settings.merchants.items()
         },
-        limits=tuple(_filed_limits(settings)),
+        limits=tuple(_file_limits(settings)),
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
@@ -194,7 +194,7 @@ def _approval_required_above(settings: Settings) -> dict[str, int]:
     return {asset: units for asset, units in most.items() if units is not None}
 
 
-def _filed_limits(settings: Settings) -> Iterator[Limit]:
+def _file_limits(settings: Settings) -> Iterator[Limit]:
     """The config file's limits for the wallet and for merchants."""
     yield from limits_of(LOVELACE, settings.limits.most_lovelace)
     for token in settings.limits.assets:
@@ -203,22 +203,22 @@ def _filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
 
 
-def overlaid(filed: AgentConfig, conn: Connection) -> AgentConfig:
+def overlaid(from_file: AgentConfig, conn: Connection) -> AgentConfig:
     """The config in force: the file's, with the merchants added at run time.
 
     An added merchant replaces one of the file that has the same name or origin.
     """
-    rows = merchants.everybody(conn)
+    rows = merchants.all_merchants(conn)
     names, origins = {row.name for row in rows}, {row.origin for row in rows}
     known: Mapping[str, MerchantConfig] = {
         origin: merchant
-        for origin, merchant in filed.merchants.items()
+        for origin, merchant in from_file.merchants.items()
         if merchant.name not in names and origin not in origins
     }
-    added = {row.origin: _of_row(row, filed.network) for row in rows}
-    return replace(filed, merchants={**known, **added})
+    added = {row.origin: _of_row(row, from_file.network) for row in rows}
+    return replace(from_file, merchants={**known, **added})
 
 
 def _of_row(row: MerchantRow, network: Network) -> MerchantConfig:
     merchant = read_merchant(row.name, row.settings, network.name)
-    return replace(merchant_terms(row.name, merchant, None), is_filed=False)
+    return replace(merchant_config(row.name, merchant, None), is_from_file=False)

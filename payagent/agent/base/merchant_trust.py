@@ -53,7 +53,7 @@ def known_of(
     if rules.price_rise_percent_max is not None and request is not None and is_measured:
         agreed = merchants.agreed(conn, origin, *priced_call(request))
     return MerchantFacts(
-        merchants.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
+        merchants.pins(conn, origin) if rules.first_use or rules.from_file else frozenset(),
         agreed,
         rules.stop_after_unserved is not None
         and merchants.unserved_streak(conn, origin).stopped_at_ms is not None,
@@ -97,8 +97,8 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
     if row.invoice.origin is None:
         return
     told = {"payment": row.id, **by}
-    if rules.first_use or rules.filed:
-        known = rules.filed | merchants.pins(unit.conn, row.invoice.origin)
+    if rules.first_use or rules.from_file:
+        known = rules.from_file | merchants.pins(unit.conn, row.invoice.origin)
         new = [one for one in claim_of_payment(row).pins if one not in known]
         _pin(unit, row.invoice.origin, new, {"why": "allowed", **told}, now_ms)
     price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
@@ -185,7 +185,7 @@ def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
         clear_alert(unit, subject, facts, now_ms)
 
 
-def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
+def warn_of_config(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
     """Raise an alert, once: an invoice came again with other terms, by a merchant's error or tampering."""
     facts = {"detail": f"{origin}: {detail}", "merchant": origin}
     raise_alert(unit, "terms_changed", _terms_subject(origin), facts, now_ms)
@@ -199,7 +199,7 @@ def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
 
 def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
     """Unpin an address. Refused: `not_found`; `last_pinned_address`: the next payment would pin any address."""
-    if rules.first_use and not rules.filed and merchants.pins(unit.conn, origin) == {unwanted}:
+    if rules.first_use and not rules.from_file and merchants.pins(unit.conn, origin) == {unwanted}:
         raise Refused("last_pinned_address", f"{unwanted.address} is the only address pinned for {origin}")
     if not merchants.drop_pin(unit, origin, unwanted):
         raise Refused("not_found", f"{unwanted.address} is not a pinned {unwanted.role} address")

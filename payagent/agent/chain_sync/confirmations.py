@@ -31,12 +31,12 @@ class Confirmations:
     however often it is asked and whatever the tip does meanwhile.
     """
 
-    def __init__(self, context: AgentContext, rows: OpenPayments, turns: WorkerPool) -> None:
+    def __init__(self, context: AgentContext, rows: OpenPayments, workers: WorkerPool) -> None:
         self.unread: set[str] = set()
         self.urgent: set[str] = set()
         self._context = context
-        self._rows = rows
-        self._turns = turns
+        self._open_payments = rows
+        self._workers = workers
         self._unverified: set[str] = set()
         self._unanswered: str | None = "the payments were not looked for yet"
         self._unweighed = False
@@ -46,44 +46,44 @@ class Confirmations:
     @property
     def trouble(self) -> str | None:
         """Why a read had no answer or an observation was not recorded; None if all went well."""
-        return self._unanswered or ("what was seen could not be written down" if self._turns.failed else None)
+        return self._unanswered or ("what was seen could not be written down" if self._workers.failed else None)
 
     @property
     def is_due(self) -> bool:
         """Whether something must be read again although there is no new block."""
         return bool(self._unverified or self._unweighed or self.trouble)
 
-    async def look(self, source: QuorumView, tip: Tip, last: Tip | None) -> None:
+    async def check(self, view: QuorumView, tip: Tip, last: Tip | None) -> None:
         """Check payments in doubt, then those that may be in a block, then those that may be deep enough."""
-        self._unanswered, self._turns.failed = None, False
-        self._unverified |= await self._in_doubt(source, tip, last)
-        on_chain = self._rows.on_chain()
+        self._unanswered, self._workers.failed = None, False
+        self._unverified |= await self._in_doubt(view, tip, last)
+        on_chain = self._open_payments.on_chain()
         self._unverified &= {row.id for row in on_chain}
         self._denied.keep(self._unverified)
-        await self._turns.each(
-            [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
+        await self._workers.each(
+            [row for row in on_chain if row.id in self._unverified], partial(self._recheck, view, tip)
         )
         self._unweighed = False
         self.unread.clear()
-        await self._turns.each(self._rows.open(LOOKED_FOR), partial(self._look_for, source, tip))
-        await self._turns.each(
-            self._deep(State.IN_BLOCK, tip, self._context.terms.confirm_depth), partial(self._confirm, source, tip)
+        await self._workers.each(self._open_payments.open(LOOKED_FOR), partial(self._look_for, view, tip))
+        await self._workers.each(
+            self._deep(State.IN_BLOCK, tip, self._context.config.confirm_depth), partial(self._confirm, view, tip)
         )
-        settle_depth = self._context.terms.settle_depth
+        settle_depth = self._context.config.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
-            *(row for row in self._rows.watched_voids() if _depth(row.block_height, tip) >= settle_depth),
+            *(row for row in self._open_payments.watched_voids() if _depth(row.block_height, tip) >= settle_depth),
         ]
-        if source.is_for_good:
-            await self._turns.each(ending, partial(self._settle, source, tip))
+        if view.is_for_good:
+            await self._workers.each(ending, partial(self._settle, view, tip))
 
-    async def _in_doubt(self, source: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
+    async def _in_doubt(self, view: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
         """Payments whose block may be off the chain: all of them after a possible fork, else those due by depth.
 
         It adds those whose block is above the tip: one report of a height is not believed for ever.
         """
-        rows = self._rows.on_chain()
-        if last is None or await self._may_have_forked(source, tip, last):
+        rows = self._open_payments.on_chain()
+        if last is None or await self._may_have_forked(view, tip, last):
             return {row.id for row in rows}
         grown = tip.height - last.height
         return {
@@ -93,23 +93,23 @@ class Confirmations:
             or any(0 <= _depth(row.block_height, tip) - depth < grown for depth in RECHECK_DEPTHS)
         }
 
-    async def _may_have_forked(self, source: QuorumView, tip: Tip, last: Tip) -> bool:
+    async def _may_have_forked(self, view: QuorumView, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip in the last pass may be off the chain."""
         if tip.hash == last.hash:
             return False
-        return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
+        return tip.height <= last.height or not isinstance(await view.block(last.hash), Found)
 
-    async def _look_for(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _look_for(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Find out whether an attempt in flight is in a block. The payment is `unread` while any read is open."""
         self.unread.add(row.id)
         is_open = False
         for attempt in queries.attempts(self._context.conn, row.id):
-            read = await source.tx(attempt.tx_id)
+            read = await view.tx(attempt.tx_id)
             if isinstance(read, Found):
                 if attempt.kind == "cancel":
-                    await self._weigh_cancel(source, tip, row, read.value)
+                    await self._weigh_cancel(view, tip, row, read.value)
                 else:
-                    await self._see(source, row, read.value)
+                    await self._see(view, row, read.value)
                 return
             if isinstance(read, Unknown):
                 if read.why is not Why.NOT_YET:
@@ -117,13 +117,13 @@ class Confirmations:
                 is_open = True
         if not is_open:
             self.unread.discard(row.id)
-        read = await self._rival(source, row)
+        read = await self._rival(view, row)
         if isinstance(read, Found):
-            await self._weigh_cancel(source, tip, row, read.value)
-        elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
+            await self._weigh_cancel(view, tip, row, read.value)
+        elif not view.stands_alone or not (is_open or isinstance(read, Unknown)):
             self._deep_seen.forget(row.id)  # earlier reads were denied since, or not confirmed
 
-    async def _rival(self, source: QuorumView, row: PaymentRow) -> Read[TxSeen]:
+    async def _rival(self, view: QuorumView, row: PaymentRow) -> Read[TxSeen]:
         """The transaction that keeps the nonce UTxO from ever existing, if it is in the block its payment records.
 
         Until that payment was seen in that block, the ledger would not show why this one is void.
@@ -131,13 +131,13 @@ class Confirmations:
         rival = None if row.nonce_utxo is None else queries.rival_of(self._context.conn, row.nonce_utxo)
         if rival is None:
             return NotFound()
-        read = await source.tx(rival.shown_by)
+        read = await view.tx(rival.shown_by)
         if isinstance(read, Found) and read.value.block_hash != rival.block.hash:
             self._unverified.add(rival.id)
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
         return read
 
-    async def _weigh_cancel(self, source: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+    async def _weigh_cancel(self, view: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void the payment on positive evidence only (R8): its cancel is deep enough in a block.
 
         Where only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
@@ -147,18 +147,18 @@ class Confirmations:
         now_ms = context.ports.clock.now_ms()
         landed_ms = context.chain.landed_ms(seen.slot, now_ms)
         self._unweighed = True
-        is_deep = tip.height - seen.block_height + 1 >= context.terms.void_depth
-        if not is_deep or not source.is_final:
+        is_deep = tip.height - seen.block_height + 1 >= context.config.void_depth
+        if not is_deep or not view.is_final:
             return
-        if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
+        if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not view.stands_alone:
             self._deep_seen.forget(row.id)
             await context.write(
                 "void",
-                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, context.utxos, source.name, now_ms),
+                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, context.utxos, view.name, now_ms),
                 row.id,
             )
 
-    async def _recheck(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _recheck(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Check that a payment's block is still on the chain. Without a verdict the payment stays unverified.
 
         The payment has lost its block in three cases:
@@ -168,35 +168,37 @@ class Confirmations:
         - The block exists, but the transaction was denied at three tips, a minute apart. The provider that showed
           it there lied.
         """
-        read = await source.tx(row.shown_by)
+        read = await view.tx(row.shown_by)
         if isinstance(read, Found):
             if (read.value.block_hash, read.value.block_height) != (row.block.hash, row.block.height):
                 await self._lose(row)
                 if row.state is not State.VOID:
-                    await self._see(source, row, read.value)
+                    await self._see(view, row, read.value)
             self._unverified.discard(row.id)
-        elif isinstance(read, NotFound) and self._is_past(source, tip, row):
-            block, now_ms = await source.block(row.block.hash or ""), self._context.ports.clock.now_ms()
+        elif isinstance(read, NotFound) and self._is_past(view, tip, row):
+            block, now_ms = await view.block(row.block.hash or ""), self._context.ports.clock.now_ms()
             is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block.hash, tip.hash, now_ms)
             if is_lie or isinstance(block, NotFound):
-                await self._lose(row, denied_by=source.name if is_lie else None)
+                await self._lose(row, denied_by=view.name if is_lie else None)
                 self._unverified.discard(row.id)
 
-    def _is_past(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
+    def _is_past(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the provider would show the payment's block by now, if it existed."""
         is_past = tip.height >= (row.block.height or 0) or self._context.chain.is_after(row.updated_at_ms, tip)
-        return is_past and source.is_current
+        return is_past and view.is_current
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least this deep."""
         return [
-            row for row in self._rows.on_chain() if row.state is state and _depth(row.block_height, tip) >= depth
+            row
+            for row in self._open_payments.on_chain()
+            if row.state is state and _depth(row.block_height, tip) >= depth
         ]
 
-    async def _confirm(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(source, tip, row):
+    async def _confirm(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+        if await self._still_there(view, tip, row):
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
-            rules = self._context.terms.rules
+            rules = self._context.config.rules
             landed_ms = self._context.chain.landed_ms(row.block.slot or 0, now_ms)
             await self._context.write(
                 "confirm",
@@ -204,8 +206,8 @@ class Confirmations:
                 row.id,
             )
 
-    async def _settle(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(source, tip, row) and source.is_for_good:
+    async def _settle(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+        if await self._still_there(view, tip, row) and view.is_for_good:
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             await self._context.write(
                 "settle",
@@ -213,21 +215,21 @@ class Confirmations:
                 row.id,
             )
 
-    async def _still_there(self, source: QuorumView, tip: Tip, row: PaymentRow) -> bool:
+    async def _still_there(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
         """Whether the payment is, asked now, in the block that we recorded; if not, it is rechecked."""
-        read = await source.tx(row.shown_by)
+        read = await view.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block.hash:
             return True
         self._unverified.add(row.id)
-        await self._recheck(source, tip, row)
+        await self._recheck(view, tip, row)
         return False
 
-    async def _see(self, source: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
+    async def _see(self, view: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         await context.write(
             "observe",
-            lambda unit: steps.record_seen(unit, row.id, seen, context.utxos, source.name, now_ms),
+            lambda unit: steps.record_seen(unit, row.id, seen, context.utxos, view.name, now_ms),
             row.id,
         )
 

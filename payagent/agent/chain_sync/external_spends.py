@@ -91,7 +91,7 @@ class ExternalSpends:
 
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self._context = context
-        self._rows = rows
+        self._open_payments = rows
         self._search = ExternalSpendSearch(context)
         self._last_slot = onchain.last_slot(context.conn)
         self._suspects: set[str] = set()
@@ -102,7 +102,7 @@ class ExternalSpends:
         self._deep_seen = RepeatedReads()
         self._unshared = RepeatedReads()
 
-    async def compare(self, source: QuorumView) -> str | None:
+    async def compare(self, view: QuorumView) -> str | None:
         """Compare the wallet's transactions since the ledger's newest block with the ledger, once after a start.
 
         Returns why that could not be done yet; None when it was done. An external spend is booked and freezes
@@ -114,18 +114,18 @@ class ExternalSpends:
             return None
         slots, slot = chain.slots, self._last_slot
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
-        if not source.is_current:
+        if not view.is_current:
             return "the newest block is old, or lower than one before"
-        shown = await source.has_unknown_spend(context.terms.own.text, since_s, self._is_known)
+        shown = await view.has_unknown_spend(context.config.own.text, since_s, self._is_known)
         if not isinstance(shown, Found):
             return shown.reason if isinstance(shown, Unknown) else "a transaction that is listed is not found"
-        spends = await self._search.find(source, since_s) if shown.value else []
+        spends = await self._search.find(view, since_s) if shown.value else []
         if spends is None:
             return self._search.why or "the wallet's transactions could not be read"
         now_ms = context.ports.clock.now_ms()
         for spend in spends:
             await self._take_in(spend, now_ms)
-        if shown.value and not spends and not self._unshared.is_enough("", "", source.tip.hash, now_ms):
+        if shown.value and not spends and not self._unshared.is_enough("", "", view.tip.hash, now_ms):
             return "only one provider shows a spend that the ledger does not know"
         chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
         return None if chain.is_compared else "a spend that the ledger does not know could not be written down"
@@ -134,24 +134,26 @@ class ExternalSpends:
         """Whether the ledger has the transaction: as an attempt, or as an external spend that is on the chain."""
         return onchain.is_ours(self._context.conn, tx_id) or onchain.is_foreign_there(self._context.conn, tx_id)
 
-    async def look(self, source: QuorumView, listing: Listing) -> None:
+    async def check(self, view: QuorumView, listing: Listing) -> None:
         """Recheck known external spends, search for unknown ones, and void the payments that they overtook."""
-        if source.is_current:
-            await self._recheck(source)
+        if view.is_current:
+            await self._recheck(view)
         if self._context.chain.behind is None:
-            await self._find(source, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
-        if source.is_final:
-            await self._weigh(source)
+            await self._find(view, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
+        if view.is_final:
+            await self._weigh(view)
 
-    async def _find(self, source: QuorumView, listed: set[str]) -> None:
+    async def _find(self, view: QuorumView, listed: set[str]) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
-        suspects = {ref for ref, state in self._rows.utxos().items() if state == "missing" and ref not in listed}
+        suspects = {
+            ref for ref, state in self._open_payments.utxos().items() if state == "missing" and ref not in listed
+        }
         self._suspects &= suspects  # one that was listed again counts as new when it is missing again
         is_news = not suspects <= self._suspects
         if not suspects or not (is_news or self._is_search_due(now_ms)):
             return
-        spends = await self._search.find(source, await self._since_s(source, suspects))
+        spends = await self._search.find(view, await self._since_s(view, suspects))
         if spends is None:
             return
         for spend in spends:
@@ -163,12 +165,12 @@ class ExternalSpends:
         failures = self._fruitless - SEARCHES_BEFORE_THAT + 1
         return not 0 <= now_ms - self._searched_ms < backoff(SEARCH_EVERY_MS, SEARCH_EVERY_MAX_MS, failures)
 
-    async def _since_s(self, source: QuorumView, suspects: set[str]) -> int:
+    async def _since_s(self, view: QuorumView, suspects: set[str]) -> int:
         """The time of the block that made the first suspect, by the chain's clock: ours may have been ahead."""
         context, slots = self._context, self._context.chain.slots
         times_s = [onchain.known_since_ms(context.conn, suspects) // 1000]
         for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
-            read = await source.tx(tx_id)
+            read = await view.tx(tx_id)
             if isinstance(read, Found) and slots is not None:
                 times_s.append(slots.time_ms(read.value.slot) // 1000)
         return min(times_s) - LAG_S
@@ -191,7 +193,7 @@ class ExternalSpends:
         is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
         return "forgotten_spend" if is_older else "external_spend"
 
-    async def _recheck(self, source: QuorumView) -> None:
+    async def _recheck(self, view: QuorumView) -> None:
         """Check whether external spends lost their block; one may be in another block already.
 
         Each is asked for until it was read in its block at a depth that no rollback reaches, however long that
@@ -199,18 +201,18 @@ class ExternalSpends:
         """
         context = self._context
         rows = onchain.foreign_there(context.conn, onchain.foreign_settled(context.conn) + 1)
-        deep = source.tip.height - context.terms.settle_depth
+        deep = view.tip.height - context.config.settle_depth
         for row in self._due(rows):
             self._asked_last = _place(row)
-            read = await source.tx(row.tx_id)
+            read = await view.tx(row.tx_id)
             if isinstance(read, Found) and read.value.block_hash == row.block_hash:
-                if source.is_for_good and row.block_height <= deep:
+                if view.is_for_good and row.block_height <= deep:
                     self._there_for_good.add((row.tx_id, row.block_hash))
             else:
-                await self._lose_if_gone(source, row, read)
+                await self._lose_if_gone(view, row, read)
         unread = [row.block_height for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
         settled = min([deep, *(height - 1 for height in unread)])
-        if source.is_for_good and any(row.block_height <= settled for row in rows):
+        if view.is_for_good and any(row.block_height <= settled for row in rows):
             await self._settle(settled)
             self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
 
@@ -220,26 +222,24 @@ class ExternalSpends:
         due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
         return due[:RECHECKS_MAX]
 
-    async def _lose_if_gone(self, source: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
+    async def _lose_if_gone(self, view: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
         """Record the block as lost if the transaction is in another one, or is denied together with its block."""
         context = self._context
         is_gone = (
             isinstance(read, NotFound)
-            and source.tip.height >= row.block_height
-            and isinstance(await source.block(row.block_hash), NotFound)
+            and view.tip.height >= row.block_height
+            and isinstance(await view.block(row.block_hash), NotFound)
         )
         if is_gone or isinstance(read, Found):
             now_ms = context.ports.clock.now_ms()
-            await context.write(
-                "foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms)
-            )
+            await context.write("foreign", partial(steps.lose_foreign, row=row, provider=view.name, now_ms=now_ms))
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write("foreign", lambda unit: settle(unit, height, now_ms))
 
-    async def _weigh(self, source: QuorumView) -> None:
+    async def _weigh(self, view: QuorumView) -> None:
         """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
@@ -247,15 +247,15 @@ class ExternalSpends:
         there = {row.tx_id: row for row in onchain.foreign_named(context.conn, {tx_id for _, tx_id in overtaken})}
         for payment_id, tx_id in overtaken:
             row = there[tx_id]
-            if source.tip.height - row.block_height + 1 < context.terms.void_depth:
+            if view.tip.height - row.block_height + 1 < context.config.void_depth:
                 continue
-            read = await source.tx(tx_id)
+            read = await view.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
-                if not (source.stands_alone and isinstance(read, Unknown)):
+                if not (view.stands_alone and isinstance(read, Unknown)):
                     self._deep_seen.forget(payment_id)
                 continue
-            is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, source.tip.hash, now_ms)
-            if is_enough or not source.stands_alone:
+            is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, view.tip.hash, now_ms)
+            if is_enough or not view.stands_alone:
                 self._deep_seen.forget(payment_id)
                 await self._end(payment_id, row, now_ms)
 

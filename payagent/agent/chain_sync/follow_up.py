@@ -55,19 +55,19 @@ class FollowUp:
     def __init__(
         self,
         context: AgentContext,
-        carrying: PaymentLifecycle,
-        sending: TxSubmitter,
+        lifecycle: PaymentLifecycle,
+        submitter: TxSubmitter,
         rows: OpenPayments,
-        turns: WorkerPool,
-        block_observations: Confirmations,
+        workers: WorkerPool,
+        confirmations: Confirmations,
         rolled_back: RolledBackDeposits,
     ) -> None:
         self._context = context
-        self._carrying = carrying
-        self._sending = sending
-        self._rows = rows
-        self._turns = turns
-        self._block_observations = block_observations
+        self._lifecycle = lifecycle
+        self._submitter = submitter
+        self._open_payments = rows
+        self._workers = workers
+        self._confirmations = confirmations
         self._rolled_back = rolled_back
         self._waits: dict[int | None, tuple[int, int]] = {}
 
@@ -81,8 +81,8 @@ class FollowUp:
         self._send_what_is_due(slot, now_ms)
         if context.chain.is_ready(now_ms) and context.chain.tip is not None:
             await self._carry_on_what_is_over(context.chain.tip)
-            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._rolled_back.stuck]
-            await self._turns.each(unsigned, self._carrying.resume)
+            unsigned = [row for row in self._open_payments.open(UNSIGNED) if row.id not in self._rolled_back.stuck]
+            await self._workers.each(unsigned, self._lifecycle.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
         """Replace or cancel attempts whose TTL is over at the tip's slot: before it, one could be in any block.
@@ -93,34 +93,36 @@ class FollowUp:
 
         async def carry_on(row: PaymentRow) -> None:
             if steps.reason_to_cancel(context.conn, row, tip.slot):
-                await self._carrying.cancel(row)
-            elif row.id not in self._block_observations.unread and is_lost(context.conn, row, tip.slot):
-                await self._carrying.renew(row)
+                await self._lifecycle.cancel(row)
+            elif row.id not in self._confirmations.unread and is_lost(context.conn, row, tip.slot):
+                await self._lifecycle.renew(row)
 
-        over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
-        await self._turns.each([row for row in over if row.id not in self._rolled_back.stuck], carry_on)
+        over = [row for row in self._open_payments.open(_SENDING) if _may_be_over(row, tip.slot)]
+        await self._workers.each([row for row in over if row.id not in self._rolled_back.stuck], carry_on)
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
         """Submit what is due, longest waiting first, at most `SENT_AT_ONCE_MAX` at once; the rest next pass."""
-        sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
-        self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
-        due = [row for row in sending if self._is_due(row, now_ms)]
+        submitter = [
+            row for row in self._open_payments.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt
+        ]
+        self._waits = {one.attempt: self._waits[one.attempt] for one in submitter if one.attempt in self._waits}
+        due = [row for row in submitter if self._is_due(row, now_ms)]
         due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
-        room, left = SENT_AT_ONCE_MAX - self._sending.count, set()
+        room, left = SENT_AT_ONCE_MAX - self._submitter.count, set()
         for row in due:
             if room <= 0:
                 left.add(row.id)
                 continue
             self._waits[row.attempt] = self._wait_of(row.id)  # it may have been submitted since
             if self._is_due(row, now_ms) and self._may_broadcast(row):
-                self._sending.send_off(row.id)
+                self._submitter.send_off(row.id)
                 room -= 1
-        self._block_observations.urgent &= left
+        self._confirmations.urgent &= left
 
     def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
         """Whether to submit now, also if the last submission lies in the future: the clock was set back since."""
         last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
-        return now_ms >= due_ms or now_ms < last_ms or row.id in self._block_observations.urgent
+        return now_ms >= due_ms or now_ms < last_ms or row.id in self._confirmations.urgent
 
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.merchant_submits:

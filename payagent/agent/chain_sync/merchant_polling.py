@@ -46,12 +46,12 @@ class MerchantPolling:
     """Sends the requests to merchants. They run beside the passes over the chain."""
 
     def __init__(
-        self, context: AgentContext, merchants: MerchantClient, rows: OpenPayments, turns: WorkerPool
+        self, context: AgentContext, merchants: MerchantClient, rows: OpenPayments, workers: WorkerPool
     ) -> None:
         self._context = context
         self._merchants = merchants
-        self._rows = rows
-        self._turns = turns
+        self._open_payments = rows
+        self._workers = workers
         self._merchants_asked_ms: dict[str, int | None] = {}
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
@@ -63,21 +63,21 @@ class MerchantPolling:
         now_ms = self._context.ports.clock.now_ms()
         young = [
             row
-            for row in self._rows.open((State.IN_FLIGHT, *SEEN))
+            for row in self._open_payments.open((State.IN_FLIGHT, *SEEN))
             if row.delivery in _OPEN_DELIVERY and now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
         due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
         due = sorted(due, key=lambda row: asked_ms[row.id] or 0)[:MERCHANT_CALLS_MAX]
         self._merchants_asked_ms = {**asked_ms, **{row.id: now_ms for row in due}}
-        await self._turns.each(due, self._ask_merchant)
+        await self._workers.each(due, self._ask_merchant)
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
         context = self._context
-        merchant = context.terms.merchants.get(row.invoice.origin or "")
+        merchant = context.config.merchants.get(row.invoice.origin or "")
         if merchant is None or row.invoice.id is None or row.invoice.dialect not in WITH_STATUS:
             return
-        headers = merchant.call_headers(row, context.terms.own.text)
+        headers = merchant.call_headers(row, context.config.own.text)
         said = await self._merchants.status(
             merchant.origin, row.invoice.id, headers=headers, timeout_s=merchant.timeout_s
         )
@@ -97,7 +97,7 @@ class MerchantPolling:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         for pool in prepaid.all_pools(context.conn):
-            merchant = context.terms.merchants.get(pool.origin)
+            merchant = context.config.merchants.get(pool.origin)
             # a top-up moves our count when it is confirmed, and the merchant's when the proof is presented
             moved_ms = max(
                 prepaid.last_move_ms(context.conn, pool.id), topups.last_ended_ms(context.conn, pool.id)
@@ -105,7 +105,7 @@ class MerchantPolling:
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
             # apps name buyers freely: about another wallet there is nothing to ask before something was bought
-            is_asked = moved_ms > 0 or pool.wallet == context.terms.own.text
+            is_asked = moved_ms > 0 or pool.wallet == context.config.own.text
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)

@@ -33,9 +33,9 @@ class ProviderSelection:
         self.view: QuorumView | None = None
         self.trouble: str | None = None
         self._context = context
-        clock, own = context.ports.clock, context.terms.own.text
-        self._panel = ProviderQuorum(
-            context.sources,
+        clock, own = context.ports.clock, context.config.own.text
+        self._quorum = ProviderQuorum(
+            context.all_providers,
             clock,
             own,
             context.chain.learn_genesis,
@@ -51,16 +51,16 @@ class ProviderSelection:
         self._gap: Silence | None = None
         """Since when no pass could be completed."""
 
-    async def look(self) -> QuorumView | None:
+    async def observe(self) -> QuorumView | None:
         """The view that the believed providers show together; it serves the whole pass."""
-        context, panel = self._context, self._panel
-        self.view = view = await panel.look()
-        context.senders = panel.senders()
-        context.providers = panel.troubles
+        context, quorum = self._context, self._quorum
+        self.view = view = await quorum.observe()
+        context.submit_providers = quorum.submit_providers()
+        context.providers = quorum.troubles
         await self._tell_who_is_out()
         if view is None:
-            self.trouble = "; ".join(f"{name}: {why}" for name, why in panel.troubles.items())
-            if context.chain.tip is None or panel.has_foreign:
+            self.trouble = "; ".join(f"{name}: {why}" for name, why in quorum.troubles.items())
+            if context.chain.tip is None or quorum.has_foreign:
                 context.chain.problem = self.trouble
             return None
         context.chain.problem = view.odd
@@ -72,7 +72,7 @@ class ProviderSelection:
         Also raise one while passes cannot be completed because a provider is waited for.
         """
         now_ms, unread = self._context.ports.clock.now_ms(), self._context.chain.unread
-        out = self._panel.outs()
+        out = self._quorum.outs()
         self._gap = missed(self._gap, now_ms) if unread else None
         if (
             is_lasting(self._gap) and "providers" not in out

@@ -92,7 +92,7 @@ class ExternalSpendSearch:
         self.why: str | None = None
 
     async def find(
-        self, source: QuorumView, since_s: int, tell: Tell = lambda _count, _of: None
+        self, view: QuorumView, since_s: int, tell: Tell = lambda _count, _of: None
     ) -> list[ExternalSpend] | None:
         """The external spends in blocks since `since_s`, oldest first; None if they could not be read in full.
 
@@ -100,11 +100,11 @@ class ExternalSpendSearch:
         providers cannot answer, that one must say the same three times, a minute apart.
         """
         self.why = None
-        if not source.is_current:
+        if not view.is_current:
             self.why = "a provider's newest block is old, or lower than one before"
             return None
-        address, self._is_lonely = self._context.terms.own.text, False
-        if (listed := await self._list(source, address, max(since_s, 0))) is None:
+        address, self._is_lonely = self._context.config.own.text, False
+        if (listed := await self._list(view, address, max(since_s, 0))) is None:
             return None
         spends: list[ExternalSpend] = []
         for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
@@ -113,12 +113,12 @@ class ExternalSpendSearch:
                 await asyncio.sleep(0)
             if onchain.is_ours(self._context.conn, tx_id):
                 continue
-            if (moved := await self._read(source, tx_id, address)) is None:
+            if (moved := await self._read(view, tx_id, address)) is None:
                 return None
             if moved.spent:
-                if (seen := await self._place(source, tx_id)) is None:
+                if (seen := await self._place(view, tx_id)) is None:
                     return None
-                spends.append(ExternalSpend(seen, moved, source.name))
+                spends.append(ExternalSpend(seen, moved, view.name))
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
             del self._moved[tx_id]
         self._placed.clear()
@@ -126,34 +126,34 @@ class ExternalSpendSearch:
         if self._is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._context.ports.clock.now_ms()
-            if not self._repeats.is_enough(address, told, source.tip.hash, now_ms):
+            if not self._repeats.is_enough(address, told, view.tip.hash, now_ms):
                 self.why = "only one provider tells it: it has to say the same three times, a minute apart"
                 return None
             return spends
         self._repeats.forget(address)
         return spends
 
-    async def _list(self, source: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
+    async def _list(self, view: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
         """The transactions since `since_s`. What no rollback reaches is listed once in a search."""
         known = self._listed if since_s == self._listed_from_s else ()
-        read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
+        read = await view.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
         if not isinstance(read, Found):
             self._unread(read)
             return None
         listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
-        if not self._note(source, "transactions"):
-            deep = source.tip.height - self._context.terms.settle_depth
+        if not self._note(view, "transactions"):
+            deep = view.tip.height - self._context.config.settle_depth
             self._listed_from_s = since_s
             self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
         return listed
 
-    async def _read(self, source: QuorumView, tx_id: str, address: str) -> Movement | None:
+    async def _read(self, view: QuorumView, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
-            moved = await source.movement(tx_id, address)
+            moved = await view.movement(tx_id, address)
             if not isinstance(moved, Found):
                 self._unread(moved)
                 return None
-            if self._note(source, "movement"):
+            if self._note(view, "movement"):
                 return moved.value  # the other providers may correct it
             self._moved[tx_id] = moved.value
         return self._moved[tx_id]
@@ -162,25 +162,25 @@ class ExternalSpendSearch:
         """Note why something could not be read."""
         self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
 
-    def _note(self, source: QuorumView, what: str) -> bool:
+    def _note(self, view: QuorumView, what: str) -> bool:
         """Whether only one of several providers showed what was just read; remembered for the whole search."""
-        is_lonely = source.is_lonely(what)
+        is_lonely = view.is_lonely(what)
         self._is_lonely |= is_lonely
         return is_lonely
 
-    async def _place(self, source: QuorumView, tx_id: str) -> TxSeen | None:
+    async def _place(self, view: QuorumView, tx_id: str) -> TxSeen | None:
         """The block that a transaction is in; None if it is unreadable or far above the tip."""
         if (known := self._placed.get(tx_id)) is not None:
             return known
-        read = await source.tx(tx_id)
+        read = await view.tx(tx_id)
         if not isinstance(read, Found):
             self._unread(read)
             return None
-        depth = source.tip.height - read.value.block_height + 1
+        depth = view.tip.height - read.value.block_height + 1
         if depth < -AHEAD_MAX_S:  # a slot holds one block at most
             self.why = f"transaction {tx_id} is shown in a block far above the newest"
             return None
-        if not self._note(source, "tx") and depth >= self._context.terms.settle_depth:
+        if not self._note(view, "tx") and depth >= self._context.config.settle_depth:
             self._placed[tx_id] = read.value
         return read.value
 
@@ -277,25 +277,25 @@ class Recovery:
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
-    async def beat(self, source: QuorumView | None) -> None:
+    async def run_once(self, view: QuorumView | None) -> None:
         """Read the wallet's history through the last pass's view, once all that is unknown landed or expired."""
         context = self._context
-        if source is None:
+        if view is None:
             return
         chain, now_ms = context.chain, context.ports.clock.now_ms()
         if chain.behind is None or chain.tip is None or chain.problem is not None:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
-        spends = await self._search.find(source, self._from_s(), self._tell)
+        spends = await self._search.find(view, self._from_s(), self._tell)
         chain.note_unread("past", self._search.why)
         if spends is None:
             return
         if spends and not self._is_noticed:
             await self._notice()
             return
-        deep = chain.tip.height - context.terms.settle_depth
-        await context.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
+        deep = chain.tip.height - context.config.settle_depth
+        await context.write("scan", lambda unit: self._catch_up(unit, spends, deep, view.is_for_good, now_ms))
         chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 

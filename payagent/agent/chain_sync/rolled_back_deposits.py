@@ -41,33 +41,33 @@ class RolledBackDeposits:
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
         self.stuck: dict[str, PaymentRow] = {}
         self._context = context
-        self._rows = rows
+        self._open_payments = rows
         self._denied = RepeatedReads()
         self._told: list[str] | None = None
 
-    async def look(self, source: QuorumView, tip: Tip) -> None:
+    async def check(self, view: QuorumView, tip: Tip) -> None:
         """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
         conn = self._context.conn
-        for utxo in queries.missing_deposits(conn) if source.is_final else ():
-            await self._doubt(source, utxo)
+        for utxo in queries.missing_deposits(conn) if view.is_final else ():
+            await self._doubt(view, utxo)
         self.stuck = {}
         if queries.any_rolled_back(conn):
             known: dict[str, bool] = {}  # shared, or each chained payment would walk all its ancestors again
-            found = (payments.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
+            found = (payments.payment(conn, one.id) for one in self._open_payments.open(LOOKED_FOR))
             self.stuck = {
                 row.id: row for row in found if row and queries.is_rolled_back(conn, row.nonce_utxo, known)
             }
         await self._tell()
-        for row in self.stuck.values() if source.is_final else ():
-            await self._weigh(source, tip, row)
+        for row in self.stuck.values() if view.is_final else ():
+            await self._weigh(view, tip, row)
 
-    async def _doubt(self, source: QuorumView, utxo: UtxoRow) -> None:
+    async def _doubt(self, view: QuorumView, utxo: UtxoRow) -> None:
         """Reverse a missing deposit if its transaction is on no chain any more."""
         now_ms = self._context.ports.clock.now_ms()
-        if not self._denied.is_due(utxo.ref, source.tip.hash, now_ms):
+        if not self._denied.is_due(utxo.ref, view.tip.hash, now_ms):
             return
-        read = await source.tx(utxo.tx_id)
-        is_enough = self._denied.is_enough(utxo.ref, isinstance(read, NotFound), source.tip.hash, now_ms)
+        read = await view.tx(utxo.tx_id)
+        is_enough = self._denied.is_enough(utxo.ref, isinstance(read, NotFound), view.tip.hash, now_ms)
         if isinstance(read, Found):
             log.warning(
                 "coin.missing", utxo=utxo.ref, why="its transaction is on the chain: spent by somebody else?"
@@ -96,7 +96,7 @@ class RolledBackDeposits:
         await self._context.write("alert", job)
         self._told = list(self.stuck)
 
-    async def _weigh(self, source: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _weigh(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Void the payment if a block past the TTL of everything signed for it is deeper than any rollback.
 
         The first such block is recorded, so a restart does not start over. Then the transactions must be denied
@@ -109,12 +109,12 @@ class RolledBackDeposits:
             if tip.slot >= last_slot:
                 await self._note(row, tip)
             return
-        is_deep = tip.height - block.block_height + 1 >= context.terms.settle_depth
+        is_deep = tip.height - block.block_height + 1 >= context.config.settle_depth
         now_ms = context.ports.clock.now_ms()
-        if not is_deep or not source.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
+        if not is_deep or not view.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
-        there = await source.block(block.block_hash)
-        reads = [await source.tx(attempt.tx_id) for attempt in attempts]
+        there = await view.block(block.block_hash)
+        reads = [await view.tx(attempt.tx_id) for attempt in attempts]
         if isinstance(there, NotFound):
             await self._note(row, tip)
         is_denied = isinstance(there, Found) and all(isinstance(read, NotFound) for read in reads)

@@ -28,21 +28,21 @@ class ChainSync:
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._context = context = agent.context
-        self._rows = rows = OpenPayments(context)
-        turns = WorkerPool(context, agent.signing)
-        self.hearing = ProviderSelection(context)
-        self._block_observations = Confirmations(context, rows, turns)
-        self._stocktaking = UtxoListSync(context, rows)
-        self._due = FollowUp(
+        self._open_payments = rows = OpenPayments(context)
+        workers = WorkerPool(context, agent.signing)
+        self.provider_selection = ProviderSelection(context)
+        self._confirmations = Confirmations(context, rows, workers)
+        self._utxo_list = UtxoListSync(context, rows)
+        self._follow_up = FollowUp(
             context,
-            agent.carrying,
-            agent.sending,
+            agent.lifecycle,
+            agent.submitter,
             rows,
-            turns,
-            self._block_observations,
-            self._stocktaking.rolled_back,
+            workers,
+            self._confirmations,
+            self._utxo_list.rolled_back,
         )
-        self.inquiries = MerchantPolling(context, merchants, rows, turns)
+        self.merchant_polling = MerchantPolling(context, merchants, rows, workers)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
 
@@ -57,11 +57,11 @@ class ChainSync:
 
         A wallet without a UTxO waits for one.
         """
-        is_due = self._block_observations.is_due or self._stocktaking.is_due or self.trouble
-        waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
-        return not is_due and not waited_for and bool(self._rows.utxos())
+        is_due = self._confirmations.is_due or self._utxo_list.is_due or self.trouble
+        waited_for = self._open_payments.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
+        return not is_due and not waited_for and bool(self._open_payments.utxos())
 
-    async def tick(self) -> bool:
+    async def run_once(self) -> bool:
         """Run one pass: tip, payments, UTxOs, then what is to be submitted or signed. Returns False if incomplete.
 
         An exception does not keep anything from being submitted again: it is raised after that.
@@ -70,30 +70,34 @@ class ChainSync:
             try:
                 found = await self._look_anew()
             except Exception:
-                await self._due.carry_on()
+                await self._follow_up.carry_on()
                 raise
-            await self._due.carry_on()
-            why = self._block_observations.trouble or self._stocktaking.trouble if found else self.hearing.trouble
+            await self._follow_up.carry_on()
+            why = (
+                self._confirmations.trouble or self._utxo_list.trouble
+                if found
+                else self.provider_selection.trouble
+            )
             self._context.chain.note_unread("look", why)
             return why is None
 
     async def _look_anew(self) -> QuorumView | None:
         """Read what the providers show now, unless it was already read in full; None if none was believed."""
-        found = await self.hearing.look()
+        found = await self.provider_selection.observe()
         if found is None:
             return None
         is_new = self._last is None or found.tip.hash != self._last.hash
-        if is_new or self._block_observations.is_due or self._stocktaking.is_due:
+        if is_new or self._confirmations.is_due or self._utxo_list.is_due:
             await self._look(found, found.tip, is_new)
         return found
 
-    async def _look(self, source: QuorumView, tip: Tip, is_new: bool) -> None:
-        await self._block_observations.look(source, tip, self._last)
-        if is_new or self._stocktaking.is_due:
-            await self._stocktaking.look(source, tip)
+    async def _look(self, view: QuorumView, tip: Tip, is_new: bool) -> None:
+        await self._confirmations.check(view, tip, self._last)
+        if is_new or self._utxo_list.is_due:
+            await self._utxo_list.check(view, tip)
         if self._last is None:
             # submissions that the last process had just recorded may never have been sent
-            self._block_observations.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
+            self._confirmations.urgent.update(row.id for row in self._open_payments.open((State.IN_FLIGHT,)))
         self._last = tip
-        if self._stocktaking.is_read:
+        if self._utxo_list.is_read:
             self._context.take_tip(tip)

@@ -32,7 +32,7 @@ class UtxoListSync:
         self.is_read = False
         self.rolled_back = RolledBackDeposits(context, rows)
         self._context = context
-        self._rows = rows
+        self._open_payments = rows
         self._foreign = ExternalSpends(context, rows)
         self._new_utxos = RepeatedReads()
 
@@ -40,32 +40,32 @@ class UtxoListSync:
     def is_due(self) -> bool:
         return self.trouble is not None
 
-    async def look(self, source: QuorumView, tip: Tip) -> None:
+    async def check(self, view: QuorumView, tip: Tip) -> None:
         """Compare the newest transactions once after a start, take in the list, then check for what it lacks.
 
         If the list was read, external spends and rolled-back deposits are checked after it.
         """
         context = self._context
-        why_not_compared = await self._foreign.compare(source)
-        read = await source.utxos(context.terms.own.text)
+        why_not_compared = await self._foreign.compare(view)
+        read = await view.utxos(context.config.own.text)
         self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
         if not isinstance(read, Found):
             # one list of several is enough to sign with the known UTxOs; nothing is booked from it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        known = self._rows.utxos()
+        known = self._open_payments.utxos()
         now_ms = context.ports.clock.now_ms()
-        listing = self._believed(source, read.value, known.keys(), now_ms)
+        listing = self._believed(view, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
             await context.write("deposit", lambda unit: deposits.sync(unit, listing, context.utxos, now_ms))
         self.is_read = True
         if not listing.doubtful:
             context.chain.booked = tip
-        await self._foreign.look(source, listing)
-        if source.is_current:
-            await self.rolled_back.look(source, tip)
+        await self._foreign.check(view, listing)
+        if view.is_current:
+            await self.rolled_back.check(view, tip)
 
-    def _believed(self, source: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
+    def _believed(self, view: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
         """The part of a list that is believed. A lone answer among several providers is not enough for a new UTxO.
 
         If only one of several providers answers, a new UTxO takes three reads, spaced (R8), and the others must
@@ -73,15 +73,15 @@ class UtxoListSync:
 
         If only one provider is configured, its list is believed: a UTxO that it invents pays nobody.
         """
-        if not source.is_lonely("coins"):
+        if not view.is_lonely("coins"):
             self._new_utxos = RepeatedReads()
             return listing
         is_new = {utxo.ref: utxo for utxo in listing.agreed if utxo.ref not in known}
-        may_add = source.may_add(is_first=not known)
+        may_add = view.may_add(is_first=not known)
         young = {
             ref
             for ref, utxo in is_new.items()
-            if not self._new_utxos.is_enough(ref, _worth(utxo), source.tip.hash, now_ms) or not may_add
+            if not self._new_utxos.is_enough(ref, _worth(utxo), view.tip.hash, now_ms) or not may_add
         }
         self._new_utxos.keep(is_new)
         agreed = tuple(utxo for utxo in listing.agreed if utxo.ref not in young)

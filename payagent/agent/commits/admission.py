@@ -52,101 +52,101 @@ class _Chance(IntEnum):
 class Admission:
     """Admits payments and transfers: finds the one of the key, or opens a new one."""
 
-    holding: Reservation
-    questions: ApprovalRules
+    reservation: Reservation
+    approval_rules: ApprovalRules
 
     @classmethod
-    def by(cls, terms: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
-        rulebook = PaymentRules(terms.limits, chain, terms.caps, terms.approval_required_above, terms.merchants)
-        planner = Planner(utxos, chain, terms.own, terms.unconfirmed_ancestors_max, terms.min_window_s)
-        holding = Reservation(rulebook, planner)
-        return cls(holding, ApprovalRules(holding, terms.approval_timeout_s))
+    def by(cls, config: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
+        rules = PaymentRules(config.limits, chain, config.caps, config.approval_required_above, config.merchants)
+        planner = Planner(utxos, chain, config.own, config.unconfirmed_ancestors_max, config.min_window_s)
+        reservation = Reservation(rules, planner)
+        return cls(reservation, ApprovalRules(reservation, config.approval_timeout_s))
 
     @property
-    def rulebook(self) -> PaymentRules:
-        return self.holding.rulebook
+    def rules(self) -> PaymentRules:
+        return self.reservation.rules
 
     @property
     def planner(self) -> Planner:
-        return self.holding.planner
+        return self.reservation.planner
 
-    def take(self, terms: AgentConfig) -> None:
+    def take(self, config: AgentConfig) -> None:
         """Decide by another config from now on. Call it in a job: each decision then uses one config."""
-        self.rulebook.take(terms)
-        self.questions.timeout_s = terms.approval_timeout_s
+        self.rules.take(config)
+        self.approval_rules.timeout_s = config.approval_timeout_s
 
     def admit(
-        self, unit: Unit, purchase: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
+        self, unit: Unit, intent: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
     ) -> AdmittedPayment:
         """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
 
         A refused decision is recorded as a rejected payment. It is raised instead without `on_record`, for
         `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
         """
-        purchase = self.choose(unit, purchase, now_ms)
-        invoice = purchase.invoice
-        if purchase.is_heard:
-            note_price(unit, purchase)
+        intent = self.choose(unit, intent, now_ms)
+        invoice = intent.invoice
+        if intent.is_heard:
+            note_price(unit, intent)
         known = _known(unit.conn, invoice)
-        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
-        if intent is not None:
-            existing = self._existing(unit, intent, purchase, known, now_ms)
+        stored = intents.live_intent(unit.conn, intent.app_id, intent.key)
+        if stored is not None:
+            existing = self._existing(unit, stored, intent, known, now_ms)
             if existing is not None:
                 return existing
         if known is not None and (other := payments.payment_of_invoice(unit.conn, known.seq)):
-            _require_for(unit.conn, purchase, other)
+            _require_for(unit.conn, intent, other)
             return AdmittedPayment(other, False)
-        if purchase.topup is None:
-            apps.require_let_in(unit.conn, purchase.app_id, now_ms)
-        self.questions.require_not_denied(unit, purchase, intent, now_ms)
-        self.rulebook.require_merchant(invoice.origin)
+        if intent.topup is None:
+            apps.require_let_in(unit.conn, intent.app_id, now_ms)
+        self.approval_rules.require_not_denied(unit, intent, stored, now_ms)
+        self.rules.require_merchant(invoice.origin)
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
-        pool = _pool_of(unit, purchase, now_ms)
-        intent_id = intent.id if intent else purchase.ids.intent
-        if intent is None:
-            _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
-        seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
+        pool = _pool_of(unit, intent, now_ms)
+        intent_id = stored.id if stored else intent.ids.intent
+        if stored is None:
+            _open_intent(unit, intent, origin=invoice.origin, request=intent.request, now_ms=now_ms)
+        seq = known.seq if known else _add_invoice(unit, intent, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
         left_out = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
         return self._open_payment(
-            unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
+            unit, intent, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
         )
 
-    def require_open(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> None:
+    def require_open(self, unit: Unit, intent: PaymentIntent, now_ms: int) -> None:
         """Refused if admission would open no payment for the chosen invoice, whatever its price.
 
         The quote of a top-up may show an invoice that a running top-up of the same balance pays: once ordered,
         the top-up requests another 402.
         """
-        if purchase.topup is None:
-            self.require_unpaid(unit.conn, purchase)
+        if intent.topup is None:
+            self.require_unpaid(unit.conn, intent)
         else:
-            _known(unit.conn, purchase.invoice)
-        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
-        self.questions.require_not_denied(unit, purchase, intent, now_ms)
+            _known(unit.conn, intent.invoice)
+        stored = intents.live_intent(unit.conn, intent.app_id, intent.key)
+        self.approval_rules.require_not_denied(unit, intent, stored, now_ms)
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
 
-    def require_unpaid(self, conn: Connection, purchase: PaymentIntent) -> None:
+    def require_unpaid(self, conn: Connection, intent: PaymentIntent) -> None:
         """Refused if the chosen invoice has a payment: `invoice_already_paid`. An invoice without an id of its own
         counts as paid if its intent has a payment."""
-        invoice = purchase.invoice
+        invoice = intent.invoice
         known = _known(conn, invoice)
         paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
-        if not invoice.has_own_id and (intent := intents.live_intent(conn, purchase.app_id, purchase.key)):
-            live = payments.live_payment_of(conn, intent.id)
+        if not invoice.has_own_id and (stored := intents.live_intent(conn, intent.app_id, intent.key)):
+            live = payments.live_payment_of(conn, stored.id)
             paid = None if live is None else live.id
         row = None if paid is None else payments.payment(conn, paid)
         if row is not None:
-            _require_for(conn, purchase, row.id)
+            _require_for(conn, intent, row.id)
             told = f"{row.id} pays for it, and is {row.state}"
             raise Refused("invoice_already_paid/same_intent", told, payment=row.id, state=str(row.state))
 
     def _open_payment(
         self,
         unit: Unit,
-        purchase: PaymentIntent,
+        intent: PaymentIntent,
         intent_id: str,
         invoice_seq: int,
         pool: int | None,
@@ -155,76 +155,76 @@ class Admission:
         left_out: Set[str] | None,
     ) -> AdmittedPayment:
         """`left_out`: codes of refusals that are raised and not recorded; None: all of them."""
-        payment_id = purchase.ids.payment
+        payment_id = intent.ids.payment
         nonce_utxo = nonce_utxo_of(unit, intent_id)
         records.add_payment(
             unit,
             payment_id=payment_id,
             kind="invoice",
-            app_id=purchase.app_id,
+            app_id=intent.app_id,
             intent_id=intent_id,
             invoice_seq=invoice_seq,
-            outputs=records.output_rows(purchase.invoice),
+            outputs=records.output_rows(intent.invoice),
             now_ms=now_ms,
             pool_id=pool,
-            topup_id=None if purchase.topup is None else purchase.topup.topup,
+            topup_id=None if intent.topup is None else intent.topup.topup,
         )
         try:
-            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, expires_at_ms, now_ms)
-            reasons = self.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend)
+            plan, asked = self.reservation.decide(unit, intent, nonce_utxo, expires_at_ms, now_ms)
+            reasons = self.rules.reasons(unit.conn, intent, intent.invoice, plan.spend)
             if reasons:
-                worst = with_fee_room(plan.spend, asked, self.rulebook.caps)
-                self.rulebook.require_within_limits(unit.conn, purchase, worst, purchase.invoice.asset, now_ms)
-                self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
+                worst = with_fee_room(plan.spend, asked, self.rules.caps)
+                self.rules.require_within_limits(unit.conn, intent, worst, intent.invoice.asset, now_ms)
+                self.approval_rules.ask(unit, intent, plan, worst, reasons, expires_at_ms, now_ms)
                 return AdmittedPayment(payment_id, True)
         except Refused as refusal:
             if left_out is None or refusal.code in left_out:
                 raise
-            return _rejected(unit, purchase, refusal, now_ms)
-        self.holding.hold(unit, payment_id, plan, now_ms, asked)
-        if not purchase.is_heard:
-            note_price(unit, purchase)
-        origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
-        trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
+            return _rejected(unit, intent, refusal, now_ms)
+        self.reservation.hold(unit, payment_id, plan, now_ms, asked)
+        if not intent.is_heard:
+            note_price(unit, intent)
+        origin, claim = intent.invoice.origin, trust.claim_of_invoice(intent.invoice)
+        trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
         return AdmittedPayment(payment_id, True, plan)
 
     def _existing(
-        self, unit: Unit, intent: IntentRow, purchase: PaymentIntent, known: InvoiceRow | None, now_ms: int
+        self, unit: Unit, stored: IntentRow, intent: PaymentIntent, known: InvoiceRow | None, now_ms: int
     ) -> AdmittedPayment | None:
         """The payment that the intent already has. A new invoice replaces its lost attempt if that is due.
 
         Otherwise the new invoice buys nothing. It is recorded unless too many were of late.
         """
-        require_same(intent, purchase.fingerprint)
-        row = payments.live_payment_of(unit.conn, intent.id)
+        require_same(stored, intent.fingerprint)
+        row = payments.live_payment_of(unit.conn, stored.id)
         if row is None:
             return None
-        invoice = purchase.invoice
+        invoice = intent.invoice
         if not invoice.has_own_id:
             return AdmittedPayment(row.id, False)
         if known is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
             return AdmittedPayment(row.id, False)
-        seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
-        is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None
-        if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
+        seq = known.seq if known else _add_invoice(unit, intent, stored.id)
+        is_available = known is None or payments.payment_of_invoice(unit.conn, seq) is None
+        if is_available and self._replace_for(unit, row, intent, seq, known, now_ms):
             return AdmittedPayment(row.id, False)
         if known is None:
             records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
         return AdmittedPayment(row.id, False)
 
     def _replace_for(
-        self, unit: Unit, row: PaymentRow, purchase: PaymentIntent, seq: int, known: InvoiceRow | None, now_ms: int
+        self, unit: Unit, row: PaymentRow, intent: PaymentIntent, seq: int, known: InvoiceRow | None, now_ms: int
     ) -> bool:
         """Move a lost payment whose invoice has expired to a new invoice of its intent. Returns whether it did.
 
         An invoice that came before counts as it was read then, even if the config changed since.
         """
-        invoice, tip = purchase.invoice, self.planner.chain.tip
+        invoice, tip = intent.invoice, self.planner.chain.tip
         if tip is None or not is_lost(unit.conn, row, tip.slot):
             return False
         if not _is_alike(invoice, known or invoice, row):
             return False
-        most = purchase.most_units(invoice.asset)
+        most = intent.most_units(invoice.asset)
         if most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most:
             return False
         wanted = next_invoice(
@@ -235,14 +235,14 @@ class Admission:
             slot = self.planner.chain.require_ready(now_ms)
             by_block = row.invoice.dialect in TIMED_BY_BLOCK
             if self.planner.chain.has_time(
-                slot, row.invoice.expires_at_ms, purchase.min_window_s, from_block=by_block
+                slot, row.invoice.expires_at_ms, intent.min_window_s, from_block=by_block
             ):
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # the approval was for other terms
                 return False
-            if self.rulebook.look(unit.conn, purchase, invoice, Moment.NEXT_INVOICE):
+            if self.rules.check(unit.conn, intent, invoice, Moment.NEXT_INVOICE):
                 return False
-            self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
+            self._replacing.start(unit, row, wanted, intent.min_window_s, now_ms)
         except Refused:
             return False
         return True
@@ -262,7 +262,7 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
+        if (stopped := self.rules.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
         if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
             return Refused("payment_void/expired", "a provider said that the transaction can never be valid")
@@ -272,46 +272,46 @@ class Admission:
             return Refused("payment_void/expired", f"the transaction expired in no block: {refusal.detail}")
         return None
 
-    def choose(self, unit: Unit, purchase: PaymentIntent, now_ms: int) -> PaymentIntent:
+    def choose(self, unit: Unit, intent: PaymentIntent, now_ms: int) -> PaymentIntent:
         """The first offer that is within limits, payable now and needs no approval.
 
         If there is none: the first that is payable once change confirms, then the first that needs an approval,
         then the first.
         """
-        chosen, best = purchase.offers[0], _Chance.NONE
-        for offer in purchase.offers if len(purchase.offers) > 1 else ():
-            chance = self._chance_of(unit, offer, purchase, now_ms)
+        chosen, best = intent.offers[0], _Chance.NONE
+        for offer in intent.offers if len(intent.offers) > 1 else ():
+            chance = self._chance_of(unit, offer, intent, now_ms)
             if chance < best:
                 chosen, best = offer, chance
             if best is _Chance.NOW:
                 break
         if not chosen.has_own_id:
-            chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
-        return replace(purchase, invoice=chosen)
+            chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{intent.ids.payment}")
+        return replace(intent, invoice=chosen)
 
-    def _chance_of(self, unit: Unit, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> _Chance:
+    def _chance_of(self, unit: Unit, offer: Invoice, intent: PaymentIntent, now_ms: int) -> _Chance:
         """The outcome of an offer by its full cost now, with the fee and the min-ADA beside a token."""
-        wanted = replace(purchase, invoice=offer)
+        wanted = replace(intent, invoice=offer)
         try:
-            plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
-            reasons = self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
+            plan, _ = self.reservation.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
+            reasons = self.rules.reasons(unit.conn, wanted, offer, plan.spend)
         except Refused as refusal:
             if refusal.code != "funds_pending":
                 return _Chance.NONE
-            is_let_through = self._is_let_through(unit.conn, offer, purchase, now_ms)
+            is_let_through = self._is_let_through(unit.conn, offer, intent, now_ms)
             return _Chance.SOON if is_let_through else _Chance.ASKS
         return _Chance.ASKS if reasons else _Chance.NOW
 
-    def wants_utxos(self, conn: Connection, purchase: PaymentIntent, now_ms: int) -> bool:
+    def wants_utxos(self, conn: Connection, intent: PaymentIntent, now_ms: int) -> bool:
         """Whether admission would reserve UTxOs now, neither refusing nor requesting an approval."""
-        return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
+        return any(self._is_let_through(conn, offer, intent, now_ms) for offer in intent.offers)
 
-    def _is_let_through(self, conn: Connection, offer: Invoice, purchase: PaymentIntent, now_ms: int) -> bool:
+    def _is_let_through(self, conn: Connection, offer: Invoice, intent: PaymentIntent, now_ms: int) -> bool:
         """Whether limits and merchant rules allow the offer's own amount without an approval."""
         asset, spend = offer.asset, {offer.asset: offer.total_units}
         try:
-            self.rulebook.require_within_limits(conn, purchase, spend, asset, now_ms)
-            return not self.rulebook.reasons(conn, purchase, offer, spend)
+            self.rules.require_within_limits(conn, intent, spend, asset, now_ms)
+            return not self.rules.reasons(conn, intent, offer, spend)
         except Refused:
             return False
 
@@ -328,34 +328,34 @@ class Admission:
         It uses the state machine and the ledger of payments. If an earlier transfer of the key was cancelled, the
         new one spends the output of that cancel. `told` is added to its event.
         """
-        intent = intents.live_intent(unit.conn, order.app_id, order.key)
-        if intent is not None:
-            require_same(intent, order.fingerprint)
-            if (row := payments.live_payment_of(unit.conn, intent.id)) is not None:
+        stored = intents.live_intent(unit.conn, order.app_id, order.key)
+        if stored is not None:
+            require_same(stored, order.fingerprint)
+            if (row := payments.live_payment_of(unit.conn, stored.id)) is not None:
                 return AdmittedPayment(row.id, False)
         pauses.require_running(unit.conn)
-        nonce_utxo = None if intent is None else nonce_utxo_of(unit, intent.id)
+        nonce_utxo = None if stored is None else nonce_utxo_of(unit, stored.id)
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
-        self.rulebook.require_within_caps(planned.spend)
-        if intent is None:
+        self.rules.require_within_caps(planned.spend)
+        if stored is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(
             unit,
             payment_id=order.ids.payment,
             kind=order.kind,
             app_id=order.app_id,
-            intent_id=intent.id if intent else order.ids.intent,
+            intent_id=stored.id if stored else order.ids.intent,
             invoice_seq=None,
             outputs=_transfer_outputs(order.kind, planned),
             now_ms=now_ms,
         )
-        self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
+        self.reservation.hold(unit, order.ids.payment, planned, now_ms, told=told)
         return AdmittedPayment(order.ids.payment, True, planned)
 
 
-def _rejected(unit: Unit, purchase: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
+def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
     """Record the refusal, as its app may see it, and end the payment as rejected."""
-    payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
+    payment_id, told = intent.ids.payment, as_told(unit.conn, intent.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
     records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
     return AdmittedPayment(payment_id, True, refusal=told)
@@ -372,15 +372,15 @@ def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) ->
     )
 
 
-def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
+def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
     """Id of the prepaid pool that the payment raises; None if it raises none.
 
     Refused: `batch_in_progress` or `awaiting_approval` while another payment for the pool is open.
     """
-    invoice, buyer = purchase.invoice, purchase.buyer
-    if not is_batch(invoice.batch_target) and purchase.topup is None:
+    invoice, buyer = intent.invoice, intent.buyer
+    if not is_batch(invoice.batch_target) and intent.topup is None:
         return None
-    if purchase.topup is not None and (order := topups.find(unit.conn, purchase.topup.topup)) is not None:
+    if intent.topup is not None and (order := topups.find(unit.conn, intent.topup.topup)) is not None:
         require_may_buy(unit.conn, order, now_ms)
     buyer.require_sayable()
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
@@ -388,12 +388,12 @@ def _pool_of(unit: Unit, purchase: PaymentIntent, now_ms: int) -> int | None:
         row = payments.payment(unit.conn, other)
         if row is not None and row.state is State.AWAITING_APPROVAL:
             raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for approval")
-        ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
+        ours = {"payment": other} if row is not None and row.app_id == intent.app_id else {}
         raise Refused("batch_in_progress", "another request buys a batch for the same partner and wallet", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
     # a serving time in the future came from a clock that ran ahead and was set right since
-    is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
-    if purchase.heard_at_ms <= served_ms and not is_mended:
+    is_mended = intent.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
+    if intent.heard_at_ms <= served_ms and not is_mended:
         raise Refused("batch_in_progress", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
     paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
@@ -412,21 +412,21 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     ]
 
 
-def _require_for(conn: Connection, purchase: PaymentIntent, payment_id: str) -> None:
+def _require_for(conn: Connection, intent: PaymentIntent, payment_id: str) -> None:
     """Refused: `invoice_already_paid` if the payment is another purchase's. A late copy of the same request
     finds its payment. A payment of another app is not named.
 
     The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
     """
-    intent = intents.intent_of(conn, payment_id)
-    if (intent.app_id, intent.idempotency_key, intent.fingerprint) != (
-        purchase.app_id,
-        purchase.key,
-        purchase.fingerprint,
+    stored = intents.intent_of(conn, payment_id)
+    if (stored.app_id, stored.idempotency_key, stored.fingerprint) != (
+        intent.app_id,
+        intent.key,
+        intent.fingerprint,
     ):
-        is_ours = intent.app_id == purchase.app_id
+        is_ours = stored.app_id == intent.app_id
         whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
-        detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
+        detail = f"{intent.invoice.invoice_id} belongs to {whose}a payment of another purchase"
         raise Refused("invoice_already_paid/other_intent", detail, **ours)
 
 
@@ -438,9 +438,9 @@ def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
     return known
 
 
-def require_same(intent: IntentRow, fingerprint: str) -> None:
-    if intent.fingerprint != fingerprint:
-        key = intent.idempotency_key.removeprefix("key:")
+def require_same(stored: IntentRow, fingerprint: str) -> None:
+    if stored.fingerprint != fingerprint:
+        key = stored.idempotency_key.removeprefix("key:")
         raise Refused("idempotency_key_reused", f"the key {key!r} was used for another request")
 
 
@@ -461,8 +461,8 @@ def _open_intent(
     )
 
 
-def _add_invoice(unit: Unit, purchase: PaymentIntent, intent_id: str) -> int:
-    return records.add_invoice(unit, purchase.invoice, intent_id, purchase.received_at_ms, purchase.response)
+def _add_invoice(unit: Unit, intent: PaymentIntent, intent_id: str) -> int:
+    return records.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
 
 
 def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:

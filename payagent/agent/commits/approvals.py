@@ -39,13 +39,13 @@ FEE_ROOM_LOVELACE = 50_000
 class ApprovalRules:
     """Requests and decides approvals. `timeout_s`: time to decide, unless the invoice expires earlier."""
 
-    holding: Reservation
+    reservation: Reservation
     timeout_s: int
 
     def ask(
         self,
         unit: Unit,
-        purchase: PaymentIntent,
+        intent: PaymentIntent,
         plan: TxPlan,
         worst: Mapping[str, int],
         reasons: Reasons,
@@ -53,17 +53,17 @@ class ApprovalRules:
         now_ms: int,
     ) -> None:
         """Request an approval. The payment counts in full against all limits, and reserves no UTxOs yet."""
-        payment_id, clock_ms = purchase.ids.payment, self.holding.rulebook.clock_ms(unit.conn, now_ms)
+        payment_id, clock_ms = intent.ids.payment, self.reservation.rules.clock_ms(unit.conn, now_ms)
         ends_at_ms = clock_ms + self.timeout_s * 1000
         if expires_at_ms is not None:
-            ends_at_ms = min(ends_at_ms, expires_at_ms - purchase.min_window_s * 1000)
+            ends_at_ms = min(ends_at_ms, expires_at_ms - intent.min_window_s * 1000)
         approvals.ask(
             unit,
             payment_id=payment_id,
-            terms_hash=purchase.invoice.terms_hash,
+            terms_hash=intent.invoice.terms_hash,
             reasons=reasons,
             plan=_plan_view(plan),
-            max_total_units=purchase.max_total_units,
+            max_total_units=intent.max_total_units,
             expires_at_ms=ends_at_ms,
             now_ms=now_ms,
         )
@@ -71,8 +71,8 @@ class ApprovalRules:
         told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         records.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
         facts = {
-            "detail": f"{payment_id} to {purchase.invoice.origin} waits for a person: {reasons[0].detail}",
-            **{"payment": payment_id, "app": purchase.app_id, "merchant": purchase.invoice.origin},
+            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
+            **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
             "ends_at": iso_time(ends_at_ms),
         }
         raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
@@ -87,20 +87,20 @@ class ApprovalRules:
         if payment_id in self.over(unit.conn, min_window_s, now_ms):
             return self._time_out(unit, payment_id, now_ms)
         pauses.require_running(unit.conn)
-        self.holding.planner.chain.require_ready(now_ms)
-        purchase = self._purchase_of(unit, row, approval, min_window_s)
+        self.reservation.planner.chain.require_ready(now_ms)
+        intent = self._intent_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "approval")
         records.release_hold(unit, payment_id, now_ms, stage="approval")
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent.id)
-            plan, asked = self.holding.decide(unit, purchase, nonce_utxo, row.invoice.expires_at_ms, now_ms)
+            plan, asked = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)
             raise
         _require_asked(
-            self.holding.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend), approval.reasons
+            self.reservation.rules.reasons(unit.conn, intent, intent.invoice, plan.spend), approval.reasons
         )
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
@@ -110,9 +110,9 @@ class ApprovalRules:
                     f"{format_amount(asset, units)} are needed now, only {most} was approved",
                 )
         told = {"by": by.app_id, "via": by.via}
-        self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
-        note_price(unit, purchase)
-        trust.allow(unit, self.holding.rulebook.rules(purchase.invoice.origin), row, told, now_ms)
+        self.reservation.hold(unit, payment_id, plan, now_ms, asked, told)
+        note_price(unit, intent)
+        trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
         return DecidedPayment(payment_id, plan)
 
@@ -128,7 +128,7 @@ class ApprovalRules:
         That clock stands still while no block is seen. So an approval also times out once its invoice can no
         longer be paid by the local clock. A wrong clock can only deny.
         """
-        return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
+        return approvals.over(conn, self.reservation.rules.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
     def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> DecidedPayment | None:
         """Deny a payment whose approval timed out; None, and no change, if it was decided meanwhile."""
@@ -136,9 +136,7 @@ class ApprovalRules:
             return None
         return self._time_out(unit, payment_id, now_ms)
 
-    def require_not_denied(
-        self, unit: Unit, purchase: PaymentIntent, intent: IntentRow | None, now_ms: int
-    ) -> None:
+    def require_not_denied(self, unit: Unit, intent: PaymentIntent, stored: IntentRow | None, now_ms: int) -> None:
         """Refused: `approval_denied/person` if the same request was denied in the last `timeout_s`.
 
         The request counts, whatever its key; without a request, the intent. A denial dated more than `timeout_s`
@@ -148,9 +146,9 @@ class ApprovalRules:
             unit.conn,
             now_ms - self.timeout_s * 1000,
             now_ms + self.timeout_s * 1000,
-            intent_id=None if intent is None else intent.id,
-            app_id=purchase.app_id,
-            fingerprint=None if purchase.request is None else purchase.fingerprint,
+            intent_id=None if stored is None else stored.id,
+            app_id=intent.app_id,
+            fingerprint=None if intent.request is None else intent.fingerprint,
         )
         if denied is not None:
             raise Refused(
@@ -180,20 +178,20 @@ class ApprovalRules:
             raise Refused("terms_changed", f"{payment_id} has other terms than the ones that the decision was for")
         return row, approval
 
-    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
+    def _intent_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
         """The payment's intent as it was admitted. Refused: `merchant_not_allowed`."""
-        merchant = self.holding.rulebook.merchants.get(row.invoice.origin or "")
+        merchant = self.reservation.rules.merchants.get(row.invoice.origin or "")
         if merchant is None or row.invoice.id is None or row.invoice.dialect is None:
             raise Refused(
                 "merchant_not_allowed", f"{row.invoice.origin} may no longer be paid", origin=row.invoice.origin
             )
-        wanted = same_again(row, self.holding.planner.chain.network)
+        wanted = same_again(row, self.reservation.planner.chain.network)
         invoice = Invoice(
             *(
                 row.invoice.dialect,
                 merchant.origin,
                 row.invoice.id,
-                self.holding.planner.chain.network.name,
+                self.reservation.planner.chain.network.name,
                 wanted.outputs,
             ),
             expires_at_ms=row.invoice.expires_at_ms,
@@ -203,13 +201,13 @@ class ApprovalRules:
             echo=row.invoice.echo,
             commitment=row.invoice.commitment,
         )
-        intent = intents.intent(unit.conn, row.intent.id)
+        stored = intents.intent(unit.conn, row.intent.id)
         return PaymentIntent(
             ids=Ids(row.intent.id, row.id, row.intent.request_id),
             app_id=row.app_id,
-            key=intent.idempotency_key,
-            derived=intent.is_key_derived,
-            fingerprint=intent.fingerprint,
+            key=stored.idempotency_key,
+            derived=stored.is_key_derived,
+            fingerprint=stored.fingerprint,
             request=intents.request_of(unit.conn, row.intent.id),
             invoice=invoice,
             offers=(invoice,),

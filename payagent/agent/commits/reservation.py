@@ -29,35 +29,33 @@ from payagent.wallet.utxo_index import Utxo
 class Reservation:
     """Combines the payment rules with the planner."""
 
-    rulebook: PaymentRules
+    rules: PaymentRules
     planner: Planner
 
     def decide(
-        self, unit: Unit, purchase: PaymentIntent, nonce_utxo: Utxo | None, expires_at_ms: int | None, now_ms: int
+        self, unit: Unit, intent: PaymentIntent, nonce_utxo: Utxo | None, expires_at_ms: int | None, now_ms: int
     ) -> tuple[TxPlan, tuple[LimitCheck, ...]]:
         """The plan and the limit checks it passed. A limit that the amount alone exceeds is reported before lack
         of funds.
         """
-        invoice = purchase.invoice
-        asked = self.require_before_fee(unit, purchase, now_ms)
-        plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, nonce_utxo)
-        self.rulebook.require_within_caps(plan.spend)
+        invoice = intent.invoice
+        asked = self.require_before_fee(unit, intent, now_ms)
+        plan = self.planner.plan(unit, invoice, expires_at_ms, intent.min_window_s, now_ms, nonce_utxo)
+        self.rules.require_within_caps(plan.spend)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
-            again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
+            again = self.rules.require_within_limits(unit.conn, intent, plan.spend, invoice.asset, now_ms)
         return plan, again
 
     def require_before_fee(
-        self, unit: Unit, purchase: PaymentIntent, now_ms: int, count: int = 1
+        self, unit: Unit, intent: PaymentIntent, now_ms: int, count: int = 1
     ) -> tuple[LimitCheck, ...]:
         """As `PaymentRules.require_within_limits`, for the invoice's amount without a fee."""
         asset, known = (
-            purchase.invoice.asset,
-            {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
+            intent.invoice.asset,
+            {LOVELACE: 0} | {intent.invoice.asset: intent.invoice.total_units},
         )
-        return self.rulebook.require_within_limits(
-            unit.conn, purchase, known, asset, now_ms, count, fee=BEFORE_FEE
-        )
+        return self.rules.require_within_limits(unit.conn, intent, known, asset, now_ms, count, fee=BEFORE_FEE)
 
     def hold(
         self,
@@ -78,7 +76,7 @@ class Reservation:
             if utxo.ref in self.planner.utxos:
                 make_unavailable(unit, self.planner.utxos, utxo.ref)
         records.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
-        at_ms = self.rulebook.clock_ms(unit.conn, now_ms)
+        at_ms = self.rules.clock_ms(unit.conn, now_ms)
         records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
         records.move_payment(
@@ -98,27 +96,27 @@ def _asked_view(one: LimitCheck) -> dict[str, str]:
     return view | whose
 
 
-def note_price(unit: Unit, purchase: PaymentIntent) -> None:
+def note_price(unit: Unit, intent: PaymentIntent) -> None:
     """Note the price of a request that answered 402. If it is served unpaid later, it uses a prepaid balance.
 
     A price that only the app claims may be false. It is noted once money is held for it, and never lowers the
     known price.
     """
-    is_call = purchase.topup is None or purchase.topup.is_call
-    if purchase.request is None or not is_call:
+    is_call = intent.topup is None or intent.topup.is_call
+    if intent.request is None or not is_call:
         return
-    invoice, call = purchase.invoice, trust.priced_call(purchase.request)
+    invoice, call = intent.invoice, trust.priced_call(intent.request)
     known = prepaid.price(unit.conn, invoice.origin, *call)
     is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
-    if purchase.is_heard or is_more:
+    if intent.is_heard or is_more:
         prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
-def is_priced(conn: Connection, purchase: PaymentIntent) -> bool:
+def is_priced(conn: Connection, intent: PaymentIntent) -> bool:
     """Whether the request's price is known already, so that `note_price` adds no row."""
-    if purchase.request is None:
+    if intent.request is None:
         return True
-    return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
+    return prepaid.price(conn, intent.invoice.origin, *trust.priced_call(intent.request)) is not None
 
 
 def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:

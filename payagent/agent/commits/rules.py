@@ -38,10 +38,10 @@ class PaymentRules:
     approval_required_above: Mapping[str, int] = field(default_factory=dict)
     merchants: Mapping[str, MerchantConfig] = field(default_factory=dict)
 
-    def take(self, terms: AgentConfig) -> None:
+    def take(self, config: AgentConfig) -> None:
         """Decide by another config from now on, as `Admission.take`."""
-        self.limits, self.merchants = terms.limits, terms.merchants
-        self.approval_required_above = terms.approval_required_above
+        self.limits, self.merchants = config.limits, config.merchants
+        self.approval_required_above = config.approval_required_above
 
     def clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.rows.limit_counters): only blocks advance it, nothing sets it back."""
@@ -50,7 +50,7 @@ class PaymentRules:
     def require_within_limits(
         self,
         conn: Connection,
-        purchase: PaymentIntent,
+        intent: PaymentIntent,
         spend: Mapping[str, int],
         paid_asset: str,
         now_ms: int,
@@ -63,10 +63,10 @@ class PaymentRules:
         tightest limit.
         """
         self.require_within_caps(spend, fee)
-        app, origin = purchase.app_id, purchase.invoice.origin
+        app, origin = intent.app_id, intent.invoice.origin
         asker = apps.require(conn, app)
         asker.require_may_pay(origin, paid_asset)
-        _require_bound_on(purchase, paid_asset, spend)
+        _require_bound_on(intent, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
@@ -74,7 +74,7 @@ class PaymentRules:
             policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
         }
         bounds = policy.ask_bounds(
-            spend, paid_asset, purchase.most_units(paid_asset), self._topup_left(conn, purchase, clock_ms), count
+            spend, paid_asset, intent.most_units(paid_asset), self._topup_left(conn, intent, clock_ms), count
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
@@ -87,32 +87,32 @@ class PaymentRules:
         if self.caps is not None:
             require_within_caps(spend, self.caps, fee)
 
-    def _topup_left(self, conn: Connection, purchase: PaymentIntent, clock_ms: int) -> int | None:
+    def _topup_left(self, conn: Connection, intent: PaymentIntent, clock_ms: int) -> int | None:
         """Lovelace that the merchant's daily top-up limit leaves; None without one."""
-        part = purchase.topup
+        part = intent.topup
         if part is None or part.per_day_lovelace is None:
             return None
         since_ms = clock_ms - policy.LENGTH_MS[Window.DAY]
-        return part.per_day_lovelace - topups.lovelace_since(conn, purchase.invoice.origin, since_ms)
+        return part.per_day_lovelace - topups.lovelace_since(conn, intent.invoice.origin, since_ms)
 
     def reasons(
-        self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, spend: Mapping[str, int]
+        self, conn: Connection, intent: PaymentIntent, invoice: Invoice, spend: Mapping[str, int]
     ) -> Reasons:
         """Why the invoice needs an approval; empty if it needs none.
 
         Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
         `merchant_in_flight_limit`.
         """
-        return judge((*self.look(conn, purchase, invoice), *above(self.approval_required_above, spend)))
+        return judge((*self.check(conn, intent, invoice), *above(self.approval_required_above, spend)))
 
-    def look(
-        self, conn: Connection, purchase: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
+    def check(
+        self, conn: Connection, intent: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
         """The findings of the merchant rules against an invoice."""
         rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
-        is_measured = purchase.topup is None or purchase.topup.is_auto
-        known = trust.known_of(conn, rules, invoice.origin, purchase.request, is_measured)
-        return guards.look(claim, rules, known, moment)
+        is_measured = intent.topup is None or intent.topup.is_auto
+        known = trust.known_of(conn, rules, invoice.origin, intent.request, is_measured)
+        return guards.check(claim, rules, known, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
         """Why an admitted payment may no longer be signed; None if it may.
@@ -125,7 +125,7 @@ class PaymentRules:
                 self.require_merchant(row.invoice.origin)
                 rules, claim = self.rules(row.invoice.origin), trust.claim_of_payment(row)
                 judge(
-                    guards.look(
+                    guards.check(
                         claim, rules, trust.known_of(conn, rules, row.invoice.origin, None), Moment.SAME_TERMS
                     )
                 )
@@ -153,9 +153,9 @@ def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
         raise Refused("forbidden", f"the app {name} that made the request is revoked or has expired")
 
 
-def _require_bound_on(purchase: PaymentIntent, asset: str, spend: Mapping[str, int]) -> None:
+def _require_bound_on(intent: PaymentIntent, asset: str, spend: Mapping[str, int]) -> None:
     """A `max_total` in one asset allows no other asset. Refused: `limit_exceeded`."""
-    bound_asset, most_units = purchase.max_total_asset, purchase.max_total_units
+    bound_asset, most_units = intent.max_total_asset, intent.max_total_units
     if bound_asset is None or most_units is None or bound_asset == asset:
         return
     bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
@@ -170,9 +170,9 @@ def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
     return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
 
 
-def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
+def in_force_for(conn: Connection, from_file: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
     """The limits that may bind a payment: a limit set at run time overrides the config file's."""
-    return policy.in_force(filed, spending.limits_binding(conn, app, origin))
+    return policy.in_force(from_file, spending.limits_binding(conn, app, origin))
 
 
 def when_it_frees(conn: Connection, limit: Limit | None, asked: LimitCheck, clock_ms: int) -> int | None:

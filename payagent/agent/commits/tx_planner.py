@@ -159,8 +159,8 @@ class Planner:
 
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are available, or will be once all change confirms."""
-        coming = _coming(unit, self.chain.require_ready(now_ms))
-        return ledger.add((self.utxos.totals, UtxoIndex(coming).totals))
+        pending = _coming(unit, self.chain.require_ready(now_ms))
+        return ledger.add((self.utxos.totals, UtxoIndex(pending).totals))
 
     def _known_depths(self) -> dict[str, int]:
         """Ancestor counts found since the newest block. A count that is briefly wrong breaks no safety rule."""
@@ -194,15 +194,15 @@ class Planner:
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
                 ) from None
-            coming = _coming(unit, slot)
-            whole = _planned(plan, UtxoIndex([*self.utxos, *coming]))
+            pending = _coming(unit, slot)
+            whole = _planned(plan, UtxoIndex([*self.utxos, *pending]))
             if whole is None:
                 raise
             if waits:
                 return whole
             asset = str(refusal.context.get("asset", LOVELACE))
             raise _in_flight(
-                asset, self.utxos.totals.get(asset, 0), UtxoIndex(coming).totals.get(asset, 0)
+                asset, self.utxos.totals.get(asset, 0), UtxoIndex(pending).totals.get(asset, 0)
             ) from None
 
     def _chained(
@@ -211,15 +211,15 @@ class Planner:
         """A plan that spends pending change. Its nonce UTxO is a confirmed input, if it has one."""
         made = self._chained_to_one(unit, plan, slot) if by_one else None
         if made is None:
-            coming = [utxo for utxo, _ in self.chainable(unit, slot)]
-            if not coming:
+            pending = [utxo for utxo, _ in self.chainable(unit, slot)]
+            if not pending:
                 return None
             try:
-                made = plan(UtxoIndex([*self.utxos, *coming]))
+                made = plan(UtxoIndex([*self.utxos, *pending]))
             except Refused:
                 return None
-            by_lovelace = sorted(coming, key=lambda utxo: (utxo.lovelace, utxo.ref))
-            self._next = [utxo.ref for utxo in by_lovelace] if len(coming) > MANY else []
+            by_lovelace = sorted(pending, key=lambda utxo: (utxo.lovelace, utxo.ref))
+            self._next = [utxo.ref for utxo in by_lovelace] if len(pending) > MANY else []
         settled = [utxo for utxo in made.inputs if utxo.ref in self.utxos]
         if settled and made.nonce_utxo.ref not in self.utxos:
             made = made._replace(nonce_utxo=smallest_of(settled))
@@ -248,19 +248,19 @@ class Planner:
 
 def _coming(unit: Unit, slot: int) -> list[Utxo]:
     """Pending change: of signed attempts as planned, of reserved payments their UTxOs less the hold."""
-    coming = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
+    pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
         for utxo in queries.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
         if lovelace > 0 and (row.attempt.ttl_slot or 0) > slot:
-            coming.append(
+            pending.append(
                 Utxo(
                     f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)
                 )
             )
-    return coming
+    return pending
 
 
 def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | None:
@@ -271,14 +271,14 @@ def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | 
         return None
 
 
-def _in_flight(asset: str, available: int, coming: int) -> Refused:
+def _in_flight(asset: str, available: int, pending: int) -> Refused:
     return Refused(
         "funds_pending",
-        f"{format_amount(asset, available)} are available, and {format_amount(asset, coming)} are pending change "
+        f"{format_amount(asset, available)} are available, and {format_amount(asset, pending)} are pending change "
         "in no block yet. Together they suffice",
         asset=asset,
         available=str(available),
-        coming=str(coming),
+        pending=str(pending),
     )
 
 

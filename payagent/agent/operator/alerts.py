@@ -72,15 +72,15 @@ def is_due(alert: AlertRow, now_ms: int) -> bool:
     return due_ms is not None and not due_ms - wait_ms(alert.tries) <= now_ms < due_ms
 
 
-def payload(alert: AlertRow, terms: AgentConfig, links: Mapping[str, str]) -> bytes:
+def payload(alert: AlertRow, config: AgentConfig, links: Mapping[str, str]) -> bytes:
     """The webhook body: the same bytes each time. `links` are stored nowhere."""
     said = {
         "id": alert.id,
         "kind": alert.kind,
         "subject": alert.subject,
         "at": iso_time(alert.at_ms),
-        "network": terms.network.name,
-        "address": terms.own.text,
+        "network": config.network.name,
+        "address": config.own.text,
         **alert.facts,
         **links,
     }
@@ -96,7 +96,7 @@ class AlertMonitor:
         self._links = links
         self._told = alerts.last_seq(context.conn)
 
-    async def beat(self) -> None:
+    async def run_once(self) -> None:
         """Raise and clear alerts, log the new ones from anywhere, and send those that are due."""
         now_ms = self._context.ports.clock.now_ms()
         if any(_crossings(self._context.conn, self._levels(self._context.conn, now_ms))):
@@ -112,8 +112,8 @@ class AlertMonitor:
         """All levels. Until the wallet's UTxOs were read once, nobody knows whether the wallet is low."""
         is_wallet_known = self._context.chain.tip is not None
         return chain(
-            _wallet(conn, self._context.terms) if is_wallet_known else (),
-            _prepaid(conn, self._context.terms, now_ms),
+            _wallet(conn, self._context.config) if is_wallet_known else (),
+            _prepaid(conn, self._context.config, now_ms),
         )
 
     def _decide(self, unit: Unit, now_ms: int) -> None:
@@ -132,7 +132,7 @@ class AlertMonitor:
         now_ms = clock.now_ms()
         waiting = alerts.waiting(self._context.conn, now_ms - RETRY_FOR_MS)
         for alert in [one for one in waiting if is_due(one, now_ms)]:
-            sent = payload(alert, self._context.terms, self._links_of(alert))
+            sent = payload(alert, self._context.config, self._links_of(alert))
             why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
             if why_not is not None:
                 await self._miss(alert, why_not)
@@ -167,13 +167,13 @@ def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Leve
             yield level, is_low
 
 
-def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
+def _wallet(conn: Connection, config: AgentConfig) -> Iterator[Level]:
     """Our ADA that is not held for a payment, less UTxOs that cannot be spent.
 
     Pending change counts. Without it the amount would fall with every payment and recover with its block, and
     raise an alert each time.
     """
-    mark = terms.wallet_below_lovelace
+    mark = config.wallet_below_lovelace
     if mark is None:
         return
     left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
@@ -189,9 +189,9 @@ def _wallet(conn: Connection, terms: AgentConfig) -> Iterator[Level]:
     yield Level("wallet_low", "wallet", left, mark, facts)
 
 
-def _prepaid(conn: Connection, terms: AgentConfig, now_ms: int) -> Iterator[Level]:
+def _prepaid(conn: Connection, config: AgentConfig, now_ms: int) -> Iterator[Level]:
     """The calls left or on their way, by our count or the merchant's, for each pool at a merchant with a mark."""
-    merchants = [one for one in terms.merchants.values() if one.prepaid_alert_below]
+    merchants = [one for one in config.merchants.values() if one.prepaid_alert_below]
     marks = {one.origin: (one.name, one.prepaid_alert_below) for one in merchants}
     for holding in prepaid.holdings(conn) if marks else ():
         pool = holding.pool

@@ -97,9 +97,9 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     return app
 
 
-def everybody(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
+def all_apps(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
     """All apps that ever existed, with their last tokens."""
-    return [(app, apps.last_token(context.conn, app.id)) for app in apps.everybody(context.conn)]
+    return [(app, apps.last_token(context.conn, app.id)) for app in apps.all_apps(context.conn)]
 
 
 def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:

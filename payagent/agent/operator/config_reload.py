@@ -69,14 +69,14 @@ class ConfigReload:
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"restart the daemon to change {', '.join(fixed)}")
         # the signer keeps the caps it was started with, even those derived from a day's limit
-        terms = replace(self._make(new), caps=self._context.filed.caps)
+        config = replace(self._make(new), caps=self._context.from_file.caps)
         now_ms = self._context.ports.clock.now_ms()
 
         def note(unit: Unit) -> None:
             if changed:
                 records.note(unit, None, "config_read", None, now_ms, {"changed": changed})
 
-        await self._context.take_terms(terms, note)
+        await self._context.take_config(config, note)
         self._settings = new
         return changed
 

@@ -28,7 +28,7 @@ class LimitStatus:
     """
 
     limit: Limit
-    is_filed: bool
+    is_from_file: bool
     spent_units: int
     left_units: int | None
     frees_at_ms: int | None
@@ -37,7 +37,7 @@ class LimitStatus:
 def standing(context: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
     """The status of every limit; for an app that sees only itself, of those that bind it."""
     at_run_time = tuple(spending.limits(context.conn))
-    limits = policy.in_force(context.terms.limits, at_run_time)
+    limits = policy.in_force(context.config.limits, at_run_time)
     if only_app is not None:
         app = apps.require(context.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
@@ -57,7 +57,7 @@ def _binds(limit: Limit, app: AppRow) -> bool:
 
 
 def _stands(
-    context: AgentContext, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int
+    context: AgentContext, limit: Limit, is_from_file: bool, only_app: str | None, clock_ms: int
 ) -> LimitStatus:
     is_shared = only_app is not None and limit.scope.app == ANY
     seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
@@ -66,7 +66,7 @@ def _stands(
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
         frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(context.conn, seen, clock_ms), 1)
-    return LimitStatus(limit, is_filed, units, left_units, frees_at_ms)
+    return LimitStatus(limit, is_from_file, units, left_units, frees_at_ms)
 
 
 async def set_limits(
@@ -114,7 +114,7 @@ def write_limits(
 
 def origin_of(context: AgentContext, name: str) -> str:
     """The origin of a merchant in the config. Refused: `not_found`."""
-    for merchant in context.terms.merchants.values():
+    for merchant in context.config.merchants.values():
         if merchant.name == name:
             return merchant.origin
     raise Refused("not_found", f"there is no merchant {name[:80]!r} in [merchants]")
@@ -122,5 +122,5 @@ def origin_of(context: AgentContext, name: str) -> str:
 
 def names_of(context: AgentContext) -> Iterator[tuple[str, str]]:
     """The name of each app (by its id) and of each merchant (by its origin)."""
-    yield from ((app.id, app.name) for app in apps.everybody(context.conn))
-    yield from ((origin, merchant.name) for origin, merchant in context.terms.merchants.items())
+    yield from ((app.id, app.name) for app in apps.all_apps(context.conn))
+    yield from ((origin, merchant.name) for origin, merchant in context.config.merchants.items())

@@ -41,7 +41,7 @@ def standing(context: AgentContext, name: str) -> MerchantStatus:
     """The status of a merchant in the config, by its name. Refused: `not_found`."""
     origin = origin_of(context, name)
     return MerchantStatus(
-        context.terms.merchants[origin],
+        context.config.merchants[origin],
         tuple(sorted(merchants.pins(context.conn, origin))),
         tuple(merchants.prices(context.conn, origin)),
         merchants.unserved_streak(context.conn, origin),
@@ -55,19 +55,22 @@ async def add_merchant(context: AgentContext, by_app: str, name: str, settings: 
 
     Refused: `bad_request`; `already_exists/merchant`, also if it is in the config file.
     """
-    origin = read_merchant(name, settings, context.terms.network.name).origin
+    origin = read_merchant(name, settings, context.config.network.name).origin
     row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        filed = ((one.name, one.origin) for one in context.filed.merchants.values())
-        for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
+        from_file = ((one.name, one.origin) for one in context.from_file.merchants.values())
+        for known_name, known_origin in (
+            *from_file,
+            *((one.name, one.origin) for one in added.all_merchants(unit.conn)),
+        ):
             if name == known_name or origin == known_origin:
                 raise Refused("already_exists/merchant", f"the merchant {known_name} is {known_origin}")
         added.add(unit, row)
         told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
         records.note(unit, None, "merchant_added", None, now_ms, told)
 
-    await context.take_terms(context.filed, job)
+    await context.take_config(context.from_file, job)
 
 
 async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None:
@@ -75,7 +78,7 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
     now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        row = next((one for one in added.everybody(unit.conn) if one.name == name), None)
+        row = next((one for one in added.all_merchants(unit.conn) if one.name == name), None)
         if row is None:
             raise Refused(
                 "not_found",
@@ -85,14 +88,14 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
         told = {"name": name, "origin": row.origin, "by": by_app}
         records.note(unit, None, "merchant_removed", None, now_ms, told)
 
-    await context.take_terms(context.filed, job)
+    await context.take_config(context.from_file, job)
 
 
 async def pin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Allow payments of this merchant to an address. Refused: `not_found`; `bad_request` if it cannot be paid."""
     origin = origin_of(context, name)
     try:
-        wanted = Pin(role, parse_address(address, context.terms.network).text)
+        wanted = Pin(role, parse_address(address, context.config.network).text)
     except Refused as refused:
         raise Refused("bad_request", str(refused), key="address") from None
     now_ms = context.ports.clock.now_ms()
@@ -104,7 +107,7 @@ async def unpin(context: AgentContext, by_app: str, name: str, role: Role, addre
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        known.unpin(unit, context.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
+        known.unpin(unit, context.config.rules(origin), origin, Pin(role, address), by_app, now_ms)
 
     await context.write("trust", job)
 

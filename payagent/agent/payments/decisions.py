@@ -30,10 +30,10 @@ log = structlog.get_logger("payagent.agent")
 class Decisions:
     """Commits decisions, then signs and submits what was approved."""
 
-    def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
+    def __init__(self, context: AgentContext, signing: PaymentSigner, submitter: TxSubmitter) -> None:
         self._context = context
         self._signing = signing
-        self._sending = sending
+        self._submitter = submitter
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """Approve a payment that awaits a decision, then sign and submit it like any other.
@@ -41,11 +41,13 @@ class Decisions:
         If the merchant submits the transaction, it is signed only when the request comes again. Raises the
         refusals of `ApprovalRules.approve`.
         """
-        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
+        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.config.min_window_s
         with self._signing.claim(payment_id):
             decided = await self._decide(
                 "approve",
-                lambda unit: self._context.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
+                lambda unit: self._context.admission.approval_rules.approve(
+                    unit, payment_id, by, window_s, now_ms
+                ),
                 payment_id,
                 by,
             )
@@ -54,7 +56,7 @@ class Decisions:
             if not self._context.payment(payment_id).invoice.merchant_submits:
                 try:
                     await self._signing.sign(payment_id, decided.plan)
-                    self._sending.send_off(payment_id)
+                    self._submitter.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next pass signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
@@ -66,7 +68,7 @@ class Decisions:
         now_ms = self._context.ports.clock.now_ms()
         await self._decide(
             "deny",
-            lambda unit: self._context.admission.questions.deny(unit, payment_id, by, now_ms),
+            lambda unit: self._context.admission.approval_rules.deny(unit, payment_id, by, now_ms),
             payment_id,
             by,
         )
@@ -86,10 +88,12 @@ class Decisions:
 
     async def deny_what_is_over(self) -> None:
         """Deny the payments whose time for a decision has run out."""
-        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.terms.min_window_s
-        questions = self._context.admission.questions
-        for payment_id in questions.over(self._context.conn, window_s, now_ms):
-            job = partial(questions.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms)
+        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.config.min_window_s
+        approval_rules = self._context.admission.approval_rules
+        for payment_id in approval_rules.over(self._context.conn, window_s, now_ms):
+            job = partial(
+                approval_rules.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms
+            )
             decided = await self._context.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
                 self._context.refusals[decided.refusal.code] += 1

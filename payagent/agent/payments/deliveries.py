@@ -29,14 +29,14 @@ log = structlog.get_logger("payagent.agent")
 class Deliveries:
     """Commits the steps of a delivery. Cancels a payment that its merchant was to submit and refused."""
 
-    def __init__(self, context: AgentContext, carrying: PaymentLifecycle) -> None:
+    def __init__(self, context: AgentContext, lifecycle: PaymentLifecycle) -> None:
         self._context = context
-        self._carrying = carrying
+        self._lifecycle = lifecycle
         self._there_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Record the status of the retry. An intent with a derived key ends when its request was served."""
-        now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
+        now_ms, clock_ms, rules = *self._times_ms(), self._context.config.rules
         await self._context.write(
             "delivery",
             lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, clock_ms, now_ms),
@@ -48,7 +48,7 @@ class Deliveries:
         """Record that a proof was presented to the merchant and no answer arrived."""
         if self._context.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
-        now_ms, rules = self._context.ports.clock.now_ms(), self._context.terms.rules
+        now_ms, rules = self._context.ports.clock.now_ms(), self._context.config.rules
         await self._context.write(
             "delivery",
             lambda unit: delivery_steps.record_unanswered(unit, payment_id, why, rules, now_ms),
@@ -65,7 +65,7 @@ class Deliveries:
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """Record a delivery because the merchant says that the proof is used up: nobody but us presented it."""
         now_ms = self._context.ports.clock.now_ms()
-        rules = self._context.terms.rules
+        rules = self._context.config.rules
         await self._context.write(
             "delivery", lambda unit: delivery_steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
         )
@@ -91,7 +91,7 @@ class Deliveries:
         If the merchant was to submit the transaction and refused it, the payment is cancelled.
         """
         row = self._context.payment(payment_id)
-        now_ms, clock_ms, rules = *self._times_ms(), self._context.terms.rules
+        now_ms, clock_ms, rules = *self._times_ms(), self._context.config.rules
         answer = read_answer(
             row.invoice.dialect or "",
             response,
@@ -104,7 +104,7 @@ class Deliveries:
 
         depth = self._context.depth(row) if shown_depth is None else min(shown_depth, self._context.depth(row))
         by_auto = self._context.is_by_auto(row)
-        presented = Presented(depth, by_auto, by_auto and depth < self._context.terms.confirm_depth)
+        presented = Presented(depth, by_auto, by_auto and depth < self._context.config.confirm_depth)
 
         def job(unit: Unit) -> float | None:
             steps, status = delivery_steps, response.status
@@ -119,7 +119,7 @@ class Deliveries:
         row = self._context.payment(payment_id)
         if row.invoice.merchant_submits and answer.said is RetryVerdict.REFUSED:
             try:
-                await self._carrying.cancel_refused(row)
+                await self._lifecycle.cancel_refused(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._context.payment(payment_id)
@@ -146,7 +146,7 @@ class Deliveries:
                 delivery_steps.give_up_unserved,
                 payment_id=payment_id,
                 clock_ms=clock_ms,
-                rules=context.terms.rules,
+                rules=context.config.rules,
                 now_ms=now_ms,
             )
             await context.write("delivery", job, payment_id)

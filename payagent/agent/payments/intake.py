@@ -76,14 +76,14 @@ class Intake:
             proof=merchant.proof,
             resource_origins=merchant.resource_origins,
             assets=self._context.assets_allowed(),
-            network=self._context.terms.network,
+            network=self._context.config.network,
             split_mode=merchant.split_mode,
             received_at_ms=now_ms,
-            decimals=self._context.terms.decimals,
-            own=self._context.terms.own,
+            decimals=self._context.config.decimals,
+            own=self._context.config.own,
         )
 
-    def purchase(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
+    def intent(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
         """The `PaymentIntent` to decide on, with fresh ids in case it is new."""
         request = ask.request
         return PaymentIntent(
@@ -101,7 +101,7 @@ class Intake:
             max_total_units=ask.max_total_units,
             max_total_asset=ask.max_total_asset,
             is_heard=ask.heard_at_ms is not None or ask.topup is not None,
-            min_window_s=self._context.terms.min_window_s,
+            min_window_s=self._context.config.min_window_s,
             buyer=ask.buyer or self.buyer(ask.origin, ask.request),
             topup=ask.topup,
         )
@@ -109,30 +109,30 @@ class Intake:
     def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:
         """The owner of the prepaid balance: from the request's headers, else from the config."""
         said = request.headers if request is not None else {}
-        partner = self._context.terms.merchant(origin).partner or ""
+        partner = self._context.config.merchant(origin).partner or ""
         return Buyer.named(
-            said.get("x-partner", partner), said.get("x-wallet-address", self._context.terms.own.text)
+            said.get("x-partner", partner), said.get("x-wallet-address", self._context.config.own.text)
         )
 
     async def note_refusal(
-        self, ask: PaymentRequest, refusal: Refused, purchase: PaymentIntent | None, now_ms: int
+        self, ask: PaymentRequest, refusal: Refused, intent: PaymentIntent | None, now_ms: int
     ) -> None:
         """Record a refusal that came before there was a payment, unless the app may simply ask again.
 
         Also records the price, if we read the 402 from the merchant ourselves.
         """
-        if refusal.problem.retryable and purchase is None:
+        if refusal.problem.retryable and intent is None:
             return
-        is_heard = purchase is not None and purchase.is_heard
-        is_new = purchase is not None and is_heard and not is_priced(self._context.conn, purchase)
+        is_heard = intent is not None and intent.is_heard
+        is_new = intent is not None and is_heard and not is_priced(self._context.conn, intent)
         has_room = self.is_on_record(ask.app_id, ask.topup)
         is_kept = not refusal.problem.retryable and has_room
         if is_kept or (is_new and has_room):
             self.note_on_record(ask.app_id, ask.topup)
 
         def job(unit: Unit) -> None:
-            if purchase is not None and is_heard and (has_room or not is_new):
-                note_price(unit, purchase)
+            if intent is not None and is_heard and (has_room or not is_new):
+                note_price(unit, intent)
             if is_kept:
                 request = ask.request
                 told = {
@@ -145,7 +145,7 @@ class Intake:
                 }
                 records.note(unit, None, "refused", None, now_ms, told)
             if refusal.code == "terms_changed":
-                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
+                trust.warn_of_config(unit, ask.origin, refusal.detail, now_ms)
 
         await self._context.write("refuse", job)
 

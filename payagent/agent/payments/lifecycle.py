@@ -45,16 +45,16 @@ A transaction that spends its output therefore stays valid for as long as the ca
 class PaymentLifecycle:
     """Takes one step of one payment at a time."""
 
-    def __init__(self, context: AgentContext, signing: PaymentSigner, sending: TxSubmitter) -> None:
+    def __init__(self, context: AgentContext, signing: PaymentSigner, submitter: TxSubmitter) -> None:
         self._context = context
         self._signing = signing
-        self._sending = sending
+        self._submitter = submitter
 
     async def carry_out(self, admitted: AdmittedPayment) -> tuple[PaymentRow, bool]:
         """Sign and submit an admitted payment. Returns it, and whether it is new."""
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
-            self._sending.send_off(admitted.payment_id)
+            self._submitter.send_off(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
     async def once_signed(self, row: PaymentRow) -> PaymentRow:
@@ -104,11 +104,11 @@ class PaymentLifecycle:
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
-        stopped = self._context.admission.rulebook.why_stopped(self._context.conn, row, now_ms)
-        if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.terms.min_window_s:
+        stopped = self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
+        if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.config.min_window_s:
             if asked or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
-                self._sending.send_off(row.id)
+                self._submitter.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "its invoice was about to expire before payagent could sign"
@@ -140,7 +140,7 @@ class PaymentLifecycle:
             return
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self._context.admission.replace(unit, row.id, self._context.terms.min_window_s, now_ms)
+            why = self._context.admission.replace(unit, row.id, self._context.config.min_window_s, now_ms)
             return why, steps.row_of(unit, row.id)
 
         with self._signing.claim(row.id):
@@ -149,7 +149,7 @@ class PaymentLifecycle:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
                 await self._signing.sign(row.id, self._rebuild(decided))
-                self._sending.send_off(row.id)
+                self._submitter.send_off(row.id)
 
     async def cancel_refused(self, row: PaymentRow) -> None:
         """Cancel a payment that its merchant refused. If another task works on it, wait for that task instead."""
@@ -166,7 +166,7 @@ class PaymentLifecycle:
         is_over = row.kind == "invoice" and not self._context.chain.has_time(
             slot,
             row.invoice.expires_at_ms,
-            self._context.terms.min_window_s,
+            self._context.config.min_window_s,
             from_block=row.invoice.dialect in TIMED_BY_BLOCK,
         )
         return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
@@ -195,14 +195,14 @@ class PaymentLifecycle:
             "plan", lambda unit: self._context.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
         )
         raw = await self._signing.sign_and_check(row.id, plan)
-        own = self._context.terms.own.raw
+        own = self._context.config.own.raw
 
         def job(unit: Unit) -> None:
             steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
             reserve_more(unit, self._context.utxos, row.id, plan)
 
         await self._context.write("cancel", job, row.id)
-        self._sending.send_off(row.id)
+        self._submitter.send_off(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Release a payment's UTxOs now, on request of the operator's app.
@@ -252,12 +252,12 @@ class PaymentLifecycle:
         if row.state is State.REPLACING:
             chosen = queries.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]
-        wanted = same_again(row, self._context.terms.network)
+        wanted = same_again(row, self._context.config.network)
         return rebuilt(
             inputs,
             nonce_utxo,
             wanted,
             row.attempt.ttl_slot or 0,
-            self._context.terms.own,
-            self._context.terms.network,
+            self._context.config.own,
+            self._context.config.network,
         )

@@ -35,14 +35,14 @@ BATCH_LOOK_S = 5.0
 class PrepaidCalls:
     """Quotes, counts and records requests that a prepaid balance may serve."""
 
-    def __init__(self, context: AgentContext, reception: Intake) -> None:
+    def __init__(self, context: AgentContext, intake: Intake) -> None:
         self._context = context
-        self._reception = reception
+        self._intake = intake
 
     def call_of(self, app_id: str, origin: str, request: MerchantRequest) -> ServedRequest:
         """The request as a `ServedRequest`, if the app may call this merchant. Refused: `merchant_not_allowed`."""
         apps.require(self._context.conn, app_id).require_may_call(origin)
-        buyer = self._reception.buyer(origin, request)
+        buyer = self._intake.buyer(origin, request)
         return ServedRequest(app_id, origin, buyer, request.method, request.path.partition("?")[0], None)
 
     def quote(self, call: ServedRequest) -> PrepaidQuote | None:
@@ -56,7 +56,7 @@ class PrepaidCalls:
             return None
         clock_ms, drawn = self._context.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
         try:
-            require_room(conn, pool, call, drawn, self._context.terms.limits, clock_ms)
+            require_room(conn, pool, call, drawn, self._context.config.limits, clock_ms)
         except Refused as refused:
             return PrepaidQuote(call.origin, *serving, refused)
         return PrepaidQuote(call.origin, *serving, None)
@@ -75,7 +75,7 @@ class PrepaidCalls:
 
         def job(unit: Unit) -> int | None:
             return count_use(
-                unit, call, self._context.terms.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
+                unit, call, self._context.config.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
             )
 
         try:
@@ -83,8 +83,8 @@ class PrepaidCalls:
         except Refused as refused:
             told = {**refused.record, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
-            if self._reception.is_on_record(call.app_id):
-                self._reception.note_on_record(call.app_id)
+            if self._intake.is_on_record(call.app_id):
+                self._intake.note_on_record(call.app_id)
                 await self._context.write(
                     "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
                 )
@@ -98,7 +98,7 @@ class PrepaidCalls:
         """Record the price from a request's 402, if the 402 is understood."""
         now_ms = self._context.ports.clock.now_ms()
         try:
-            offer = self._reception.offers(self._context.terms.merchant(ask.origin), ask, now_ms)[0]
+            offer = self._intake.offers(self._context.config.merchant(ask.origin), ask, now_ms)[0]
         except Refused:
             return
         price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
@@ -146,7 +146,9 @@ def is_bound(conn: Connection, call: ServedRequest) -> bool:
     return bool(own) or apps.require(conn, call.app_id).assets is not None
 
 
-def count_use(unit: Unit, call: ServedRequest, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
+def count_use(
+    unit: Unit, call: ServedRequest, from_file: Sequence[Limit], clock_ms: int, now_ms: int
+) -> int | None:
     """Count what the request would use. Returns the number of the use; None if it would cost nothing.
 
     Refused, with nothing counted: `unauthorized` if the app's token has ended; `asset_not_allowed`;
@@ -157,7 +159,7 @@ def count_use(unit: Unit, call: ServedRequest, filed: Sequence[Limit], clock_ms:
     if pool is None:
         return None
     drawn = prepaid.drawn(unit.conn, pool, call)
-    cost = require_room(unit.conn, pool, call, drawn, filed, clock_ms)
+    cost = require_room(unit.conn, pool, call, drawn, from_file, clock_ms)
     return prepaid_uses.add(unit, pool.id, call.app_id, drawn, cost, clock_ms)
 
 
@@ -166,7 +168,7 @@ def require_room(
     pool: Pool,
     call: ServedRequest,
     drawn: tuple[str, int],
-    filed: Sequence[Limit],
+    from_file: Sequence[Limit],
     clock_ms: int,
 ) -> dict[str, int]:
     """The cost of using `drawn` from the pool, within the app's own limits. Refused as in `let_through`."""
@@ -177,7 +179,7 @@ def require_room(
     counted = prepaid_uses.counting(conn, pool.id, call.app_id, cost)
     asked = {
         policy.ask(limit, spending.counted(conn, limit, clock_ms), counted): limit
-        for limit in _own_limits(conn, call, filed)
+        for limit in _own_limits(conn, call, from_file)
         if counted.get(limit.asset)
     }
     tight = policy.tightest(asked)
@@ -187,8 +189,8 @@ def require_room(
     return cost
 
 
-def _own_limits(conn: Connection, call: ServedRequest, filed: Sequence[Limit]) -> list[Limit]:
-    found = in_force_for(conn, filed, call.app_id, call.origin)
+def _own_limits(conn: Connection, call: ServedRequest, from_file: Sequence[Limit]) -> list[Limit]:
+    found = in_force_for(conn, from_file, call.app_id, call.origin)
     return [limit for limit in found if limit.scope.app == call.app_id]
 
 

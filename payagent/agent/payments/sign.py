@@ -75,7 +75,7 @@ class PaymentSigner:
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write(
             "sign",
-            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self._context.terms.own.raw, now_ms),
+            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self._context.config.own.raw, now_ms),
             payment_id,
         )
 

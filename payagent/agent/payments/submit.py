@@ -26,31 +26,33 @@ class TxSubmitter:
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
-        self._sending: dict[str, dict[str, asyncio.Event]] = {}
+        self._under_way: dict[str, dict[str, asyncio.Event]] = {}
         """By payment and provider: an event that is set when the submission to that provider is over."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send_off(self, payment_id: str) -> None:
         """Submit the payment's last attempt (again) in a background task."""
-        if payment_id not in self._sending:
-            self._sending[payment_id] = {source.name: asyncio.Event() for source in self._context.senders}
-            task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
+        if payment_id not in self._under_way:
+            self._under_way[payment_id] = {
+                provider.name: asyncio.Event() for provider in self._context.submit_providers
+            }
+            task = asyncio.create_task(self._submit(payment_id), name=f"send {payment_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     @property
     def count(self) -> int:
         """The number of payments being submitted."""
-        return len(self._sending)
+        return len(self._under_way)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for the submissions under way. Called at a stop, before the scheduler ends."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
-    async def _leave(self, payment_id: str) -> None:
+    async def _submit(self, payment_id: str) -> None:
         """Submit to every provider that is believed, so one that falsely says it took the bytes delays nothing."""
-        over = self._sending[payment_id]
+        over = self._under_way[payment_id]
         try:
             row = self._context.payment(payment_id)
             attempt = next(
@@ -64,10 +66,13 @@ class TxSubmitter:
             if steps.may_broadcast(row):
                 parents = self._send_off_parents(attempt.tx_id)
                 await asyncio.gather(
-                    *(self._leave_to(source, row.id, attempt, parents) for source in self._context.senders)
+                    *(
+                        self._submit_to(provider, row.id, attempt, parents)
+                        for provider in self._context.submit_providers
+                    )
                 )
         finally:
-            del self._sending[payment_id]
+            del self._under_way[payment_id]
             for event in over.values():
                 event.set()
 
@@ -85,12 +90,12 @@ class TxSubmitter:
             if parent is not None and parent.attempt.tx_id == parent_tx:
                 if is_again or not parent.attempt.accepted_by_provider:
                     self.send_off(parent.id)
-                found.append(self._sending.get(parent.id, {}))
+                found.append(self._under_way.get(parent.id, {}))
         return found
 
-    async def _leave_to(
+    async def _submit_to(
         self,
-        source: ThrottledProvider,
+        provider: ThrottledProvider,
         payment_id: str,
         attempt: AttemptRow,
         parents: Sequence[dict[str, asyncio.Event]],
@@ -100,26 +105,26 @@ class TxSubmitter:
         No provider waits for another. A provider that by then asks for a pause, or is no longer believed, gets
         nothing. Its answer is recorded and decides nothing (exactly-once.md R4).
         """
-        over = self._sending[payment_id].get(source.name)
+        over = self._under_way[payment_id].get(provider.name)
         try:
             for parent in parents:
-                if (before := parent.get(source.name)) is not None:
+                if (before := parent.get(provider.name)) is not None:
                     await before.wait()
             now_ms = self._context.ports.clock.now_ms()
-            if source not in self._context.senders or not source.takes_submissions(now_ms):
+            if provider not in self._context.submit_providers or not provider.takes_submissions(now_ms):
                 return
             may_leave = await self._context.write(
                 "submit",
-                lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, source.name, now_ms),
+                lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, provider.name, now_ms),
                 payment_id,
             )
             if not may_leave:
                 return
-            answer = await source.submit(attempt.cbor, attempt.tx_id)
+            answer = await provider.submit(attempt.cbor, attempt.tx_id)
             told_ms = self._context.ports.clock.now_ms()
             await self._context.write(
                 "answer",
-                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
+                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, provider.name, told_ms),
                 payment_id,
             )
         except Exception as error:

@@ -70,14 +70,14 @@ def announced_as(pool: Pool) -> str:
 
 
 def buyer_of(context: AgentContext, merchant: MerchantConfig) -> Buyer:
-    return Buyer(merchant.partner or "", context.terms.own.text)
+    return Buyer(merchant.partner or "", context.config.own.text)
 
 
 def open_order(
     unit: Unit,
     context: AgentContext,
     merchant: MerchantConfig,
-    wish: TopupGoal,
+    goal: TopupGoal,
     topup_id: str,
     app_id: str,
     key: str,
@@ -89,13 +89,13 @@ def open_order(
     Refused: `topup_in_progress` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
     if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
-        _require_same(known, pools.pool(unit.conn, known.pool_id), wish)
+        _require_same(known, pools.pool(unit.conn, known.pool_id), goal)
         return known
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
         raise Refused("topup_in_progress", f"{other.id} is still open", topup=other.id)
-    request, is_call = request_of(merchant, wish)
+    request, is_call = request_of(merchant, goal)
     return topups.add(
         unit,
         topup_id=topup_id,
@@ -103,8 +103,8 @@ def open_order(
         app_id=app_id,
         key=key,
         trigger=trigger,
-        unit_name=wish.unit,
-        units=wish.units,
+        unit_name=goal.unit,
+        units=goal.units,
         request=dump_request(request),
         is_call=is_call,
         now_ms=now_ms,
@@ -165,10 +165,10 @@ def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None
         raise_alert(unit, "topup_failed", subject, facts | told, now_ms)
 
 
-def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, bool]:
+def request_of(merchant: MerchantConfig, goal: TopupGoal) -> tuple[TopupSource, bool]:
     """The request that sells it, and whether it is an ordinary call rather than the configured one."""
-    if wish.request is not None:
-        return wish.request, wish.request != merchant.topup_request
+    if goal.request is not None:
+        return goal.request, goal.request != merchant.topup_request
     if merchant.topup_request is None:
         raise Refused(
             "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no call was named"
@@ -176,10 +176,10 @@ def request_of(merchant: MerchantConfig, wish: TopupGoal) -> tuple[TopupSource, 
     return merchant.topup_request, False
 
 
-def _require_same(known: TopupRow, pool: Pool, wish: TopupGoal) -> None:
+def _require_same(known: TopupRow, pool: Pool, goal: TopupGoal) -> None:
     """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
-    same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
-    if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
+    same_request = not known.is_call if goal.request is None else known.request == dump_request(goal.request)
+    if (pool.origin, known.unit, known.units) != (goal.origin, goal.unit, goal.units) or not same_request:
         raise Refused("idempotency_key_reused", f"the key was used for the top-up {known.id}", topup=known.id)
 
 
@@ -214,12 +214,12 @@ async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto:
     if announced is None or announced.facts["settings"] != settings:
         await _announce(context, merchant, auto, left, settings)
         return
-    wish, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), context.ports.new_id("top")
+    goal, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), context.ports.new_id("top")
 
     def job(unit: Unit) -> TopupRow:
         topups.ensure_auto_app(unit, now_ms)
         key = f"auto:{topup_id}"
-        return open_order(unit, context, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
+        return open_order(unit, context, merchant, goal, topup_id, topups.AUTO_APP, key, now_ms, "auto")
 
     row = await context.write("topup", job)
     log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)

@@ -103,7 +103,7 @@ class TopupPlan:
     The quote's `refusal` covers all of them. `under_way`: the top-up of the same balance that must end first.
     """
 
-    wish: TopupGoal
+    goal: TopupGoal
     quote: PaymentQuote
     count: int
     under_way: str | None
@@ -136,22 +136,22 @@ class TopupRunner:
 
     # --- public calls
 
-    async def order(self, app_id: str, key: str | None, wish: TopupGoal) -> tuple[TopupRow, bool]:
+    async def order(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         """Open a top-up, or find the one of this key; True if it is new. `beat` carries it out.
 
         Refused: `asset_not_allowed`, and as `open_order` does.
         """
         context = self._context
-        merchant = context.terms.merchant(wish.origin)
-        if wish.unit not in context.assets_allowed():
-            raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
+        merchant = context.config.merchant(goal.origin)
+        if goal.unit not in context.assets_allowed():
+            raise Refused("asset_not_allowed", f"no limit is set for {goal.unit}", asset=goal.unit)
         topup_id, now_ms = context.ports.new_id("top"), context.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"
         job = partial(
             open_order,
             context=context,
             merchant=merchant,
-            wish=wish,
+            goal=goal,
             topup_id=topup_id,
             app_id=app_id,
             key=name,
@@ -160,14 +160,14 @@ class TopupRunner:
         row = await context.write("topup", job)
         return row, row.id == topup_id
 
-    async def plan(self, app_id: str, wish: TopupGoal) -> TopupPlan | PrepaidQuote:
+    async def plan(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
         """Make the request, read its 402, and return what the top-up would take. Nothing is paid.
 
         An ordinary call that a prepaid balance would serve is not made: a top-up with it would buy nothing.
         """
         context = self._context
-        merchant = context.terms.merchant(wish.origin)
-        request, is_call = request_of(merchant, wish)
+        merchant = context.config.merchant(goal.origin)
+        request, is_call = request_of(merchant, goal)
         if is_call and (served := self._agent.prepaid_calls.quote(self._served(app_id, merchant, request))):
             return served
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
@@ -177,17 +177,17 @@ class TopupRunner:
                 await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
         part = TopupPart(
-            context.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units
+            context.ports.new_id("top"), 1, goal.unit, is_call, merchant.topup_per_day_lovelace, goal.units
         )
         ask = self._ask(app_id, merchant, request, heard, part)
         quote = await self._agent.quote(ask)
-        count = -(-wish.units // gained_by(wish.unit, quote.invoice))
+        count = -(-goal.units // gained_by(goal.unit, quote.invoice))
         if count > 1 and quote.refusal is None:
             quote = await self._agent.quote(ask, count)
         buyer = buyer_of(context, merchant)
         pool = pools.find_pool(context.conn, merchant.origin, buyer.partner, buyer.wallet)
         other = None if pool is None else topups.open_of(context.conn, pool.id)
-        return TopupPlan(wish, quote, count, None if other is None else other.id)
+        return TopupPlan(goal, quote, count, None if other is None else other.id)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
         """Buy nothing more for a top-up. It ends at once, or when its last payment is delivered.
@@ -221,12 +221,12 @@ class TopupRunner:
             await self._context.changes.wait(topup_id, timeout_s)
         return self.find(topup_id)
 
-    async def beat(self) -> None:
+    async def run_once(self) -> None:
         """Take one step for each open top-up that is due, and open automatic ones where a balance is low.
 
         A slow merchant delays only its own top-ups: their step runs on beside the next runs.
         """
-        for merchant in self._context.terms.merchants.values():
+        for merchant in self._context.config.merchants.values():
             if merchant.auto_topup is not None:
                 await order_where_low(self._context, merchant, merchant.auto_topup)
         now_ms = self._context.ports.clock.now_ms()
@@ -360,7 +360,7 @@ class TopupRunner:
             return
         depth = context.depth(row)
         request, poll = load_request(order.request), self._wait_of(order).poll
-        proof = retry_headers(row, merchant, context.terms.own.text)
+        proof = retry_headers(row, merchant, context.config.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
@@ -439,7 +439,7 @@ class TopupRunner:
 
     def _merchant_for(self, pool: Pool) -> MerchantConfig:
         """The merchant as configured now, but for the partner that the top-up was opened for."""
-        return replace(self._context.terms.merchant(pool.origin), partner=pool.partner or None)
+        return replace(self._context.config.merchant(pool.origin), partner=pool.partner or None)
 
     async def _hear(
         self, merchant: MerchantConfig, request: TopupSource, proof: dict[str, str], timeout_s: int
@@ -454,7 +454,7 @@ class TopupRunner:
         )
 
     def _headers(self, merchant: MerchantConfig, request: TopupSource) -> dict[str, str]:
-        own = self._context.terms.own.text
+        own = self._context.config.own.text
         typed = {"Content-Type": "application/json"} if request.body else {}
         return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
 

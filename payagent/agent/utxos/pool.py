@@ -32,61 +32,59 @@ class UtxoPool:
     """Admits payments through the queue and runs upkeep for the wallet's UTxOs."""
 
     def __init__(
-        self, context: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle, reception: Intake
+        self, context: AgentContext, signing: PaymentSigner, lifecycle: PaymentLifecycle, intake: Intake
     ) -> None:
         self._context = context
         self._signing = signing
-        self._carrying = carrying
-        self._reception = reception
+        self._lifecycle = lifecycle
+        self._intake = intake
         self._upkeep = UtxoUpkeep(context.admission)
-        self._line = UtxoQueue(signing.claimed, signing.stirred, self.keep_utxos)
+        self._queue = UtxoQueue(signing.claimed, signing.stirred, self.keep_utxos)
         self._kept: tuple[object, int] = (None, 0)
         """The ledger's version at the last run that found nothing to do, and when that was."""
 
-    async def admit(self, purchase: PaymentIntent) -> AdmittedPayment:
+    async def admit(self, intent: PaymentIntent) -> AdmittedPayment:
         """Admit as `Admission.admit` does; if all UTxOs are in use, wait in the queue while change may come."""
 
         async def admit(can_wait: bool) -> AdmittedPayment:
             now_ms = self._context.ports.clock.now_ms()
             job = partial(
                 self._context.admission.admit,
-                purchase=purchase,
+                intent=intent,
                 now_ms=now_ms,
                 can_wait=can_wait,
-                on_record=self._reception.is_on_record(purchase.app_id, purchase.topup),
+                on_record=self._intake.is_on_record(intent.app_id, intent.topup),
             )
             return await self._context.write("admit", job)
 
-        terms = self._context.terms
-        is_kept = terms.upkeep_fees_per_day_lovelace > 0 and terms.unconfirmed_ancestors_max > 0
-        if not is_kept or any(one.asset != LOVELACE or one.merchant_submits for one in purchase.offers):
+        config = self._context.config
+        is_kept = config.upkeep_fees_per_day_lovelace > 0 and config.unconfirmed_ancestors_max > 0
+        if not is_kept or any(one.asset != LOVELACE or one.merchant_submits for one in intent.offers):
             return await admit(False)
-        return await self._line.admit(
-            purchase.ids.payment,
-            purchase.invoice.total_units,
+        return await self._queue.admit(
+            intent.ids.payment,
+            intent.invoice.total_units,
             admit,
-            partial(self._wants_utxos, purchase),
-            is_turn=self._line.is_free(len(self._context.utxos)),
+            partial(self._wants_utxos, intent),
+            is_turn=self._queue.is_available(len(self._context.utxos)),
         )
 
-    def _wants_utxos(self, purchase: PaymentIntent) -> bool:
+    def _wants_utxos(self, intent: PaymentIntent) -> bool:
         """Whether the purchase needs UTxOs of its own, so it may wait in the queue. If not, it is decided at once.
 
         A UTxO may be split for the payments in the queue, and no limit of an app bounds that fee.
         """
-        intent = intents.live_intent(self._context.conn, purchase.app_id, purchase.key)
-        if intent is not None and payments.live_payment_of(self._context.conn, intent.id) is not None:
+        stored = intents.live_intent(self._context.conn, intent.app_id, intent.key)
+        if stored is not None and payments.live_payment_of(self._context.conn, stored.id) is not None:
             return False
-        return self._context.admission.wants_utxos(
-            self._context.conn, purchase, self._context.ports.clock.now_ms()
-        )
+        return self._context.admission.wants_utxos(self._context.conn, intent, self._context.ports.clock.now_ms())
 
     def look_ahead(self, plan: TxPlan) -> None:
         """Nudge the queue once half of the allowed unconfirmed ancestors are used up: later none can be split."""
-        terms, depth = self._context.terms, self._context.admission.planner.depth_of(plan.tx_id)
-        most = terms.unconfirmed_ancestors_max
-        if terms.upkeep_fees_per_day_lovelace and 0 < depth >= most - most // 2:
-            self._line.nudge()
+        config, depth = self._context.config, self._context.admission.planner.depth_of(plan.tx_id)
+        most = config.unconfirmed_ancestors_max
+        if config.upkeep_fees_per_day_lovelace and 0 < depth >= most - most // 2:
+            self._queue.nudge()
 
     async def keep_utxos(self, waiting: Sequence[int] = ()) -> Look:
         """Split or gather UTxOs where that is worth its fee, for payments that wait or later ones.
@@ -94,14 +92,14 @@ class UtxoPool:
         `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
         """
         ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
-        means = Means(self._context.terms.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
+        means = Means(self._context.config.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
         with self._signing.claim(ids.payment):
             kept = await self._context.write(
                 "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
             )
             if kept.admitted is not None:
                 log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
-                await self._carrying.carry_out(kept.admitted)
+                await self._lifecycle.carry_out(kept.admitted)
         return Look(kept.admitted is not None, kept.room)
 
     async def keep_ready(self) -> None:
@@ -109,8 +107,8 @@ class UtxoPool:
         context = self._context
         now_ms, version = context.ports.clock.now_ms(), about.version(context.conn)
         if (
-            not context.terms.upkeep_fees_per_day_lovelace
-            or self._line
+            not context.config.upkeep_fees_per_day_lovelace
+            or self._queue
             or context.is_paused
             or not context.chain.is_ready(now_ms)
         ):

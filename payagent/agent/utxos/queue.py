@@ -64,7 +64,7 @@ class UtxoQueue:
     def __len__(self) -> int:
         return len(self._places)
 
-    def is_free(self, utxos: int) -> bool:
+    def is_available(self, utxos: int) -> bool:
         """Whether a payment need not wait, given the number of available UTxOs."""
         return not self._places and self._trying < max(1, utxos)
 

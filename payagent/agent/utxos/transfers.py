@@ -31,10 +31,10 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 class Transfers:
     """Makes transfers. The same key makes the same transfer only once."""
 
-    def __init__(self, context: AgentContext, signing: PaymentSigner, carrying: PaymentLifecycle) -> None:
+    def __init__(self, context: AgentContext, signing: PaymentSigner, lifecycle: PaymentLifecycle) -> None:
         self._context = context
         self._signing = signing
-        self._carrying = carrying
+        self._lifecycle = lifecycle
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
@@ -43,12 +43,12 @@ class Transfers:
 
         Returns the payment, and whether it is new.
         """
-        role: Role = "change" if to.raw == self._context.terms.own.raw else "pay_to"
+        role: Role = "change" if to.raw == self._context.config.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
         return await self._transfer(order, partial(self._select, outputs))
 
-    async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
+    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
         order, now_ms = self._order(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
         return await self._order_transfer(
@@ -59,7 +59,7 @@ class Transfers:
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Create `count` UTxOs of pure ADA, so that as many payments can be in flight at once."""
-        outputs = split_outputs(self._context.terms.own, count, lovelace)
+        outputs = split_outputs(self._context.config.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))
 
@@ -84,7 +84,7 @@ class Transfers:
         self, order: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
         with self._signing.claim(order.ids.payment):
-            return await self._carrying.carry_out(await self._context.write("admit", admit))
+            return await self._lifecycle.carry_out(await self._context.write("admit", admit))
 
     def _select(
         self, outputs: Sequence[Output], utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None
@@ -92,9 +92,9 @@ class Transfers:
         return select(
             utxos,
             outputs,
-            change=self._context.terms.own,
+            change=self._context.config.own,
             ttl_slot=ttl_slot,
-            network_id=self._context.terms.network.network_id,
+            network_id=self._context.config.network.network_id,
             nonce_utxo=nonce_utxo,
         )
 
@@ -152,7 +152,7 @@ def admit_send_all(
     """
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
-    caps = None if to.raw == own.raw else admission.rulebook.caps
+    caps = None if to.raw == own.raw else admission.rules.caps
     behind = None if caps is None else left_behind(planner.utxos, caps)
 
     def plan(utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None) -> TxPlan:

@@ -62,29 +62,29 @@ class UtxoUpkeep:
         pauses.require_running(unit.conn)
         slot = self.admission.planner.chain.require_ready(now_ms)
         orders = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
-        clock_ms = self.admission.rulebook.clock_ms(unit.conn, now_ms)
-        stock, utxos = self._stock(unit, slot)
+        clock_ms = self.admission.rules.clock_ms(unit.conn, now_ms)
+        held, utxos = self._held(unit, slot)
         demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
-        there = upkeep.room(demand, stock)
+        there = upkeep.room(demand, held)
         if not _may_order(orders, clock_ms, is_burst=bool(waiting)):
             return UpkeepResult(None, there)
         spent = sum(order.fee_lovelace for order in _of_the_day(orders, clock_ms))
         budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
-        move = upkeep.decide(demand, stock, self._dust(means.assets) if demand.is_quiet else (), budget)
+        move = upkeep.decide(demand, held, self._dust(means.assets) if demand.is_quiet else (), budget)
         return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), there)
 
-    def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
+    def _held(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
         """The UTxOs for payments, pending change included, and the same UTxOs by reference."""
         planner = self.admission.planner
         most = planner.unconfirmed_ancestors
         free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), STOCK_MAX)]
         chainable = {utxo.ref: most - depth for utxo, depth in planner.chainable(unit, slot)}
-        coming = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
-        found = [*free, *((utxo, chainable.get(utxo.ref, 0)) for utxo in coming)]
-        stock = [
+        pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
+        found = [*free, *((utxo, chainable.get(utxo.ref, 0)) for utxo in pending)]
+        held = [
             Held(utxo.ref, utxo.lovelace, left, _assets(utxo), is_in_block=left > most) for utxo, left in found
         ]
-        return stock, {utxo.ref: utxo for utxo, _ in found}
+        return held, {utxo.ref: utxo for utxo, _ in found}
 
     def _demand(
         self, unit: Unit, orders: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int

@@ -229,9 +229,9 @@ class _Connection(H11Protocol):
 
     def _expect_reading(self) -> None:
         self._unread_bytes = self.transport.get_write_buffer_size()
-        self._read_due = self.loop.call_later(self.read_s, self._look_at_reading)
+        self._read_due = self.loop.call_later(self.read_s, self._check_reading)
 
-    def _look_at_reading(self) -> None:
+    def _check_reading(self) -> None:
         read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
         if read_bytes < READ_BYTES_PER_S * self.read_s:
             self.transport.abort()

@@ -54,7 +54,7 @@ class LimitStanding(BaseModel):
             spent=status.spent_units,
             left=status.left_units,
             frees_at=status.frees_at_ms,
-            set_by="config" if status.is_filed else "operator",
+            set_by="config" if status.is_from_file else "operator",
         )
 
 

@@ -100,12 +100,12 @@ class Spending(BaseModel):
     totals: list[Spent]
 
     @classmethod
-    def of(cls, keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: AgentConfig) -> Self:
+    def of(cls, keys: Sequence[SpendKey], rows: Sequence[SpendRow], config: AgentConfig) -> Self:
         groups = []
         for row in rows:
             group: dict[str, str | None] = dict(zip(keys, row.group, strict=True))
             if "merchant" in group:
-                merchant = terms.merchants.get(group["merchant"] or "")
+                merchant = config.merchants.get(group["merchant"] or "")
                 group["origin"] = group["merchant"]
                 group["merchant"] = merchant.name if merchant else group["merchant"]
             groups.append(SpentBy.of(row.asset, [row], **group))

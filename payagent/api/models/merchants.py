@@ -51,7 +51,7 @@ class Merchant(BaseModel):
     set_by: Literal["config", "operator"]
 
     @classmethod
-    def of(cls, merchant: MerchantConfig, readiness: MerchantReadiness, terms: AgentConfig, **more: Any) -> Self:
+    def of(cls, merchant: MerchantConfig, readiness: MerchantReadiness, config: AgentConfig, **more: Any) -> Self:
         return cls(
             name=merchant.name,
             origin=merchant.origin,
@@ -59,8 +59,8 @@ class Merchant(BaseModel):
             ready=merchant.ready,
             accepted_depth=readiness.accepted_depth,
             refused_early=readiness.refused_early,
-            call_headers=merchant.buyer_headers(terms.own.text),
-            set_by="config" if merchant.is_filed else "operator",
+            call_headers=merchant.buyer_headers(config.own.text),
+            set_by="config" if merchant.is_from_file else "operator",
             **more,
         )
 
@@ -110,16 +110,20 @@ class MerchantDetails(Merchant):
     payments_in_flight_max: int | None
 
     @classmethod
-    def of_status(cls, known: MerchantStatus, terms: AgentConfig) -> Self:
+    def of_status(cls, known: MerchantStatus, config: AgentConfig) -> Self:
         rules = known.merchant.rules
-        pins = [*sorted(rules.filed), *(pin for pin in known.pins if pin not in rules.filed)]
+        pins = [*sorted(rules.from_file), *(pin for pin in known.pins if pin not in rules.from_file)]
         return cls.of(
             known.merchant,
             known.readiness,
-            terms,
-            pin="config" if rules.filed else "first_use" if rules.first_use else "off",
+            config,
+            pin="config" if rules.from_file else "first_use" if rules.first_use else "off",
             addresses=[
-                {"role": pin.role, "address": pin.address, "set_by": "config" if pin in rules.filed else "daemon"}
+                {
+                    "role": pin.role,
+                    "address": pin.address,
+                    "set_by": "config" if pin in rules.from_file else "daemon",
+                }
                 for pin in pins
             ],
             price_rise_percent_max=rules.price_rise_percent_max,

@@ -280,7 +280,7 @@ class Payment(BaseModel):
     @classmethod
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
         """`more`: the fields that a subclass adds, and `approval`."""
-        terms = context.terms
+        config = context.config
         if row.problem.code is not None:
             more["reason"] = Reason(code=row.problem.code, reason=row.problem.reason, detail=row.problem.detail)
         return cls.model_validate(
@@ -290,7 +290,7 @@ class Payment(BaseModel):
                 "app": row.app_id,
                 "state": row.state,
                 "delivery": row.delivery,
-                "network": terms.network.name,
+                "network": config.network.name,
                 "dialect": row.invoice.dialect,
                 "origin": row.invoice.origin,
                 "invoice_id": row.invoice.id,
@@ -301,7 +301,7 @@ class Payment(BaseModel):
                 "nonce_utxo": row.nonce_utxo,
                 "proof": row.invoice.proof,
                 "merchant_submits": row.invoice.merchant_submits,
-                "headers": retry_headers(row, terms.merchants.get(row.invoice.origin or ""), terms.own.text),
+                "headers": retry_headers(row, config.merchants.get(row.invoice.origin or ""), config.own.text),
                 "ready": context.is_ready(row),
                 "request_id": row.intent.request_id,
                 "merchant_status": row.merchant_status,
@@ -448,11 +448,11 @@ class Quote(BaseModel):
     refusal: Reason = absent("Present if a limit or a merchant rule forbids it.")
 
     @classmethod
-    def of(cls, quote: PaymentQuote, terms: AgentConfig) -> Self:
+    def of(cls, quote: PaymentQuote, config: AgentConfig) -> Self:
         invoice, plan = quote.invoice, quote.plan
         return cls(
             prepaid=False,
-            network=terms.network.name,
+            network=config.network.name,
             dialect=invoice.dialect,
             origin=invoice.origin,
             invoice_id=invoice.invoice_id,

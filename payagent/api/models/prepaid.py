@@ -138,8 +138,8 @@ class PrepaidPool(BaseModel):
     difference: str | None
 
     @classmethod
-    def of(cls, one: Holding, told: Observation | None, terms: AgentConfig) -> Self:
-        balance, merchant = one.balance, terms.merchants.get(one.pool.origin)
+    def of(cls, one: Holding, told: Observation | None, config: AgentConfig) -> Self:
+        balance, merchant = one.balance, config.merchants.get(one.pool.origin)
         remaining = told.remaining if told is not None and (told.unit or CALLS) == one.unit else None
         return cls(
             merchant=None if merchant is None else merchant.name,
@@ -190,12 +190,12 @@ class PrepaidQuoteAnswer(BaseModel):
     refusal: Reason = absent("Present if a limit of the app forbids it.")
 
     @classmethod
-    def of(cls, quote: PrepaidQuote | None, terms: AgentConfig) -> Self:
+    def of(cls, quote: PrepaidQuote | None, config: AgentConfig) -> Self:
         if quote is None:
             return cls(prepaid=False)
         return cls(
             prepaid=True,
-            network=terms.network.name,
+            network=config.network.name,
             origin=quote.origin,
             unit=quote.unit,
             units=quote.units,
@@ -229,8 +229,8 @@ class Topup(BaseModel):
     reason: Reason = absent("Present if it ends before its goal.")
 
     @classmethod
-    def of(cls, row: TopupRow, pool: Pool, made: Sequence[PaymentRow], terms: AgentConfig) -> Self:
-        merchant, request = terms.merchants.get(pool.origin), json.loads(row.request)
+    def of(cls, row: TopupRow, pool: Pool, made: Sequence[PaymentRow], config: AgentConfig) -> Self:
+        merchant, request = config.merchants.get(pool.origin), json.loads(row.request)
         paid = add(
             {output.asset: output.units}
             for payment in made
@@ -296,14 +296,14 @@ class TopupQuote(BaseModel):
     refusal: Reason = absent("Present if a limit or the wallet's funds forbid it.")
 
     @classmethod
-    def of(cls, plan: TopupPlan, terms: AgentConfig) -> Self:
+    def of(cls, plan: TopupPlan, config: AgentConfig) -> Self:
         invoice, tx, count = plan.quote.invoice, plan.quote.plan, plan.count
         return cls(
             prepaid=False,
-            merchant=terms.merchant(plan.wish.origin).name,
-            origin=plan.wish.origin,
-            unit=plan.wish.unit,
-            units=plan.wish.units,
+            merchant=config.merchant(plan.goal.origin).name,
+            origin=plan.goal.origin,
+            unit=plan.goal.unit,
+            units=plan.goal.units,
             count=count,
             price=Price(asset=invoice.asset, units=invoice.total_units),
             total=invoice.total_units * count,

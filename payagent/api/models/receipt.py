@@ -49,21 +49,21 @@ class Receipt(BaseModel):
     ledger: dict[str, object]
 
     @classmethod
-    def of(cls, conn: Connection, row: PaymentRow, terms: AgentConfig) -> Self:
+    def of(cls, conn: Connection, row: PaymentRow, config: AgentConfig) -> Self:
         """`conn` must be in one read transaction."""
         known = recorded(conn, row.id)
         event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
         return cls(
             format="payagent-receipt/1",
-            network=terms.network.name,
-            wallet=terms.own.text,
+            network=config.network.name,
+            wallet=config.own.text,
             payment=_payment(known),
             intent=_intent(known.intent),
             invoice=None if known.invoice is None else _invoice(known.invoice),
             other_invoices=[_invoice(invoice) for invoice in known.other_invoices],
             decisions=_told(known.events, DECISIONS),
             holds=[_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
-            attempts=[_attempt(attempt, row, known, terms) for attempt in known.attempts],
+            attempts=[_attempt(attempt, row, known, config) for attempt in known.attempts],
             block_observations=[_block_observation(seen) for seen in known.block_observations],
             answers=_told(known.events, ANSWERS),
             entries=[_entry(entry) for entry in known.entries],
@@ -117,7 +117,7 @@ def _invoice(row: Row) -> Json:
     }
 
 
-def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig) -> Json:
+def _attempt(row: Row, payment: PaymentRow, known: Recorded, config: AgentConfig) -> Json:
     """An attempt with its retry headers. A finished attempt has them too, because they may have been presented."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
@@ -127,7 +127,7 @@ def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: AgentConfig)
         if told is not None:
             names = {name: told[name] for name in ("dialect", "proof", "echo")}
             shown = replace(shown, invoice=replace(payment.invoice, id=told["invoice_id"], **names))
-        headers = retry_headers(shown, terms.merchants.get(payment.invoice.origin or ""), terms.own.text)
+        headers = retry_headers(shown, config.merchants.get(payment.invoice.origin or ""), config.own.text)
     return {
         **_only(row, "kind", "nonce_utxo", "invoice_seq", "ttl_slot", "signed_at_ms"),
         "tx_hash": row["tx_id"],

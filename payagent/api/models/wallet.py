@@ -167,7 +167,7 @@ class Wallet(BaseModel):
     @classmethod
     def of(
         cls,
-        terms: AgentConfig,
+        config: AgentConfig,
         chain: ChainView,
         now_ms: int,
         utxos: Sequence[UtxoRow] | None = None,
@@ -183,7 +183,7 @@ class Wallet(BaseModel):
                 "frozen_by": list(chain.foreign),
             }
         return cls(
-            network=terms.network.name, address=terms.own.text, chain=ChainStatus.of(chain, now_ms), **shown
+            network=config.network.name, address=config.own.text, chain=ChainStatus.of(chain, now_ms), **shown
         )
 
 

@@ -126,7 +126,7 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
     links: ApprovalLinks | None = request.app.state.links
     if links is None or not links.is_ours(payment_id, way, signature):
         return None
-    request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
+    request.state.inside.enter_context(request.app.state.rate_limiter.admit(_WHO))
     approval = approvals.of_payment(context.conn, payment_id)
     if approval is None or not links.is_good(approval, way, signature):
         return None
@@ -145,7 +145,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
     shown = approval_of(context, row, approval, sees_asked=True)
-    return [("network", context.terms.network.name), *_rows(row, shown)]
+    return [("network", context.config.network.name), *_rows(row, shown)]
 
 
 def _rows(row: PaymentRow, shown: Approval) -> Iterable[Row]:

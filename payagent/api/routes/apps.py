@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.apps import add_app, everybody, renew_token, revoke
+from payagent.agent.operator.apps import add_app, all_apps, renew_token, revoke
 from payagent.api.http.problems import JsonResponse
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.models.apps import App, AppsPage, AppWithToken, CreateApp, RotateToken
@@ -26,7 +26,7 @@ router = APIRouter(tags=["apps"])
 @router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
     """All apps that ever existed, oldest first, each with the dates of its last token."""
-    rows = [_shown(caller.context, app, token) for app, token in everybody(caller.context)]
+    rows = [_shown(caller.context, app, token) for app, token in all_apps(caller.context)]
     return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))
 
 
@@ -71,5 +71,5 @@ async def end(name: str, caller: Operator) -> JsonResponse:
 def _shown(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str) -> App:
     """`text`: the token itself, if this answer shows it."""
     is_active = last is not None and last.is_good(context.conn, context.latest_ms)
-    names = {origin: merchant.name for origin, merchant in context.terms.merchants.items()}
+    names = {origin: merchant.name for origin, merchant in context.config.merchants.items()}
     return (AppWithToken if text else App).of(app, last, names, active=is_active, **text)

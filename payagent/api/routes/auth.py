@@ -84,7 +84,7 @@ class Caller:
         """
         raw = await json_body(request, may_be_absent=may_be_absent)
         self.require_let_in()
-        request.app.state.turnstile.weigh(self.app.id, len(raw))
+        request.app.state.rate_limiter.weigh(self.app.id, len(raw))
         return raw
 
     def app_named(self, name: str) -> AppRow:
@@ -139,7 +139,7 @@ def need(*scopes: str) -> Need:
         if app is None:
             raise _unauthorized()
         inside: ExitStack = request.state.inside
-        inside.enter_context(request.app.state.turnstile.admit(app.id))
+        inside.enter_context(request.app.state.rate_limiter.admit(app.id))
         if not app.scopes & set(scopes):
             raise Refused(
                 "forbidden",

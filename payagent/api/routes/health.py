@@ -49,7 +49,7 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
             Readiness(
                 ready=ready,
                 code=_code(context, found),
-                network=context.terms.network.name,
+                network=context.config.network.name,
                 checks={name: problem or "ok" for name, problem in found.items()},
                 providers={name: problem or "ok" for name, problem in context.providers.items()},
             ),

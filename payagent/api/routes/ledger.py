@@ -77,11 +77,11 @@ class Chosen(QueryParams):
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
-        terms = caller.context.terms
+        config = caller.context.config
         return Selection(
             since_ms=self.since,
             until_ms=self.until,
-            origin=None if self.merchant is None else _origin(self.merchant, terms),
+            origin=None if self.merchant is None else _origin(self.merchant, config),
             app=None if self.app is None else caller.app_named(self.app).id,
             asset=self.asset,
             kind=self.kind,
@@ -129,9 +129,9 @@ class Exported(Chosen):
     format: Format = "csv"
 
 
-def _origin(text: str, terms: AgentConfig) -> str:
+def _origin(text: str, config: AgentConfig) -> str:
     """A merchant that is no longer configured is named by its origin."""
-    named = next((merchant.origin for merchant in terms.merchants.values() if merchant.name == text), None)
+    named = next((merchant.origin for merchant in config.merchants.values() if merchant.name == text), None)
     try:
         return named or parse_origin(text)
     except ValueError:
@@ -191,7 +191,7 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     """
     context, keys = caller.context, query.keys
     rows = await _read(context, partial(journal.spend, by=keys, only=query.selection(caller)))
-    return JsonResponse(Spending.of(keys, rows, context.terms))
+    return JsonResponse(Spending.of(keys, rows, context.config))
 
 
 @router.get(
@@ -227,7 +227,7 @@ async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> Stre
 
 def _export(context: AgentContext, only: Selection, form: Format) -> Iterator[str]:
     with context.snapshot() as conn:
-        yield from export(statement(conn, only, context.terms.network.name), form)
+        yield from export(statement(conn, only, context.config.network.name), form)
 
 
 @router.get(
@@ -249,13 +249,13 @@ def _copy(context: AgentContext) -> Generator[bytes]:
 
 def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
     """One JSON object in pieces. An empty line at each step of progress keeps the client from timing out."""
-    terms = context.terms
+    config = context.config
     checked: Counter[str] = Counter()
     found = 0
     head: Head | None = None
     yield '{"findings":['
     with context.snapshot() as conn:
-        for told in verify(conn, Owner(terms.own, terms.network), noted):
+        for told in verify(conn, Owner(config.own, config.network), noted):
             if isinstance(told, AuditFinding):
                 found += 1
                 if found <= FINDINGS_MAX:

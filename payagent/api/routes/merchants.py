@@ -92,12 +92,12 @@ async def resume(name: str, caller: Operator) -> JsonResponse:
 
 
 def _listed(caller: Caller, status: int = 200) -> JsonResponse:
-    terms, allowed = caller.context.terms, caller.app.merchants
-    named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
+    config, allowed = caller.context.config, caller.app.merchants
+    named = sorted(config.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    told = [Merchant.of(row, readiness(caller.context.conn, row.origin), terms) for row in rows]
+    told = [Merchant.of(row, readiness(caller.context.conn, row.origin), config) for row in rows]
     return JsonResponse(Merchants(merchants=told), status)
 
 
 def _known(caller: Caller, name: str) -> JsonResponse:
-    return JsonResponse(MerchantDetails.of_status(standing(caller.context, name), caller.context.terms))
+    return JsonResponse(MerchantDetails.of_status(standing(caller.context, name), caller.context.config))

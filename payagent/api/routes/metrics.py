@@ -94,7 +94,7 @@ def _wallet(context: AgentContext) -> Iterator[Family]:
 
 
 def _merchants(context: AgentContext) -> Iterator[Family]:
-    names = {merchant.name: origin for origin, merchant in sorted(context.terms.merchants.items())}
+    names = {merchant.name: origin for origin, merchant in sorted(context.config.merchants.items())}
     unserved_streak = {name: merchants.unserved_streak(context.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_unserved_streak",
@@ -123,13 +123,13 @@ def _providers(context: AgentContext) -> Iterator[Family]:
         "payagent_provider_requests_total",
         "counter",
         "Requests to the provider since the start.",
-        by_label("provider", {source.name: source.calls for source in context.sources}),
+        by_label("provider", {provider.name: provider.calls for provider in context.all_providers}),
     )
     yield Family(
         "payagent_provider_failures_total",
         "counter",
         "Failed requests to the provider since the start.",
-        by_label("provider", {source.name: source.failures for source in context.sources}),
+        by_label("provider", {provider.name: provider.failures for provider in context.all_providers}),
     )
     healthy = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
     is_healthy = by_label("provider", healthy)

@@ -99,7 +99,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Nothing is reserved. Refused as the payment would be, except by limits: these are reported in `refusal`. If
     the invoice already has a payment, the refusal is `invoice_already_paid/same_intent`."""
     ask = CreatePayment.ask(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(Quote.of(await caller.agent.quote(ask), caller.context.terms))
+    return JsonResponse(Quote.of(await caller.agent.quote(ask), caller.context.config))
 
 
 @router.get("/v1/payments", summary="List payments, newest first", responses=gives(Payments, 200))
@@ -179,7 +179,7 @@ def _receipt(context: AgentContext, payment_id: str) -> Receipt:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return Receipt.of(conn, context.require_noted(row), context.terms)
+        return Receipt.of(conn, context.require_noted(row), context.config)
 
 
 @router.post(
@@ -218,7 +218,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
     in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""
-    row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
+    row = await caller.agent.lifecycle.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(Payment.of(caller.context, row))
 
 

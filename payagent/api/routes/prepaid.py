@@ -25,7 +25,7 @@ router = APIRouter(tags=["prepaid"])
 @router.get("/v1/prepaid", summary="List prepaid balances", responses=gives(Prepaid, 200))
 async def holdings(caller: Viewer) -> JsonResponse:
     """What was bought, used and is left at each merchant, in calls or in units of an asset."""
-    return JsonResponse(Prepaid(prepaid=all_pools(caller.context.conn, caller.context.terms)))
+    return JsonResponse(Prepaid(prepaid=all_pools(caller.context.conn, caller.context.config)))
 
 
 @router.post(
@@ -40,11 +40,11 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     question = PrepaidQuestion.read(await caller.json_body(request))
     calls = caller.agent.prepaid_calls
     found = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))
-    return JsonResponse(PrepaidQuoteAnswer.of(found, caller.context.terms))
+    return JsonResponse(PrepaidQuoteAnswer.of(found, caller.context.config))
 
 
-def all_pools(conn: Connection, terms: AgentConfig) -> list[PrepaidPool]:
+def all_pools(conn: Connection, config: AgentConfig) -> list[PrepaidPool]:
     """Every balance, as we count it and as its merchant reports it."""
     return [
-        PrepaidPool.of(one, prepaid.last_observation(conn, one.pool.id), terms) for one in prepaid.holdings(conn)
+        PrepaidPool.of(one, prepaid.last_observation(conn, one.pool.id), config) for one in prepaid.holdings(conn)
     ]

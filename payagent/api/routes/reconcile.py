@@ -145,39 +145,39 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     async for told in _breathing(_compared(context, bounds, answer)):
         caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
-    result = answer.result(bounds.since_slot, all_pools(context.conn, context.terms))
+    result = answer.result(bounds.since_slot, all_pools(context.conn, context.config))
     yield to_json(result).removeprefix('{"findings":[')
 
 
 async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """All results, from the first provider that has the complete history."""
     doubts = []
-    for source in context.senders:
-        history = await read_history(source, context.terms.own.text, bounds.since_s)
+    for provider in context.submit_providers:
+        history = await read_history(provider, context.config.own.text, bounds.since_s)
         if isinstance(history, History):
-            answer.provider, answer.tip = source.name, history.tip
-            async for told in _judged(context, source, history, bounds):
+            answer.provider, answer.tip = provider.name, history.tip
+            async for told in _judged(context, provider, history, bounds):
                 yield told
             return
-        doubts.append(Doubt(f"{source.name}: {history.reason}"))
+        doubts.append(Doubt(f"{provider.name}: {history.reason}"))
     for doubt in doubts:
         yield doubt
 
 
 async def _judged(
-    context: AgentContext, source: ChainProvider, history: History, bounds: _Bounds
+    context: AgentContext, provider: ChainProvider, history: History, bounds: _Bounds
 ) -> AsyncIterator[Told]:
     """Compare the ledger with a history. The ledger may be ahead of it: what it knows more is looked up."""
-    is_forked = await _is_gone(source, bounds.looked)
+    is_forked = await _is_gone(provider, bounds.looked)
     if is_forked:
         yield Doubt(
             "the newest block that payagent read is no longer on the chain: repeat this after its next pass"
         )
-    booked_height = 0 if is_forked else await _booked_height(source, bounds)
+    booked_height = 0 if is_forked else await _booked_height(provider, bounds)
     with context.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
-        asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
+        asked = [(claim, await _placed(provider, claim.tx_id)) for claim in claims]
         steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
         while (told := await _in_thread(partial(next, steps, None))) is not None:
             yield told
@@ -197,22 +197,22 @@ async def _in_thread(work: Callable[[], T]) -> T:
                 await asyncio.wait((working,))
 
 
-async def _booked_height(source: ChainProvider, bounds: _Bounds) -> int:
+async def _booked_height(provider: ChainProvider, bounds: _Bounds) -> int:
     """The height up to which all deposits are booked; 0 if a fork may have brought others."""
     booked = bounds.booked
-    if booked is None or (booked != bounds.looked and await _is_gone(source, booked)):
+    if booked is None or (booked != bounds.looked and await _is_gone(provider, booked)):
         return 0
     return booked.height
 
 
-async def _is_gone(source: ChainProvider, tip: Tip) -> bool:
+async def _is_gone(provider: ChainProvider, tip: Tip) -> bool:
     """Whether this block is no longer on the chain."""
-    return isinstance(await source.block(tip.hash), NotFound)
+    return isinstance(await provider.block(tip.hash), NotFound)
 
 
-async def _placed(source: ChainProvider, tx_id: str) -> Read[TxSeen]:
+async def _placed(provider: ChainProvider, tx_id: str) -> Read[TxSeen]:
     """Look up a transaction. A text that cannot be a transaction id is not found."""
-    return await source.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
+    return await provider.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
 
 
 async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:

@@ -70,14 +70,14 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     that a prepaid balance would serve.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wanted = CreateTopup.read(await caller.json_body(request), caller.context.terms)
+    wanted = CreateTopup.read(await caller.json_body(request), caller.context.config)
     if not wanted.dry_run:
         row, is_new = await orders.order(caller.app.id, key, wanted.goal)
         return JsonResponse(_topup(caller.context, row), 201 if is_new else 200)
     plan = await orders.plan(caller.app.id, wanted.goal)
     if isinstance(plan, PrepaidQuote):
-        return JsonResponse(PrepaidQuoteAnswer.of(plan, caller.context.terms))
-    return JsonResponse(TopupQuote.of(plan, caller.context.terms))
+        return JsonResponse(PrepaidQuoteAnswer.of(plan, caller.context.config))
+    return JsonResponse(TopupQuote.of(plan, caller.context.config))
 
 
 @router.get("/v1/prepaid/topups", summary="List top-ups, newest first", responses=gives(TopupsPage, 200))
@@ -115,4 +115,4 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
 
 def _topup(context: AgentContext, row: TopupRow) -> Topup:
     made = payments.payments_of_topup(context.conn, row.id)
-    return Topup.of(row, prepaid.pool(context.conn, row.pool_id), made, context.terms)
+    return Topup.of(row, prepaid.pool(context.conn, row.pool_id), made, context.config)

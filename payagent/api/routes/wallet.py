@@ -43,9 +43,9 @@ async def wallet(caller: Viewer) -> JsonResponse:
     A token with the pay scope alone sees the address and no balances."""
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(Wallet.of(context.terms, context.chain, now_ms))
+        return JsonResponse(Wallet.of(context.config, context.chain, now_ms))
     utxos, balances = queries.utxos(context.conn), journal.balances(context.conn)
-    return JsonResponse(Wallet.of(context.terms, context.chain, now_ms, utxos, balances))
+    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances))
 
 
 @router.get("/v1/wallet/utxos", summary="List unspent UTxOs", responses=gives(Utxos, 200))
@@ -80,9 +80,9 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     order = SendFunds.read(await caller.json_body(request))
-    to = order.destination(agent.context.terms.network)
+    to = order.destination(agent.context.config.network)
     if order.all:
-        row, is_new = await agent.transfers.sweep(caller.app.id, to, key)
+        row, is_new = await agent.transfers.send_all(caller.app.id, to, key)
     else:
         row, is_new = await agent.transfers.send(caller.app.id, to, order.asset, order.units, key)
     behind = transfers.told_of(agent.context.conn, row.id)

@@ -109,7 +109,7 @@ def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
     return None if row is None else _row(row)
 
 
-def everybody(conn: sqlite3.Connection) -> list[AppRow]:
+def all_apps(conn: sqlite3.Connection) -> list[AppRow]:
     """All apps that ever existed, oldest first."""
     return [_row(row) for row in conn.execute(f"{_APP} ORDER BY a.rowid")]
 

@@ -24,7 +24,7 @@ class MerchantRow:
     settings: Mapping[str, object]
 
 
-def everybody(conn: sqlite3.Connection) -> list[MerchantRow]:
+def all_merchants(conn: sqlite3.Connection) -> list[MerchantRow]:
     """All merchants added at run time, by name."""
     rows = conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
     return [MerchantRow(name, origin, json.loads(settings)) for name, origin, settings in rows]
