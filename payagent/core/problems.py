@@ -315,14 +315,14 @@ PROBLEMS: dict[str, Problem] = {
         4,
         "The wallet's UTxOs were spent outside payagent",
         "Look the transaction up in an explorer. Stop whatever else uses the wallet's recovery words. If the data "
-        "folder was rolled back, see operators.md. Then run `payagent wallet thaw`. If the words are stolen, send "
-        "everything to a new wallet at once.",
+        "folder was rolled back, see docs/how-to/recover-an-older-ledger.md. Then run `payagent wallet unfreeze`. "
+        "If the words are stolen, send everything to a new wallet at once.",
     ),
     "external_spend_new": Problem(
         409,
         2,
         "Another transaction has spent the wallet's UTxOs since",
-        "Review that one too: `payagent wallet thaw` shows all of them. Then repeat the command.",
+        "Review that one too: `payagent wallet unfreeze` shows all of them. Then repeat the command.",
         money="Nothing has changed. The wallet stays frozen and nothing is signed.",
     ),
     "fee_too_high": Problem(
@@ -504,7 +504,8 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The ledger was changed from outside",
         "Keep the file unchanged. `payagent doctor` names what is wrong. Find out who changed it. Then restore a "
-        "backup into another folder with `payagent restore FILE`. docs/operators.md (Backups) says what is lost.",
+        "backup into another folder with `payagent restore FILE`. docs/how-to/restore-a-backup.md says what is "
+        "lost.",
         money="What it says of payments may be false. Transactions sent before may still land.",
     ),
     "limit_exceeded": Problem(

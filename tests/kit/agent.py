@@ -1,7 +1,7 @@
 """The real agent on a real ledger file, over HTTP to the devnet; everything but the API.
 
 `World` has the devnet, in a thread of its own. `Run` is one life of the agent: `async with world.run() as run`. A
-second `run` on the same world is a restart. The agent reads the chain when a test calls `run.look()`.
+second `run` on the same world is a restart. The agent reads the chain when a test calls `run.run_pass()`.
 """
 
 import hashlib
@@ -269,7 +269,7 @@ class Run:
 
     async def run_pass(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
-        await self.chain_sync.tick()
+        await self.chain_sync.run_once()
         if self.recovery is not None:
             await self.recovery.run_once(self.chain_sync.provider_selection.view)
         await self.agent.submitter.drain(10)

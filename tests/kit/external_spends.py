@@ -46,7 +46,7 @@ async def require_whole(run: Run) -> None:
             told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, AuditFinding)
         ]
         assert found == []
-        source = run.context.sources[0]
+        source = run.context.all_providers[0]
         history = await read_history(source, world.address, 0)
         assert isinstance(history, History), history
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]

@@ -40,5 +40,5 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 
 async def keep(run: Run) -> None:
     """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.stock.keep_ready()
+    await run.agent.utxo_pool.keep_ready()
     await run.agent.submitter.drain(10)

@@ -128,7 +128,7 @@ def _record_after_submit(stack: ExitStack) -> None:
     async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
         raw = await self.sign_and_check(payment_id, plan)
         if not self._context.payment(payment_id).invoice.merchant_submits:
-            await self._context.sources[0].submit(raw, plan.tx_id)
+            await self._context.all_providers[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
     put(stack, PaymentSigner, "sign", sign)

@@ -77,12 +77,12 @@ class Watched(World):
         self.lives += 1
         super()._start()
 
-    def sources(self) -> list[PacedProvider]:
+    def providers(self) -> list[PacedProvider]:
         if self.dies_s is None or self.lives > 1:
-            return super().sources()
+            return super().providers()
         self.plan, plan = replace(self.plan, providers=(Habits("honest"), Habits("other"))), self.plan
         try:
-            return super().sources()
+            return super().providers()
         finally:
             self.plan = plan
 

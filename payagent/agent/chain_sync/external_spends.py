@@ -78,10 +78,10 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         if frozen_by:
             last = frozen_by[-1]
             records.note(unit, None, "unfrozen", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
-            clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
+            clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
         return frozen_by
 
-    frozen_by = await context.write("thaw", job) if onchain.frozen_by(context.conn) else ()
+    frozen_by = await context.write("unfreeze", job) if onchain.frozen_by(context.conn) else ()
     context.chain.foreign = onchain.frozen_by(context.conn)
     return frozen_by
 
