@@ -1,4 +1,4 @@
--- The schema of ledger.db in payagent 0.1.0, as sqlite_master has it. Frozen: see test_store_schema.py.
+-- The schema of ledger.db in payagent 0.1.0, as sqlite_master has it. Frozen: ledgers of that release exist.
 CREATE TABLE meta (
   key TEXT PRIMARY KEY,
   value TEXT NOT NULL
@@ -561,4 +561,3 @@ CREATE TRIGGER payments_no_replace BEFORE INSERT ON payments WHEN EXISTS (SELECT
 CREATE TRIGGER payments_fixed BEFORE UPDATE ON payments WHEN NEW.rowid IS NOT OLD.rowid OR NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.app_id IS NOT OLD.app_id OR NEW.intent_id IS NOT OLD.intent_id OR NEW.first_invoice_seq IS NOT OLD.first_invoice_seq OR NEW.origin IS NOT OLD.origin OR NEW.outputs IS NOT OLD.outputs OR NEW.pool_id IS NOT OLD.pool_id OR NEW.topup_id IS NOT OLD.topup_id OR NEW.created_at_ms IS NOT OLD.created_at_ms BEGIN SELECT RAISE(ABORT, 'what payments are about never changes'); END;
 CREATE TRIGGER payments_nonce_utxo_once BEFORE UPDATE ON payments WHEN OLD.nonce_utxo IS NOT NULL AND NEW.nonce_utxo IS NOT OLD.nonce_utxo BEGIN SELECT RAISE(ABORT, 'nonce_utxo of payments is set once'); END;
 CREATE TRIGGER payments_no_overwrite BEFORE UPDATE ON payments WHEN EXISTS (SELECT 1 FROM payments WHERE invoice_seq = NEW.invoice_seq AND state NOT IN ('rejected', 'denied') AND NEW.state NOT IN ('rejected', 'denied') AND rowid <> OLD.rowid) OR EXISTS (SELECT 1 FROM payments WHERE nonce_utxo = NEW.nonce_utxo AND state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone' AND NEW.state NOT IN ('rejected', 'denied') AND NEW.code IS NOT 'anchor_gone' AND rowid <> OLD.rowid) BEGIN SELECT RAISE(ABORT, 'payments has such a row'); END;
-PRAGMA user_version = 1;
