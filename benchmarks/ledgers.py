@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from payagent.store.db import schema, tables, triggers
+from payagent.store.db import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".bench"
@@ -57,8 +57,7 @@ def folder() -> Iterator[Path]:
 
 
 def _path(name: str) -> Path:
-    sources = [*(Path(str(one.__file__)) for one in (schema, tables, triggers)), MAKER]
-    made_by = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    made_by = hashlib.sha256(schema.RELEASE_0_1_0.encode() + MAKER.read_bytes()).hexdigest()[:12]
     return KEPT / f"{made_by}-{name}.db"
 
 

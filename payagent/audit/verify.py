@@ -18,7 +18,7 @@ from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store.audit import books
-from payagent.store.db.schema import VERSION, changed_views, missing_guards, version
+from payagent.store.db.schema import changed_views, lacking_migrations, missing_guards
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal
 from payagent.store.rows.journal import EntryRow
@@ -59,9 +59,9 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 
 
 def _guards(conn: Connection) -> Iterator[AuditFinding]:
-    if (found := version(conn)) < VERSION:
+    if lacking := lacking_migrations(conn):
         told = "it is of an older payagent: use that one, or start this one on it, which brings it up to date"
-        yield AuditFinding("sqlite_master", f"version {found}", told)
+        yield AuditFinding("_sqlite_migrations", ", ".join(lacking), told)
     for name in missing_guards(conn):
         yield AuditFinding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):

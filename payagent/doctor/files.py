@@ -38,7 +38,7 @@ from payagent.settings.paths import (
 from payagent.settings.schema import Settings
 from payagent.store.db.disk_space import room_problem
 from payagent.store.db.opening import require_ledger
-from payagent.store.db.schema import VERSION, missing_guards, version
+from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, events, journal, merchants
 from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keystore import read_header
@@ -123,7 +123,7 @@ def _ledger(settings: Settings) -> CheckResult:
     """Whether the ledger is sound. One that the next start migrates is not checked yet."""
     path = settings.data_dir / LEDGER_FILE
     with suppress(Refused), opened(path) as conn:
-        if version(conn) < VERSION:
+        if lacking_migrations(conn):
             told = f"{path} is of an older payagent"
             return CheckResult("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
     return finding("ledger", lambda: _books(settings))

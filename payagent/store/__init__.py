@@ -1,15 +1,15 @@
 """store: the ledger database. One writer thread owns the only writing connection; readers are read-only.
 
 Every function that reads takes a connection: a reader's, or a job's own. Only this room turns rows into values.
-May import: core, secret_file, sqlite3. Never: decides; asks a clock, the chain or a merchant; opens a
-transaction that is not BEGIN IMMEDIATE; updates or deletes an entry.
+May import: core, secret_file, sqlite3, sqlite-utils (migrations). Never: decides; asks a clock, the chain or a
+merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes an entry.
 
 Where to look:
 
   db/          the file and its schema, and the thread that writes
     tables     the tables and views, as SQL
     triggers   the SQL guards on their rows
-    schema     creates the schema, and migrates an older one
+    schema     the migrations, which build a ledger, and what it must then have
     opening    opens the file, or refuses it
     unit       one job's part of the open transaction
     committer  commits several jobs at once (uses `lease`, `disk_space`, `seals`, `signer_record`)

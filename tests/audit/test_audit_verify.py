@@ -477,7 +477,7 @@ def test_a_ledger_of_an_older_payagent_is_said_to_be_one(lived: Past, tmp_path: 
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     (only,) = findings(path, lived.owner)
-    assert (only.row, "of an older payagent" in only.what) == ("version 0", True)
+    assert (only.row, "of an older payagent" in only.what) == ("m001_release_0_1_0", True)
 
 
 OF_NOTHING = [

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, Clock, Relay, World
+from kit.audit import of_an_older_payagent
 from kit.backup import NOBODY, listing, put_back, settings_of, taken
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness
+from payagent.backup.archive import LEDGER
 from payagent.backup.compare_chain import Differences
 from payagent.backup.restore import restore
 from payagent.core.payment import State
@@ -60,6 +62,15 @@ async def test_a_backup_is_taken_beside_the_payments_and_has_all_that_was_before
     async with again.run() as run:
         assert run.state(known.id) is State.CONFIRMED
         assert run.entries() == head[-len(run.entries()) :]
+
+
+async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world: World) -> None:
+    """One by the new payagent would be none that the older one takes."""
+    await lost_payment(world)
+    of_an_older_payagent(world.folder / LEDGER)
+    with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
+        taken(world, "second.tar")
+    assert caught.value.code == "backup_invalid"
 
 
 async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from kit.agent import Relay
+from kit.audit import of_an_older_payagent
 from kit.cli import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
@@ -88,6 +89,13 @@ def test_it_says_what_a_ledger_that_is_not_there_means(closed_shop: Shop, data: 
     found = checks(closed_shop.config_of(data))
     assert found["ledger file"]["code"] == found["ledger"]["code"] == "ledger_missing"
     assert not (data / "ledger.db").exists()
+
+
+def test_a_ledger_of_an_older_payagent_is_said_to_be_one(closed_shop: Shop, data: Path) -> None:
+    of_an_older_payagent(data / "ledger.db")
+    found = checks(closed_shop.config_of(data))["ledger"]
+    assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the start does what is to be done"
+    assert "of an older payagent" in found["detail"]
 
 
 def test_a_disk_without_room_is_told(closed_shop: Shop, small_disk: Path) -> None:

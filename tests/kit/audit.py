@@ -204,9 +204,9 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
 
 
 def of_an_older_payagent(path: Path) -> None:
-    """Make the ledger one of an earlier version."""
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute("PRAGMA user_version = 0")
+    """Make the ledger one that lacks a migration."""
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DELETE FROM _sqlite_migrations")
 
 
 def head_of(path: Path, owner: Owner) -> Head:

@@ -98,24 +98,31 @@ def put(stack: ExitStack, where: object, name: str, what: object) -> None:
 
 def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
-    text = schema.TABLES
     live = "WHERE state NOT IN ('rejected', 'denied')"
     freed = "AND code IS NOT 'deposit_rolled_back'"
+    inputs = "CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)"
+    leave_out(stack, inputs, "CHECK (1)")
     for rule in (
-        "CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)",
         "FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),",
         f"CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice_seq) {live};",
         f"CREATE UNIQUE INDEX payments_one_per_nonce_utxo ON payments(nonce_utxo)\n  {live} {freed};",
     ):
-        assert rule in text, rule
-        text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK (instr") else "")
-    kept = tuple(
-        guard
-        for guard in schema.GUARDS
-        if not guard.name.startswith(("payments_", "attempts_", "holds_", "intents_"))
-    )
-    put(stack, schema, "TABLES", text)
-    put(stack, schema, "GUARDS", kept)
+        leave_out(stack, rule)
+    without_guards_of(stack, "payments_", "attempts_", "holds_", "intents_")
+
+
+def leave_out(stack: ExitStack, rule: str, instead: str = "") -> None:
+    """A ledger is built without this rule."""
+    assert rule in schema.RELEASE_0_1_0, rule
+    put(stack, schema, "RELEASE_0_1_0", schema.RELEASE_0_1_0.replace(rule, instead))
+
+
+def without_guards_of(stack: ExitStack, *names: str) -> None:
+    """A ledger is built without the guards whose names begin so, and is not refused for it."""
+    for guard in schema.GUARDS:
+        if guard.name.startswith(names):
+            leave_out(stack, guard.sql)
+    put(stack, schema, "GUARDS", tuple(guard for guard in schema.GUARDS if not guard.name.startswith(names)))
 
 
 # --- when bytes leave --------------------------------------------------------------------------------------------
@@ -373,10 +380,8 @@ def _child_kept(stack: ExitStack) -> None:
 def _used_twice(stack: ExitStack) -> None:
     """A call that is made again since its answer was lost draws on the prepaid balance again."""
     rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
-    assert rule in schema.TABLES
-    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
-    kept = tuple(guard for guard in schema.GUARDS if not guard.name.startswith("prepaid_moves_"))
-    put(stack, schema, "GUARDS", kept)
+    leave_out(stack, rule)
+    without_guards_of(stack, "prepaid_moves_")
     put(stack, prepaid, "knows_call", lambda *_: False)
 
 
@@ -401,8 +406,7 @@ def _key_outside(stack: ExitStack) -> None:
     seen: dict[str, Any] = {}
     rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, idempotency_key) WHERE ended_at_ms IS NULL;"
     without_guards(stack)
-    assert rule in schema.TABLES
-    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
+    leave_out(stack, rule)
 
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
         seen[ask.received] = live(self.context.conn, ask.app_id, ask.key(None) or "")

@@ -55,7 +55,7 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse a ledger that is missing (`ledger_missing`), unreadable (`store_failed`) or of an unknown version.
+    """Refuse a ledger that is missing (`ledger_missing`), unreadable (`store_failed`) or newer (`ledger_newer`).
 
     SQLite would create a missing file, and an empty ledger knows of no earlier payment. A file without tables
     counts as missing: a copy of ledger.db without its ledger.db-wal looks like that.
@@ -128,7 +128,7 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def bring_up_to_date(path: Path) -> None:
-    """Migrate a ledger that is not in use to the current schema. Refused: an unknown version."""
+    """Migrate a ledger that is not in use to the current schema. Refused: `ledger_newer`."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         schema.bring_up_to_date(conn)
 
@@ -136,7 +136,7 @@ def bring_up_to_date(path: Path) -> None:
 def migrate(conn: sqlite3.Connection) -> None:
     """Migrate the schema and check its guards.
 
-    Refused: an unknown version; `ledger_tampered` if guard triggers are missing.
+    Refused: `ledger_newer`; `ledger_tampered` if guard triggers are missing.
     """
     schema.bring_up_to_date(conn)
     if missing := schema.missing_guards(conn):

@@ -1,67 +1,57 @@
 """The schema of ledger.db: creates it, migrates an older one, and compares it with the expected one.
 
-A new ledger gets today's tables, views and guards. A ledger of an earlier release gets the migrations since then.
-`PRAGMA user_version` holds the version: 1 is the schema of payagent 0.1.0, and each migration adds 1.
+The migrations build every ledger, a new one too. Today's tables, views and guards say what they must arrive at.
 
-May import: core, store.db, sqlite3. Never: reads or writes a row.
+May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
+from pathlib import Path
+
+from sqlite_utils import Database, Migrations
 
 from payagent.core.problems import Refused
-from payagent.store.db.tables import TABLES, VIEWS
+from payagent.store.db.tables import VIEWS
 from payagent.store.db.triggers import GUARDS
 
-Migration = Callable[[sqlite3.Connection], None]
+RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
-MIGRATIONS: tuple[Migration, ...] = ()
-"""One function for each change since 0.1.0, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
-
-VERSION = 1 + len(MIGRATIONS)
-"""The version that this payagent writes."""
+migrations = Migrations("payagent")
+"""One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
 
 
-def version(conn: sqlite3.Connection) -> int:
-    """The version of a ledger's schema; 0 for a new file."""
-    return int(conn.execute("PRAGMA user_version").fetchone()[0])
+@migrations()
+def m001_release_0_1_0(db: Database) -> None:
+    for statement in RELEASE_0_1_0.split(";\n"):  # sqlite-utils' executescript is eight times slower
+        db.execute(statement)
 
 
-def require_known(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Refused: `ledger_newer`; `ledger_tampered` if the file has tables, but no version of ours."""
-    found, newest = version(conn), 1 + len(migrations)
-    if found > newest:
-        raise Refused("ledger_newer", f"ledger.db has version {found}, and this payagent knows {newest}")
-    if found < 1 and conn.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
-        raise Refused("ledger_tampered", f"ledger.db has version {found}, which no release of payagent wrote")
+def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
+    """Names of migrations that this payagent will apply when it first opens the ledger for writing."""
+    return [one.name for one in migrations.pending(_database(conn))]
 
 
-def bring_up_to_date(conn: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Create the schema in a new file, or run the migrations that a ledger lacks. Refused: as `require_known`."""
-    require_known(conn, migrations)
-    newest = 1 + len(migrations)
-    if version(conn) == newest:
-        return
-    with conn:
-        conn.execute("BEGIN IMMEDIATE")
-        if (found := version(conn)) == 0:
-            for statement in (*_statements(TABLES), *_statements(VIEWS), *(guard.sql for guard in GUARDS)):
-                conn.execute(statement)
-        for migrate in migrations[found - 1 :] if found else ():
-            migrate(conn)
-        conn.execute(f"PRAGMA user_version = {newest}")
+def require_known(conn: sqlite3.Connection) -> None:
+    """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        known = lacking_migrations(empty)
+    if newer := [one.name for one in migrations.applied(_database(conn)) if one.name not in known]:
+        raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")
 
 
-def _statements(script: str) -> Iterable[str]:
-    """Split at semicolons that end a line (executescript would commit)."""
-    current = ""
-    for line in script.splitlines():
-        current += line + "\n"
-        if line.rstrip().endswith(";"):
-            yield current
-            current = ""
+def bring_up_to_date(conn: sqlite3.Connection) -> None:
+    """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`."""
+    require_known(conn)
+    if lacking_migrations(conn):
+        migrations.apply(_database(conn))
+
+
+def _database(conn: sqlite3.Connection) -> Database:
+    """The connection as sqlite-utils takes it, without the plugins that other packages may install."""
+    return Database(conn, execute_plugins=False)
 
 
 def missing_guards(conn: sqlite3.Connection) -> list[str]:
@@ -81,7 +71,7 @@ _VIEWS_MADE = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
 
 @cache
 def _views() -> Mapping[str, str]:
-    """The views of a new ledger."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
-        bring_up_to_date(empty)
+    """The views as SQLite stores them."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(VIEWS)
         return dict(empty.execute(_VIEWS_MADE).fetchall())

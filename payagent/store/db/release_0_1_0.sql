@@ -1,4 +1,4 @@
--- The schema of ledger.db in payagent 0.1.0, as sqlite_master has it. Frozen: see test_store_schema.py.
+-- The schema of ledger.db in payagent 0.1.0, as sqlite_master has it. Frozen: ledgers of that release exist.
 CREATE TABLE meta (
   key TEXT PRIMARY KEY,
   value TEXT NOT NULL
@@ -90,7 +90,7 @@ CREATE TABLE payments (
 ) STRICT;
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice_seq) WHERE state NOT IN ('rejected', 'denied');
 CREATE UNIQUE INDEX payments_one_per_nonce_utxo ON payments(nonce_utxo)
-  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone';
+  WHERE state NOT IN ('rejected', 'denied') AND code IS NOT 'deposit_rolled_back';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
@@ -100,8 +100,8 @@ CREATE INDEX payments_of_topup ON payments(topup_id) WHERE topup_id IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool_id)
   WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_presented ON payments(created_at_ms) WHERE delivery = 'presented';
-CREATE INDEX payments_denied ON payments(updated_at_ms) WHERE code = 'approval_denied';
-CREATE INDEX payments_rolled_back ON payments(code) WHERE code = 'anchor_gone';
+CREATE INDEX payments_denied ON payments(updated_at_ms) WHERE code = 'approval_denied' AND reason = 'person';
+CREATE INDEX payments_rolled_back ON payments(code) WHERE code = 'deposit_rolled_back';
 CREATE INDEX payments_paying ON payments(pool_id, seq)
   WHERE pool_id IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_pending ON payments(pool_id)
@@ -557,8 +557,7 @@ CREATE TRIGGER holds_no_delete BEFORE DELETE ON holds WHEN 1 BEGIN SELECT RAISE(
 CREATE TRIGGER holds_no_replace BEFORE INSERT ON holds WHEN EXISTS (SELECT 1 FROM holds WHERE rowid = NEW.rowid) OR EXISTS (SELECT 1 FROM holds WHERE payment_id = NEW.payment_id AND stage = NEW.stage AND asset = NEW.asset) BEGIN SELECT RAISE(ABORT, 'holds has such a row'); END;
 CREATE TRIGGER holds_fixed BEFORE UPDATE ON holds WHEN NEW.rowid IS NOT OLD.rowid OR NEW.payment_id IS NOT OLD.payment_id OR NEW.stage IS NOT OLD.stage OR NEW.asset IS NOT OLD.asset OR NEW.units IS NOT OLD.units OR NEW.at_ms IS NOT OLD.at_ms OR NEW.counted_at_ms IS NOT OLD.counted_at_ms BEGIN SELECT RAISE(ABORT, 'what holds are about never changes'); END;
 CREATE TRIGGER payments_no_delete BEFORE DELETE ON payments WHEN 1 BEGIN SELECT RAISE(ABORT, 'payments are never deleted'); END;
-CREATE TRIGGER payments_no_replace BEFORE INSERT ON payments WHEN EXISTS (SELECT 1 FROM payments WHERE rowid = NEW.rowid) OR EXISTS (SELECT 1 FROM payments WHERE id = NEW.id) OR EXISTS (SELECT 1 FROM payments WHERE invoice_seq = NEW.invoice_seq AND state NOT IN ('rejected', 'denied') AND NEW.state NOT IN ('rejected', 'denied')) OR EXISTS (SELECT 1 FROM payments WHERE nonce_utxo = NEW.nonce_utxo AND state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone' AND NEW.state NOT IN ('rejected', 'denied') AND NEW.code IS NOT 'anchor_gone') BEGIN SELECT RAISE(ABORT, 'payments has such a row'); END;
+CREATE TRIGGER payments_no_replace BEFORE INSERT ON payments WHEN EXISTS (SELECT 1 FROM payments WHERE rowid = NEW.rowid) OR EXISTS (SELECT 1 FROM payments WHERE id = NEW.id) OR EXISTS (SELECT 1 FROM payments WHERE invoice_seq = NEW.invoice_seq AND state NOT IN ('rejected', 'denied') AND NEW.state NOT IN ('rejected', 'denied')) OR EXISTS (SELECT 1 FROM payments WHERE nonce_utxo = NEW.nonce_utxo AND state NOT IN ('rejected', 'denied') AND code IS NOT 'deposit_rolled_back' AND NEW.state NOT IN ('rejected', 'denied') AND NEW.code IS NOT 'deposit_rolled_back') BEGIN SELECT RAISE(ABORT, 'payments has such a row'); END;
 CREATE TRIGGER payments_fixed BEFORE UPDATE ON payments WHEN NEW.rowid IS NOT OLD.rowid OR NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.app_id IS NOT OLD.app_id OR NEW.intent_id IS NOT OLD.intent_id OR NEW.first_invoice_seq IS NOT OLD.first_invoice_seq OR NEW.origin IS NOT OLD.origin OR NEW.outputs IS NOT OLD.outputs OR NEW.pool_id IS NOT OLD.pool_id OR NEW.topup_id IS NOT OLD.topup_id OR NEW.created_at_ms IS NOT OLD.created_at_ms BEGIN SELECT RAISE(ABORT, 'what payments are about never changes'); END;
 CREATE TRIGGER payments_nonce_utxo_once BEFORE UPDATE ON payments WHEN OLD.nonce_utxo IS NOT NULL AND NEW.nonce_utxo IS NOT OLD.nonce_utxo BEGIN SELECT RAISE(ABORT, 'nonce_utxo of payments is set once'); END;
-CREATE TRIGGER payments_no_overwrite BEFORE UPDATE ON payments WHEN EXISTS (SELECT 1 FROM payments WHERE invoice_seq = NEW.invoice_seq AND state NOT IN ('rejected', 'denied') AND NEW.state NOT IN ('rejected', 'denied') AND rowid <> OLD.rowid) OR EXISTS (SELECT 1 FROM payments WHERE nonce_utxo = NEW.nonce_utxo AND state NOT IN ('rejected', 'denied') AND code IS NOT 'anchor_gone' AND NEW.state NOT IN ('rejected', 'denied') AND NEW.code IS NOT 'anchor_gone' AND rowid <> OLD.rowid) BEGIN SELECT RAISE(ABORT, 'payments has such a row'); END;
-PRAGMA user_version = 1;
+CREATE TRIGGER payments_no_overwrite BEFORE UPDATE ON payments WHEN EXISTS (SELECT 1 FROM payments WHERE invoice_seq = NEW.invoice_seq AND state NOT IN ('rejected', 'denied') AND NEW.state NOT IN ('rejected', 'denied') AND rowid <> OLD.rowid) OR EXISTS (SELECT 1 FROM payments WHERE nonce_utxo = NEW.nonce_utxo AND state NOT IN ('rejected', 'denied') AND code IS NOT 'deposit_rolled_back' AND NEW.state NOT IN ('rejected', 'denied') AND NEW.code IS NOT 'deposit_rolled_back' AND rowid <> OLD.rowid) BEGIN SELECT RAISE(ABORT, 'payments has such a row'); END;
