@@ -248,7 +248,7 @@ BAD_TOML = {
     "depth as bool": ("[payments]\nconfirm_depth = true\n", "payments.confirm_depth: write a whole number"),
     "depth zero": ("[payments]\nconfirm_depth = 0\n", "payments.confirm_depth: "),
     "settled before void": ("[payments]\nsettle_depth = 5\n", "payments: settle_depth must be the deepest"),
-    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api: listen accepts connections from other machines: name"),
+    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api: listen is reached from other machines: name"),
     "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write an address and a port"),
     "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write an address and a port"),
     "listen without brackets": ('[api]\nlisten = "::1:8402"\n', "api.listen: write an address and a port"),
@@ -287,11 +287,11 @@ BAD_TOML = {
     ),
     "an address of another network": (
         f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{MAINNET_ADDRESS}"]\n',
-        "merchants.t.pay_to has no address that can be paid on preprod (address_invalid/wrong_network); copy it anew",
+        "merchants.t.pay_to has no address that can be paid on preprod (address_invalid/wrong_network)",
     ),
     "a share to nobody": (
         '[merchants.t]\norigin = "https://a.example"\nsplit_to = ["addr1"]\n',
-        "merchants.t.split_to has no address that can be paid on preprod (address_invalid/bad_checksum); copy it anew",
+        "merchants.t.split_to has no address that can be paid on preprod (address_invalid/bad_checksum)",
     ),
     "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: is missing"),
     "merchant's name": ('[merchants."A b"]\norigin = "https://a.example"\n', "merchants: a merchant's name"),
@@ -437,7 +437,7 @@ def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) 
 
 def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
-    with pytest.raises(Refused, match="command line: api: listen accepts connections from other machines"):
+    with pytest.raises(Refused, match="command line: api: listen is reached from other machines"):
         load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
 
 
