@@ -80,7 +80,7 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
         assert told["code"] == "limit_exceeded"
         for money in (page["money"], told["money"]):
             assert "nothing is held" not in money, "it counts against every limit"
-            assert ("Nothing was signed" in money, "it counts against the limits" in money) == (True, True)
+            assert ("Nothing was signed" in money, "It counts against the limits" in money) == (True, True)
         assert page["open until"].startswith(ends_at)
         await api.http.post("/v1/apps/payer/revoke", json={})
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
@@ -116,7 +116,7 @@ async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -
         link = await link_of(api, "deny")
         await api.http.post(f"/v1/payments/{link.split('/')[2]}/approve", json={})
         late = await api.http.post(link, headers=OWN_FORM)
-        assert (late.status_code, heading(late.text)) == (409, "The payment does not wait for a decision")
+        assert (late.status_code, heading(late.text)) == (409, "The payment does not wait for approval")
         assert dict(rows(late.text))["approved"].endswith("by first")
 
 
@@ -129,7 +129,7 @@ async def test_a_question_that_is_over_says_that_nobody_decided(world: World) ->
         late = await api.http.post(link, headers=OWN_FORM)
         assert late.status_code == 403
         for page in (late.text, (await api.http.get(link)).text):
-            assert heading(page) == "Nobody decided on the payment in time"
+            assert heading(page) == "The approval timed out"
             assert dict(rows(page))["money"] == STATES_IN_WORDS[State.DENIED]
             assert "<button" not in page
 

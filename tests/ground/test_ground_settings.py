@@ -459,7 +459,7 @@ def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) 
 
 def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
-    with pytest.raises(Refused, match="command line: api: listen accepts connections from other machines"):
+    with pytest.raises(Refused, match="command line: api: listen is reached from other machines"):
         load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
 
 
