@@ -77,7 +77,7 @@ class Terminal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn write errors, such as a full disk, into `answer_not_written`. `BrokenPipeError` is passed on."""
+        """Turn write errors, such as a full disk, into `write_failed/answer`. `BrokenPipeError` is passed on."""
         try:
             yield
         except BrokenPipeError:

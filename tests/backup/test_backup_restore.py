@@ -70,7 +70,7 @@ async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world
     of_an_older_payagent(world.folder / LEDGER)
     with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
         taken(world, "second.tar")
-    assert caught.value.code == "backup_invalid"
+    assert caught.value.name == "file_invalid/backup"
 
 
 async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:

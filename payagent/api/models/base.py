@@ -180,7 +180,7 @@ class RequestBody(BaseModel):
         try:
             return cls.check(strict_body(raw), context)
         except Refused as refused:
-            if refused.code != "json_not_understood":
+            if refused.name != "invoice_invalid/json":
                 raise
             raise Refused("bad_request", refused.detail) from None
 
@@ -193,7 +193,7 @@ class RequestBody(BaseModel):
 
 
 def strict_body(raw: bytes) -> object:
-    """Refused: `json_not_understood`, `body_too_big`."""
+    """Refused: `invoice_invalid/json`, `body_too_big`."""
     return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
 
 
