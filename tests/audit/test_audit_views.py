@@ -68,7 +68,7 @@ def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
             "tx_id": row.attempt.tx_id or "",
             "block_height": str(row.block.height or ""),
             "created_at": iso_time(row.created_at_ms),
-            "changed_at": iso_time(row.changed_at_ms),
+            "updated_at": iso_time(row.updated_at_ms),
             "code": row.code or "",
             "reason": row.reason or "",
         }

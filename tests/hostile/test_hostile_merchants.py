@@ -65,8 +65,8 @@ def set_up(world: World, way: str) -> None:
 @pytest.fixture(autouse=True)
 def once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call shows its proof once: the next time would be when all patience is over."""
-    monkeypatch.setattr(showing, "_FIRST_S", 3_600.0)
-    monkeypatch.setattr(showing, "_MAX_S", 3_600.0)
+    monkeypatch.setattr(showing, "_FIRST_MS", 3_600_000)
+    monkeypatch.setattr(showing, "_MAX_MS", 3_600_000)
 
 
 @dataclass

@@ -216,7 +216,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
         "block_hash": seen.block_hash,
         "block_height": seen.block_height,
         "block_slot": seen.slot,
-        "coins": list(inputs),
+        "utxos": list(inputs),
         "spent": {asset: str(units) for asset, units in spent.items()},
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
     }

@@ -36,7 +36,7 @@ from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.pauses import Pause
 
 Balance = tuple[str, str, int]
-UtxoState = Literal["free", "reserved", "pending", "locked", "missing"]
+UtxoState = Literal["available", "reserved", "pending", "locked", "missing"]
 
 
 class SplitOrder(RequestBody):
@@ -193,7 +193,7 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
     `available` is what UTxO selection may use now. It can be less than total minus held, because unconfirmed
     change and locked or missing UTxOs are ours but cannot be spent.
     """
-    free = [utxo for utxo in utxos if utxo_state(utxo) == "free"]
+    free = [utxo for utxo in utxos if utxo_state(utxo) == "available"]
     available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
     owned: dict[str, int] = {}
     held: dict[str, int] = {}
