@@ -44,7 +44,7 @@ _IN_DIALECTS = {
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
-    "admit", "deposit", "sign", "submit", "answer", "observe", "confirm", "settle", "void", "cancel", "replace",
+    "admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace",
     "use",
 )  # fmt: skip
 LISTED = (

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from sim.canaries import Canaries
+from sim.reached_names import reached_name
 
 
 class Trace:
@@ -40,7 +41,7 @@ class Trace:
 
     def reach(self, event: str) -> None:
         """Count an event of interest, named in plain words."""
-        self.reached[event] += 1
+        self.reached[reached_name(event)] += 1
 
     def at_rest(self) -> None:
         """Search all lines, with the errors that clients got, for secrets, and drop them."""

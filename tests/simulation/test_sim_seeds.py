@@ -19,7 +19,7 @@ from sim.run import Result, Stopwatch, run_seeds
 SEEDS = int(os.environ.get("PAYAGENT_SIM_SEEDS", pick(400, 2000)))
 
 REACHED_OFTEN = (
-    "a death before sign", "a death after submit", "a death between two steps", "a fork of 16 blocks or more",
+    "a death before sign", "a death after leave", "a death between two steps", "a fork of 16 blocks or more",
     "a mempool drops a transaction", "a reply was lost of what was taken", "a submission taken late",
     "a transaction lands on a fork after its time limit", "all inputs are spent, and it is ours",
     "all inputs are spent, and it is not ours", "a merchant was handed a transaction and never sent it",
