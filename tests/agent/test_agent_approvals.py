@@ -121,7 +121,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await add_somebody(run)
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
-        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/person")
+        assert (denied.state, denied.problem.name) == (State.DENIED, "approval_denied/person")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())
@@ -247,7 +247,7 @@ async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> 
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
-        assert (denied.state, denied.problem) == (State.DENIED, "approval_denied/timeout")
+        assert (denied.state, denied.problem.name) == (State.DENIED, "approval_denied/timeout")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -280,7 +280,7 @@ async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None
         assert approval is not None
         assert approval.expires_at_ms == (row.invoice.expires_at_ms or 0) - run.context.config.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.context.payment(row.id).problem == "approval_denied/timeout"
+        assert run.context.payment(row.id).problem.name == "approval_denied/timeout"
 
 
 async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(world: World) -> None:
@@ -299,7 +299,7 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
         assert code_of(refused) == "approval_denied/timeout"
         assert run.context.refusals["approval_denied"] == 0, "who is told it counts it"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.payment(row.id).problem == "approval_denied/timeout"
+        assert run.context.payment(row.id).problem.name == "approval_denied/timeout"
         await run.agent.decisions.deny_what_is_over()
         assert run.context.refusals["approval_denied"] == 1
         assert spent(run) == 0

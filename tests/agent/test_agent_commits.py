@@ -226,7 +226,7 @@ class TestLimits:
             world.clock.ahead_ms += 240_000
             await run.settle_down()
             [late] = payments.payments_in(run.context.conn, list(State))
-            assert late.problem == "invoice_expired"
+            assert late.problem.name == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
 

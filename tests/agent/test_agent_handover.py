@@ -125,7 +125,7 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.context.payment(row.id).problem == "payment_void/not_broadcast"
+            assert run.context.payment(row.id).problem.name == "payment_void/not_broadcast"
             await wait_for_void(world, run)
             ended = run.context.payment(row.id)
             assert ended.state is State.VOID

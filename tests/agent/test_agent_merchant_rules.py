@@ -288,7 +288,7 @@ class TestAddresses:
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()
-            assert run.context.payment(rows[1].id).problem == "approval_denied/timeout"
+            assert run.context.payment(rows[1].id).problem.name == "approval_denied/timeout"
             assert await question(run, "for 20") == ["price_changed", "approval_required"]
             again = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1]
             assert (await run.agent.decisions.approve(again.id, SOMEBODY)).attempt.tx_id is not None
@@ -546,7 +546,7 @@ class TestUnservedStreak:
             signer.trouble = "mended"
             await run.settle_down()
             [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
-            assert (row.state, row.problem) == (State.REJECTED, "merchant_stopped")
+            assert (row.state, row.problem.name) == (State.REJECTED, "merchant_stopped")
             assert run.context.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
 
@@ -561,7 +561,7 @@ class TestUnservedStreak:
             assert (await refusal(run, "another")).code == "merchant_stopped"
             await pass_time_of(world, run, TTL_S + 1)
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-            assert run.context.payment(row.id).problem == "merchant_stopped"
+            assert run.context.payment(row.id).problem.name == "merchant_stopped"
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()

@@ -177,7 +177,7 @@ async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchan
         await unpause(run.context, APP)
         await run.settle_down(2)
         row = run.context.payment(row.id)
-        assert (row.state, row.problem, signer.signed) == (State.REJECTED, code, 1)
+        assert (row.state, row.problem.name, signer.signed) == (State.REJECTED, code, 1)
         assert run.books().get("held", {}).get("lovelace", 0) == 0
         assert world.transactions() == []
 
@@ -192,7 +192,7 @@ async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoke
         await unpause(run.context, APP)
         await run.settle_down(2)
         row = run.context.payment(row.id)
-        assert (row.state, row.problem, signer.signed) == (State.REJECTED, "forbidden", 1)
+        assert (row.state, row.problem.name, signer.signed) == (State.REJECTED, "forbidden", 1)
         assert world.transactions() == []
 
 
@@ -204,7 +204,7 @@ async def test_a_lost_payment_of_an_app_that_is_revoked_is_taken_back_and_not_re
         await revoke_the_payer(run)
         await pass_time_of(world, run, 2_400)
         assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-        assert run.context.payment(row.id).problem == "forbidden"
+        assert run.context.payment(row.id).problem.name == "forbidden"
 
 
 async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World) -> None:

@@ -290,7 +290,7 @@ async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
         await run.run_pass()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert payments.payments_in(run.context.conn, list(State))[0].problem == "invoice_expired"
+        assert payments.payments_in(run.context.conn, list(State))[0].problem.name == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:

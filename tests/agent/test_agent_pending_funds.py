@@ -26,8 +26,8 @@ async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_cha
             await run.agent.pay(ask)
         told = caught.value
         assert told.code == "funds_pending"
-        assert told.context == {"asset": "lovelace", "available": "0", "coming": str(change)}
-        assert f"{format_ada(change)} more come back" in told.detail
+        assert told.context == {"asset": "lovelace", "available": "0", "pending": str(change)}
+        assert f"{format_ada(change)} are pending change" in told.detail
         assert told.problem.retryable
         assert (told.problem.status, told.problem.exit_code) == (503, 7)
         assert "payagent wallet split" in told.problem.fix

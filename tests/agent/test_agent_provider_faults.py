@@ -283,7 +283,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         world.block()
         await run.run_pass()
         row = run.context.payment(reserved.id)
-        assert (row.state, row.problem) == (State.REJECTED, "invoice_expired")
+        assert (row.state, row.problem.name) == (State.REJECTED, "invoice_expired")
         assert "held" not in run.books()
         assert len(run.context.utxos) == 1
 

@@ -238,7 +238,7 @@ class TestTheSameInvoice:
             await unfreeze(run.context, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.context.payment(first.id)
-            assert (row.state, row.problem) == (State.CANCELLING, "payment_void/expired")
+            assert (row.state, row.problem.name) == (State.CANCELLING, "payment_void/expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -269,7 +269,7 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.context.payment(row.id).problem) == (
+            assert (run.state(row.id), run.context.payment(row.id).problem.name) == (
                 State.CANCELLING,
                 "payment_void/expired",
             )
@@ -662,8 +662,11 @@ class TestResolve:
             world.control("faults", clear=True)
             resolved = await run.agent.lifecycle.resolve(row.id, APP)
             await run.agent.submitter.drain(10)
-            assert (resolved.state, resolved.problem) == (State.CANCELLING, "payment_void/cancelled_by_operator")
-            assert (await run.agent.lifecycle.resolve(row.id, APP)).tx_id == resolved.tx_id
+            assert (resolved.state, resolved.problem.name) == (
+                State.CANCELLING,
+                "payment_void/cancelled_by_operator",
+            )
+            assert (await run.agent.lifecycle.resolve(row.id, APP)).attempt.tx_id == resolved.attempt.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
             ]
@@ -703,7 +706,10 @@ class TestResolve:
                 await run.agent.pay(world.ask())
             (row,) = payments.payments_in(run.context.conn, [State.RESERVED])
             resolved = await run.agent.lifecycle.resolve(row.id, APP)
-            assert (resolved.state, resolved.problem) == (State.REJECTED, "payment_void/cancelled_by_operator")
+            assert (resolved.state, resolved.problem.name) == (
+                State.REJECTED,
+                "payment_void/cancelled_by_operator",
+            )
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 

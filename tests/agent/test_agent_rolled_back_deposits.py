@@ -88,7 +88,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert run.state(row.id) is State.IN_FLIGHT
         await run.pass_time(4, 61)
         ended = run.context.payment(row.id)
-        assert (ended.state, ended.problem, ended.tx_id) == (State.VOID, "deposit_rolled_back", None)
+        assert (ended.state, ended.problem.name, ended.attempt.tx_id) == (State.VOID, "deposit_rolled_back", None)
         assert last_alert(run, row) == "cleared"
         assert_at_rest(world, run)
         await require_whole(run)

@@ -35,7 +35,7 @@ async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_to
                 await run.agent.pay(world.ask(key, key=key))
             assert caught.value.name == "limit_exceeded"
         rejected = payments.payments_in(run.context.conn, [State.REJECTED])
-        assert [row.problem for row in rejected] == ["limit_exceeded"] * 2
+        assert [row.problem.name for row in rejected] == ["limit_exceeded"] * 2
         assert "held" not in run.books()
         assert run.context.utxos.totals == {"lovelace": 50 * ADA}
         assert [kind for kind, _ in not_signed(run)] == ["signer_refused"]

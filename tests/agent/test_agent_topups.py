@@ -406,7 +406,7 @@ class TestTheEndOfAnOrder:
             row = run.topups.find(row.id)
             assert (row.state, row.problem) == ("stopped", why)
             ended = run.context.payment(asked.id)
-            assert (ended.state, ended.problem) == (State.DENIED, why)
+            assert (ended.state, ended.problem.name) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
                 await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
@@ -428,7 +428,7 @@ class TestTheEndOfAnOrder:
             await run.settle_down()
             await run.topups.run_once()
             assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
-            assert run.context.payment(asked.id).problem == "topup_stopped/timed_out"
+            assert run.context.payment(asked.id).problem.name == "topup_stopped/timed_out"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -648,7 +648,7 @@ class TestTrouble:
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/request_refused")
             made = payments.payments_of_topup(run.context.conn, row.id)
-            assert {one.problem for one in made} == {"invoice_expired"}
+            assert {one.problem.name for one in made} == {"invoice_expired"}
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
@@ -669,7 +669,7 @@ class TestTrouble:
                         break
                     world.clock.ahead_ms += 10_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert sum(one.problem == "invoice_expired" for one in made) >= EXPIRED_MAX
+            assert sum(one.problem.name == "invoice_expired" for one in made) >= EXPIRED_MAX
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -768,7 +768,7 @@ class TestTrouble:
             await run.run_pass()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "who ordered it sees that"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -984,7 +984,7 @@ class TestByItself:
             await run.topups.cancel(row.id, APP)
             (row,) = await autos(run)
             assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool}") is None
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None
 
     async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_max=99)
@@ -1005,7 +1005,7 @@ class TestByItself:
             await run.run_pass()
             (row,) = await autos(run)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
-            subject = f"topup:{row.pool}"
+            subject = f"topup:{row.pool_id}"
             assert alerts.last_kind(run.context.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.run_pass()
@@ -1124,7 +1124,7 @@ class TestOddMerchants:
                 await carry_out(run, row.id)
                 ended = run.topups.find(row.id)
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
-                assert (ended.problem, payment.commitment is not None) == (None, True)
+                assert (ended.problem, payment.invoice.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:

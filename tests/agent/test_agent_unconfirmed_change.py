@@ -235,8 +235,12 @@ class TestAChildWithoutItsParent:
             await wait_for_void(world, run)
             for row in (child, grandchild):
                 void = run.context.payment(row.id)
-                assert (void.state, void.problem, void.tx_id) == (State.VOID, "payment_void/parent_replaced", None)
-                assert void.void_by == run.context.payment(parent.id).tx_id
+                assert (void.state, void.problem.name, void.attempt.tx_id) == (
+                    State.VOID,
+                    "payment_void/parent_replaced",
+                    None,
+                )
+                assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.context.conn, WALLET)
             assert spent == payments.hold(run.context.conn, parent.id), "what never was counts against no limit"
@@ -289,7 +293,7 @@ class TestAChildWithoutItsParent:
             parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is State.VOID
             void = run.context.payment(child.id)
-            assert (void.state, void.problem) == (State.VOID, "payment_void/parent_replaced")
+            assert (void.state, void.problem.name) == (State.VOID, "payment_void/parent_replaced")
             assert_at_rest(world, run)
 
     async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:

@@ -229,7 +229,7 @@ class TestWhatIsRefusedAsBefore:
             await run.run_pass()
             codes = await refused(world, run, 4)
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
-            assert [row.problem for row in rejected] == codes == ["funds_pending"] * 2
+            assert [row.problem.name for row in rejected] == codes == ["funds_pending"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
         world.fund(10_000 * ADA)

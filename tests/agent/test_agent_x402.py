@@ -136,7 +136,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
         assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
-        assert (row.state, row.problem) == (State.CANCELLING, "payment_void/merchant_refused")
+        assert (row.state, row.problem.name) == (State.CANCELLING, "payment_void/merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.submitter.drain(10)
         await run.settle_down()
