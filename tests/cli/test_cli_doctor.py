@@ -104,7 +104,7 @@ def test_a_disk_without_room_is_told(closed_shop: Shop, small_disk: Path) -> Non
     found = checks(closed_shop.config_of(folder))["data folder"]
     assert found["code"] == "store_failed"
     assert "KiB of room" in found["detail"]
-    assert "Make room" in found["fix"]
+    assert "Free or repair the disk" in found["fix"]
 
 
 def test_a_provider_is_named_as_readyz_names_it(safe: Path, data: Path) -> None:

@@ -20,6 +20,7 @@ from kit.terminal import at_terminal
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
 from payagent.core.money import format_ada
+from payagent.core.problems import name_of
 from payagent.core.version import USER_AGENT
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
@@ -88,6 +89,11 @@ class Got:
     @property
     def error(self) -> Any:
         return json.loads(self.err.splitlines()[-1])
+
+    @property
+    def problem(self) -> str | None:
+        """The code of the error, and its reason."""
+        return name_of(self.error["code"], self.error.get("reason"))
 
 
 def fetch(shop: Shop, *arguments: str | Path) -> Got:

@@ -87,7 +87,7 @@ def is_genuine(call: Call, secret: str = SECRET) -> bool:
 
 def require_whole(run: Run) -> None:
     with run.context.snapshot() as conn:
-        found = list(verify(conn, Owner(run.context.terms.own, run.context.terms.network)))
+        found = list(verify(conn, Owner(run.context.config.own, run.context.config.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
 
 
