@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-import blockfrost.api
+import blockfrost.api as blockfrost_api
 import pytest
 import requests
+from blockfrost import ApiError, BlockFrostApi
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -863,8 +864,8 @@ async def test_other_users_of_the_libraries_notice_nothing(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     assert isinstance(await blockfrost.tip(), Found)
-    assert blockfrost.api.requests is requests
-    other = blockfrost.BlockFrostApi(project_id="other", base_url=provider.origin, api_version="x/y")
+    assert blockfrost_api.requests is requests
+    other = BlockFrostApi(project_id="other", base_url=provider.origin, api_version="x/y")
     assert (await asyncio.to_thread(other.block_latest, return_type="json"))["hash"] == BLOCK
 
 
@@ -891,7 +892,7 @@ async def test_each_request_is_the_one_that_the_library_itself_sends(
     await blockfrost.clock_off_s(lambda: 0)
     await blockfrost.submit(b"\x84", TX)
     ours = sent()
-    library = blockfrost.BlockFrostApi(project_id=SECRET, base_url=provider.origin, api_version="x/y")
+    library = BlockFrostApi(project_id=SECRET, base_url=provider.origin, api_version="x/y")
     paged = {"count": 100, "page": 1}
     for call in (
         *(library.block_latest, library.clock, library.genesis, library.epoch_latest_parameters),
@@ -900,7 +901,7 @@ async def test_each_request_is_the_one_that_the_library_itself_sends(
         partial(library.address_transactions, ADDRESS, order="desc", **paged),
         partial(library.transaction_submit_cbor, b"\x84"),
     ):
-        with suppress(blockfrost.ApiError):  # nothing is found
+        with suppress(ApiError):  # nothing is found
             await asyncio.to_thread(call)
     assert len(ours) == 10
     assert ours == sent()

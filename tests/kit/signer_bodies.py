@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Body, int, str]] = {
     "a token that nothing bounds": (
         paying((PAID[0], 2 * ADA, ((FREE, 1),)), CHANGE),
         1,
-        "how much of " + FREE,
+        "there is no limit for " + FREE,
     ),
     "a TTL of more than 38 hours": (replace(GOOD, ttl_slot=NOW_SLOT + 136_801), 1, "could land for 136801 s"),
     "nothing spent": (replace(GOOD, inputs=0), 1, "spends nothing"),

@@ -182,7 +182,7 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     def is_void() -> bool:
         """A minute goes by after each look that counted: not more, or the newest block would be too old."""
         nonlocal looks
-        seen = shop.run.chain_sync._block_observations._deep_seen._seen.get(refused.id)
+        seen = shop.run.chain_sync._confirmations._deep_seen._seen.get(refused.id)
         if seen is not None and seen.count > looks:
             looks = seen.count
             shop.run.world.clock.ahead_ms += 61_000
