@@ -127,7 +127,7 @@ async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
     await run.run_pass()
     rows = [await run.pay(name) for name in names]
     for parent, child in pairwise(rows):
-        assert (child.nonce_utxo or "").startswith(parent.tx_id or "-")
+        assert (child.nonce_utxo or "").startswith(parent.attempt.tx_id or "-")
     return rows
 
 
