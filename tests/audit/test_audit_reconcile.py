@@ -287,8 +287,8 @@ async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world
         answer = await reconciled(run)
         assert (answer["findings"], answer["clean"], answer["complete"]) == ([], False, False)
         looked, lost, _ = answer["could_not_tell"]
-        assert "last looked at" in looked
-        assert str(payment.tx_id) in lost
+        assert "newest block that payagent read" in looked
+        assert str(payment.attempt.tx_id) in lost
 
 
 async def test_a_lost_block_of_what_is_not_booked_yet_is_in_flight(world: World) -> None:

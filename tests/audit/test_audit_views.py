@@ -69,8 +69,8 @@ def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
             "block_height": str(row.block.height or ""),
             "created_at": iso_time(row.created_at_ms),
             "updated_at": iso_time(row.updated_at_ms),
-            "code": row.code or "",
-            "reason": row.reason or "",
+            "code": row.problem.code or "",
+            "reason": row.problem.reason or "",
         }
     assert {row["asset"] for row in told} == {LOVELACE, TOKEN}
 
