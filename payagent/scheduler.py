@@ -102,7 +102,7 @@ class Scheduler:
             ("prepaid", self._chain_sync.merchant_polling.observe_prepaid, self._intervals.prepaid_s),
             ("alerts", self._alerts.run_once, self._intervals.alerts_s),
             ("topups", self._topups.run_once, self._intervals.prepaid_s),
-            ("coins", self._agent.utxo_pool.keep_ready, self._intervals.alerts_s),
+            ("utxos", self._agent.utxo_pool.keep_ready, self._intervals.alerts_s),
             ("approvals", self._agent.decisions.deny_what_is_over, self._intervals.alerts_s),
         ):
             self._scheduler.add_job(

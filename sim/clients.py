@@ -208,7 +208,7 @@ class BuyerTask:
         patience_s = 60 + self._town.draw() * 400
         self._town.loop.call_later(patience_s, _end, gone)
         with self._asking():
-            status = await life.call(self._errand(life, gone))
+            status = await life.call(self._request(life, gone))
         self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
         if gone.done():
             self._town.story.reach("a client hangs up on the proxy")
@@ -222,7 +222,7 @@ class BuyerTask:
             return True
         return False
 
-    async def _errand(self, life: SimProcess, gone: asyncio.Future[None]) -> int | None:
+    async def _request(self, life: SimProcess, gone: asyncio.Future[None]) -> int | None:
         want = self._want
         bodies = [{"type": "http.request", "body": want.body, "more_body": False}]
         statuses: list[int] = []

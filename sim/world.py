@@ -249,12 +249,12 @@ class World:
 
     async def _order_topup(self) -> None:
         shop = next(iter(self.shops.values()))
-        wish = TopupGoal(shop.origin, self.plan.asset, 8 * ADA)
+        goal = TopupGoal(shop.origin, self.plan.asset, 8 * ADA)
         await asyncio.sleep(60 + self.rng.random() * 600)
         for _ in range(5):
             life = await self.life()
             try:
-                await life.call(life.topups.order("app_test", "top-up", wish))
+                await life.call(life.topups.order("app_test", "top-up", goal))
             except (DeadError, Refused) as error:
                 self.story.reach(f"a top-up is not taken: {getattr(error, 'code', 'the daemon died')}")
                 await asyncio.sleep(60)
@@ -359,7 +359,7 @@ class World:
         while True:
             await asyncio.sleep(120)
             life = await self.life()
-            if life.agent.context.chain.foreign:
+            if life.agent.context.chain.external_spends:
                 self.story.reach("signing is frozen since coins were spent elsewhere")
                 try:
                     await life.call(unfreeze(life.agent.context, "app_test"))
@@ -421,7 +421,7 @@ class World:
 
     def _is_anything_open(self, life: SimProcess) -> bool:
         chain = life.agent.context.chain
-        is_held_up = chain.behind is not None or bool(chain.foreign)
+        is_held_up = chain.behind is not None or bool(chain.external_spends)
         return is_held_up or _is_open(life.conn)
 
     # --- starts and deaths of the daemon

@@ -64,7 +64,7 @@ class AgentContext:
         self.chain = ChainView(
             config.network,
             restored_at_ms=about.restored_at_ms(readers.conn),
-            foreign=onchain.frozen_by(readers.conn),
+            external_spends=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
         self.utxos = UtxoIndex(utxo_of(row) for row in queries.free_utxos(readers.conn))

@@ -73,11 +73,11 @@ def _agreed(rows: Rows, event: Detail, _at_ms: int) -> None:
 def _counted(rows: Rows, event: Detail, _at_ms: int) -> None:
     """Set the unserved streak. A merchant that is stopped stays stopped."""
     _, since_ms = rows.get((event["merchant"],), (0, None))
-    rows[event["merchant"],] = (int(event["strikes"]), since_ms)
+    rows[event["merchant"],] = (int(event["unserved_streak"]), since_ms)
 
 
 def _stopped(rows: Rows, event: Detail, at_ms: int) -> None:
-    rows[event["merchant"],] = (int(event["strikes"]), at_ms)
+    rows[event["merchant"],] = (int(event["unserved_streak"]), at_ms)
 
 
 def _reopened(rows: Rows, event: Detail, _at_ms: int) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner, Reading, foreign_value, misread, read
+from payagent.audit.signed_bytes import Owner, Reading, external_value, misread, read
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
@@ -89,7 +89,7 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
     yield from _check_terms(case, owner)
     yield from _check_block_observations(case, steps)
     yield from _check_time_over(case, steps)
-    paid = {tx_id: foreign_value(reading, owner) for tx_id, reading in readings.items()}
+    paid = {tx_id: external_value(reading, owner) for tx_id, reading in readings.items()}
     yield from _check_holds(case, steps, readings, paid)
     yield from _check_entries(case, steps, paid)
     return steps, readings

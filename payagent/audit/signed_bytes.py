@@ -37,7 +37,7 @@ def read(cbor: bytes) -> Reading | str:
         return str(error) or type(error).__name__
 
 
-def foreign_value(reading: Reading, owner: Owner) -> dict[str, int]:
+def external_value(reading: Reading, owner: Owner) -> dict[str, int]:
     """Units per asset of the outputs that are not the wallet's own."""
     own = owner.address.raw
     total: dict[str, int] = {}

@@ -49,7 +49,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("balances", _balances(conn)),
             ("prepaid_moves", check_prepaid(conn)),
             ("utxos", _utxos(conn)),
-            ("entries", _foreign(conn)),
+            ("entries", _external_spends(conn)),
             ("limits", check_limits(conn)),
             ("merchants", check_merchants(conn)),
             ("tokens", check_tokens(conn)),
@@ -117,7 +117,7 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
         yield AuditFinding("entries", str(entry.id), f"a {entry.kind} moves units between wallet and external")
     utxo, was_taken_back = books.deposited(conn, entry.ref or "")
     if utxo is not None and utxo != arrived:
-        yield AuditFinding("entries", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {utxo}")
+        yield AuditFinding("entries", str(entry.id), f"{arrived} arrived in {entry.ref}, the UTxO holds {utxo}")
     if utxo is None and not was_taken_back:
         yield AuditFinding("utxos", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
 
@@ -154,17 +154,17 @@ def _utxos(conn: Connection) -> Iterator[Told]:
             booked[asset] = booked.get(asset, 0) + units
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
-            what = f"the books say {booked.get(asset, 0)} are ours, the coins come to {ours.get(asset, 0)}"
+            what = f"the books say {booked.get(asset, 0)} are ours, the UTxOs come to {ours.get(asset, 0)}"
             yield AuditFinding("utxos", asset, what)
     yield Progress("utxos", count)
 
 
-def _foreign(conn: Connection) -> Iterator[AuditFinding]:
+def _external_spends(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each observation of an external spend, and each loss of one, is booked once, with its UTxOs'
     value.
     """
-    entries = list(books.foreign_entries(conn))
-    block_observations = list(books.foreign_sums(conn))
+    entries = list(books.external_spend_entries(conn))
+    block_observations = list(books.external_spend_sums(conn))
     for (number, tx_id, there, held), (entry, kind, ref) in zip(block_observations, entries, strict=False):
         wanted = ledger.external_spend(held) if there else ledger.external_spend_reversed(held)
         lines = sorted(journal.postings(conn, entry))

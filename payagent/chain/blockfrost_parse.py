@@ -245,7 +245,7 @@ def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
         if _flag(row, "collateral") is is_collateral and row["address"] == address:
             utxo = _parse_utxo(row, address)
             if utxo.ref in found:
-                raise ValueError("a coin is listed twice")
+                raise ValueError("a UTxO is listed twice")
             found[utxo.ref] = {LOVELACE: utxo.lovelace, **utxo.assets}
     return found
 

@@ -47,10 +47,10 @@ ABSENT_MS = 600_000
 A lagging replica denies its provider's newest block, so an honest provider may be missing for minutes, repeatedly.
 """
 
-FOR_GOOD = ("tx", "block", "coins")
+FOR_GOOD = ("tx", "block", "utxos")
 """The kinds of read that lead to conclusions which no later pass can undo."""
 
-_BY_HEARING = {"tip", "time"}
+_BY_EXCLUSION = {"tip", "time"}
 """The kinds that each pass asks of every provider."""
 
 TWO_HEIGHTS = "it tells two heights of one block"
@@ -95,7 +95,7 @@ class ProviderState:
     provider: ThrottledProvider
     trouble: str | None = "not asked yet"
     has_answered: bool = False
-    is_foreign: bool = False
+    is_other_network: bool = False
     odd: Odd | None = None
     """Its unexpected parameters; None if payagent supports them."""
 
@@ -134,7 +134,7 @@ class ProviderState:
             self.silences[what] = missed(self.silences.get(what), now_ms)
         else:
             self.silences.pop(what, None)
-            self.has_told_utxos |= what == "coins"
+            self.has_told_utxos |= what == "utxos"
 
     def is_mute(self, what: str) -> bool:
         return is_lasting(self.silences.get(what))
@@ -146,7 +146,7 @@ class ProviderState:
         excluded for a lie, because then we do not ask.
         """
         self.absence = None if is_heard else missed(self.absence, now_ms)
-        for what in () if is_heard or self.lied else self.silences.keys() - _BY_HEARING:
+        for what in () if is_heard or self.lied else self.silences.keys() - _BY_EXCLUSION:
             self.silences[what] = missed(self.silences[what], now_ms)
         self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
         self.was_heard |= is_heard
@@ -235,7 +235,7 @@ class ProviderState:
             return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
         listed = await provider.utxos(own) if isinstance(read, NotFound) else None
         if isinstance(listed, Found) and any(utxo.tx_id == tx_id for utxo in listed.value):
-            return f"it lists a coin of {tx_id}, and denies that transaction"
+            return f"it lists a UTxO of {tx_id}, and denies that transaction"
         return None
 
     def is_convicted(self, tx_id: str, why: str | None, now_ms: int) -> bool:

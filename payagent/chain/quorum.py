@@ -31,7 +31,7 @@ ODD_EVERY_MS = 60_000
 TIP_PATIENCE_S = 5.0
 """How long one of several providers may take for its tip."""
 
-HEARING_PATIENCE_S = 15.0
+OBSERVE_PATIENCE_S = 15.0
 """How long a provider's checks may take once another (of three or more: two) has finished."""
 
 FRESH_S = 120
@@ -83,9 +83,9 @@ class ProviderQuorum:
         return {state.provider.name: state.trouble for state in self._states}
 
     @property
-    def has_foreign(self) -> bool:
+    def has_other_network(self) -> bool:
         """Whether a provider shows another network, or parameters that differ from another provider's."""
-        return any(state.is_foreign for state in self._states)
+        return any(state.is_other_network for state in self._states)
 
     @property
     def has_several(self) -> bool:
@@ -98,7 +98,7 @@ class ProviderQuorum:
         found = {
             f"provider:{state.provider.name}": f"{state.provider.name} is not heard: {state.trouble}"
             for state in self._states
-            if state.trouble and (state.is_foreign or state.is_late or state.lied or state.is_mute("tip"))
+            if state.trouble and (state.is_other_network or state.is_late or state.lied or state.is_mute("tip"))
         }
         found |= {
             f"provider:{state.provider.name}": f"{state.provider.name}: its newest block is lower than one before"
@@ -117,7 +117,7 @@ class ProviderQuorum:
     def submit_providers(self) -> list[ThrottledProvider]:
         """The providers that get submissions, believed ones first; none on another network or caught in a lie."""
         now_ms = self._clock.now_ms()
-        fit = [m for m in self._states if not m.is_foreign and not m.exclusion.holds(now_ms)]
+        fit = [m for m in self._states if not m.is_other_network and not m.exclusion.holds(now_ms)]
         return [state.provider for state in sorted(fit, key=lambda state: state.trouble is not None)]
 
     async def observe(self) -> QuorumView | None:
@@ -157,12 +157,12 @@ class ProviderQuorum:
         if state.odd is None:
             return False
         now_ms = self._clock.now_ms()
-        state.is_foreign = any(
+        state.is_other_network = any(
             other.is_vetted and other.odd is None and not other.is_given_up(now_ms) for other in self._states
         )
-        if state.is_foreign:
+        if state.is_other_network:
             state.trouble = state.odd.detail
-        return state.is_foreign
+        return state.is_other_network
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
@@ -176,7 +176,7 @@ class ProviderQuorum:
 
         Late ones are waited for, because a clock that is off by a little could otherwise leave one provider alone.
         """
-        is_out = state in speaking or state.is_foreign or state.lied or state.is_dead_at_start
+        is_out = state in speaking or state.is_other_network or state.lied or state.is_dead_at_start
         return not is_out and not state.is_mute("time" if state.is_late else "tip")
 
     async def _hear(self) -> list[Tip | None]:
@@ -186,7 +186,7 @@ class ProviderQuorum:
         slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
         examined = [self._examine(state, now_ms) for state in asked]
         late = slow, _unread("tip", slow)
-        told = await in_time(examined, HEARING_PATIENCE_S, late, lambda one: one[1] is None)
+        told = await in_time(examined, OBSERVE_PATIENCE_S, late, lambda one: one[1] is None)
         tips = {state.provider.name: self._heard_of(state, *one) for state, one in zip(asked, told, strict=True)}
         return [tips.get(state.provider.name) for state in self._states]
 
@@ -253,7 +253,7 @@ class ProviderQuorum:
             self._vouch(genesis.value)
         except Refused as refusal:
             state.genesis, state.odd = None, None
-            state.is_foreign, state.is_vetted = True, False
+            state.is_other_network, state.is_vetted = True, False
             return refusal.detail
         if not isinstance(parameters, Found) and not state.is_vetted:
             return _unread("parameters", parameters)
@@ -264,7 +264,7 @@ class ProviderQuorum:
                 for other in self._states:
                     other.checked = Span()
             state.odd = odd
-        state.is_foreign, state.is_vetted = False, True
+        state.is_other_network, state.is_vetted = False, True
         is_as_ever = isinstance(parameters, Found) and state.odd is None
         state.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
         return None

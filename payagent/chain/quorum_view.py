@@ -34,7 +34,7 @@ ANSWER_PATIENCE_S = 5.0
 LIST_PATIENCE_S = 60.0
 """The same for a list of many pages."""
 
-_LISTS = ("coins", "transactions")
+_LISTS = ("utxos", "transactions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class QuorumView:
         return weigh_block(await self._ask("block", lambda provider: provider.block(block_hash)))
 
     async def utxos(self, address: str) -> Read[Listing]:
-        return weigh_utxos(await self._ask("coins", lambda provider: provider.utxos(address)))
+        return weigh_utxos(await self._ask("utxos", lambda provider: provider.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         said = await self._ask("transactions", lambda provider: provider.transactions(address, since_s))

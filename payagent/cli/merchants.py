@@ -168,7 +168,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("merchant", row["name"]),
             ("origin", row["origin"]),
             ("ready", _ready(row)),
-            ("not served", f"{row['strikes']} payments in a row{stopped}"),
+            ("not served", f"{row['unserved_streak']} payments in a row{stopped}"),
             ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
             (
                 "price rise",

@@ -153,8 +153,8 @@ class PayAndRetry:
             yield BufferRequest(call.body)
             if not call.body.is_whole:
                 if self._buyers is not None and origin not in self._buyers:
-                    foreign = own_error("merchant_not_allowed", f"{origin} is not configured")
-                    answer.extensions[REFUSAL_MARK] = foreign.problem
+                    other = own_error("merchant_not_allowed", f"{origin} is not configured")
+                    answer.extensions[REFUSAL_MARK] = other.problem
                     return answer, None
                 raise own_error(
                     "request_too_big_to_replay",

@@ -91,7 +91,7 @@ def build(
     Refused like `select`. `not_enough_funds` also means that the change would be below min-ADA.
     """
     if nonce_utxo.ref not in {utxo.ref for utxo in inputs}:
-        raise ValueError(f"the anchor {nonce_utxo.ref} is not among the inputs")
+        raise ValueError(f"the nonce UTxO {nonce_utxo.ref} is not among the inputs")
     frame = Frame(change, ttl_slot, network_id, params, FEE_CAP_LOVELACE, rest_role, commitment)
     order = lay_order(outputs, frame)
     return finish(take(inputs, order), nonce_utxo)

@@ -59,7 +59,7 @@ def _check_inputs(found: DecodedTransaction, plan: TxPlan) -> None:
     if spent != planned:
         raise CheckFailed("the inputs are others than planned")
     if (plan.nonce_utxo.tx_id, plan.nonce_utxo.index) not in planned:
-        raise CheckFailed("the anchor is not spent")
+        raise CheckFailed("the nonce UTxO is not spent")
 
 
 def _check_outputs(found: DecodedTransaction, plan: TxPlan) -> None:

@@ -116,7 +116,7 @@ class UtxoIndex:
 
     def _enter(self, utxo: Utxo, put: Callable[[list[_Entry], _Entry], None]) -> None:
         if utxo.ref in self._by_ref:
-            raise KeyError(f"coin {utxo.ref} is there already")
+            raise KeyError(f"UTxO {utxo.ref} is there already")
         self._by_ref[utxo.ref] = utxo
         put(self._mixed if utxo.assets else self._pure, (utxo.lovelace, utxo.ref))
         self._count(LOVELACE, utxo.lovelace)

@@ -14,7 +14,7 @@ from kit.http import NO_TLS
 from kit.payments import fork_with, height
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.chain_sync import external_spends as foreign
+from payagent.agent.chain_sync import external_spends as external_spends
 from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.finding import AuditFinding
@@ -67,7 +67,7 @@ async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreez
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
         await run.run_pass()
-        assert run.context.chain.foreign == (tx_id,)
+        assert run.context.chain.external_spends == (tx_id,)
         await require_whole(run)
         with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
@@ -104,7 +104,7 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
         assert [utxo.assets for utxo in both] == [((token, MAX_UNITS),)] * 2
         tx_id = spend_elsewhere(run, 3 * ADA, *both)
         await run.run_pass()
-        assert run.context.chain.foreign == (tx_id,)
+        assert run.context.chain.external_spends == (tx_id,)
         await require_whole(run)
         await undo_the_last_block(run)
         assert run.owned()[token] == 2 * MAX_UNITS
@@ -120,7 +120,7 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
         assert ref not in run.selectable()
         spender = spend_elsewhere(run, 3 * ADA, Utxo(tx_id, int(index), 7 * ADA))
         await run.run_pass()
-        assert run.context.chain.foreign == (spender,)
+        assert run.context.chain.external_spends == (spender,)
         await require_whole(run)
         await undo_the_last_block(run)
         assert queries.utxo_states(run.context.conn)[ref] == "locked"
@@ -162,7 +162,7 @@ async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_sp
         )
         second = spend_elsewhere(run, ADA * 2, Utxo(first, change[0][1], change[1], ()))
         await run.run_pass()
-        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {first, second}
+        assert {row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)} == {first, second}
         await require_whole(run)
 
 
@@ -177,7 +177,7 @@ async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: 
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(2)
         await run.run_pass()
-        assert onchain.foreign_there(run.context.conn) == []
+        assert onchain.external_spends_on_chain(run.context.conn) == []
         await run.pass_time(5, 61)
         assert tx_id not in world.transactions()
         assert run.owned() == before == world.on_chain()
@@ -233,7 +233,7 @@ async def test_a_settled_external_spend_is_no_longer_read(world: World) -> None:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
             world.block(2)
             await run.pass_time(3, 61)
-            assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == [tx_id]
+            assert [row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)] == [tx_id]
             assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
 
 
@@ -254,7 +254,7 @@ class Forgetful(Relay):
 async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign, "RECHECKS_MAX", 4)
+    monkeypatch.setattr(external_spends, "RECHECKS_MAX", 4)
     terms = with_terms(settle_depth=8)
     with Forgetful(world.devnet).serving() as relay:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
@@ -270,11 +270,11 @@ async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_s
                 world.block()
                 await run.run_pass()
                 assert relay.asked - before <= 4
-            assert onchain.foreign_settled(run.context.conn) >= height(world) - 4 - 8
+            assert onchain.external_spends_settled(run.context.conn) >= height(world) - 4 - 8
             before = relay.asked
             await run.pass_time(3, 61)
             assert relay.asked == before
-            assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == spent
+            assert [row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)] == spent
 
 
 async def test_a_look_reads_nothing_of_a_past_that_is_settled(
@@ -306,7 +306,7 @@ async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(worl
             await run.settle_down()
             tx_id = spend_elsewhere(run)
             await run.run_pass()
-            assert run.context.chain.foreign == (tx_id,), "other coins are searched for at once"
+            assert run.context.chain.external_spends == (tx_id,), "other coins are searched for at once"
 
 
 async def test_a_search_of_a_long_past_lets_others_go_on_between(
@@ -351,14 +351,14 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         tx_id = spend_elsewhere(run)
         raw = raw_of(world, tx_id)
         await run.run_pass()
-        before = onchain.foreign_there(run.context.conn)
+        before = onchain.external_spends_on_chain(run.context.conn)
         await unfreeze(run.context, APP)
         fork_with(world, low, raw)
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.context.conn)
+        (moved,) = onchain.external_spends_on_chain(run.context.conn)
         assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
         assert moved.block_hash != before[0].block_hash
-        assert run.context.chain.foreign == ()
+        assert run.context.chain.external_spends == ()
         assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
         await require_whole(run)
     async with world.run() as run:  # a restart remembers what was told
@@ -366,15 +366,15 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
         await run.pass_time(2, 61)
-        assert onchain.foreign_there(run.context.conn) == []
+        assert onchain.external_spends_on_chain(run.context.conn) == []
         submit(world, raw)
         await run.pass_time(3, 61)
-        assert [row.tx_id for row in onchain.foreign_there(run.context.conn)] == [tx_id]
+        assert [row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)] == [tx_id]
         row = await run.pay_in_block("it is told already")
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
         await run.run_pass()
-        assert run.context.chain.foreign == (another,)
+        assert run.context.chain.external_spends == (another,)
         assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         await require_whole(run)
 
@@ -387,9 +387,9 @@ async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(worl
         await run.run_pass()
         fork_with(world, low, raw_of(world, tx_id))
         await run.pass_time(3, 61)
-        assert run.context.chain.foreign == onchain.frozen_by(run.context.conn) == (tx_id,)
+        assert run.context.chain.external_spends == onchain.frozen_by(run.context.conn) == (tx_id,)
         assert await unfreeze(run.context, APP) == (tx_id,)
-        assert run.context.chain.foreign == ()
+        assert run.context.chain.external_spends == ()
         assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
 
 
@@ -404,7 +404,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
             run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
         )
         await run.run_pass()
-        assert run.context.chain.foreign == (tx_id,)
+        assert run.context.chain.external_spends == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
         assert run.books()["held"]
         await run.pass_time(2, 61)
@@ -438,7 +438,7 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
             run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
         )
         await run.run_pass()
-        assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
+        assert [one.tx_id for one in onchain.external_spends_on_chain(run.context.conn)] == [tx_id]
         fork_with(world, low, row.attempt.cbor or b"")
         await run.run_pass()
         await run.pass_time(4, 61)
@@ -462,12 +462,12 @@ async def test_a_spend_in_a_block_far_above_all_others_is_not_booked_there(
             relay.tell(path, 200, told | lie)
             relay.freeze(f"{path}/utxos")
             await run.pass_time(4, 61)
-            assert onchain.foreign_there(run.context.conn) == []
+            assert onchain.external_spends_on_chain(run.context.conn) == []
             relay.unfreeze()
             await run.pass_time(4, 61)
-            (booked,) = onchain.foreign_there(run.context.conn)
+            (booked,) = onchain.external_spends_on_chain(run.context.conn)
             assert (booked.block_hash, booked.block_height) == (told["block"], told["block_height"])
-            assert run.context.chain.foreign == (tx_id,)
+            assert run.context.chain.external_spends == (tx_id,)
 
 
 async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_it(world: World) -> None:
@@ -484,12 +484,12 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
                 run, 3 * ADA, Utxo(nonce_utxo.tx_id, nonce_utxo.output_index, nonce_utxo.lovelace, ())
             )
             await run.run_pass()
-            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [tx_id]
+            assert [one.tx_id for one in onchain.external_spends_on_chain(run.context.conn)] == [tx_id]
             fork_with(world, low, row.attempt.cbor or b"")
             relay.tell("/addresses/", 500, {})
             await run.run_pass()
             assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
-            assert onchain.foreign_there(run.context.conn) == []
+            assert onchain.external_spends_on_chain(run.context.conn) == []
             await require_verified(run)
         relay.unfreeze()
         async with world.run(providers={"relay": relay.url}) as run:
@@ -558,14 +558,14 @@ async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
             submit(world, sign(plan, world.account.signer))
             world.block(2)
             await run.run_pass()
-            assert onchain.foreign_there(run.context.conn) == []
-            assert (run.context.chain.foreign, onchain.frozen_by(run.context.conn)) == ((), ())
-            run.context.chain.foreign = (plan.tx_id,)
+            assert onchain.external_spends_on_chain(run.context.conn) == []
+            assert (run.context.chain.external_spends, onchain.frozen_by(run.context.conn)) == ((), ())
+            run.context.chain.external_spends = (plan.tx_id,)
             assert await unfreeze(run.context, APP) == ()
-            assert run.context.chain.foreign == (), "what is frozen is what the ledger says"
+            assert run.context.chain.external_spends == (), "what is frozen is what the ledger says"
             relay.unfreeze()
             await run.pass_time(3, 61)
-            assert run.context.chain.foreign == onchain.frozen_by(run.context.conn) == (plan.tx_id,)
+            assert run.context.chain.external_spends == onchain.frozen_by(run.context.conn) == (plan.tx_id,)
 
 
 async def require_verified(run: Run) -> None:

@@ -18,7 +18,7 @@ from kit.payments import LONG_S, TTL_S, BadSigner, attempts, is_sound, lose, pas
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
-from payagent.agent.operator.merchants import pin, reopen, unpin
+from payagent.agent.operator.merchants import pin, resume, unpin
 from payagent.core.address import encode_address
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment import Delivery, State
@@ -482,8 +482,8 @@ class TestUnservedStreak:
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
             assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
-            await reopen(run.context, APP, "t")
-            await reopen(run.context, APP, "t")
+            await resume(run.context, APP, "t")
+            await resume(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
             told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_resumed")]
             assert told_of == ["merchant_stopped", "merchant_resumed"]
@@ -529,7 +529,7 @@ class TestUnservedStreak:
             with pytest.raises(Refused, match="merchant_stopped"):
                 await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) is State.AWAITING_APPROVAL
-            await reopen(run.context, APP, "t")
+            await resume(run.context, APP, "t")
             await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
@@ -667,7 +667,7 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
         assert alerts.raised(run.context.conn, "terms_changed") == [f"terms:{world.origin}"]
         await run.agent.submitter.drain(10)
         assert len(world.waiting()) == 2
-        await reopen(run.context, APP, "t")
+        await resume(run.context, APP, "t")
         assert alerts.raised(run.context.conn, "terms_changed") == []
 
 

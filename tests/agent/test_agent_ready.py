@@ -160,7 +160,7 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         row, _ = await show(run, run.context.payment(row.id))
         assert (row.delivery, known(run).refused_early) == (Delivery.ACCEPTED, True)
 
-        await merchants.reopen(run.context, APP, "t")
+        await merchants.resume(run.context, APP, "t")
         assert known(run) == MerchantReadiness()
 
 

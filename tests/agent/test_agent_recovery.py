@@ -85,7 +85,7 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
             await run.run_pass()
             pass_quiet(world)
             await run.run_pass()
-            assert [one.tx_id for one in onchain.foreign_there(run.context.conn)] == [row.attempt.tx_id]
+            assert [one.tx_id for one in onchain.external_spends_on_chain(run.context.conn)] == [row.attempt.tx_id]
             asked = relay.calls.count(("GET", f"/txs/{row.attempt.tx_id}"))
             await run.pass_time(3, 61)
             assert relay.calls.count(("GET", f"/txs/{row.attempt.tx_id}")) == asked > 0
@@ -137,7 +137,7 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
                 await run.run_pass()
                 told.append(behind.rpartition(": ")[2])
             assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
-            assert {one.tx_id for one in onchain.foreign_there(run.context.conn)} == {
+            assert {one.tx_id for one in onchain.external_spends_on_chain(run.context.conn)} == {
                 row.attempt.tx_id for row in rows
             }
             assert len(listed_since) > 2
@@ -170,8 +170,8 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         world.block()
         await run.run_pass()
         assert run.context.chain.behind is None
-        assert run.context.chain.foreign == ()
-        found = {row.tx_id for row in onchain.foreign_there(run.context.conn)}
+        assert run.context.chain.external_spends == ()
+        found = {row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)}
         assert found == {row.attempt.tx_id for row in forgotten}
         await run.run_pass()
         await require_whole(run)
@@ -206,7 +206,9 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
             world.block()
             await run.run_pass()
             assert (run.context.chain.behind is not None) is is_behind, passed_s
-        assert {row.tx_id for row in onchain.foreign_there(run.context.conn)} == {forgotten.attempt.tx_id}
+        assert {row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)} == {
+            forgotten.attempt.tx_id
+        }
 
 
 async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
@@ -264,13 +266,13 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await run.run_pass()
         pass_quiet(world)
         await run.run_pass()
-        (before,) = onchain.foreign_there(run.context.conn)
+        (before,) = onchain.external_spends_on_chain(run.context.conn)
         assert (before.tx_id, run.context.chain.behind) == (row.attempt.tx_id, None)
         fork_with(world, low, row.attempt.cbor or b"")
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.context.conn)
+        (moved,) = onchain.external_spends_on_chain(run.context.conn)
         assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.attempt.tx_id, False)
-        assert run.context.chain.foreign == ()
+        assert run.context.chain.external_spends == ()
         assert count_of(run.context.conn, "external_spend") == 0
         await require_whole(run)
 
@@ -331,7 +333,7 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
         pass_quiet(world)
         await run.run_pass()
         assert run.context.chain.behind is None
-        assert len(onchain.foreign_there(run.context.conn)) == 3
+        assert len(onchain.external_spends_on_chain(run.context.conn)) == 3
         await require_whole(run)
         row = await run.pay_in_block("after it")
         assert run.state(row.id) is State.CONFIRMED
@@ -476,7 +478,7 @@ class TestTheWholeFolderRolledBack:
         forgotten = await self.roll_back(world)
         async with world.run(record=record) as run:
             await run.run_pass()
-            assert (run.context.chain.behind, run.context.chain.foreign) == (None, (forgotten,))
+            assert (run.context.chain.behind, run.context.chain.external_spends) == (None, (forgotten,))
             with pytest.raises(Refused, match=r"external_spend.*the ledger does not know"):
                 await run.pay("forgotten")
             assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
@@ -575,7 +577,7 @@ class TestALiar:
                 world.clock.ahead_ms += 10_000
                 world.block()
                 await run.run_pass()
-            assert not onchain.foreign_there(run.context.conn)
+            assert not onchain.external_spends_on_chain(run.context.conn)
             assert run.context.chain.behind is not None
             assert "providers" in raised(run)
             liar.unfreeze()

@@ -105,7 +105,7 @@ async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, 
     world.fund(*pure)
     async with world.run(terms=capped) as run:
         await run.run_pass()
-        with pytest.raises(Refused, match="nothing is left to send but 1 coin with 9 ADA") as refused:
+        with pytest.raises(Refused, match="nothing is left to send but 1 UTxO with 9 ADA") as refused:
             await run.agent.transfers.send_all(APP, somebody_else(world))
         assert (refused.value.name, refused.value.context["asset"]) == ("asset_not_allowed", DUST)
         assert "--amount" in refused.value.detail

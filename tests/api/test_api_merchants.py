@@ -92,7 +92,7 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
             "payments_in_flight_max": 100,
         }
         assert {key: told[key] for key in settings} == settings
-        assert (told["strikes"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
+        assert (told["unserved_streak"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
     require_problem(await guarded.http.get("/v1/merchants/nobody"), "not_found")
     require_problem(await guarded.as_("payer").get("/v1/merchants/t"), "forbidden")
 
@@ -142,7 +142,7 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     await guarded.run.pass_time(1, 301)
     await guarded.run.agent.deliveries.record_delivery(str(row["id"]), 402)
     told = (await guarded.http.get("/v1/merchants/t")).json()
-    assert told["strikes"] == 1
+    assert told["unserved_streak"] == 1
     assert told["stopped_at"] is not None
     answer = await guarded.http.post("/v1/payments", json=guarded.body("second"))
     problem = require_problem(answer, "merchant_stopped")
@@ -150,5 +150,5 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     [rejected] = (await guarded.http.get("/v1/payments?state=rejected")).json()["payments"]
     assert rejected["reason"]["code"] == "merchant_stopped"
     told = (await guarded.as_("operator").post("/v1/merchants/t/resume")).json()
-    assert (told["strikes"], told["stopped_at"]) == (0, None)
+    assert (told["unserved_streak"], told["stopped_at"]) == (0, None)
     await guarded.pay("second")

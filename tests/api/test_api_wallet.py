@@ -114,7 +114,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
             assert world.on_chain() == {"lovelace": 2_000_000, TOKEN: 12}
             refused = await api.http.post("/v1/wallet/send", json=order)
             assert (refused.status_code, refused.json()["code"]) == (403, "asset_not_allowed")
-            assert "nothing is left to send but 1 coin with 2 ADA" in refused.json()["detail"]
+            assert "nothing is left to send but 1 UTxO with 2 ADA" in refused.json()["detail"]
 
 
 async def test_a_token_is_sent_in_its_own_units(world: World) -> None:

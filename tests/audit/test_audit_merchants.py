@@ -44,7 +44,7 @@ async def live(world: World) -> None:
             await run.context.write("learn", job)
 
         await learn(0)
-        await merchants.reopen(run.context, APP, "t")
+        await merchants.resume(run.context, APP, "t")
         await learn(1)
         for n in range(2):
             last = await leave_unserved(world, run, f"not served, again {n}")

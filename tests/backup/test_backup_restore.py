@@ -253,7 +253,7 @@ async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that
         await run.run_pass()
         row = await run.pay("new")
         assert not lost.spent & set(queries.attempts(run.context.conn, row.id)[0].inputs)
-        assert run.context.chain.foreign == (), "what the lost ledger knew freezes nothing"
+        assert run.context.chain.external_spends == (), "what the lost ledger knew freezes nothing"
 
 
 async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(world: World) -> None:

@@ -155,10 +155,10 @@ def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> No
 def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
     """Else one that is in and out would put off for ever what the other is believed in alone."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
-    state.note("coins", Unknown("no answer"), 0)
+    state.note("utxos", Unknown("no answer"), 0)
     for minute in range(1, 4):
         state.note_look(not is_out, minute * 60_000)
-    assert state.is_mute("coins") is is_out
+    assert state.is_mute("utxos") is is_out
 
 
 def test_one_that_was_sent_out_is_not_silent_for_that_nobody_asks_it() -> None:

@@ -89,4 +89,4 @@ def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Sho
         assert (refused.code, refused.problem) == (2, "not_found")
     wrong = guarded.payagent("merchants", "pin", "t", "addr1nonsense")
     assert (wrong.code, wrong.problem) == (2, "bad_request")
-    assert guarded.payagent("merchants", "resume", "t").json["strikes"] == 0
+    assert guarded.payagent("merchants", "resume", "t").json["unserved_streak"] == 0

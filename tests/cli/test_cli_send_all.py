@@ -15,7 +15,7 @@ def test_everything_is_sent_but_what_a_stranger_sent(closed_shop: Shop) -> None:
         sent = shop.payagent("wallet", "send", role_address("creator").text, "--all", "--yes")
         assert sent.code == 0, sent.err
         assert sent.json["left_behind"]["assets"] == [stranger]
-        assert "Left behind: 1 coin with 1.5 ADA" in sent.err
+        assert "Left behind: 1 UTxO with 1.5 ADA" in sent.err
         until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
         refused = shop.payagent("wallet", "send", role_address("creator").text, "--all", "--yes")
         assert (refused.code, refused.problem) == (6, "asset_not_allowed")

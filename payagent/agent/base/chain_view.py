@@ -90,7 +90,7 @@ class ChainView:
     restored_at_ms: int | None = None
     behind: str | None = None
     is_compared: bool = False
-    foreign: tuple[str, ...] = ()
+    external_spends: tuple[str, ...] = ()
     unread: dict[str, str] = field(default_factory=dict)
 
     def note_unread(self, part: str, why: str | None) -> None:
@@ -103,7 +103,7 @@ class ChainView:
     @property
     def why_unseen(self) -> str:
         """Why there is no newest block to use."""
-        return self.problem or self._with_reason("the chain and the wallet's coins were not read yet", "look")
+        return self.problem or self._with_reason("the chain and the wallet's UTxOs were not read yet", "look")
 
     def _with_reason(self, told: str, part: str) -> str:
         return f"{told}; the last look ended with: {self.unread[part]}" if part in self.unread else told
@@ -160,8 +160,8 @@ class ChainView:
 
         if self.behind is not None:
             raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
-        if self.foreign:
-            *others, last = self.foreign
+        if self.external_spends:
+            *others, last = self.external_spends
             beside = f" (and {len(others)} before it)" if others else ""
             raise Refused(
                 "external_spend",

@@ -140,7 +140,7 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
     merchants.set_unserved_streak(
         unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms)
     )
-    facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
+    facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "unserved_streak": str(count)}
     records.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
     if stops:
         detail = (
@@ -172,7 +172,7 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
         records.note(unit, None, "proof_refused_early", None, now_ms, told)
 
 
-def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
+def resume(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
     if merchants.unserved_streak(unit.conn, origin) != UnservedStreak():
         merchants.set_unserved_streak(unit, origin, UnservedStreak())

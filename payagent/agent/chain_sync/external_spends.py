@@ -41,7 +41,7 @@ from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain, payments
 from payagent.store.rows import writes as records
-from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.onchain import ExternalSpendRow
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same UTxOs are searched for again: the spending transaction may not be indexed yet."""
@@ -82,7 +82,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         return frozen_by
 
     frozen_by = await context.write("unfreeze", job) if onchain.frozen_by(context.conn) else ()
-    context.chain.foreign = onchain.frozen_by(context.conn)
+    context.chain.external_spends = onchain.frozen_by(context.conn)
     return frozen_by
 
 
@@ -132,7 +132,9 @@ class ExternalSpends:
 
     def _is_known(self, tx_id: str) -> bool:
         """Whether the ledger has the transaction: as an attempt, or as an external spend that is on the chain."""
-        return onchain.is_ours(self._context.conn, tx_id) or onchain.is_foreign_there(self._context.conn, tx_id)
+        return onchain.is_ours(self._context.conn, tx_id) or onchain.is_external_spend_on_chain(
+            self._context.conn, tx_id
+        )
 
     async def check(self, view: QuorumView, listing: Listing) -> None:
         """Recheck known external spends, search for unknown ones, and void the payments that they overtook."""
@@ -178,10 +180,10 @@ class ExternalSpends:
     async def _take_in(self, spend: ExternalSpend, now_ms: int) -> None:
         context = self._context
         why = self._why(spend.seen)
-        if onchain.is_foreign_there(context.conn, spend.seen.tx_id):
+        if onchain.is_external_spend_on_chain(context.conn, spend.seen.tx_id):
             return
         event = await context.write("foreign", lambda unit: take_in(unit, spend, why, context.utxos, now_ms))
-        context.chain.foreign = onchain.frozen_by(context.conn)
+        context.chain.external_spends = onchain.frozen_by(context.conn)
         if event is not None:
             log.warning(f"wallet.{event}", tx=spend.seen.tx_id, utxos=sorted(spend.moved.spent))
 
@@ -200,7 +202,7 @@ class ExternalSpends:
         takes. There may be thousands, so each pass asks for some, in turn.
         """
         context = self._context
-        rows = onchain.foreign_there(context.conn, onchain.foreign_settled(context.conn) + 1)
+        rows = onchain.external_spends_on_chain(context.conn, onchain.external_spends_settled(context.conn) + 1)
         deep = view.tip.height - context.config.settle_depth
         for row in self._due(rows):
             self._asked_last = _place(row)
@@ -216,13 +218,13 @@ class ExternalSpends:
             await self._settle(settled)
             self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
 
-    def _due(self, rows: Sequence[ForeignRow]) -> list[ForeignRow]:
+    def _due(self, rows: Sequence[ExternalSpendRow]) -> list[ExternalSpendRow]:
         """The external spends to ask for now, beginning after the one asked for last."""
         due = [row for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
         due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
         return due[:RECHECKS_MAX]
 
-    async def _lose_if_gone(self, view: QuorumView, row: ForeignRow, read: Read[TxSeen]) -> None:
+    async def _lose_if_gone(self, view: QuorumView, row: ExternalSpendRow, read: Read[TxSeen]) -> None:
         """Record the block as lost if the transaction is in another one, or is denied together with its block."""
         context = self._context
         is_gone = (
@@ -232,7 +234,9 @@ class ExternalSpends:
         )
         if is_gone or isinstance(read, Found):
             now_ms = context.ports.clock.now_ms()
-            await context.write("foreign", partial(steps.lose_foreign, row=row, provider=view.name, now_ms=now_ms))
+            await context.write(
+                "foreign", partial(steps.lose_external_spend, row=row, provider=view.name, now_ms=now_ms)
+            )
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
@@ -244,7 +248,9 @@ class ExternalSpends:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         overtaken = onchain.overtaken(context.conn)
-        there = {row.tx_id: row for row in onchain.foreign_named(context.conn, {tx_id for _, tx_id in overtaken})}
+        there = {
+            row.tx_id: row for row in onchain.external_spend_named(context.conn, {tx_id for _, tx_id in overtaken})
+        }
         for payment_id, tx_id in overtaken:
             row = there[tx_id]
             if view.tip.height - row.block_height + 1 < context.config.void_depth:
@@ -259,7 +265,7 @@ class ExternalSpends:
                 self._deep_seen.forget(payment_id)
                 await self._end(payment_id, row, now_ms)
 
-    async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
+    async def _end(self, payment_id: str, row: ExternalSpendRow, now_ms: int) -> None:
         context = self._context
         job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
         rejected = await context.write("void", job, payment_id)
@@ -267,12 +273,14 @@ class ExternalSpends:
             context.refusals[rejected.code] += 1
 
 
-def _place(row: ForeignRow) -> tuple[int, str]:
+def _place(row: ExternalSpendRow) -> tuple[int, str]:
     """The order in which external spends are rechecked: lowest block first."""
     return row.block_height, row.tx_id
 
 
-def overtake(unit: Unit, context: AgentContext, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
+def overtake(
+    unit: Unit, context: AgentContext, payment_id: str, row: ExternalSpendRow, now_ms: int
+) -> Refused | None:
     """Void a payment whose nonce UTxO an external spend took (C7): no attempt can land, so its hold is released.
 
     Its other UTxOs stay reserved until no rollback can reach that block. A payment with nothing signed is rejected

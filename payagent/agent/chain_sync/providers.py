@@ -60,7 +60,7 @@ class ProviderSelection:
         await self._tell_who_is_out()
         if view is None:
             self.trouble = "; ".join(f"{name}: {why}" for name, why in quorum.troubles.items())
-            if context.chain.tip is None or quorum.has_foreign:
+            if context.chain.tip is None or quorum.has_other_network:
                 context.chain.problem = self.trouble
             return None
         context.chain.problem = view.odd

@@ -37,7 +37,7 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import onchain
 from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import UtxoRow
-from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 LAG_S = 3600
@@ -192,12 +192,12 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     was reported before: it does not freeze the wallet or raise an alert again.
     """
     seen = spend.seen
-    if onchain.is_foreign_there(unit.conn, seen.tx_id):
+    if onchain.is_external_spend_on_chain(unit.conn, seen.tx_id):
         return None
     rows = [(ref, queries.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # the transaction that was seen to spend it must be seen lost first
-    event = "foreign_again" if onchain.was_foreign(unit.conn, seen.tx_id) else why
+    event = "foreign_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
     held: list[dict[str, int]] = []
     for ref, row in rows:
         is_back(unit, ref, now_ms)
@@ -208,7 +208,9 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
         records.spend_utxo(unit, ref, seen.tx_id)
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(held)
-    block_observation = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
+    block_observation = ExternalSpendRow(
+        seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot
+    )
     records.add_external_spend(unit, block_observation, spend.provider, now_ms)
     records.write_entry(unit, ledger.external_spend(spent), now_ms, ref=seen.tx_id)
     told = {
@@ -223,7 +225,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     records.note(unit, None, event, None, now_ms, told)
     if event == "external_spend":
         detail = (
-            f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
+            f"transaction {seen.tx_id} spent UTxOs of this wallet, and the ledger does not know it: another "
             "program has the wallet's words, or the data folder was rolled back"
         )
         raise_again(unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
@@ -357,7 +359,7 @@ class Recovery:
         self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
     ) -> None:
         """Book what was found. Spends up to the height `deep` are final, and are not read again."""
-        was_empty = not onchain.foreign_there(unit.conn)
+        was_empty = not onchain.external_spends_on_chain(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._context.utxos, now_ms)]
         last = last_signed(unit.conn)
         told = {

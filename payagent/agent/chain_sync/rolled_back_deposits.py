@@ -3,7 +3,7 @@
 A transaction that the chain does not know now may come back: anyone who has it can submit it again. So the ledger
 follows the chain, an alert is raised, and the payment waits with its hold. Proof is a block past the TTL of
 everything signed for the payment, too deep for any rollback. Then none of it can land any more
-(exactly-once.md, "A deposit that vanishes").
+(exactly-once.md, "A deposit that is rolled back").
 
 May import: core, chain.provider, chain.quorum_view, store, the rest of agent. Never: takes an outage for a denial;
 signs.
@@ -70,7 +70,7 @@ class RolledBackDeposits:
         is_enough = self._denied.is_enough(utxo.ref, isinstance(read, NotFound), view.tip.hash, now_ms)
         if isinstance(read, Found):
             log.warning(
-                "coin.missing", utxo=utxo.ref, why="its transaction is on the chain: spent by somebody else?"
+                "utxo.missing", utxo=utxo.ref, why="its transaction is on the chain: spent by somebody else?"
             )
         elif isinstance(read, NotFound) and is_enough:
             self._denied.forget(utxo.ref)
@@ -145,10 +145,10 @@ def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         f"a rollback took the deposit that {row.id} spends or descends from: neither what was signed for it nor a "
         "cancel can land, unless the deposit comes back. Its money stays held"
     )
-    facts = {"detail": detail, "payment": row.id, "coin": row.nonce_utxo or ""}
+    facts = {"detail": detail, "payment": row.id, "utxo": row.nonce_utxo or ""}
     if raise_alert(unit, "deposit_rolled_back", f"{SUBJECT}{row.id}", facts, now_ms):
         state = steps.row_of(unit, row.id).state
-        records.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"coin": row.nonce_utxo})
+        records.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"utxo": row.nonce_utxo})
 
 
 def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:

@@ -28,12 +28,12 @@ class UtxoListSync:
     """
 
     def __init__(self, context: AgentContext, rows: OpenPayments) -> None:
-        self.trouble: str | None = "the wallet's coins were not read yet"
+        self.trouble: str | None = "the wallet's UTxOs were not read yet"
         self.is_read = False
         self.rolled_back = RolledBackDeposits(context, rows)
         self._context = context
         self._open_payments = rows
-        self._foreign = ExternalSpends(context, rows)
+        self._external_spends = ExternalSpends(context, rows)
         self._new_utxos = RepeatedReads()
 
     @property
@@ -46,7 +46,7 @@ class UtxoListSync:
         If the list was read, external spends and rolled-back deposits are checked after it.
         """
         context = self._context
-        why_not_compared = await self._foreign.compare(view)
+        why_not_compared = await self._external_spends.compare(view)
         read = await view.utxos(context.config.own.text)
         self.trouble = read.reason if isinstance(read, Unknown) else why_not_compared
         if not isinstance(read, Found):
@@ -61,7 +61,7 @@ class UtxoListSync:
         self.is_read = True
         if not listing.doubtful:
             context.chain.booked = tip
-        await self._foreign.check(view, listing)
+        await self._external_spends.check(view, listing)
         if view.is_current:
             await self.rolled_back.check(view, tip)
 
@@ -73,7 +73,7 @@ class UtxoListSync:
 
         If only one provider is configured, its list is believed: a UTxO that it invents pays nobody.
         """
-        if not view.is_lonely("coins"):
+        if not view.is_lonely("utxos"):
             self._new_utxos = RepeatedReads()
             return listing
         is_new = {utxo.ref: utxo for utxo in listing.agreed if utxo.ref not in known}

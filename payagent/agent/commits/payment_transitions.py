@@ -29,7 +29,7 @@ from payagent.store.rows import journal, onchain, pauses, payments
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import writes as records
 from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, UtxoRow
-from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.tx_plan import TxPlan
 from payagent.wallet.utxo_index import UtxoIndex
@@ -343,7 +343,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         _forget_change(unit, attempt.tx_id)
 
 
-def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms: int) -> None:
     """An external spend lost its block: the UTxOs that it spent are ours again, available once listed.
 
     Except those that an attempt of ours in another block has spent since.
@@ -361,8 +361,8 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
     """Apply an attempt in a block to our UTxOs. An external spend of its inputs cannot be on the same chain."""
     inputs = _attempt(unit, payment_id, seen.tx_id).inputs
-    for foreign in onchain.foreign_spending(unit.conn, inputs):
-        lose_foreign(unit, foreign, provider, now_ms)
+    for external_spend in onchain.external_spends_of(unit.conn, inputs):
+        lose_external_spend(unit, external_spend, provider, now_ms)
     for ref in inputs:
         is_back(unit, ref, now_ms)
         records.spend_utxo(unit, ref, seen.tx_id)

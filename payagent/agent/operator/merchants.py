@@ -112,7 +112,7 @@ async def unpin(context: AgentContext, by_app: str, name: str, role: Role, addre
     await context.write("trust", job)
 
 
-async def reopen(context: AgentContext, by_app: str, name: str) -> None:
+async def resume(context: AgentContext, by_app: str, name: str) -> None:
     """Resume payments to a merchant and reset its unserved streak. Refused: `not_found`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
-    await context.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))
+    await context.write("trust", lambda unit: known.resume(unit, origin, by_app, now_ms))

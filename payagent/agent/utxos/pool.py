@@ -98,7 +98,7 @@ class UtxoPool:
                 "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
             )
             if kept.admitted is not None:
-                log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
+                log.info("utxos.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
                 await self._lifecycle.carry_out(kept.admitted)
         return Look(kept.admitted is not None, kept.room)
 

@@ -118,7 +118,7 @@ class UtxoQueue:
 
     def _drive(self) -> None:
         if self._driver is None or self._driver.done():
-            self._driver = asyncio.get_running_loop().create_task(self._let_go(), name="coins in line")
+            self._driver = asyncio.get_running_loop().create_task(self._let_go(), name="payment queue")
 
     async def _let_go(self) -> None:
         """Let payments try until none waits: after those being signed have change, as many as there are UTxOs.

@@ -114,7 +114,7 @@ class Leftovers:
     @property
     def detail(self) -> str:
         """What stays, why, and how to send its spare ADA."""
-        utxos = "1 coin" if self.utxos == 1 else f"{self.utxos} coins"
+        utxos = "1 UTxO" if self.utxos == 1 else f"{self.utxos} UTxOs"
         more = len(self.assets) - NAMED_MAX
         names = ", ".join(self.assets[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
         return (

@@ -25,7 +25,7 @@ from payagent.store.rows.upkeep import UPKEEP_APP, UpkeepTxRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxPlan, build, smallest_of, split_outputs
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
-STOCK_MAX = 300
+HELD_MAX = 300
 """How many available UTxOs are considered: this many of the largest and this many of the smallest."""
 
 ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
@@ -77,7 +77,7 @@ class UtxoUpkeep:
         """The UTxOs for payments, pending change included, and the same UTxOs by reference."""
         planner = self.admission.planner
         most = planner.unconfirmed_ancestors
-        free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), STOCK_MAX)]
+        free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), HELD_MAX)]
         chainable = {utxo.ref: most - depth for utxo, depth in planner.chainable(unit, slot)}
         pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
         found = [*free, *((utxo, chainable.get(utxo.ref, 0)) for utxo in pending)]
@@ -101,7 +101,7 @@ class UtxoUpkeep:
 
     def _dust(self, assets: Set[str]) -> list[Held]:
         """The smallest UTxOs, except those with a token that payments are made of."""
-        smallest = islice(self.admission.planner.utxos.smallest(), STOCK_MAX)
+        smallest = islice(self.admission.planner.utxos.smallest(), HELD_MAX)
         dust = (Held(utxo.ref, utxo.lovelace, 0, _assets(utxo)) for utxo in smallest)
         return [dust for dust in dust if not dust.assets & assets]
 

@@ -95,7 +95,7 @@ class AgreedPrice(Shown):
 class MerchantDetails(Merchant):
     """A merchant, the rules for its invoices, and what was recorded about it. A rule that is null is off.
 
-    `strikes`: how many payments in a row it accepted without serving the request. `stopped_at`: since when
+    `unserved_streak`: how many payments in a row it accepted without serving the request. `stopped_at`: since when
     payagent makes no payment to it.
     """
 
@@ -104,7 +104,7 @@ class MerchantDetails(Merchant):
     price_rise_percent_max: int | None
     prices: list[AgreedPrice]
     stop_after_unserved: int | None
-    strikes: int
+    unserved_streak: int
     stopped_at: Time | None
     in_flight: int
     payments_in_flight_max: int | None
@@ -129,7 +129,7 @@ class MerchantDetails(Merchant):
             price_rise_percent_max=rules.price_rise_percent_max,
             prices=known.prices,
             stop_after_unserved=rules.stop_after_unserved,
-            strikes=known.unserved_streak.count,
+            unserved_streak=known.unserved_streak.count,
             stopped_at=known.unserved_streak.stopped_at_ms,
             in_flight=known.in_flight,
             payments_in_flight_max=rules.payments_in_flight_max,

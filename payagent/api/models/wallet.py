@@ -180,7 +180,7 @@ class Wallet(BaseModel):
             shown = {
                 "assets": [{"asset": asset, **units} for asset, units in wallet_units(utxos, balances).items()],
                 "utxos": {state: states.count(state) for state in UtxoCounts.model_fields},
-                "frozen_by": list(chain.foreign),
+                "frozen_by": list(chain.external_spends),
             }
         return cls(
             network=config.network.name, address=config.own.text, chain=ChainStatus.of(chain, now_ms), **shown

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant, reopen, standing, unpin
+from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant, resume, standing, unpin
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.merchants import CreateMerchant, CreatePin, Merchant, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
@@ -85,9 +85,9 @@ async def drop_pin(name: str, request: Request, caller: Operator) -> JsonRespons
 @router.post(
     "/v1/merchants/{name}/resume", summary="Resume payments to a merchant", responses=gives(MerchantDetails, 200)
 )
-async def resume(name: str, caller: Operator) -> JsonResponse:
+async def resume_merchant(name: str, caller: Operator) -> JsonResponse:
     """The count of unserved payments starts again at zero."""
-    await reopen(caller.context, caller.app.id, name)
+    await resume(caller.context, caller.app.id, name)
     return _known(caller, name)
 
 

@@ -161,17 +161,17 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
              WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
 
-_FOREIGN = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
+_EXTERNAL_SPENDS = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
                      AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 
 _COUNTED = f"""
 SELECT c.ref, c.lovelace, c.assets,
        ((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")})
-         - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_FOREIGN})),
+         - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS})),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM entries WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
-         AND NOT {_FOREIGN},
+         AND NOT {_EXTERNAL_SPENDS},
        c.ref <> c.tx_id || '#' || c.output_index
          OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
 FROM utxos c ORDER BY c.rowid
@@ -270,7 +270,7 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
         yield number, tuple(told), by_events
 
 
-def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
+def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
     """(row number, tx id, whether it is on chain, value of the spent UTxOs) for every observation of an external
     spend.
 
@@ -297,7 +297,7 @@ def _units(text: str) -> dict[str, int]:
         return {"": 0}
 
 
-def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
+def external_spend_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
     """(entry, kind, tx id) of every entry for an external spend, in order."""
     return conn.execute(
         "SELECT id, kind, ref FROM entries WHERE kind IN ('external_spend', 'external_spend_reversed') ORDER BY id"
@@ -310,7 +310,7 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 
     The cause is an external spend or a transaction of another payment.
     """
-    yield from _unseen_foreign_voids(conn)
+    yield from _unseen_external_voids(conn)
     rows = conn.execute(
         f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
         "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_tx_id' IS NOT NULL AND NOT "
@@ -321,7 +321,7 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
     yield from (number for (number,) in rows)
 
 
-def _unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
+def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
         f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
         "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL "

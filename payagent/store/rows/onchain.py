@@ -16,7 +16,7 @@ from payagent.store.rows.attempts_and_utxos import AttemptKind
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
-_FOREIGN_THERE = (
+_EXTERNAL_SPENDS_ON_CHAIN = (
     "SELECT tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot FROM external_spends f "
     "WHERE seq = (SELECT MAX(seq) FROM external_spends g WHERE g.tx_id = f.tx_id) AND is_on_chain = 1"
 )
@@ -58,7 +58,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignRow:
+class ExternalSpendRow:
     """An external spend: a transaction in a block that spent our UTxOs (`inputs`) and is not an attempt.
 
     `is_on_chain`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
@@ -73,31 +73,34 @@ class ForeignRow:
     block_slot: int
 
 
-def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
+def external_spends_on_chain(conn: sqlite3.Connection, from_height: int = 0) -> list[ExternalSpendRow]:
     """External spends that were last seen on chain, in blocks from this height on; oldest first."""
-    rows = conn.execute(f"{_FOREIGN_THERE} AND block_height >= ? ORDER BY seq", (from_height,))
-    return [_foreign(row) for row in rows]
+    rows = conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq", (from_height,))
+    return [_external_spend_rows(row) for row in rows]
 
 
-def foreign_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ForeignRow]:
+def external_spend_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ExternalSpendRow]:
     """External spends on chain among these transactions, looked up one by one: the history may be long."""
-    rows = [conn.execute(f"{_FOREIGN_THERE} AND f.tx_id = ?", (tx_id,)).fetchone() for tx_id in sorted(tx_ids)]
-    return [_foreign(row) for row in rows if row is not None]
+    rows = [
+        conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (tx_id,)).fetchone()
+        for tx_id in sorted(tx_ids)
+    ]
+    return [_external_spend_rows(row) for row in rows if row is not None]
 
 
-def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
+def external_spends_of(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ExternalSpendRow]:
     """External spends on chain that spent any of these UTxOs."""
     found = [conn.execute("SELECT spent_by FROM utxos WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
-    return foreign_named(conn, {row[0] for rows in found for row in rows})
+    return external_spend_named(conn, {row[0] for rows in found for row in rows})
 
 
-def foreign_settled(conn: sqlite3.Connection) -> int:
+def external_spends_settled(conn: sqlite3.Connection) -> int:
     """The height up to which external spends were read in blocks beyond any rollback; -1 if none was yet."""
     _, detail, _ = last_of_wallet(conn, "external_spend_settled")
     return int(json.loads(detail).get("height", -1))
 
 
-def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
+def is_external_spend_on_chain(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether this transaction is an external spend that was last seen on chain."""
     row = conn.execute(
         "SELECT is_on_chain FROM external_spends WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
@@ -105,7 +108,7 @@ def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
     return row is not None and bool(row[0])
 
 
-def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
+def was_external_spend(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether this transaction was ever seen as an external spend, on chain or rolled back since."""
     return conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
@@ -274,8 +277,10 @@ def clean(units: Units) -> dict[str, int]:
     return {asset: n for asset, n in units.items() if n}
 
 
-def _foreign(row: tuple[str, int, str, str, str, int, int]) -> ForeignRow:
-    return ForeignRow(row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6])
+def _external_spend_rows(row: tuple[str, int, str, str, str, int, int]) -> ExternalSpendRow:
+    return ExternalSpendRow(
+        row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6]
+    )
 
 
 def _ours(lines: Iterable[tuple[str, str, int]]) -> dict[str, int]:

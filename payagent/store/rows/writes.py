@@ -17,7 +17,7 @@ from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import prepaid_uses as uses
 from payagent.store.rows.attempts_and_utxos import AttemptKind, UtxoRow
 from payagent.store.rows.events import event_hash, last_event
-from payagent.store.rows.onchain import ForeignRow
+from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
 
 
@@ -355,7 +355,7 @@ def add_block_observation(
     )
 
 
-def add_external_spend(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+def add_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms: int) -> None:
     unit.conn.execute(
         "INSERT INTO external_spends(tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot, "
         "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
