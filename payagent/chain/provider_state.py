@@ -50,7 +50,7 @@ A lagging replica denies its provider's newest block, so an honest provider may 
 FOR_GOOD = ("tx", "block", "utxos")
 """The kinds of read that lead to conclusions which no later pass can undo."""
 
-_BY_EXCLUSION = {"tip", "time"}
+_ASKED_EVERY_PASS = {"tip", "time"}
 """The kinds that each pass asks of every provider."""
 
 TWO_HEIGHTS = "it tells two heights of one block"
@@ -146,7 +146,7 @@ class ProviderState:
         excluded for a lie, because then we do not ask.
         """
         self.absence = None if is_heard else missed(self.absence, now_ms)
-        for what in () if is_heard or self.lied else self.silences.keys() - _BY_EXCLUSION:
+        for what in () if is_heard or self.lied else self.silences.keys() - _ASKED_EVERY_PASS:
             self.silences[what] = missed(self.silences[what], now_ms)
         self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
         self.was_heard |= is_heard
