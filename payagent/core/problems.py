@@ -153,7 +153,7 @@ PROBLEMS: dict[str, Problem] = {
             "keystore": ProblemReason("A keystore exists already"),
             "app": ProblemReason(
                 "An app with this name exists already",
-                "Choose another name, or give that app a new token: payagent app token NAME.",
+                "Choose another name, or give that app a new token: payagent app rotate-token NAME.",
             ),
             "merchant": ProblemReason(
                 "A merchant with this name or origin exists already",
@@ -352,7 +352,8 @@ PROBLEMS: dict[str, Problem] = {
         403,
         5,
         "The token may not do this",
-        "Use a token with the needed scope. If the app was revoked, payagent app token NAME lets it in again.",
+        "Use a token with the needed scope. If the app was revoked, payagent app rotate-token NAME lets it in"
+        " again.",
         money="",
     ),
     "funds_pending": Problem(
@@ -543,7 +544,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The merchant took money and did not serve, so it is stopped",
         "Ask the merchant about the payments that it did not serve. Then allow new ones: payagent merchants "
-        "reopen NAME. Proofs of earlier payments are still presented.",
+        "resume NAME. Proofs of earlier payments are still presented.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -791,7 +792,7 @@ PROBLEMS: dict[str, Problem] = {
             ),
             "app_revoked": ProblemReason(
                 "The app that ordered the top-up has no valid token",
-                "Run `payagent app token NAME`, or use another app. Then order what is missing again.",
+                "Run `payagent app rotate-token NAME`, or use another app. Then order what is missing again.",
             ),
         },
     ),

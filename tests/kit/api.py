@@ -21,7 +21,7 @@ from payagent.api.app import create_app
 from payagent.api.http.server import make_server
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.routes.params import BODY_S
-from payagent.core.problems import PROBLEMS
+from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress
 from payagent.proxy.app import Bounds, ProxyApp
 from payagent.store.rows import apps
@@ -134,11 +134,13 @@ JSON = {"content-type": "application/json"}
 PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
 
 
-def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
+def require_problem(answer: httpx.Response, name: str) -> dict[str, Any]:
     """The answer is this problem, whole and as the table has it."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     told: dict[str, Any] = answer.json()
-    row = PROBLEMS[code]
+    refused = Refused(name, "")
+    row, code = refused.problem, refused.code
+    assert told["reason"] == refused.reason
     assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
     assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
     assert told["retryable"] is row.retryable

@@ -79,7 +79,7 @@ class RateLimiter:
         if weight and tally.left.wait_ms(needed, now_ms):
             raise Refused(
                 "rate_limited",
-                f"the call's body counts as {weight} calls, and this app may make"
+                f"the request's body counts as {weight} requests, the limit is"
                 f" {self._rates.rate_limit_per_s} in a second",
                 # the next request counts too
                 retry_after_s=math.ceil(tally.left.wait_ms(needed + 1, now_ms) / 1000),

@@ -470,11 +470,16 @@ class Quote(BaseModel):
         )
 
 
+def approval_reasons(reasons: Reasons) -> list[Reason]:
+    """Why an approval is needed. No finding's code has several cases."""
+    return [Reason(code=one.code, reason=None, detail=one.detail) for one in reasons]
+
+
 def quote_verdict(refusal: Refused | None, reasons: Reasons = ()) -> Mapping[str, Any]:
     """The last fields of a quote: what would stop the payment, if anything."""
     verdict: dict[str, Any] = {"within_limits": refusal is None}
     if reasons:
-        verdict["approval"] = reasons
+        verdict["approval"] = approval_reasons(reasons)
     if refusal is not None:
         verdict["refusal"] = refusal
     return verdict

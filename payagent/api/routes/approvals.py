@@ -12,9 +12,8 @@ from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import LimitStanding
-from payagent.api.models.base import Reason
 from payagent.api.models.openapi import gives
-from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction
+from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction, approval_reasons
 from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
 from payagent.core.invoice import calls_of
@@ -72,7 +71,7 @@ def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, s
     decided, at_most = approvals.decided(conn, row.id), payments.hold(conn, row.id, "approval")
     approval = Approval(
         calls=calls_of(row.invoice.batch_target),
-        reasons=[Reason.model_validate(one) for one in found.reasons],
+        reasons=approval_reasons(found.reasons),
         terms_hash=found.terms_hash,
         transaction=Transaction.model_validate(found.plan),
         at_most=at_most,
