@@ -153,7 +153,7 @@ PROBLEMS: dict[str, Problem] = {
             "keystore": ProblemReason("A keystore exists already"),
             "app": ProblemReason(
                 "An app with this name exists already",
-                "Choose another name, or give that app a new token: payagent app token NAME.",
+                "Choose another name, or give that app a new token: payagent app rotate-token NAME.",
             ),
             "merchant": ProblemReason(
                 "A merchant with this name or origin exists already",
@@ -250,7 +250,7 @@ PROBLEMS: dict[str, Problem] = {
             ),
             "host": ProblemReason(
                 "The Host header does not name this machine",
-                "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+                "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.allowed_hosts.",
             ),
         },
     ),
@@ -352,7 +352,8 @@ PROBLEMS: dict[str, Problem] = {
         403,
         5,
         "The token may not do this",
-        "Use a token with the needed scope. If the app was revoked, payagent app token NAME lets it in again.",
+        "Use a token with the needed scope. If the app was revoked, payagent app rotate-token NAME lets it in "
+        "again.",
         money="",
     ),
     "funds_pending": Problem(
@@ -521,7 +522,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         8,
         "Too many payments to this merchant are in flight",
-        "Wait until some of them are in a block, or raise merchants.NAME.in_flight_max.",
+        "Wait until some of them are in a block, or raise merchants.NAME.payments_in_flight_max.",
         retryable=True,
     ),
     "merchant_in_private_network": Problem(
@@ -529,7 +530,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The merchant's name resolves to a private network",
         "Check the DNS name: a public merchant is not in a private network. If it is meant to be, set "
-        "merchants.NAME.private_network = true and restart payagent.",
+        "merchants.NAME.allow_private_network = true and restart payagent.",
         money="No money moved.",
     ),
     "merchant_not_allowed": Problem(
@@ -543,7 +544,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The merchant took money and did not serve, so it is stopped",
         "Ask the merchant about the payments that it did not serve. Then allow new ones: payagent merchants "
-        "reopen NAME. Proofs of earlier payments are still presented.",
+        "resume NAME. Proofs of earlier payments are still presented.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -659,7 +660,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The price rose too much, or is in another asset",
         "If the price is right, run `payagent payments approve ID`. Later prices are then compared with this one. "
-        "merchants.NAME.drift_percent sets the rise that needs no approval.",
+        "merchants.NAME.price_rise_percent_max sets the rise that needs no approval.",
         money=STILL_ASKED,
     ),
     "provider_untrusted": Problem(
@@ -673,7 +674,8 @@ PROBLEMS: dict[str, Problem] = {
         429,
         4,
         "Too many requests",
-        "Try again after Retry-After. The operator can raise api.calls_per_s and api.calls_at_once.",
+        "Try again after Retry-After. The operator can raise api.rate_limit_per_s and "
+        "api.concurrent_requests_max.",
         money="",
         retryable=True,
     ),
@@ -695,7 +697,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The 402 sells another resource than the requested one",
         "Request the resource that it names. If both are the same, the merchant should name the URL of the "
-        "request. If only host or port differ, set merchants.NAME.known_as.",
+        "request. If only host or port differ, set merchants.NAME.resource_origins.",
     ),
     "restored_recently": Problem(
         503,
@@ -791,7 +793,7 @@ PROBLEMS: dict[str, Problem] = {
             ),
             "app_revoked": ProblemReason(
                 "The app that ordered the top-up has no valid token",
-                "Run `payagent app token NAME`, or use another app. Then order what is missing again.",
+                "Run `payagent app rotate-token NAME`, or use another app. Then order what is missing again.",
             ),
         },
     ),
