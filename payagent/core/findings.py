@@ -24,10 +24,6 @@ class Finding(NamedTuple):
     detail: str
     asks: bool
 
-    @property
-    def reason(self) -> None:
-        """No finding has a code with reasons."""
-
 
 Reasons = tuple[Finding, ...]
 """Why a payment needs an approval. Empty: it proceeds without one."""

@@ -250,7 +250,7 @@ PROBLEMS: dict[str, Problem] = {
             ),
             "host": ProblemReason(
                 "The Host header does not name this machine",
-                "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+                "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.allowed_hosts.",
             ),
         },
     ),
@@ -352,8 +352,8 @@ PROBLEMS: dict[str, Problem] = {
         403,
         5,
         "The token may not do this",
-        "Use a token with the needed scope. If the app was revoked, payagent app rotate-token NAME lets it in"
-        " again.",
+        "Use a token with the needed scope. If the app was revoked, payagent app rotate-token NAME lets it in "
+        "again.",
         money="",
     ),
     "funds_pending": Problem(
@@ -522,7 +522,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         8,
         "Too many payments to this merchant are in flight",
-        "Wait until some of them are in a block, or raise merchants.NAME.in_flight_max.",
+        "Wait until some of them are in a block, or raise merchants.NAME.payments_in_flight_max.",
         retryable=True,
     ),
     "merchant_in_private_network": Problem(
@@ -530,7 +530,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The merchant's name resolves to a private network",
         "Check the DNS name: a public merchant is not in a private network. If it is meant to be, set "
-        "merchants.NAME.private_network = true and restart payagent.",
+        "merchants.NAME.allow_private_network = true and restart payagent.",
         money="No money moved.",
     ),
     "merchant_not_allowed": Problem(
@@ -660,7 +660,7 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "The price rose too much, or is in another asset",
         "If the price is right, run `payagent payments approve ID`. Later prices are then compared with this one. "
-        "merchants.NAME.drift_percent sets the rise that needs no approval.",
+        "merchants.NAME.price_rise_percent_max sets the rise that needs no approval.",
         money=STILL_ASKED,
     ),
     "provider_untrusted": Problem(
@@ -674,7 +674,8 @@ PROBLEMS: dict[str, Problem] = {
         429,
         4,
         "Too many requests",
-        "Try again after Retry-After. The operator can raise api.calls_per_s and api.calls_at_once.",
+        "Try again after Retry-After. The operator can raise api.rate_limit_per_s and "
+        "api.concurrent_requests_max.",
         money="",
         retryable=True,
     ),
@@ -696,7 +697,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The 402 sells another resource than the requested one",
         "Request the resource that it names. If both are the same, the merchant should name the URL of the "
-        "request. If only host or port differ, set merchants.NAME.known_as.",
+        "request. If only host or port differ, set merchants.NAME.resource_origins.",
     ),
     "restored_recently": Problem(
         503,

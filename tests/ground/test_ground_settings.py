@@ -255,8 +255,14 @@ BAD_TOML = {
     "depth as float": ("[payments]\nconfirm_depth = 3.0\n", "payments.confirm_depth: write a whole number"),
     "depth as bool": ("[payments]\nconfirm_depth = true\n", "payments.confirm_depth: write a whole number"),
     "depth zero": ("[payments]\nconfirm_depth = 0\n", "payments.confirm_depth: "),
-    "settled before void": ("[payments]\nsettle_depth = 5\n", "payments: settle_depth must be the deepest"),
-    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api: listen: other machines can reach"),
+    "settled before void": (
+        "[payments]\nsettle_depth = 5\n",
+        "payments: settle_depth must not be less than confirm_depth or void_depth",
+    ),
+    "listen everywhere": (
+        '[api]\nlisten = "0.0.0.0:8402"\n',
+        "api: other machines can reach listen. Set tls_certificate_file",
+    ),
     "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write an address and a port"),
     "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write an address and a port"),
     "listen without brackets": ('[api]\nlisten = "::1:8402"\n', "api.listen: write an address and a port"),
@@ -459,7 +465,7 @@ def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) 
 
 def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
-    with pytest.raises(Refused, match="command line: api: listen is reached from other machines"):
+    with pytest.raises(Refused, match="command line: api: other machines can reach listen"):
         load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
 
 
