@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from kit.cli import Shop, clean_environ, running, spawn, until
+from kit.cli import Result, Shop, clean_environ, running, spawn, until
 from kit.pages import blocks
 
 
@@ -88,7 +88,7 @@ def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
             _, told = client.communicate(timeout=30)
         finally:
             client.kill()
-    assert (client.returncode, "approval_denied/person" in told) == (1, True), told
+    assert (client.returncode, "'code': 'approval_denied', 'reason': 'person'" in told) == (1, True), told
     again = subprocess.run(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True, check=False)
     assert (again.returncode, "'code': 'approval_denied'" in again.stderr) == (1, True), again.stderr
 
@@ -124,5 +124,5 @@ def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     assert "retry" not in shown
     _, err = command.communicate(timeout=60)
-    assert (command.returncode, "approval_denied/person" in err) == (3, True)
+    assert (command.returncode, Result(command.returncode, "", err).problem) == (3, "approval_denied/person")
     asking.settings(batch=1)
