@@ -288,7 +288,7 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
         world.block(20)
         await run.run_pass()
         read: list[object] = []
-        monkeypatch.setattr(onchain, "ForeignRow", lambda *row: read.append(row))
+        monkeypatch.setattr(onchain, "ExternalSpendRow", lambda *row: read.append(row))
         await run.pass_time(3, 61)
         assert read == []
 

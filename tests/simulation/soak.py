@@ -556,7 +556,7 @@ class Soak:
     def daemon_now_ms(self) -> int:
         return self._now_ms()
 
-    def sources(self) -> list[PacedProvider]:
+    def providers(self) -> list[PacedProvider]:
         return [CountingSource(Habits("honest"), self.net, self.rng, self.story, self.mix, self._released)]
 
     def merchants(self) -> MerchantClient:
