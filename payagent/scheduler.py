@@ -159,7 +159,7 @@ class Scheduler:
             self._last_error = str(error)
             if self._failures.get(name) != repr(error):
                 self._failures[name] = repr(error)
-                log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=not isinstance(error, Refused))
+                log.warning("job.failed", job=name, error=repr(error), exc_info=not isinstance(error, Refused))
         else:
             self._failures.pop(name, None)
 

@@ -32,7 +32,7 @@ _SIMPLE = {
     "accepted_depth_learned": "the depth is learned at which a merchant accepts",
     "proof_refused_early": "a merchant is shown no early proof any more",
     "external_spend_lost": "what was spent elsewhere loses its block",
-    "foreign_again": "what was spent elsewhere is in another block",
+    "external_spend_again": "what was spent elsewhere is in another block",
     "deposit_rolled_back": "a payment spends a deposit that a fork took away",
     "deposit_restored": "a payment's deposit comes back",
 }

@@ -1,30 +1,32 @@
 """The agent decides on payments and carries them out. It is the only room that pays.
 
-Start at `agent.Agent.pay` and follow the table below. Every step reloads the payment, decides and commits once, so
+Start at `agent.Agent.pay` and follow the calls below. Every step reloads the payment, decides and commits once, so
 resuming after a crash is the same code as the first run.
 
-May import: core, dialects, settings, wallet, chain, outbound, outbound.webhook, store. Never: imports the API, the
+May import: core, dialects, settings, wallet, chain, outbound, store. Never: imports the API, the
 CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except through `base.ports`; lets a
 signed byte leave the process before its attempt is durable.
 
 Commit points (exactly-once.md), each one write transaction, with the job that makes it:
 
   C1 + C2  admit         intent, invoice, decision, hold, nonce UTxO and reserved UTxOs, together
-  C2       replace       the next attempt of a payment: its invoice, inputs and TTL
+  C2       replace, admit  the next attempt of a payment: its invoice, inputs and TTL
   C3       sign, cancel  the attempt: bytes, tx id, fee, TTL, inputs
-  C4       leave         the bytes are about to be sent to one provider (again)
+  C4       submit        the bytes are about to be sent to one provider (again)
   C5       observe       an attempt is in a block, or its block is lost
   C6       confirm       the spend is posted in the ledger
   C7       settle, void  no rollback reaches the block; or nothing of the payment can land, and its hold ends
 
 Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every row; a commit out of order raises
-`Refused` and changes nothing. Jobs without a module are in `commits.payment_transitions`.
+`Refused` and changes nothing. Functions without a module are in `commits.payment_transitions`.
 
   1. admit    `UtxoPool.admit` runs `commits.admission.Admission.admit`. Always first, once per intent: a repeated
               call finds the payment. Next: sign (reserved); approve or deny (awaiting approval); none (rejected).
      approve  `Decisions.approve` runs `commits.approvals.ApprovalRules.approve`, which decides anew. Next: sign.
-     deny     `Decisions.deny` runs `ApprovalRules.deny`; `Decisions.deny_what_is_over` does so after the timeout.
-     reject   `PaymentLifecycle.resume` runs `reject_unsigned`. Legal only while nothing was ever signed.
+     deny     `Decisions.deny` runs `ApprovalRules.deny`; after the timeout `Decisions.deny_what_is_over` runs
+              `ApprovalRules.deny_when_over`.
+     reject   `PaymentLifecycle.resume` and `resolve` run `reject_unsigned`; so does `record_not_signed` when the
+              signer refuses, and `overtake` after an external spend. Legal only while nothing was ever signed.
   2. sign     `PaymentSigner.sign` runs `record_attempt`. Legal after admit, approve or replace. Next: submit.
   3. submit   `TxSubmitter.send_off` runs `record_submit` (job `submit`), then sends. Legal after sign, and may be
               repeated with the same bytes. If the merchant submits, C3 is C4 too, and payagent submits only after
@@ -32,15 +34,17 @@ Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every r
   4. observe  `chain_sync.confirmations.Confirmations` runs `record_seen`. Legal as soon as an attempt is signed.
               `record_block_lost` undoes it, up to settle. Next: confirm.
   5. confirm  `Confirmations` runs `record_confirmed`, `confirm_depth` blocks deep. Legal after observe only.
-  6. settle   `Confirmations` runs `record_settled`, `settle_depth` blocks deep. Legal after confirm; the end.
+  6. settle   `Confirmations` runs `record_settled`, `settle_depth` blocks deep. Legal after confirm; the end. On
+              a void payment it ends the reservations.
 
-  replace     `PaymentLifecycle.renew` runs `Admission.replace`. Legal when no attempt can land before its TTL any
-              more. Next: sign, with the same nonce UTxO.
-  cancel      `PaymentLifecycle.cancel`, `renew` and `resolve` run `record_cancel`. Legal once something was signed
-              and is in no block. Next: submit; then void, or observe if the attempt that pays won.
-  void        `record_void` when another transaction spent the nonce UTxO, `void_depth` deep; `record_time_over`
-              when a rollback took the nonce UTxO and all TTLs have passed for good. Opens again by
-              `record_block_lost`.
+  replace     `PaymentLifecycle.renew` runs `Admission.replace`; `Admission.admit` does the same for a new invoice
+              of the intent. Legal once the TTL of every attempt that pays has passed and none is in a block. Next:
+              sign, with the same nonce UTxO.
+  cancel      `PaymentLifecycle.cancel`, `renew`, `resume` and `resolve` run `record_cancel`. Legal once something
+              was signed and is in no block. Next: submit; then void, or observe if the attempt that pays won.
+  void        `record_void` when a cancel, or another payment's transaction, ruled out the nonce UTxO, `void_depth`
+              deep; `chain_sync.external_spends.overtake` when an external spend did; `record_time_over` when a
+              rollback took the nonce UTxO and all TTLs have passed for good. Opens again by `record_block_lost`.
 
 Delivery is a second state machine that moves no money: `payments.deliveries`, `commits.delivery_transitions`.
 
@@ -78,7 +82,7 @@ Sub-packages, each importing only from those above it:
     prepaid_calls  requests that a prepaid balance serves, counted against their app's limits
   utxos       UTxOs ready for payments
     pool       admits a payment, waiting for a UTxO if it must
-    queue      payments that wait for change
+    queue      payments that wait for a UTxO
     upkeep     splits and gathers UTxOs when worth the fee
     transfers  the operator's transfers: send, send all, split
   agent       `Agent`: builds the parts; pays and quotes

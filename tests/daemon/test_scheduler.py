@@ -255,5 +255,5 @@ async def test_a_pass_that_fails_in_the_same_way_is_logged_once(written: io.Stri
     await looks(chain_sync, 5)
     await sweeps.stop()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
-    assert [line["event"] for line in lines] == ["sweep.failed"]
+    assert [line["event"] for line in lines] == ["job.failed"]
     assert "the provider burnt down" in lines[0]["exception"]

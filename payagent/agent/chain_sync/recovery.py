@@ -3,7 +3,7 @@
 A ledger is behind if it is older than the signer's own record, or empty although the wallet is not: it does not
 know all that was signed. Then nothing is signed until all of that has landed or expired and was read from the
 chain. The wait is `QUIET_MS`. It begins when, after this was noticed, our clock first agrees with the chain's.
-Start with `Recovery.beat`.
+Start with `Recovery.run_once`.
 
 May import: core, chain.provider, chain.provider_state, chain.quorum_view, wallet.utxo_index, store, agent. Never:
 books a UTxO as spent that no transaction in a block spends.
@@ -197,7 +197,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     rows = [(ref, queries.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # the transaction that was seen to spend it must be seen lost first
-    event = "foreign_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
+    event = "external_spend_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
     held: list[dict[str, int]] = []
     for ref, row in rows:
         is_back(unit, ref, now_ms)

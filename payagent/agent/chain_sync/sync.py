@@ -1,7 +1,7 @@
 """One pass over the chain: its parts, in the order in which they run.
 
-Start with `ChainSync.tick`. A pass is idempotent: each part reads everything anew, and a step that is not due is
-not taken.
+Start with `ChainSync.run_once`. A pass is idempotent: each part reads everything again, and a step that is not due
+is not taken.
 
 May import: core.payment, chain.provider, chain.quorum_view, outbound.merchant_client, the rest of agent. Never:
 asks a provider itself; decides about a payment or a UTxO.
@@ -24,7 +24,7 @@ from payagent.outbound.merchant_client import MerchantClient
 
 
 class ChainSync:
-    """Runs passes over the chain. One `tick` at a time."""
+    """Runs passes over the chain. One `run_once` at a time."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._context = context = agent.context

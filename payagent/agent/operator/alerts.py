@@ -1,7 +1,7 @@
 """Raises an alert when something runs low, clears it when it recovers, and sends alerts to the webhook.
 
 An alert is a row and an event in one commit, then a log line and a webhook request. The newest alert about a
-subject tells whether it is raised, so a restart repeats nothing. Start with `AlertMonitor.beat`.
+subject tells whether it is raised, so a restart repeats nothing. Start with `AlertMonitor.run_once`.
 
 May import: core, store, outbound.webhook, the rest of agent. Never: moves money; counts an alert as delivered
 without a 2xx answer; shows a secret.

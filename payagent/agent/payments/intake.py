@@ -1,6 +1,6 @@
 """Reads a 402 that an app forwards, under the current config, into a `PaymentIntent` to decide on.
 
-Start with `Intake.offers` and `Intake.purchase`. A refusal before there is a payment is recorded, within
+Start with `Intake.offers` and `Intake.intent`. A refusal before there is a payment is recorded, within
 the bounds of `RefusalThrottle`.
 May import: core, dialects, store, agent.base, agent.context, agent.payments, agent.commits. Never: decides;
 reserves.
