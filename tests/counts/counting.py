@@ -77,7 +77,7 @@ async def of_the_agent(folder: Path) -> Counts:
             statements.watch(run.context.conn)
             calls = source.calls
             await run.settle_down(10)
-            assert run.watch.is_idle
+            assert run.chain_sync.is_idle
             told["provider calls of an idle look at a new block"] = (source.calls - calls) / 10
             told["provider calls a minute when idle"] = 60 / NETWORK_BEATS.idle_s * (source.calls - calls) / 10
             told["statements of an idle look at a new block"] = statements.taken()[0] / 10
