@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.problems import PROBLEMS, Refused, own_order
+from payagent.core.problems import PROBLEMS, Refused, name_of, own_order
 
 ANYWHERE = (
     "bad_request",
@@ -29,6 +29,24 @@ ANYWHERE = (
 @pytest.mark.parametrize("code", ANYWHERE)
 def test_what_is_not_about_a_payment_says_nothing_of_money(code: str) -> None:
     assert Refused(code, "").money == ""
+
+
+NAMES = [name_of(code, reason) or "" for code, row in PROBLEMS.items() for reason in row.reasons or (None,)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refusal_keeps_its_code_its_reason_and_a_text_for_people(name: str) -> None:
+    refused = Refused(name, "what happened")
+    assert name_of(refused.code, refused.reason) == name
+    assert refused.record == {"code": refused.code, "reason": refused.reason, "detail": "what happened"}
+    assert 0 < len(refused.problem.title) <= 60
+    assert not refused.problem.title.endswith(".")
+
+
+@pytest.mark.parametrize("code", [code for code, row in PROBLEMS.items() if row.reasons])
+def test_a_family_without_its_reason_is_a_mistake(code: str) -> None:
+    with pytest.raises(KeyError):
+        Refused(code, "what happened")
 
 
 @pytest.mark.parametrize("code", PROBLEMS)
