@@ -199,7 +199,7 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "others than planned"),
     "no anchor": (
         lambda: (sign(PLAN, SIGNER), PLAN._replace(nonce_utxo=Utxo("33" * 32, 0, 5 * ADA))),
-        "the anchor",
+        "the nonce UTxO is not spent",
     ),
     "an output more": (lambda: (agreed(second_change)[0], PLAN), "4 outputs"),
     "planned address": (lambda: planned_otherwise(address=payee(9).raw), "another than planned"),
