@@ -185,7 +185,7 @@ def resume(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
         clear_alert(unit, subject, facts, now_ms)
 
 
-def warn_of_config(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
+def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
     """Raise an alert, once: an invoice came again with other terms, by a merchant's error or tampering."""
     facts = {"detail": f"{origin}: {detail}", "merchant": origin}
     raise_alert(unit, "terms_changed", _terms_subject(origin), facts, now_ms)

@@ -102,11 +102,11 @@ class FollowUp:
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
         """Submit what is due, longest waiting first, at most `SENT_AT_ONCE_MAX` at once; the rest next pass."""
-        submitter = [
+        submittable = [
             row for row in self._open_payments.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt
         ]
-        self._waits = {one.attempt: self._waits[one.attempt] for one in submitter if one.attempt in self._waits}
-        due = [row for row in submitter if self._is_due(row, now_ms)]
+        self._waits = {one.attempt: self._waits[one.attempt] for one in submittable if one.attempt in self._waits}
+        due = [row for row in submittable if self._is_due(row, now_ms)]
         due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
         room, left = SENT_AT_ONCE_MAX - self._submitter.count, set()
         for row in due:

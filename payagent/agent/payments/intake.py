@@ -145,7 +145,7 @@ class Intake:
                 }
                 records.note(unit, None, "refused", None, now_ms, told)
             if refusal.code == "terms_changed":
-                trust.warn_of_config(unit, ask.origin, refusal.detail, now_ms)
+                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
         await self._context.write("refuse", job)
 
