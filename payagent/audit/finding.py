@@ -1,12 +1,16 @@
 """The results of an audit: a finding, its progress, and the newest seal.
 
-May import: the standard library, core.problems. Never: I/O.
+A value that a check cannot read becomes a finding too.
+May import: the standard library, core.problems, store.db. Never: reports an unreadable file as wrong rows.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from payagent.core.problems import Refused
+from payagent.store.db.opening import DatabaseError, is_no_text
 
 _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 
@@ -50,3 +54,24 @@ def parse_head(text: str) -> Head:
 def numbers(first: int, last: int) -> str:
     """A range of row numbers, as text."""
     return f"{first}" if first == last else f"{first} to {last}"
+
+
+T = TypeVar("T")
+
+UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""Errors from reading a value that is not in the form that we write."""
+
+
+def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | AuditFinding]:
+    """The results of a check. An unreadable value ends this check with a finding; other checks go on."""
+    try:
+        yield from check
+    except (*UNREADABLE, DatabaseError) as error:
+        yield unreadable(table, row, error)
+
+
+def unreadable(table: str, row: str, error: Exception) -> AuditFinding:
+    """A finding for the error that ended a check. Raises the error again if it is about the file or our SQL."""
+    if isinstance(error, DatabaseError) and not is_no_text(error):
+        raise error
+    return AuditFinding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")

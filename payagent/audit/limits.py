@@ -8,8 +8,7 @@ force).
 import json
 from collections.abc import Iterator
 
-from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import AuditFinding
+from payagent.audit.finding import UNREADABLE, AuditFinding
 from payagent.core.policy import Limit, Scope, Window
 from payagent.store.audit import recount as counted
 from payagent.store.db.unit import Connection

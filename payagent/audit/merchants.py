@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import AuditFinding
+from payagent.audit.finding import UNREADABLE, AuditFinding
 from payagent.store.audit import books
 from payagent.store.db.unit import Connection
 from payagent.store.rows import merchants

@@ -16,8 +16,7 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from payagent.audit.checked_rows import UNREADABLE, to_the_end, unreadable
-from payagent.audit.finding import AuditFinding, Progress
+from payagent.audit.finding import UNREADABLE, AuditFinding, Progress, to_the_end, unreadable
 from payagent.audit.payments import check_payment
 from payagent.audit.signed_bytes import Owner
 from payagent.store.audit import books

@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 
-from payagent.audit.checked_rows import UNREADABLE
-from payagent.audit.finding import AuditFinding, Head, Progress, numbers
+from payagent.audit.finding import UNREADABLE, AuditFinding, Head, Progress, numbers
 from payagent.store.audit import books
 from payagent.store.db.seals import SEALED, marks_of, seal_hash
 from payagent.store.db.tables import GENESIS

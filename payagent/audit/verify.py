@@ -6,8 +6,7 @@ fault that only the chain can show (a deposit and its UTxO, both changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.checked_rows import to_the_end
-from payagent.audit.finding import AuditFinding, Head, Progress
+from payagent.audit.finding import AuditFinding, Head, Progress, to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.payment_shares import shared_out

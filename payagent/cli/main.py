@@ -23,13 +23,12 @@ from payagent.cli.ledger import ledger
 from payagent.cli.limits import limits
 from payagent.cli.merchants import merchants
 from payagent.cli.options import config_option, example, output_options, pass_terminal
-from payagent.cli.pause import pause, resume
 from payagent.cli.pay import pay
 from payagent.cli.payments import payments
 from payagent.cli.prepaid import prepaid
 from payagent.cli.proxy import proxy
 from payagent.cli.terminal import Terminal
-from payagent.cli.wallet import wallet
+from payagent.cli.wallet import pause, resume, wallet
 
 EXIT_CODES = """\b
 Exit codes:

@@ -23,9 +23,8 @@ from payagent.client.daemon_client import DEFAULT, DaemonAddress, DaemonClient
 from payagent.client.effects import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.present_proof import asked, delivery_path, until_ready
-from payagent.core.origin import DEFAULT_PORTS, parse_origin
+from payagent.core.origin import DEFAULT_PORTS, is_called, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
-from payagent.core.resource import is_called
 
 PATIENCE_S = 120.0
 PATIENCE_BY_HAND_S = 2.0

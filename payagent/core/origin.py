@@ -1,4 +1,4 @@
-"""Parses the origin that identifies a merchant (RFC 6454: scheme, host, port) into its canonical spelling.
+"""The parts of a URL: the origin that identifies a merchant (RFC 6454), and the resource that a 402 names.
 
 May import: the standard library.
 Never: resolves a name.
@@ -6,7 +6,7 @@ Never: resolves a name.
 
 import re
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 T_BACKEND = "https://api-v3.fluxpointstudios.com"
@@ -53,3 +53,26 @@ def is_this_machine(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_PATH_DELIMITERS = re.compile(r"(/)")
+_QUERY_DELIMITERS = re.compile(r"([&=+;])")
+
+
+def is_called(named: SplitResult, called: SplitResult) -> bool:
+    """Whether path and query are the same. A resource without a query matches any query.
+
+    Servers name a path as their framework decoded it, for example with a space for %20. So percent-encoding makes
+    no difference (RFC 3986, 6.2.2), except for encoded delimiters.
+    """
+    try:
+        return _read(named.path or "/", _PATH_DELIMITERS) == _read(called.path or "/", _PATH_DELIMITERS) and (
+            named.query == "" or _read(named.query, _QUERY_DELIMITERS) == _read(called.query, _QUERY_DELIMITERS)
+        )
+    except UnicodeEncodeError:
+        return False
+
+
+def _read(text: str, delimiters: re.Pattern[str]) -> list[bytes]:
+    """Split the text at its delimiters, which are kept, and percent-decode each piece."""
+    return [unquote_to_bytes(piece) for piece in delimiters.split(text)]

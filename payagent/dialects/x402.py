@@ -16,9 +16,8 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Invoice, Output, check_outputs
 from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
-from payagent.core.origin import parse_origin
+from payagent.core.origin import is_called, parse_origin
 from payagent.core.problems import Refused
-from payagent.core.resource import is_called
 from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_unknown_terms, require, show
 
 SCHEME = "exact"

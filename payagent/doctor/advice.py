@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult
-from payagent.doctor.open_ledger import opened
+from payagent.doctor.check_result import CheckResult, opened
 from payagent.settings.paths import LEDGER_FILE
 from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.rows import apps

@@ -1,12 +1,17 @@
-"""The result of one check.
+"""The result of one check, and the ledger opened for checks.
 
-May import: core.
+May import: core, store.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from payagent.core.problems import Refused
+from payagent.store.db.opening import require_ledger
+from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +38,16 @@ def finding(name: str, check: Callable[[], str]) -> CheckResult:
         return CheckResult(name, check())
     except Refused as refused:
         return CheckResult(name, refused.detail, refused)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Connection]:
+    """A read-only connection. Raises `ledger_missing`, `ledger_newer` or `store_failed`."""
+    require_ledger(path)
+    try:
+        with closing(Readers(path).conn) as conn:
+            yield conn
+    except Refused:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever SQLite raises: only the store imports SQLite
+        raise Refused("store_failed", f"{path} cannot be read: {error}") from None

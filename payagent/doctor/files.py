@@ -13,8 +13,7 @@ from pathlib import Path
 from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding
-from payagent.doctor.open_ledger import opened
+from payagent.doctor.check_result import CheckResult, finding, opened
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
     read_header_secret,
@@ -36,8 +35,7 @@ from payagent.settings.paths import (
     written_by_daemon,
 )
 from payagent.settings.schema import Settings
-from payagent.store.db.disk_space import room_problem
-from payagent.store.db.opening import require_ledger
+from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, events, journal, merchants
 from payagent.store.rows import limit_counters as spending

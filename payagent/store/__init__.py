@@ -12,7 +12,7 @@ Where to look:
     schema     the migrations, which build a ledger, and what it must then have
     opening    opens the file, or refuses it
     unit       one job's part of the open transaction
-    committer  commits several jobs at once (uses `lease`, `disk_space`, `seals`, `signer_record`)
+    committer  commits several jobs at once (uses `lease`, `seals`, `signer_record`)
     writer     the thread that commits, and its queue
     readers    read-only connections, and a copy in one file
   rows/        one module for each kind of row

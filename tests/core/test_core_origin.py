@@ -1,8 +1,10 @@
-"""A merchant's origin has one spelling, and what is more or less than an origin is none."""
+"""A merchant's origin has one spelling. Two spellings of a resource's path are one resource."""
+
+from urllib.parse import urlsplit
 
 import pytest
 
-from payagent.core.origin import is_t_backend, is_this_machine, parse_origin
+from payagent.core.origin import is_called, is_t_backend, is_this_machine, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,48 @@ def test_what_only_this_machine_is_called(host: str, is_ours: bool) -> None:
 )
 def test_the_t_backend_is_one_origin(text: str, known: bool) -> None:
     assert is_t_backend(text) is known
+
+
+def is_same_resource(named: str, called: str) -> bool:
+    return is_called(urlsplit(f"https://a.example{named}"), urlsplit(f"https://b.example{called}"))
+
+
+@pytest.mark.parametrize(
+    ("named", "called"),
+    [
+        ("", "/"),
+        ("/", ""),
+        ("/a", "/a?x=1"),
+        ("/a?x=1", "/a?x=1"),
+        ("/a b", "/a%20b"),
+        ("/\u00e9", "/%c3%A9"),
+        ("/a%2Fb", "/a%2fb"),
+        ("/a?x=a b", "/a?x=a%20b"),
+        ("/100%", "/100%25"),
+    ],
+)
+def test_a_resource_is_the_same_however_it_is_encoded(named: str, called: str) -> None:
+    assert is_same_resource(named, called)
+
+
+@pytest.mark.parametrize(
+    ("named", "called"),
+    [
+        ("/a", "/b"),
+        ("/a/", "/a"),
+        ("/a?x=1", "/a"),
+        ("/a?x=1", "/a?x=2"),
+        ("/a/b", "/a%2Fb"),
+        ("/a%252Fb", "/a%2Fb"),
+        ("/a b", "/a+b"),
+        ("/a?x=1&y", "/a?x=1%26y"),
+        ("/a?x=1&y", "/a?x%3D1&y"),
+        ("/a?x=1+2", "/a?x=1%2B2"),
+        ("/a?x=1;y", "/a?x=1%3By"),
+        ("/\ud800", "/%ED%A0%80"),
+        ("/%ED%A0%80", "/\ud800"),
+        ("/a?\ud800", "/a?%ED%A0%80"),
+    ],
+)
+def test_another_path_or_query_is_another_resource(named: str, called: str) -> None:
+    assert not is_same_resource(named, called)

@@ -1,28 +1,19 @@
 """The pages that are made from the code are in step with it."""
 
-import importlib.machinery
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from kit.pages import docs_script
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PLOTS = sorted((DOCS / "evidence").glob("*.svg"))
+PAGES = docs_script().PAGES
 
 
-def load_script() -> dict[str, object]:
-    loader = importlib.machinery.SourceFileLoader("payagent_docs", str(DOCS.parent / "scripts/docs"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module.PAGES
-
-
-@pytest.mark.parametrize("name", sorted(load_script()))
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_a_made_page_is_what_the_code_says(name: str) -> None:
-    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == load_script()[name](), "run scripts/docs"
+    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == PAGES[name](), "run scripts/docs"
 
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: str(plot.name))

@@ -1,9 +1,10 @@
-"""Opens the ledger file for writing and for reading; refuses one that is missing, damaged or newer.
+"""Opens the ledger file for writing and reading; refuses one that is missing, damaged or newer; looks at its disk.
 
 SQLite's errors about the file become refusals here, for rooms that may not import sqlite3.
 May import: core, store.db, sqlite3. Never: writes a row.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -141,3 +142,21 @@ def migrate(conn: sqlite3.Connection) -> None:
     schema.bring_up_to_date(conn)
     if missing := schema.missing_guards(conn):
         raise Refused("ledger_tampered", f"ledger.db lacks the triggers {', '.join(missing)}")
+
+
+ROOM_MIN_BYTES = 4 * 1024**2
+"""The ledger and its log will need at least this much soon."""
+
+
+def room_problem(folder: Path, look: Callable[[Path], os.statvfs_result] = os.statvfs) -> str | None:
+    """The problem with the folder's disk, as text. None if it has room or does not report its free space."""
+    try:
+        disk = look(folder)
+    except OSError as error:
+        return f"its disk cannot be looked at: {error.strerror}"
+    if disk.f_flag & os.ST_RDONLY:
+        return "its disk is mounted read-only"
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if disk.f_blocks and free_bytes < ROOM_MIN_BYTES:
+        return f"its disk has {free_bytes // 1024} KiB of room"
+    return None

@@ -12,8 +12,7 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import BinaryIO
 
-from payagent.store.db.disk_space import room_problem
-from payagent.store.db.opening import open_read_only
+from payagent.store.db.opening import open_read_only, room_problem
 
 _CACHE_KIB = 65_536
 """The page cache of a snapshot. A full read visits each payment's rows in many places of the file, and would

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from payagent.store.db.disk_space import ROOM_MIN_BYTES, room_problem
+from payagent.store.db.opening import ROOM_MIN_BYTES, room_problem
 
 BLOCK_BYTES = 4096
 
