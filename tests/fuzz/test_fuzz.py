@@ -12,7 +12,7 @@ from kit.effort import pick
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 NAMES = ("address", "body402", "cbor", "http", "provider")
-SECONDS = pick(5, 20)
+SECONDS = pick(2, 20)
 
 pytestmark = pytest.mark.skipif(
     find_spec("atheris") is None, reason="NOT RUN: the fuzzer has no wheel for this Python"

@@ -1,6 +1,6 @@
 """kill -9 on a real daemon with a real file: no payment lost, none twice, and the ledger equals the chain.
 
-Kills at each commit point on both sides, at random moments under load, and of cold starts: about 90, or 200 with
+Kills at each commit point on both sides, at random moments under load, and of cold starts: about 50, or 200 with
 `./scripts/test --long`. Clients go on buying through all of it,
 blocks come and are rolled back, replies are lost. The last tests kill daemons with a
 seeded bug, to show that the checks would see it.
@@ -17,10 +17,12 @@ from killchecks import at_death, at_peace, check_paid_once
 from killworld import World, running_world
 from kit.effort import pick
 
-LIFE = (1, 2, 1, 3)[: pick(2, 4)]
+LIFE = (1, 2, 1, 3)[: pick(1, 4)]
 """At which of a commit point's times in one life the daemon is killed, life by life."""
 
-RANDOM_KILLS = pick(40, 100)
+RANDOM_KILLS = pick(20, 100)
+
+COLD_STARTS = pick(6, 10)
 
 
 def kinds(world: World) -> set[str]:
@@ -60,9 +62,9 @@ async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -
 
 async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=4, lanes=2) as made:
-        await run(made, [cold(served=number % 3 != 0) for number in range(10)])
+        await run(made, [cold(served=number % 3 != 0) for number in range(COLD_STARTS)])
         assert made.violations == []
-        assert made.kills == {"cold start": 10}
+        assert made.kills == {"cold start": COLD_STARTS}
 
 
 async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> None:

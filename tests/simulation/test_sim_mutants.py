@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from os import sched_getaffinity
 
 import pytest
+from kit.effort import pick
 from simulation.mutants import kill
 
 SEEDS_MAX = 60
@@ -28,12 +29,13 @@ SOON = (
     "nobody's answer is a yes",
     "no lock keeps a second daemon away",
 )
+CHOSEN = SOON[:: pick(2, 1)]
 
 
 @pytest.mark.timeout(600)
 def test_bugs_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     with ProcessPoolExecutor(len(sched_getaffinity(0)), get_context("spawn")) as pool:
-        kills = dict(zip(SOON, pool.map(kill, SOON, [range(SEEDS_MAX)] * len(SOON)), strict=True))
+        kills = dict(zip(CHOSEN, pool.map(kill, CHOSEN, [range(SEEDS_MAX)] * len(CHOSEN)), strict=True))
     with capsys.disabled():
         print()
         for name, found in kills.items():

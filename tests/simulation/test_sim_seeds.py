@@ -16,7 +16,7 @@ from simulation.sources import ROOT, base_seed, regressions
 
 from sim.run import Result, Stopwatch, run_seeds
 
-SEEDS = int(os.environ.get("PAYAGENT_SIM_SEEDS", pick(400, 2000)))
+SEEDS = int(os.environ.get("PAYAGENT_SIM_SEEDS", pick(200, 2000)))
 
 REACHED_OFTEN = (
     "a death before sign", "a death after leave", "a death between two steps", "a fork of 16 blocks or more",
