@@ -44,7 +44,7 @@ def selections(past: Past) -> Iterator[Selection]:
     yield from (Selection(since_ms=YEAR_1_MS), Selection(since_ms=YEAR_9999_END_MS))
 
 
-def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
+def test_the_csv_export_has_a_row_for_each_posting_and_the_closing_balances(lived: Past) -> None:
     rows = list(csv.DictReader(io.StringIO(exported(lived, "csv"))))
     with Readers(lived.path).snapshot() as conn:
         wanted = [(str(e.id), *line) for e, *_ in journal.booked(conn, EVERYTHING) for line in e.postings]
@@ -60,7 +60,7 @@ def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
             assert row["ada"] == ""
 
 
-def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
+def test_every_export_format_names_the_app_and_never_its_id(lived: Past) -> None:
     """Its id is in no answer that who only reads is given."""
     with Readers(lived.path).snapshot() as conn:
         wanted = conn.execute(
@@ -78,7 +78,7 @@ def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
         assert told_there == sum(line.get("app_name") == "test" for line in lines) > 0
 
 
-def test_opening_and_entries_come_to_closing(lived: Past) -> None:
+def test_the_opening_balances_and_the_entries_add_up_to_the_closing_balances(lived: Past) -> None:
     at_ms = middle_ms(lived)
     lines = [json.loads(line) for line in exported(lived, "jsonl", Selection(since_ms=at_ms)).splitlines()]
     assert (lines[0]["type"], lines[-1]["type"]) == ("opening", "closing")
@@ -97,7 +97,7 @@ def test_opening_and_entries_come_to_closing(lived: Past) -> None:
     assert set(sums) <= set(closing)
 
 
-def test_bean_check_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_path: Path) -> None:
+def test_bean_check_accepts_every_selection_and_rejects_a_changed_amount(lived: Past, tmp_path: Path) -> None:
     file = tmp_path / "books.beancount"
 
     def check(text: str) -> int:
@@ -110,7 +110,7 @@ def test_bean_check_accepts_every_part_and_finds_a_changed_amount(lived: Past, t
     assert check(whole.replace("100.000000 ADA", "100.000001 ADA", 1)) != 0
 
 
-def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_path: Path) -> None:
+def test_hledger_accepts_every_selection_and_rejects_a_changed_amount(lived: Past, tmp_path: Path) -> None:
     if shutil.which("hledger") is None:
         pytest.skip("NOT RUN: hledger is not installed (package hledger)")
     file = tmp_path / "books.journal"
@@ -134,11 +134,11 @@ def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_
 
 
 @pytest.mark.parametrize("form", get_args(Format))
-def test_an_empty_part_is_an_export_too(lived: Past, form: Format) -> None:
+def test_a_selection_without_entries_is_still_a_valid_export(lived: Past, form: Format) -> None:
     assert exported(lived, form, Selection(app="nobody")).endswith("\n")
 
 
-def test_names_are_safe_and_no_two_are_one(tmp_path: Path) -> None:
+def test_account_and_commodity_names_are_valid_and_unique(tmp_path: Path) -> None:
     origins = [
         "http://[::]",
         "http://a-b.example",

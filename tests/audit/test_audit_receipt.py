@@ -160,7 +160,7 @@ def all_receipts(lived: Past) -> list[Receipt]:
     return receipts(lived.path, terms_of(lived.owner, lived.origin))
 
 
-def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: list[Receipt]) -> None:
+def test_every_receipt_is_clean_and_shows_decisions_answers_and_proof_headers(all_receipts: list[Receipt]) -> None:
     assert [judge(receipt) for receipt in all_receipts] == [[]] * len(all_receipts)
     kinds = [(receipt["payment"]["kind"], receipt["payment"]["state"]) for receipt in all_receipts]
     assert {kind for kind, _ in kinds} >= {"invoice", "split", "send"}
@@ -174,12 +174,14 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert "402" in refused["invoice"]["response_402"]
 
 
-def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
+def test_every_change_to_a_receipt_is_found_unless_only_another_source_can_tell(
+    all_receipts: list[Receipt],
+) -> None:
     for receipt in all_receipts:
         assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> None:
+async def test_the_402_in_an_x402_receipt_is_parsed_again_and_checked(tmp_path: Path) -> None:
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet:
         world = World(devnet, tmp_path)
@@ -201,7 +203,7 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
     assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp_path: Path) -> None:
+async def test_a_receipt_is_clean_when_the_402_names_an_allowed_internal_origin(tmp_path: Path) -> None:
     """By which names the operator lets it go is not recorded."""
     inside = "http://localhost:3000"
     with world_with_clock(tmp_path) as world:
@@ -227,7 +229,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
     assert judge(changed(receipt, ("invoice", "response_402"), received("/another")))
 
 
-async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -> None:
+async def test_upkeep_transfers_have_clean_receipts_too(tmp_path: Path) -> None:
     with world_with_clock(tmp_path) as world:
         world.settings(price="2000000", splits=[])
         world.fund(100 * ADA)
@@ -247,7 +249,7 @@ async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -
             assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers_word(
+def test_every_term_in_the_recorded_402_is_compared_with_the_receipt(
     all_receipts: list[Receipt],
 ) -> None:
     receipt = all_receipts[0]
@@ -264,7 +266,7 @@ def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers
     assert judge(changed(receipt, ("invoice", "response_402"), json.dumps(received | {"status": 200})))
 
 
-def test_what_is_left_out_is_found(all_receipts: list[Receipt]) -> None:
+def test_a_row_left_out_of_a_receipt_is_found(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     for part in ("events", "entries", "holds", "attempts", "block_observations", "decisions", "answers"):
         for place in range(len(receipt[part])):
@@ -286,7 +288,7 @@ def rehashed(receipt: Receipt) -> Receipt:
     return receipt
 
 
-def test_a_transaction_in_a_block_that_is_none_of_its_attempts_is_found(all_receipts: list[Receipt]) -> None:
+def test_a_receipt_proved_by_somebody_elses_transaction_is_found(all_receipts: list[Receipt]) -> None:
     """Consistent in itself: a payment that is shown by somebody else's transaction."""
     forged = copy.deepcopy(all_receipts[2])
     own, fee = forged["payment"]["tx_hash"], int(forged["attempts"][0]["fee"])
@@ -316,7 +318,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     return dict(event)
 
 
-def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
+def test_a_block_event_with_somebody_elses_transaction_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
     forged["block_observations"] = []
@@ -331,7 +333,7 @@ def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]
 
 
 @pytest.mark.parametrize("name", ["submit", "confirm", "settle"])
-def test_an_event_that_names_another_transaction_than_was_seen_is_found(
+def test_an_event_that_names_another_transaction_than_the_block_does_is_found(
     all_receipts: list[Receipt], name: str
 ) -> None:
     """What was signed came into no block, and what the receipt goes by is there for everybody to see."""
@@ -348,7 +350,7 @@ def test_an_event_that_names_another_transaction_than_was_seen_is_found(
 
 
 @pytest.mark.parametrize("first", [None, 999])
-def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
+def test_an_attempt_that_pays_none_of_the_shown_invoices_is_found(
     all_receipts: list[Receipt], first: int | None
 ) -> None:
     """A transaction that pays anybody anything is no payment of the 402 that was put beside it."""
@@ -365,7 +367,7 @@ def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
     assert any(found.table == "attempts" and "invoice" in found.what for found in judge(rehashed(forged)))
 
 
-def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_receipts: list[Receipt]) -> None:
+def test_two_invoices_with_the_same_number_are_found(all_receipts: list[Receipt]) -> None:
     """What people read first is the made-up one, and all that is checked is the other."""
     forged = copy.deepcopy(all_receipts[0])
     forged["other_invoices"].append(forged["invoice"])
@@ -377,7 +379,7 @@ def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_r
     assert any("its number" in found.what for found in judge(forged))
 
 
-def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Receipt]) -> None:
+def test_an_invoice_that_no_attempt_was_signed_for_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[0])
     forged["other_invoices"].append(forged["invoice"] | {"number": 999})
     (found,) = judge(forged)
@@ -389,14 +391,14 @@ def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Rece
 
 
 @pytest.mark.parametrize("part", ["attempts", "block_observations", "entries", "holds", "events"])
-def test_what_stands_twice_is_found(all_receipts: list[Receipt], part: str) -> None:
+def test_a_duplicated_row_in_a_receipt_is_found(all_receipts: list[Receipt], part: str) -> None:
     """Else one of the two may say anything."""
     forged = copy.deepcopy(all_receipts[0])
     forged[part].insert(0, forged[part][0])
     assert judge(forged)
 
 
-def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
+def test_a_cancel_transaction_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(next(one for one in all_receipts if one["payment"]["state"] == "void"))
     void = forged["events"][-1]
     void |= {"event": "seen_in_block", "state": "in_block"}
@@ -416,7 +418,7 @@ def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Recei
     assert "not an attempt to pay" in found.what
 
 
-def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
+def test_the_check_lists_what_only_the_chain_or_the_ledger_can_confirm(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     told = "\n".join(untold(receipt))
     assert receipt["payment"]["block"]["hash"] in told
@@ -444,13 +446,13 @@ def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
     ],
     ids=range(10),
 )
-def test_a_file_that_is_no_receipt_is_said_to_be_none(raw: bytes) -> None:
+def test_a_file_that_is_not_a_receipt_is_refused(raw: bytes) -> None:
     with pytest.raises(Refused) as refused:
         read_receipt(raw)
     assert refused.value.name == "file_invalid/receipt"
 
 
-def test_a_value_of_another_type_is_refused_or_found_wherever_it_stands(all_receipts: list[Receipt]) -> None:
+def test_a_value_of_the_wrong_type_anywhere_in_a_receipt_is_refused_or_found(all_receipts: list[Receipt]) -> None:
     deep: object = "x"
     for _ in range(12):
         deep = [deep]

@@ -91,7 +91,7 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
     return plan.tx_id
 
 
-async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
+async def test_an_intact_ledger_with_a_full_history_agrees_with_the_chain(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
         await run.run_pass()
@@ -104,7 +104,7 @@ async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
         assert agree(answer)
 
 
-async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
+async def test_reconcile_from_a_later_slot_is_clean_too(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
         await run.run_pass()
@@ -120,7 +120,7 @@ async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
         assert counts[0] == whole
 
 
-async def test_what_is_in_flight_is_accounted_for_and_no_finding(world: World) -> None:
+async def test_payments_and_deposits_in_flight_are_listed_and_are_not_findings(world: World) -> None:
     world.terms = replace(world.terms, confirm_depth=3)
     async with paid(world) as run:
         in_block = await reconciled(run)
@@ -159,7 +159,7 @@ async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_fligh
             assert {told["kind"] for told in (await reconciled(run))["findings"]} >= {"foreign"}
 
 
-async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_finding(world: World) -> None:
+async def test_a_deposit_on_a_fork_payagent_has_not_seen_yet_is_not_a_finding(world: World) -> None:
     """Its block is lower than the last one that payagent looked at, which is on the chain no more."""
     async with paid(world) as run:
         await run.settle_down(5)
@@ -172,7 +172,7 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_fin
         assert agree(answer)
 
 
-async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_is_in_flight(world: World) -> None:
+async def test_a_deposit_on_a_fork_that_one_provider_does_not_list_yet_is_in_flight(world: World) -> None:
     """Up to its height all was booked, but on another chain; payagent has seen the fork since."""
     with Relay(world.devnet).serving() as late:
         async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
@@ -187,7 +187,9 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_i
             assert agree(answer)
 
 
-async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world: World) -> None:
+async def test_a_rollback_payagent_is_not_sure_of_makes_reconcile_incomplete_without_a_finding(
+    world: World,
+) -> None:
     """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
     async with paid(world) as run:
         world.fund(7 * ADA)
@@ -205,7 +207,7 @@ async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world
         assert (answer["findings"], answer["clean"]) == ([], True)
 
 
-async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: World) -> None:
+async def test_reconcile_since_a_slot_still_includes_everything_not_booked_yet(world: World) -> None:
     """All that is unspent is compared, so what is in a block and not booked is told, however old the block is."""
     world.terms = replace(world.terms, confirm_depth=3)
     async with paid(world) as run:
@@ -223,7 +225,7 @@ async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: Worl
         assert settled["since_slot"] == run.context.chain.tip.slot
 
 
-async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
+async def test_an_external_spend_is_reported_until_payagent_books_it(world: World) -> None:
     async with paid(world) as run:
         tx_id = await spend_elsewhere(run, 3 * ADA)
         answer = await reconciled(run)
@@ -246,7 +248,7 @@ async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
         assert agree(answer)
 
 
-async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(world: World) -> None:
+async def test_amounts_changed_in_the_ledger_are_reported_as_differing_from_the_chain(world: World) -> None:
     async with paid(world) as run:
         (row,) = [entry for entry in run.entries() if entry.kind == "post"]
         tamper(
@@ -259,7 +261,7 @@ async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(worl
         assert ("differing", "payments", row.payment_id) in told
 
 
-async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
+async def test_a_deposit_missing_from_the_ledger_is_reported_as_foreign(world: World) -> None:
     async with paid(world) as run:
         world.fund(9 * ADA)
         await run.settle_down()
@@ -275,7 +277,7 @@ async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
         assert f"{9 * ADA} lovelace" in foreign[0]["what"]
 
 
-async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world: World) -> None:
+async def test_a_rollback_since_the_last_pass_makes_reconcile_incomplete_without_a_finding(world: World) -> None:
     """Both blocks of the deposit and of the payment are lost, and payagent has not looked since."""
     async with paid(world) as run:
         world.fund(9 * ADA)
@@ -291,7 +293,7 @@ async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world
         assert str(payment.attempt.tx_id) in lost
 
 
-async def test_a_lost_block_of_what_is_not_booked_yet_is_in_flight(world: World) -> None:
+async def test_a_payment_whose_block_is_rolled_back_before_confirmation_stays_in_flight(world: World) -> None:
     world.terms = replace(world.terms, confirm_depth=3)
     world.block(3)
     async with paid(world) as run:
@@ -303,7 +305,7 @@ async def test_a_lost_block_of_what_is_not_booked_yet_is_in_flight(world: World)
         assert agree(answer)
 
 
-async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
+async def test_booked_payments_and_deposits_that_are_not_on_the_chain_are_reported_missing(world: World) -> None:
     async with paid(world) as run:
         world.fault("submit", "drop", count=10)
         lost = await run.pay("lost")
@@ -327,7 +329,7 @@ async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
 
 
 @pytest.mark.parametrize("below", ["/blocks/latest", "/addresses", "/txs", "/addresses/{}/utxos"])
-async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, below: str) -> None:
+async def test_reconcile_is_incomplete_when_the_only_provider_fails(world: World, below: str) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"only": relay.url}) as run:
             relay.tell(below.format(world.address), 500, BAD)
@@ -339,7 +341,7 @@ async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, b
             assert (await reconciled(run))["clean"]
 
 
-async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World) -> None:
+async def test_reconcile_asks_the_next_provider_when_one_fails(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"first": relay.url, "second": world.devnet.chain_url}) as run:
             relay.tell("/txs", 500, BAD)
@@ -347,7 +349,7 @@ async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World
             assert (answer["clean"], answer["provider"]) == (True, "second")
 
 
-async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: World) -> None:
+async def test_a_transaction_the_provider_does_not_list_makes_reconcile_incomplete(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"only": relay.url}) as run:
             relay.freeze(f"/addresses/{world.address}/transactions", "?order=desc")
@@ -357,7 +359,7 @@ async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: W
             assert "does not list it" in answer["could_not_tell"][0]
 
 
-async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: World) -> None:
+async def test_the_history_is_read_again_while_new_blocks_arrive_but_not_forever(world: World) -> None:
     """A block comes with every listing of the coins, three times; then one that never ends."""
     moves = 3
 
@@ -381,7 +383,7 @@ async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: Wo
     await source.aclose()
 
 
-async def test_a_fork_while_it_is_read_leaves_nothing_of_the_lost_branch(world: World) -> None:
+async def test_a_fork_during_the_read_leaves_nothing_of_the_lost_branch(world: World) -> None:
     forks = 1
 
     class Forking(Blockfrost):

@@ -65,7 +65,7 @@ def _holds_together(invoice: Invoice, text: str) -> None:
 
 
 @given(body=VALUES, status=st.sampled_from([402, 402, 402, 200]), mode=MODES)
-def test_any_value(body: object, status: int, mode: Any) -> None:
+def test_any_json_body_is_read_or_refused(body: object, status: int, mode: Any) -> None:
     try:
         response = make_response(status, {"X-Chain": "base"} if status == 200 else {}, body)
     except Refused:
@@ -74,7 +74,7 @@ def test_any_value(body: object, status: int, mode: Any) -> None:
 
 
 @given(raw=st.binary(max_size=200) | st.text(max_size=80).map(str.encode), is_json=st.booleans())
-def test_any_bytes(raw: bytes, is_json: bool) -> None:
+def test_any_bytes_as_a_body_are_read_or_refused(raw: bytes, is_json: bool) -> None:
     try:
         response = parse_response(402, {"content-type": "application/json"} if is_json else {}, raw)
     except Refused:
@@ -83,7 +83,7 @@ def test_any_bytes(raw: bytes, is_json: bool) -> None:
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)), mode=MODES)
-def test_a_valid_body_with_a_field_changed_or_moved(data: st.DataObject, key: str, mode: Any) -> None:
+def test_a_valid_body_with_a_changed_field_is_read_or_refused(data: st.DataObject, key: str, mode: Any) -> None:
     body = json.loads(BASES[key].text)
     for _ in range(data.draw(st.integers(1, 3))):
         _change(data, body, KEYS)
@@ -91,7 +91,7 @@ def test_a_valid_body_with_a_field_changed_or_moved(data: st.DataObject, key: st
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)))
-def test_a_valid_body_with_its_bytes_damaged(data: st.DataObject, key: str) -> None:
+def test_a_valid_body_with_damaged_bytes_is_read_or_refused(data: st.DataObject, key: str) -> None:
     raw = bytearray(BASES[key].text.encode())
     start = data.draw(st.integers(0, len(raw) - 1))
     raw[start : start + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
@@ -142,7 +142,7 @@ def _carriers(terms: Any) -> list[HttpResponse]:
 
 
 @given(data=st.data(), terms=st.sampled_from(X402))
-def test_x402_terms_with_a_field_changed_or_moved(data: st.DataObject, terms: Any) -> None:
+def test_x402_terms_with_a_changed_field_are_read_or_refused(data: st.DataObject, terms: Any) -> None:
     terms = json.loads(json.dumps(terms))
     for _ in range(data.draw(st.integers(0, 3))):
         _change(data, terms, X402_KEYS)
@@ -170,7 +170,7 @@ def _prove_or_refuse(response: HttpResponse) -> None:
 
 
 @given(raw=st.binary(max_size=60) | st.text(max_size=40).map(str.encode), packed=st.booleans())
-def test_any_header(raw: bytes, packed: bool) -> None:
+def test_any_payment_required_header_is_read_or_refused(raw: bytes, packed: bool) -> None:
     header = base64.b64encode(raw).decode() if packed else raw.decode("latin-1")
     _read_or_refuse(parse_response(402, {"PAYMENT-REQUIRED": header}, b""), knowing(), header)
 
@@ -192,7 +192,7 @@ ANSWERS = st.recursive(
     dialect=st.sampled_from(["t-backend", "flux", "x402-v2", "x402-v1"]),
     after=st.none() | st.text(max_size=12),
 )
-def test_any_answer_to_a_retry_is_read_without_a_word(
+def test_any_answer_to_a_retry_gets_a_verdict_and_a_printable_reason(
     body: object, settled: object, status: int, dialect: str, after: str | None
 ) -> None:
     headers = {"retry-after": after or "5"} | ({} if settled is None else {"payment-response": pack(settled)})

@@ -177,7 +177,9 @@ ROWS: dict[str, Row] = {
 
 
 @pytest.mark.parametrize(("status", "headers", "body", "expected"), ROWS.values(), ids=ROWS)
-def test_every_402_that_was_seen(status: int, headers: dict[str, str], body: object, expected: Paid | str) -> None:
+def test_every_known_shape_of_402_is_read_or_refused_with_its_code(
+    status: int, headers: dict[str, str], body: object, expected: Paid | str
+) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
     response = parse_response(status, headers, text.encode())
     if isinstance(expected, str):

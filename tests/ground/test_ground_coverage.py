@@ -16,7 +16,7 @@ NOT_COUNTED = "--ignore=tests/dialects/test_dialects_fuzz.py"
 
 
 @pytest.mark.timeout(900)
-def test_every_branch_is_taken(tmp_path: Path) -> None:
+def test_every_branch_of_the_pure_modules_is_tested(tmp_path: Path) -> None:
     options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", NOT_COUNTED]
     run = coverage(tmp_path, "run", "--branch", f"--source={SOURCES}", "-m", "pytest", *options, *THEIR_TESTS)
     assert run.returncode == 0, run.stdout[-4000:]

@@ -32,7 +32,7 @@ def test_no_public_class_name_occurs_twice() -> None:
     assert twice((str(path.relative_to(ROOT)), path.read_text()) for path in paths) == {}
 
 
-def test_a_name_that_occurs_twice_is_found() -> None:
+def test_a_class_name_that_occurs_twice_is_found() -> None:
     one, other = ("a.py", "class Payment: ...\nclass _Own: ..."), ("b.py", "class Payment: ...\nclass _Own: ...")
     assert twice([one, other]) == {"Payment": ["a.py", "b.py"]}
 

@@ -51,11 +51,11 @@ def named_in(body: list[ast.stmt]) -> set[str]:
     return {name for name in functions if name.startswith("test_")}
 
 
-def test_every_line_of_the_threat_list_has_a_test_that_is_there_or_a_reason() -> None:
+def test_every_threat_on_the_security_page_has_an_existing_test_or_a_reason() -> None:
     assert faults(PAGE) == []
 
 
-def test_a_page_that_does_not_hold_would_be_found() -> None:
+def test_a_wrong_security_page_would_be_found() -> None:
     first = re.search(r"^\| A6 \|.*$", PAGE, re.MULTILINE)
     assert first is not None
     row = first[0]

@@ -73,7 +73,7 @@ def pay(payer: Payer, count: int) -> None:
         payer.follow(number, plan)
 
 
-def test_a_payment_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+def test_a_payment_costs_no_more_after_many_payments_than_after_few(tmp_path: Path) -> None:
     told = {}
     for count in (FEW, MANY):
         path = tmp_path / f"{count}.db"
@@ -94,7 +94,7 @@ PAGES: dict[str, dict[str, object]] = {
 }
 
 
-def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp_path: Path) -> None:
     """Also one on which few are, or none."""
     every = dict.fromkeys(("app_id", "state", "origin", "since_ms", "before_seq"))
     told: dict[str, list[int]] = {name: [] for name in PAGES}
@@ -113,7 +113,7 @@ def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         assert many <= few * GROWTH_MAX, name
 
 
-def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+def test_a_batch_costs_no_more_after_many_batches_than_after_few(tmp_path: Path) -> None:
     told = {}
     for count in (10, 100):
         with closing(Payer(tmp_path / f"{count}.db", count + 5, batch_target=10)) as payer:
@@ -123,7 +123,7 @@ def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         assert told[100][name] <= few * GROWTH_MAX, name
 
 
-def test_a_batch_takes_as_much_however_many_were_refused_since_the_last(tmp_path: Path) -> None:
+def test_the_last_served_batch_is_found_as_fast_after_many_refused_payments(tmp_path: Path) -> None:
     told = {}
     for count in (10, 300):
         with closing(Payer(tmp_path / f"{count}.db", 1, batch_target=10)) as payer:
@@ -139,7 +139,7 @@ def test_a_batch_takes_as_much_however_many_were_refused_since_the_last(tmp_path
     assert told[300] <= told[10] * GROWTH_MAX
 
 
-def test_a_payment_takes_as_much_however_many_tokens_were_given_to_others(tmp_path: Path) -> None:
+def test_a_payment_costs_no_more_when_other_apps_have_many_tokens(tmp_path: Path) -> None:
     told = {}
     for count in (10, 1_000):
         with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
@@ -184,7 +184,7 @@ ASKED_OF_TOPUPS: dict[str, Callable[[Connection, int], object]] = {
 
 
 @pytest.mark.parametrize("name", ASKED_OF_TOPUPS)
-def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, name: str) -> None:
+def test_reading_top_ups_costs_no_more_after_many_than_after_few(tmp_path: Path, name: str) -> None:
     told = {}
     for count in (10, 1_000):
         with closing(Payer(tmp_path / f"{count}.db", 1)) as payer:
@@ -197,7 +197,7 @@ def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, 
     assert told[1_000] <= told[10] * GROWTH_MAX + 1
 
 
-def test_a_purchase_that_comes_to_nothing_takes_as_much_however_many_calls_used_nothing(tmp_path: Path) -> None:
+def test_taking_back_a_use_costs_no_more_after_many_taken_back(tmp_path: Path) -> None:
     """Calls that a balance might have served, and that answered 402."""
     told = {}
     for count in (10, 1_000):
@@ -218,7 +218,7 @@ def test_a_purchase_that_comes_to_nothing_takes_as_much_however_many_calls_used_
     assert told[1_000] <= told[10] * GROWTH_MAX
 
 
-def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: Path) -> None:
+def test_booking_an_external_spend_costs_no_more_after_many_than_after_few(tmp_path: Path) -> None:
     """A ledger that was lost takes in all of a wallet's past in one commit."""
     told = {}
     for count in (10, 300):
@@ -237,7 +237,7 @@ def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: P
     assert told[300] <= told[10] * GROWTH_MAX
 
 
-def test_the_log_that_grew_behind_a_long_read_gives_its_room_back(
+def test_the_write_ahead_log_shrinks_again_after_a_long_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export that somebody reads slowly keeps all of what is written meanwhile in it."""

@@ -272,7 +272,7 @@ TestLandings = Landings.TestCase
 TestLandings.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
 
 
-def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:
+def test_a_daily_limit_adds_up_at_most_a_day_of_spans(tmp_path: Path) -> None:
     """A day of the finest spans is the most that is ever added up."""
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
@@ -287,7 +287,7 @@ def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", list(Window))
-def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: Window) -> None:
+def test_a_limit_can_be_set_read_back_and_dropped(tmp_path: Path, window: Window) -> None:
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     unit, scope = Unit(conn), Scope("app", "https://a.example")
@@ -301,7 +301,7 @@ def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: 
     conn.close()
 
 
-def test_no_question_about_limits_looks_at_every_row(tmp_path: Path) -> None:
+def test_no_query_about_limits_scans_a_whole_table(tmp_path: Path) -> None:
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     asked: list[str] = []

@@ -106,7 +106,7 @@ def test_scalus_accepts_every_single_payment(scalus: Scalus) -> None:
 
 
 @needs_scalus
-def test_scalus_accepts_every_chain(scalus: Scalus) -> None:
+def test_scalus_accepts_every_chain_of_payments(scalus: Scalus) -> None:
     links = 0
     for rnd, wallet in chain_wallets(2):
         scalus.open(unspent(wallet), TTL_SLOT - 1, 0)
@@ -119,7 +119,7 @@ def test_scalus_accepts_every_chain(scalus: Scalus) -> None:
 
 
 @needs_scalus
-def test_scalus_does_refuse(scalus: Scalus) -> None:
+def test_scalus_refuses_wrong_transactions(scalus: Scalus) -> None:
     """The judge is awake: one lovelace of difference, a bit of the signature and a passed TTL are refused."""
     for plan, raw in singles(3, 5):
         short = unspent(plan.inputs)
@@ -131,14 +131,14 @@ def test_scalus_does_refuse(scalus: Scalus) -> None:
         assert scalus.validate(bent, unspent(plan.inputs), TTL_SLOT - 1, 0) is not None
 
 
-def test_the_devnet_ledger_accepts_every_single_payment() -> None:
+def test_the_devnet_accepts_every_single_payment() -> None:
     for plan, raw in [*singles(4, SINGLE), *self_transfers(4)]:
         tx = decode_tx(raw)
         assert tx.tx_id == plan.tx_id
         check_tx(tx, unspent(plan.inputs), TTL_SLOT - 1, Params())
 
 
-def test_the_devnet_ledger_accepts_every_chain_and_refuses_it_a_second_time() -> None:
+def test_the_devnet_accepts_every_chain_of_payments_only_once() -> None:
     rnd = random.Random(5)
     for _ in range(CHAINS):
         devnet, utxos = Chain(Params(), 0, TTL_SLOT - 100), []
