@@ -1,4 +1,4 @@
-"""What is exported is what was booked, in formats that the programs of accounting accept."""
+"""Ledger exports: they hold what was booked, and bean-check and hledger accept them."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def exported(past: Past, form: Format, only: Selection = EVERYTHING) -> str:
 
 
 def middle_ms(past: Past) -> int:
-    """A moment in the middle of the books."""
+    """A time in the middle of the ledger's entries."""
     with Readers(past.path).snapshot() as conn:
         times = [entry.at_ms for entry, *_ in journal.booked(conn, EVERYTHING)]
     return sorted(times)[len(times) // 2]
@@ -61,7 +61,7 @@ def test_the_csv_export_has_a_row_for_each_posting_and_the_closing_balances(live
 
 
 def test_every_export_format_names_the_app_and_never_its_id(lived: Past) -> None:
-    """Its id is in no answer that who only reads is given."""
+    """A read-only token is never shown an app's id."""
     with Readers(lived.path).snapshot() as conn:
         wanted = conn.execute(
             "SELECT j.id, a.id, a.name FROM entries j JOIN payments p ON p.id = j.payment_id "
@@ -90,7 +90,7 @@ def test_the_opening_balances_and_the_entries_add_up_to_the_closing_balances(liv
             key = row["account"], row["asset"]
             sums[key] = sums.get(key, 0) + int(row["units"])
     closing = {(row["account"], row["asset"]): int(row["units"]) for row in lines[-1]["balances"]}
-    # an account that came to nothing before is in the closing balances and not in the opening ones
+    # an account whose balance was zero before is only in the closing balances
     assert {key: units for key, units in sums.items() if units} == {
         key: units for key, units in closing.items() if units
     }

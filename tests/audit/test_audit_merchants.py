@@ -1,4 +1,4 @@
-"""What is known of merchants is what the events lead to: who changes it beside the daemon is found."""
+"""Verify recomputes pins, prices and unserved streaks from the events and finds every direct change to them."""
 
 import asyncio
 import sqlite3
@@ -21,7 +21,7 @@ RULES = MerchantRules(first_use=True, price_rise_percent_max=25, stop_after_unse
 
 
 async def live(world: World) -> None:
-    """Paid at addresses that were learnt, pinned, allowed and forgotten; at moved prices; it was stopped twice."""
+    """A merchant with pinned, approved and unpinned addresses and changed prices, which was stopped twice."""
     world.settings(price=str(2 * ADA))
     terms = guarded(world, RULES)
     async with world.run(terms=terms) as run:

@@ -1,4 +1,4 @@
-"""Books that agree with the chain are found clean; what the two do not say alike is named, with its amounts."""
+"""Reconcile: a ledger that agrees with the chain is clean, and each difference is named with its amounts."""
 
 import asyncio
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
 
 @pytest.fixture(scope="module")
 def lived_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Payments, a rollback, transfers to itself, a cancel, deposits; and a payment that is on its way."""
+    """Payments, a rollback, transfers to itself, a cancel, deposits, and a payment in flight."""
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet:
         world = World(devnet, tmp_path_factory.mktemp("lived"))
@@ -44,7 +44,7 @@ def lived_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 async def reconciled(run: Run, **query: int) -> dict[str, Any]:
-    """What an auditor with a token of his own is answered."""
+    """The answer to an auditor with a read-only token."""
     token = new_token(SystemRandomness())
     name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
     await run.context.write(
@@ -60,7 +60,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def paid(world: World, **more: Any) -> Any:
-    """A wallet that paid once, in ADA, and saw it confirmed."""
+    """A wallet with one confirmed ADA payment."""
     world.fund(100 * ADA, 100 * ADA)
     world.fund(20 * ADA, assets={TOKEN: 1000})
     async with world.run(**more) as run:
@@ -69,7 +69,7 @@ async def paid(world: World, **more: Any) -> Any:
 
 
 def agree(answer: dict[str, Any]) -> bool:
-    """Whether for each asset the chain is the books plus what is in flight."""
+    """Whether the chain equals the books plus what is in flight, for each asset."""
     rows = answer["balances"]
     return all(int(row["chain"]) - int(row["books"]) == int(row["in_flight"]) for row in rows)
 
@@ -141,7 +141,7 @@ async def test_payments_and_deposits_in_flight_are_listed_and_are_not_findings(w
 
 
 async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_flight(world: World) -> None:
-    """It is booked when both list it, however many blocks that takes: nobody has done anything wrong."""
+    """It is booked once both list it, however many blocks that takes; nothing is wrong meanwhile."""
     with Relay(world.devnet).serving() as late:
         async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
             late.freeze(f"/addresses/{world.address}/utxos", "?count=100&page=1")
@@ -160,7 +160,7 @@ async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_fligh
 
 
 async def test_a_deposit_on_a_fork_payagent_has_not_seen_yet_is_not_a_finding(world: World) -> None:
-    """Its block is lower than the last one that payagent looked at, which is on the chain no more."""
+    """Its block is lower than the last one payagent read, which the fork has removed."""
     async with paid(world) as run:
         await run.settle_down(5)
         world.control("rollback", depth=5)
@@ -173,7 +173,7 @@ async def test_a_deposit_on_a_fork_payagent_has_not_seen_yet_is_not_a_finding(wo
 
 
 async def test_a_deposit_on_a_fork_that_one_provider_does_not_list_yet_is_in_flight(world: World) -> None:
-    """Up to its height all was booked, but on another chain; payagent has seen the fork since."""
+    """payagent had booked past this height on the lost branch, and has seen the fork since."""
     with Relay(world.devnet).serving() as late:
         async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
             await run.settle_down(5)
@@ -190,7 +190,7 @@ async def test_a_deposit_on_a_fork_that_one_provider_does_not_list_yet_is_in_fli
 async def test_a_rollback_payagent_is_not_sure_of_makes_reconcile_incomplete_without_a_finding(
     world: World,
 ) -> None:
-    """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
+    """It has seen the fork, but the old height is not reached yet and the deposit was denied only once."""
     async with paid(world) as run:
         world.fund(7 * ADA)
         await run.settle_down()
@@ -208,7 +208,7 @@ async def test_a_rollback_payagent_is_not_sure_of_makes_reconcile_incomplete_wit
 
 
 async def test_reconcile_since_a_slot_still_includes_everything_not_booked_yet(world: World) -> None:
-    """All that is unspent is compared, so what is in a block and not booked is told, however old the block is."""
+    """All unspent outputs are compared, so a payment not booked yet is listed however old its block is."""
     world.terms = replace(world.terms, confirm_depth=3)
     async with paid(world) as run:
         asked = (1 << 53) - 1
@@ -242,7 +242,7 @@ async def test_an_external_spend_is_reported_until_payagent_books_it(world: Worl
             return sum(own) - sum(out.lovelace for out in spent)
 
         assert f"{world.devnet.run(moved)} lovelace" in finding["what"]
-        await run.settle_down()  # payagent has seen it, and its books follow
+        await run.settle_down()  # payagent sees it and books it
         answer = await reconciled(run)
         assert answer["clean"]
         assert agree(answer)
@@ -278,7 +278,7 @@ async def test_a_deposit_missing_from_the_ledger_is_reported_as_foreign(world: W
 
 
 async def test_a_rollback_since_the_last_pass_makes_reconcile_incomplete_without_a_finding(world: World) -> None:
-    """Both blocks of the deposit and of the payment are lost, and payagent has not looked since."""
+    """The blocks of the deposit and of the payment are rolled back, with no pass since."""
     async with paid(world) as run:
         world.fund(9 * ADA)
         await run.run_pass()
@@ -360,7 +360,7 @@ async def test_a_transaction_the_provider_does_not_list_makes_reconcile_incomple
 
 
 async def test_the_history_is_read_again_while_new_blocks_arrive_but_not_forever(world: World) -> None:
-    """A block comes with every listing of the coins, three times; then one that never ends."""
+    """A new block arrives during each of three reads; later, during every read."""
     moves = 3
 
     class Moving(Blockfrost):

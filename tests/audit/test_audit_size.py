@@ -1,4 +1,4 @@
-"""More payments take verify and an export no more memory, and no more work for each of them.
+"""Verify and export: more payments need no more memory, and no more work for each payment.
 
 By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made;
 with `verify`, or the name of a form, behind it for that alone.
@@ -47,7 +47,7 @@ def make(path: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One ledger of a few payments, and one of twice as many."""
+    """A ledger with a few payments, and one with twice as many."""
     folder = tmp_path_factory.mktemp("ledgers")
     return make(folder / "few.db", FEW), make(folder / "many.db", MANY)
 
@@ -78,7 +78,7 @@ def peak_bytes(act: Callable[[], object]) -> int:
 
 @contextmanager
 def counted(conn: Connection) -> Iterator[dict[str, int]]:
-    """How many statements are run meanwhile, and how many hundreds of steps SQLite takes for them."""
+    """Count the statements run meanwhile, and SQLite's steps for them in hundreds."""
     counts = {"statements": 0, "steps": 0}
 
     def count(what: str) -> None:

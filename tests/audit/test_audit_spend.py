@@ -1,4 +1,4 @@
-"""What left the wallet, told in every way, is what left it on the chain; a balance is what was booked."""
+"""Spend reports equal what left the wallet on the chain, in every grouping; balances equal their postings."""
 
 import asyncio
 import sqlite3
@@ -26,7 +26,7 @@ STRANGER = encode_address(bytes([0x60]) + bytes(28))
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A wallet with a past, of which nothing is in flight any more, that has sent something away."""
+    """A wallet with a full history, nothing in flight and one transfer to a stranger."""
 
     async def go_on(world: World) -> None:
         await live(world)
@@ -114,7 +114,7 @@ def test_a_text_search_finds_an_entry_by_any_of_its_names_and_nothing_else(lived
 
         for text in (payment, payment[4:20].upper(), tx_id[:40], invoice):
             assert found(text) == {payment}, text
-        paid = found(origin) - {None}  # a use of what was bought there is of no payment
+        paid = found(origin) - {None}  # a prepaid use has no payment
         assert payment in paid
         assert found("POST /chat ") == found("post /CHAT ") == paid
         assert found("prepaid:") - {None} < paid

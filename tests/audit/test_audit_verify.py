@@ -1,4 +1,4 @@
-"""Books that are whole are found clean; whoever changes a row is found, with the row's name."""
+"""Verify: an intact ledger is clean, and every changed, added or removed row is found and named."""
 
 import json
 import sqlite3
@@ -195,7 +195,7 @@ def test_verify_names_the_row_that_was_changed(
     tamper(path, statement)
     found = findings(path, lived.owner)
     named = {finding.table for finding in found}
-    # a row that refers to what is not there is named for it
+    # a row that refers to a missing row is named instead
     assert table in named or MAY_REFER.get(table) in named, found
     if row is not None:
         assert row in {finding.row for finding in found if finding.table == table}, found
@@ -213,7 +213,7 @@ FOLLOWS_FROM_NOTHING = {
     ("alerts", "next_try_at_ms"),
     ("alerts", "delivered_at_ms"),
 }
-"""What of a row is how far something got, and is told by no event."""
+"""Columns that record progress, which no event reports."""
 
 
 def test_the_ledger_checks_page_lists_the_columns_that_are_not_checked() -> None:
@@ -224,7 +224,7 @@ def test_the_ledger_checks_page_lists_the_columns_that_are_not_checked() -> None
 
 
 class Opened:
-    """The past without guards, and what verify finds of it before anything is changed."""
+    """The ledger without triggers, and what verify finds in it before any change."""
 
     def __init__(self, conn: sqlite3.Connection, past: Past) -> None:
         self.conn = conn
@@ -233,7 +233,7 @@ class Opened:
 
     @contextmanager
     def changed(self, *statements: str) -> Iterator[set[tuple[str, str]]]:
-        """(table, row) of what is found after the statements, which are taken back."""
+        """(table, row) of each new finding after the statements, which are rolled back."""
         self.conn.execute("BEGIN")
         try:
             for statement in statements:
@@ -243,12 +243,12 @@ class Opened:
             self.conn.execute("ROLLBACK")
 
     def numbers(self, table: str) -> list[int]:
-        """The first row, one in the middle and the last."""
+        """The first, a middle and the last row."""
         found = [number for (number,) in self.conn.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
         return [found[0], found[len(found) // 2], found[-1]]
 
     def names(self, table: str, number: int) -> set[tuple[str, str]]:
-        """What the row may be called."""
+        """The names a finding may give the row."""
         columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({table})")]
         values = self.conn.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone()
         row = dict(zip(columns, values, strict=True))
@@ -310,7 +310,7 @@ def test_a_row_added_without_the_daemon_is_in_no_seal(opened: Opened) -> None:
 
 
 def test_an_earlier_copy_of_the_ledger_is_detected_with_a_noted_head(lived: Past, tmp_path: Path) -> None:
-    """All newest rows of all tables with their seals: what is left is what the file was at an earlier time."""
+    """Without the newest rows and seals, what is left is the file of an earlier time."""
     early, late = copy_of(lived.early, tmp_path), lived.path
     noted = head_of(late, lived.owner)
     assert findings(early, lived.owner) == []
@@ -340,13 +340,13 @@ def test_verify_names_a_trigger_that_payagent_did_not_create(lived: Past, tmp_pa
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A world of its own, whose devnet goes by the clock that the test moves."""
+    """A separate world whose devnet follows the test's clock."""
     with world_with_clock(tmp_path) as apart:
         yield apart
 
 
 async def test_a_void_by_another_payments_transaction_needs_a_block_that_holds_it(world: World) -> None:
-    """The parent was paid by another attempt, so that what its child was to spend can never be."""
+    """Another attempt of the parent landed, so the child's input can never exist."""
     world.fund(300 * ADA)
     async with world.run(terms=with_terms(unconfirmed_ancestors_max=8, settle_depth=25)) as run:
         parent, child, _ = await replace_parent(world, run)
@@ -365,7 +365,7 @@ async def test_a_void_by_another_payments_transaction_needs_a_block_that_holds_i
 
 
 NO_JSON = ("{", '{"a":' + "[" * 10_000 + "]" * 10_000 + "}")
-"""What cannot be read at all, and what is too deep to be."""
+"""Not JSON, and JSON nested too deeply."""
 
 
 @pytest.mark.parametrize("detail", NO_JSON, ids=["torn", "deep"])
@@ -400,7 +400,7 @@ UNREADABLE = [
 def test_an_invalid_column_value_is_found_and_hides_no_other_finding(
     lived: Past, tmp_path: Path, table: str, statement: str
 ) -> None:
-    """Who can write the file can also have its tables take anything."""
+    """Anyone who can write the file can also remove the column types."""
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA writable_schema = ON")
@@ -454,7 +454,7 @@ def test_json_nested_too_deeply_is_found_and_hides_no_other_finding(
 
 
 def test_verify_names_a_view_that_was_changed_or_removed(lived: Past, tmp_path: Path) -> None:
-    """Auditors read the file by them, and no row of a table says what they leave out."""
+    """Auditors read the ledger through views, and no table row shows what a view leaves out."""
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
         (made,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'v_spend'").fetchone()
@@ -524,7 +524,7 @@ def test_verify_names_a_use_entry_without_a_prepaid_use(lived: Past, tmp_path: P
 
 
 def test_verify_rejects_the_ledger_of_another_wallet(lived: Past) -> None:
-    """The bytes are signed by one key: with another owner every transaction is a finding."""
+    """One key signed all bytes: with another owner every transaction is a finding."""
     other = lived.owner.address.raw
     owner = replace(lived.owner, address=encode_address(other[:1] + bytes(28) + other[29:]))
     assert {finding.table for finding in findings(lived.path, owner)} >= {"attempts", "holds"}

@@ -1,4 +1,4 @@
-"""The views of the file, as the programs see them that people read it with."""
+"""The ledger's SQL views, as sqlite-utils and other SQLite programs show them."""
 
 import csv
 import io
@@ -108,7 +108,7 @@ def test_the_ada_column_is_exact_for_negative_amounts_too(empty: sqlite3.Connect
 
 
 def test_an_amount_too_big_for_a_column_is_null_and_hides_no_other_row(empty: sqlite3.Connection) -> None:
-    """A merchant may ask for anything: what was refused is a row too."""
+    """A merchant may ask for any amount, and a refused payment is a row too."""
     output = '{{"role": "{}", "address": "a", "asset": "token", "units": "{}"}}'
     for name, units in (("most", (MOST - 1, 1)), ("above", (MOST, 1)), ("far above", (MOST,) * 16)):
         outputs = ",".join(output.format("split", n) for n in units)
@@ -124,7 +124,7 @@ def test_an_amount_too_big_for_a_column_is_null_and_hides_no_other_row(empty: sq
 def test_v_prepaid_shows_a_merchants_report_only_beside_the_balance_in_that_unit(
     empty: sqlite3.Connection,
 ) -> None:
-    """Without a unit it means calls: so it is compared everywhere."""
+    """A report without a unit counts as calls, as it does everywhere."""
     empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1)")
     for unit in ("calls", LOVELACE):
         empty.execute("INSERT INTO prepaid_totals VALUES (1, ?, 9, 0, 0)", (unit,))

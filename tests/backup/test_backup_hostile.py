@@ -1,4 +1,4 @@
-"""Files that are no backup, or no whole one; places that are taken; full disks; processes that are killed."""
+"""Invalid and damaged backups, existing files, full disks and killed processes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def write(path: Path, members: Members, form: int = tarfile.GNU_FORMAT, **odd: o
 
 
 def told(members: Members, **changes: object) -> Members:
-    """The same, with another manifest."""
+    """The same members with a changed manifest."""
     manifest = json.loads(members["manifest.json"]) | changes
     return members | {"manifest.json": json.dumps(manifest).encode()}
 
@@ -105,7 +105,7 @@ async def refuse(world: World, path: Path, code: str = "file_invalid/backup") ->
 
 
 async def test_a_tar_repacked_with_the_same_members_is_accepted(world: World, backup: Path) -> None:
-    """The form is plain: the cases below are refused for what was bent, and for nothing else."""
+    """This shows that the cases below are refused for their one defect only."""
     await put_back(world, write(backup.with_name("same.tar"), members_of(backup)))
 
 
@@ -172,7 +172,7 @@ async def test_a_pipe_a_folder_or_a_missing_file_is_refused_as_a_backup(world: W
 
 
 async def test_a_compressed_backup_is_refused(world: World, backup: Path) -> None:
-    """Unpacking it could take any room."""
+    """Unpacking it could fill the disk."""
     path = backup.with_name("backup.tgz")
     with tarfile.open(path, "w:gz") as tar:
         tar.add(backup, "ledger.db")
@@ -257,7 +257,7 @@ async def test_a_full_disk_ends_backup_and_restore_with_an_error_and_leaves_no_f
 async def test_a_killed_restore_leaves_no_wallet_and_does_not_block_the_next_one(
     world: World, backup: Path
 ) -> None:
-    """It is killed while it waits for a provider that never answers, with everything unpacked."""
+    """It is killed after unpacking, while it waits for a provider that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         data_dir = world.folder.with_name("restored")
         settings_of(data_dir, f"http://127.0.0.1:{silent.getsockname()[1]}/api/v0")

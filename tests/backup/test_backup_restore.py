@@ -1,4 +1,4 @@
-"""A wallet that comes back from a backup: what it knows, what it does not, and that it never pays by it twice."""
+"""A wallet restored from a backup: what it knows, what it lost, and that it never pays twice."""
 
 import sqlite3
 import stat
@@ -25,7 +25,7 @@ from payagent.store.rows import payments
 
 @dataclass
 class Lost:
-    """A payment after the backup: the coins that it spent, and what left the wallet by it."""
+    """A payment made after the backup: the UTxOs it spent, and what left the wallet."""
 
     backup: Path
     spent: set[str]
@@ -65,7 +65,7 @@ async def test_a_backup_taken_while_payments_run_has_everything_before_it(world:
 
 
 async def test_a_newer_payagent_refuses_to_back_up_an_older_ledger(world: World) -> None:
-    """One by the new payagent would be none that the older one takes."""
+    """The older payagent could not read a backup made by the newer one."""
     await lost_payment(world)
     of_an_older_payagent(world.folder / LEDGER)
     with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
@@ -119,7 +119,7 @@ async def test_a_restored_wallet_signs_nothing_until_lost_payments_have_landed_o
     assert restored.signs_at_ms is not None
     world.clock.ahead_ms += restored.signs_at_ms - 60_000 - world.clock.now_ms()
     world.block()
-    async with again.run() as run:  # a restart does not make it shorter
+    async with again.run() as run:  # a restart does not shorten the wait
         await run.run_pass()
         for order in (run.agent.pay(world.ask("new")), run.agent.transfers.split("app_test", 2, 2 * ADA)):
             with pytest.raises(Refused, match="restored_recently"):
@@ -160,7 +160,7 @@ async def test_the_utxos_of_a_lost_payment_are_not_spent_again(world: World) -> 
 
 
 async def test_a_lost_payment_that_lands_late_is_seen_before_anything_is_signed(world: World) -> None:
-    """Its bytes were on their way when the wallet was put back: its coin still looked free."""
+    """Its bytes were in flight during the restore, so its UTxO still looked available."""
     world.fund(100 * ADA, 100 * ADA)
     async with world.run() as run:
         await run.pay_in_block("known")
@@ -212,7 +212,7 @@ async def test_one_provider_with_a_wrong_clock_does_not_stop_a_restore(world: Wo
 
 
 async def test_a_restore_is_refused_when_our_clock_is_behind(world: World) -> None:
-    """The time from which on it is safe to sign could not be told."""
+    """The time from which signing is safe could not be computed."""
     lost = await lost_payment(world)
     world.clock.ahead_ms += 3_600_000
     world.block()
@@ -223,7 +223,7 @@ async def test_a_restore_is_refused_when_our_clock_is_behind(world: World) -> No
 
 
 async def test_a_restore_is_refused_when_our_clock_is_ahead(world: World) -> None:
-    """To it all blocks are old, as if the chain stood still; the provider's own clock tells."""
+    """All blocks look old, as if the chain had stopped; the provider's clock shows the truth."""
     lost = await lost_payment(world)
     data_dir, ahead = world.folder.with_name("restored"), Clock(world.clock.ahead_ms + 3_600_000)
     with pytest.raises(Refused, match="clock_skew"):
@@ -242,7 +242,7 @@ async def test_a_restore_without_the_chain_waits_from_when_the_clock_is_right_ag
     world.clock.ahead_ms -= off_ms
     world.block()
     record = SignerFile(again.folder / "signer.json")
-    for _ in range(2):  # a restart does not make it shorter, nor longer
+    for _ in range(2):  # a restart neither shortens nor extends the wait
         async with again.run(record=record) as run:
             await run.run_pass()
             with pytest.raises(Refused, match="ledger_behind"):
@@ -253,7 +253,7 @@ async def test_a_restore_without_the_chain_waits_from_when_the_clock_is_right_ag
         await run.run_pass()
         row = await run.pay("new")
         assert not lost.spent & set(queries.attempts(run.context.conn, row.id)[0].inputs)
-        assert run.context.chain.external_spends == (), "what the lost ledger knew freezes nothing"
+        assert run.context.chain.external_spends == (), "spends of the lost ledger freeze nothing"
 
 
 async def test_a_restore_keeps_a_token_the_ledger_knows_and_refuses_an_unknown_one(world: World) -> None:

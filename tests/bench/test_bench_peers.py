@@ -1,4 +1,4 @@
-"""The benchmark's builders make a job a transaction; what the ledger refuses is told. No time is asserted."""
+"""The build benchmark: each builder's transaction is valid or reported as refused. No time is asserted."""
 
 from collections.abc import Iterator
 

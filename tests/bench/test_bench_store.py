@@ -1,4 +1,4 @@
-"""The benchmark's parts on ledgers, start-up and seeds do their work and tell it as data. No time is asserted."""
+"""The benchmarks of ledgers, start-up and seeds run and report data. No time is asserted."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_a_generated_ledger_is_kept_and_reused(tmp_path: Path) -> None:
 
 
 class Little(Options):
-    """A run of next to nothing."""
+    """The smallest possible run."""
 
     def pick(self, quick, full):  # type: ignore[no-untyped-def]
         return (5,) if isinstance(quick, tuple) else 3

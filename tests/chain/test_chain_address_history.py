@@ -1,4 +1,4 @@
-"""A long history at a provider that is away for a while: what was read of it is not given up for that."""
+"""Reading a long history from a provider that is down for a while, without giving up what was already read."""
 
 import pytest
 
@@ -10,7 +10,7 @@ TIP = Tip(9, 9, "aa" * 32, 9)
 
 
 class Provider:
-    """It answers so many questions about what moved, and is away then until time passes."""
+    """Answers a number of movement requests, then is down until time passes."""
 
     def __init__(self, count: int, answers: int, away_s: float) -> None:
         self.count, self.answers, self.away_s = count, answers, away_s

@@ -1,4 +1,4 @@
-"""The Blockfrost adapter against a real HTTP server on loopback: answers, faults, limits, secrets."""
+"""The Blockfrost adapter against a real HTTP server on loopback: answers, faults, limits and secrets."""
 
 import asyncio
 import datetime
@@ -80,7 +80,7 @@ async def blockfrost(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
 
 
 async def measured(asked: Awaitable[T]) -> tuple[T, int]:
-    """What came of it, and the most bytes that it took at a time."""
+    """The answer, and the peak memory in bytes."""
     tracemalloc.start()
     try:
         answer = await asked
@@ -170,7 +170,7 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 async def test_an_output_with_an_empty_block_is_read_as_in_no_known_block(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Dolos leaves the block empty there."""
+    """Dolos leaves the block empty in this case."""
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7, block=""), utxo_row(8)])
     read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
@@ -186,7 +186,7 @@ async def test_one_malformed_row_makes_the_whole_utxo_list_unknown(
 
 
 def _twice(value: Any, key: str) -> bytes:
-    """The JSON of a value in which every object gives a key twice, first another value for it."""
+    """The JSON of a value with a key duplicated in every object, first with another value."""
     text = json.dumps(value)
     return text.replace(f'"{key}":', f'"{key}": "0", "{key}":').encode()
 
@@ -307,7 +307,7 @@ BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
 async def test_a_decompression_bomb_is_unknown_and_takes_little_memory(
     provider: FaultyProvider, blockfrost: Blockfrost, coding: str, body: bytes
 ) -> None:
-    """No coding was asked for; the libraries take it off all the same, in steps."""
+    """No encoding was requested; the libraries decompress it all the same."""
     provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
     read, peak_bytes = await measured(blockfrost.tip())
     assert isinstance(read, Unknown)
@@ -358,7 +358,7 @@ async def test_a_list_of_millions_of_tiny_values_is_unknown_and_takes_little_mem
 async def test_an_interim_103_response_is_not_taken_for_the_answer(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Nor is what comes after it taken for the answer to the next call."""
+    """Nor is the final answer taken for the answer to the next request."""
     other = "99" * 32
     provider.routes[f"GET /txs/{other}"] = Reply(NOT_FOUND.body, 404, fault="early")
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION, fault="early")
@@ -386,7 +386,7 @@ async def test_a_server_that_never_finishes_is_unknown_within_the_deadline(
     assert all(isinstance(read, Unknown) for read in reads)
     assert asyncio.get_running_loop().time() - started < 5.0
     provider.routes["GET /blocks/latest"] = Reply(LATEST)
-    async with asyncio.timeout(10):  # the threads come back; what is said in time is for a busy machine to say
+    async with asyncio.timeout(10):  # the threads come back, however long a busy machine takes
         while not isinstance(await hasty.tip(), Found):
             continue
 
@@ -400,7 +400,7 @@ async def test_a_refused_connection_is_unknown(unused_tcp_port: int) -> None:
 
 
 def _own_certificate(folder: Path) -> ssl.SSLContext:
-    """A server that vouches for itself."""
+    """A TLS server with a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -431,7 +431,7 @@ async def test_an_untrusted_certificate_ends_the_connection_before_anything_is_s
     assert await blockfrost.tip() == Unknown("tip: no secure connection")
     assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert impostor.seen == []
-    assert not keys.exists(), "a key with which a recording tells the project id"
+    assert not keys.exists(), "this key would reveal the project id in a recorded connection"
     await blockfrost.aclose()
     impostor.close()
 
@@ -460,7 +460,7 @@ async def test_all_pages_are_read(provider: FaultyProvider, blockfrost: Blockfro
 async def test_rows_that_shift_between_pages_are_read_again_until_none_is_missing(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """An output is spent after page 1 of the first pass was read: row 100 moves up and out of sight."""
+    """An output is spent after page 1 was read, so row 100 moves to page 1 and is missed."""
     numbers, reads_of_page_1, height = list(range(250)), 0, 1
 
     def rows(page: int) -> list[dict[str, Any]]:
@@ -573,7 +573,7 @@ async def test_all_transactions_of_an_address_are_read_oldest_first(
     if total > 100:
         since = await blockfrost.transactions(ADDRESS, 1_000 + total - 2)
         assert since == Found(rows[-2:])
-        assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not asked for"
+        assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not requested"
 
 
 async def test_an_address_never_used_has_no_transactions(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
@@ -737,7 +737,7 @@ async def test_collateral_counts_as_moved_only_when_the_script_failed(
 ) -> None:
     inputs, outputs = [spent_row(1), spent_row(2, collateral=True)], [made_row(0), made_row(1, collateral=True)]
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
-    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown), "which it was could not be read"
+    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown), "whether the script failed is unknown"
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": is_valid})
     spent, made = (1, 0) if is_valid else (2, 1)
     moved = Movement({f"{spent:064x}#0": utxo(spent)}, {f"{TX}#{made}": utxo(made)})
@@ -747,7 +747,7 @@ async def test_collateral_counts_as_moved_only_when_the_script_failed(
 async def test_collateral_taken_by_a_failed_script_is_read_with_its_tokens(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Blockfrost lists it twice then: in the ordinary way, and as collateral, without its tokens."""
+    """Blockfrost then lists it twice: as usual, and as collateral without its tokens."""
     tokens = {"amount": [{"unit": "lovelace", "quantity": "2000002"}, {"unit": TOKEN, "quantity": "5"}]}
     inputs = [spent_row(2, **tokens), spent_row(2, collateral=True)]
     outputs = [made_row(1, **tokens), made_row(1, collateral=True)]
@@ -845,7 +845,7 @@ async def test_a_truncated_error_message_shows_no_part_of_the_project_id(
 async def test_a_project_id_that_occurs_in_an_answer_does_not_change_its_meaning(
     provider: FaultyProvider, project_id: str
 ) -> None:
-    """Of a server of one's own any will do. It made an acceptance a lie, for which one is sent out."""
+    """A self-hosted server accepts any project id. A short one once made an acceptance look like a lie."""
     adapter = Blockfrost("main", provider.base_url, project_id)
     tx_id = "0ab1" * 16
     provider.routes["POST /tx/submit"] = Reply(json.dumps(tx_id).encode())
@@ -970,11 +970,11 @@ async def test_a_submission_that_never_got_a_thread_counts_as_not_sent(provider:
 async def test_a_read_gets_its_turn_among_many_resubmissions(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """A fork makes hundreds due at once, and the threads are few: a read behind them must not run out of time."""
+    """After a fork hundreds are due at once, and there are few threads: a read must not time out behind them."""
     submission_s, threads = 1.5, 8
     provider.routes["POST /tx/submit"] = Reply(TX)
     again = [asyncio.create_task(blockfrost.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
-    await asyncio.sleep(0)  # each has asked for a thread
+    await asyncio.sleep(0)  # each has requested a thread
     assert isinstance(await blockfrost.tip(), Found)
     ahead = [seen.method for seen in provider.seen].index("GET")
     assert ahead / threads * submission_s < Timeouts().call_s

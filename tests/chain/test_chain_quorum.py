@@ -1,4 +1,4 @@
-"""How long a provider that was caught at a lie is not heard, and how long the others wait for one that is slow."""
+"""The quorum: how long a contradicting provider stays excluded, and how long the others wait for a slow one."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -55,9 +55,9 @@ class Clock:
 
 
 class Slow:
-    """A provider that tells its tip at once, and of a transaction this, after so long.
+    """A provider that answers its tip at once and a transaction after a delay.
 
-    `first_s`: how long it takes over each thing that is asked of it at first.
+    `first_s`: how long each request of the first pass takes.
     """
 
     first_s = 0.0
@@ -101,7 +101,7 @@ def run(asking: Coroutine[Any, Any, T]) -> T:
 
 
 def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
-    """What they say together of a transaction, and how long that took."""
+    """The quorum's answer about a transaction, and how long it took."""
 
     async def ask() -> tuple[Read[TxSeen], float]:
         view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).observe()
@@ -129,7 +129,7 @@ def test_the_slower_of_two_providers_gets_twice_the_faster_ones_time_and_at_leas
 
 
 def heard(*first_s: float) -> tuple[str, float]:
-    """Who is heard at the first look, of providers that take so long over each thing that is asked at first."""
+    """Which providers take part in the first pass, by how long each takes per request."""
 
     async def ask() -> tuple[str, float]:
         providers = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
@@ -153,7 +153,7 @@ def test_the_first_pass_goes_on_without_a_provider_that_is_much_slower() -> None
 
 @pytest.mark.parametrize("is_out", [False, True])
 def test_a_provider_that_failed_on_utxos_stays_silent_until_it_is_heard_again(is_out: bool) -> None:
-    """Else one that is in and out would put off for ever what the other is believed in alone."""
+    """Otherwise an unreliable provider would forever delay what the other one alone is believed in."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("utxos", Unknown("no answer"), 0)
     for minute in range(1, 4):
@@ -162,7 +162,7 @@ def test_a_provider_that_failed_on_utxos_stays_silent_until_it_is_heard_again(is
 
 
 def test_an_excluded_provider_does_not_count_as_silent() -> None:
-    """It may have been sent out for nothing, and be the one that is honest."""
+    """It may have been excluded wrongly and be the honest one."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("tx", Unknown("no answer"), 0)
     state.send_out(0, "it contradicts itself")

@@ -1,4 +1,4 @@
-"""What several providers' answers come to, as tables."""
+"""How the answers of several providers are combined, as tables."""
 
 import pytest
 
@@ -39,7 +39,7 @@ NO, MUTE = NotFound(), Unknown("time-out")
 
 
 def said(*reads: tuple[int, Read[TxSeen]]) -> list[ProviderAnswer[TxSeen]]:
-    """By the slots of their tips, which are small here, and heights large."""
+    """One answer per provider, with the slot of its tip; slots are small here and heights large."""
     return [ProviderAnswer(f"p{number}", slot, read) for number, (slot, read) in enumerate(reads, 1)]
 
 

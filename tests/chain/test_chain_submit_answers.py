@@ -1,4 +1,4 @@
-"""Answers to a submission, as providers really word them, and what each one means.
+"""Answers to a submission as providers word them, and the class of each.
 
 The wordings are those of cardano-node eras Shelley to Dijkstra, Blockfrost, Ogmios, Dolos and Yaci Store; ids
 and amounts are made up.

@@ -1,4 +1,4 @@
-"""A provider's limits: the circuit breaker as a value, and the provider that keeps them."""
+"""A provider's limits: the circuit breaker, and the provider that obeys it and the rate limit."""
 
 import asyncio
 from collections.abc import Callable
@@ -76,7 +76,7 @@ class Clock:
 
 
 class Provider:
-    """Says what it is told to, and counts."""
+    """Answers as scripted, and counts requests."""
 
     name = "p"
 
@@ -91,7 +91,7 @@ class Provider:
         self.turn = turn
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        """A list that takes a thousand calls."""
+        """A list that takes a thousand requests."""
         assert self.turn is not None
         for _ in range(1000):
             if not await self.turn():
@@ -232,7 +232,7 @@ class TestThrottledProvider:
         await guard.submit(b"", "aa" * 32)
         assert not guard.takes_submissions(1_000_000 + pause_ms - 1)
         assert guard.takes_submissions(1_000_000 + pause_ms)
-        assert guard.takes_submissions(999_999)  # the clock was ahead, and is mended
+        assert guard.takes_submissions(999_999)  # the clock was ahead and is now right
 
     async def test_a_provider_that_lies_about_a_submission_is_remembered(self) -> None:
         guard, clock = guarded(Provider(kind=SubmitKind.LIAR))
@@ -253,7 +253,7 @@ class TestThrottledProvider:
             assert (await guard.submit(b"", "aa" * 32)).kind is SubmitKind.ACCEPTED
 
     async def test_a_read_waits_until_the_rate_limit_allows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As many calls in ten seconds as the provider allows, and no more."""
+        """No more requests in ten seconds than the rate limit allows."""
         provider = Provider()
         guard, clock = guarded(provider, RATE)
         monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock))
@@ -285,7 +285,7 @@ class TestThrottledProvider:
 
 
 def passing(clock: Clock, *, stands_still: bool = False) -> Callable[[float], object]:
-    """A sleep in which time passes at once, or none does."""
+    """A sleep that advances the clock at once, or not at all."""
 
     async def sleep(seconds: float) -> None:
         clock.at_ms += 0 if stands_still else max(int(seconds * 1000), 1)

@@ -1,4 +1,4 @@
-"""Addresses: CIP-19's own vectors, every damage to one letter, and pycardano as the oracle."""
+"""Addresses: the CIP-19 test vectors, every one-letter change, and pycardano as the oracle."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The bounds on what one call may ask for, against what could be meant."""
+"""The bounds on what one API request may ask for."""
 
 from payagent.core.bounds import LIST_LIMIT_MAX
 

@@ -1,4 +1,4 @@
-"""What a client's headers say about the cost of a call, and what a paid answer says that it cost."""
+"""The headers that limit the cost of a request, and the header that reports what it cost."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who is asked about a payment, and for which reasons."""
+"""Which findings refuse a payment and which need an approval, with their reasons."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What one transaction may take out of the wallet: to the unit, by asset, with the fee."""
+"""The hard caps on what one transaction may take out of the wallet, per asset and including the fee."""
 
 import pytest
 

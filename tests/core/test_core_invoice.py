@@ -1,4 +1,4 @@
-"""The invoice: its terms hash covers what is paid to whom for what, and dishonest sets of outputs are refused."""
+"""Invoices: the terms hash covers every term, and dishonest outputs are refused."""
 
 import hashlib
 from dataclasses import replace

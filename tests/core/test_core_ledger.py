@@ -1,4 +1,4 @@
-"""Double entry: whatever is entered balances, and the life of a payment nets out to what left the wallet."""
+"""Double entry: every entry balances, and a payment's entries add up to what left the wallet."""
 
 import pytest
 from hypothesis import given

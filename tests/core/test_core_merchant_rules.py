@@ -1,4 +1,4 @@
-"""Guards: whom a merchant may be paid at, what a call may cost, when it is paid no more (B4, B5, D6, K1, K4)."""
+"""Merchant rules: pinned addresses, price rises, unserved payments and payments in flight (B4, B5, D6, K1, K4)."""
 
 from fractions import Fraction
 
@@ -68,7 +68,7 @@ class TestPins:
         )
 
     def test_a_pinned_split_address_may_not_receive_the_price(self) -> None:
-        """An address is known in its role: who may get a share may not get the price."""
+        """An address is pinned in its role: one that may get a share may not get the price."""
         known = MerchantFacts(frozenset({SHOP, PARTNER}))
         assert codes(asks(Pin("pay_to", PARTNER.address)), PINNED, known) == ["address_not_pinned"]
 
@@ -228,7 +228,7 @@ PINS = st.sets(
 def test_only_pinned_or_first_addresses_are_paid_without_approval(
     paid: set[Pin], from_file: frozenset[Pin], had: set[Pin], is_first: bool
 ) -> None:
-    """Whatever came before: who is paid without a question is known, or the very first."""
+    """Whatever came before, an address paid without approval is pinned or from the first payment."""
     rules, known = (
         MerchantRules(first_use=True, from_file=from_file),
         MerchantFacts(frozenset() if is_first else frozenset(had)),

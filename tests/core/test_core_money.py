@@ -1,4 +1,4 @@
-"""Money: foreign text becomes units in one strict way; formatting loses nothing."""
+"""Money: text from outside becomes units in one strict way, and formatting loses nothing."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Networks: exactly the known names, case-sensitive; slots and time agree with known blocks."""
+"""Networks: only the known names, case-sensitive; slots agree with the times of known blocks."""
 
 import pytest
 from hypothesis import given

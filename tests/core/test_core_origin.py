@@ -1,4 +1,4 @@
-"""A merchant's origin has one spelling. Two spellings of a resource's path are one resource."""
+"""Origins are normalized to one spelling, and two encodings of a path are one resource."""
 
 from urllib.parse import urlsplit
 

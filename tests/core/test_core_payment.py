@@ -1,4 +1,4 @@
-"""The payment machine and the delivery machine: the tables themselves, and what must never be possible."""
+"""The state machines of payment and delivery: their tables, and what must never be possible."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ SIGNED_ONCE = set(State) - NEVER_SIGNED - {State.RECEIVED, State.AWAITING_APPROV
 
 
 def reachable(start: State, without: frozenset[Event] = frozenset()) -> set[State]:
-    """Every state that can follow, by any events but those."""
+    """Every state reachable from `start` without the given events."""
     found, todo = {start}, [start]
     while todo:
         here = todo.pop()
@@ -124,7 +124,7 @@ def test_the_diagram_shows_every_transition() -> None:
 
 
 def test_the_transition_tables_match_the_reference_page() -> None:
-    """Row by row, in the words that stand in the ledger and on the wire."""
+    """Row by row, with the names used in the ledger and the API."""
     money, delivery = PAGE.partition("## Delivery")[::2]
     row = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \|$", re.MULTILINE)
     rows = [(state.value, event.value, after.value) for (state, event), after in TRANSITIONS.items()]

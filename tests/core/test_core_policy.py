@@ -1,4 +1,4 @@
-"""Limits: each binds exactly at its edge, the tightest is named, and nothing without a limit is spent."""
+"""Limits: each is exact to the unit, the tightest one is named, and an asset without a limit is not spent."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A prepaid balance, whatever is bought, used and taken back, in any order."""
+"""Prepaid balances: units bought, used and taken back in any order."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from payagent.core.prepaid_balance import Cost, PrepaidBalance, average, buy, ta
 
 @dataclass
 class Plain:
-    """The same by another way: a list of what is bought, and how often something was served."""
+    """A simple model: what was bought, and how many units were served."""
 
     lots: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     served: int = 0
@@ -48,7 +48,7 @@ def test_the_balance_is_bought_minus_used_and_never_negative(taken: list[tuple[s
         for asset, cost in balance.costs.items():
             assert cost.bought == sum(paid.get(asset, 0) for _, paid in plain.lots)
             assert 0 <= cost.used <= cost.bought
-            assert balance.left or cost.used == cost.bought, "all is used, and some of its cost is not"
+            assert balance.left or cost.used == cost.bought, "all units are used, so all of the cost must be"
 
 
 @given(st.integers(1, 500), st.integers(0, 10**12))

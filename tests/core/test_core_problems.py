@@ -1,4 +1,4 @@
-"""The table of refusals: what a row says of the money, and whom it sends where, is true wherever it is told."""
+"""The table of error codes: what each says about money and what to do is true wherever it is raised."""
 
 import pytest
 
@@ -23,7 +23,7 @@ ANYWHERE = (
     "unauthorized",
     "amount_invalid",
 )
-"""Told also where no payment was asked for, while others may be in flight and their money held."""
+"""Also raised without a payment, while other payments may be in flight."""
 
 
 @pytest.mark.parametrize("code", ANYWHERE)

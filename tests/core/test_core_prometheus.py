@@ -1,4 +1,4 @@
-"""The text that a monitoring system reads."""
+"""The metrics page in the Prometheus text format."""
 
 import re
 

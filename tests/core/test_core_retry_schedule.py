@@ -1,4 +1,4 @@
-"""When a proof may be shown, and when it is shown again."""
+"""When a proof is first sent, and when it is sent again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Strict JSON: what two readers could read differently is refused, and no text takes long or crashes."""
+"""Strict JSON: ambiguous text is refused, and no text takes long or crashes."""
 
 import json
 import time
@@ -178,7 +178,7 @@ def test_a_refusal_names_the_duplicate_key() -> None:
 
 
 def test_a_duplicate_key_among_very_many_is_found_quickly() -> None:
-    """By the processor's time: comparing each with each took 7 s for these, and 100 for four times as many."""
+    """In processor time: comparing all pairs took 7 s for these keys, and 100 s for four times as many."""
     keys = ",".join(f'"{number}":0' for number in range(20_000))
     begun_s = time.process_time()
     with pytest.raises(Refused, match="the key '19999' is given twice"):

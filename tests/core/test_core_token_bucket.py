@@ -1,4 +1,4 @@
-"""The token bucket: what may be done at once, how long the next call waits, and clocks that jump."""
+"""The token bucket: the burst, how long the next call waits, and clocks that jump."""
 
 import pytest
 

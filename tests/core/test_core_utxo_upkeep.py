@@ -1,4 +1,4 @@
-"""Which coins are split or gathered: by what was wanted, what there is, and what may be spent on it."""
+"""Upkeep: which UTxOs are split or gathered, by demand, by the wallet's UTxOs and by the fee budget."""
 
 from dataclasses import replace
 

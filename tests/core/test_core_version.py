@@ -1,4 +1,4 @@
-"""The name that others are told is that of the package."""
+"""The user agent names the version of the package."""
 
 import tomllib
 from pathlib import Path

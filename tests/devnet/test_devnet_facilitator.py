@@ -1,4 +1,4 @@
-"""The x402 facilitator: an honest payment pays, and every bent one is refused by the scheme's own word for it."""
+"""The devnet's x402 facilitator: honest payments settle, invalid ones are refused with the scheme's error."""
 
 import base64
 from collections.abc import Callable
@@ -25,7 +25,7 @@ START_SLOT = 1_000
 
 @dataclass
 class World:
-    """A node with two coins of Alice's, one of Bob's and one with tokens."""
+    """A node with three UTxOs of Alice's, one of them with tokens, and one of Bob's."""
 
     clock: HandClock = field(default_factory=HandClock)
     node: Node = field(init=False)
@@ -49,7 +49,7 @@ class World:
         return {ref: Out(out.address, out.lovelace, out.assets) for ref, out in found.items() if out is not None}
 
     def draft(self) -> Draft:
-        """The honest payment: the price from Alice's first coin, the change back."""
+        """An honest payment: the price from Alice's first UTxO, with change."""
         outputs = (Out(PAY_TO, PRICE), Out(ALICE.address(), 0))
         draft = Draft((self.coins[0],), outputs, (ALICE,), ttl=START_SLOT + 600)
         return draft.balanced(self.outs())
@@ -103,7 +103,7 @@ def test_a_token_payment_is_accepted(world: World) -> None:
     assert verify(more, payment(draft, more), world.node) == f"{PAYLOAD}_amount_insufficient"
 
 
-# --- bent transactions -------------------------------------------------------------------------------------------
+# --- invalid transactions ----------------------------------------------------------------------------------------
 
 
 def to(world: World, *outputs: Out, **changes: Any) -> Draft:
@@ -123,12 +123,12 @@ def forged(world: World) -> bytes:
 
 
 def by_another(world: World) -> Draft:
-    """Bob's signature, valid, for a coin of Alice's."""
+    """Bob's valid signature for a UTxO of Alice's."""
     return world.draft().with_(keys=(BOB,))
 
 
 def with_spent_input(world: World) -> Draft:
-    """Two coins, of which the second was spent in a block."""
+    """Two UTxOs, the second of which was spent in a block."""
     away = Draft((world.coins[1],), (Out(ALICE.address(), 0),), (ALICE,)).balanced(world.outs())
     both = world.draft().with_(inputs=(world.coins[0], world.coins[1])).balanced(world.outs())
     world.node.submit(away.tx())
@@ -212,13 +212,13 @@ def test_a_payment_in_another_asset_is_refused(world: World) -> None:
     assert verify(terms, payment(world.draft(), terms), world.node) == f"{PAYLOAD}_asset_mismatch"
 
 
-# --- bent words --------------------------------------------------------------------------------------------------
+# --- invalid payloads --------------------------------------------------------------------------------------------
 
 Words = Callable[[World], tuple[dict[str, object], dict[str, object]]]
 
 
 def said(key: str, value: object) -> Words:
-    """The honest payment with one word of its payload changed, or of its top when the payload has none."""
+    """An honest payment with one field changed, in its payload or at its top level."""
 
     def make(world: World) -> tuple[dict[str, object], dict[str, object]]:
         honest = payment(world.draft())
@@ -230,13 +230,13 @@ def said(key: str, value: object) -> Words:
 
 
 def asked(**changes: object) -> Words:
-    """Other requirements, accepted as they are."""
+    """Other requirements, accepted unchanged."""
     terms = required(**changes)
     return lambda world: (terms, payment(world.draft(), terms))
 
 
 def accepted(**changes: object) -> Words:
-    """What was accepted is not what is required."""
+    """The accepted entry differs from the requirements."""
     return lambda world: (required(), payment(world.draft(), required(**changes)))
 
 
@@ -391,7 +391,7 @@ def test_a_rolled_back_payment_is_pending_and_fails_after_its_ttl(world: World) 
     assert facilitator.settle(terms, offered, "call").reason is None
     world.node.chain.rollback(1)
     assert outcome(facilitator.settle(terms, offered, "call"))[0] == "settlement_pending"
-    assert len(world.node.chain.mempool) == 1, "it was sent again"
+    assert len(world.node.chain.mempool) == 1, "it was submitted again"
     world.node.chain.mempool.clear()
     world.clock.forward(600)
     world.node.tick()

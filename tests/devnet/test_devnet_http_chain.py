@@ -1,4 +1,4 @@
-"""The chain's HTTP face, read by blockfrost-python itself and by plain HTTP, over real sockets."""
+"""The devnet's Blockfrost API, read by blockfrost-python and by plain HTTP over real sockets."""
 
 import json
 import signal

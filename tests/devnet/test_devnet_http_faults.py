@@ -1,4 +1,4 @@
-"""Every fault, met over real HTTP: what the client gets, what the chain did, and that it was counted."""
+"""Every devnet fault over real HTTP: the client's answer, the effect on the chain, and the count."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def ok(ask: Ask) -> None:
 
 
 def patience_s(check: Check) -> float:
-    """What hangs is given up soon; everything else is waited for, however busy the machine is."""
+    """A hanging answer is given up soon; any other is waited for, however busy the machine is."""
     return 0.3 if check is hangs else 20
 
 

@@ -1,4 +1,4 @@
-"""The devnet's chain: mempool, blocks, rollbacks and forks, seen as a wallet or a provider would see them."""
+"""The devnet's chain: mempool, blocks, rollbacks and forks, as a wallet or a provider sees them."""
 
 import random
 import subprocess
@@ -39,7 +39,7 @@ def pay(
     ttl: int | None = START + 10_000,
     parents: dict[OutRef, Out] | None = None,
 ) -> Draft:
-    """Alice spends `refs` (of the tip, or of `parents`): so much to Bob, the rest back to her."""
+    """Alice spends `refs` (of the tip, or of `parents`): `lovelace` to Bob, the rest back to her."""
     utxos = dict(parents or {})
     for ref in refs:
         if ref not in utxos and (out := chain.utxo(ref)) is not None:

@@ -1,4 +1,4 @@
-"""The devnet's decoder: what the real one refuses, what a payment never has; then both ledgers at large."""
+"""The devnet's decoder against the real ledger's rules, then against scalus on random payments."""
 
 import random
 from collections.abc import Iterator
@@ -246,14 +246,14 @@ def test_reference_scripts_of_more_than_200_kib_are_refused() -> None:
     assert judge(*_spending_a_script(204_801, 10_000_000)) == "ConwayTxRefScriptsSizeTooBig"
 
 
-# --- at large: random payments, bent at random, judged by both ----------------------------------------------
+# --- random payments with random mistakes, judged by both ----------------------------------------------
 
 
 UNITS = [1, 23, 24, 2**32, 2**60]  # scalus cannot read units from 2**63 on; the real ledger can, to 2**64 - 1
 
 
 def _bent(seed: int) -> tuple[bytes, dict[OutRef, Out]]:
-    """A random payment, in about two of three cases bent near one edge of the rules, always signed anew."""
+    """A random payment, in about two of three cases near one limit of the rules, always signed."""
     dice = random.Random(seed)
     utxos: dict[OutRef, Out] = {}
     keys: list[Key] = []

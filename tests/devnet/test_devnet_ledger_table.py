@@ -1,4 +1,4 @@
-"""The mutation table on the devnet's ledger and on the independent one, both against the real ledger's verdict."""
+"""The mutation table: the devnet's ledger and scalus against the real ledger's verdict."""
 
 from collections.abc import Iterator
 

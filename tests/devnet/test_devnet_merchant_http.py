@@ -1,4 +1,4 @@
-"""The merchant over real HTTP: the honest payment is served, and everything beside it is refused by its reason."""
+"""The devnet merchant over real HTTP: an honest payment is served, any other is refused with its reason."""
 
 import base64
 import json
@@ -226,7 +226,7 @@ def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     assert "".join(json.loads(event)["token"] for event in events[:-2]).startswith("Cardano is")
 
 
-# --- what is not a payment ---------------------------------------------------------------------------------------
+# --- invalid payments ---------------------------------------------------------------------------------------
 
 INEXACT: dict[str, Sequence[Output]] = {
     "pay_to one unit short": (ada(PAY_TO, PRICE - 1), *HONEST[1:]),
@@ -392,7 +392,7 @@ def test_a_served_request_is_not_replayed_while_its_payment_is_rolled_back(buyer
     assert buyer.call(proof=proof).status_code == 200
     buyer.control("rollback", depth=2)
     assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
-    clock.forward(3600)  # the invoice is over, and paid all the same
+    clock.forward(3600)  # the invoice has expired, but it is paid
     assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
     assert buyer.submit(raw).status_code == 200
     buyer.control("blocks", count=1)
@@ -579,7 +579,7 @@ def test_a_batch_requires_the_wallet_address(buyer: Buyer, path: str) -> None:
 
 def test_a_top_up_buys_a_whole_batch_and_uses_none_of_it(buyer: Buyer) -> None:
     buyer.settings(batch=3)
-    for bought in (3, 6):  # also while something is left
+    for bought in (3, 6):  # also while requests are left
         invoice_id, tx_id = str(buyer.invoice(path="/payments/topup")["invoiceId"]), buyer.pay(HONEST)
         assert reason(buyer.call(proof=(invoice_id, tx_id))) == "other_request"
         answer = buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()
@@ -623,7 +623,7 @@ def test_requests_served_from_a_rolled_back_batch_are_taken_from_the_next(buyer:
     assert [buyer.call(proof=proof).status_code, buyer.call().status_code] == [200, 200]
     buyer.control("rollback", depth=1)
     invoice_id = str(buyer.invoice(path="/payments/topup")["invoiceId"])
-    tx_id, raw = buyer.build(HONEST, ttl=1_000)  # of the same coin: the lost transaction can never be back
+    tx_id, raw = buyer.build(HONEST, ttl=1_000)  # from the same UTxO: the lost transaction can never return
     assert buyer.submit(raw).status_code == 200
     buyer.control("blocks", count=1)
     assert buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()["remaining"] == 1

@@ -1,4 +1,4 @@
-"""The x402 shop in all its forms is read by payagent's dialects, and what they write is served there."""
+"""The devnet's x402 shop in every form: payagent's dialects read its 402s and it serves their proofs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ INTENT = "int_" + "0" * 24
 
 @dataclass
 class Reader(Purse):
-    """A purse whose every word to the shop comes from the dialects."""
+    """A purse that talks to the shop through payagent's dialects."""
 
     http: httpx.Client
 

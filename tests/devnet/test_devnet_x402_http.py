@@ -1,4 +1,4 @@
-"""The x402 shop over real HTTP: what it asks, what it serves, and each way in which a paid call goes wrong."""
+"""The devnet's x402 shop over real HTTP: its 402s, its answers and each of its faults."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ class Buyer(Purse):
         return decoded(answer.headers["PAYMENT-REQUIRED"])
 
     def transaction(self, outputs: Sequence[Output] = HONEST, ttl: int = 300) -> tuple[str, dict[str, str]]:
-        """A signed transaction that nobody has sent: (id, payload)."""
+        """A signed transaction, not submitted: (id, payload)."""
         (tx_id, index), *_ = self.coins()
         signed_id, raw = self.build(outputs, ttl=ttl)
         return signed_id, {"transaction": base64.b64encode(raw).decode(), "nonce": f"{tx_id}#{index}"}
@@ -61,7 +61,7 @@ class Buyer(Purse):
     def pay(
         self, payload: object, path: str = "/x402/chat", body: object = ASK, **changes: object
     ) -> httpx.Response:
-        """Take the first offer, and call with the payment."""
+        """Accept the first entry, and send the request with the payment."""
         asked = self.asked(path)
         payment = {
             "x402Version": 2,
@@ -77,7 +77,7 @@ def receipt(answer: httpx.Response) -> Any:
 
 
 def unsettled(answer: httpx.Response) -> str:
-    """Why a settlement failed: a 402 with nothing that could be paid."""
+    """Why a settlement failed: a 402 without anything to pay."""
     assert (answer.status_code, answer.json()) == (402, {})
     assert "PAYMENT-REQUIRED" not in answer.headers
     told = receipt(answer)
@@ -86,7 +86,7 @@ def unsettled(answer: httpx.Response) -> str:
 
 
 def refused(answer: httpx.Response) -> str:
-    """Why a payment was not taken: the 402 again."""
+    """Why a payment was refused: the 402 again."""
     assert answer.status_code == 402
     assert "PAYMENT-RESPONSE" not in answer.headers
     return str(decoded(answer.headers["PAYMENT-REQUIRED"])["error"])
@@ -227,7 +227,7 @@ def test_a_payment_must_repeat_the_requirements_of_the_402(buyer: Buyer) -> None
         assert refused(answer) == "invalid_exact_cardano_payload"
 
 
-# --- what can be switched ----------------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------
 
 
 def test_the_requirements_may_be_in_the_body_and_extra_may_be_null(buyer: Buyer) -> None:

@@ -1,4 +1,4 @@
-"""Whatever comes in, the reading ends in an invoice that holds together or in a Refused; nothing else."""
+"""Property tests: any input is read as a consistent invoice or raises Refused."""
 
 import base64
 import json
@@ -114,7 +114,7 @@ SHOWN = ProofMaterial("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
 
 
 def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> None:
-    """Set, drop or add something, somewhere."""
+    """Set, drop or add a value somewhere."""
     place = data.draw(st.sampled_from(_places(value)))
     index = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
     action = data.draw(st.sampled_from(["set", "drop", "add"]))
@@ -127,7 +127,7 @@ def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> No
 
 
 def _carriers(terms: Any) -> list[HttpResponse]:
-    """A 402 with the terms in the header, in the body, and in a page, as far as that can be sent."""
+    """A 402 with the terms in the header, in the body and in a page, where that is possible."""
     made = []
     for headers, body in (
         (JSON | {"PAYMENT-REQUIRED": pack(terms)}, "{}"),
@@ -152,7 +152,7 @@ def test_x402_terms_with_a_changed_field_are_read_or_refused(data: st.DataObject
 
 
 def _prove_or_refuse(response: HttpResponse) -> None:
-    """What was read has a proof, and all of it can stand in a header."""
+    """Every invoice read has a proof, and its values are safe in a header."""
     try:
         offers = read_offers(response, knowing())
     except Refused:
@@ -205,7 +205,7 @@ def test_any_answer_to_a_retry_gets_a_verdict_and_a_printable_reason(
 
 
 def _places(value: Any) -> list[Any]:
-    """Every object and list that is not empty, the value itself among them."""
+    """Every non-empty object and list, including the value itself."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     here = [value] if isinstance(value, dict | list) and value else []
     return here + [place for item in inner for place in _places(item)]

@@ -1,4 +1,4 @@
-"""Every hostile 402 is refused by its own code, and the valid invoice that it was made from is accepted."""
+"""Every hostile 402 is refused with its code, and the valid 402 it was made from is accepted."""
 
 import pytest
 from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s

@@ -1,4 +1,4 @@
-"""A merchant's word on a prepaid balance: read under many names and in many places, and never guessed."""
+"""A merchant's prepaid balance: read under many names and in many places, and never guessed."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def said(
 
 
 def refused(body: object) -> str:
-    """Why an answer is not understood; nothing is said of one that is not."""
+    """Why an answer is not understood; such an answer has no values."""
     answer = read(body)
     assert answer.why
     assert answer == PrepaidAnswer(None, None, None, None, None, understood=False, why=answer.why)

@@ -1,4 +1,4 @@
-"""The request commitment: the published vectors, and no commitment of another request passes for ours."""
+"""Request commitments: the published test vectors, and a commitment to another request is refused."""
 
 import hashlib
 from dataclasses import replace
@@ -36,7 +36,7 @@ VECTORS = [
 
 
 def declared(headers: list[Any], part: str, digest: str, **change: Any) -> dict[str, Any]:
-    """What a merchant publishes for a request."""
+    """A merchant's declaration for a request."""
     parts = [{"name": "request", "canonicalization": "jcs", "digest": part}]
     commitment = {"version": "1", "algorithm": "sha256", "parts": parts, "digest": digest}
     info = {"required": True, "profile": "http:1", "bindingParams": {"headers": headers}, "commitment": commitment}
@@ -154,7 +154,7 @@ def test_a_salt_that_is_not_32_bytes_raises_a_value_error(size: int) -> None:
 
 
 def test_without_recorded_headers_only_method_url_and_body_are_checked() -> None:
-    """So a receipt is read, years after: of a call it has no headers."""
+    """A receipt is checked this way years later: it has no request headers."""
     _, headers, part, digest, _ = VECTORS[1]
     assert check_declared(declared(headers, part, digest), replace(POST, headers=None)) == ("content-type",)
     _, unbound, part, digest, _ = VECTORS[0]

@@ -1,4 +1,4 @@
-"""What a merchant says to a paid retry: every word of the documents has its class, and no other word is final."""
+"""Answers to a paid retry: every documented error has its verdict, and no other error is final."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ def pack(value: object) -> str:
 
 
 def settled(word: str, **change: Any) -> HttpResponse:
-    """A 402 whose PAYMENT-RESPONSE says how the settlement went."""
+    """A 402 whose PAYMENT-RESPONSE has the settlement result."""
     told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"} | change
     return make_response(402, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
 
@@ -65,9 +65,9 @@ def test_a_spent_nonce_after_the_proof_was_served_means_it_is_used_up(more: str)
 
 @pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
 def test_an_error_word_followed_by_an_explanation_keeps_its_verdict(word: str, expected: RetryVerdict) -> None:
-    """The SDKs of x402 write an error's text as the word, a colon and the facilitator's message. The resource
-    server of the Go SDK states that text in every 402 after a failed verification and in every failed settlement;
-    that of the TypeScript SDK does when the facilitator answers with another status than 200."""
+    """The x402 SDKs write an error as the word, a colon and the facilitator's message. The Go SDK's resource
+    server does so in every 402 after a failed verification and in every failed settlement, and the TypeScript
+    SDK's when the facilitator does not answer with status 200."""
     for message in ("the input is not there", "a: b", ""):
         assert said(settled(f"{word}: {message}")) is expected
         assert said(answer_402(required(error=f"{word}: {message}"))) is expected
@@ -102,7 +102,7 @@ def test_a_402_without_an_error_about_our_proof_is_a_new_invoice(error: str | No
 def test_a_facilitators_verdict_in_the_body_counts_when_the_header_has_no_error(
     word: str, expected: RetryVerdict
 ) -> None:
-    """The Cardano x402 starter: its PAYMENT-REQUIRED has no error, and the body the facilitator's whole answer."""
+    """The Cardano x402 starter: PAYMENT-REQUIRED has no error; the body has the facilitator's whole answer."""
     verdict = json.dumps({"error": "payment_invalid", "verification": {"isValid": False, "invalidReason": word}})
     assert said(answer_402(required(error=""), body=verdict)) is expected
     assert said(answer_402({"x402Version": 2, "accepts": [entry()]}, body=verdict)) is expected
@@ -155,8 +155,8 @@ def test_a_pending_version_1_payment_is_polled_by_our_transaction_id() -> None:
     answer = ask(make_response(202, JSON, body), "x402-v1")
     assert answer == RetryAnswer(RetryVerdict.PENDING, "pending", 10, f"tx={TX}")
     liar = ask(make_response(202, JSON, body | {"transaction": "cd" * 32}), "x402-v1")
-    assert liar.poll_query == f"tx={TX}", "only ever our own"
-    for nothing in ("", None):  # its facilitator could not submit it, or it is there already
+    assert liar.poll_query == f"tx={TX}", "only our own transaction id"
+    for nothing in ("", None):  # its facilitator could not submit it, or it is already on the chain
         unsent = make_response(202, JSON, body | {"transaction": nothing})
         assert ask(unsent, "x402-v1") == RetryAnswer(RetryVerdict.PENDING, "pending", 10, None)
         assert ask(unsent, "x402-v1", is_on_chain=True).poll_query == f"tx={TX}"
@@ -183,7 +183,7 @@ def test_a_failed_settlement_receipt_counts_with_status_202_or_409(
 
 @pytest.mark.parametrize("told", [{"success": True}, {"success": "true"}, {}, {"success": None}])
 def test_a_202_without_a_failure_in_its_receipt_counts_as_served(told: dict[str, object]) -> None:
-    """A job that was taken on is answered with 202, and its payment is settled."""
+    """An accepted job is answered with 202, and its payment is settled."""
     receipt = JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}
     assert said(make_response(202, receipt, {"status": "pending"})) is RetryVerdict.SERVED
     assert said(make_response(202, JSON | {"PAYMENT-RESPONSE": "not base64!"}, {})) is RetryVerdict.SERVED
@@ -254,7 +254,7 @@ def test_each_http_status_of_a_retry_gets_its_verdict(status: int, expected: Ret
         assert said(HttpResponse(status, {}, ""), dialect) is expected
         refusal = JSON | {"payment-response": pack({"errorReason": PAYLOAD, "transaction": TX})}
         assert said(HttpResponse(status, refusal, {}), dialect) is expected
-        if status != 409:  # which some servers answer with to a settlement that failed
+        if status != 409:  # some servers answer 409 to a failed settlement
             failed = pack({"success": False, "errorReason": PAYLOAD, "transaction": TX})
             assert said(HttpResponse(status, JSON | {"payment-response": failed}, {}), dialect) is expected
 
@@ -286,7 +286,7 @@ def test_retry_after_is_read_as_whole_seconds_up_to_an_hour(value: str, after_s:
     ],
 )
 def test_retry_after_is_read_as_a_date_up_to_an_hour_ahead(date: str, after_s: int | None) -> None:
-    """RFC 9110 10.2.3, in each of its three forms; the time is one and a half minutes before."""
+    """RFC 9110, section 10.2.3: each of the three date forms; the time is 90 seconds before."""
     assert ask(HttpResponse(503, {"retry-after": date}, "")).retry_after_s == after_s
 
 

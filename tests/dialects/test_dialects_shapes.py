@@ -1,4 +1,4 @@
-"""Every 402 of the documents and of the servers that were looked at, with what it is read as or why it is not."""
+"""Every 402 from the documents and the surveyed servers: the invoice it gives, or why it is refused."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ INVOICE, SIGNATURE, PAYMENT = "X-Invoice-Id", "PAYMENT-SIGNATURE", "X-PAYMENT"
 
 @dataclass(frozen=True)
 class Paid:
-    """What a 402 is read as: who gets how many units of what, and where the proof goes."""
+    """What a 402 is read as: units, asset, and the header that carries the proof."""
 
     dialect: str
     units: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Revenue share: every form that is understood gives exactly the outputs that it means; the rest is refused."""
+"""Revenue share: each supported form of split gives the outputs it means; any other is refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A merchant's word about a payment: the union of the known vocabularies, and no word is a reason to raise."""
+"""A merchant's payment status: every known status word, and no answer raises."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The documented bodies are read to the unit, in every spelling that is allowed; bodies of a5 and a6 by name."""
+"""T Backend and Flux: the documented bodies and headers, in every allowed spelling."""
 
 import json
 from dataclasses import replace
@@ -149,7 +149,7 @@ def test_t_backend_and_flux_use_the_operators_setting_for_who_submits(proof: Pro
 
 
 def test_a_partner_name_may_look_like_an_address() -> None:
-    """It is ours, told again; among the terms it is none."""
+    """It is our own name, repeated; it is not one of the terms."""
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     assert read({"detail": detail(partner="addr-2024")}).outputs == read(plain_body()).outputs
     assert read_one(make_response(402, {}, FLUX | {"partner": "addr-2024"}), now).total_units == 2_000_000
@@ -173,7 +173,7 @@ DAY_S = 86_400
 
 @pytest.mark.parametrize("left_s", [1, DAY_S, DAY_S + 1])
 def test_an_invoice_valid_for_more_than_a_day_is_refused(left_s: int) -> None:
-    """Who means milliseconds and says seconds would be paid when the invoice is over."""
+    """A merchant that means milliseconds but says seconds would be paid after the expiry."""
     undated = {key: value for key, value in FLUX.items() if key != "expiresAt"}
     begun = Reading("https://api.example.com", PREPROD, None, 1_795_527_498_993 - left_s * 1000)
     for response in (
@@ -222,12 +222,12 @@ def test_a_flux_invoice_expires_at_the_earlier_of_body_and_header() -> None:
     invoice = read_one(make_response(402, FLUX_HEADERS, FLUX), now)
     assert (invoice.dialect, invoice.invoice_id) == ("flux", "6aec41a2-0d5c")
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
-    assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's end is the sooner"
+    assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's expiry is earlier"
     without = read_one(make_response(402, {}, FLUX), now)
     assert without.expires_at_ms == 1_795_527_498_993
     assert without.terms_hash == invoice.terms_hash
     late = FLUX_HEADERS | {"X-Timeout": "600"}
-    assert read_one(make_response(402, late, FLUX), now).expires_at_ms == 1_795_527_498_993, "the body's is"
+    assert read_one(make_response(402, late, FLUX), now).expires_at_ms == 1_795_527_498_993, "not the later one"
     only_header = {key: value for key, value in FLUX.items() if key != "expiresAt"}
     assert read_one(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
 
@@ -287,7 +287,7 @@ def test_a_payment_header_with_two_values_is_refused_in_any_letter_case(name: st
 
 @pytest.mark.parametrize("name", ["Set-Cookie", "X-Robots-Tag", "X-Cache", "X-Powered-By"])
 def test_a_header_unrelated_to_payment_may_occur_twice(name: str) -> None:
-    """A server and what stands in front of it often give one each."""
+    """A server and its proxy often add one each."""
     doubled = [("Content-Type", "application/json"), (name, "noindex"), (name.lower(), "noarchive")]
     body = {"detail": detail()}
     assert read_one(parse_response(402, doubled, json.dumps(body).encode()), reading()) == read(body)

@@ -1,4 +1,4 @@
-"""Masumi's x402 v1 in JSON and in a page, and the Orynq SDK's own x402, with the proof that each of them takes."""
+"""Masumi's x402 v1 in JSON and in a page, and the Orynq SDK's x402, each with its proof."""
 
 import base64
 from dataclasses import replace
@@ -118,7 +118,7 @@ def test_an_invalid_version_1_entry_is_refused_with_its_code(change: dict[str, A
 
 @pytest.mark.parametrize("extra", [{}, None, {"assetNameHex": "", "decimals": 6}])
 def test_ada_is_accepted_without_an_asset_name(extra: object) -> None:
-    """Masumi's facilitator takes the asset and the name as one text: of ADA that name is empty or not there."""
+    """Masumi's facilitator joins asset and name into one text; for ADA the name is empty or absent."""
     invoice = offer(in_json(v1_required(v1_entry(asset="lovelace", extra=extra))), url=HOME)
     assert invoice.asset == "lovelace"
 

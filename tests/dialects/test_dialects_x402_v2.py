@@ -1,4 +1,4 @@
-"""The official x402 v2: what is paid of `accepts`, what is refused and how, and the proof to the byte."""
+"""The official x402 v2: which entry of `accepts` is paid, what is refused, and the exact proof."""
 
 import base64
 import json
@@ -83,7 +83,7 @@ def test_the_proof_echoes_every_json_value_unchanged() -> None:
     ]
     assert "resource" not in said
     raw = base64.b64decode(_header(text)).decode()
-    assert "1.50,-2e3,12345678901234567890" in raw, "numbers are written as they came"
+    assert "1.50,-2e3,12345678901234567890" in raw, "numbers are echoed as they came"
 
 
 def _header(text: str) -> str:
@@ -131,7 +131,7 @@ JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by":
 
 @pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, LISTED, UNLIKE_FEES, SAFE, {"memo": None}, {"job": {}}])
 def test_a_merchants_metadata_is_echoed_and_changes_no_output(metadata: dict[str, Any]) -> None:
-    """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
+    """The scheme allows metadata in `extra`; the terms are in the entry's own fields."""
     terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
     assert offer(answer_402(terms)).outputs == offer(answer_402(required())).outputs
     assert prove(terms)["accepted"] == terms["accepts"][0]
@@ -168,7 +168,7 @@ SPONSOR = {
 
 @pytest.mark.parametrize("sponsored", [{"areFeesSponsored": True}, {"areFeesSponsored": False}, {}])
 def test_an_offer_to_sponsor_the_fee_is_ignored_and_echoed(sponsored: dict[str, Any]) -> None:
-    """loveaihq/cardano-x402-sponsor: who ignores it pays as ever, and repeats the entry as it came."""
+    """loveaihq/cardano-x402-sponsor: a payer that ignores it pays as usual and echoes the entry."""
     extra = {"assetTransferMethod": "default", "feeSponsor": SPONSOR, **sponsored}
     terms = required(entry(asset=DOTTED, extra=extra))
     assert offer(answer_402(terms)).outputs == offer(answer_402(required(entry(asset=DOTTED)))).outputs
@@ -201,14 +201,14 @@ DESCRIBED = {"url": "/premium-data", "description": "", "mimeType": "application
 
 
 def older(resource: object = DESCRIBED, **change: Any) -> dict[str, Any]:
-    """The 402 of a plug-in that was published before the scheme was: each entry describes the resource."""
+    """The 402 of a plug-in older than the scheme: each entry describes the resource."""
     said = entry(extra=None, assetTransferMethod="default") | {"resource": resource} | change
     return {"x402Version": 2, "error": "PAYMENT-SIGNATURE header is required", "accepts": [said]}
 
 
 def test_the_proof_for_an_older_server_also_has_scheme_and_network() -> None:
-    """@odatano/x402 0.1 to 0.4 (protocol.md of its docs): a 402 in the body, a resource and a transfer method in
-    each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
+    """@odatano/x402 0.1 to 0.4 (its protocol.md): a 402 in the body, with a resource and a transfer method in each
+    entry; its decoder refuses a proof without scheme and network beside the payload."""
     terms = older()
     (invoice,) = offers(make_response(402, JSON, terms), url=URL)
     assert (paid(invoice), invoice.merchant_submits) == ([("pay_to", PAY_TO, 2_000_000)], True)
@@ -347,7 +347,7 @@ def test_equal_terms_have_the_same_invoice_id_and_other_terms_another() -> None:
     ]
     ids = same | {offer(answer_402(terms), url=URL + "?page=2").invoice_id for terms in others}
     turned = dict(reversed(entry().items()))
-    assert {offer(answer_402(required(turned))).invoice_id} == same, "in whatever order they are written"
+    assert {offer(answer_402(required(turned))).invoice_id} == same, "the order of the fields does not matter"
     assert len(ids) == 5
     assert all(len(id) == 37 and id.startswith("x402-") for id in ids)
 
@@ -417,9 +417,9 @@ REPORT = "https://api.example.com/reports/"
     ],
 )
 def test_a_resource_may_be_the_decoded_form_of_our_url(resource: str, url: str) -> None:
-    """What a server sees of its URL is often decoded: the official Python SDK's FastAPI middleware states the path
-    as the framework holds it, and its Flask one an international form. RFC 3986, 6.2.2: a difference of spelling
-    is none, unless it is a delimiter's."""
+    """A server often sees its URL decoded: the official Python SDK's FastAPI middleware states the path as the
+    framework holds it, and its Flask middleware an internationalized form. RFC 3986, 6.2.2: such spellings are
+    equivalent, except for delimiters."""
     assert offer(answer_402(required(resource={"url": REPORT + resource})), url=REPORT + url)
     assert offer(answer_402(required(resource={"url": "/reports/" + resource})), url=REPORT + url)
 
@@ -523,7 +523,7 @@ def test_a_payment_commits_to_its_request_when_commitments_are_enabled(insists: 
 
 
 def test_an_empty_commitment_is_refused_only_when_it_is_required() -> None:
-    """The draft's client rule 4. The reference server states no commitment where it cannot tell a body's bytes."""
+    """The draft's client rule 4. The reference server omits the commitment when it cannot read the body."""
     for nothing in ({}, {"commitment": None}):
         declared = {}
         for insists in (True, False):
@@ -532,7 +532,7 @@ def test_an_empty_commitment_is_refused_only_when_it_is_required() -> None:
             declared[insists] = {"cardano-request-commitment": {"info": kept | nothing}}
         invoice = offer(answer_402(required(extensions=declared[False])), salt=b"s" * 32)
         assert invoice.commitment is None
-        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "no salt is told"
+        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "the salt is not revealed"
         with pytest.raises(Refused) as refused:
             offers(answer_402(required(extensions=declared[True])), salt=b"s" * 32)
         assert refused.value.name == "invoice_unsupported/extension"

@@ -1,4 +1,4 @@
-"""What the audit says of a database's answer: a silence is never taken for a clean bill."""
+"""scripts/audit: a vulnerability database that does not answer never counts as clean."""
 
 import json
 import runpy

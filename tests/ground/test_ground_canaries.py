@@ -1,4 +1,4 @@
-"""The watch for planted secrets can fail a test, and its report does not repeat the secret."""
+"""The watch for planted secrets fails a test that leaks one, and its report does not show the secret."""
 
 import pytest
 

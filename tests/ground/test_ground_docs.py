@@ -1,4 +1,4 @@
-"""The documents hold: links lead somewhere, rooms are named, numbers are the code's, no workplace shows."""
+"""The documents: links work, commands exist, numbers match the code, and no machine path is in a file."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()} | {".git"}
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 REGISTRIES = ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb." + "debian.org")
-# a home of a person or of a session, as opposed to a place that every machine has
+# somebody's home or working folder, unlike a path that every machine has
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home/\w|root/|work/|Users/)")
 
 
@@ -70,7 +70,7 @@ def test_a_long_page_has_a_table_of_contents(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_payagent_command_on_a_page_exists(path: Path) -> None:
-    """By names and options; tests of `cli` run what a page shows."""
+    """By names and options; the tests in tests/cli run the commands."""
     text = path.read_text().replace("\\\n", " ")
     shell = "\n".join(re.findall(r"^ *```(?:sh|console)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL))
     lines = re.findall(r"(?:^ *|/bin/|&& |\$\()payagent (.*)", shell, re.MULTILINE)

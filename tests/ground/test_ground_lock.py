@@ -1,4 +1,4 @@
-"""The locks are in step with pyproject.toml, hashed, and name no place to fetch from. No network is used."""
+"""The lock files match pyproject.toml, have hashes and name no registry. No network is used."""
 
 import re
 import runpy
@@ -23,7 +23,7 @@ def read_lock(name: str) -> tuple[str, list[Requirement]]:
 
 
 def pinned(entries: list[Requirement], python: str) -> dict[str, str]:
-    """Name to version of what a CPython of that version on Linux installs."""
+    """Name to version of what this CPython version on Linux installs."""
     environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
     wanted = [e for e in entries if e.marker is None or e.marker.evaluate({**environment, "extra": ""})]
     return {canonical(e.name): str(e.specifier).removeprefix("==") for e in wanted}

@@ -1,4 +1,4 @@
-"""The pages that are made from the code are in step with it."""
+"""The generated pages match the code, and the plots are complete."""
 
 import re
 from pathlib import Path

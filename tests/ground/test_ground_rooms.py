@@ -1,6 +1,6 @@
-"""core and dialects are pure: nothing but the standard library, and of that nothing that touches the world.
+"""core and dialects are pure: they use only the standard library, without I/O, clocks or randomness.
 
-What a module says that it may import is all that it imports.
+A module imports only what its docstring allows.
 """
 
 import ast
@@ -22,7 +22,7 @@ CALLS = {"open", "input", "print", "exec", "eval", "now", "utcnow", "today"}
 
 
 def impurities(source: str, rooms: tuple[str, ...]) -> Iterator[str]:
-    """What a module does that a pure one must not."""
+    """What in a module makes it impure."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -75,11 +75,11 @@ def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-# --- what a module says of itself
+# --- what a module's docstring allows
 
 
 def may_import(path: Path) -> str | None:
-    """What its docstring allows it; where that says nothing of it, its room's."""
+    """What its docstring allows it to import; without that, what its package's docstring does."""
     told = re.search(
         r"May import:(.*?)(?:Never|$)", ast.get_docstring(ast.parse(path.read_text())) or "", re.DOTALL
     )
@@ -90,7 +90,7 @@ def may_import(path: Path) -> str | None:
 
 
 def rooms_of(source: str, own: str) -> set[str]:
-    """The other rooms that a module imports."""
+    """The other packages that a module imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "payagent":

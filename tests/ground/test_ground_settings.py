@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is refused and how that is told, and that no secret is shown."""
+"""Settings: their sources and precedence, what is refused with which message, and that no secret is shown."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def test_toml_that_python_cannot_parse_is_refused_as_invalid_toml(tmp_path: Path
     assert "is not valid TOML" in refusal(tmp_path, f"\n[more]\n{text}\n")
 
 
-# What the example says
+# The example config
 
 
 def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -99,7 +99,7 @@ def test_every_key_of_the_example_config_has_a_comment_above_it() -> None:
     is_limit = re.compile(r"(per_[a-z]+|total) = ").match
     for line in EXAMPLE.read_text().splitlines():
         if re.match(r"[a-z_]+ = ", line):
-            assert above.startswith("#") or is_limit(line)  # limits that stand together share one
+            assert above.startswith("#") or is_limit(line)  # limits in a group share one comment
         above = line
 
 
@@ -139,7 +139,7 @@ def test_a_merchant_has_pinning_and_limits_by_default(
         merchant.payments_in_flight_max,
     ) == expected
     assert merchant.pay_to == merchant.split_to == ()
-    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one of run time"
+    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one added at run time"
     keys = ("pin", "price_rise_percent_max", "stop_after_unserved", "payments_in_flight_max")
     off = "".join(f'{key} = "off"\n' for key in keys)
     merchant = load(tmp_path, named + off, network=network).merchants["t"]
@@ -149,7 +149,7 @@ def test_a_merchant_has_pinning_and_limits_by_default(
     )
 
 
-# Where they come from
+# Sources and precedence
 
 
 def test_flags_override_the_environment_which_overrides_the_file_and_the_defaults(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_data_dir_and_socket_default_to_the_users_own_directories(tmp_path: Path
     runtime = load(tmp_path, XDG_RUNTIME_DIR="/run/user/7")
     assert runtime.api.socket == Path("/run/user/7/payagent/payagent.sock")
     relative = load(tmp_path, XDG_RUNTIME_DIR="run")
-    assert relative.api.socket == settings.api.socket, "the specification has it ignored"
+    assert relative.api.socket == settings.api.socket, "the XDG specification says to ignore it"
 
 
 def test_the_first_config_file_in_the_search_order_is_used(tmp_path: Path) -> None:

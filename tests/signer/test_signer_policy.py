@@ -1,4 +1,4 @@
-"""What the signer signs, by its own reading of the bytes: a table of refusals, and every bent bit."""
+"""The signer's policy: a table of refused transaction bodies, every flipped bit, and the daily cap."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ UTXO = Utxo("ab" * 32, 0, 100 * ADA)
 
 @dataclass
 class Time:
-    """A clock that a test moves on."""
+    """A clock that a test moves."""
 
     now_s: float = 0
 
@@ -33,7 +33,7 @@ class Time:
 
 
 def admit(body: bytes, paid: int) -> None:
-    """By a signer that has signed nothing yet."""
+    """Ask a signer that has signed nothing yet."""
     Time().policy().admit(body, paid)
 
 
@@ -61,7 +61,7 @@ def test_a_transaction_exactly_at_the_caps_is_allowed() -> None:
 
 
 def own_bodies() -> Iterator[tuple[bytes, int]]:
-    """What the wallet itself builds: a payment with shares, one that commits to something, a split, a sweep."""
+    """Bodies the wallet builds: a payment with splits, one with a commitment, and two of send_all."""
     for outputs, more in ((pay(3 * ADA, ADA, ADA), {}), (pay(3 * ADA), {"commitment": bytes(32)})):
         plan = select(UtxoIndex([UTXO]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
         yield plan.body, plan.paid
@@ -81,7 +81,7 @@ def test_every_kind_of_transaction_the_wallet_builds_is_allowed_within_the_caps(
 
 @pytest.mark.parametrize("change", [payee(9), own_address(1)], ids=["a stranger", "another network"])
 def test_change_to_an_address_that_is_not_the_wallets_is_refused(change: Address) -> None:
-    """The wallet's check would pass: it compares with a plan of the same mistake."""
+    """The wallet's check would pass: it compares with a plan that has the same mistake."""
     plan = select(UtxoIndex([UTXO]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
     with pytest.raises(Refused, match="output 1 is change"):
         admit(plan.body, plan.paid)
@@ -112,11 +112,11 @@ def test_no_flipped_bit_gets_more_than_the_caps_past_the_signer() -> None:
     assert allowed > 1000
 
 
-# What leaves in a day
+# The daily cap
 
 
 def anchored(spends: str, ada: int, *, token: int = 0, inputs: int = 1) -> bytes:
-    """A payment out of a coin of its own."""
+    """A payment from its own UTxO."""
     assets = ((TOKEN, token),) if token else ()
     return replace(paying((PAID[0], ada * ADA, assets), CHANGE), spends=spends, inputs=inputs).raw
 
@@ -126,7 +126,7 @@ def cancel(spends: str, fee: int = 200_000, inputs: int = 1) -> bytes:
 
 
 def signed_of(policy: Policy, bodies: Iterable[tuple[bytes, int]]) -> int:
-    """How many of them a signer signs that is told to sign them all."""
+    """How many of the bodies the signer signs."""
     count = 0
     told: list[tuple[str, object]] = []
     for body, paid in bodies:
@@ -141,7 +141,7 @@ def signed_of(policy: Policy, bodies: Iterable[tuple[bytes, int]]) -> int:
 
 
 def test_a_compromised_daemon_gets_no_more_than_the_daily_cap_signed() -> None:
-    """A thousand transactions that are each within the cap, one after the other."""
+    """Hundreds of transactions, one after the other, each within the transaction cap."""
     time = Time()
     policy = time.policy()
     bodies = [(anchored(f"{n % 256:02x}", 5, inputs=1 + n // 256), 1) for n in range(256)]
@@ -186,7 +186,7 @@ def test_a_replacement_with_more_inputs_counts_as_the_same_payment() -> None:
 
 
 def test_a_transaction_that_conflicts_with_two_independent_ones_hides_neither() -> None:
-    """A and C share nothing; B shares a coin with each. A and C can land both, so both count."""
+    """A and C share nothing; B shares a UTxO with each. A and C can both land, so both count."""
 
     def spending(*indices: int) -> bytes:
         utxos = [cbor.tx_input("ab" * 32, index) for index in indices]
@@ -207,13 +207,13 @@ def test_cancels_are_signed_even_when_the_daily_cap_is_reached() -> None:
     bodies = [(anchored(f"{n:02x}", 19), 1) for n in range(3)]
     assert signed_of(policy, bodies) == 2
     for n in range(200):
-        policy.admit(cancel(f"{n % 2:02x}"), 0)  # of what was signed, again and again
-    policy.admit(cancel("ef"), 0)  # of what an earlier process signed
+        policy.admit(cancel(f"{n % 2:02x}"), 0)  # of signed transactions, again and again
+    policy.admit(cancel("ef"), 0)  # of a transaction that an earlier process signed
     assert signed_of(policy, [(cancel(f"{n:02x}", fee=900_000), 0) for n in range(100, 200)]) == 44
 
 
 def test_a_cancel_does_not_free_room_under_the_daily_cap() -> None:
-    """It joins what it excludes: a payment that shares no coin with it any more counts by itself."""
+    """It counts with what it conflicts with; a payment that shares no UTxO with it counts by itself."""
     policy = Time().policy()
     policy.admit(anchored("ab", 19, inputs=2), 1)
     policy.admit(cancel("ab", inputs=1), 0)

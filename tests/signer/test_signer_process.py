@@ -1,4 +1,4 @@
-"""The signer as a process: what it signs over a real line, what it cannot do, who cannot read it, how it ends."""
+"""The signer process: what it signs, what it cannot do, who cannot read its memory, and how it ends."""
 
 import asyncio
 import ctypes
@@ -71,7 +71,7 @@ def signer(folder: Path) -> Iterator[Unlocked]:
 
 
 def status_of(pid: int) -> dict[str, str]:
-    """The kernel's account of a process, by name."""
+    """The kernel's status of a process, by field."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -84,7 +84,7 @@ def has_ended(pid: int) -> bool:
 
 
 def send(pid: int, number: int) -> None:
-    """A signal to one process: 0 and less would be many."""
+    """Send a signal to one process: 0 or less would mean many."""
     assert pid > 1
     os.kill(pid, number)
 
@@ -119,7 +119,7 @@ def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Un
     account, process = signer
     for name, (body, paid, _) in REFUSED.items():
         if "TTL" in name:
-            continue  # of a network whose slots are long past it
+            continue  # this network's slot is far beyond the case's TTL
         raw = body.raw.replace(OWN.raw, account.address.raw)
         with pytest.raises(Refused) as caught:
             process.sign(raw, paid)
@@ -133,7 +133,7 @@ def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Un
     assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), process.public_key) == bytes.fromhex(plan.tx_id)
 
 
-# How it is opened
+# How it starts
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_error_while_opening_the_keystore_is_reported_with_its_code(
 
 
 def test_a_missing_terminal_for_the_passphrase_is_reported(folder: Path) -> None:
-    """In a session of its own, so that no terminal is there to be asked."""
+    """In its own session, so there is no terminal to ask."""
     script = f"""
 from pathlib import Path
 from payagent.core.network import NETWORKS
@@ -286,12 +286,12 @@ os._exit(0)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other architecture of this kind is x86_64's")
 @pytest.mark.parametrize(("kind", "code"), [("confined", -signal.SIGSYS), ("as it is", 0)])
 def test_system_calls_of_another_architecture_cannot_bypass_the_filter(kind: str, code: int) -> None:
-    """There 11 is the call that starts a program, and here one that is allowed."""
+    """Call 11 starts a program there, while here it is an allowed call."""
     assert run_script(OTHER_ARCHITECTURE.replace("sys.argv[1]", repr(kind))).returncode == code
 
 
 def test_the_keystore_stays_locked_when_system_calls_cannot_be_filtered(folder: Path) -> None:
-    """As on an architecture that nobody looked at."""
+    """As on an architecture without a filter."""
     with pytest.raises(Refused, match="could not be confined") as caught, without_filters(), unlocking(folder):
         pass
     assert caught.value.name == "signer_lost"
@@ -299,7 +299,7 @@ def test_the_keystore_stays_locked_when_system_calls_cannot_be_filtered(folder: 
 
 @contextmanager
 def without_filters() -> Iterator[None]:
-    """Programs that start now say of themselves that they are of another architecture (personality, uname)."""
+    """Make new programs report another architecture (personality, uname)."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = libc.personality(0xFFFFFFFF)
     libc.personality(before | 0x0008)  # PER_LINUX32
@@ -367,7 +367,7 @@ os.kill(holder, 9)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a second user")
 @pytest.mark.parametrize(("kind", "told"), [("confined", "PermissionError"), ("as it is", "read")])
 def test_a_process_of_the_same_user_cannot_read_the_signers_memory(kind: str, told: str) -> None:
-    """The second row is the control: what is not confined is read by the same means."""
+    """The second row is the control: an unconfined process is read by the same means."""
     script = READER.replace("sys.argv[1]", repr(kind))
     ended = run_script(script)
     traced = "Operation not permitted" if kind == "confined" else "read"
@@ -417,10 +417,10 @@ with subprocess.Popen([sys.executable, "-c", thief], **pipes) as thief:
 
 
 def test_the_signers_memory_cannot_be_opened_while_it_starts(folder: Path) -> None:
-    """Somebody of its own user opens the memory of each process as soon as it is there, and keeps it open."""
+    """A process of the same user opens the memory of each new process at once and keeps it open."""
     ended = run_script(ROBBED, str(folder), THIEF)
     signer, opened = (set(line.split()) for line in ended.stdout.splitlines())
-    assert opened, "he opens what starts as any program does"
+    assert opened, "it opens the memory of ordinary programs"
     assert not signer & opened
 
 
@@ -485,7 +485,7 @@ def test_a_killed_signer_is_lost_for_good_and_signs_nothing(signer: Unlocked) ->
 
 
 def test_stop_signals_for_the_daemon_do_not_stop_the_signer(signer: Unlocked) -> None:
-    """Ctrl-C and systemd's stop reach every process: what the daemon still has to sign is signed."""
+    """Ctrl-C and systemd's stop reach every process, and the daemon may still have something to sign."""
     account, process = signer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         send(process.pid, number)
@@ -497,7 +497,7 @@ def test_stop_signals_for_the_daemon_do_not_stop_the_signer(signer: Unlocked) ->
 
 @pytest.fixture
 def slow() -> Iterator[tuple[SignerProcess, socket.socket]]:
-    """The daemon's end of a line, and the other one, which a test has."""
+    """The daemon's end of the socket, and the signer's end for the test."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
         yield SignerProcess(ours, 0, bytes(32), bytes(28)), its
@@ -602,7 +602,7 @@ def test_the_signer_ends_when_its_context_manager_exits(folder: Path) -> None:
 
 
 def test_the_signer_ends_with_the_daemon_even_if_another_process_holds_its_socket(folder: Path) -> None:
-    """So that no copy of the daemon's end is a way to go on signing without it."""
+    """A copy of the daemon's end must not allow signing without the daemon."""
     script = f"""
 import os, socket, subprocess, sys, time
 from pathlib import Path

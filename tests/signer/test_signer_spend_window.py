@@ -1,4 +1,4 @@
-"""What leaves in a day, at each of its bounds."""
+"""The 24-hour spend window, at each of its limits."""
 
 import pytest
 
@@ -84,7 +84,7 @@ def test_an_attempt_is_covered_up_to_the_amount_already_counted() -> None:
 
 
 def test_a_covered_attempt_narrows_the_inputs_that_are_covered() -> None:
-    """What spends only a coin that it left out can land beside it."""
+    """A transaction that spends only a UTxO left out can land as well."""
     sums = day()
     sign(sums, of(A, B), lovelace=3)
     assert sums.covers(of(A), {ADA: 1})

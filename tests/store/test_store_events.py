@@ -1,4 +1,4 @@
-"""The chain of events: whoever changes history with the guards off is found out by the hashes."""
+"""The event chain: its hashes reveal any change made with the triggers off."""
 
 import hashlib
 import sqlite3

@@ -1,4 +1,4 @@
-"""The lock of a data folder, on a disk that does not give it."""
+"""The lock of a data folder on a read-only disk."""
 
 import errno
 import os

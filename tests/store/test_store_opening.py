@@ -1,4 +1,4 @@
-"""A disk that takes no more is told before an order meets it."""
+"""A full or read-only disk is reported before a payment needs it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the writer asks in its transaction it finds by an index: a long past costs nothing."""
+"""The writer's queries use an index, so a long history costs nothing."""
 
 from dataclasses import MISSING, fields
 from pathlib import Path

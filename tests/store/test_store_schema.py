@@ -1,4 +1,4 @@
-"""What SQL itself holds, whatever the Python above it does: each row of the tables breaks one rule."""
+"""Rules that SQL itself enforces, whatever Python does: each row of the tables here breaks one rule."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from payagent.store.db.triggers import GUARDS, KEPT, Guard
 
 HASH = "a" * 64
 INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"
-"""The columns of an invoice behind its terms."""
+"""The columns of an invoice after its terms."""
 
 WORLD = f"""
 INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1);
@@ -83,7 +83,7 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     for statement in WORLD.split(";\n"):
         conn.execute(statement)
     conn.execute("COMMIT")
-    conn.execute("PRAGMA recursive_triggers = OFF")  # as any other program opens the file
+    conn.execute("PRAGMA recursive_triggers = OFF")  # as in any other program
     yield conn
     conn.close()
 
@@ -229,7 +229,7 @@ BREACHES = [
     ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
     ("seals_chained", f"INSERT INTO seals VALUES (NULL, '{{}}', x'', '{HASH}')"),
 ]
-"""(guard, statement that it alone refuses)"""
+"""(trigger, statement that it alone refuses)"""
 
 
 ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0', x'84', 1, 9, 1)"
@@ -245,14 +245,14 @@ TURNED_BREACHES = [
     ("attempts_of_the_invoice", ATTEMPT.format(2)),
     ("attempts_of_the_invoice", ATTEMPT.format("NULL")),
 ]
-"""(guard, statement that it alone refuses in the world of `turned`)"""
+"""(trigger, statement that it alone refuses in the ledger of `turned`)"""
 
 
 @pytest.mark.parametrize(("guard", "statement"), BREACHES)
 def test_each_trigger_alone_refuses_its_breach_on_a_plain_connection(
     plain: sqlite3.Connection, guard: str, statement: str
 ) -> None:
-    """As the sqlite3 shell opens the file, with every other guard taken off; without it the row would change."""
+    """As in the sqlite3 shell, without the other triggers; without this one the row would change."""
     table = next(found.on for found in GUARDS if found.name == guard).split(" ")[-1]
     for other in GUARDS:
         if other.name != guard:
@@ -312,7 +312,7 @@ def test_a_missing_or_weakened_trigger_is_noticed(plain: sqlite3.Connection, gua
 
 @pytest.fixture
 def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
-    """pay1 was signed for invoice 1 and goes by another one of its intent now. Invoice 4 is of another origin."""
+    """pay1 has an attempt for invoice 1 and now uses another one. Invoice 4 has another origin."""
     plain.execute(f"INSERT INTO invoices VALUES (3, 'o', 'inv3', 'int1', 'flux', 't', {INVOICE})")
     plain.execute(f"INSERT INTO invoices VALUES (4, 'elsewhere', 'inv4', 'int1', 'flux', 't', {INVOICE})")
     plain.execute("UPDATE payments SET invoice_seq = 3, state = 'replacing' WHERE id = 'pay1'")
@@ -429,7 +429,7 @@ LINES = st.lists(st.tuples(st.sampled_from(["lovelace", "token"]), UNITS), min_s
 
 
 def balanced(lines: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The lines, and as many more as make every asset sum to zero."""
+    """The lines, with more lines so that every asset sums to zero."""
     lines = list(lines)
     for asset in ("lovelace", "token"):
         while left := -sum(units for name, units in lines if name == asset):
@@ -438,7 +438,7 @@ def balanced(lines: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
-    """What came of writing an entry of these lines."""
+    """The result of writing an entry with these lines."""
     conn.execute("BEGIN")
     try:
         conn.executemany("INSERT INTO postings(entry_id, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
@@ -500,7 +500,7 @@ def built(conn: sqlite3.Connection) -> list[tuple[str, ...]]:
 
 
 def test_the_migrations_build_the_current_schema() -> None:
-    """A change of the tables, views or guards reaches a ledger by a migration alone."""
+    """Changed tables, views or triggers reach an existing ledger only by a migration."""
     with closing(memory()) as migrated, closing(memory()) as today:
         bring_up_to_date(migrated)
         today.executescript("\n".join((TABLES, VIEWS, *(guard.sql for guard in GUARDS))))

@@ -1,4 +1,4 @@
-"""Seals: each commit's new rows under one hash, which follows from the rows and the seal before, as documented."""
+"""Seals: each commit's new rows get one hash, computed as documented from the rows and the previous seal."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def add_rows(unit: Unit) -> None:
 
 
 def test_a_missing_table_raises_a_database_error(path: Path) -> None:
-    """As an unreadable ledger is, and not as a mistake of ours."""
+    """Reported as an unreadable ledger, not as a bug."""
     Writer(path).close()
     conn = sqlite3.connect(path)
     conn.execute("DROP TABLE alerts")
@@ -71,7 +71,7 @@ def test_a_seal_is_computed_as_documented(path: Path) -> None:
 
 
 def test_rows_another_connection_adds_are_not_sealed(path: Path) -> None:
-    """So a row that somebody put into the file is found by `ledger verify`."""
+    """This is how `ledger verify` finds a row that somebody added to the file."""
     writer = Writer(path)
     for number in range(3):
         writer.submit("ours", lambda unit, n=number: records.put_meta(unit, f"ours {n}", "x")).result(10)

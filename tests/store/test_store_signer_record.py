@@ -1,4 +1,4 @@
-"""The signer's own record: whatever tears a write, the one before or the one after is read, and nothing else."""
+"""The signer's record file: after a torn write either the old or the new record is read."""
 
 import errno
 import os
@@ -102,7 +102,7 @@ def test_a_replaced_or_deleted_file_is_written_to_again(path: Path, record: Sign
 def test_a_file_truncated_by_somebody_else_shows_the_next_record_written(
     path: Path, record: SignerFile, size: int, last: int
 ) -> None:
-    """What stood there is lost, and with it the line's end, by which the other one could be told from it."""
+    """The old content is lost, and with it the line end that separates the two slots."""
     for number in range(1, last):
         record.write(signed(number))
     with path.open("r+b") as file:
@@ -138,7 +138,7 @@ def test_a_file_that_is_not_a_signers_record_is_refused(path: Path, data: bytes)
 
 
 def test_a_new_record_supersedes_a_one_line_file_copied_over_it(path: Path, record: SignerFile) -> None:
-    """By a copy into the very file, whose number stays."""
+    """The copy is written into the same file, so its inode stays."""
     for number in range(1, 4):
         record.write(signed(number))
     path.write_text(f'{{"attempts": 1, "tx_id": "{"01" * 32}", "ttl_slot": 1001}}\n')

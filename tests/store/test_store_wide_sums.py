@@ -99,10 +99,10 @@ def test_balances_equal_the_sums_computed_in_python(unit: Unit, rows: list[tuple
     assert added_up == [(*key, total) for key, total in sorted(expected.items())]
     assert kept == [row for row in added_up if row[2]]
     assert of_one_asset == [row for row in kept if row[1] == "a"]
-    assert journal.balances(unit.conn) == [], "what did not take place left a balance"
+    assert journal.balances(unit.conn) == [], "a rolled back entry left a balance"
 
 
 def test_a_plain_sqlite_sum_would_overflow(unit: Unit) -> None:
-    """What the halves are for: without them these two rows are an error, not a sum."""
+    """Why sums are kept in two halves: without them these two rows are an error."""
     with pytest.raises(sqlite3.OperationalError, match="integer overflow"):
         unit.conn.execute("SELECT SUM(n) FROM (SELECT ? AS n UNION ALL SELECT ?)", (MOST, MOST)).fetchall()

@@ -1,4 +1,4 @@
-"""The writer: what was answered is durable, what was not happened whole or not at all, memory included."""
+"""The writer: an answered job is durable; any other is done whole or not at all, in memory too."""
 
 import asyncio
 import sqlite3
@@ -59,7 +59,7 @@ async def test_waiting_jobs_share_a_commit(path: Path) -> None:
 
 
 def test_the_write_ahead_log_is_copied_into_the_ledger_when_idle(path: Path) -> None:
-    """Else a later commit would have to wait until it is."""
+    """Otherwise a later commit would have to wait for it."""
     writer = Writer(path)
     for number in range(40):
         writer.submit("put", put(f"key-{number}")).result(10)
@@ -138,7 +138,7 @@ async def test_a_failed_commit_fails_its_job_and_undoes_memory(path: Path) -> No
 
 
 def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"]:
-    """Have the jobs run in one commit: the thread is kept busy until all of them wait."""
+    """Run the jobs in one commit: the thread is kept busy until all are queued."""
     started, let_go = threading.Event(), threading.Event()
 
     def wait(_unit: Unit) -> None:
@@ -154,7 +154,7 @@ def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"
 
 
 def taking(memory: list[str], name: str) -> Job:
-    """A job that changes memory and the database, and knows how to undo the former."""
+    """A job that changes memory and the database, with an undo for the memory."""
 
     def take(unit: Unit) -> str:
         memory.append(name)
@@ -389,7 +389,7 @@ def test_a_job_after_close_is_refused(path: Path) -> None:
 
 
 def test_a_job_submitted_during_close_is_run_or_refused(path: Path) -> None:
-    """Behind the last that is run it would leave its caller waiting for ever."""
+    """A job queued after the last one to run would leave its caller waiting forever."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -425,7 +425,7 @@ def test_a_ledger_with_a_missing_trigger_is_not_opened(path: Path) -> None:
 
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
 def test_a_ledger_of_a_newer_payagent_is_not_opened(path: Path, opens: Callable[[Path], object]) -> None:
-    """What it knows more of would be passed over: a rule of the newer one, or a payment."""
+    """The older payagent would ignore a rule or a payment it does not know."""
     Writer(path).close()
     require_ledger(path)
     with closing(sqlite3.connect(path)) as conn, conn:
@@ -434,7 +434,7 @@ def test_a_ledger_of_a_newer_payagent_is_not_opened(path: Path, opens: Callable[
     with pytest.raises(Refused, match="newer payagent: m999_later") as caught:
         opens(path)
     assert caught.value.name == "ledger_newer"
-    assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
+    assert caught.value.problem.exit_code == 2, "otherwise a service manager would restart it again and again"
     assert not caught.value.problem.retryable
 
 
@@ -455,7 +455,7 @@ class Noted:
 
 
 def sign(tx_id: str) -> Job:
-    """An attempt of no payment: what it refers to is not looked at."""
+    """Record an attempt; the rows it refers to do not matter here."""
 
     def job(unit: Unit) -> object:
         return unit.conn.execute(
@@ -529,7 +529,7 @@ async def test_a_start_fills_an_empty_signers_record_and_keeps_a_newer_one(
     record.last = noted
     writer = Writer(path, own=Ownership("one", record))
     await writer.run("put", put("first"))
-    assert record.last == noted  # an older ledger's last attempt is no news to the signer
+    assert record.last == noted  # an older ledger does not overwrite the signer's record
     assert lacks(Readers(path).conn, record.last) is is_older
     record.last = None
     writer.close()

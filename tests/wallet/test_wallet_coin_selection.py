@@ -1,4 +1,4 @@
-"""Selection: what a payer notices of it. Every feasible payment is built, exactly, and nothing is burnt."""
+"""Coin selection: every feasible payment is built with exact outputs, and nothing is burnt."""
 
 import random
 from typing import Any
@@ -37,12 +37,12 @@ from payagent.wallet.transaction import (
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
-LEAST = 969_750  # pure ADA at a base address, in the form that is sent
+LEAST = 969_750  # min-ADA of an ADA-only output to a base address
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def chosen(utxos: list[Utxo], outputs: list[Output], **more: object) -> TxPlan:
-    """Select, sign and check, as a payment does."""
+    """Select, sign and check, as for a payment."""
     plan = select(UtxoIndex(utxos), outputs, **{**FRAME, **more})
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     return plan
@@ -222,7 +222,7 @@ def test_ada_too_small_for_change_is_not_burnt_as_a_fee(left: int) -> None:
 @pytest.mark.parametrize("left_out", [1, 2, 3])
 @pytest.mark.parametrize("index", [0, 30, 300])
 def test_an_exact_balance_is_found_by_leaving_out_one_utxo(left_out: int, index: int) -> None:
-    """What all coins together leave over could not be kept as change; without one of them nothing is left."""
+    """All UTxOs together leave too little for change; without one of them nothing is left over."""
     amounts = (5_000_000, 972_000, 970_000, 970_000)
     wallet = [Utxo(f"{n:064x}", index, lovelace) for n, lovelace in enumerate(amounts)]
     spent = [c for n, c in enumerate(wallet) if n != left_out]
@@ -311,7 +311,7 @@ def test_a_token_amount_too_big_for_one_output_is_spread_over_several() -> None:
     assert [dict(output.assets) for output in plan.change] == [{ASSETS[1]: 2**63 - 1}] * 3
 
 
-# --- many coins ---
+# --- many UTxOs ---
 
 
 def test_400_dust_utxos_can_pay_together() -> None:
@@ -404,7 +404,7 @@ def test_outputs_that_fill_a_transaction_are_paid_and_one_byte_more_is_refused()
     plan = chosen(exact(outputs(3)), outputs(3))
     assert (plan.size, plan.change) == (16_384, ())
     assert refusal(exact(outputs(4)), outputs(4)).name == "utxos_too_small/transaction_size"
-    asked = outputs(3)[:-1]  # of which one less leaves room for the change
+    asked = outputs(3)[:-1]  # one output fewer leaves room for the change
     plan = chosen([utxo(sum(o.units for o in asked) + 3 * ADA)], asked)
     assert (plan.size, len(plan.change)) == (16_384, 1)
 
@@ -457,7 +457,7 @@ def test_a_split_may_be_as_large_as_one_transaction_with_change_holds() -> None:
     plan = chosen([utxo(500 * ADA)], list(split_outputs(OWN, SPLIT_COUNT_MAX, ADA)))
     assert len(plan.change) == SPLIT_COUNT_MAX + 1
     more = list(split_outputs(OWN, SPLIT_COUNT_MAX + 1, ADA))
-    assert refusal([utxo(500 * ADA)], more).name == "utxos_too_small/inputs"  # only without change would it fit
+    assert refusal([utxo(500 * ADA)], more).name == "utxos_too_small/inputs"  # it would fit only without change
 
 
 def test_a_split_makes_equal_utxos_and_spends_only_the_fee() -> None:
@@ -562,7 +562,7 @@ def test_every_payment_the_largest_utxos_can_make_is_built(seed: int) -> None:
             refused += 1
             assert not reference.largest_first_fits(wallet, asked, OWN.raw, TTL_SLOT)
             whole = reference.fits(wallet, asked, OWN.raw, TTL_SLOT, size_max=10**9)
-            # Where one transaction without bounds would pay, the money is there, and that is what must be said.
+            # When one transaction of any size could pay, the funds are there and the refusal must say so.
             assert code == "utxos_too_small/inputs" if whole else len(wallet) > 300 or code == "not_enough_funds"
         else:
             built += 1

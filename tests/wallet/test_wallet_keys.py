@@ -1,4 +1,4 @@
-"""Keys: derivation agrees with pycardano, signatures with libsodium, and nothing shows the secret."""
+"""Keys: derivation agrees with pycardano, signatures verify with libsodium, and no text shows a secret."""
 
 import copy
 import logging

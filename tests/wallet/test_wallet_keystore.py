@@ -1,4 +1,4 @@
-"""The keystore: what goes in comes out, for the right passphrase, from a whole file of its owner alone."""
+"""The keystore: only the right passphrase opens it, and only from an unchanged file private to its owner."""
 
 import json
 import os
@@ -193,7 +193,7 @@ def test_a_keystore_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_keystore_whose_words_give_another_address_is_refused(tmp_path: Path, path: Path) -> None:
-    """The file itself authenticates an address that its words do not give: another program wrote it."""
+    """The file is authentic, but another program wrote an address that the words do not give."""
     document = json.loads(path.read_text())
     document["address"] = OTHER_ADDRESS
     cipher = AESGCM(keystore.stretch(PASSPHRASE, document["kdf"]))
@@ -206,7 +206,7 @@ def test_a_keystore_whose_words_give_another_address_is_refused(tmp_path: Path, 
 
 
 def written_elsewhere(path: Path, **cost: int) -> None:
-    """Seal the same entropy under another cost, as another program would."""
+    """Encrypt the same entropy with another cost, as another program might."""
     document = json.loads(path.read_text())
     entropy = open_keystore(path, PASSPHRASE).entropy
     document["kdf"] |= cost
@@ -271,7 +271,7 @@ from payagent.wallet.keystore import open_keystore
 
 path, left = Path(sys.argv[1]), 0
 whole = path.read_bytes()
-creation.SCRYPT_N = 2**4  # as the file has it: what is killed is the writing, not the stretching
+creation.SCRYPT_N = 2**4  # as in the file: the kill must hit the writing, not scrypt
 
 def step(frame, event, _):
     global left
@@ -308,7 +308,7 @@ for count in range(10_000):
 def test_a_passphrase_change_killed_anywhere_leaves_the_old_or_the_new_passphrase(
     tmp_path: Path,
 ) -> None:
-    """Before each line of it, and of the library that it calls, as far as that is Python."""
+    """It is killed before each Python line of the change and of the libraries it calls."""
     path = tmp_path / "keystore.json"
     create(path, WORDS, "old", PREPROD, scrypt_n=CHEAP)
     ran = subprocess.run(

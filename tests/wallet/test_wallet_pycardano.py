@@ -1,4 +1,4 @@
-"""pycardano as the oracle: the same plan gives the same bytes, the same id and the same fee."""
+"""pycardano as the oracle: the same plan gives the same bytes, id and fee."""
 
 import random
 from typing import Any

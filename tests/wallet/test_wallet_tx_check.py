@@ -1,4 +1,4 @@
-"""The second look kills every transaction that is not the one asked for, and passes those that are."""
+"""The check before submission rejects every transaction that differs from the request."""
 
 import hashlib
 import random
@@ -65,7 +65,7 @@ def test_a_changed_body_is_rejected_although_it_is_properly_signed(name: str) ->
 
 @pytest.mark.parametrize("name", ["amount one more", "paid to another address", "another TTL", "split missing"])
 def test_a_plan_that_differs_from_the_request_is_rejected_even_if_the_bytes_match_it(name: str) -> None:
-    """The plan's own outputs agree with the bytes, its `asked` does not: a bug in the laying of outputs."""
+    """The plan's outputs agree with the bytes but not with `asked`: a bug in building the outputs."""
     outputs = {
         "amount one more": pay(10 * ADA + 1, 2 * ADA),
         "split missing": pay(10 * ADA),
@@ -109,7 +109,7 @@ def test_a_plan_with_wrong_input_amounts_is_rejected() -> None:
 
 
 def laid(outputs: list[Any]) -> tuple[PlannedOutput, ...]:
-    """The outputs of a body as a plan has them."""
+    """The outputs of a body, in the form of a plan."""
     planned = []
     for address, value in outputs:
         lovelace, policies = value if isinstance(value, list) else (value, {})
@@ -119,9 +119,9 @@ def laid(outputs: list[Any]) -> tuple[PlannedOutput, ...]:
 
 
 def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: TxPlan = PLAN, **more: Any) -> tuple[bytes, TxPlan]:
-    """Bent bytes with the right fee for their size, and a plan that was bent with them: outputs, fee and id.
+    """Changed bytes with the right fee for their size, and a plan changed with them: outputs, fee and id.
 
-    What is left to tell them from the right ones is what was asked, the coins and the frame.
+    Only the request, the inputs and the frame can reveal the change.
     """
     body = body_of(plan)
     bend(body)
@@ -133,13 +133,13 @@ def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: TxPlan = PLAN, **
 
 
 def planned_otherwise(**changes: Any) -> tuple[bytes, TxPlan]:
-    """The right bytes, and a plan whose first output is another."""
+    """The right bytes, and a plan with another first output."""
     first, *others = PLAN.outputs
     return sign(PLAN, SIGNER), PLAN._replace(outputs=(first._replace(**changes), *others))
 
 
 def to(raw_address: bytes) -> tuple[bytes, TxPlan]:
-    """Everything agrees that this address is paid."""
+    """Bytes and plan agree on paying this address."""
     plan = planned([Output("pay_to", Address("?", raw_address), "lovelace", 10 * ADA)])
     return sign(plan, SIGNER), plan
 
@@ -152,7 +152,7 @@ def of_network_one() -> tuple[bytes, TxPlan]:
 
 
 def laid_by_other_rules(units: int) -> tuple[bytes, TxPlan]:
-    """Everything agrees on outputs that would do where a byte cost one lovelace."""
+    """Bytes and plan agree on outputs that would be allowed if a byte cost one lovelace."""
     outputs = [Output("pay_to", payee(0), "lovelace", units)]
     plan = build(UTXOS, UTXOS[1], outputs, params=TxParameters(coins_per_utxo_byte=1), **FRAME)
     bent = plan._replace(frame=PLAN.frame)
@@ -303,7 +303,7 @@ def test_a_commitment_and_its_hash_are_checked() -> None:
 
 
 def bare_body(raw: bytes) -> Body:
-    """The body as `signed` takes it."""
+    """The body in the form `signed` takes."""
     body = cbor2.loads(raw)[0]
     return {**body, 0: [(bytes(tx_id).hex(), index) for tx_id, index in body[0]]}
 
@@ -344,7 +344,7 @@ def test_the_decoder_refuses_maps_out_of_canonical_order() -> None:
 
 
 def map_of(*pairs: tuple[bytes, bytes]) -> bytes:
-    """A map as its pairs stand, whatever their order and however often a key comes."""
+    """A map with the pairs as given, in any order and with duplicates."""
     return bytes([0xA0 + len(pairs)]) + b"".join(cbor2.dumps(key) + value for key, value in pairs)
 
 

@@ -1,4 +1,4 @@
-"""The index of free coins gives the answers that walking over all coins would give."""
+"""The index of available UTxOs gives the same answers as a scan of all UTxOs."""
 
 import random
 
